@@ -1,0 +1,89 @@
+# People's habits. `make` alone lists them.
+
+PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
+ARGS ?=   # more arguments for pytest: make test ARGS="-k callback"
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Errors only: a machine's own pip configuration may have much to say.
+PIP_OPTIONS := -qq --disable-pip-version-check --no-input
+IMAGE := build/protos.binpb
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+.PHONY: help
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
+	@echo "$(VENV) is ready"
+
+# Done again only when what it installs from has changed.
+$(STAMP): requirements.lock pyproject.toml
+	@set -eu; \
+	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python=; \
+	    for candidate in $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3); do \
+	        if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	    done; \
+	    if [ -z "$$python" ]; then \
+	        echo "make: Python 3.11 or newer is needed, and $(or $(strip $(PYTHON)),none of python3.13, python3.12, python3.11 and python3) is that here." >&2; \
+	        echo "make: name one with: make PYTHON=/path/to/python3 setup" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "Making $(VENV) with $$("$$python" --version)"; \
+	    rm -rf $(VENV); \
+	    "$$python" -m venv $(VENV); \
+	fi; \
+	echo "Installing the pinned dependencies (a minute or two, once)"; \
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --require-hashes --requirement requirements.lock; \
+	echo "Installing the project"; \
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .; \
+	touch $@
+
+# exec: Ctrl-C and a TERM reach the server itself, and make reports nothing when it ends well.
+.PHONY: run
+run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; Ctrl-C stops them
+	@exec $(BIN)/python -m integration_server dev
+
+.PHONY: test
+test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
+	@$(BIN)/python -m pytest --no-header $(ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## Check style, types, architecture and the contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python protos/generate.py --image $(IMAGE)
+	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
+
+.PHONY: proto
+proto: $(STAMP) ## Compile protos/ into generated/
+	@$(BIN)/python protos/generate.py
+
+.PHONY: migrate
+migrate: $(STAMP) ## Bring the database at DATABASE_URL to the newest schema
+	@$(BIN)/python -m integration_server migrate
+
+# Pins are kept where they still fit; `make lock UPGRADE=1` takes the newest. The lock names no index and no folder, so
+# it installs from whatever index pip is set up to use.
+.PHONY: lock
+lock: ## Pin all dependencies, with hashes, into requirements.lock (UPGRADE=1: newest versions)
+	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --quiet --no-config \
+	    --universal --python-version 3.11 --fork-strategy fewest \
+	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
+	@echo "requirements.lock pins $$(grep -c '==' requirements.lock) packages"
+
+.PHONY: clean
+clean: ## Remove .venv, caches and what was built; ./data stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find integration_server generated tests protos -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What protoc makes of protos/: never edited by hand, see protos/generate.py."""

@@ -1,0 +1,294 @@
+import datetime
+
+from google.api import annotations_pb2 as _annotations_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from integrations.v1 import credentials_pb2 as _credentials_pb2
+from integrations.v1 import integration_pb2 as _integration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("user_id", "integration_type", "redirect_uri", "scopes", "return_url", "name", "config", "integration_id")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_URI_FIELD_NUMBER: _ClassVar[int]
+    SCOPES_FIELD_NUMBER: _ClassVar[int]
+    RETURN_URL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_type: str
+    redirect_uri: str
+    scopes: _containers.RepeatedScalarFieldContainer[str]
+    return_url: str
+    name: str
+    config: _struct_pb2.Struct
+    integration_id: int
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., redirect_uri: _Optional[str] = ..., scopes: _Optional[_Iterable[str]] = ..., return_url: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., integration_id: _Optional[int] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
+    __slots__ = ("authorization_url", "state", "expire_time", "integration_id")
+    AUTHORIZATION_URL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    authorization_url: str
+    state: str
+    expire_time: _timestamp_pb2.Timestamp
+    integration_id: int
+    def __init__(self, authorization_url: _Optional[str] = ..., state: _Optional[str] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., integration_id: _Optional[int] = ...) -> None: ...
+
+class HandleCallbackRequest(_message.Message):
+    __slots__ = ("code", "state", "integration_type", "iss", "error", "error_description", "user_id", "query")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    ISS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ERROR_DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    state: str
+    integration_type: str
+    iss: str
+    error: str
+    error_description: str
+    user_id: str
+    query: str
+    def __init__(self, code: _Optional[str] = ..., state: _Optional[str] = ..., integration_type: _Optional[str] = ..., iss: _Optional[str] = ..., error: _Optional[str] = ..., error_description: _Optional[str] = ..., user_id: _Optional[str] = ..., query: _Optional[str] = ...) -> None: ...
+
+class HandleCallbackResponse(_message.Message):
+    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason", "confirmation_token")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_URL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMATION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    integration_id: int
+    redirect_url: str
+    message: str
+    reason: str
+    confirmation_token: str
+    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., confirmation_token: _Optional[str] = ...) -> None: ...
+
+class ConfirmConnectionRequest(_message.Message):
+    __slots__ = ("confirmation_token", "user_id")
+    CONFIRMATION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    confirmation_token: str
+    user_id: str
+    def __init__(self, confirmation_token: _Optional[str] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class ConfirmConnectionResponse(_message.Message):
+    __slots__ = ("success", "integration_id", "redirect_url", "message", "reason")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_URL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    integration_id: int
+    redirect_url: str
+    message: str
+    reason: str
+    def __init__(self, success: _Optional[bool] = ..., integration_id: _Optional[int] = ..., redirect_url: _Optional[str] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ConnectWithApiKeyRequest(_message.Message):
+    __slots__ = ("user_id", "integration_type", "name", "config", "api_key", "api_secret", "webhook_secret", "integration_id")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    API_KEY_FIELD_NUMBER: _ClassVar[int]
+    API_SECRET_FIELD_NUMBER: _ClassVar[int]
+    WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_type: str
+    name: str
+    config: _struct_pb2.Struct
+    api_key: str
+    api_secret: str
+    webhook_secret: str
+    integration_id: int
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., api_key: _Optional[str] = ..., api_secret: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., integration_id: _Optional[int] = ...) -> None: ...
+
+class ConnectWithApiKeyResponse(_message.Message):
+    __slots__ = ("integration",)
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    integration: _integration_pb2.Integration
+    def __init__(self, integration: _Optional[_Union[_integration_pb2.Integration, _Mapping]] = ...) -> None: ...
+
+class ListIntegrationsRequest(_message.Message):
+    __slots__ = ("user_id", "integration_type", "page_size", "page_token")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_type: str
+    page_size: int
+    page_token: str
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListIntegrationsResponse(_message.Message):
+    __slots__ = ("integrations", "next_page_token")
+    INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.Integration]
+    next_page_token: str
+    def __init__(self, integrations: _Optional[_Iterable[_Union[_integration_pb2.Integration, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetIntegrationRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class GetIntegrationResponse(_message.Message):
+    __slots__ = ("integration",)
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    integration: _integration_pb2.Integration
+    def __init__(self, integration: _Optional[_Union[_integration_pb2.Integration, _Mapping]] = ...) -> None: ...
+
+class UpdateIntegrationRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "name", "config", "is_active", "update_mask")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    IS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    name: str
+    config: _struct_pb2.Struct
+    is_active: bool
+    update_mask: _field_mask_pb2.FieldMask
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., name: _Optional[str] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., is_active: _Optional[bool] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
+
+class UpdateIntegrationResponse(_message.Message):
+    __slots__ = ("integration",)
+    INTEGRATION_FIELD_NUMBER: _ClassVar[int]
+    integration: _integration_pb2.Integration
+    def __init__(self, integration: _Optional[_Union[_integration_pb2.Integration, _Mapping]] = ...) -> None: ...
+
+class DisconnectIntegrationRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class DisconnectIntegrationResponse(_message.Message):
+    __slots__ = ("success", "message", "integration_id", "provider_revoked")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_REVOKED_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    message: str
+    integration_id: int
+    provider_revoked: bool
+    def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., integration_id: _Optional[int] = ..., provider_revoked: _Optional[bool] = ...) -> None: ...
+
+class CheckAllHealthRequest(_message.Message):
+    __slots__ = ("user_id",)
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+
+class CheckAllHealthResponse(_message.Message):
+    __slots__ = ("total_integrations", "healthy_count", "error_count", "inactive_count", "integrations", "check_time")
+    TOTAL_INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INACTIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_TIME_FIELD_NUMBER: _ClassVar[int]
+    total_integrations: int
+    healthy_count: int
+    error_count: int
+    inactive_count: int
+    integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.HealthCheck]
+    check_time: _timestamp_pb2.Timestamp
+    def __init__(self, total_integrations: _Optional[int] = ..., healthy_count: _Optional[int] = ..., error_count: _Optional[int] = ..., inactive_count: _Optional[int] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class CheckHealthRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class CheckHealthResponse(_message.Message):
+    __slots__ = ("health_check",)
+    HEALTH_CHECK_FIELD_NUMBER: _ClassVar[int]
+    health_check: _integration_pb2.HealthCheck
+    def __init__(self, health_check: _Optional[_Union[_integration_pb2.HealthCheck, _Mapping]] = ...) -> None: ...
+
+class RefreshTokenRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "force")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    force: bool
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class RefreshTokenResponse(_message.Message):
+    __slots__ = ("success", "refreshed", "message", "access_token_expire_time")
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    REFRESHED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_TOKEN_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    refreshed: bool
+    message: str
+    access_token_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ListIntegrationTypesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListIntegrationTypesResponse(_message.Message):
+    __slots__ = ("integration_types",)
+    INTEGRATION_TYPES_FIELD_NUMBER: _ClassVar[int]
+    integration_types: _containers.RepeatedCompositeFieldContainer[_integration_pb2.IntegrationTypeInfo]
+    def __init__(self, integration_types: _Optional[_Iterable[_Union[_integration_pb2.IntegrationTypeInfo, _Mapping]]] = ...) -> None: ...
+
+class GetCredentialsRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "min_ttl", "required_scopes")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    MIN_TTL_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_SCOPES_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    min_ttl: _duration_pb2.Duration
+    required_scopes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., min_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., required_scopes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetCredentialsResponse(_message.Message):
+    __slots__ = ("credentials",)
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    credentials: _credentials_pb2.Credentials
+    def __init__(self, credentials: _Optional[_Union[_credentials_pb2.Credentials, _Mapping]] = ...) -> None: ...

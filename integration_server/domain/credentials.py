@@ -1,0 +1,73 @@
+"""What a provider gives us to get in with. Secret throughout: hidden in `repr`, stored only sealed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+
+class AuthMethod(StrEnum):
+    """How a provider lets us in."""
+
+    OAUTH2 = "oauth2"
+    API_KEY = "api_key"
+    BASIC = "basic"
+
+
+@dataclass(frozen=True, slots=True)
+class OAuthTokens:
+    """An OAuth 2 grant as the token endpoint answered it (RFC 6749 §5.1).
+
+    `lifetime` is how long the access token was good for when it came; `extras` are further values that belong to the
+    account, such as Stripe's `stripe_user_id`.
+    """
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(default=None, repr=False)
+    expire_time: datetime | None = None
+    lifetime: timedelta | None = None
+    refresh_token_expire_time: datetime | None = None
+    scopes: tuple[str, ...] | None = None
+    extras: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def is_good_for(self, ttl: timedelta, now: datetime) -> bool:
+        """Whether the access token works now, and for at least `ttl` from `now`."""
+        return self.expire_time is None or (self.expire_time > now and self.expire_time - now >= ttl)
+
+    def has_expired(self, now: datetime) -> bool:
+        """Whether the access token has ended."""
+        return self.expire_time is not None and self.expire_time <= now
+
+    def buffer(self, usual: timedelta) -> timedelta:
+        """How long before its end the token should be renewed: `usual`, or half of its life if that is less."""
+        return usual if self.lifetime is None else min(usual, self.lifetime / 2)
+
+    def renewed_by(self, answer: "OAuthTokens") -> "OAuthTokens":
+        """These tokens after a refresh: what its answer leaves out stays (RFC 6749 §6)."""
+        return replace(
+            answer,
+            refresh_token=answer.refresh_token or self.refresh_token,
+            refresh_token_expire_time=answer.refresh_token_expire_time or self.refresh_token_expire_time,
+            scopes=self.scopes if answer.scopes is None else answer.scopes,
+            extras={**self.extras, **answer.extras},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that a user copied from the provider, with its secret half and webhook secret where there are such."""
+
+    api_key: str = field(repr=False)
+    api_secret: str | None = field(default=None, repr=False)
+    webhook_secret: str | None = field(default=None, repr=False)
+
+
+Credentials = OAuthTokens | ApiKey
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAuth:
+    """What to put on a request to the provider's API, so that it is let in."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query_params: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -1,0 +1,237 @@
+"""Everything that can go wrong, as one tree. `rpc/errors.py` turns it into statuses, once.
+
+Messages are written here and nowhere else, from names, fields and numbers only: none of them can carry a token, a
+secret or a provider's own words.
+
+    IntegrationServerError
+    ├── InvalidField ── RedirectUriNotAllowed
+    ├── IntegrationNotFound
+    ├── UnknownIntegrationType
+    ├── ProviderNotConfigured
+    ├── StateInvalid, StateExpired, StateUsed
+    ├── UserMismatch, IssuerMismatch, AccountMismatch
+    ├── ConfirmationInvalid
+    ├── IntegrationPending, IntegrationInactive
+    ├── ReauthorizationRequired
+    ├── ScopeMissing
+    ├── CredentialsUnreadable
+    ├── StoreUnavailable
+    └── ProviderError
+        ├── ProviderUnavailable     worth trying again
+        ├── ProviderRejected        this code, key, token or grant is refused
+        └── ProviderMisconfigured   our own client is refused
+"""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import ClassVar
+
+
+class IntegrationServerError(Exception):
+    """Root of the tree. `reason` is the name in enum `ErrorReason` without its prefix; `str()` is safe to show."""
+
+    reason: ClassVar[str]
+    retry_after: timedelta | None = None
+
+
+class InvalidField(IntegrationServerError):
+    """A request's field is wrong."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class RedirectUriNotAllowed(InvalidField):
+    """A redirect or return address is not on its allow-list."""
+
+    reason = "REDIRECT_URI_NOT_ALLOWED"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "is not on the allow-list")
+
+
+class IntegrationNotFound(IntegrationServerError):
+    """No such integration, or another user's: the message is the same, and names neither."""
+
+    reason = "INTEGRATION_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("no such integration")
+
+
+class UnknownIntegrationType(IntegrationServerError):
+    """No provider has this type."""
+
+    reason = "UNKNOWN_INTEGRATION_TYPE"
+
+    def __init__(self) -> None:
+        super().__init__("unknown integration_type; ListIntegrationTypes lists those known")
+
+
+class ProviderNotConfigured(IntegrationServerError):
+    """The type's client id or secret is not set on this server."""
+
+    reason = "PROVIDER_NOT_CONFIGURED"
+
+    def __init__(self, integration_type: str, missing: Iterable[str]) -> None:
+        super().__init__(f"{integration_type} is not configured here: set {', '.join(missing)}")
+
+
+class StateInvalid(IntegrationServerError):
+    """The state does not open, or was made for another type."""
+
+    reason = "STATE_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the state was not made here, or not for this integration type")
+
+
+class StateExpired(IntegrationServerError):
+    """The attempt's time is up."""
+
+    reason = "STATE_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the attempt to connect has expired; begin again")
+
+
+class StateUsed(IntegrationServerError):
+    """The state has had its one callback."""
+
+    reason = "STATE_USED"
+
+    def __init__(self) -> None:
+        super().__init__("the state has been used; begin again")
+
+
+class UserMismatch(IntegrationServerError):
+    """Somebody else than the user who began is about to finish."""
+
+    reason = "USER_MISMATCH"
+
+    def __init__(self) -> None:
+        super().__init__("the connection was begun by another user")
+
+
+class IssuerMismatch(IntegrationServerError):
+    """The callback names no or another authorization server (RFC 9207 §2.4)."""
+
+    reason = "ISSUER_MISMATCH"
+
+    def __init__(self) -> None:
+        super().__init__("iss is missing or is not the provider's issuer")
+
+
+class AccountMismatch(IntegrationServerError):
+    """A reconnection was answered for another account."""
+
+    reason = "ACCOUNT_MISMATCH"
+
+    def __init__(self) -> None:
+        super().__init__("the account is not the one that this integration belongs to")
+
+
+class ConfirmationInvalid(IntegrationServerError):
+    """The confirmation token is forged, too old or used."""
+
+    reason = "CONFIRMATION_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the confirmation token is not valid, or no longer")
+
+
+class IntegrationPending(IntegrationServerError):
+    """The connection has not been finished."""
+
+    reason = "INTEGRATION_PENDING"
+
+    def __init__(self) -> None:
+        super().__init__("the integration is still being connected")
+
+
+class IntegrationInactive(IntegrationServerError):
+    """The user has switched the integration off."""
+
+    reason = "INTEGRATION_INACTIVE"
+
+    def __init__(self) -> None:
+        super().__init__("the integration is switched off")
+
+
+class ReauthorizationRequired(IntegrationServerError):
+    """The grant is dead, or there is nothing to renew it with."""
+
+    reason = "REAUTHORIZATION_REQUIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the user has to connect this account again")
+
+
+class ScopeMissing(IntegrationServerError):
+    """Scopes that were asked for were not granted."""
+
+    reason = "SCOPE_MISSING"
+
+    def __init__(self, scopes: Iterable[str]) -> None:
+        super().__init__(f"not granted: {' '.join(scopes)}")
+
+
+class CredentialsUnreadable(IntegrationServerError):
+    """A sealed value does not open: altered, moved, or sealed with a key that is gone."""
+
+    reason = "CREDENTIALS_UNREADABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the stored credentials do not open")
+
+
+class StoreUnavailable(IntegrationServerError):
+    """The database does not answer."""
+
+    reason = "STORE_UNAVAILABLE"
+    retry_after = timedelta(seconds=1)
+
+    def __init__(self) -> None:
+        super().__init__("the database is away")
+
+
+class ProviderError(IntegrationServerError):
+    """A provider did not do what was asked. `oauth_error` is its error code (RFC 6749 §5.2), where it gave one."""
+
+    def __init__(self, message: str, *, oauth_error: str | None = None) -> None:
+        super().__init__(message)
+        self.oauth_error = oauth_error
+
+
+class ProviderUnavailable(ProviderError):
+    """Down, too slow, unreadable, or says wait: worth trying again, after `retry_after` where the provider said so."""
+
+    reason = "PROVIDER_UNAVAILABLE"
+
+    def __init__(
+        self, message: str = "the provider does not answer as it should", *, retry_after: timedelta | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ProviderRejected(ProviderError):
+    """The provider refuses this code, key, token or grant; trying again would not help."""
+
+    reason = "PROVIDER_REJECTED"
+
+    def __init__(self, what: str, *, oauth_error: str | None = None) -> None:
+        super().__init__(f"the provider refused the {what}", oauth_error=oauth_error)
+
+
+class ProviderMisconfigured(ProviderError):
+    """The provider refuses our own client id or secret (`invalid_client`): ours to mend, no user's fault."""
+
+    reason = "PROVIDER_MISCONFIGURED"
+
+    def __init__(self, *, oauth_error: str | None = None) -> None:
+        super().__init__("the provider refuses this server's client id or secret", oauth_error=oauth_error)

@@ -1,0 +1,116 @@
+"""What goes out: the domain's values as messages. Only maps, decides nothing."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from integrations.v1 import credentials_pb2, integration_pb2
+
+from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Failure, Integration, Status
+from integration_server.service.credentials import UsableCredentials
+from integration_server.service.ports import Provider
+
+_STATUSES = {
+    Status.ACTIVE: integration_pb2.STATUS_ACTIVE,
+    Status.INACTIVE: integration_pb2.STATUS_INACTIVE,
+    Status.ERROR: integration_pb2.STATUS_ERROR,
+    Status.PENDING: integration_pb2.STATUS_PENDING,
+    Status.EXPIRED: integration_pb2.STATUS_EXPIRED,
+}
+_AUTH_METHODS = {
+    AuthMethod.OAUTH2: integration_pb2.AUTH_METHOD_OAUTH2,
+    AuthMethod.API_KEY: integration_pb2.AUTH_METHOD_API_KEY,
+    AuthMethod.BASIC: integration_pb2.AUTH_METHOD_BASIC,
+}
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """A moment; None stays unset."""
+    if moment is None:
+        return None
+    encoded = Timestamp()
+    encoded.FromDatetime(moment)
+    return encoded
+
+
+def integration(value: Integration, now: datetime) -> integration_pb2.Integration:
+    """An integration with its status as of now."""
+    encoded = integration_pb2.Integration(
+        integration_id=value.integration_id,
+        user_id=value.user_id,
+        integration_type=value.integration_type,
+        name=value.name,
+        is_active=value.is_active,
+        status=_STATUSES[value.status(now)],
+        auth_method=_AUTH_METHODS[value.auth_method],
+        scopes=value.scopes,
+        missing_scopes=value.missing_scopes,
+        account_id=value.account_id or "",
+        account_label=value.account_label or "",
+        is_connected=value.is_connected,
+        last_error=_failure(value.last_error),
+        error_count=value.error_count,
+        last_health_check=timestamp(value.last_health_check),
+        access_token_expire_time=timestamp(value.access_token_expire_time),
+        refresh_token_expire_time=timestamp(value.refresh_token_expire_time),
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+        connect_time=timestamp(value.connect_time),
+    )
+    encoded.config.update(value.config)
+    return encoded
+
+
+def _failure(value: Failure | None) -> integration_pb2.LastError | None:
+    if value is None:
+        return None
+    return integration_pb2.LastError(
+        error_class=value.error_class, error_time=timestamp(value.time), message=value.message
+    )
+
+
+def health_check(value: HealthCheck) -> integration_pb2.HealthCheck:
+    """A check with how the integration stands after it."""
+    encoded = integration_pb2.HealthCheck(
+        integration_id=value.integration.integration_id,
+        integration_type=value.integration.integration_type,
+        name=value.integration.name,
+        status=_STATUSES[value.status],
+        healthy=value.healthy,
+        check_time=timestamp(value.check_time),
+        error_class=value.error_class or "",
+        message=value.message,
+    )
+    encoded.latency.FromTimedelta(value.latency)
+    return encoded
+
+
+def integration_type(provider: Provider) -> integration_pb2.IntegrationTypeInfo:
+    """A provider as what can be connected."""
+    return integration_pb2.IntegrationTypeInfo(
+        integration_type=provider.integration_type,
+        display_name=provider.display_name,
+        auth_method=_AUTH_METHODS[provider.auth_method],
+        scopes=provider.required_scopes,
+        required_fields=provider.required_fields,
+        configured=not provider.missing_settings,
+        missing_settings=provider.missing_settings,
+    )
+
+
+def credentials(value: UsableCredentials) -> credentials_pb2.Credentials:
+    """Credentials, ready to use."""
+    encoded = credentials_pb2.Credentials(
+        scopes=value.scopes,
+        headers=value.request_auth.headers,
+        query_params=value.request_auth.query_params,
+    )
+    if isinstance(value.credentials, OAuthTokens):
+        encoded.bearer_token = value.credentials.access_token
+        if value.credentials.expire_time is not None:
+            encoded.expire_time.FromDatetime(value.credentials.expire_time)
+    else:
+        encoded.api_key.api_key = value.credentials.api_key
+        encoded.api_key.api_secret = value.credentials.api_secret or ""
+    return encoded

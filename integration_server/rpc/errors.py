@@ -1,0 +1,102 @@
+"""Errors to statuses, once, for every RPC.
+
+An error of ours becomes its status code with `google.rpc.ErrorInfo`, `BadRequest` for fields and `RetryInfo` where
+waiting helps. Anything else is a fault of this program: it is logged, and the caller learns nothing of it.
+"""
+
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from integration_server.domain import errors
+from integration_server.domain.errors import IntegrationServerError, InvalidField
+
+DOMAIN = "integrations.v1"
+
+_CODES: dict[type[IntegrationServerError], int] = {
+    errors.InvalidField: code_pb2.INVALID_ARGUMENT,
+    errors.RedirectUriNotAllowed: code_pb2.INVALID_ARGUMENT,
+    errors.IntegrationNotFound: code_pb2.NOT_FOUND,
+    errors.UnknownIntegrationType: code_pb2.INVALID_ARGUMENT,
+    errors.ProviderNotConfigured: code_pb2.FAILED_PRECONDITION,
+    errors.StateInvalid: code_pb2.INVALID_ARGUMENT,
+    errors.StateExpired: code_pb2.FAILED_PRECONDITION,
+    errors.StateUsed: code_pb2.FAILED_PRECONDITION,
+    errors.UserMismatch: code_pb2.PERMISSION_DENIED,
+    errors.IssuerMismatch: code_pb2.INVALID_ARGUMENT,
+    errors.AccountMismatch: code_pb2.FAILED_PRECONDITION,
+    errors.ConfirmationInvalid: code_pb2.INVALID_ARGUMENT,
+    errors.IntegrationPending: code_pb2.FAILED_PRECONDITION,
+    errors.IntegrationInactive: code_pb2.FAILED_PRECONDITION,
+    errors.ReauthorizationRequired: code_pb2.FAILED_PRECONDITION,
+    errors.ScopeMissing: code_pb2.FAILED_PRECONDITION,
+    errors.CredentialsUnreadable: code_pb2.DATA_LOSS,
+    errors.StoreUnavailable: code_pb2.UNAVAILABLE,
+    errors.ProviderUnavailable: code_pb2.UNAVAILABLE,
+    errors.ProviderRejected: code_pb2.FAILED_PRECONDITION,
+    errors.ProviderMisconfigured: code_pb2.UNAVAILABLE,
+}
+
+
+def status_of(error: IntegrationServerError) -> status_pb2.Status:
+    """The error as a `google.rpc.Status`."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    if isinstance(error, InvalidField):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromTimedelta(error.retry_after)
+        details.append(retry)
+    return status_pb2.Status(code=_CODES[type(error)], message=str(error), details=map(_packed, details))
+
+
+def _packed(message: Message) -> PackedMessage:
+    packed = PackedMessage()
+    packed.Pack(message)
+    return packed
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Answers what a unary handler raises with the status that it means."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger(__name__)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wrap the handler of the call."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method, behaviour = handler_call_details.method, handler.unary_unary
+
+        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+            try:
+                return await behaviour(request, context)
+            except IntegrationServerError as error:
+                self._log.info("refused", method=method, reason=error.reason)
+                status = rpc_status.to_status(status_of(error))
+            except Exception as error:  # noqa: BLE001: the last line of defence; a fault must not tell its secrets
+                # An exception's text may quote what it choked on, so only its kind and place are logged.
+                place = "".join(traceback.format_tb(error.__traceback__))
+                self._log.error("fault", method=method, kind=type(error).__qualname__, place=place)
+                status = rpc_status.to_status(status_pb2.Status(code=code_pb2.INTERNAL, message="internal error"))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+            raise AssertionError("abort does not return")
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )

@@ -1,0 +1,238 @@
+"""`integrations.v1.IntegrationService`: each method decodes, calls one use case and encodes."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
+
+import grpc
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import integration_service_pb2_grpc as pb_grpc
+
+from integration_server.domain.errors import InvalidField
+from integration_server.rpc import decoding, encoding
+from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
+from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
+from integration_server.service.credentials import GivingCredentials
+from integration_server.service.managing import Change, Managing
+from integration_server.service.monitoring import Monitoring
+from integration_server.service.ports import Clock
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_CHANGEABLE = frozenset({"name", "config", "is_active"})
+
+
+@dataclass(frozen=True, slots=True)
+class UseCases:
+    """What the service can do."""
+
+    connecting: Connecting
+    connecting_by_key: ConnectingByKey
+    managing: Managing
+    credentials: GivingCredentials
+    monitoring: Monitoring
+
+
+class IntegrationService(pb_grpc.IntegrationServiceServicer):
+    """The RPCs of the contract."""
+
+    def __init__(self, use_cases: UseCases, clock: Clock) -> None:
+        self._do = use_cases
+        self._clock = clock
+
+    async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
+        """Begin an OAuth 2 connection."""
+        begun = await self._do.connecting.begin_connection(
+            ConnectionRequest(
+                user_id=decoding.user_id(request.user_id),
+                integration_type=decoding.integration_type(request.integration_type),
+                redirect_uri=decoding.text("redirect_uri", request.redirect_uri, decoding.LONGEST_URL),
+                scopes=decoding.scopes("scopes", request.scopes),
+                return_url=decoding.text("return_url", request.return_url, decoding.LONGEST_URL),
+                name=decoding.text("name", request.name, decoding.LONGEST_NAME),
+                config=decoding.config(request.config),
+                integration_id=decoding.optional_integration_id(request.integration_id),
+            )
+        )
+        return pb.ConnectResponse(
+            authorization_url=begun.url,
+            state=begun.state,
+            expire_time=encoding.timestamp(begun.expire_time),
+            integration_id=begun.integration_id,
+        )
+
+    async def HandleCallback(
+        self, request: pb.HandleCallbackRequest, context: Context
+    ) -> pb.HandleCallbackResponse:
+        """Take the provider's answer to an authorization."""
+        outcome = await self._do.connecting.handle_callback(
+            Callback(
+                state=decoding.required_text("state", request.state, decoding.LONGEST_PARAMETER),
+                code=decoding.text("code", request.code, decoding.LONGEST_PARAMETER),
+                integration_type=decoding.text(
+                    "integration_type", request.integration_type, decoding.LONGEST_NAME
+                ),
+                iss=decoding.text("iss", request.iss, decoding.LONGEST_URL),
+                error=decoding.text("error", request.error, decoding.LONGEST_PARAMETER),
+                user_id=decoding.user_id(request.user_id) if request.user_id else None,
+                query=dict(parse_qsl(decoding.text("query", request.query, 2 * decoding.LONGEST_PARAMETER))),
+            )
+        )
+        return pb.HandleCallbackResponse(
+            success=outcome.success,
+            integration_id=outcome.integration_id,
+            redirect_url=outcome.redirect_url,
+            message=outcome.message,
+            reason=outcome.reason,
+            confirmation_token=outcome.confirmation_token,
+        )
+
+    async def ConfirmConnection(
+        self, request: pb.ConfirmConnectionRequest, context: Context
+    ) -> pb.ConfirmConnectionResponse:
+        """Finish a connection for the user who is signed in."""
+        outcome = await self._do.connecting.confirm_connection(
+            decoding.required_text("confirmation_token", request.confirmation_token, decoding.LONGEST_PARAMETER),
+            decoding.user_id(request.user_id),
+        )
+        return pb.ConfirmConnectionResponse(
+            success=outcome.success,
+            integration_id=outcome.integration_id,
+            redirect_url=outcome.redirect_url,
+            message=outcome.message,
+            reason=outcome.reason,
+        )
+
+    async def ConnectWithApiKey(
+        self, request: pb.ConnectWithApiKeyRequest, context: Context
+    ) -> pb.ConnectWithApiKeyResponse:
+        """Connect with a key."""
+        integration = await self._do.connecting_by_key.connect_with_api_key(
+            KeyConnectionRequest(
+                user_id=decoding.user_id(request.user_id),
+                integration_type=decoding.integration_type(request.integration_type),
+                api_key=decoding.key("api_key", request.api_key),
+                api_secret=decoding.key("api_secret", request.api_secret),
+                webhook_secret=decoding.key("webhook_secret", request.webhook_secret),
+                name=decoding.text("name", request.name, decoding.LONGEST_NAME),
+                config=decoding.config(request.config),
+                integration_id=decoding.optional_integration_id(request.integration_id),
+            )
+        )
+        return pb.ConnectWithApiKeyResponse(integration=encoding.integration(integration, self._clock()))
+
+    async def ListIntegrations(
+        self, request: pb.ListIntegrationsRequest, context: Context
+    ) -> pb.ListIntegrationsResponse:
+        """List a user's integrations."""
+        page = await self._do.managing.list_integrations(
+            decoding.user_id(request.user_id),
+            decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
+            decoding.page_size(request.page_size),
+            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+        )
+        now = self._clock()
+        return pb.ListIntegrationsResponse(
+            integrations=[encoding.integration(row, now) for row in page.integrations],
+            next_page_token=page.next_page_token,
+        )
+
+    async def GetIntegration(
+        self, request: pb.GetIntegrationRequest, context: Context
+    ) -> pb.GetIntegrationResponse:
+        """Look at one integration."""
+        integration = await self._do.managing.get_integration(
+            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
+        )
+        return pb.GetIntegrationResponse(integration=encoding.integration(integration, self._clock()))
+
+    async def UpdateIntegration(
+        self, request: pb.UpdateIntegrationRequest, context: Context
+    ) -> pb.UpdateIntegrationResponse:
+        """Change one integration."""
+        integration = await self._do.managing.update_integration(
+            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id), _change(request)
+        )
+        return pb.UpdateIntegrationResponse(integration=encoding.integration(integration, self._clock()))
+
+    async def DisconnectIntegration(
+        self, request: pb.DisconnectIntegrationRequest, context: Context
+    ) -> pb.DisconnectIntegrationResponse:
+        """Delete one integration."""
+        integration_id = decoding.integration_id(request.integration_id)
+        revoked = await self._do.managing.disconnect_integration(integration_id, decoding.user_id(request.user_id))
+        return pb.DisconnectIntegrationResponse(
+            success=True,
+            message="Disconnected" if revoked else "Disconnected here; the provider did not confirm a revocation",
+            integration_id=integration_id,
+            provider_revoked=revoked,
+        )
+
+    async def CheckAllHealth(
+        self, request: pb.CheckAllHealthRequest, context: Context
+    ) -> pb.CheckAllHealthResponse:
+        """Check all of a user's integrations."""
+        report = await self._do.monitoring.check_all_health(decoding.user_id(request.user_id))
+        return pb.CheckAllHealthResponse(
+            total_integrations=len(report.checks),
+            healthy_count=report.healthy_count,
+            error_count=report.error_count,
+            inactive_count=report.inactive_count,
+            integrations=map(encoding.health_check, report.checks),
+            check_time=encoding.timestamp(report.check_time),
+        )
+
+    async def CheckHealth(self, request: pb.CheckHealthRequest, context: Context) -> pb.CheckHealthResponse:
+        """Check one integration."""
+        check = await self._do.monitoring.check_health(
+            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
+        )
+        return pb.CheckHealthResponse(health_check=encoding.health_check(check))
+
+    async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
+        """Renew an access token."""
+        token = await self._do.credentials.refresh_token(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            force=request.force,
+        )
+        return pb.RefreshTokenResponse(
+            success=True,
+            refreshed=token.refreshed,
+            message="Refreshed" if token.refreshed else "Still good; nothing to refresh",
+            access_token_expire_time=encoding.timestamp(token.expire_time),
+        )
+
+    async def ListIntegrationTypes(
+        self, request: pb.ListIntegrationTypesRequest, context: Context
+    ) -> pb.ListIntegrationTypesResponse:
+        """List what can be connected here."""
+        providers = self._do.managing.list_integration_types()
+        return pb.ListIntegrationTypesResponse(integration_types=map(encoding.integration_type, providers))
+
+    async def GetCredentials(
+        self, request: pb.GetCredentialsRequest, context: Context
+    ) -> pb.GetCredentialsResponse:
+        """Hand out credentials that work."""
+        usable = await self._do.credentials.get_credentials(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.duration("min_ttl", request.min_ttl) if request.HasField("min_ttl") else None,
+            decoding.scopes("required_scopes", request.required_scopes),
+        )
+        return pb.GetCredentialsResponse(credentials=encoding.credentials(usable))
+
+
+def _change(request: pb.UpdateIntegrationRequest) -> Change:
+    """What to set: the masked fields, absent ones cleared; without a mask the fields that are present."""
+    masked = frozenset(request.update_mask.paths)
+    for path in masked - _CHANGEABLE:
+        raise InvalidField("update_mask", f"can name {', '.join(sorted(_CHANGEABLE))}; not {path[:64]!r}")
+    chosen = masked or {field for field in _CHANGEABLE if request.HasField(field)}
+    if "is_active" in chosen and not request.HasField("is_active"):
+        raise InvalidField("is_active", "cannot be cleared; give it, or leave it out of update_mask")
+    return Change(
+        name=decoding.text("name", request.name, decoding.LONGEST_NAME) if "name" in chosen else None,
+        config=decoding.config(request.config) if "config" in chosen else None,
+        is_active=request.is_active if "is_active" in chosen else None,
+    )

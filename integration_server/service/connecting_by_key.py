@@ -1,0 +1,69 @@
+"""Connecting an account with an API key, or replacing the key of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from integration_server.domain.credentials import ApiKey, AuthMethod
+from integration_server.domain.errors import InvalidField
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.connections import Connections, configured
+from integration_server.service.ports import NewIntegration, Provider, Providers, RandomName
+from integration_server.service.tasks import ServerTasks
+
+
+@dataclass(frozen=True, slots=True)
+class KeyConnectionRequest:
+    """A key and what it is for. Empty texts and 0 mean: not given."""
+
+    user_id: UserId
+    integration_type: str
+    api_key: str = field(repr=False)
+    api_secret: str = field(default="", repr=False)
+    webhook_secret: str = field(default="", repr=False)
+    name: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    integration_id: IntegrationId = IntegrationId(0)
+
+
+class ConnectingByKey:
+    """Tries a key at its provider, and only then stores it."""
+
+    def __init__(
+        self, connections: Connections, providers: Providers, tasks: ServerTasks, random_name: RandomName
+    ) -> None:
+        self._connections = connections
+        self._providers = providers
+        self._tasks = tasks
+        self._random_name = random_name
+
+    async def connect_with_api_key(self, request: KeyConnectionRequest) -> Integration:
+        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider refuses it."""
+        provider = self._key_provider(request)
+        begun = await self._begun(request, provider)
+        key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
+        account = await provider.verify_connection(key)
+        return await self._tasks.run(self._connections.commit(begun, account, key))
+
+    def _key_provider(self, request: KeyConnectionRequest) -> Provider:
+        provider = self._providers.get(request.integration_type)
+        if provider.auth_method is AuthMethod.OAUTH2:
+            raise InvalidField("integration_type", "is connected with Connect")
+        for name in provider.required_fields:
+            if not getattr(request, name):
+                raise InvalidField(name, "is required for this integration type")
+        return configured(provider)
+
+    async def _begun(self, request: KeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
+        if request.integration_id:
+            return await self._connections.existing(
+                request.integration_id, request.user_id, request.integration_type
+            )
+        return NewIntegration(
+            uid=self._random_name(),
+            user_id=request.user_id,
+            integration_type=request.integration_type,
+            auth_method=provider.auth_method,
+            name=request.name,
+            config=request.config,
+        )

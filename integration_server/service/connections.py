@@ -1,0 +1,132 @@
+"""What connecting by OAuth and by key have in common: which row an account belongs to, and putting it there."""
+
+from collections.abc import Sequence
+
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import (
+    AccountMismatch,
+    IntegrationNotFound,
+    InvalidField,
+    ProviderNotConfigured,
+    StoreUnavailable,
+)
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.ports import (
+    Clock,
+    IntegrationStore,
+    NewAccount,
+    NewCredentials,
+    NewIntegration,
+    Provider,
+    Providers,
+)
+from integration_server.service.sealing import Vault
+
+_LOOKS = 5  # how often to look again when another connection of the same account keeps getting in between
+
+
+class Connections:
+    """Commits credentials to the row of their account: the same account, connected again, updates the row it has."""
+
+    def __init__(
+        self, integrations: IntegrationStore, providers: Providers, vault: Vault, clock: Clock
+    ) -> None:
+        self._integrations = integrations
+        self._providers = providers
+        self._vault = vault
+        self._clock = clock
+
+    async def existing(
+        self, integration_id: IntegrationId, user_id: UserId, integration_type: str
+    ) -> Integration:
+        """The integration that is to be connected again. Raises what is wrong with it."""
+        stored = await self._integrations.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        if stored.integration.integration_type != integration_type:
+            raise InvalidField("integration_type", "is not that of the integration")
+        return stored.integration
+
+    async def commit(
+        self,
+        begun: Integration | NewIntegration,
+        account: NewAccount,
+        credentials: Credentials,
+        asked: Sequence[str] = (),
+    ) -> Integration:
+        """Store credentials for the integration that was begun, or for the row that its account has already.
+
+        `begun` is a pending or live row, or one that is not stored yet; `asked` are the scopes that were asked for. Raises `AccountMismatch` if a live row is of
+        another account.
+        """
+        for _ in range(_LOOKS):
+            target = await self._row_of(begun, account)
+            new = await self.sealed(target, credentials, asked)
+            now = self._clock()
+            if isinstance(target, NewIntegration):
+                done = await self._integrations.add_connected(target, account, new, now)
+            else:
+                done = await self._integrations.commit_connection(
+                    target, account, new, now, instead_of=_superseded(begun, target)
+                )
+            if done is not None:
+                return done
+        raise StoreUnavailable
+
+    async def _row_of(
+        self, begun: Integration | NewIntegration, account: NewAccount
+    ) -> Integration | NewIntegration:
+        """Where the account's credentials belong, as it stands now."""
+        known = None
+        if account.account_id is not None:
+            known = await self._integrations.find_account(begun.user_id, begun.integration_type, account.account_id)
+        if isinstance(begun, NewIntegration):
+            return known or begun
+        current = await self._integrations.find(begun.integration_id, begun.user_id)
+        if current is None:
+            raise IntegrationNotFound
+        if begun.is_connected:
+            _require_same_account(current.integration, account, known)
+            return current.integration
+        return known or current.integration
+
+    async def sealed(
+        self, target: Integration | NewIntegration, credentials: Credentials, asked: Sequence[str]
+    ) -> NewCredentials:
+        """The credentials, sealed for their row, with what is told of them in the open."""
+        sealed_credentials = await self._vault.seal(target, credentials)
+        if not isinstance(credentials, OAuthTokens):
+            return NewCredentials(sealed_credentials)
+        provider = self._providers.get(target.integration_type)
+        missing = provider.missing_scopes(asked, credentials)
+        granted = [scope for scope in asked if scope not in missing]
+        return NewCredentials(
+            sealed_credentials,
+            scopes=tuple(granted if credentials.scopes is None else credentials.scopes),
+            missing_scopes=tuple(missing),
+            lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
+            is_renewable=credentials.refresh_token is not None,
+            access_token_expire_time=credentials.expire_time,
+            refresh_token_expire_time=credentials.refresh_token_expire_time,
+        )
+
+
+def configured(provider: Provider) -> Provider:
+    """The provider, if its settings are there. Raises `ProviderNotConfigured`."""
+    if provider.missing_settings:
+        raise ProviderNotConfigured(provider.integration_type, provider.missing_settings)
+    return provider
+
+
+def _superseded(begun: Integration | NewIntegration, target: Integration) -> IntegrationId | None:
+    """The pending row that is not needed, since its account has one."""
+    if isinstance(begun, NewIntegration) or begun.integration_id == target.integration_id:
+        return None
+    return begun.integration_id
+
+
+def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:
+    unlike = None not in (current.account_id, account.account_id) and current.account_id != account.account_id
+    elsewhere = known is not None and known.integration_id != current.integration_id
+    if unlike or elsewhere:
+        raise AccountMismatch

@@ -1,0 +1,297 @@
+"""What the use cases need of the world, as small protocols; `bootstrap.py` says who fulfils them.
+
+Every method that takes a `user_id` answers as if another user's rows did not exist. Stores raise `StoreUnavailable`
+when the database is away.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+
+Clock = Callable[[], datetime]
+"""Now, in UTC and aware of it."""
+
+RandomName = Callable[[], str]
+"""A fresh unguessable name of 43 to 128 URL-safe characters, good as a PKCE verifier too (RFC 7636 §4.1)."""
+
+
+# --- sealing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sealed value belongs. It opens nowhere else."""
+
+    table: str
+    column: str
+    uid: str
+    user_id: str = ""
+    integration_type: str = ""
+
+
+class Sealer(Protocol):
+    """Encrypts values for their place."""
+
+    async def seal(self, plaintext: bytes, place: Place) -> bytes:
+        """`plaintext`, sealed with the newest key."""
+
+    async def open(self, sealed: bytes, place: Place) -> bytes:
+        """The plaintext. Raises `CredentialsUnreadable` when anything about value, key or place is not as sealed."""
+
+
+# --- storing -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredIntegration:
+    """An integration with its sealed credentials; None while it is pending."""
+
+    integration: Integration
+    sealed_credentials: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NewIntegration:
+    """What is known of an integration when its connection begins."""
+
+    uid: str
+    user_id: UserId
+    integration_type: str
+    auth_method: AuthMethod
+    name: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """An attempt to connect, about to be stored. `attempt_id` is the nonce that the state carries."""
+
+    attempt_id: str
+    user_id: UserId
+    integration_type: str
+    redirect_uri: str
+    return_url: str | None
+    scopes: tuple[str, ...]
+    sealed_verifier: bytes = field(repr=False)
+    is_reconnection: bool
+    create_time: datetime
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A stored attempt, taken by the one callback or confirmation that may finish it."""
+
+    attempt_id: str
+    integration_id: IntegrationId
+    user_id: UserId
+    integration_type: str
+    redirect_uri: str
+    return_url: str | None
+    scopes: tuple[str, ...]
+    sealed_verifier: bytes = field(repr=False)
+    sealed_callback: bytes | None = field(repr=False)
+    is_reconnection: bool
+    expire_time: datetime
+
+
+class AttemptStore(Protocol):
+    """Attempts to connect. Each is begun, perhaps held for its confirmation, and taken once."""
+
+    async def begin(self, attempt: NewAttempt, integration: NewIntegration) -> IntegrationId:
+        """Store a pending integration together with the attempt that may finish it."""
+
+    async def begin_again(self, attempt: NewAttempt, integration_id: IntegrationId) -> None:
+        """Store an attempt to reconnect; the integration stays as it is. Raises `IntegrationNotFound`."""
+
+    async def hold(self, attempt_id: str, sealed_callback: bytes, now: datetime) -> Attempt | None:
+        """Keep the callback until it is confirmed. None if the attempt is not in its beginning, or over."""
+
+    async def take(self, attempt_id: str, now: datetime) -> Attempt | None:
+        """Take a begun attempt, to be finished by this caller alone. None if it is taken, held or over."""
+
+    async def take_held(self, attempt_id: str, now: datetime) -> Attempt | None:
+        """Take a held attempt, to be finished by this caller alone. None if it is not held, or over."""
+
+    async def give_up(self, attempt: Attempt) -> None:
+        """Remove what a taken attempt leaves behind: its pending integration, if it is pending."""
+
+    async def remove_expired(self, before: datetime) -> int:
+        """Remove attempts that ended before then, with the integrations still pending on them; how many there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCredentials:
+    """Sealed credentials and what is told of them in the open."""
+
+    sealed_credentials: bytes = field(repr=False)
+    scopes: tuple[str, ...] = ()
+    missing_scopes: tuple[str, ...] = ()
+    lacks_required_scope: bool = False
+    is_renewable: bool = False
+    access_token_expire_time: datetime | None = None
+    refresh_token_expire_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """The account that credentials turned out to open; None where the provider does not tell."""
+
+    account_id: str | None
+    account_label: str | None
+
+
+class IntegrationStore(Protocol):
+    """Integrations and their sealed credentials."""
+
+    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's integration."""
+
+    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
+        """The user's connected integration of that account."""
+
+    async def list(
+        self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
+    ) -> Sequence[Integration]:
+        """The user's integrations with an id above `after`, in the order of their ids."""
+
+    async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
+        """The user's integrations that are not pending, in the order of their ids."""
+
+    async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
+        """Whether another connected integration would die if this one's grant were revoked for the whole account.
+
+        That is one of `integration_types` with the same account, whoever's; or the same user's of another of these
+        types, whose account a provider may name differently.
+        """
+
+    async def add_connected(
+        self, integration: NewIntegration, account: NewAccount, credentials: NewCredentials, now: datetime
+    ) -> Integration | None:
+        """Store an integration that is connected from the start. None if the user's account has a row by now."""
+
+    async def commit_connection(
+        self,
+        integration: Integration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        instead_of: IntegrationId | None = None,
+    ) -> Integration | None:
+        """Give a pending or reconnected integration its credentials, switch it on and clear its errors.
+
+        In the same commit `instead_of`, a pending integration that turned out to be the same account, goes. None,
+        and nothing changed, if the integration is gone, its version is another by now, or its account has another
+        row: look again.
+        """
+
+    async def commit_refresh(
+        self, integration: Integration, credentials: NewCredentials, now: datetime
+    ) -> Integration | None:
+        """Replace the credentials of `integration.version` and clear its errors. None if the version is another."""
+
+    async def record_failure(
+        self, integration: Integration, failure: Failure, *, reauthorization_required: bool = False
+    ) -> None:
+        """Set the last error and count it, unless the credentials were replaced since `integration` was read."""
+
+    async def record_check(self, check: HealthCheck) -> None:
+        """Keep a health check, and set or clear the integration's last error after it."""
+
+    async def update(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        now: datetime,
+        *,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        is_active: bool | None = None,
+    ) -> Integration | None:
+        """Set what is not None. None if there is no such integration."""
+
+    async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """Delete the integration with all that hangs on it; what it was, or None if there is no such integration."""
+
+    async def ping(self) -> None:
+        """Return if the database answers and its schema is there."""
+
+
+# --- providers ---------------------------------------------------------------------------------------------------
+
+
+class Provider(Protocol):
+    """What the use cases ask of a provider. Its calls raise `ProviderError` and nothing else."""
+
+    @property
+    def integration_type(self) -> str:
+        """The name of the kind, such as "google_calendar"."""
+
+    @property
+    def display_name(self) -> str:
+        """The name for people."""
+
+    @property
+    def auth_method(self) -> AuthMethod:
+        """How it lets us in."""
+
+    @property
+    def required_scopes(self) -> Sequence[str]:
+        """Scopes that are always asked for and must be granted."""
+
+    @property
+    def required_fields(self) -> Sequence[str]:
+        """Fields that a connection by key must have: "api_key", "api_secret"."""
+
+    @property
+    def missing_settings(self) -> Sequence[str]:
+        """Settings that must be set before it can be used, by name."""
+
+    @property
+    def issuer(self) -> str | None:
+        """The authorization server's name; a callback must then carry it as `iss` (RFC 9207)."""
+
+    @property
+    def shares_grants_with(self) -> Sequence[str]:
+        """Types that die with this one's grant: its own and others of the same client, where a revocation ends all
+        that the client holds of an account; empty where it ends one grant only."""
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
+
+    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+        """Which of the scopes that were asked for the answer did not grant."""
+
+    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
+        """What else of a callback's query belongs to the account, kept with its credentials."""
+
+    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
+        """Trade a code (RFC 6749 §4.1.3)."""
+
+    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
+        """Renew (RFC 6749 §6); the answer need not carry a refresh token."""
+
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """Ask the provider whether it takes the credentials, and whose they are."""
+
+    async def revoke_credentials(self, credentials: Credentials) -> bool:
+        """End the credentials at the provider. False where it has no way to."""
+
+    def request_auth(self, credentials: Credentials) -> RequestAuth:
+        """What lets a request to its API in."""
+
+
+class Providers(Protocol):
+    """The providers that this server knows."""
+
+    def get(self, integration_type: str) -> Provider:
+        """The provider of a type. Raises `UnknownIntegrationType`."""
+
+    def all(self) -> Sequence[Provider]:
+        """All of them, by name."""

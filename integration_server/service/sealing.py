@@ -1,0 +1,75 @@
+"""Credentials, and the tokens that we hand out ourselves, as sealed values."""
+
+import base64
+from typing import Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from integration_server.domain.credentials import Credentials
+from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
+from integration_server.domain.integration import Integration
+from integration_server.service.ports import NewIntegration, Place, Sealer, StoredIntegration
+
+T = TypeVar("T")
+
+_CREDENTIALS: TypeAdapter[Credentials] = TypeAdapter(Credentials)
+
+
+class Vault:
+    """Seals an integration's credentials as one value, bound to the integration's row."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    async def seal(self, integration: Integration | NewIntegration, credentials: Credentials) -> bytes:
+        """The credentials, readable only as those of this integration."""
+        return await self._sealer.seal(_CREDENTIALS.dump_json(credentials), _place(integration))
+
+    async def open(self, stored: StoredIntegration) -> Credentials:
+        """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`."""
+        if stored.sealed_credentials is None:
+            raise IntegrationPending
+        plaintext = await self._sealer.open(stored.sealed_credentials, _place(stored.integration))
+        try:
+            return _CREDENTIALS.validate_json(plaintext)
+        except ValidationError:
+            raise CredentialsUnreadable from None  # pydantic's error quotes its input
+
+
+def _place(integration: Integration | NewIntegration) -> Place:
+    return Place(
+        table="integrations",
+        column="sealed_credentials",
+        uid=integration.uid,
+        user_id=integration.user_id,
+        integration_type=integration.integration_type,
+    )
+
+
+class SealedTokens(Generic[T]):
+    """Opaque tokens for one purpose that we hand out and get back: whoever carries one can't read or alter it."""
+
+    def __init__(self, sealer: Sealer, purpose: str, content: type[T]) -> None:
+        self._sealer = sealer
+        self._place = Place(table="tokens", column=purpose, uid="")
+        self._content = TypeAdapter(content)
+
+    async def make(self, content: T) -> str:
+        """A token with this content, safe in a URL."""
+        sealed = await self._sealer.seal(self._content.dump_json(content), self._place)
+        return _to_text(sealed)
+
+    async def read(self, token: str) -> T | None:
+        """The token's content, or None if it was not made here for this purpose."""
+        try:
+            sealed = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            # Several spellings decode to the same bytes; only the one that we wrote is ours.
+            if _to_text(sealed) != token:
+                return None
+            return self._content.validate_json(await self._sealer.open(sealed, self._place))
+        except (ValueError, CredentialsUnreadable):  # binascii's and pydantic's errors are ValueErrors
+            return None
+
+
+def _to_text(sealed: bytes) -> str:
+    return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
