@@ -5,7 +5,9 @@ ARGS ?=   # more arguments for pytest: make test ARGS="-k callback"
 
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
+DEPENDENCIES := $(VENV)/.dependencies-installed
+STAMP := $(VENV)/.project-installed
 # Errors only: a machine's own pip configuration may have much to say.
 PIP_OPTIONS := -qq --disable-pip-version-check --no-input
 IMAGE := build/protos.binpb
@@ -22,17 +24,22 @@ help: ## List what can be made
 setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
 	@echo "$(VENV) is ready"
 
-# Done again only when what it installs from has changed.
-$(STAMP): requirements.lock pyproject.toml
+# Each step is done again only when what it installs from has changed.
+$(STAMP): $(DEPENDENCIES) pyproject.toml
+	@echo "Installing the project"
+	@$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEPENDENCIES): requirements.lock
 	@set -eu; \
 	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    python=; \
-	    for candidate in $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3); do \
+	    for candidate in $(CANDIDATES); do \
 	        if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
 	    done; \
 	    if [ -z "$$python" ]; then \
-	        echo "make: Python 3.11 or newer is needed, and $(or $(strip $(PYTHON)),none of python3.13, python3.12, python3.11 and python3) is that here." >&2; \
-	        echo "make: name one with: make PYTHON=/path/to/python3 setup" >&2; \
+	        echo "make: Python 3.11 or newer is needed to make $(VENV). Tried: $(CANDIDATES)" >&2; \
+	        echo "make: name another with: make PYTHON=/path/to/python3 setup" >&2; \
 	        exit 1; \
 	    fi; \
 	    echo "Making $(VENV) with $$("$$python" --version)"; \
@@ -41,8 +48,6 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	echo "Installing the pinned dependencies (a minute or two, once)"; \
 	$(BIN)/python -m pip install $(PIP_OPTIONS) --require-hashes --requirement requirements.lock; \
-	echo "Installing the project"; \
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .; \
 	touch $@
 
 # exec: Ctrl-C and a TERM reach the server itself, and make reports nothing when it ends well.

@@ -1,8 +1,8 @@
 """Compiles the contract in `protos/` into the source root `generated/`.
 
-Messages are made by protoc itself (`.py` and `.pyi`), services by gRPC's plugin, and their types by mypy-protobuf's, so
-that a strict type checker passes on a caller's code. Third-party protos (`google/api`, `google/rpc`) come from the
-installed googleapis-common-protos, and none is copied in.
+Messages are made by protoc itself (`.py` and `.pyi`), services by gRPC's plugin, and their types by
+mypy-protobuf's, so that a strict type checker passes on a caller's code. Third-party protos (`google/api`,
+`google/rpc`) come from the installed googleapis-common-protos, and none is copied in.
 
     python protos/generate.py                writes generated/, and removes what no proto makes any more
     python protos/generate.py --check        compares only: lists what differs and exits with 1
@@ -47,7 +47,7 @@ def write(protos: Path = PROTOS, generated: Path = GENERATED) -> list[str]:
 
 
 def check(protos: Path = PROTOS, generated: Path = GENERATED) -> list[str]:
-    """Answers with the paths, relative to `generated`, whose bytes are not what the protos make: none when fresh."""
+    """Answers with the paths, relative to `generated`, whose bytes are not what the protos make."""
     with tempfile.TemporaryDirectory() as scratch:
         compile_into(Path(scratch), protos)
         return differences(Path(scratch), generated)
@@ -126,9 +126,7 @@ def _script(name: str) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line described above; answers with the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="compare only; exit with 1 where files differ")
     what.add_argument("--image", type=Path, metavar="PATH", help="write a descriptor image instead")

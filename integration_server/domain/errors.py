@@ -213,7 +213,10 @@ class ProviderUnavailable(ProviderError):
     reason = "PROVIDER_UNAVAILABLE"
 
     def __init__(
-        self, message: str = "the provider does not answer as it should", *, retry_after: timedelta | None = None
+        self,
+        message: str = "the provider does not answer as it should",
+        *,
+        retry_after: timedelta | None = None,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after

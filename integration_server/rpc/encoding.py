@@ -3,13 +3,13 @@
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from integrations.v1 import credentials_pb2, integration_pb2
 
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.credentials import UsableCredentials
 from integration_server.service.ports import Provider
+from integrations.v1 import credentials_pb2, integration_pb2
 
 _STATUSES = {
     Status.ACTIVE: integration_pb2.STATUS_ACTIVE,

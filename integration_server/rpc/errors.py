@@ -6,7 +6,7 @@ waiting helps. Anything else is a fault of this program: it is logged, and the c
 
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 DOMAIN = "integrations.v1"
 
@@ -55,7 +57,12 @@ def status_of(error: IntegrationServerError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(error.retry_after)
         details.append(retry)
-    return status_pb2.Status(code=_CODES[type(error)], message=str(error), details=map(_packed, details))
+    return status_pb2.Status(code=_code_of(error), message=str(error), details=map(_packed, details))
+
+
+def _code_of(error: IntegrationServerError) -> int:
+    # Providers of other packages may raise kinds of their own below ours.
+    return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
 def _packed(message: Message) -> PackedMessage:
@@ -72,28 +79,29 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> Handler:
         """Wrap the handler of the call."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
         method, behaviour = handler_call_details.method, handler.unary_unary
 
-        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             try:
-                return await behaviour(request, context)
+                return await behaviour(request, context)  # type: ignore[arg-type]  # typed for grpc's threads only
+            except grpc.aio.AbortError:
+                raise  # the handler has given its own status
             except IntegrationServerError as error:
                 self._log.info("refused", method=method, reason=error.reason)
                 status = rpc_status.to_status(status_of(error))
-            except Exception as error:  # noqa: BLE001: the last line of defence; a fault must not tell its secrets
+            except Exception as error:
                 # An exception's text may quote what it choked on, so only its kind and place are logged.
                 place = "".join(traceback.format_tb(error.__traceback__))
                 self._log.error("fault", method=method, kind=type(error).__qualname__, place=place)
                 status = rpc_status.to_status(status_pb2.Status(code=code_pb2.INTERNAL, message="internal error"))
-            await context.abort(status.code, status.details, status.trailing_metadata)
-            raise AssertionError("abort does not return")
+            return await context.abort(status.code, status.details, status.trailing_metadata)
 
         return grpc.unary_unary_rpc_method_handler(
             answer,

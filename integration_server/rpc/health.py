@@ -59,9 +59,7 @@ class Health(pb_grpc.HealthServicer):
         """All statuses by service."""
         return pb.HealthListResponse(statuses=self._statuses())
 
-    async def Watch(
-        self, request: pb.HealthCheckRequest, context: Context
-    ) -> AsyncIterator[pb.HealthCheckResponse]:
+    async def Watch(self, request: pb.HealthCheckRequest, context: Context) -> AsyncIterator[pb.HealthCheckResponse]:
         """One service's status now and whenever it changes, until the server stops."""
         unknown = pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
         told = None

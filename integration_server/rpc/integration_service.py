@@ -5,8 +5,6 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
 
 import grpc
-from integrations.v1 import integration_service_pb2 as pb
-from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
@@ -16,6 +14,8 @@ from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Change, Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import Clock
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -61,17 +61,13 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             integration_id=begun.integration_id,
         )
 
-    async def HandleCallback(
-        self, request: pb.HandleCallbackRequest, context: Context
-    ) -> pb.HandleCallbackResponse:
+    async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Take the provider's answer to an authorization."""
         outcome = await self._do.connecting.handle_callback(
             Callback(
                 state=decoding.required_text("state", request.state, decoding.LONGEST_PARAMETER),
                 code=decoding.text("code", request.code, decoding.LONGEST_PARAMETER),
-                integration_type=decoding.text(
-                    "integration_type", request.integration_type, decoding.LONGEST_NAME
-                ),
+                integration_type=decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
                 iss=decoding.text("iss", request.iss, decoding.LONGEST_URL),
                 error=decoding.text("error", request.error, decoding.LONGEST_PARAMETER),
                 user_id=decoding.user_id(request.user_id) if request.user_id else None,
@@ -137,9 +133,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             next_page_token=page.next_page_token,
         )
 
-    async def GetIntegration(
-        self, request: pb.GetIntegrationRequest, context: Context
-    ) -> pb.GetIntegrationResponse:
+    async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
         """Look at one integration."""
         integration = await self._do.managing.get_integration(
             decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
@@ -151,7 +145,9 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     ) -> pb.UpdateIntegrationResponse:
         """Change one integration."""
         integration = await self._do.managing.update_integration(
-            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id), _change(request)
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            _change(request),
         )
         return pb.UpdateIntegrationResponse(integration=encoding.integration(integration, self._clock()))
 
@@ -168,9 +164,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             provider_revoked=revoked,
         )
 
-    async def CheckAllHealth(
-        self, request: pb.CheckAllHealthRequest, context: Context
-    ) -> pb.CheckAllHealthResponse:
+    async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
         """Check all of a user's integrations."""
         report = await self._do.monitoring.check_all_health(decoding.user_id(request.user_id))
         return pb.CheckAllHealthResponse(
@@ -210,9 +204,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         providers = self._do.managing.list_integration_types()
         return pb.ListIntegrationTypesResponse(integration_types=map(encoding.integration_type, providers))
 
-    async def GetCredentials(
-        self, request: pb.GetCredentialsRequest, context: Context
-    ) -> pb.GetCredentialsResponse:
+    async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:
         """Hand out credentials that work."""
         usable = await self._do.credentials.get_credentials(
             decoding.integration_id(request.integration_id),

@@ -242,10 +242,7 @@ class Connecting:
             raise InvalidField("code", "is required, unless error is given")
         if callback.user_id is None and not self._direct_completion:
             return await self._hold(began, callback)
-        attempt = await self._attempts.take(began.attempt_id, self._clock())
-        if attempt is None:
-            raise StateUsed
-        return await self._tasks.run(self._finish(provider, attempt, callback.code, callback.query))
+        return await self._tasks.run(self._finish_begun(provider, began, callback))
 
     async def _read_state(self, callback: Callback) -> AttemptName:
         began = await self._states.read(callback.state)
@@ -300,19 +297,27 @@ class Connecting:
             raise ConfirmationInvalid
         if user_id != began.user_id:
             raise UserMismatch
-        attempt = await self._attempts.take_held(began.attempt_id, self._clock())
-        if attempt is None or attempt.sealed_callback is None:
-            raise ConfirmationInvalid
-        place = _attempt_place("sealed_callback", attempt.attempt_id, attempt.user_id, attempt.integration_type)
-        held = _HELD.validate_json(await self._sealer.open(attempt.sealed_callback, place))
-        provider = self._providers.get(attempt.integration_type)
-        return await self._tasks.run(self._finish(provider, attempt, held.code, held.query))
+        provider = self._providers.get(began.integration_type)
+        return await self._tasks.run(self._finish_held(provider, began))
 
     # --- finishing ---------------------------------------------------------------------------------------------
 
-    async def _finish(self, provider: Provider, attempt: Attempt, code: str, query: Mapping[str, str]) -> Outcome:
+    async def _finish_begun(self, provider: Provider, began: AttemptName, callback: Callback) -> Outcome:
+        attempt = await self._attempts.take(began.attempt_id, self._clock())
+        if attempt is None:
+            raise StateUsed
+        return await self._finish(provider, attempt, HeldCallback(callback.code, callback.query))
+
+    async def _finish_held(self, provider: Provider, began: AttemptName) -> Outcome:
+        attempt = await self._attempts.take_held(began.attempt_id, self._clock())
+        if attempt is None:
+            raise ConfirmationInvalid
+        return await self._finish(provider, attempt, None)
+
+    async def _finish(self, provider: Provider, attempt: Attempt, callback: HeldCallback | None) -> Outcome:
+        """Finish a taken attempt with its callback; None means the one that it holds."""
         try:
-            integration_id = await self._trade(provider, attempt, code, query)
+            integration_id = await self._trade(provider, attempt, callback or await self._open_held(attempt))
         except Exception:
             await self._attempts.give_up(attempt)
             raise
@@ -328,20 +333,22 @@ class Connecting:
             message=f"{provider.display_name} is connected",
         )
 
-    async def _trade(self, provider: Provider, attempt: Attempt, code: str, query: Mapping[str, str]) -> IntegrationId:
+    async def _open_held(self, attempt: Attempt) -> HeldCallback:
+        place = _attempt_place("sealed_callback", attempt.attempt_id, attempt.user_id, attempt.integration_type)
+        return _HELD.validate_json(await self._sealer.open(attempt.sealed_callback or b"", place))
+
+    async def _trade(self, provider: Provider, attempt: Attempt, callback: HeldCallback) -> IntegrationId:
         """Code to tokens to account to stored integration."""
         place = _attempt_place("sealed_verifier", attempt.attempt_id, attempt.user_id, attempt.integration_type)
         verifier = (await self._sealer.open(attempt.sealed_verifier, place)).decode()
-        extras = provider.read_callback(query)
-        answer = await provider.exchange_code_for_tokens(code, attempt.redirect_uri, verifier)
+        extras = provider.read_callback(callback.query)
+        answer = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
         tokens = replace(answer, extras={**extras, **answer.extras})
         account = await _account_of(provider, tokens, attempt.scopes)
         target = await self._integrations.find(attempt.integration_id, attempt.user_id)
         if target is None:
             raise IntegrationNotFound  # disconnected while the user was at the provider
-        integration = await self._connections.commit(
-            target.integration, account, tokens, attempt.scopes
-        )
+        integration = await self._connections.commit(target.integration, account, tokens, attempt.scopes)
         return integration.integration_id
 
     async def remove_abandoned(self) -> int:

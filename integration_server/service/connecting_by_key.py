@@ -56,9 +56,7 @@ class ConnectingByKey:
 
     async def _begun(self, request: KeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:
-            return await self._connections.existing(
-                request.integration_id, request.user_id, request.integration_type
-            )
+            return await self._connections.existing(request.integration_id, request.user_id, request.integration_type)
         return NewIntegration(
             uid=self._random_name(),
             user_id=request.user_id,

@@ -28,17 +28,13 @@ _LOOKS = 5  # how often to look again when another connection of the same accoun
 class Connections:
     """Commits credentials to the row of their account: the same account, connected again, updates the row it has."""
 
-    def __init__(
-        self, integrations: IntegrationStore, providers: Providers, vault: Vault, clock: Clock
-    ) -> None:
+    def __init__(self, integrations: IntegrationStore, providers: Providers, vault: Vault, clock: Clock) -> None:
         self._integrations = integrations
         self._providers = providers
         self._vault = vault
         self._clock = clock
 
-    async def existing(
-        self, integration_id: IntegrationId, user_id: UserId, integration_type: str
-    ) -> Integration:
+    async def existing(self, integration_id: IntegrationId, user_id: UserId, integration_type: str) -> Integration:
         """The integration that is to be connected again. Raises what is wrong with it."""
         stored = await self._integrations.find(integration_id, user_id)
         if stored is None:
@@ -56,8 +52,8 @@ class Connections:
     ) -> Integration:
         """Store credentials for the integration that was begun, or for the row that its account has already.
 
-        `begun` is a pending or live row, or one that is not stored yet; `asked` are the scopes that were asked for. Raises `AccountMismatch` if a live row is of
-        another account.
+        `begun` is a pending or live row, or one that is not stored yet; `asked` are the scopes that were asked for.
+        Raises `AccountMismatch` if a live row is of another account.
         """
         for _ in range(_LOOKS):
             target = await self._row_of(begun, account)
@@ -73,9 +69,7 @@ class Connections:
                 return done
         raise StoreUnavailable
 
-    async def _row_of(
-        self, begun: Integration | NewIntegration, account: NewAccount
-    ) -> Integration | NewIntegration:
+    async def _row_of(self, begun: Integration | NewIntegration, account: NewAccount) -> Integration | NewIntegration:
         """Where the account's credentials belong, as it stands now."""
         known = None
         if account.account_id is not None:
@@ -102,7 +96,8 @@ class Connections:
         granted = [scope for scope in asked if scope not in missing]
         return NewCredentials(
             sealed_credentials,
-            scopes=tuple(granted if credentials.scopes is None else credentials.scopes),
+            # What was granted goes by the names asked for too: answers use others, or leave offline_access out.
+            scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
             missing_scopes=tuple(missing),
             lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
             is_renewable=credentials.refresh_token is not None,
@@ -126,7 +121,8 @@ def _superseded(begun: Integration | NewIntegration, target: Integration) -> Int
 
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:
-    unlike = None not in (current.account_id, account.account_id) and current.account_id != account.account_id
+    # An account that is not told, where it was once, may be any: then too the row keeps what it has.
+    unlike = current.account_id is not None and current.account_id != account.account_id
     elsewhere = known is not None and known.integration_id != current.integration_id
     if unlike or elsewhere:
         raise AccountMismatch

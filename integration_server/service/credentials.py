@@ -1,6 +1,6 @@
 """Handing out credentials that work, refreshed first where they must be."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -8,14 +8,23 @@ from integration_server.domain.credentials import Credentials, OAuthTokens, Requ
 from integration_server.domain.errors import (
     IntegrationNotFound,
     ProviderError,
+    ProviderNotConfigured,
     ReauthorizationRequired,
     ScopeMissing,
     StoreUnavailable,
 )
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
 from integration_server.service.refreshing import Refreshing
 from integration_server.service.sealing import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class FreshCredentials:
+    """Credentials with their integration as it is now: a refresh may have changed it."""
+
+    integration: Integration
+    credentials: Credentials = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +69,34 @@ class GivingCredentials:
         integration_id: IntegrationId,
         user_id: UserId,
         min_ttl: timedelta | None,
-        required_scopes: Iterable[str],
+        required_scopes: Sequence[str],
     ) -> UsableCredentials:
         """Credentials good for `min_ttl`; None means the buffer, or half of the token's life if that is less."""
         stored = await self._usable(integration_id, user_id)
-        integration = stored.integration
-        missing = [scope for scope in required_scopes if scope not in integration.scopes]
-        if missing:
-            raise ScopeMissing(missing)
-        credentials = await self.fresh(stored, min_ttl)
-        provider = self._providers.get(integration.integration_type)
-        return UsableCredentials(credentials, integration.scopes, provider.request_auth(credentials))
+        _require_scopes(stored.integration, required_scopes)
+        fresh = await self.fresh(stored, min_ttl)
+        _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
+        provider = self._providers.get(fresh.integration.integration_type)
+        return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
 
-    async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> Credentials:
+    async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> FreshCredentials:
         """The opened credentials of a usable integration, refreshed first where they must be.
 
         A token that still works is served even while its refresh fails; one that has expired never is.
         """
         credentials = await self._vault.open(stored)
+        as_stored = FreshCredentials(stored.integration, credentials)
         if not isinstance(credentials, OAuthTokens) or self._is_fresh(credentials, min_ttl):
-            return credentials
+            return as_stored
         if credentials.refresh_token is None and not credentials.has_expired(self._clock()):
-            return credentials
+            return as_stored
         try:
-            return await self._refreshing.refresh(stored.integration)
-        except (ProviderError, StoreUnavailable):
+            renewed = await self._refreshing.refresh(stored.integration)
+        except (ProviderError, ProviderNotConfigured, StoreUnavailable):
             if credentials.has_expired(self._clock()):
                 raise
-            return credentials
+            return as_stored
+        return FreshCredentials(renewed.integration, renewed.tokens)
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
         """Renew a token that is about to expire, or any with `force`."""
@@ -100,7 +109,7 @@ class GivingCredentials:
         if credentials.refresh_token is None:
             raise ReauthorizationRequired
         renewed = await self._refreshing.refresh(stored.integration)
-        return TokenState(refreshed=True, expire_time=renewed.expire_time)
+        return TokenState(refreshed=True, expire_time=renewed.tokens.expire_time)
 
     def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:
         ttl = tokens.buffer(self._buffer) if min_ttl is None else min_ttl
@@ -112,3 +121,9 @@ class GivingCredentials:
             raise IntegrationNotFound
         stored.integration.require_usable()
         return stored
+
+
+def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:
+    missing = [scope for scope in scopes if scope not in integration.scopes]
+    if missing:
+        raise ScopeMissing(missing)

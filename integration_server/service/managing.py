@@ -10,6 +10,7 @@ from integration_server.domain.errors import (
     IntegrationPending,
     InvalidField,
     ProviderError,
+    StoreUnavailable,
     UnknownIntegrationType,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
@@ -74,9 +75,7 @@ class Managing:
         """All types that this server knows, by name."""
         return self._providers.all()
 
-    async def list_integrations(
-        self, user_id: UserId, integration_type: str, page_size: int, page_token: str
-    ) -> Page:
+    async def list_integrations(self, user_id: UserId, integration_type: str, page_size: int, page_token: str) -> Page:
         """A page of the user's integrations, oldest first; an empty type means all of them."""
         if integration_type:
             self._providers.get(integration_type)
@@ -100,9 +99,7 @@ class Managing:
         """The user's integration. Raises `IntegrationNotFound`."""
         return (await self._find(integration_id, user_id)).integration
 
-    async def update_integration(
-        self, integration_id: IntegrationId, user_id: UserId, change: Change
-    ) -> Integration:
+    async def update_integration(self, integration_id: IntegrationId, user_id: UserId, change: Change) -> Integration:
         """Change name, config or whether it is on. Raises `IntegrationNotFound` or `IntegrationPending`."""
         current = await self.get_integration(integration_id, user_id)
         if not current.is_connected:
@@ -126,10 +123,14 @@ class Managing:
 
         It is gone here at once, whatever the provider answers. Raises `IntegrationNotFound`.
         """
+        # One task: a caller who leaves after the removal must not leave the grant behind.
+        return await self._tasks.run(self._disconnect(integration_id, user_id))
+
+    async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> bool:
         removed = await self._integrations.remove(integration_id, user_id)
         if removed is None:
             raise IntegrationNotFound
-        return await self._tasks.run(self._revoke(removed))
+        return await self._revoke(removed)
 
     async def _revoke(self, removed: StoredIntegration) -> bool:
         integration = removed.integration
@@ -140,7 +141,7 @@ class Managing:
             if await self._integrations.shares_grant(integration, provider.shares_grants_with):
                 return False
             return await provider.revoke_credentials(await self._vault.open(removed))
-        except (ProviderError, CredentialsUnreadable, UnknownIntegrationType):
+        except (ProviderError, CredentialsUnreadable, UnknownIntegrationType, StoreUnavailable):
             return False
 
     async def _find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:

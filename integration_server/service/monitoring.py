@@ -13,10 +13,11 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
     ReauthorizationRequired,
     ScopeMissing,
+    StoreUnavailable,
 )
 from integration_server.domain.health import HealthCheck, HealthReport
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.service.credentials import GivingCredentials
+from integration_server.service.credentials import FreshCredentials, GivingCredentials
 from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
 
 _AT_ONCE = 8  # checks of one provider at a time, so that a user with many accounts is no burst to it
@@ -65,34 +66,41 @@ class Monitoring:
         give_up_at = asyncio.get_running_loop().time() + self._deadline
         return await asyncio.gather(*(self._check(stored, places, give_up_at) for stored in rows))
 
-    async def _check(
-        self, stored: StoredIntegration, places: asyncio.Semaphore, give_up_at: float
-    ) -> HealthCheck:
+    async def _check(self, stored: StoredIntegration, places: asyncio.Semaphore, give_up_at: float) -> HealthCheck:
         integration = stored.integration
         begun, started = self._clock(), _elapsed()
         if not integration.is_active:
             return HealthCheck(
-                integration, Status.INACTIVE, False, begun, timedelta(0), None, "The integration is switched off"
+                integration,
+                Status.INACTIVE,
+                False,
+                begun,
+                timedelta(0),
+                None,
+                "The integration is switched off",
             )
         error: IntegrationServerError | None = None
         try:
             async with asyncio.timeout_at(give_up_at), places:
                 begun, started = self._clock(), _elapsed()
-                await self._use(stored)
+                integration.require_usable()
+                fresh = await self._credentials.fresh(stored)
+                integration = fresh.integration
+                await self._verify(fresh)
         except TimeoutError:
             error = ProviderUnavailable("the provider did not answer in time")
+        except StoreUnavailable:
+            raise  # says nothing about the integration
         except IntegrationServerError as failure:
             error = failure
         check = _found(integration, error, begun, timedelta(seconds=_elapsed() - started))
         await self._integrations.record_check(check)
         return check
 
-    async def _use(self, stored: StoredIntegration) -> None:
-        """Do what a backend would: get credentials, and have the provider take them."""
-        integration = stored.integration
-        integration.require_usable()
-        credentials = await self._credentials.fresh(stored)
-        await self._providers.get(integration.integration_type).verify_connection(credentials)
+    async def _verify(self, fresh: FreshCredentials) -> None:
+        """Have the provider take the credentials, as a backend would."""
+        integration = fresh.integration
+        await self._providers.get(integration.integration_type).verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
 

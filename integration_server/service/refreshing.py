@@ -5,6 +5,7 @@ the version is the fence: who commits second finds another version, and takes th
 """
 
 import asyncio
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -19,9 +20,17 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Failure, Integration, IntegrationId
 from integration_server.service.connections import Connections, configured
-from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
+from integration_server.service.ports import Clock, IntegrationStore, Providers
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """An integration as it is after a refresh, with the tokens that it has now."""
+
+    integration: Integration
+    tokens: OAuthTokens = field(repr=False)
 
 
 class Refreshing:
@@ -43,9 +52,9 @@ class Refreshing:
         self._tasks = tasks
         self._clock = clock
         self._log = structlog.get_logger(__name__)
-        self._flights: dict[IntegrationId, asyncio.Task[OAuthTokens]] = {}
+        self._flights: dict[IntegrationId, asyncio.Task[Renewed]] = {}
 
-    async def refresh(self, seen: Integration) -> OAuthTokens:
+    async def refresh(self, seen: Integration) -> Renewed:
         """Tokens newer than those of the integration as it was seen, from a refresh of ours or of somebody else.
 
         Raises `ReauthorizationRequired`, `ProviderUnavailable`, `ProviderMisconfigured` or `ProviderRejected`.
@@ -57,11 +66,11 @@ class Refreshing:
             flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
         return await asyncio.shield(flight)
 
-    async def _renew(self, seen: Integration) -> OAuthTokens:
-        stored, tokens = await self._current(seen)
-        integration = stored.integration
-        if integration.version != seen.version:
-            return tokens
+    async def _renew(self, seen: Integration) -> Renewed:
+        current = await self._current(seen)
+        integration, tokens = current.integration, current.tokens
+        if integration.version != seen.version and not tokens.has_expired(self._clock()):
+            return current
         if tokens.refresh_token is None:
             raise ReauthorizationRequired
         provider = configured(self._providers.get(integration.integration_type))
@@ -72,20 +81,18 @@ class Refreshing:
         renewed = tokens.renewed_by(answer)
         if renewed.has_expired(self._clock()):
             raise ProviderUnavailable("the provider answered with a token that has expired")
-        new = await self._connections.sealed(
-            integration, renewed, (*integration.scopes, *integration.missing_scopes)
-        )
-        if await self._integrations.commit_refresh(integration, new, self._clock()) is None:
-            _, renewed = await self._current(seen)
+        new = await self._connections.sealed(integration, renewed, (*integration.scopes, *integration.missing_scopes))
+        committed = await self._integrations.commit_refresh(integration, new, self._clock())
+        now_there = await self._current(seen) if committed is None else Renewed(committed, renewed)
         self._log.info(
             "refreshed",
             integration_id=integration.integration_id,
             integration_type=integration.integration_type,
-            expire_time=renewed.expire_time,
+            expire_time=now_there.tokens.expire_time,
         )
-        return renewed
+        return now_there
 
-    async def _current(self, seen: Integration) -> tuple[StoredIntegration, OAuthTokens]:
+    async def _current(self, seen: Integration) -> Renewed:
         stored = await self._integrations.find(seen.integration_id, seen.user_id)
         if stored is None:
             raise IntegrationNotFound
@@ -93,7 +100,7 @@ class Refreshing:
         tokens = await self._vault.open(stored)
         if not isinstance(tokens, OAuthTokens):
             raise ReauthorizationRequired  # connected anew with a key; there is nothing to refresh
-        return stored, tokens
+        return Renewed(stored.integration, tokens)
 
     async def _told_apart(self, integration: Integration, error: ProviderError) -> Exception:
         """What a failed refresh means, noted where it is the integration's: dead, to be tried again, or our fault."""

@@ -1,0 +1,5 @@
+"""`python -m integration_server`."""
+
+from integration_server.cli import main
+
+main()

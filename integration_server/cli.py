@@ -1,0 +1,238 @@
+"""The commands. `--help` tells all of them."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import structlog
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from integration_server.bootstrap import build_providers, running_server, running_sidecar, utc_now
+from integration_server.dev import run_dev
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.lifecycle import AddressTaken, stop_signals
+from integration_server.logs import configure_logging
+from integration_server.providers.factory import ProvidersError
+from integration_server.providers.http import ProviderHttp
+from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
+from integration_server.storage.engine import (
+    DEFAULT_DATABASE_URL,
+    SqliteFile,
+    open_database,
+    parse_database_url,
+)
+from integration_server.storage.keyring import KeyringError, WrappingKey, describe_data_keys, open_keyring
+from integration_server.storage.schema import migrate as migrate_schema
+from integration_server.storage.schema import schema_is_current
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that "
+    "work. Settings are environment variables, also read from .env; .env.example lists them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="The keys that credentials are sealed with.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app(prog_name="python -m integration_server")
+
+
+# --- serving -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve() -> None:
+    """Serve gRPC, with the sidecar beside it, until SIGTERM or Ctrl-C."""
+    settings, environment = _settings()
+    _run(_serve(settings, environment))
+
+
+async def _serve(settings: Settings, environment: Mapping[str, str]) -> None:
+    log = structlog.get_logger(__name__)
+    key = await _prepared(settings)
+    async with stop_signals() as stop, running_server(settings, environment, key=key) as running:
+        log.info("serving", grpc=running.grpc_address, sidecar=running.sidecar_url)
+        await stop.wait()
+        log.info("stopping")
+    log.info("stopped")
+
+
+@app.command()
+def sidecar() -> None:
+    """Serve the HTTP sidecar alone: it receives browsers on SIDECAR_ADDRESS and calls the server on GRPC_ADDRESS."""
+    settings, _ = _settings(needs_key=False)
+    _run(_sidecar(settings))
+
+
+async def _sidecar(settings: Settings) -> None:
+    log = structlog.get_logger(__name__)
+    async with (
+        stop_signals() as stop,
+        running_sidecar(settings.sidecar_address, settings.grpc_address) as url,
+    ):
+        log.info("serving", sidecar=url, grpc=str(settings.grpc_address))
+        await stop.wait()
+
+
+@app.command()
+def dev(
+    sandbox_address: Annotated[
+        str, typer.Option(envvar="SANDBOX_ADDRESS", help="Where the sandbox provider listens.")
+    ] = "127.0.0.1:9090",
+) -> None:
+    """Serve in dev mode beside a sandbox provider, with one sample account connected over the real flow."""
+    try:
+        address = parse_address(sandbox_address)
+    except ValueError as error:
+        _fail(f"SANDBOX_ADDRESS: {error}")
+    settings, environment = _settings({"DEV_MODE": "true", "LOG_LEVEL": "WARNING"})
+    _run(_dev(settings, environment, address))
+
+
+async def _dev(settings: Settings, environment: Mapping[str, str], sandbox_address: Address) -> None:
+    key = await _prepared(settings)
+    async with stop_signals() as stop:
+        await run_dev(settings, environment, key, sandbox_address, stop, Console())
+
+
+# --- database and keys -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date. Safe to run beside other replicas that do the same."""
+    settings, _ = _settings(needs_key=False)
+    _run(migrate_schema(settings.database_url))
+    typer.echo("The schema is up to date.")
+
+
+@keys_app.command("show")
+def show_keys() -> None:
+    """List the data keys by id: which seals new values, and which key-encryption key each is wrapped by."""
+    settings, _ = _settings()
+    _run(_show_keys(settings))
+
+
+@keys_app.command("add")
+def add_key() -> None:
+    """Add a data key and seal with it from now on; the former ones still open what they have sealed."""
+    settings, _ = _settings()
+    _run(_add_key(settings))
+
+
+async def _show_keys(settings: Settings) -> None:
+    key = await _prepared(settings)
+    table = Table("data key", "seals new values", "wrapped by", "created")
+    async with open_database(settings.database_url) as database:
+        for data_key in await describe_data_keys(database):
+            seals = "yes" if data_key.is_active else ""
+            table.add_row(data_key.key_id, seals, data_key.wrapping_key_id, f"{data_key.create_time:%F %T} UTC")
+    Console().print(table)
+    typer.echo(f"ENCRYPTION_KEY is key {WrappingKey(key).key_id}.")
+    for retired in settings.encryption_keys_retired:
+        typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {WrappingKey(retired).key_id}.")
+
+
+async def _add_key(settings: Settings) -> None:
+    key = await _prepared(settings)
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=utc_now)
+        typer.echo(f"Data key {await keyring.add_data_key()} seals from now on.")
+
+
+@app.command()
+def types() -> None:
+    """List the integration types that this server knows, and what they still need."""
+    settings, environment = _settings(needs_key=False)
+    try:
+        providers = build_providers(settings, environment, ProviderHttp(utc_now))
+    except ProvidersError as error:
+        _fail("These providers are wrong:", *error.problems)
+    table = Table("type", "name", "auth method", "missing settings")
+    for provider in providers.all():
+        missing = ", ".join(provider.missing_settings)
+        table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
+    Console().print(table)
+
+
+# --- what commands share -----------------------------------------------------------------------------------------
+
+
+def _settings(defaults: Mapping[str, str] | None = None, *, needs_key: bool = True) -> tuple[Settings, dict[str, str]]:
+    """The settings and the environment that they are from, with logging set up; or the end, with all problems."""
+    environment = {**(defaults or {}), **read_environment(Path.cwd())}
+    try:
+        settings = Settings.from_environment(environment, needs_key=needs_key)
+    except SettingsError as error:
+        _fail("These settings are wrong:", *error.problems, *_key_hint(error.problems, environment))
+    configure_logging(settings.log_level)
+    return settings, environment
+
+
+def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:
+    """Which key the database wants, where that is the question and the database is there to tell."""
+    if not any(problem.startswith("ENCRYPTION_KEY") for problem in problems):
+        return ()
+    try:
+        wanted = asyncio.run(_wrapping_key_ids(environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL))
+    except (StoreUnavailable, ValueError, OSError):
+        return ()
+    return [f"The data keys of this database are wrapped by key {', '.join(wanted)}."] if wanted else ()
+
+
+async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
+    where = parse_database_url(database_url)
+    if isinstance(where, SqliteFile) and not where.path.exists():
+        return ()  # to look would be to make it
+    async with open_database(database_url) as database:
+        if not await schema_is_current(database):
+            return ()
+        return sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
+
+
+async def _prepared(settings: Settings) -> bytes:
+    """The key, once the schema is up to date. In dev mode both are made; otherwise what is missing is told."""
+    if settings.dev_mode:
+        await migrate_schema(settings.database_url)
+    async with open_database(settings.database_url) as database:
+        if not await schema_is_current(database):
+            _fail("The database's schema is not up to date: run `python -m integration_server migrate` first.")
+    return settings.encryption_key or _dev_key(Path("data/encryption.key"))
+
+
+def _dev_key(path: Path) -> bytes:
+    """The key of this working copy, made when there is none."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on uvloop; what an operator can mend is told in a line, not in a traceback."""
+    try:
+        return uvloop.run(work)
+    except ProvidersError as error:
+        _fail("These providers are wrong:", *error.problems)
+    except (AddressTaken, KeyringError, StoreUnavailable, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(*lines: str) -> NoReturn:
+    typer.echo("\n  ".join(lines), err=True)
+    raise typer.Exit(code=1)

@@ -1,0 +1,161 @@
+"""A whole system for development: the server in dev mode, a sandbox provider, and one account connected.
+
+The sample account is connected as a person would do it: over the provider's page and the sidecar's callback.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+
+import grpc
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from integration_server.bootstrap import Running, running_server
+from integration_server.lifecycle import AddressTaken
+from integration_server.providers.declared import ApiKeyDeclaration, OAuth2Declaration
+from integration_server.providers.factory import ProviderFactory
+from integration_server.sandbox import Sandbox, decide, run_sandbox
+from integration_server.settings import Address, Settings
+from integrations.v1 import integration_pb2, integration_service_pb2, integration_service_pb2_grpc
+
+SAMPLE_USER = "ada"
+
+_DEADLINE = 10.0  # seconds; everything here is on this machine
+_CLIENT_ID = "integration-server"
+
+
+async def run_dev(
+    settings: Settings,
+    environment: Mapping[str, str],
+    key: bytes,
+    sandbox_address: Address,
+    stop: asyncio.Event,
+    console: Console,
+) -> None:
+    """Start everything, connect the sample account, say where what is, and run until told to stop."""
+    client_secret = secrets.token_urlsafe()
+    sandbox = Sandbox()
+    callback = f"{settings.public_url}/api/v1/integrations/callback/sandbox"
+    sandbox.register_client(_CLIENT_ID, client_secret, [callback], name="Integration Server")
+    async with AsyncExitStack() as stack:
+        try:
+            sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
+        except OSError as error:
+            raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
+        sandbox.issuer = sandbox_url
+        running = await stack.enter_async_context(
+            running_server(
+                settings,
+                {**environment, "SANDBOX_CLIENT_ID": _CLIENT_ID, "SANDBOX_CLIENT_SECRET": client_secret},
+                key=key,
+                further_providers=[lambda factory: register_sandbox(factory, sandbox_url)],
+            )
+        )
+        integration = await _connect_sample_account(running)
+        _tell(console, running, sandbox_url, integration)
+        await stop.wait()
+        console.print("Stopping.")
+
+
+def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
+    """Declare the sandbox's two types, as TOML files would."""
+    dev_mode = {"dev_mode": True}  # plain http, since it is on loopback
+    oauth2 = OAuth2Declaration.model_validate(
+        {
+            "integration_type": "sandbox",
+            "auth_method": "oauth2",
+            "authorize_url": f"{base_url}/oauth/authorize",
+            "token_url": f"{base_url}/oauth/token",
+            "revoke_url": f"{base_url}/oauth/revoke",
+            "issuer": base_url,
+            "scopes": ["read"],
+            "verify_url": f"{base_url}/userinfo",
+            "account_id_field": "sub",
+            "account_label_field": "email",
+        },
+        context=dev_mode,
+    )
+    api_key = ApiKeyDeclaration.model_validate(
+        {
+            "integration_type": "sandbox_api_key",
+            "display_name": "Sandbox (API key)",
+            "auth_method": "api_key",
+            "verify_url": f"{base_url}/api/account",
+            "account_id_field": "id",
+            "account_label_field": "name",
+            "api_key_header": "X-Api-Key",
+        },
+        context=dev_mode,
+    )
+    for declaration in (oauth2, api_key):
+        factory.register(declaration.integration_type, declaration.provider_class())
+
+
+async def _connect_sample_account(running: Running) -> integration_pb2.Integration:
+    """What an app does: ask for the address, have the person decide, and let the browser come back."""
+    async with grpc.aio.insecure_channel(running.grpc_address) as channel, httpx.AsyncClient() as browser:
+        service = integration_service_pb2_grpc.IntegrationServiceStub(channel)
+        begun = await service.Connect(
+            integration_service_pb2.ConnectRequest(
+                user_id=SAMPLE_USER, integration_type="sandbox", name="Sample account"
+            ),
+            timeout=_DEADLINE,
+        )
+        answer = await browser.get(await decide(browser, begun.authorization_url), timeout=_DEADLINE)
+        outcome = answer.raise_for_status().json()
+        if outcome.get("confirmation_token"):
+            confirmed = await service.ConfirmConnection(
+                integration_service_pb2.ConfirmConnectionRequest(
+                    confirmation_token=outcome["confirmation_token"], user_id=SAMPLE_USER
+                ),
+                timeout=_DEADLINE,
+            )
+            outcome = {"integration_id": confirmed.integration_id}
+        found = await service.GetIntegration(
+            integration_service_pb2.GetIntegrationRequest(
+                integration_id=outcome["integration_id"], user_id=SAMPLE_USER
+            ),
+            timeout=_DEADLINE,
+        )
+        return found.integration
+
+
+def _tell(console: Console, running: Running, sandbox_url: str, integration: integration_pb2.Integration) -> None:
+    where = Table(title="Running", title_justify="left", show_header=False)
+    where.add_row("gRPC", running.grpc_address)
+    where.add_row("Sidecar (HTTP)", running.sidecar_url)
+    where.add_row("Sandbox provider", sandbox_url)
+    console.print(where)
+
+    connected = Table("id", "user", "type", "account", "status", "token expires", title="Integration")
+    connected.title_justify = "left"
+    connected.add_row(
+        str(integration.integration_id),
+        integration.user_id,
+        integration.integration_type,
+        integration.account_label,
+        integration_pb2.Status.Name(integration.status).removeprefix("STATUS_"),
+        f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
+    )
+    console.print(connected)
+    console.print("Next, in another terminal:\n", _next_call(running, integration), highlight=False, sep="\n")
+    console.print("Ctrl-C stops all of it.")
+
+
+def _next_call(running: Running, integration: integration_pb2.Integration) -> str:
+    return f"""\
+.venv/bin/python - <<'END'
+import grpc
+from integrations.v1 import integration_service_pb2 as pb, integration_service_pb2_grpc as rpc
+
+service = rpc.IntegrationServiceStub(grpc.insecure_channel("{running.grpc_address}"))
+answer = service.GetCredentials(
+    pb.GetCredentialsRequest(integration_id={integration.integration_id}, user_id="{integration.user_id}")
+)
+print("headers to send to the provider:", ", ".join(answer.credentials.headers))
+print("good until", answer.credentials.expire_time.ToDatetime(), "UTC")
+END
+"""

@@ -1,0 +1,200 @@
+"""What every provider has, by the names of the document's base class. See docs/adding-a-provider.md."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.providers.http import HttpAnswer, ProviderHttp
+from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.urls import origin_of
+from integration_server.service.ports import Clock, NewAccount
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderContext:
+    """What a provider is given. `environment` has client ids and secrets, by the names of their settings."""
+
+    http: ProviderHttp
+    clock: Clock
+    environment: Mapping[str, str] = field(repr=False)
+
+
+class BaseProvider(ABC):
+    """One kind of integration: a `service.ports.Provider`. Subclasses declare, and override what differs.
+
+    A declaration is a class attribute or a property, as you like. `account_id_field` and
+    `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
+    Requests go to the hosts of the declared URLs and nowhere else.
+    """
+
+    issuer: str | None = None
+    verify_url: str | None = None
+    revoke_url: str | None = None
+    api_base_url: str | None = None
+    account_id_field: str | None = None
+    account_label_field: str | None = None
+    required_fields: Sequence[str] = ()
+
+    revokes_whole_account = False
+    """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
+
+    shares_grants_with: Sequence[str] = ()
+    """Set by the registry, which knows the other providers."""
+
+    def __init__(self, context: ProviderContext) -> None:
+        self._context = context
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.integration_type}>"
+
+    # --- declared
+
+    @property
+    @abstractmethod
+    def integration_type(self) -> str:
+        """The name of the kind, such as "google_calendar"."""
+
+    @property
+    @abstractmethod
+    def auth_method(self) -> AuthMethod:
+        """How it lets us in."""
+
+    @property
+    def display_name(self) -> str:
+        """The name for people."""
+        return self.integration_type.replace("_", " ").title()
+
+    @property
+    def oauth_authorize_url(self) -> str | None:
+        """Where a browser is sent to ask for access (RFC 6749 §3.1)."""
+        return None
+
+    @property
+    def oauth_token_url(self) -> str | None:
+        """Where codes and refresh tokens are traded (RFC 6749 §3.2)."""
+        return None
+
+    @property
+    def required_scopes(self) -> Sequence[str]:
+        """Scopes that are always asked for and must be granted."""
+        return ()
+
+    @property
+    def client_id(self) -> str:
+        """Our name at the provider, from the setting `<TYPE>_CLIENT_ID`; empty where it is not set."""
+        return self._setting("CLIENT_ID")
+
+    @property
+    def client_secret(self) -> str:
+        """From the setting `<TYPE>_CLIENT_SECRET`; empty where it is not set."""
+        return self._setting("CLIENT_SECRET")
+
+    @property
+    def missing_settings(self) -> Sequence[str]:
+        """Settings that must be set before it can be used, by name."""
+        return ()
+
+    @property
+    def declared_urls(self) -> Mapping[str, str]:
+        """The URLs that are declared, by the name of their attribute."""
+        urls = {
+            "issuer": self.issuer,
+            "oauth_authorize_url": self.oauth_authorize_url,
+            "oauth_token_url": self.oauth_token_url,
+            "verify_url": self.verify_url,
+            "revoke_url": self.revoke_url,
+            "api_base_url": self.api_base_url,
+        }
+        return {name: url for name, url in urls.items() if url is not None}
+
+    # --- OAuth 2, where the provider speaks it
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """Where to send the browser."""
+        raise NotImplementedError(f"{self.integration_type} has no authorization page")
+
+    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+        """Which of the scopes that were asked for were not granted."""
+        return ()
+
+    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
+        """What else of a callback's query belongs to the account, kept with its credentials."""
+        return {}
+
+    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
+        """Trade a code."""
+        raise NotImplementedError(f"{self.integration_type} has no codes")
+
+    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
+        """Renew."""
+        raise NotImplementedError(f"{self.integration_type} has no refresh tokens")
+
+    async def revoke_credentials(self, credentials: Credentials) -> bool:
+        """End the credentials at the provider. False where it has no way to."""
+        return False
+
+    # --- using credentials
+
+    @abstractmethod
+    def request_auth(self, credentials: Credentials) -> RequestAuth:
+        """What lets a request to its API in. Raises `ProviderRejected` if no request can carry them."""
+
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """Ask the provider whether it takes the credentials, and whose they are.
+
+        Without a `verify_url` nothing is asked. Raises `ProviderRejected` or `ProviderUnavailable`.
+        """
+        auth = self.request_auth(credentials)
+        url = self.verification_url(credentials)
+        if url is None:
+            return self.account_of(credentials, {})
+        answer = await self.send("GET", url, headers=auth.headers, query=auth.query_params)
+        if self.refuses_credentials(answer):
+            raise ProviderRejected("credentials")
+        if not answer.is_success:
+            raise ProviderUnavailable(retry_after=answer.retry_after)
+        if self.account_id_field is None and self.account_label_field is None:
+            return self.account_of(credentials, {})
+        fields = read_object(answer.body)
+        if fields is None:
+            raise ProviderUnavailable
+        return self.account_of(credentials, fields)
+
+    def verification_url(self, credentials: Credentials) -> str | None:
+        """What to GET to verify these credentials."""
+        return self.verify_url
+
+    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+        """Whether an answer to the verification speaks against the credentials."""
+        return answer.status in {401, 403}
+
+    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
+        """Whose the credentials are, by the fields of the verification's answer."""
+        return NewAccount(
+            account_id=self.account_id_field and text_at(fields, self.account_id_field),
+            account_label=self.account_label_field and text_at(fields, self.account_label_field),
+        )
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        content: str = "",
+    ) -> HttpAnswer:
+        """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes."""
+        origins = {origin_of(declared) for declared in self.declared_urls.values()}
+        return await self._context.http.request(
+            method, url, allowed_origins=origins, headers=headers, query=query, content=content
+        )
+
+    def _setting_name(self, name: str) -> str:
+        return f"{self.integration_type.upper()}_{name}"
+
+    def _setting(self, name: str) -> str:
+        return self._context.environment.get(self._setting_name(name), "").strip()

@@ -1,0 +1,94 @@
+"""Registering providers by their type, and building them.
+
+Nothing registers itself: each provider's module exports `register(factory)`, and bootstrap calls it.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from integration_server.domain.errors import UnknownIntegrationType
+from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.urls import url_problem
+
+INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+BuildProvider = Callable[[ProviderContext], BaseProvider]
+"""Makes a provider of its context. A provider's class is such a function."""
+
+
+class ProvidersError(Exception):
+    """Providers that cannot be used as they are declared. `problems` has everything, each with its place."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ProviderRegistry:
+    """The providers of this server, by type. It fulfils `service.ports.Providers`."""
+
+    def __init__(self, providers: Iterable[BaseProvider]) -> None:
+        self._providers = {provider.integration_type: provider for provider in providers}
+        for provider in self._providers.values():
+            provider.shares_grants_with = self._sharing_grants_with(provider)
+
+    def get(self, integration_type: str) -> BaseProvider:
+        """The provider of a type. Raises `UnknownIntegrationType`."""
+        try:
+            return self._providers[integration_type]
+        except KeyError:
+            raise UnknownIntegrationType from None
+
+    def all(self) -> Sequence[BaseProvider]:
+        """All of them, by type."""
+        return [self._providers[name] for name in sorted(self._providers)]
+
+    def _sharing_grants_with(self, provider: BaseProvider) -> tuple[str, ...]:
+        """The types whose grants a revocation here ends: those with the same client at the same server."""
+        if not provider.revokes_whole_account:
+            return ()
+        client = _client_of(provider)
+        return tuple(other.integration_type for other in self.all() if _client_of(other) == client)
+
+
+class ProviderFactory:
+    """Collects ways to build providers, and builds each of them once."""
+
+    def __init__(self) -> None:
+        self._builds: dict[str, tuple[BuildProvider, str]] = {}
+
+    def register(self, integration_type: str, build: BuildProvider, *, origin: str | None = None) -> None:
+        """Add a type. Messages name its `origin`. Raises `ProvidersError` if the type is taken."""
+        origin = origin or f"{build.__module__}.{getattr(build, '__qualname__', build)}"
+        if integration_type in self._builds:
+            _, first = self._builds[integration_type]
+            raise ProvidersError([f"{origin}: integration_type: {integration_type!r} is taken by {first}"])
+        self._builds[integration_type] = (build, origin)
+
+    def build(self, context: ProviderContext) -> ProviderRegistry:
+        """Build every provider. Raises `ProvidersError` with all that is wrong with their declarations."""
+        providers = {integration_type: build(context) for integration_type, (build, _) in self._builds.items()}
+        problems = [
+            f"{self._builds[integration_type][1]}: {problem}"
+            for integration_type, provider in providers.items()
+            for problem in _problems_of(provider, integration_type, dev_mode=context.http.dev_mode)
+        ]
+        if problems:
+            raise ProvidersError(problems)
+        return ProviderRegistry(providers.values())
+
+
+def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) -> Iterator[str]:
+    if provider.integration_type != registered_as:
+        yield f"integration_type: is {provider.integration_type!r}, but was registered as {registered_as!r}"
+    if not INTEGRATION_TYPE.fullmatch(provider.integration_type):
+        yield f"integration_type: {provider.integration_type!r} does not match {INTEGRATION_TYPE.pattern}"
+    for name, url in provider.declared_urls.items():
+        problem = url_problem(url, dev_mode=dev_mode)
+        if problem is not None:
+            yield f"{name}: {problem}"
+
+
+def _client_of(provider: BaseProvider) -> tuple[str | None, str] | str:
+    """Our client at the authorization server; one without a client id is the same as none but itself."""
+    return (provider.oauth_token_url, provider.client_id) if provider.client_id else provider.integration_type

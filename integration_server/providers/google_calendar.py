@@ -1,0 +1,30 @@
+"""Google Calendar.
+
+- Scopes: those of the document's origin.
+- Verified by the entry of the user's own calendar, `calendarList.get` with the keyword "primary":
+  developers.google.com/calendar/api/v3/reference/calendarList/get (confirmed). Its `id` is the account's
+  e-mail address (general knowledge), its `summary` the name that the user gave it.
+"""
+
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.google import GoogleProvider
+
+
+class GoogleCalendarProvider(GoogleProvider):
+    """A user's calendars."""
+
+    integration_type = "google_calendar"
+    display_name = "Google Calendar"
+    required_scopes = (
+        "https://www.googleapis.com/auth/calendar",
+        "https://www.googleapis.com/auth/calendar.events",
+    )
+    verify_url = "https://www.googleapis.com/calendar/v3/users/me/calendarList/primary"
+    account_id_field = "id"
+    account_label_field = "summary"
+    api_base_url = "https://www.googleapis.com/calendar/v3"
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(GoogleCalendarProvider.integration_type, GoogleCalendarProvider)

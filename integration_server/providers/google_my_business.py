@@ -1,0 +1,27 @@
+"""Google Business Profile, "My Business" by its former name.
+
+- Scope and verification by listing accounts: those of the document's origin; the API is
+  developers.google.com/my-business/reference/accountmanagement/rest/v1/accounts/list (confirmed). It answers
+  only to projects that Google has approved (general knowledge).
+- The first account listed is taken for the user's own (general knowledge: personal accounts come first).
+"""
+
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.google import GoogleProvider
+
+
+class GoogleMyBusinessProvider(GoogleProvider):
+    """A user's business profiles."""
+
+    integration_type = "google_my_business"
+    display_name = "Google Business Profile"
+    required_scopes = ("https://www.googleapis.com/auth/business.manage",)
+    verify_url = "https://mybusinessaccountmanagement.googleapis.com/v1/accounts"
+    account_id_field = "accounts.0.name"
+    account_label_field = "accounts.0.accountName"
+    api_base_url = "https://mybusinessaccountmanagement.googleapis.com/v1"
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(GoogleMyBusinessProvider.integration_type, GoogleMyBusinessProvider)

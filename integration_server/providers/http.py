@@ -1,0 +1,198 @@
+"""Outbound HTTP. The only module that knows httpx, so that another client is one file.
+
+Nothing that httpx or its parser says is passed on, neither as message nor as cause: h11 quotes the bytes that
+it could not read, and they may be a token.
+"""
+
+import asyncio
+import logging
+import time
+import zlib
+from collections.abc import AsyncIterable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
+from typing import Self, cast
+
+import httpx
+import structlog
+
+from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.urls import LOOPBACK_HOSTS, origin_of, url_problem
+from integration_server.service.ports import Clock
+
+_LONGEST_WAIT = timedelta(days=1)  # what a provider may make us wait by Retry-After
+
+_FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError, zlib.error)
+"""What sending and reading can raise. TimeoutError is an OSError."""
+
+
+class UrlNotAllowed(ValueError):
+    """A request was about to leave for somewhere that its provider did not declare. Nothing was sent."""
+
+
+class _BodyUnusable(OSError):
+    """Larger than the limit, or encoded in a way that was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """A provider's answer. Header names are lower case; the body is secret until it has been read."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    retry_after: timedelta | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx. A redirect is none: it is never followed."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the status is 4xx and speaks of the request: 429 and 408 speak of the moment."""
+        return 400 <= self.status < 500 and self.status not in {408, 429}
+
+
+class ProviderHttp:
+    """Sends requests to providers, within a deadline and a size. Open it with `async with`.
+
+    `deadline` covers everything from connecting to the last byte: timeouts of single reads never end on a
+    body that drips. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers
+    usually wait. `transport` replaces the network in tests.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        dev_mode: bool = False,
+        deadline: timedelta = timedelta(seconds=10),
+        body_limit: int = 1 << 20,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.dev_mode = dev_mode
+        self._clock = clock
+        self._deadline = deadline.total_seconds()
+        self._body_limit = body_limit
+        self._client = _client(transport)
+        self._log = structlog.get_logger(__name__)
+
+    async def __aenter__(self) -> Self:
+        for library in ("httpx", "httpcore"):
+            # They log URLs with their queries, and headers: an API key may be in either.
+            logging.getLogger(library).setLevel(logging.WARNING)
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        allowed_origins: Collection[str],
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        content: str | bytes = b"",
+    ) -> HttpAnswer:
+        """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
+
+        Raises `ProviderUnavailable` when there is no answer in time and within the size, and `UrlNotAllowed`
+        before anything is sent.
+        """
+        problem = url_problem(url, dev_mode=self.dev_mode)
+        if problem is not None:
+            raise UrlNotAllowed(f"the provider's URL {problem}")
+        origin = origin_of(url)
+        if origin not in allowed_origins:
+            raise UrlNotAllowed(f"{origin} is not among the hosts that the provider declared")
+        log = self._log.bind(method=method, origin=origin)
+        begin = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._deadline):
+                answer = await self._send(method, url, headers or {}, query or {}, content)
+        except _FAILURES as error:
+            failure = type(error).__name__.strip("_")
+        else:
+            log.info("provider_answered", status=answer.status, seconds=_since(begin))
+            return answer
+        log.warning("provider_did_not_answer", failure=failure, seconds=_since(begin))
+        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})")
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        content: str | bytes,
+    ) -> HttpAnswer:
+        target = httpx.URL(url).copy_merge_params(query) if query else url
+        async with self._client.stream(method, target, headers=headers, content=content) as response:
+            return HttpAnswer(
+                response.status_code,
+                dict(response.headers),
+                await self._read(response),
+                _retry_after(response.headers.get("Retry-After"), self._clock()),
+            )
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
+        decode = _decoder(response.headers.get("Content-Encoding", "identity"))
+        body = bytearray()
+        async for chunk in cast(AsyncIterable[bytes], response.stream):
+            body += decode(chunk, self._body_limit + 1 - len(body))
+            if len(body) > self._body_limit:
+                raise _BodyUnusable
+        return bytes(body)
+
+
+def _client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=transport,
+        # Proxies of the environment are honoured, since many networks have no other way out; never for
+        # loopback, which a proxy could not reach.
+        mounts={f"all://{host}": None for host in LOOPBACK_HOSTS},
+        headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "integration-server"},
+        # The client is shared by all users, so it keeps no provider's cookie.
+        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
+        timeout=httpx.Timeout(None),  # the deadline is in `request`
+        # One limit for all would let a provider that hangs starve the rest.
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+        follow_redirects=False,
+    )
+
+
+def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
+    """A function of a chunk and the most that it may return."""
+    if encoding == "identity":
+        return lambda chunk, _: chunk
+    if encoding == "gzip":
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress
+    raise _BodyUnusable
+
+
+def _retry_after(value: str | None, now: datetime) -> timedelta | None:
+    """RFC 9110 §10.2.3: seconds, or a date. What cannot be read counts as not said."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return timedelta(seconds=min(float(value), _LONGEST_WAIT.total_seconds()))
+    try:
+        moment = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
+    return max(timedelta(), min(wait, _LONGEST_WAIT))
+
+
+def _since(begin: float) -> float:
+    return round(time.perf_counter() - begin, 3)

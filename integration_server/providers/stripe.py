@@ -1,0 +1,60 @@
+"""Stripe Connect, for Standard accounts.
+
+- Endpoints, and what is sent to them: docs.stripe.com/connect/oauth-reference (confirmed). `STRIPE_CLIENT_ID`
+  is the platform's `ca_…`; `STRIPE_CLIENT_SECRET` is the platform's secret API key (confirmed).
+- The access token never expires; the refresh token only trades one scope or mode for another (confirmed). It
+  has no `expires_in`, so nothing here refreshes it.
+- `read_write` is asked for, Stripe's own default being `read_only` (confirmed); the two exclude each other.
+- `stripe_user_id` comes with the tokens and is the account (confirmed). GET /v1/account with the token
+  answers with the same account (general knowledge).
+- Disconnecting names the client and the account, authenticated by the secret key, and ends all that the
+  platform holds of it (confirmed). `invalid_client` then also says that the account is not connected
+  (confirmed), so it is no proof that our client is refused.
+- PKCE is not documented. A large public catalogue of connectors sends it, and RFC 6749 §3.1 has unknown
+  parameters ignored, so it is sent (secondary).
+"""
+
+from urllib.parse import urlencode
+
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.oauth2 import OAuth2Provider, TokenAuth
+
+
+class StripeProvider(OAuth2Provider):
+    """A merchant's Stripe account, connected to our platform."""
+
+    integration_type = "stripe"
+    display_name = "Stripe"
+    oauth_authorize_url = "https://connect.stripe.com/oauth/authorize"
+    oauth_token_url = "https://connect.stripe.com/oauth/token"
+    revoke_url = "https://connect.stripe.com/oauth/deauthorize"
+    revokes_whole_account = True
+    required_scopes = ("read_write",)
+    token_auth: TokenAuth = "client_secret_post"
+    extra_fields = ("stripe_user_id",)
+    account_id_extra = "stripe_user_id"
+    verify_url = "https://api.stripe.com/v1/account"
+    account_label_field = "email"
+    api_base_url = "https://api.stripe.com"
+
+    async def revoke_credentials(self, credentials: Credentials) -> bool:
+        """Disconnect the account from the platform."""
+        if not isinstance(credentials, OAuthTokens) or "stripe_user_id" not in credentials.extras:
+            return False
+        form = {"client_id": self.client_id, "stripe_user_id": credentials.extras["stripe_user_id"]}
+        headers = {
+            "Authorization": f"Bearer {self.client_secret}",
+            "Content-Type": "application/x-www-form-urlencoded",
+        }
+        answer = await self.send("POST", self.revoke_url, headers=headers, content=urlencode(form))
+        try:
+            return self.read_revocation(answer)
+        except ProviderMisconfigured as error:
+            raise ProviderRejected("revocation", oauth_error=error.oauth_error) from error
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(StripeProvider.integration_type, StripeProvider)

@@ -1,0 +1,173 @@
+"""Reading what token endpoints answer, in all the ways that real ones do.
+
+Only the access token must be right. Whatever else is odd is read as if it had been left out, since refusing
+the answer would lose a refresh token that the provider has already rotated:
+
+- `token_type` may be missing, and "bearer" in any case; another type is an answer that we must not use (RFC
+  6749 §7.1).
+- `expires_in` may be a number or a numeric string. 0 and below: expired already. More than ten years,
+  infinity included: ten years. Not a number: left out. Left out: `expires_at`, an ISO 8601 time (UTC unless
+  it says otherwise) or Unix seconds, likewise; and without either the token has no known end.
+- `scope` may be a string or a list; null, empty or left out means as asked (RFC 6749 §5.1).
+- A `refresh_token` that is no text, or empty, is none.
+
+Of an error only its code is kept, and only if it looks like one. The provider's own words go nowhere.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.providers.http import HttpAnswer
+from integration_server.providers.json_answers import read_object, text_at
+
+_LONGEST_LIFE = timedelta(days=3650)
+_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
+_SCOPE = re.compile(r"[\x21-\x7e]{1,512}")  # RFC 6749 §3.3, and with quotes, which some use
+
+_OUR_FAULT = {"invalid_client", "unauthorized_client"}
+_PASSING = {"temporarily_unavailable", "server_error", "slow_down"}
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def _unix_time(value: object) -> float | None:
+    number = _number(value)
+    if number is not None or not isinstance(value, str):
+        return number
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _scope_text(value: object) -> str | None:
+    if isinstance(value, list):
+        value = " ".join(part for part in value if isinstance(part, str))
+    return value if isinstance(value, str) else None
+
+
+def _token_type(value: object) -> object:
+    return value.lower() if isinstance(value, str) and value else value or "bearer"
+
+
+_Number = Annotated[float | None, BeforeValidator(_number)]
+
+
+class TokenAnswer(BaseModel):
+    """A token endpoint's success (RFC 6749 §5.1), with the members that providers have added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    # RFC 6750 §2.1, and no longer than header fields may be anywhere.
+    access_token: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,16384}$")] = Field(repr=False)
+    token_type: Annotated[Literal["bearer"], BeforeValidator(_token_type)] = "bearer"
+    expires_in: _Number = None
+    expires_at: Annotated[float | None, BeforeValidator(_unix_time)] = None
+    refresh_token: Annotated[str | None, BeforeValidator(_text_or_none)] = Field(None, repr=False)
+    refresh_token_expires_in: _Number = None
+    x_refresh_token_expires_in: _Number = None
+    scope: Annotated[str | None, BeforeValidator(_scope_text)] = None
+
+    def lifetime(self, now: datetime) -> timedelta | None:
+        """How long the access token is good for; None if nobody knows."""
+        if self.expires_in is not None:
+            return _bounded(self.expires_in)
+        if self.expires_at is not None:
+            return _bounded(self.expires_at - now.timestamp())
+        return None
+
+    def refresh_token_lifetime(self) -> timedelta | None:
+        """How long the refresh token is good for; None if nobody knows."""
+        seconds = self.refresh_token_expires_in or self.x_refresh_token_expires_in
+        return _bounded(seconds) if seconds is not None and seconds > 0 else None
+
+    def scopes(self, separator: str) -> tuple[str, ...] | None:
+        """The granted scopes; None if the answer does not say."""
+        parts = (self.scope or "").replace(separator, " ").split()
+        return tuple(dict.fromkeys(part for part in parts if _SCOPE.fullmatch(part))) or None
+
+
+def read_tokens(
+    answer: HttpAnswer,
+    *,
+    what: str,
+    now: datetime,
+    scope_separator: str = " ",
+    extra_fields: Sequence[str] = (),
+) -> OAuthTokens:
+    """The tokens in an answer to trading `what` ("code", "grant"). Raises the errors of `require_no_error`.
+
+    `extra_fields` are dotted paths of further values to keep.
+    """
+    fields = require_no_error(answer, what)
+    tokens = _parse(fields)
+    if tokens is None:
+        raise ProviderUnavailable
+    lifetime = tokens.lifetime(now)
+    refresh_lifetime = tokens.refresh_token_lifetime()
+    return OAuthTokens(
+        access_token=tokens.access_token,
+        refresh_token=tokens.refresh_token,
+        expire_time=None if lifetime is None else now + lifetime,
+        lifetime=lifetime,
+        refresh_token_expire_time=None if refresh_lifetime is None else now + refresh_lifetime,
+        scopes=tokens.scopes(scope_separator),
+        extras={path: text for path in extra_fields if (text := text_at(fields, path)) is not None},
+    )
+
+
+def require_no_error(answer: HttpAnswer, what: str) -> Mapping[str, Any]:
+    """The answer's JSON object, empty if it has none; or the error that it means (RFC 6749 §5.2).
+
+    Raises `ProviderMisconfigured` where our client is refused, `ProviderRejected` where `what` is; and
+    `ProviderUnavailable` for all that does not say so with an error code, since a status alone may come
+    from anything on the way. HTTP 200 with an `error` is an error.
+    """
+    fields = read_object(answer.body) or {}
+    code = error_code(answer)
+    if (answer.is_success or answer.is_refusal) and code is not None and code not in _PASSING:
+        if code in _OUR_FAULT:
+            raise ProviderMisconfigured(oauth_error=code)
+        raise ProviderRejected(what, oauth_error=code)
+    if not answer.is_success or fields.get("error"):
+        raise ProviderUnavailable(retry_after=answer.retry_after)
+    return fields
+
+
+def error_code(answer: HttpAnswer) -> str | None:
+    """The OAuth error code of an answer, if it has one that looks like one."""
+    code = (read_object(answer.body) or {}).get("error")
+    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
+
+
+def _parse(fields: Mapping[str, Any]) -> TokenAnswer | None:
+    try:
+        return TokenAnswer.model_validate(fields)
+    except ValidationError:  # and so not chained by the caller: it holds the input
+        return None
+
+
+def _bounded(seconds: float) -> timedelta:
+    return timedelta(seconds=min(max(seconds, 0), _LONGEST_LIFE.total_seconds()))

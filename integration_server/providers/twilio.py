@@ -1,0 +1,38 @@
+"""Twilio, by account SID and auth token.
+
+- HTTP Basic with the SID as user name: twilio.com/docs/iam/api (confirmed). `api_key` is the SID,
+  `api_secret` the auth token, as in the document's origin.
+- Verified by the account's own resource, twilio.com/docs/iam/api/account (confirmed). An SID is "AC" and 32
+  hexadecimal digits (confirmed); anything else never becomes part of a URL.
+- There is nothing to revoke: the user changes the auth token at Twilio.
+"""
+
+import re
+
+from integration_server.domain.credentials import ApiKey, Credentials
+from integration_server.domain.errors import ProviderRejected
+from integration_server.providers.api_key import BasicAuthProvider
+from integration_server.providers.factory import ProviderFactory
+
+_ACCOUNT_SID = re.compile(r"AC[0-9a-fA-F]{32}")
+
+
+class TwilioProvider(BasicAuthProvider):
+    """A Twilio account."""
+
+    integration_type = "twilio"
+    display_name = "Twilio"
+    account_id_field = "sid"
+    account_label_field = "friendly_name"
+    api_base_url = "https://api.twilio.com"
+
+    def verification_url(self, credentials: Credentials) -> str:
+        """The account that the SID names."""
+        if not isinstance(credentials, ApiKey) or not _ACCOUNT_SID.fullmatch(credentials.api_key):
+            raise ProviderRejected("credentials")
+        return f"{self.api_base_url}/2010-04-01/Accounts/{credentials.api_key}.json"
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(TwilioProvider.integration_type, TwilioProvider)

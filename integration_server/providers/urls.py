@@ -1,0 +1,31 @@
+"""Which URLs a provider may have: one grammar for declarations and requests, so that no parsers differ."""
+
+import re
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_URL = re.compile(
+    rf"(?P<scheme>https?)://(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?"
+    # RFC 3986 §3.3, §3.4. No user name, no fragment: RFC 6749 §3.1 and §3.2 forbid the latter.
+    r"(?:[/?](?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)?"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+def url_problem(url: str, *, dev_mode: bool) -> str | None:
+    """What is wrong with a URL, or None: only https is right, and in dev mode plain http to loopback."""
+    match = _URL.fullmatch(url)
+    if match is None or int(match["port"] or 0) > 65535:
+        return "is not an absolute http(s) URL without user name and fragment"
+    if match["scheme"] == "http" and not (dev_mode and match["host"].lower() in LOOPBACK_HOSTS):
+        return "must be https; plain http is for loopback in dev mode only"
+    return None
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL without problem: "https://acme.example:443"."""
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError("not a URL")
+    return f"{match['scheme']}://{match['host'].lower()}:{int(match['port'] or _DEFAULT_PORTS[match['scheme']])}"

@@ -1,0 +1,32 @@
+"""A pretend OAuth 2 provider for development and tests, spoken to over loopback HTTP.
+
+It keeps the protocol's rules strictly and shares no code with the rest of the server, so that no mistake is
+made on both sides alike. Everything is in memory and gone when the process ends: not fit for real users.
+"""
+
+from integration_server.sandbox.app import create_app
+from integration_server.sandbox.behaviour import OMIT, Behaviour, Endpoint, Fault, Work
+from integration_server.sandbox.model import Account, ApiKey, Client, Grant, TokenCall, fingerprint
+from integration_server.sandbox.person import decide
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
+
+__all__ = [
+    "OMIT",
+    "Account",
+    "ApiKey",
+    "Behaviour",
+    "Client",
+    "Clock",
+    "Endpoint",
+    "Fault",
+    "Grant",
+    "Sandbox",
+    "TokenCall",
+    "TokenFactory",
+    "Work",
+    "create_app",
+    "decide",
+    "fingerprint",
+    "run_sandbox",
+]

@@ -1,0 +1,39 @@
+"""The sandbox's HTTP face: which path leads where. Calls are counted and faults applied here."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from integration_server.sandbox.authorization import AuthorizationEndpoint
+from integration_server.sandbox.behaviour import Endpoint, Work
+from integration_server.sandbox.pages import Pages
+from integration_server.sandbox.resources import Resources
+from integration_server.sandbox.state import Sandbox
+from integration_server.sandbox.tokens import RevocationEndpoint, TokenEndpoint
+
+
+def create_app(sandbox: Sandbox) -> Starlette:
+    """An ASGI application that speaks for `sandbox`. It keeps nothing of its own."""
+    authorization = AuthorizationEndpoint(sandbox, Pages())
+    resources = Resources(sandbox)
+
+    def route(method: str, path: str, endpoint: Endpoint, work: Work) -> Route:
+        async def answer(request: Request) -> Response:
+            sandbox.calls[endpoint] += 1
+            fault = sandbox.behaviour.faults.get(endpoint)
+            return await work(request) if fault is None else await fault.answer(request, work)
+
+        return Route(path, answer, methods=[method])
+
+    return Starlette(
+        routes=[
+            route("GET", "/oauth/authorize", "authorize", authorization.show),
+            route("POST", "/oauth/authorize", "decide", authorization.decide),
+            route("POST", "/oauth/token", "token", TokenEndpoint(sandbox).issue),
+            route("POST", "/oauth/revoke", "revoke", RevocationEndpoint(sandbox).revoke),
+            route("GET", "/userinfo", "userinfo", resources.userinfo),
+            route("GET", "/api/account", "account", resources.account),
+            route("GET", "/healthz", "healthz", resources.healthz),
+        ]
+    )

@@ -1,0 +1,144 @@
+"""The authorization endpoint and its consent page: RFC 6749 §4.1.1 and §4.1.2, RFC 7636 §4.3, RFC 9207.
+
+There is no sign-in: who sits at the browser picks which sample account to be.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from integration_server.sandbox.errors import OAuthError
+from integration_server.sandbox.model import Client
+from integration_server.sandbox.pages import Pages
+from integration_server.sandbox.parameters import Parameters, read_form, read_query
+from integration_server.sandbox.state import Sandbox
+
+# What the consent form carries along, so that the decision is checked as strictly as the question was.
+CARRIED: Final[tuple[str, ...]] = (
+    "response_type",
+    "client_id",
+    "redirect_uri",
+    "scope",
+    "state",
+    "code_challenge",
+    "code_challenge_method",
+)
+# RFC 7636 §4.2: an S256 challenge is the unpadded base64url form of 32 octets.
+S256_CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """Where answers may safely be sent: a known client, at an address that it registered."""
+
+    client: Client
+    redirect_uri: str
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationRequest:
+    recipient: Recipient
+    scopes: tuple[str, ...]
+    code_challenge: str | None
+
+
+class AuthorizationEndpoint:
+    """`show` asks the person, `decide` carries out the answer."""
+
+    def __init__(self, sandbox: Sandbox, pages: Pages) -> None:
+        self._sandbox = sandbox
+        self._pages = pages
+
+    async def show(self, request: Request) -> Response:
+        return await self._answer(request, read_query, self._ask)
+
+    async def decide(self, request: Request) -> Response:
+        return await self._answer(request, read_form, self._carry_out)
+
+    async def _answer(
+        self,
+        request: Request,
+        read: Callable[[Request], Awaitable[Parameters]],
+        proceed: Callable[[AuthorizationRequest, Parameters], Response],
+    ) -> Response:
+        try:
+            parameters = await read(request)
+            recipient = self._find_recipient(parameters)
+        except OAuthError as error:
+            # RFC 6749 §4.1.2.1: tell the person, and never redirect, or this were an open redirector.
+            return self._pages.error(error.description)
+        try:
+            return proceed(self._check(parameters, recipient), parameters)
+        except OAuthError as error:
+            return self._send(recipient, {"error": error.code, "error_description": error.description})
+
+    def _find_recipient(self, parameters: Parameters) -> Recipient:
+        if parameters.repeated & {"client_id", "redirect_uri"}:
+            raise OAuthError("invalid_request", "client_id or redirect_uri was sent more than once")
+        client = self._sandbox.find_client(parameters.get("client_id"))
+        if client is None:
+            raise OAuthError("invalid_request", "client_id is unknown")
+        redirect_uri = parameters.get("redirect_uri")
+        # RFC 9700 §2.1: redirect URIs match exactly.
+        if redirect_uri not in client.redirect_uris:
+            raise OAuthError("invalid_request", "redirect_uri is not registered for this client")
+        return Recipient(client, redirect_uri, parameters.find("state"))
+
+    def _check(self, parameters: Parameters, recipient: Recipient) -> AuthorizationRequest:
+        parameters.require_no_repetition()
+        if parameters.get("response_type") != "code":
+            raise OAuthError("unsupported_response_type", "response_type must be code")
+        scopes = parameters.find_scopes() or self._sandbox.scopes[:1]
+        if not set(scopes) <= set(self._sandbox.scopes):
+            raise OAuthError("invalid_scope", "scope asks for what this provider does not know")
+        return AuthorizationRequest(recipient, scopes, self._check_challenge(parameters))
+
+    def _check_challenge(self, parameters: Parameters) -> str | None:
+        code_challenge = parameters.find("code_challenge")
+        if code_challenge is None:
+            if self._sandbox.behaviour.require_pkce:
+                raise OAuthError("invalid_request", "code_challenge is missing")
+            return None
+        # RFC 7636 §4.3: left out, the method is plain, and that is not served here.
+        if parameters.find("code_challenge_method") != "S256":
+            raise OAuthError("invalid_request", "code_challenge_method must be S256")
+        if not S256_CHALLENGE.fullmatch(code_challenge):
+            raise OAuthError("invalid_request", "code_challenge is not an S256 challenge")
+        return code_challenge
+
+    def _ask(self, asked: AuthorizationRequest, parameters: Parameters) -> Response:
+        carried = {name: parameters.values[name] for name in CARRIED if name in parameters.values}
+        return self._pages.consent(
+            client_name=asked.recipient.client.name,
+            scopes=asked.scopes,
+            accounts=list(self._sandbox.accounts.values()),
+            carried=carried,
+        )
+
+    def _carry_out(self, asked: AuthorizationRequest, form: Parameters) -> Response:
+        account = self._sandbox.accounts.get(form.find("account") or "")
+        if form.find("decision") == "refuse":
+            raise OAuthError("access_denied", "the person refused")
+        if form.find("decision") != "allow" or account is None:
+            return self._pages.error("the form was not sent by this page")
+        recipient = asked.recipient
+        code = self._sandbox.issue_code(
+            recipient.client, recipient.redirect_uri, account.sub, asked.scopes, asked.code_challenge
+        )
+        return self._send(recipient, {"code": code})
+
+    def _send(self, recipient: Recipient, answer: dict[str, str]) -> Response:
+        if recipient.state is not None:
+            answer["state"] = recipient.state
+        if self._sandbox.behaviour.send_iss:
+            answer["iss"] = self._sandbox.issuer
+        # RFC 6749 §3.1.2: a query that the redirect URI has is kept.
+        separator = "&" if urlsplit(recipient.redirect_uri).query else "?"
+        # RFC 9700 §4.12: 303, so that no browser posts the form on to the client.
+        return RedirectResponse(recipient.redirect_uri + separator + urlencode(answer), status_code=303)

@@ -1,0 +1,67 @@
+"""Who calls the token and revocation endpoints: client authentication of RFC 6749 §2.3."""
+
+import secrets
+from base64 import b64decode
+from urllib.parse import unquote_plus
+
+from starlette.requests import Request
+
+from integration_server.sandbox.errors import OAuthError
+from integration_server.sandbox.model import Client
+from integration_server.sandbox.parameters import Parameters
+from integration_server.sandbox.state import Sandbox
+
+
+def authenticate_client(sandbox: Sandbox, request: Request, form: Parameters) -> Client:
+    """By `client_secret_basic`, `client_secret_post`, or the bare `client_id` of a public client.
+
+    Raises `OAuthError`: invalid_client (401), or invalid_request when the methods are mixed.
+    """
+    authorization = request.headers.get("authorization")
+    if authorization is None:
+        client_id, client_secret = form.find("client_id"), form.find("client_secret")
+    else:
+        client_id, client_secret = _decode_client_credentials(authorization)
+        # RFC 6749 §2.3: not more than one authentication method in each request.
+        if form.find("client_secret") is not None or form.find("client_id") not in (None, client_id):
+            raise OAuthError("invalid_request", "the client authenticates in more than one way")
+    client = sandbox.find_client(client_id) if client_id is not None else None
+    if client is None or not _same_secret(client.client_secret, client_secret):
+        raise _invalid_client()
+    return client
+
+
+def decode_basic(authorization: str) -> tuple[str, str] | None:
+    """User and password of a Basic header (RFC 7617 §2), or None if it is no such thing."""
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+    except ValueError:
+        return None
+    return (user, password) if colon else None
+
+
+def _decode_client_credentials(authorization: str) -> tuple[str, str | None]:
+    decoded = decode_basic(authorization)
+    if decoded is None:
+        raise _invalid_client()
+    # RFC 6749 §2.3.1: both are form-encoded before they become a user and a password.
+    user, password = (unquote_plus(part) for part in decoded)
+    return user, password or None
+
+
+def _same_secret(expected: str | None, given: str | None) -> bool:
+    if expected is None or given is None:
+        return expected is given
+    return secrets.compare_digest(expected.encode(), given.encode())
+
+
+def _invalid_client() -> OAuthError:
+    return OAuthError(
+        "invalid_client",
+        "the client is unknown or did not prove who it is",
+        status=401,
+        headers={"WWW-Authenticate": 'Basic realm="sandbox", charset="UTF-8"'},
+    )

@@ -1,0 +1,107 @@
+"""The values that the provider keeps and hands out. Tokens and codes are the keys they are kept under."""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A person at the provider."""
+
+    sub: str
+    email: str
+    name: str
+
+
+SAMPLE_ACCOUNTS = (
+    Account("ada", "ada@example.com", "Ada Lovelace"),
+    Account("grace", "grace@example.com", "Grace Hopper"),
+    Account("linus", "linus@example.com", "Linus Pauling"),
+)
+SAMPLE_SCOPES = ("read", "write", "openid", "email", "profile", "offline_access")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """An application that may ask. Without a secret it is a public client (RFC 6749 §2.1)."""
+
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    redirect_uris: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """The other way in, for the API-key endpoint."""
+
+    key: str = field(repr=False)
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a person allowed a client, once. Every code and token belongs to one and dies with it."""
+
+    grant_id: str
+    client_id: str
+    sub: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationCode:
+    grant: Grant
+    redirect_uri: str
+    code_challenge: str | None
+    expire_time: datetime
+    is_spent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    grant_id: str
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """What the token endpoint hands out."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)
+    scopes: tuple[str, ...]
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """When a refresh token was used up, and what it yielded."""
+
+    time: datetime
+    successor: Issued
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshToken:
+    grant_id: str
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCall:
+    """One call that reached the token endpoint's work. A fault that answers in its stead leaves none.
+
+    `refresh_token` is the `fingerprint` of the one presented; `outcome` is "ok" or an error code.
+    """
+
+    grant_type: str | None
+    client_id: str | None
+    refresh_token: str | None
+    outcome: str
+
+
+def fingerprint(token: str) -> str:
+    """Tells tokens apart without showing them."""
+    return hashlib.sha256(token.encode()).hexdigest()[:16]

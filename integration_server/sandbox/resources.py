@@ -1,0 +1,52 @@
+"""What the credentials are good for: a bearer token's endpoint (RFC 6750) and an API key's."""
+
+import secrets
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from integration_server.sandbox.client_authentication import decode_basic
+from integration_server.sandbox.state import Sandbox
+
+
+class Resources:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def userinfo(self, request: Request) -> Response:
+        token = _find_bearer_token(request)
+        if token is None:
+            # RFC 6750 §3.1: no error code for a request that carries no token at all.
+            return _unauthorized('Bearer realm="sandbox"')
+        account = self._sandbox.find_account(token)
+        if account is None:
+            return _unauthorized('Bearer realm="sandbox", error="invalid_token"')
+        return JSONResponse({"sub": account.sub, "email": account.email, "name": account.name})
+
+    async def account(self, request: Request) -> Response:
+        if not self._has_api_key(request):
+            return _unauthorized('Basic realm="sandbox"')
+        return JSONResponse({"id": "acct_sandbox", "name": "Sandbox Account"})
+
+    async def healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    def _has_api_key(self, request: Request) -> bool:
+        expected = self._sandbox.api_key
+        if (pair := decode_basic(request.headers.get("authorization", ""))) is not None:
+            return _same(pair[0], expected.key) and _same(pair[1], expected.secret)
+        key = request.headers.get("x-api-key") or _find_bearer_token(request)
+        return key is not None and _same(key, expected.key)
+
+
+def _find_bearer_token(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" and token else None
+
+
+def _same(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
+
+
+def _unauthorized(challenge: str) -> Response:
+    return JSONResponse({"error": "unauthorized"}, 401, {"WWW-Authenticate": challenge})

@@ -1,0 +1,45 @@
+"""Serves a sandbox over loopback HTTP, inside the event loop of whoever runs it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+
+from integration_server.sandbox.app import create_app
+from integration_server.sandbox.state import Sandbox
+
+
+@asynccontextmanager
+async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free."""
+    with socket.create_server((host, port)) as listener:
+        base_url = f"http://{host}:{listener.getsockname()[1]}"
+        sandbox.issuer = base_url
+        server = _QuietServer(
+            uvicorn.Config(
+                create_app(sandbox),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                # Seconds for requests under way: a fault may hold one for longer than a stop should take.
+                timeout_graceful_shutdown=1,
+            )
+        )
+        # The socket listens already: a request that comes before the server is up waits in its backlog.
+        serving = asyncio.create_task(server.serve([listener]), name="sandbox")
+        try:
+            yield base_url
+        finally:
+            server.should_exit = True
+            await serving
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves the process's signals to whoever owns the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

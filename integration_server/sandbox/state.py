@@ -1,0 +1,215 @@
+"""What the provider remembers, and the rules of codes, grants and tokens. Knows nothing of HTTP.
+
+Nothing awaits in here, so that each call is whole in itself however many requests there are.
+"""
+
+import hashlib
+import re
+import secrets
+from base64 import urlsafe_b64encode
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from integration_server.sandbox.behaviour import Behaviour, Endpoint
+from integration_server.sandbox.errors import OAuthError
+from integration_server.sandbox.model import (
+    SAMPLE_ACCOUNTS,
+    SAMPLE_SCOPES,
+    AccessToken,
+    Account,
+    ApiKey,
+    AuthorizationCode,
+    Client,
+    Grant,
+    Issued,
+    RefreshToken,
+    Spent,
+    TokenCall,
+)
+
+Clock = Callable[[], datetime]
+TokenFactory = Callable[[], str]
+
+CODE_LIFETIME: Final = timedelta(seconds=60)
+CODE_VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 §4.1
+
+
+class Sandbox:
+    """One pretend provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
+
+    `scopes` are those it knows; the first is what a request without any asks for (RFC 6749 §3.3).
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock = lambda: datetime.now(UTC),
+        token: TokenFactory = secrets.token_urlsafe,
+        issuer: str = "https://sandbox.example",
+        accounts: Iterable[Account] = SAMPLE_ACCOUNTS,
+        scopes: Iterable[str] = SAMPLE_SCOPES,
+        behaviour: Behaviour | None = None,
+    ) -> None:
+        self.behaviour = behaviour or Behaviour()
+        self.issuer = issuer
+        self.accounts = {account.sub: account for account in accounts}
+        self.scopes = tuple(scopes)
+        self.api_key = ApiKey(token(), token())
+        self.calls: Counter[Endpoint] = Counter()
+        self.token_calls: list[TokenCall] = []
+        self._clock = clock
+        self._token = token
+        self._clients: dict[str, Client] = {}
+        self._grants: dict[str, Grant] = {}
+        self._codes: dict[str, AuthorizationCode] = {}
+        self._access_tokens: dict[str, AccessToken] = {}
+        self._refresh_tokens: dict[str, RefreshToken] = {}
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    def register_client(
+        self,
+        client_id: str,
+        client_secret: str | None,
+        redirect_uris: Iterable[str],
+        *,
+        name: str | None = None,
+    ) -> Client:
+        """Makes a client known, or changes it. A request's redirect URI must equal one of `redirect_uris`."""
+        client = Client(client_id, client_secret, tuple(redirect_uris), name or client_id)
+        self._clients[client_id] = client
+        return client
+
+    def find_client(self, client_id: str) -> Client | None:
+        return self._clients.get(client_id)
+
+    def issue_code(
+        self, client: Client, redirect_uri: str, sub: str, scopes: tuple[str, ...], code_challenge: str | None
+    ) -> str:
+        """The person `sub` allows `client` what it asks for, as far as `granted_scopes` lets through."""
+        limit = self.behaviour.granted_scopes
+        granted = scopes if limit is None else tuple(scope for scope in scopes if scope in limit)
+        grant = Grant(self._token(), client.client_id, sub, granted)
+        self._grants[grant.grant_id] = grant
+        code = self._token()
+        self._codes[code] = AuthorizationCode(grant, redirect_uri, code_challenge, self.now() + CODE_LIFETIME)
+        return code
+
+    def redeem_code(self, client: Client, code: str, redirect_uri: str, code_verifier: str | None) -> Issued:
+        """RFC 6749 §4.1.3 and RFC 7636 §4.6. Raises `OAuthError` (invalid_grant)."""
+        record = self._codes.get(code)
+        if record is None or record.grant.client_id != client.client_id:
+            raise OAuthError("invalid_grant", "the code is unknown")
+        if record.is_spent:
+            # RFC 6749 §4.1.2: a code used twice costs the tokens that came of it.
+            self._kill(record.grant)
+            raise OAuthError("invalid_grant", "the code was used before")
+        if record.grant.grant_id not in self._grants or self.now() >= record.expire_time:
+            raise OAuthError("invalid_grant", "the code is no longer valid")
+        if redirect_uri != record.redirect_uri:
+            raise OAuthError("invalid_grant", "redirect_uri is not the one that the code was sent to")
+        if not _verifies(code_verifier, record.code_challenge):
+            raise OAuthError("invalid_grant", "code_verifier does not match")
+        self._codes[code] = replace(record, is_spent=True)
+        refresh_token = self._new_refresh_token(record.grant) if self.behaviour.issue_refresh_token else None
+        return self._issue(record.grant, record.grant.scopes, refresh_token)
+
+    def refresh(self, client: Client, refresh_token: str, scopes: tuple[str, ...] | None) -> Issued:
+        """RFC 6749 §6. `scopes` narrows the access token; None keeps what was granted.
+
+        Raises `OAuthError`: invalid_grant, or invalid_scope for more than was granted.
+        """
+        record = self._refresh_tokens.get(refresh_token)
+        grant = self._grants.get(record.grant_id) if record else None
+        if record is None or grant is None or grant.client_id != client.client_id:
+            raise OAuthError("invalid_grant", "the refresh token is not valid")
+        if record.spent is not None:
+            return self._answer_reuse(record.spent, grant)
+        if not set(scopes or ()) <= set(grant.scopes):
+            raise OAuthError("invalid_scope", "scope exceeds what was granted")
+        return self._renew(refresh_token, grant, scopes or grant.scopes)
+
+    def find_account(self, access_token: str) -> Account | None:
+        """Whose access token this is, while it is good."""
+        record = self._access_tokens.get(access_token)
+        if record is None or self.now() >= record.expire_time or record.grant_id not in self._grants:
+            return None
+        return self.accounts[self._grants[record.grant_id].sub]
+
+    def revoke(self, client: Client, token: str) -> None:
+        """RFC 7009 §2.1; an unknown or dead token is no error (§2.2).
+
+        Raises `OAuthError` (invalid_grant) for another client's token.
+        """
+        record = self._access_tokens.get(token) or self._refresh_tokens.get(token)
+        grant = self._grants.get(record.grant_id) if record else None
+        if grant is None:
+            return
+        if grant.client_id != client.client_id:
+            raise OAuthError("invalid_grant", "the token was issued to another client")
+        reach = self.behaviour.revoking_kills
+        if reach == "account":
+            for other in self.grants_of(grant.sub):
+                if other.client_id == client.client_id:
+                    self._kill(other)
+        elif reach == "grant" or token in self._refresh_tokens:
+            self._kill(grant)
+        else:
+            del self._access_tokens[token]
+
+    def grants_of(self, account: str) -> list[Grant]:
+        """The live grants of the person with this `sub`, oldest first."""
+        return [grant for grant in self._grants.values() if grant.sub == account]
+
+    def kill_grant(self, account: str) -> None:
+        """The person with this `sub` withdraws, at the provider, whatever was allowed so far."""
+        for grant in self.grants_of(account):
+            self._kill(grant)
+
+    def expire_access_tokens(self) -> None:
+        """Ends the life of every access token; grants and refresh tokens stay."""
+        now = self.now()
+        self._access_tokens = {token: replace(record, expire_time=now) for token, record in self._access_tokens.items()}
+
+    def _answer_reuse(self, spent: Spent, grant: Grant) -> Issued:
+        if self.now() - spent.time < timedelta(seconds=self.behaviour.refresh_grace):
+            return spent.successor
+        if self.behaviour.reuse_kills_grant:
+            self._kill(grant)
+        raise OAuthError("invalid_grant", "the refresh token was used before")
+
+    def _renew(self, refresh_token: str, grant: Grant, scopes: tuple[str, ...]) -> Issued:
+        if not self.behaviour.refresh_answer_has_refresh_token:
+            return self._issue(grant, scopes, None)
+        if not self.behaviour.rotate_refresh_tokens:
+            return self._issue(grant, scopes, refresh_token)
+        successor = self._issue(grant, scopes, self._new_refresh_token(grant))
+        self._refresh_tokens[refresh_token] = RefreshToken(grant.grant_id, Spent(self.now(), successor))
+        return successor
+
+    def _issue(self, grant: Grant, scopes: tuple[str, ...], refresh_token: str | None) -> Issued:
+        expire_time = self.now() + timedelta(seconds=self.behaviour.access_token_lifetime)
+        access_token = self._token()
+        self._access_tokens[access_token] = AccessToken(grant.grant_id, expire_time)
+        return Issued(access_token, refresh_token, scopes, expire_time)
+
+    def _new_refresh_token(self, grant: Grant) -> str:
+        refresh_token = self._token()
+        self._refresh_tokens[refresh_token] = RefreshToken(grant.grant_id)
+        return refresh_token
+
+    def _kill(self, grant: Grant) -> None:
+        self._grants.pop(grant.grant_id, None)
+
+
+def _verifies(code_verifier: str | None, code_challenge: str | None) -> bool:
+    if code_verifier is None or code_challenge is None:
+        # RFC 9700 §2.1.1: a verifier without a challenge is a downgrade, and no better than the reverse.
+        return code_verifier == code_challenge
+    digest = hashlib.sha256(code_verifier.encode()).digest()
+    proven = urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return CODE_VERIFIER.fullmatch(code_verifier) is not None and proven == code_challenge

@@ -1,0 +1,90 @@
+"""The token endpoint (RFC 6749 §4.1.3, §5, §6) and the revocation endpoint (RFC 7009)."""
+
+import json
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from integration_server.sandbox.behaviour import OMIT
+from integration_server.sandbox.client_authentication import authenticate_client
+from integration_server.sandbox.errors import OAuthError
+from integration_server.sandbox.model import Client, Issued, TokenCall, fingerprint
+from integration_server.sandbox.parameters import Parameters, read_form
+from integration_server.sandbox.state import Sandbox
+
+NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
+
+
+class TokenEndpoint:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def issue(self, request: Request) -> Response:
+        form, client = Parameters(), None
+        try:
+            form = await read_form(request)
+            form.require_no_repetition()
+            client = authenticate_client(self._sandbox, request, form)
+            issued = self._grant(client, form)
+        except OAuthError as error:
+            self._record(form, client, error.code)
+            return _refuse(error)
+        self._record(form, client, "ok")
+        return _json(self._describe(issued))
+
+    def _grant(self, client: Client, form: Parameters) -> Issued:
+        grant_type = form.get("grant_type")
+        if grant_type == "authorization_code":
+            return self._sandbox.redeem_code(
+                client, form.get("code"), form.get("redirect_uri"), form.find("code_verifier")
+            )
+        if grant_type == "refresh_token":
+            return self._sandbox.refresh(client, form.get("refresh_token"), form.find_scopes())
+        raise OAuthError("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
+
+    def _record(self, form: Parameters, client: Client | None, outcome: str) -> None:
+        refresh_token = form.find("refresh_token")
+        self._sandbox.token_calls.append(
+            TokenCall(
+                grant_type=form.find("grant_type"),
+                client_id=client.client_id if client else None,
+                refresh_token=fingerprint(refresh_token) if refresh_token else None,
+                outcome=outcome,
+            )
+        )
+
+    def _describe(self, issued: Issued) -> dict[str, object]:
+        answer: dict[str, object] = {
+            "access_token": issued.access_token,
+            "token_type": "Bearer",
+            "expires_in": round((issued.expire_time - self._sandbox.now()).total_seconds()),
+            "scope": " ".join(issued.scopes),
+        }
+        if issued.refresh_token is not None:
+            answer["refresh_token"] = issued.refresh_token
+        answer.update(self._sandbox.behaviour.token_answer)
+        return {name: value for name, value in answer.items() if value is not OMIT}
+
+
+class RevocationEndpoint:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def revoke(self, request: Request) -> Response:
+        try:
+            form = await read_form(request)
+            form.require_no_repetition()
+            client = authenticate_client(self._sandbox, request, form)
+            self._sandbox.revoke(client, form.get("token"))
+        except OAuthError as error:
+            return _refuse(error)
+        return Response(headers=NO_STORE)
+
+
+def _refuse(error: OAuthError) -> Response:
+    return _json({"error": error.code, "error_description": error.description}, error.status, headers=error.headers)
+
+
+def _json(content: dict[str, object], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(content), status, {**NO_STORE, **(headers or {})}, "application/json")

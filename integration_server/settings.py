@@ -1,0 +1,190 @@
+"""The server's settings: environment variables and `.env`, read once, validated as a whole, frozen.
+
+All problems are reported at once, and none of the messages quotes a secret. In dev mode (`DEV_MODE=true`) a key is
+made when none is set, the schema is migrated at the start, and plain http is allowed on loopback.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from integration_server.logs import Level
+from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
+from integration_server.storage.keyring import parse_key
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """Read HOST:PORT, an IPv6 host in brackets. Raises `ValueError`."""
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.port is None:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
+    return Address(parts.hostname, parts.port)
+
+
+def _comma_separated(value: object) -> object:
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class SettingsError(Exception):
+    """What is wrong with the settings, a line a problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+AddressSetting = Annotated[
+    Address, BeforeValidator(lambda value: parse_address(value) if isinstance(value, str) else value)
+]
+UrlList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+Key = Annotated[bytes, BeforeValidator(lambda value: parse_key(value) if isinstance(value, str) else value)]
+KeyList = Annotated[tuple[Key, ...], BeforeValidator(_comma_separated)]
+
+
+class Settings(BaseModel):
+    """One field a setting; its environment variable has the same name in capitals."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True, validate_default=True)
+
+    dev_mode: bool = False
+    database_url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may have a password in it
+    encryption_key: Key | None = Field(default=None, repr=False)
+    encryption_keys_retired: KeyList = Field(default=(), repr=False)
+    grpc_address: AddressSetting = Address("127.0.0.1", 50051)
+    sidecar_address: AddressSetting = Address("127.0.0.1", 8080)
+    public_url: str = ""
+    allowed_redirect_uris: UrlList = ()
+    allowed_return_urls: UrlList = ()
+    providers_dir: Path | None = None
+    direct_completion: bool | None = None
+    log_level: Level = "INFO"
+    refresh_buffer_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
+        """The settings in these variables; empty ones count as not set. Raises `SettingsError`."""
+        given = {name: value for name, value in environment.items() if value}
+        try:
+            return cls.model_validate(given, context={"needs_key": needs_key})
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            raise SettingsError([f"{_name(p['loc'])}: {_told(p['msg'])}" for p in problems]) from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        parse_database_url(value)
+        return value
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _key_is_set(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
+        needs_key = info.context is None or info.context["needs_key"]
+        if value is None and needs_key and not info.data.get("dev_mode"):
+            raise ValueError("is not set; make one with: openssl rand -base64 32")
+        return value
+
+    @field_validator("grpc_address")
+    @classmethod
+    def _only_loopback(cls, value: Address) -> Address:
+        # Whoever can connect may name any user: without authentication of callers, only this machine can.
+        if not _is_loopback(value.host):
+            raise ValueError("must be a loopback address while callers are not authenticated")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _sidecar_by_default(cls, value: str, info: ValidationInfo) -> str:
+        return _browser_url(value or f"http://{info.data.get('sidecar_address')}", info)
+
+    @field_validator("allowed_redirect_uris", "allowed_return_urls")
+    @classmethod
+    def _absolute(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(_browser_url(url, info) for url in value)
+
+    @field_validator("providers_dir")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{value} is not a directory")
+        return value
+
+    @field_validator("direct_completion")
+    @classmethod
+    def _direct_in_dev(cls, value: bool | None, info: ValidationInfo) -> bool:
+        return bool(info.data.get("dev_mode")) if value is None else value
+
+    @property
+    def refresh_buffer(self) -> timedelta:
+        """How long before its end a token is renewed."""
+        return timedelta(seconds=self.refresh_buffer_seconds)
+
+    @property
+    def shutdown_grace(self) -> timedelta:
+        """How long calls in flight may take after a signal to stop."""
+        return timedelta(seconds=self.shutdown_grace_seconds)
+
+    @property
+    def health_check_timeout(self) -> timedelta:
+        """What one provider may take for a health check."""
+        return timedelta(seconds=self.health_check_timeout_seconds)
+
+
+def _browser_url(url: str, info: ValidationInfo) -> str:
+    """An address that a browser may be sent to: https, or http on loopback, without a fragment (RFC 6749 §3.1.2)."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.fragment:
+        raise ValueError(f"{url!r} is not an absolute http(s) address without a fragment")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError(f"{url!r} must be https, except on loopback")
+    return url
+
+
+def read_environment(directory: Path) -> dict[str, str]:
+    """The environment variables, over those of `.env` in the directory where there is one."""
+    from_file = {name: value for name, value in dotenv_values(directory / ".env").items() if value is not None}
+    return {**from_file, **os.environ}
+
+
+def _name(location: tuple[Any, ...]) -> str:
+    return str(location[0]).upper() + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
+
+
+def _told(message: str) -> str:
+    return message.removeprefix("Value error, ")

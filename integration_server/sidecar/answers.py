@@ -1,0 +1,75 @@
+"""Answers in the form that the caller asked for: a redirect or a page for a browser, JSON for anyone else."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from integration_server.sidecar.failures import Failure
+from integration_server.sidecar.negotiation import wants_html
+from integration_server.sidecar.pages import Pages, page_of_failure, page_of_outcome
+from integrations.v1.integration_service_pb2 import HandleCallbackResponse
+
+# For requests that are refused before any RPC, in the words of `ErrorReason` where it has one.
+_REASONS = {
+    HTTPStatus.BAD_REQUEST: "INVALID_FIELD",
+    HTTPStatus.NOT_FOUND: "NOT_FOUND",
+    HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "QUERY_TOO_LONG",
+}
+
+
+class Answers:
+    """Outcomes and failures as HTTP responses."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+
+    def outcome(self, request: Request, outcome: HandleCallbackResponse) -> Response:
+        """What came of a callback. `redirect_url` is the server's, which has it from its allow-list."""
+        if not _is_browser(request):
+            return JSONResponse(_document_of(outcome))
+        if outcome.redirect_url:
+            return RedirectResponse(outcome.redirect_url, HTTPStatus.SEE_OTHER)
+        return self._pages.render(page_of_outcome(outcome), HTTPStatus.OK)
+
+    def failure(self, request: Request, failure: Failure) -> Response:
+        """Why there is none."""
+        response = (
+            self._pages.render(page_of_failure(failure), failure.status)
+            if _is_browser(request)
+            else JSONResponse({"success": False, "reason": failure.reason, "message": failure.message}, failure.status)
+        )
+        if failure.retry_after is not None:
+            response.headers["Retry-After"] = str(failure.retry_after)
+        return response
+
+    def refusal(self, request: Request, error: Exception) -> Response:
+        """What the router or an endpoint refused with an `HTTPException`."""
+        refused = cast(HTTPException, error)  # Starlette's type for handlers knows no narrower one
+        status = HTTPStatus(refused.status_code)
+        response = self.failure(request, Failure(status, _REASONS[status], refused.detail))
+        response.headers.update(refused.headers or {})
+        return response
+
+
+def _is_browser(request: Request) -> bool:
+    return wants_html(",".join(request.headers.getlist("accept")))
+
+
+def _document_of(outcome: HandleCallbackResponse) -> Mapping[str, Any]:
+    """The documented fields, always there, and the further ones where they say something."""
+    document: dict[str, Any] = {
+        "success": outcome.success,
+        "integration_id": outcome.integration_id or None,
+        "redirect_url": outcome.redirect_url or None,
+    }
+    further = {
+        "message": outcome.message,
+        "reason": outcome.reason,
+        "confirmation_token": outcome.confirmation_token,
+    }
+    return document | {name: value for name, value in further.items() if value}

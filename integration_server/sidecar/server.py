@@ -1,0 +1,91 @@
+"""Serves the sidecar over HTTP, inside the event loop of whoever runs it."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import grpc.aio
+import uvicorn
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from starlette.applications import Starlette
+
+from integration_server.sidecar.app import create_app
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+
+_CHANNEL_OPTIONS = (
+    # The server is a neighbour: an outbound proxy from the environment has no business between.
+    ("grpc.enable_http_proxy", 0),
+    # A restarted server is found again in two seconds; the default lets it grow to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+@asynccontextmanager
+async def run_sidecar(*, grpc_target: str, host: str, port: int) -> AsyncIterator[str]:
+    """Yields the base URL. Port 0 takes one that is free.
+
+    Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
+    says no. On leaving, no more connections are taken, and requests under way have some seconds to finish.
+    """
+    with _listener(host, port) as listener:
+        async with grpc.aio.insecure_channel(grpc_target, options=_CHANNEL_OPTIONS) as channel:
+            server = _QuietServer(_config(_app_on(channel)))
+            # The socket listens already: a request that comes before the server is up waits in its backlog.
+            serving = asyncio.create_task(server.serve([listener]), name="sidecar")
+            try:
+                yield _url_of(listener)
+            finally:
+                server.should_exit = True
+                await serving
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A listening socket of our own: uvicorn, left to bind, ends the process where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family)
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _app_on(channel: grpc.aio.Channel) -> Starlette:
+    return create_app(
+        handle_callback=IntegrationServiceStub(channel).HandleCallback,
+        check_health=HealthStub(channel).Check,
+    )
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        # Its access log has the query in every line, and at its TRACE level whole requests: code and state.
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        # Nothing here depends on who calls: what a proxy says about that is not read.
+        proxy_headers=False,
+        server_header=False,
+        # Connections; more get a 503. Far above what people connecting accounts make, under a usual file limit.
+        limit_concurrency=800,
+        # Seconds for an idle connection: a browser comes once.
+        timeout_keep_alive=5,
+        # Bytes of request line and headers.
+        h11_max_incomplete_event_size=16 * 1024,
+        # Seconds for requests under way: most wait for one answer of a provider, which rarely takes longer.
+        timeout_graceful_shutdown=5,
+    )
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves the process's signals to whoever owns the process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield

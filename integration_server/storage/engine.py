@@ -1,0 +1,262 @@
+"""The way to the database: reads its URL, opens connection pools, and says when it is away.
+
+SQLite is served by one writing connection a process, for which writers queue, and several reading ones. PostgreSQL is
+served by one pool; what reads does so in autocommit, which saves the two round trips of a transaction.
+"""
+
+import json
+import os
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from integration_server.domain.errors import StoreUnavailable
+
+DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
+
+_CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for a connection or for SQLite's lock: callers have mostly given up by then."""
+
+_COMMAND_TIMEOUT = 10.0
+"""Seconds for one statement. Ours take milliseconds; one that takes this long is never answered."""
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+_POSTGRES_PARAMETERS = frozenset(
+    {
+        "application_name", "host", "options", "port", "sslcert", "sslcrl", "sslkey", "sslmode", "sslnegotiation",
+        "sslrootcert", "target_session_attrs",
+    }
+)  # fmt: skip
+"""Those of libpq's connection parameters that asyncpg knows as well."""
+
+_AWAY_SQLSTATES = ("08", "25006", "28", "3D000", "40", "53", "55P03", "57", "58")
+"""Beginnings of the SQLSTATEs that trying again later may cure: connection, read-only standby, login, no such database,
+rolled back, resources, lock, operator's intervention, system (PostgreSQL, appendix A)."""
+
+_AWAY_SQLITE_CODES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_READONLY,
+    }
+)  # fmt: skip
+"""What tells of the file, the disk or a lock, and not of a wrong statement (sqlite.org/rescode.html)."""
+
+
+# --- URL ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteFile:
+    """A database in a file."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    """A database on a server. `url` hides its password in `repr`; `parameters` are libpq's, as a URL's query."""
+
+    url: URL
+    parameters: str = field(repr=False)
+
+
+def parse_database_url(text: str) -> SqliteFile | PostgresServer:
+    """Read a `DATABASE_URL`: `sqlite:///path`, `postgresql://…` or `postgres://…`; a `+driver` is ignored.
+
+    Raises `ValueError` that says what is wrong, and quotes nothing: a password may be anywhere in a bad URL.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "is not a database URL: expected sqlite:///path or postgresql://user:password@host:port/database, "
+            "with special characters in the password percent-encoded"
+        ) from None
+    match url.get_backend_name():
+        case "sqlite":
+            return _sqlite_file(url)
+        case "postgresql" | "postgres":
+            return _postgres_server(url)
+        case _:
+            raise ValueError("has an unknown scheme: expected sqlite:// or postgresql://")
+
+
+def _sqlite_file(url: URL) -> SqliteFile:
+    if url.host or url.username:
+        raise ValueError("needs three slashes for a relative SQLite path, four for an absolute one: sqlite:///path")
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise ValueError("must name a file: an SQLite database in memory is not kept")
+    if url.query:
+        raise ValueError("takes no parameters after an SQLite path")
+    return SqliteFile(Path(url.database))
+
+
+def _postgres_server(url: URL) -> PostgresServer:
+    if "@" in (url.host or ""):
+        raise ValueError("has more than one @: percent-encode the one in the password as %40")
+    if not url.query.keys() <= _POSTGRES_PARAMETERS:
+        raise ValueError(f"has a parameter that is not known: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
+    if url.query.get("sslmode", "prefer") not in _SSL_MODES:
+        raise ValueError(f"has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
+    return PostgresServer(
+        url=url.set(drivername="postgresql+asyncpg", query={}), parameters=urlencode(url.query, doseq=True)
+    )
+
+
+# --- connections -------------------------------------------------------------------------------------------------
+
+
+class Database:
+    """Connections to the database, lent for the length of a block.
+
+    In these blocks, whatever says that the database is away becomes `StoreUnavailable`. Mistakes of ours and violated
+    constraints pass as SQLAlchemy raises them.
+    """
+
+    def __init__(self, readers: AsyncEngine, writers: AsyncEngine) -> None:
+        self._readers = readers
+        self._writers = writers
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading only. Each statement sees what is committed when it begins."""
+        with _away_is_store_unavailable():
+            async with self._readers.connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction, committed at the end of the block and rolled back by an exception."""
+        with _away_is_store_unavailable():
+            async with self._writers.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._readers.dispose()
+        await self._writers.dispose()
+
+
+@asynccontextmanager
+async def open_database(
+    url: str, *, pool_size: int = 5, command_timeout: float | None = _COMMAND_TIMEOUT
+) -> AsyncIterator[Database]:
+    """The database at `url` until the block ends; connections are made when they are needed.
+
+    `pool_size` is the number of connections (with SQLite, of reading ones), `command_timeout` is in seconds. Raises
+    `ValueError` for a bad URL.
+    """
+    target = parse_database_url(url)
+    if isinstance(target, SqliteFile):
+        database = _sqlite_database(target, pool_size)
+    else:
+        database = _postgres_database(target, pool_size, command_timeout)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def _engine(url: URL, pool_size: int, connect_args: dict[str, Any]) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        connect_args=connect_args,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_CONNECT_TIMEOUT,
+        hide_parameters=True,
+        json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN, and SQLite should not differ
+    )
+
+
+def _postgres_database(target: PostgresServer, pool_size: int, command_timeout: float | None) -> Database:
+    engine = _engine(
+        target.url,
+        pool_size,
+        {
+            "dsn": f"postgresql://?{target.parameters}",
+            "timeout": _CONNECT_TIMEOUT,
+            "command_timeout": command_timeout,
+            # SQLAlchemy keeps the prepared statements. Behind a transaction pooler several clients share a session,
+            # so that the names must be unique; and asyncpg's own cache would number them.
+            "statement_cache_size": 0,
+            "prepared_statement_name_func": _statement_name,
+        },
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return Database(readers=engine.execution_options(isolation_level="AUTOCOMMIT"), writers=engine)
+
+
+def _statement_name() -> str:
+    return f"s_{uuid.uuid4().hex}"
+
+
+def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+    """Have the pool replace a connection that the server closed meanwhile; costs no round trip, unlike a ping."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _sqlite_database(target: SqliteFile, pool_size: int) -> Database:
+    url = URL.create("sqlite+aiosqlite", database=str(target.path))
+    readers, writers = (_engine(url, size, {"timeout": _CONNECT_TIMEOUT}) for size in (pool_size, 1))
+    for engine in (readers, writers):
+        event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    event.listen(writers.sync_engine, "begin", _begin_immediate)
+    return Database(readers, writers)
+
+
+def _make_private_file(path: Path, *_connect_arguments: object) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # `sqlite3` begins no transaction by itself
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL loses commits in a power cut (sqlite.org/wal.html)
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Take the write lock at once: a transaction that reads first cannot get it later if another wrote meanwhile."""
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _away_is_store_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, PoolTimeoutError, DisconnectionError) as error:  # built-in timeouts are OSErrors
+        raise StoreUnavailable from error
+    except DBAPIError as error:
+        if _means_away(error):
+            raise StoreUnavailable from error
+        raise
+
+
+def _means_away(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    sqlite_code = getattr(error.orig, "sqlite_errorcode", 0)
+    return sqlstate.startswith(_AWAY_SQLSTATES) or sqlite_code & 0xFF in _AWAY_SQLITE_CODES  # low byte: primary code

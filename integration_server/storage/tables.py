@@ -1,0 +1,186 @@
+"""The tables. Every change to them comes with a migration; a test compares the two."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time with its zone, to the microsecond. SQLite has no zones: there it is stored in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone: nobody could tell which one was meant."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """The time in UTC."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class AttemptState(StrEnum):
+    """How far an attempt to connect has come."""
+
+    BEGUN = "begun"
+    HELD = "held"
+    TAKEN = "taken"
+
+
+class DataKeyState(StrEnum):
+    """What a data key is for. One at a time is active, that is, seals; the others open."""
+
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+_Id = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows in an INTEGER only, which has 64 bits
+
+integrations = Table(
+    "integrations",
+    metadata,
+    Column("integration_id", _Id, Identity(), primary_key=True),
+    Column("uid", String(255), nullable=False, unique=True),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("auth_method", String(32), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("account_id", String(255)),
+    Column("account_label", Text),
+    Column("scopes", JSON, nullable=False),
+    Column("missing_scopes", JSON, nullable=False),
+    Column("lacks_required_scope", Boolean, nullable=False),
+    Column("is_renewable", Boolean, nullable=False),
+    Column("reauthorization_required", Boolean, nullable=False),
+    Column("last_error_class", String(64)),
+    Column("last_error_time", UtcDateTime),
+    Column("last_error_message", Text),
+    Column("error_count", Integer, nullable=False),
+    Column("last_health_check", UtcDateTime),
+    Column("access_token_expire_time", UtcDateTime),
+    Column("refresh_token_expire_time", UtcDateTime),
+    Column("connect_time", UtcDateTime),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("update_time", UtcDateTime, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("sealed_credentials", LargeBinary),
+    Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
+    Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
+    sqlite_autoincrement=True,
+)
+"""Integrations. `domain/integration.py` says what the columns mean; an id is never given twice."""
+
+_has_account = integrations.c.account_id.is_not(None)
+
+Index(
+    "uq_integrations_user_id_integration_type_account_id",
+    integrations.c.user_id,
+    integrations.c.integration_type,
+    integrations.c.account_id,
+    unique=True,
+    postgresql_where=_has_account,
+    sqlite_where=_has_account,
+)
+
+_is_pending = integrations.c.connect_time.is_(None)
+
+Index(
+    "ix_integrations_pending",
+    integrations.c.integration_id,
+    postgresql_where=_is_pending,
+    sqlite_where=_is_pending,
+)
+
+connection_attempts = Table(
+    "connection_attempts",
+    metadata,
+    Column("attempt_id", String(255), primary_key=True),
+    Column(
+        "integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("redirect_uri", Text, nullable=False),
+    Column("return_url", Text),
+    Column("scopes", JSON, nullable=False),
+    Column("sealed_verifier", LargeBinary, nullable=False),
+    Column("sealed_callback", LargeBinary),
+    Column("is_reconnection", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("expire_time", UtcDateTime, nullable=False, index=True),
+)
+"""Attempts to connect, kept until they expire, so that a second callback finds them taken."""
+
+health_checks = Table(
+    "health_checks",
+    metadata,
+    Column("health_check_id", _Id, Identity(), primary_key=True),
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("healthy", Boolean, nullable=False),
+    Column("check_time", UtcDateTime, nullable=False),
+    Column("latency_microseconds", BigInteger, nullable=False),
+    Column("error_class", String(64)),
+    Column("message", Text, nullable=False),
+    Index("ix_health_checks_integration_id_health_check_id", "integration_id", "health_check_id"),
+    sqlite_autoincrement=True,
+)
+"""The history of health checks."""
+
+data_keys = Table(
+    "data_keys",
+    metadata,
+    Column("key_id", String(16), primary_key=True),
+    Column("wrapped_key", LargeBinary, nullable=False),
+    Column("wrapping_key_id", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+)
+"""The keys that values are sealed with, themselves encrypted."""
+
+_is_active = data_keys.c.state == DataKeyState.ACTIVE.value
+
+Index(
+    "uq_data_keys_state_active",
+    data_keys.c.state,
+    unique=True,
+    postgresql_where=_is_active,
+    sqlite_where=_is_active,
+)

@@ -1,0 +1,681 @@
+"""What every store has to do, whatever it keeps its rows in. It sees nothing but the ports.
+
+A subclass gives the fixtures `integrations` and `attempts`, two views of one empty store.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from integration_server.domain.credentials import AuthMethod
+from integration_server.domain.errors import IntegrationNotFound
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.service.ports import (
+    Attempt,
+    AttemptStore,
+    IntegrationStore,
+    NewAccount,
+    NewAttempt,
+    NewCredentials,
+    NewIntegration,
+    StoredIntegration,
+)
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+EXPIRY = NOW + timedelta(minutes=10)
+ANN, BOB = UserId("ann"), UserId("bob")
+LARGEST_ID = IntegrationId(2**63 - 1)
+FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not answer as it should")
+
+_numbers: Iterator[int] = itertools.count()
+
+
+def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
+    """An integration that nobody stored yet."""
+    blank = NewIntegration(
+        uid=f"uid-{next(_numbers)}",
+        user_id=user_id,
+        integration_type="acme",
+        auth_method=AuthMethod.OAUTH2,
+        name="",
+        config={},
+    )
+    return replace(blank, **changes)
+
+
+def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAttempt:
+    """An attempt that nobody stored yet, good until `EXPIRY`."""
+    blank = NewAttempt(
+        attempt_id=f"attempt-{next(_numbers)}",
+        user_id=user_id,
+        integration_type="acme",
+        redirect_uri="https://app.example/callback",
+        return_url="https://app.example/settings",
+        scopes=("read", "write"),
+        sealed_verifier=b"sealed verifier",
+        is_reconnection=False,
+        create_time=NOW,
+        expire_time=EXPIRY,
+    )
+    return replace(blank, **changes)
+
+
+def new_credentials(sealed: bytes = b"sealed", **changes: Any) -> NewCredentials:
+    """Credentials of an hour's life."""
+    blank = NewCredentials(
+        sealed_credentials=sealed,
+        scopes=("read",),
+        missing_scopes=("write",),
+        lacks_required_scope=False,
+        is_renewable=True,
+        access_token_expire_time=NOW + timedelta(hours=1),
+        refresh_token_expire_time=None,
+    )
+    return replace(blank, **changes)
+
+
+def account(account_id: str | None) -> NewAccount:
+    """An account of this name."""
+    return NewAccount(account_id, None if account_id is None else f"{account_id}@example.com")
+
+
+def check_of(integration: Integration, **changes: Any) -> HealthCheck:
+    """A check that found nothing wrong."""
+    healthy = HealthCheck(
+        integration=integration,
+        status=Status.ACTIVE,
+        healthy=True,
+        check_time=LATER,
+        latency=timedelta(milliseconds=42),
+        error_class=None,
+        message="ok",
+    )
+    return replace(healthy, **changes)
+
+
+def failed_check_of(integration: Integration) -> HealthCheck:
+    """A check that found the provider down."""
+    return check_of(
+        integration,
+        status=Status.ERROR,
+        healthy=False,
+        error_class="PROVIDER_UNAVAILABLE",
+        message="the provider does not answer as it should",
+    )
+
+
+async def connected(
+    integrations: IntegrationStore, user_id: UserId = ANN, account_id: str | None = None, **changes: Any
+) -> Integration:
+    """A stored integration that is connected."""
+    integration = await integrations.add_connected(
+        new_integration(user_id, **changes), account(account_id), new_credentials(), NOW
+    )
+    assert integration is not None
+    return integration
+
+
+async def pending(integrations: IntegrationStore, attempts: AttemptStore, user_id: UserId = ANN) -> Integration:
+    """A stored integration that is not connected yet."""
+    integration_id = await attempts.begin(new_attempt(user_id), new_integration(user_id))
+    return (await found(integrations, integration_id, user_id)).integration
+
+
+async def found(
+    integrations: IntegrationStore, integration_id: IntegrationId, user_id: UserId = ANN
+) -> StoredIntegration:
+    """The stored integration; fails if there is none."""
+    stored = await integrations.find(integration_id, user_id)
+    assert stored is not None
+    return stored
+
+
+async def now_of(integrations: IntegrationStore, integration: Integration) -> Integration:
+    """The integration as it is stored now."""
+    return (await found(integrations, integration.integration_id, integration.user_id)).integration
+
+
+class IntegrationStoreContract:
+    """What an `IntegrationStore` has to do."""
+
+    async def test_keeps_everything_it_is_told(self, integrations: IntegrationStore) -> None:
+        new = new_integration(
+            name="Grüße 🦆 ' \" \\ %s :x $1",
+            auth_method=AuthMethod.API_KEY,
+            config={"a": [1, 2.5, None, True, {"ü": "🦆 \u0000 \u2028"}], "": {}, "big": 1e300, "quote": "'\""},
+        )
+        credentials = new_credentials(
+            b"\x00\xff sealed", refresh_token_expire_time=NOW + timedelta(days=60), lacks_required_scope=True
+        )
+        integration = await integrations.add_connected(new, account("a"), credentials, NOW)
+        assert integration is not None
+        assert integration == Integration(
+            integration_id=integration.integration_id,
+            uid=new.uid,
+            user_id=ANN,
+            integration_type="acme",
+            auth_method=AuthMethod.API_KEY,
+            create_time=NOW,
+            update_time=NOW,
+            name=new.name,
+            config=new.config,
+            account_id="a",
+            account_label="a@example.com",
+            scopes=("read",),
+            missing_scopes=("write",),
+            lacks_required_scope=True,
+            is_renewable=True,
+            access_token_expire_time=NOW + timedelta(hours=1),
+            refresh_token_expire_time=NOW + timedelta(days=60),
+            connect_time=NOW,
+        )
+        assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(
+            integration, b"\x00\xff sealed"
+        )
+
+    async def test_times_come_back_in_utc_whatever_zone_they_had(self, integrations: IntegrationStore) -> None:
+        noon_in_tokyo = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=9)))
+        integration = await integrations.add_connected(
+            new_integration(),
+            account(None),
+            new_credentials(access_token_expire_time=datetime.max.replace(tzinfo=UTC)),
+            noon_in_tokyo,
+        )
+        assert integration is not None
+        stored = await now_of(integrations, integration)
+        assert stored.connect_time == noon_in_tokyo
+        assert stored.connect_time.tzinfo == UTC
+        assert stored.access_token_expire_time == datetime.max.replace(tzinfo=UTC)
+
+    async def test_another_users_integration_does_not_exist(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations, ANN, "a")
+        theirs = replace(integration, user_id=BOB)
+        integration_id = integration.integration_id
+
+        assert await integrations.find(integration_id, BOB) is None
+        assert await integrations.find_account(BOB, "acme", "a") is None
+        assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
+        assert await integrations.list_connected(BOB) == []
+        assert await integrations.update(integration_id, BOB, LATER, name="theirs") is None
+        assert await integrations.remove(integration_id, BOB) is None
+        assert await integrations.commit_refresh(theirs, new_credentials(b"theirs"), LATER) is None
+        assert (
+            await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
+        )
+        await integrations.record_failure(theirs, FAILURE)
+        await integrations.record_check(failed_check_of(theirs))
+
+        assert await integrations.find(integration_id, ANN) == StoredIntegration(integration, b"sealed")
+
+    @pytest.mark.parametrize("integration_id", [0, -1, -(2**63), LARGEST_ID])
+    async def test_an_id_that_was_never_given_is_absent(
+        self, integrations: IntegrationStore, integration_id: IntegrationId
+    ) -> None:
+        await connected(integrations)
+        assert await integrations.find(integration_id, ANN) is None
+        assert await integrations.update(integration_id, ANN, NOW, name="x") is None
+        assert await integrations.remove(integration_id, ANN) is None
+
+    async def test_an_id_is_never_given_twice(self, integrations: IntegrationStore) -> None:
+        first, second = [await connected(integrations) for _ in range(2)]
+        for integration in (first, second):
+            await integrations.remove(integration.integration_id, ANN)
+        third = await connected(integrations)
+        assert first.integration_id < second.integration_id < third.integration_id
+
+    # --- lists -------------------------------------------------------------------------------------------------
+
+    async def test_lists_page_by_page_in_the_order_of_ids(self, integrations: IntegrationStore) -> None:
+        ids = [(await connected(integrations)).integration_id for _ in range(5)]
+        await connected(integrations, BOB)
+
+        first = await integrations.list(ANN, None, IntegrationId(0), 3)
+        rest = await integrations.list(ANN, None, first[-1].integration_id, 3)
+
+        assert [integration.integration_id for integration in (*first, *rest)] == ids
+        assert await integrations.list(ANN, None, LARGEST_ID, 3) == []
+        assert await integrations.list(ANN, None, IntegrationId(0), 0) == []
+
+    async def test_lists_one_type(self, integrations: IntegrationStore) -> None:
+        await connected(integrations)
+        other = await connected(integrations, integration_type="other")
+        assert await integrations.list(ANN, "other", IntegrationId(0), 10) == [other]
+
+    async def test_lists_pending_integrations_but_not_as_connected(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        one = await connected(integrations)
+        two = await pending(integrations, attempts)
+        three = await connected(integrations)
+        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [one, two, three]
+        assert [stored.integration for stored in await integrations.list_connected(ANN)] == [one, three]
+
+    # --- accounts ----------------------------------------------------------------------------------------------
+
+    async def test_finds_an_account(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations, ANN, "a")
+        assert await integrations.find_account(ANN, "acme", "a") == integration
+        assert await integrations.find_account(ANN, "acme", "b") is None
+        assert await integrations.find_account(ANN, "other", "a") is None
+
+    async def test_an_account_has_one_row_a_user_and_type(self, integrations: IntegrationStore) -> None:
+        await connected(integrations, ANN, "a")
+        again = await integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW)
+        assert again is None
+        await connected(integrations, BOB, "a")
+        await connected(integrations, ANN, "a", integration_type="other")
+        await connected(integrations, ANN, "b")
+        assert len(await integrations.list_connected(ANN)) == 3
+
+    async def test_unknown_accounts_are_not_the_same(self, integrations: IntegrationStore) -> None:
+        await connected(integrations, ANN, None)
+        await connected(integrations, ANN, None)
+        assert len(await integrations.list_connected(ANN)) == 2
+
+    async def test_of_many_that_connect_one_account_one_wins(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        rows = [await pending(integrations, attempts) for _ in range(5)]
+        answers = await asyncio.gather(
+            *(integrations.commit_connection(row, account("a"), new_credentials(), NOW) for row in rows),
+            *(
+                integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW)
+                for _ in range(5)
+            ),
+        )
+        winner = [answer for answer in answers if answer is not None]
+        assert len(winner) == 1
+        assert await integrations.find_account(ANN, "acme", "a") == winner[0]
+
+    # --- committing --------------------------------------------------------------------------------------------
+
+    async def test_connects_a_pending_integration(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await pending(integrations, attempts)
+        assert not integration.is_connected
+        committed = await integrations.commit_connection(
+            integration, account("a"), new_credentials(b"new"), LATER
+        )
+        assert committed is not None
+        assert committed == replace(
+            integration,
+            account_id="a",
+            account_label="a@example.com",
+            scopes=("read",),
+            missing_scopes=("write",),
+            is_renewable=True,
+            access_token_expire_time=NOW + timedelta(hours=1),
+            connect_time=LATER,
+            update_time=LATER,
+            version=1,
+        )
+        assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(committed, b"new")
+
+    async def test_reconnecting_clears_errors_switches_on_and_keeps_what_is_the_users(
+        self, integrations: IntegrationStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a", name="mine", config={"k": 1.5})
+        await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
+        await integrations.update(integration.integration_id, ANN, NOW, is_active=False)
+        committed = await integrations.commit_connection(
+            await now_of(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
+        )
+        assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1)
+
+    async def test_the_pending_row_of_an_account_that_has_one_goes_in_the_same_commit(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        older = await connected(integrations, ANN, "a")
+        newer = await pending(integrations, attempts)
+        committed = await integrations.commit_connection(
+            older, account("a"), new_credentials(b"new"), LATER, instead_of=newer.integration_id
+        )
+        assert committed is not None
+        assert committed.integration_id == older.integration_id
+        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [committed]
+
+    async def test_only_a_pending_row_of_the_same_user_goes(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        live = await connected(integrations, ANN, "b")
+        foreign = await pending(integrations, attempts, BOB)
+        for other in (live, foreign):
+            integration = await now_of(integrations, integration)
+            assert await integrations.commit_connection(
+                integration, account("a"), new_credentials(), LATER, instead_of=other.integration_id
+            )
+            assert await now_of(integrations, other) == other
+
+    async def test_a_commit_that_comes_too_late_changes_nothing(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        older = await connected(integrations, ANN, "a")
+        newer = await pending(integrations, attempts)
+        current = await integrations.commit_refresh(older, new_credentials(b"current"), LATER)
+        assert current is not None
+
+        late = await integrations.commit_connection(
+            older, account("a"), new_credentials(b"late"), LATER, instead_of=newer.integration_id
+        )
+        assert late is None
+        assert await integrations.commit_refresh(older, new_credentials(b"late"), LATER) is None
+        conflict = await integrations.commit_connection(newer, account("a"), new_credentials(b"late"), LATER)
+        assert conflict is None
+
+        assert await integrations.find(older.integration_id, ANN) == StoredIntegration(current, b"current")
+        assert await integrations.find(newer.integration_id, ANN) == StoredIntegration(newer, None)
+
+    async def test_of_many_commits_on_one_version_one_wins(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations)
+        answers = await asyncio.gather(
+            *(
+                integrations.commit_refresh(integration, new_credentials(f"{number}".encode()), LATER)
+                for number in range(20)
+            )
+        )
+        (winner,) = [number for number, answer in enumerate(answers) if answer is not None]
+        stored = await found(integrations, integration.integration_id)
+        assert stored.sealed_credentials == f"{winner}".encode()
+        assert stored.integration.version == 1
+
+    async def test_a_refresh_clears_errors(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations, ANN, "a")
+        await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
+        committed = await integrations.commit_refresh(integration, new_credentials(b"new"), LATER)
+        assert committed == replace(integration, update_time=LATER, version=1)
+        assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(committed, b"new")
+
+    async def test_an_integration_that_is_gone_cannot_be_committed(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations)
+        await integrations.remove(integration.integration_id, ANN)
+        assert await integrations.commit_refresh(integration, new_credentials(), LATER) is None
+        assert (
+            await integrations.commit_connection(integration, account("a"), new_credentials(), LATER) is None
+        )
+
+    # --- errors and checks -------------------------------------------------------------------------------------
+
+    async def test_counts_failures(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations)
+        await asyncio.gather(*(integrations.record_failure(integration, FAILURE) for _ in range(10)))
+        stored = await now_of(integrations, integration)
+        assert (stored.last_error, stored.error_count) == (FAILURE, 10)
+        assert not stored.reauthorization_required
+        await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
+        assert (await now_of(integrations, integration)).reauthorization_required
+        await integrations.record_failure(integration, FAILURE)
+        assert (await now_of(integrations, integration)).reauthorization_required
+
+    async def test_a_failure_of_former_credentials_is_forgotten(self, integrations: IntegrationStore) -> None:
+        before = await connected(integrations)
+        current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
+        await integrations.record_failure(before, FAILURE, reauthorization_required=True)
+        assert await now_of(integrations, before) == current
+
+    async def test_a_check_sets_and_clears_the_last_error(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations)
+        for count in (1, 2):
+            await integrations.record_check(failed_check_of(integration))
+            stored = await now_of(integrations, integration)
+            failure = Failure("PROVIDER_UNAVAILABLE", LATER, "the provider does not answer as it should")
+            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, LATER)
+        await integrations.record_check(check_of(integration))
+        assert await now_of(integrations, integration) == replace(integration, last_health_check=LATER)
+
+    async def test_a_check_of_former_credentials_leaves_the_error_alone(
+        self, integrations: IntegrationStore
+    ) -> None:
+        before = await connected(integrations)
+        current = await integrations.commit_refresh(before, new_credentials(), NOW)
+        assert current is not None
+        await integrations.record_check(failed_check_of(before))
+        assert await now_of(integrations, before) == replace(current, last_health_check=LATER)
+
+        await integrations.record_failure(current, FAILURE)
+        await integrations.record_check(check_of(before))
+        assert (await now_of(integrations, before)).last_error == FAILURE
+
+    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(
+        self, integrations: IntegrationStore
+    ) -> None:
+        integration = await connected(integrations)
+        await integrations.remove(integration.integration_id, ANN)
+        await integrations.record_check(check_of(integration))
+        assert await integrations.find(integration.integration_id, ANN) is None
+
+    async def test_checks_and_removals_may_race(self, integrations: IntegrationStore) -> None:
+        rows = [await connected(integrations) for _ in range(10)]
+        await asyncio.gather(
+            *(integrations.record_check(check_of(row)) for row in rows),
+            *(integrations.remove(row.integration_id, ANN) for row in rows),
+        )
+        assert await integrations.list_connected(ANN) == []
+
+    # --- updating and removing ---------------------------------------------------------------------------------
+
+    async def test_updates_what_is_given(self, integrations: IntegrationStore) -> None:
+        before = await connected(integrations, name="before", config={"a": 1})
+        changes: list[dict[str, Any]] = [
+            {"name": "after 🦆"},
+            {"config": {"b": [None]}},
+            {"is_active": False},
+            {"name": "", "config": {}, "is_active": True},
+            {},
+        ]
+        expected = before
+        for change in changes:
+            expected = replace(expected, update_time=LATER, **change)
+            assert await integrations.update(before.integration_id, ANN, LATER, **change) == expected
+            assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"sealed")
+
+    async def test_removes_with_all_that_hangs_on_it(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        other = await connected(integrations, ANN, "b")
+        await integrations.record_check(check_of(integration))
+        attempt = new_attempt(is_reconnection=True)
+        await attempts.begin_again(attempt, integration.integration_id)
+        checked = await now_of(integrations, integration)
+
+        removed = await integrations.remove(integration.integration_id, ANN)
+
+        assert removed == StoredIntegration(checked, b"sealed")
+        assert await integrations.remove(integration.integration_id, ANN) is None
+        assert await attempts.take(attempt.attempt_id, NOW) is None
+        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
+
+    async def test_answers_a_ping(self, integrations: IntegrationStore) -> None:
+        await integrations.ping()
+
+    # --- shared grants -----------------------------------------------------------------------------------------
+
+    async def test_an_integration_alone_shares_its_grant_with_nobody(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        await connected(integrations, ANN, "b")
+        await connected(integrations, BOB, "b", integration_type="sister")
+        await connected(integrations, ANN, "a", integration_type="stranger")
+        await attempts.begin(new_attempt(), new_integration(integration_type="sister"))
+        assert not await integrations.shares_grant(integration, ["acme", "sister"])
+        assert not await integrations.shares_grant(integration, [])
+
+    async def test_the_same_account_shares_a_grant_whoever_connected_it(
+        self, integrations: IntegrationStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        await connected(integrations, BOB, "a", integration_type="sister")
+        assert await integrations.shares_grant(integration, ["acme", "sister"])
+        assert not await integrations.shares_grant(integration, ["acme"])
+
+    async def test_the_same_users_integration_of_a_related_type_shares_a_grant(
+        self, integrations: IntegrationStore
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        await connected(integrations, ANN, "named differently", integration_type="sister")
+        assert await integrations.shares_grant(integration, ["acme", "sister"])
+
+    async def test_unknown_accounts_share_nothing(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations, ANN, None)
+        await connected(integrations, BOB, None)
+        assert not await integrations.shares_grant(integration, ["acme"])
+
+
+class AttemptStoreContract:
+    """What an `AttemptStore` has to do."""
+
+    async def test_begins_with_a_pending_integration(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        new = new_integration(name="Work 🦆", config={"k": ["v"]})
+        integration_id = await attempts.begin(new_attempt(), new)
+        assert await integrations.find(integration_id, ANN) == StoredIntegration(
+            Integration(
+                integration_id=integration_id,
+                uid=new.uid,
+                user_id=ANN,
+                integration_type="acme",
+                auth_method=AuthMethod.OAUTH2,
+                create_time=NOW,
+                update_time=NOW,
+                name="Work 🦆",
+                config={"k": ["v"]},
+            ),
+            None,
+        )
+
+    async def test_gives_back_what_it_was_told(self, attempts: AttemptStore) -> None:
+        new = new_attempt(return_url=None, scopes=(), sealed_verifier=b"\x00\xff")
+        integration_id = await attempts.begin(new, new_integration())
+        assert await attempts.take(new.attempt_id, NOW) == Attempt(
+            attempt_id=new.attempt_id,
+            integration_id=integration_id,
+            user_id=ANN,
+            integration_type="acme",
+            redirect_uri=new.redirect_uri,
+            return_url=None,
+            scopes=(),
+            sealed_verifier=b"\x00\xff",
+            sealed_callback=None,
+            is_reconnection=False,
+            expire_time=EXPIRY,
+        )
+
+    async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AttemptStore) -> None:
+        new = new_attempt()
+        await attempts.begin(new, new_integration())
+        answers = await asyncio.gather(*(attempts.take(new.attempt_id, NOW) for _ in range(50)))
+        assert sum(answer is not None for answer in answers) == 1
+        assert await attempts.take(new.attempt_id, NOW) is None
+        assert await attempts.hold(new.attempt_id, b"callback", NOW) is None
+        assert await attempts.take_held(new.attempt_id, NOW) is None
+
+    async def test_of_fifty_confirmations_one_takes_the_attempt(self, attempts: AttemptStore) -> None:
+        new = new_attempt()
+        await attempts.begin(new, new_integration())
+        assert await attempts.take_held(new.attempt_id, NOW) is None
+        held = await attempts.hold(new.attempt_id, b"callback", NOW)
+        assert held is not None
+        assert held.sealed_callback == b"callback"
+
+        assert await attempts.hold(new.attempt_id, b"another", NOW) is None
+        assert await attempts.take(new.attempt_id, NOW) is None
+        answers = await asyncio.gather(*(attempts.take_held(new.attempt_id, NOW) for _ in range(50)))
+        assert [answer for answer in answers if answer is not None] == [held]
+
+    async def test_an_attempt_is_over_at_its_expire_time(self, attempts: AttemptStore) -> None:
+        begun, held = new_attempt(), new_attempt()
+        for attempt in (begun, held):
+            await attempts.begin(attempt, new_integration())
+        last_moment = EXPIRY - timedelta(microseconds=1)
+
+        assert await attempts.take(begun.attempt_id, EXPIRY) is None
+        assert await attempts.hold(begun.attempt_id, b"callback", EXPIRY) is None
+        assert await attempts.hold(held.attempt_id, b"callback", last_moment) is not None
+        assert await attempts.take_held(held.attempt_id, EXPIRY) is None
+        assert await attempts.take_held(held.attempt_id, last_moment) is not None
+        assert await attempts.take(begun.attempt_id, last_moment) is not None
+
+    async def test_an_unknown_attempt_is_not_there(self, attempts: AttemptStore) -> None:
+        assert await attempts.take("unknown", NOW) is None
+        assert await attempts.hold("unknown", b"callback", NOW) is None
+        assert await attempts.take_held("unknown", NOW) is None
+
+    async def test_reconnecting_leaves_the_integration_as_it_is(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await connected(integrations)
+        new = new_attempt(is_reconnection=True)
+        await attempts.begin_again(new, integration.integration_id)
+        taken = await attempts.take(new.attempt_id, NOW)
+        assert taken is not None
+        assert (taken.integration_id, taken.is_reconnection) == (integration.integration_id, True)
+        await attempts.give_up(taken)
+        assert await now_of(integrations, integration) == integration
+
+    async def test_nobody_reconnects_what_is_not_theirs(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        integration = await connected(integrations)
+        for user_id, integration_id in ((BOB, integration.integration_id), (ANN, LARGEST_ID)):
+            new = new_attempt(user_id, is_reconnection=True)
+            with pytest.raises(IntegrationNotFound):
+                await attempts.begin_again(new, integration_id)
+            assert await attempts.take(new.attempt_id, NOW) is None
+
+    async def test_giving_up_removes_the_pending_integration(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        new = new_attempt()
+        integration_id = await attempts.begin(new, new_integration())
+        kept = await pending(integrations, attempts)
+        taken = await attempts.take(new.attempt_id, NOW)
+        assert taken is not None
+        await attempts.give_up(taken)
+        assert await integrations.find(integration_id, ANN) is None
+        assert await now_of(integrations, kept) == kept
+
+    async def test_giving_up_leaves_an_integration_that_another_attempt_may_finish(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        first, second = new_attempt(), new_attempt()
+        integration_id = await attempts.begin(first, new_integration())
+        await attempts.begin_again(second, integration_id)
+        taken = await attempts.take(first.attempt_id, NOW)
+        assert taken is not None
+        await attempts.give_up(taken)
+        await found(integrations, integration_id)
+        assert await attempts.take(second.attempt_id, NOW) is not None
+
+    async def test_what_expired_unfinished_is_removed_and_nothing_else(
+        self, integrations: IntegrationStore, attempts: AttemptStore
+    ) -> None:
+        live = await connected(integrations, name="live")
+        await attempts.begin_again(new_attempt(is_reconnection=True), live.integration_id)
+        await pending(integrations, attempts)
+        await pending(integrations, attempts, BOB)
+        later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
+        unexpired = await attempts.begin(later, new_integration())
+        again = await pending(integrations, attempts)
+        await attempts.begin_again(
+            new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id
+        )
+
+        assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
+        assert await attempts.remove_expired(EXPIRY) == 4
+
+        left = await integrations.list(ANN, None, IntegrationId(0), 10)
+        assert [row.integration_id for row in left] == [live.integration_id, unexpired, again.integration_id]
+        assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
+        assert await attempts.take(later.attempt_id, EXPIRY) is not None
+        assert await attempts.remove_expired(EXPIRY) == 0

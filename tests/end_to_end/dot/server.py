@@ -1,0 +1,122 @@
+"""Starts the django-oauth-toolkit server, and plays the person who signs in to it."""
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urljoin
+
+import httpx
+
+from tests.end_to_end.dot.options import Options
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True, slots=True)
+class DotServer:
+    """A running server, and what it was set up with."""
+
+    base_url: str
+    options: Options
+
+    @property
+    def issuer(self) -> str:
+        """As its metadata and the `iss` of its answers have it (RFC 8414, RFC 9207)."""
+        return f"{self.base_url}/o"
+
+    def declaration(self, integration_type: str) -> str:
+        """The TOML file that declares it."""
+        return f"""\
+integration_type = "{integration_type}"
+display_name = "Acme"
+auth_method = "oauth2"
+authorize_url = "{self.base_url}/o/authorize/"
+token_url = "{self.base_url}/o/token/"
+revoke_url = "{self.base_url}/o/revoke_token/"
+issuer = "{self.issuer}"
+scopes = ["read", "offline_access"]
+token_auth = "client_secret_basic"
+verify_url = "{self.base_url}/me"
+account_id_field = "sub"
+account_label_field = "email"
+api_base_url = "{self.base_url}"
+"""
+
+    async def takes(self, access_token: str) -> bool:
+        """Whether the access token is good here."""
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(f"{self.base_url}/me", headers={"Authorization": f"Bearer {access_token}"})
+        assert answer.status_code in {200, 403}
+        return answer.status_code == 200
+
+    async def sign_in_and_decide(self, authorization_url: str, *, allow: bool = True) -> str:
+        """Sign in over the login page and decide on the consent page; where the browser is sent then, not followed."""
+        async with httpx.AsyncClient() as browser:
+            to_login = await browser.get(authorization_url)
+            assert to_login.status_code == 302, to_login.text
+            login_url = urljoin(authorization_url, to_login.headers["Location"])
+            login = hidden_fields(await browser.get(login_url))
+            signed_in = await browser.post(
+                login_url, data=login | {"username": self.options.username, "password": self.options.password}
+            )
+            assert signed_in.status_code == 302, signed_in.text
+            consent_url = urljoin(login_url, signed_in.headers["Location"])
+            consent = hidden_fields(await browser.get(consent_url))
+            decision = {"allow": "Authorize"} if allow else {}
+            decided = await browser.post(consent_url, data=consent | decision)
+            assert decided.status_code == 302, decided.text
+            return decided.headers["Location"]
+
+
+@contextmanager
+def running_dot(directory: Path, redirect_uri: str, *, access_token_expire_seconds: int = 3600) -> Iterator[DotServer]:
+    """A server with one user and one application, both with secrets of their own."""
+    options = Options(
+        client_id=secrets.token_urlsafe(16),
+        client_secret=secrets.token_urlsafe(32),
+        redirect_uri=redirect_uri,
+        username="ada",
+        password=secrets.token_urlsafe(16),
+        email="ada@dot.example",
+        access_token_expire_seconds=access_token_expire_seconds,
+    )
+    command = [sys.executable, "-m", "tests.end_to_end.dot.project", str(directory)]
+    environment = {**os.environ, **options.as_environment()}
+    errors = directory / "dot.stderr"
+    with (
+        errors.open("wb") as stderr,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            base_url = process.stdout.readline().strip()
+            assert base_url, errors.read_text()
+            yield DotServer(base_url, options)
+        finally:
+            process.terminate()
+
+
+class _HiddenFields(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        name = attributes.get("name")
+        if tag == "input" and attributes.get("type") == "hidden" and name:
+            self.fields[name] = attributes.get("value") or ""
+
+
+def hidden_fields(page: httpx.Response) -> dict[str, str]:
+    """What a browser sends along of a page's form without asking, such as the CSRF token."""
+    page.raise_for_status()
+    parser = _HiddenFields()
+    parser.feed(page.text)
+    return parser.fields

@@ -1,0 +1,96 @@
+"""A network that is not there, and providers that use it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import httpx
+
+from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.providers.http import HttpAnswer, ProviderHttp
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+P = TypeVar("P", bound=BaseProvider)
+
+
+def clock() -> datetime:
+    return NOW
+
+
+class Network(httpx.MockTransport):
+    """Answers requests with the given responses, in turn, and remembers the requests."""
+
+    def __init__(self, *responses: httpx.Response | Exception) -> None:
+        self.requests: list[httpx.Request] = []
+        self._responses = list(responses)
+        super().__init__(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        response = self._responses.pop(0)
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+    @property
+    def request(self) -> httpx.Request:
+        """The only request that there was."""
+        (request,) = self.requests
+        return request
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The form that the only request carried."""
+        return dict(httpx.QueryParams(self.request.content.decode()))
+
+
+def json_response(value: object, status: int = 200, **headers: str) -> httpx.Response:
+    names = {name.replace("_", "-"): text for name, text in headers.items()}
+    return httpx.Response(status, headers={"Content-Type": "application/json", **names}, text=json.dumps(value))
+
+
+def http_answer(value: object, status: int = 200) -> HttpAnswer:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return HttpAnswer(status, {}, body)
+
+
+def context(
+    network: Network, environment: Mapping[str, str] | None = None, *, dev_mode: bool = False
+) -> ProviderContext:
+    http = ProviderHttp(clock, transport=network, dev_mode=dev_mode)
+    return ProviderContext(http=http, clock=clock, environment=environment or {})
+
+
+def built(provider_class: type[P], network: Network, **environment: str) -> P:
+    """One provider with its client id and secret set, as the factory builds it."""
+    name = str(provider_class.integration_type).upper()
+    settings = {f"{name}_CLIENT_ID": "our-id", f"{name}_CLIENT_SECRET": "our-secret", **environment}
+    provider = registry(context(network, settings), provider_class).get(str(provider_class.integration_type))
+    assert isinstance(provider, provider_class)
+    return provider
+
+
+def registry(given: ProviderContext, *provider_classes: type[BaseProvider]) -> ProviderRegistry:
+    factory = ProviderFactory()
+    for provider_class in provider_classes:
+        factory.register(str(provider_class.integration_type), provider_class)
+    return factory.build(given)
+
+
+def told_by(error: BaseException) -> str:
+    """All that an exception says, with all that it is chained to, raised from or not."""
+    return "\n".join(f"{e} {e!r} {e.args!r} {vars(e)!r}" for e in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[Any] = []
+    waiting = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is not None and current not in seen:
+            seen.append(current)
+            yield current
+            waiting += [current.__cause__, current.__context__]

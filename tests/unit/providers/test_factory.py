@@ -1,0 +1,109 @@
+import pytest
+
+from integration_server.domain.errors import UnknownIntegrationType
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.factory import ProviderFactory, ProvidersError
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.service.ports import Providers
+from tests.unit.providers.support import Network, context, registry
+
+
+class Acme(OAuth2Provider):
+    integration_type = "acme"
+    oauth_authorize_url = "https://acme.example/authorize"
+    oauth_token_url = "https://acme.example/token"
+
+
+class Bravo(Acme):
+    integration_type = "bravo"
+
+
+class Charlie(Acme):
+    integration_type = "charlie"
+    oauth_token_url = "https://charlie.example/token"
+
+
+class Sweeping(Acme):
+    integration_type = "sweeping"
+    revokes_whole_account = True
+
+
+def test_finds_providers_by_their_type() -> None:
+    providers: Providers = registry(context(Network()), Charlie, Acme, Bravo)
+    assert providers.get("bravo").integration_type == "bravo"
+    assert [provider.integration_type for provider in providers.all()] == ["acme", "bravo", "charlie"]
+
+
+@pytest.mark.parametrize("integration_type", ["", "other", "ACME"])
+def test_an_unknown_type_is_told(integration_type: str) -> None:
+    with pytest.raises(UnknownIntegrationType):
+        registry(context(Network()), Acme).get(integration_type)
+
+
+def test_builds_each_provider_once() -> None:
+    built: list[BaseProvider] = []
+
+    def build(given: object) -> BaseProvider:
+        built.append(Acme(context(Network())))
+        return built[-1]
+
+    factory = ProviderFactory()
+    factory.register("acme", build)
+    providers = factory.build(context(Network()))
+    assert [providers.get("acme"), providers.get("acme")] == built * 2
+
+
+def test_a_type_can_be_taken_once() -> None:
+    factory = ProviderFactory()
+    factory.register("acme", Acme, origin="providers/acme.toml")
+    with pytest.raises(ProvidersError) as raised:
+        factory.register("acme", Bravo)
+    told = str(raised.value)
+    assert "providers/acme.toml" in told
+    assert f"{__name__}.Bravo" in told
+    assert "'acme'" in told
+
+
+def test_tells_all_that_is_wrong_with_all_providers() -> None:
+    class Wrong(Acme):
+        integration_type = "Wrong Name"
+        oauth_token_url = "http://acme.example/token"
+        verify_url = "acme.example/me"
+
+    factory = ProviderFactory()
+    factory.register("wrong", Wrong)
+    factory.register("acme", Bravo)
+    with pytest.raises(ProvidersError) as raised:
+        factory.build(context(Network()))
+    fields = [problem.split(": ")[1] for problem in raised.value.problems]
+    assert fields == ["integration_type", "integration_type", "oauth_token_url", "verify_url", "integration_type"]
+    assert all(f"{__name__}." in problem for problem in raised.value.problems)
+
+
+def test_a_loopback_url_is_for_dev_mode() -> None:
+    class Local(Acme):
+        integration_type = "local"
+        oauth_token_url = "http://localhost:8090/token"
+
+    assert registry(context(Network(), dev_mode=True), Local).all()
+    with pytest.raises(ProvidersError):
+        registry(context(Network()), Local)
+
+
+def test_one_grant_dies_alone_unless_the_provider_says_otherwise() -> None:
+    assert registry(context(Network()), Acme, Bravo).get("acme").shares_grants_with == ()
+
+
+@pytest.mark.parametrize(
+    ("acme_client", "shared"),
+    [("one", ("acme", "sweeping")), ("another", ("sweeping",)), ("", ("sweeping",))],
+)
+def test_grants_of_one_client_at_one_server_die_together(acme_client: str, shared: tuple[str, ...]) -> None:
+    settings = {"SWEEPING_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
+    providers = registry(context(Network(), settings), Acme, Bravo, Charlie, Sweeping)
+    assert providers.get("sweeping").shares_grants_with == shared
+
+
+def test_without_a_client_id_nothing_is_shared() -> None:
+    providers = registry(context(Network()), Acme, Bravo, Sweeping)
+    assert providers.get("sweeping").shares_grants_with == ("sweeping",)

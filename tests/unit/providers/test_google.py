@@ -1,0 +1,78 @@
+import httpx
+import pytest
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.providers.google import GoogleProvider
+from integration_server.providers.google_calendar import GoogleCalendarProvider
+from integration_server.providers.google_my_business import GoogleMyBusinessProvider
+from integration_server.service.ports import NewAccount
+from tests.unit.providers.support import Network, built, context, json_response, registry
+
+TOKENS = OAuthTokens(access_token="at", refresh_token="rt")
+SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_asks_for_offline_access_and_consent(service: type[GoogleProvider]) -> None:
+    provider = built(service, Network())
+    url = httpx.URL(
+        provider.authorization_url(
+            redirect_uri="https://app.example/cb", state="st", scopes=provider.required_scopes, code_challenge="ch"
+        )
+    )
+    assert (url.host, url.path) == ("accounts.google.com", "/o/oauth2/v2/auth")
+    assert url.params["access_type"] == "offline"
+    assert url.params["prompt"] == "consent"
+    assert url.params["include_granted_scopes"] == "true"
+    assert url.params["code_challenge_method"] == "S256"
+    assert url.params["scope"].split() == list(provider.required_scopes)
+
+
+async def test_a_refresh_leaves_the_refresh_token_out() -> None:
+    network = Network(json_response({"access_token": "at2", "expires_in": 3599, "token_type": "Bearer"}))
+    answer = await built(GoogleCalendarProvider, network).refresh_access_token("rt")
+    assert answer.refresh_token is None
+    assert TOKENS.renewed_by(answer).refresh_token == "rt"
+    assert network.form["client_secret"] == "our-secret"
+
+
+def test_scopes_with_short_names_come_back_with_long_ones() -> None:
+    granted = ("https://www.googleapis.com/auth/userinfo.email", "openid")
+    tokens = OAuthTokens(access_token="at", scopes=granted)
+    provider = built(GoogleCalendarProvider, Network())
+    assert provider.missing_scopes(["openid", "email", "profile"], tokens) == ["profile"]
+
+
+async def test_a_calendar_account_is_its_primary_calendar() -> None:
+    network = Network(json_response({"id": "ada@example.com", "summary": "Ada", "primary": True}))
+    account = await built(GoogleCalendarProvider, network).verify_connection(TOKENS)
+    assert account == NewAccount("ada@example.com", "Ada")
+    assert str(network.request.url) == "https://www.googleapis.com/calendar/v3/users/me/calendarList/primary"
+
+
+async def test_a_business_account_is_the_first_listed() -> None:
+    network = Network(json_response({"accounts": [{"name": "accounts/1", "accountName": "Ada's"}, {"name": "x"}]}))
+    account = await built(GoogleMyBusinessProvider, network).verify_connection(TOKENS)
+    assert account == NewAccount("accounts/1", "Ada's")
+
+
+async def test_a_spent_quota_is_no_refusal() -> None:
+    def refusal(reason: str) -> httpx.Response:
+        return json_response({"error": {"code": 403, "errors": [{"reason": reason}]}}, 403)
+
+    provider = built(GoogleCalendarProvider, Network(refusal("rateLimitExceeded"), refusal("insufficientPermissions")))
+    with pytest.raises(ProviderUnavailable):
+        await provider.verify_connection(TOKENS)
+    with pytest.raises(ProviderRejected):
+        await provider.verify_connection(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("business_client", "shared"),
+    [("ours", ("google_calendar", "google_my_business")), ("other", ("google_calendar",))],
+)
+def test_types_of_one_client_lose_their_grants_together(business_client: str, shared: tuple[str, ...]) -> None:
+    settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
+    providers = registry(context(Network(), settings), *SERVICES)
+    assert providers.get("google_calendar").shares_grants_with == shared

@@ -1,0 +1,249 @@
+import asyncio
+import gzip
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+
+from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.http import HttpAnswer, ProviderHttp, UrlNotAllowed
+from tests.unit.providers.support import NOW, Network, clock, told_by
+
+URL = "https://acme.example/token"
+ORIGINS = {"https://acme.example:443"}
+
+
+async def answer_to(network: httpx.AsyncBaseTransport, method: str = "GET", **options: object) -> HttpAnswer:
+    async with ProviderHttp(clock, transport=network, deadline=timedelta(seconds=0.05)) as http:
+        return await http.request(method, URL, allowed_origins=ORIGINS, **options)  # type: ignore[arg-type]
+
+
+class Body(httpx.AsyncByteStream):
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.taken = 0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self.taken += 1
+            yield chunk
+
+
+# --- what is sent ------------------------------------------------------------------------------------------
+
+
+async def test_sends_what_it_is_given_and_reads_the_answer() -> None:
+    network = Network(httpx.Response(201, headers={"X-Thing": "a"}, content=b"hello"))
+    answer = await answer_to(network, "POST", headers={"X-Key": "k"}, query={"q": "a b"}, content="x=1")
+    assert str(network.request.url) == f"{URL}?q=a+b"
+    assert network.request.headers["X-Key"] == "k"
+    assert network.request.content == b"x=1"
+    assert (answer.status, answer.headers["x-thing"], answer.body) == (201, "a", b"hello")
+
+
+async def test_keeps_the_query_that_a_url_has() -> None:
+    network = Network(httpx.Response(200))
+    async with ProviderHttp(clock, transport=network) as http:
+        await http.request("GET", f"{URL}?tenant=1", allowed_origins=ORIGINS, query={"key": "k"})
+    assert dict(network.request.url.params) == {"tenant": "1", "key": "k"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://evil.example/token",
+        "https://acme.example:8443/token",
+        "https://acme.example@evil.example/token",
+        "https://acme.example.evil.example/token",
+        "http://acme.example/token",
+        "https://acme.example\\.evil.example/",
+    ],
+)
+async def test_sends_nothing_to_a_host_that_is_not_declared(url: str) -> None:
+    network = Network(httpx.Response(200))
+    async with ProviderHttp(clock, transport=network, dev_mode=True) as http:
+        with pytest.raises(UrlNotAllowed):
+            await http.request("GET", url, allowed_origins=ORIGINS)
+    assert network.requests == []
+
+
+async def test_plain_http_is_for_loopback_in_dev_mode() -> None:
+    url, origins = "http://127.0.0.1:8090/token", {"http://127.0.0.1:8090"}
+    network = Network(httpx.Response(200))
+    async with ProviderHttp(clock, transport=network) as http:
+        with pytest.raises(UrlNotAllowed):
+            await http.request("GET", url, allowed_origins=origins)
+    async with ProviderHttp(clock, transport=network, dev_mode=True) as http:
+        assert (await http.request("GET", url, allowed_origins=origins)).is_success
+
+
+async def test_follows_no_redirect() -> None:
+    network = Network(httpx.Response(307, headers={"Location": "https://evil.example/"}))
+    answer = await answer_to(network, "POST", content="code=secret")
+    assert answer.status == 307
+    assert not answer.is_success
+    assert len(network.requests) == 1
+
+
+async def test_keeps_no_cookie_for_the_next_user() -> None:
+    network = Network(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
+    async with ProviderHttp(clock, transport=network) as http:
+        await http.request("GET", URL, allowed_origins=ORIGINS)
+        await http.request("GET", URL, allowed_origins=ORIGINS)
+    assert "Cookie" not in network.requests[1].headers
+
+
+async def test_a_plain_client_would_keep_that_cookie() -> None:
+    network = Network(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
+    async with httpx.AsyncClient(transport=network) as client:
+        await client.get(URL)
+        await client.get(URL)
+    assert "Cookie" in network.requests[1].headers
+
+
+# --- what comes back ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        httpx.ConnectError("secret"),
+        httpx.ConnectTimeout("secret"),
+        httpx.ReadError("secret"),
+        httpx.RemoteProtocolError("illegal status line: secret"),
+        httpx.ProxyError("secret"),
+        OSError("secret"),
+    ],
+)
+async def test_a_network_that_fails_is_the_provider_unavailable(failure: Exception) -> None:
+    with pytest.raises(ProviderUnavailable) as raised:
+        await answer_to(Network(failure))
+    assert type(failure).__name__ in str(raised.value)
+    assert "secret" not in told_by(raised.value)
+
+
+async def test_a_header_that_cannot_be_sent_is_not_told() -> None:
+    with pytest.raises(ProviderUnavailable) as raised:
+        await answer_to(Network(httpx.Response(200)), headers={"Authorization": "Bearer sécret"})
+    assert "cret" not in told_by(raised.value)
+
+
+async def test_a_body_that_drips_ends_at_the_deadline() -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        while True:
+            yield b""
+            await asyncio.sleep(0)
+
+    with pytest.raises(ProviderUnavailable, match="TimeoutError"):
+        await answer_to(Network(httpx.Response(200, stream=Body(drip()))))
+
+
+async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
+    async def flood() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 65536
+
+    body = Body(flood())
+    with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
+        await answer_to(Network(httpx.Response(200, stream=body)))
+    assert body.taken == 17
+
+
+async def test_a_body_at_the_limit_is_read() -> None:
+    async with ProviderHttp(clock, transport=Network(httpx.Response(200, content=b"x" * 10)), body_limit=10) as http:
+        assert len((await http.request("GET", URL, allowed_origins=ORIGINS)).body) == 10
+    async with ProviderHttp(clock, transport=Network(httpx.Response(200, content=b"x" * 11)), body_limit=10) as http:
+        with pytest.raises(ProviderUnavailable):
+            await http.request("GET", URL, allowed_origins=ORIGINS)
+
+
+def packed(content: bytes, encoding: str = "gzip") -> httpx.Response:
+    async def whole() -> AsyncIterator[bytes]:
+        yield gzip.compress(content)
+
+    return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Body(whole()))
+
+
+async def test_inflates_what_is_small() -> None:
+    assert (await answer_to(Network(packed(b'{"a": 1}')))).body == b'{"a": 1}'
+
+
+async def test_a_body_is_measured_after_inflating() -> None:
+    with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
+        await answer_to(Network(packed(b"\0" * (50 << 20))))
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+async def test_an_encoding_that_was_not_asked_for_is_unusable(encoding: str) -> None:
+    with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
+        await answer_to(Network(packed(b"{}", encoding)))
+
+
+async def test_a_body_that_does_not_inflate_is_unusable() -> None:
+    response = httpx.Response(200, stream=httpx.ByteStream(b"not gzip"), headers={"Content-Encoding": "gzip"})
+    with pytest.raises(ProviderUnavailable):
+        await answer_to(Network(response))
+
+
+# --- when to come back -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "wait"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("9" * 400, 86_400),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0),
+        (format_datetime(NOW + timedelta(days=400), usegmt=True), 86_400),
+    ],
+)
+async def test_reads_retry_after(value: str, wait: int) -> None:
+    answer = await answer_to(Network(httpx.Response(503, headers={"Retry-After": value})))
+    assert answer.retry_after == timedelta(seconds=wait)
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "²", "nan", "Mon, 01 Jan 99999 00:00:00 GMT"])
+async def test_a_retry_after_that_cannot_be_read_says_nothing(value: str) -> None:
+    headers = [(b"Retry-After", value.encode())]
+    assert (await answer_to(Network(httpx.Response(503, headers=headers)))).retry_after is None
+
+
+# --- what is told ------------------------------------------------------------------------------------------
+
+
+async def test_no_log_has_a_query_a_header_or_a_body(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Network(httpx.Response(200, content=b"s3cret-body"), httpx.ReadError("s3cret-error"))
+    with caplog.at_level(logging.DEBUG):
+        async with ProviderHttp(clock, transport=network) as http:
+            for _ in range(2):
+                with suppress(ProviderUnavailable):
+                    await http.request(
+                        "POST",
+                        f"{URL}?a=s3cret-url",
+                        allowed_origins=ORIGINS,
+                        query={"key": "s3cret-query"},
+                        headers={"Authorization": "s3cret-header"},
+                        content="s3cret-form",
+                    )
+    told = caplog.text + "".join(capsys.readouterr())
+    assert "acme.example" in told
+    assert "s3cret" not in told
+
+
+async def test_httpx_would_log_the_query(caplog: pytest.LogCaptureFixture) -> None:
+    async with ProviderHttp(clock, transport=Network(httpx.Response(200))) as http:
+        with caplog.at_level(logging.DEBUG, logger="httpx"):
+            await http.request("GET", URL, allowed_origins=ORIGINS, query={"key": "s3cret"})
+    assert "s3cret" in caplog.text
+
+
+def test_an_answer_hides_what_it_carries() -> None:
+    assert "s3cret" not in repr(HttpAnswer(200, {"Set-Cookie": "s3cret"}, b"s3cret"))

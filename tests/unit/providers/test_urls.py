@@ -1,0 +1,83 @@
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from integration_server.providers.urls import origin_of, url_problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://acme.example",
+        "https://acme.example/",
+        "https://ACME.example:8443/a/b%20c?d=e&f=g",
+        "https://acme.example?tenant=1",
+        "https://[2001:db8::1]/token",
+        "https://xn--bcher-kva.example/token",
+    ],
+)
+def test_takes_https(url: str) -> None:
+    assert url_problem(url, dev_mode=False) is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "acme.example/token",
+        "/token",
+        "ftp://acme.example/",
+        "HTTPS://acme.example/",
+        "https://",
+        "https:///token",
+        "https://user@acme.example/",
+        "https://user:secret@acme.example/",
+        "https://acme.example/#fragment",
+        "https://acme.example\\@evil.example/",
+        "https://acme.example /",
+        "https://acme.example/\n",
+        "https://acme.example/%zz",
+        "https://acme.example:99999/",
+        "https://acme.example:/",
+        "https://acme..example/",
+        "https://" + "a" * 64 + ".example/",
+        "https://büchner.example/",
+        "https://acme%2eexample/",
+    ],
+)
+def test_refuses_what_is_not_a_plain_url(url: str) -> None:
+    assert url_problem(url, dev_mode=True) == "is not an absolute http(s) URL without user name and fragment"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "127.0.0.1:8090"])
+def test_plain_http_is_for_loopback_in_dev_mode(host: str) -> None:
+    assert url_problem(f"http://{host}/token", dev_mode=True) is None
+    assert url_problem(f"http://{host}/token", dev_mode=False) is not None
+
+
+@pytest.mark.parametrize("host", ["acme.example", "127.0.0.1.acme.example", "localhost.acme.example", "10.0.0.1"])
+def test_plain_http_to_elsewhere_is_refused_in_dev_mode_too(host: str) -> None:
+    assert url_problem(f"http://{host}/", dev_mode=True) == "must be https; plain http is for loopback in dev mode only"
+
+
+def test_an_origin_has_its_port_and_a_lower_case_host() -> None:
+    assert origin_of("https://ACME.example/a") == origin_of("https://acme.example:443?b") == "https://acme.example:443"
+    assert origin_of("http://localhost/") == "http://localhost:80"
+
+
+@given(
+    st.from_regex(
+        r"https://[a-zA-Z0-9_.:@\\\[\]%#/-]{1,30}([/?#][ -~]{0,20})?",
+        fullmatch=True,
+    )
+)
+def test_httpx_goes_where_we_think_it_goes(url: str) -> None:
+    if url_problem(url, dev_mode=False) is not None:
+        return
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return  # nothing is sent then
+    host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
+    assert origin_of(url) == f"https://{host}:{parsed.port or 443}"

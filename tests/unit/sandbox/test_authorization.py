@@ -1,0 +1,173 @@
+"""The authorization endpoint: what it asks, what it refuses, and where it sends the browser."""
+
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from integration_server.sandbox import Sandbox, decide
+from tests.unit.sandbox.application import CLIENT_ID, REDIRECT_URI, Application, callback_parameters
+
+
+async def test_sends_the_browser_back_with_code_state_and_issuer(application: Application) -> None:
+    location = await decide(application.http, application.authorization_url())
+
+    assert location.startswith(REDIRECT_URI + "?")
+    callback = callback_parameters(location)
+    assert callback.keys() == {"code", "state", "iss"}
+    assert callback["state"] == "st&te"
+    assert callback["iss"] == "https://sandbox.example"
+
+
+async def test_sends_the_browser_back_with_a_see_other(application: Application) -> None:
+    form = httpx.URL(application.authorization_url()).params
+    answer = await application.http.post("/oauth/authorize", data={**form, "account": "ada", "decision": "allow"})
+
+    assert answer.status_code == 303
+
+
+async def test_says_so_when_the_person_refuses(application: Application) -> None:
+    callback = await application.be_refused()
+
+    assert callback["error"] == "access_denied"
+    assert callback["state"] == "st&te"
+    assert callback["iss"] == "https://sandbox.example"
+    assert "code" not in callback
+
+
+async def test_keeps_the_query_of_a_redirect_uri(application: Application, sandbox: Sandbox) -> None:
+    sandbox.register_client(CLIENT_ID, None, ["https://app.example/callback?type=sandbox"])
+
+    callback = await application.authorize(redirect_uri="https://app.example/callback?type=sandbox")
+
+    assert callback["type"] == "sandbox"
+    assert callback["code"]
+
+
+async def test_names_no_issuer_when_told_not_to(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, send_iss=False)
+
+    assert "iss" not in await application.authorize()
+    assert "iss" not in await application.be_refused()
+
+
+async def test_page_names_client_scopes_and_accounts(application: Application) -> None:
+    page = await application.http.get(application.authorization_url())
+
+    assert page.status_code == 200
+    for shown in (
+        "Calendar App",
+        "<code>read</code>",
+        "<code>write</code>",
+        "Ada Lovelace",
+        "grace@example.com",
+    ):
+        assert shown in page.text
+
+
+async def test_page_runs_no_script_and_cannot_be_framed(application: Application) -> None:
+    page = await application.http.get(application.authorization_url())
+
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'nonce-")
+    assert "frame-ancestors 'none'" in policy
+    # With form-action, a browser would not follow the redirect to the client.
+    assert "form-action" not in policy
+    assert page.headers["cache-control"] == "no-store"
+
+
+async def test_page_escapes_what_the_request_carries(application: Application) -> None:
+    state = '"><script>alert(1)</script>'
+    page = await application.http.get(application.authorization_url(state=state))
+
+    assert "<script" not in page.text
+    assert (await application.authorize(state=state))["state"] == state
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"client_id": None},
+        {"client_id": "stranger"},
+        {"redirect_uri": None},
+        {"redirect_uri": REDIRECT_URI + "/"},
+        {"redirect_uri": REDIRECT_URI + "?more=1"},
+        {"redirect_uri": "https://attacker.example/callback"},
+    ],
+)
+async def test_never_redirects_to_an_unproven_address(
+    application: Application, overrides: dict[str, str | None]
+) -> None:
+    url = application.authorization_url(**overrides)
+
+    for answer in (
+        await application.http.get(url),
+        await application.http.post("/oauth/authorize", data={**httpx.URL(url).params, "decision": "allow"}),
+    ):
+        assert answer.status_code == 400
+        assert "location" not in answer.headers
+        assert "cannot be answered" in answer.text
+
+
+async def test_never_redirects_when_the_address_is_given_twice(application: Application) -> None:
+    url = application.authorization_url() + "&redirect_uri=https://attacker.example"
+
+    with pytest.raises(httpx.HTTPStatusError):
+        await decide(application.http, url)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        ({"response_type": None}, "invalid_request"),
+        ({"response_type": "token"}, "unsupported_response_type"),
+        ({"scope": "read everything"}, "invalid_scope"),
+        ({"scope": "read  write"}, "invalid_scope"),
+        ({"code_challenge": None}, "invalid_request"),
+        ({"code_challenge": "short"}, "invalid_request"),
+        ({"code_challenge_method": None}, "invalid_request"),
+        ({"code_challenge_method": "plain"}, "invalid_request"),
+    ],
+)
+async def test_tells_the_client_of_its_other_mistakes(
+    application: Application, overrides: dict[str, str | None], error: str
+) -> None:
+    callback = await application.authorize(**overrides)
+
+    assert callback["error"] == error
+    assert callback["state"] == "st&te"
+    assert callback["iss"] == "https://sandbox.example"
+
+
+async def test_refuses_a_parameter_given_twice(application: Application) -> None:
+    location = await decide(application.http, application.authorization_url() + "&scope=write")
+
+    assert callback_parameters(location)["error"] == "invalid_request"
+
+
+async def test_asks_for_the_default_scope_when_none_is_named(application: Application) -> None:
+    assert (await application.connect(scope=None))["scope"] == "read"
+
+
+async def test_does_without_pkce_when_told_to(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
+    callback = await application.authorize(code_challenge=None, code_challenge_method=None)
+
+    answer = await application.exchange(callback["code"], code_verifier=None)
+
+    assert answer.status_code == 200
+
+
+async def test_refuses_an_account_that_is_not_on_the_page(application: Application, sandbox: Sandbox) -> None:
+    with pytest.raises(httpx.HTTPStatusError):
+        await application.authorize(account="mallory")
+
+    assert sandbox.grants_of("mallory") == []
+
+
+@pytest.mark.parametrize("content", [b"client_id=%ff", b"\xff"])
+async def test_refuses_what_is_not_utf8(application: Application, content: bytes) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await application.http.post("/oauth/authorize", content=content, headers=headers)
+
+    assert answer.status_code == 400

@@ -1,0 +1,120 @@
+"""How a client proves who it is at the token and revocation endpoints."""
+
+from base64 import b64encode
+
+import pytest
+
+from integration_server.sandbox import Sandbox
+from tests.unit.sandbox.application import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    REDIRECT_URI,
+    VERIFIER,
+    Application,
+    basic,
+    refusal,
+)
+
+POSTED = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+
+
+async def exchange_form(application: Application, client_id: str = CLIENT_ID) -> dict[str, str]:
+    callback = await application.authorize(client_id=client_id)
+    return {
+        "grant_type": "authorization_code",
+        "code": callback["code"],
+        "redirect_uri": REDIRECT_URI,
+        "code_verifier": VERIFIER,
+    }
+
+
+async def test_accepts_a_posted_secret(application: Application) -> None:
+    form = await exchange_form(application)
+
+    assert (await application.http.post("/oauth/token", data=form | POSTED)).status_code == 200
+
+
+async def test_accepts_basic_with_the_same_client_id_in_the_body(application: Application) -> None:
+    form = await exchange_form(application)
+
+    assert (await application.post("/oauth/token", form | {"client_id": CLIENT_ID})).status_code == 200
+
+
+async def test_basic_must_be_form_encoded(application: Application) -> None:
+    form = await exchange_form(application)
+    unencoded = "Basic " + b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
+
+    answer = await application.http.post("/oauth/token", data=form, headers={"Authorization": unencoded})
+
+    assert refusal(answer) == (401, "invalid_client")
+
+
+async def test_public_client_shows_only_its_id(application: Application, sandbox: Sandbox) -> None:
+    sandbox.register_client("mobile", None, [REDIRECT_URI])
+    form = await exchange_form(application, "mobile") | {"client_id": "mobile"}
+
+    assert (await application.http.post("/oauth/token", data=form)).status_code == 200
+
+
+@pytest.mark.parametrize("more", [{"client_secret": CLIENT_SECRET}, {"client_id": "another"}])
+async def test_two_ways_at_once_are_refused(application: Application, more: dict[str, str]) -> None:
+    form = await exchange_form(application)
+
+    assert refusal(await application.post("/oauth/token", form | more)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/oauth/token", "/oauth/revoke"])
+@pytest.mark.parametrize(
+    ("form", "authorization"),
+    [
+        ({}, None),
+        ({"client_id": CLIENT_ID}, None),
+        ({"client_id": CLIENT_ID, "client_secret": ""}, None),
+        ({"client_id": CLIENT_ID, "client_secret": "wrong"}, None),
+        ({"client_id": "mobile", "client_secret": "invented"}, None),
+        ({}, basic("stranger", CLIENT_SECRET)),
+        ({}, basic(CLIENT_ID, "wrong")),
+        ({}, "Basic not-base64!"),
+        ({}, "Basic " + b64encode(b"no colon").decode()),
+        ({}, "Bearer token"),
+    ],
+)
+async def test_refuses_who_proves_nothing(
+    application: Application, sandbox: Sandbox, path: str, form: dict[str, str], authorization: str | None
+) -> None:
+    sandbox.register_client("mobile", None, [REDIRECT_URI])
+    headers = {} if authorization is None else {"Authorization": authorization}
+
+    answer = await application.http.post(path, data={"token": "any", **form}, headers=headers)
+
+    assert refusal(answer) == (401, "invalid_client")
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+
+
+async def test_secret_in_the_address_counts_for_nothing(application: Application) -> None:
+    form = await exchange_form(application)
+
+    answer = await application.http.post("/oauth/token", params=POSTED, data=form)
+
+    assert refusal(answer) == (401, "invalid_client")
+
+
+async def test_reads_nothing_but_forms(application: Application) -> None:
+    answer = await application.http.post("/oauth/token", json=POSTED)
+
+    assert refusal(answer) == (400, "invalid_request")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_refuses_a_parameter_given_twice(application: Application) -> None:
+    answer = await application.http.post(
+        "/oauth/token",
+        content="grant_type=refresh_token&grant_type=refresh_token",
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    )
+
+    assert refusal(answer) == (400, "invalid_request")
+
+
+async def test_wants_a_post(application: Application) -> None:
+    assert (await application.http.get("/oauth/token")).status_code == 405

@@ -1,0 +1,125 @@
+"""Exchanging a code at the token endpoint."""
+
+from dataclasses import replace
+
+import pytest
+
+from integration_server.sandbox import OMIT, Sandbox
+from tests.unit.sandbox.application import CHALLENGE, CLIENT_ID, REDIRECT_URI, Application, basic, refusal
+from tests.unit.sandbox.conftest import StoppedClock
+
+
+async def test_yields_tokens_once(application: Application) -> None:
+    callback = await application.authorize(account="grace")
+
+    answer = await application.exchange(callback["code"])
+
+    tokens = answer.json()
+    assert tokens.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "scope"}
+    assert (tokens["token_type"], tokens["expires_in"], tokens["scope"]) == ("Bearer", 3600, "read write")
+    assert answer.headers["cache-control"] == "no-store"
+    assert (await application.userinfo(tokens["access_token"])).json() == {
+        "sub": "grace",
+        "email": "grace@example.com",
+        "name": "Grace Hopper",
+    }
+
+
+async def test_replay_is_refused_and_revokes_what_the_code_yielded(application: Application, sandbox: Sandbox) -> None:
+    callback = await application.authorize()
+    tokens = (await application.exchange(callback["code"])).json()
+
+    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+
+    assert (await application.userinfo(tokens["access_token"])).status_code == 401
+    assert refusal(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
+    assert sandbox.grants_of("ada") == []
+
+
+async def test_lives_for_sixty_seconds(application: Application, clock: StoppedClock) -> None:
+    early, late = await application.authorize(), await application.authorize()
+
+    clock.advance(59)
+    assert (await application.exchange(early["code"])).status_code == 200
+    clock.advance(1)
+    assert refusal(await application.exchange(late["code"])) == (400, "invalid_grant")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        ({"code": "made-up"}, "invalid_grant"),
+        ({"code": None}, "invalid_request"),
+        ({"redirect_uri": REDIRECT_URI + "/"}, "invalid_grant"),
+        ({"redirect_uri": None}, "invalid_request"),
+        ({"code_verifier": "w" * 43}, "invalid_grant"),
+        ({"code_verifier": CHALLENGE}, "invalid_grant"),
+        ({"code_verifier": None}, "invalid_grant"),
+        ({"grant_type": None}, "invalid_request"),
+        ({"grant_type": "password"}, "unsupported_grant_type"),
+    ],
+)
+async def test_refuses_a_wrong_exchange(application: Application, overrides: dict[str, str | None], error: str) -> None:
+    callback = await application.authorize()
+
+    assert refusal(await application.exchange(callback["code"], **overrides)) == (400, error)
+
+
+async def test_refuses_a_verifier_where_there_was_no_challenge(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
+    callback = await application.authorize(code_challenge=None, code_challenge_method=None)
+
+    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+
+
+async def test_refuses_another_clients_code(application: Application, sandbox: Sandbox) -> None:
+    sandbox.register_client("other", "other-secret", [REDIRECT_URI])
+    callback = await application.authorize()
+    form = {"grant_type": "authorization_code", "code": callback["code"], "redirect_uri": REDIRECT_URI}
+
+    answer = await application.http.post(
+        "/oauth/token", data=form, headers={"Authorization": basic("other", "other-secret")}
+    )
+
+    assert refusal(answer) == (400, "invalid_grant")
+    assert (await application.exchange(callback["code"])).status_code == 200
+
+
+async def test_refuses_a_grant_that_was_withdrawn_meanwhile(application: Application, sandbox: Sandbox) -> None:
+    callback = await application.authorize(account="ada")
+    sandbox.kill_grant("ada")
+
+    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+
+
+async def test_grants_fewer_scopes_when_told_to(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, granted_scopes=("read",))
+
+    assert (await application.connect(scope="read write"))["scope"] == "read"
+
+
+async def test_yields_no_refresh_token_when_told_so(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, issue_refresh_token=False)
+
+    assert "refresh_token" not in await application.connect()
+
+
+async def test_answer_can_be_made_odd(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, token_answer={"expires_in": "soon", "scope": OMIT})
+
+    tokens = await application.connect()
+
+    assert tokens["expires_in"] == "soon"
+    assert "scope" not in tokens
+
+
+async def test_records_every_call(application: Application, sandbox: Sandbox) -> None:
+    callback = await application.authorize()
+    await application.exchange(callback["code"])
+    await application.exchange(callback["code"])
+
+    assert [(call.grant_type, call.client_id, call.outcome) for call in sandbox.token_calls] == [
+        ("authorization_code", CLIENT_ID, "ok"),
+        ("authorization_code", CLIENT_ID, "invalid_grant"),
+    ]
+    assert sandbox.calls == {"authorize": 1, "decide": 1, "token": 2}

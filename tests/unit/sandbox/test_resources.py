@@ -1,0 +1,82 @@
+"""What an access token and an API key are good for."""
+
+import httpx
+import pytest
+
+from integration_server.sandbox import Sandbox
+from tests.unit.sandbox.application import Application, basic
+from tests.unit.sandbox.conftest import StoppedClock
+
+
+async def test_access_token_dies_of_age(application: Application, clock: StoppedClock) -> None:
+    tokens = await application.connect()
+
+    clock.advance(3599)
+    assert (await application.userinfo(tokens["access_token"])).status_code == 200
+    clock.advance(1)
+    assert (await application.userinfo(tokens["access_token"])).status_code == 401
+
+
+async def test_access_tokens_can_be_ended_while_grants_stay(application: Application, sandbox: Sandbox) -> None:
+    tokens = await application.connect()
+    sandbox.expire_access_tokens()
+
+    assert (await application.userinfo(tokens["access_token"])).status_code == 401
+    assert (await application.refresh(tokens["refresh_token"])).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "challenge"),
+    [
+        ({}, 'Bearer realm="sandbox"'),
+        ({"Authorization": "Basic YTpi"}, 'Bearer realm="sandbox"'),
+        ({"Authorization": "Bearer made-up"}, 'Bearer realm="sandbox", error="invalid_token"'),
+    ],
+)
+async def test_userinfo_challenges_who_has_no_good_token(
+    http: httpx.AsyncClient, headers: dict[str, str], challenge: str
+) -> None:
+    answer = await http.get("/userinfo", headers=headers)
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == challenge
+
+
+async def test_account_takes_the_key_in_three_ways(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
+    key, secret = sandbox.api_key.key, sandbox.api_key.secret
+
+    for headers in (
+        {"X-Api-Key": key},
+        {"Authorization": f"Bearer {key}"},
+        {"Authorization": basic(key, secret)},
+    ):
+        answer = await http.get("/api/account", headers=headers)
+        assert answer.status_code == 200
+        assert answer.json().keys() == {"id", "name"}
+
+
+async def test_account_refuses_any_other_key(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
+    key, secret = sandbox.api_key.key, sandbox.api_key.secret
+
+    for headers in (
+        {},
+        {"X-Api-Key": secret},
+        {"Authorization": f"Bearer {secret}"},
+        {"Authorization": basic(key, "wrong")},
+        {"Authorization": basic("wrong", secret)},
+    ):
+        answer = await http.get("/api/account", headers=headers)
+        assert answer.status_code == 401
+        assert "www-authenticate" in answer.headers
+
+
+def test_secrets_stay_out_of_repr(sandbox: Sandbox) -> None:
+    client = sandbox.register_client("shop", "hush", [])
+
+    assert "hush" not in repr(client)
+    assert sandbox.api_key.key not in repr(sandbox.api_key)
+    assert sandbox.api_key.secret not in repr(sandbox.api_key)
+
+
+async def test_healthz_answers(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/healthz")).status_code == 200

@@ -1,0 +1,22 @@
+"""The sidecar's app over a fake server, without sockets."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from integration_server.sidecar.app import create_app
+from tests.unit.sidecar.fakes import FakeServer
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+@pytest.fixture
+async def client(server: FakeServer) -> AsyncIterator[httpx.AsyncClient]:
+    """Sends what a program sends; a browser's `Accept` is for the test to add."""
+    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://sidecar.example") as client:
+        yield client

@@ -1,0 +1,76 @@
+"""A gRPC server as the sidecar's app sees it, without any gRPC."""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_status import rpc_status
+
+from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class FakeServer:
+    """Answers each call with what it is told to: raises it if it is an exception."""
+
+    callback_answer: HandleCallbackResponse | Exception = field(
+        default_factory=lambda: HandleCallbackResponse(success=True, integration_id=123)
+    )
+    health_answer: HealthCheckResponse | Exception = field(
+        default_factory=lambda: HealthCheckResponse(status=HealthCheckResponse.SERVING)
+    )
+    callbacks: list[HandleCallbackRequest] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+
+    async def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> HandleCallbackResponse:
+        self.callbacks.append(request)
+        self.deadlines.append(timeout)
+        return _answer(self.callback_answer)
+
+    async def check_health(self, request: HealthCheckRequest, *, timeout: float) -> HealthCheckResponse:
+        assert not request.service
+        self.deadlines.append(timeout)
+        return _answer(self.health_answer)
+
+
+def _answer(answer: _T | Exception) -> _T:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def rpc_error(
+    code: grpc.StatusCode,
+    reason: str = "",
+    message: str = "what the server says",
+    *,
+    retry_seconds: float | None = None,
+) -> grpc.aio.AioRpcError:
+    """What a stub raises: with the server's details if there is a reason, else as gRPC itself fails."""
+    if not reason:
+        return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), message)
+    status = rpc_status.to_status(rich_status(code, reason, message, retry_seconds=retry_seconds))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*status.trailing_metadata), message)
+
+
+def rich_status(
+    code: grpc.StatusCode, reason: str, message: str, *, retry_seconds: float | None = None
+) -> status_pb2.Status:
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="integrations.v1")]
+    if retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(retry_seconds * 1000))
+        details.append(retry)
+    return status_pb2.Status(code=code.value[0], message=message, details=map(_packed, details))
+
+
+def _packed(message: Message) -> PackedMessage:
+    packed = PackedMessage()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,44 @@
+"""Liveness and readiness."""
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from tests.unit.sidecar.fakes import FakeServer, rpc_error
+
+
+async def test_lives_whatever_the_server_does(client: httpx.AsyncClient, server: FakeServer) -> None:
+    server.health_answer = rpc_error(grpc.StatusCode.UNAVAILABLE)
+
+    response = await client.get("/healthz")
+
+    assert (response.status_code, response.text) == (200, "ok")
+
+
+async def test_is_ready_while_the_server_serves(client: httpx.AsyncClient, server: FakeServer) -> None:
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.text) == (200, "ok")
+    assert server.deadlines == [1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING),
+        HealthCheckResponse(status=HealthCheckResponse.UNKNOWN),
+        rpc_error(grpc.StatusCode.UNAVAILABLE),
+        rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED),
+        rpc_error(grpc.StatusCode.UNIMPLEMENTED),
+    ],
+    ids=["not-serving", "unknown", "away", "late", "has-no-health"],
+)
+async def test_is_not_ready_otherwise(
+    client: httpx.AsyncClient, server: FakeServer, answer: HealthCheckResponse | Exception
+) -> None:
+    server.health_answer = answer
+
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.text) == (503, "not ready")

@@ -1,0 +1,75 @@
+"""Imports point one way: the contracts in pyproject.toml hold, and each of them can fail."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def lint_imports(project: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Runs import-linter as `make lint` does, on the package in the folder `project`."""
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-logo", "--no-cache", *options],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy_of_the_code(tmp_path: Path) -> Path:
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    shutil.copytree(
+        PROJECT / "integration_server",
+        tmp_path / "integration_server",
+        ignore=shutil.ignore_patterns("__pycache__", ".*"),
+    )
+    return tmp_path
+
+
+def test_every_contract_is_kept() -> None:
+    result = lint_imports(PROJECT)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("contract", "module", "offence"),
+    [
+        pytest.param("layers", "domain", "import integration_server.service", id="domain-looks-up"),
+        pytest.param("layers", "service", "import integration_server.providers", id="service-looks-up"),
+        pytest.param("layers", "rpc", "import integration_server.storage", id="edges-meet"),
+        pytest.param("grpc", "service", "import grpc", id="service-speaks-grpc"),
+        pytest.param("grpc", "storage", "import integrations.v1", id="storage-speaks-protobuf"),
+        pytest.param("sql", "service", "import sqlalchemy", id="service-speaks-sql"),
+        pytest.param("sql", "rpc", "import asyncpg", id="rpc-speaks-sql"),
+        pytest.param("http", "service", "import httpx", id="service-calls-out"),
+        pytest.param("http", "sandbox", "import httpx", id="sandbox-calls-out"),
+        pytest.param("sidecar", "sidecar", "import integration_server.service", id="sidecar-cuts-through"),
+        pytest.param("settings", "providers", "import integration_server.settings", id="settings-leak"),
+        pytest.param("sandbox", "sandbox", "import integration_server.domain", id="sandbox-peeks"),
+    ],
+)
+def test_an_offence_breaks_its_contract(copy_of_the_code: Path, contract: str, module: str, offence: str) -> None:
+    with (copy_of_the_code / "integration_server" / module / "__init__.py").open("a") as source:
+        source.write(f"\n{offence}\n")
+
+    result = lint_imports(copy_of_the_code, "--contract", contract)
+
+    assert result.returncode == 1
+    assert "1 broken" in result.stdout
+
+
+def test_a_new_module_must_say_where_it_stands(copy_of_the_code: Path) -> None:
+    (copy_of_the_code / "integration_server" / "helpers.py").write_text("")
+
+    result = lint_imports(copy_of_the_code, "--contract", "layers")
+
+    assert result.returncode == 1
+    assert "helpers" in result.stdout
