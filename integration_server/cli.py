@@ -12,7 +12,7 @@ import structlog
 import typer
 import uvloop
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from integration_server.bootstrap import build_providers, running_server, running_sidecar, utc_now
 from integration_server.dev import run_dev
@@ -140,7 +140,10 @@ async def _show_keys(settings: Settings) -> None:
         for data_key in await describe_data_keys(database):
             seals = "yes" if data_key.is_active else ""
             table.add_row(data_key.key_id, seals, data_key.wrapping_key_id, f"{data_key.create_time:%F %T} UTC")
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
+    else:
+        typer.echo("There is no data key yet: the first start of the server makes one.")
     typer.echo(f"ENCRYPTION_KEY is key {WrappingKey(key).key_id}.")
     for retired in settings.encryption_keys_retired:
         typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {WrappingKey(retired).key_id}.")
@@ -161,9 +164,9 @@ def types() -> None:
         providers = build_providers(settings, environment, ProviderHttp(utc_now))
     except ProvidersError as error:
         _fail("These providers are wrong:", *error.problems)
-    table = Table("type", "name", "auth method", "missing settings")
+    table = Table("type", "name", "auth method", Column("missing settings", overflow="fold"))
     for provider in providers.all():
-        missing = ", ".join(provider.missing_settings)
+        missing = "\n".join(provider.missing_settings)
         table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
     Console().print(table)
 

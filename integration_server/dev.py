@@ -45,7 +45,6 @@ async def run_dev(
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
-        sandbox.issuer = sandbox_url
         running = await stack.enter_async_context(
             running_server(
                 settings,
@@ -141,7 +140,8 @@ def _tell(console: Console, running: Running, sandbox_url: str, integration: int
         f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
     )
     console.print(connected)
-    console.print("Next, in another terminal:\n", _next_call(running, integration), highlight=False, sep="\n")
+    console.print("Next, in another terminal:\n")
+    console.print(_next_call(running, integration), highlight=False, soft_wrap=True)
     console.print("Ctrl-C stops all of it.")
 
 
@@ -149,7 +149,8 @@ def _next_call(running: Running, integration: integration_pb2.Integration) -> st
     return f"""\
 .venv/bin/python - <<'END'
 import grpc
-from integrations.v1 import integration_service_pb2 as pb, integration_service_pb2_grpc as rpc
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import integration_service_pb2_grpc as rpc
 
 service = rpc.IntegrationServiceStub(grpc.insecure_channel("{running.grpc_address}"))
 answer = service.GetCredentials(

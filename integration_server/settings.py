@@ -131,7 +131,9 @@ class Settings(BaseModel):
     @field_validator("public_url")
     @classmethod
     def _sidecar_by_default(cls, value: str, info: ValidationInfo) -> str:
-        return _browser_url(value or f"http://{info.data.get('sidecar_address')}", info)
+        if not value and "sidecar_address" not in info.data:
+            return value  # it is wrong itself, and told so
+        return _browser_url(value or f"http://{info.data['sidecar_address']}", info)
 
     @field_validator("allowed_redirect_uris", "allowed_return_urls")
     @classmethod

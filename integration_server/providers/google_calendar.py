@@ -1,9 +1,9 @@
 """Google Calendar.
 
-- Scopes: those of the document's origin.
-- Verified by the entry of the user's own calendar, `calendarList.get` with the keyword "primary":
-  developers.google.com/calendar/api/v3/reference/calendarList/get (confirmed). Its `id` is the account's
-  e-mail address (general knowledge), its `summary` the name that the user gave it.
+- Scopes: the document's origin.
+- Verified by the user's own calendar, which the keyword "primary" names:
+  developers.google.com/calendar/api/v3/reference/calendarList/get [H]. Its `id` is the account's e-mail address, its
+  `summary` the name that the user gave it [K].
 """
 
 from integration_server.providers.factory import ProviderFactory

@@ -1,9 +1,8 @@
 """Google Business Profile, "My Business" by its former name.
 
-- Scope and verification by listing accounts: those of the document's origin; the API is
-  developers.google.com/my-business/reference/accountmanagement/rest/v1/accounts/list (confirmed). It answers
-  only to projects that Google has approved (general knowledge).
-- The first account listed is taken for the user's own (general knowledge: personal accounts come first).
+- Scope, and verification by listing accounts: the document's origin. The API answers only to projects that Google has
+  approved [K].
+- The first account in the list is taken for the user's own, since personal accounts come first [K].
 """
 
 from integration_server.providers.factory import ProviderFactory

@@ -3,6 +3,7 @@
 Requests are made by Authlib's functions without I/O; docs/decisions/0002-oauth-library.md says why.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -51,7 +52,7 @@ class OAuth2Provider(BaseProvider):
     authorize_params: Mapping[str, str] = MappingProxyType({})
 
     uses_pkce = True
-    """Only for a provider to whom a code challenge means something else than RFC 7636 says."""
+    """False only for a provider to which a code challenge means something else than RFC 7636 says."""
 
     scope_aliases: Mapping[str, str] = MappingProxyType({})
     """Scopes that the provider answers under another name."""
@@ -61,6 +62,16 @@ class OAuth2Provider(BaseProvider):
 
     account_id_extra: str | None = None
     """The extra field that names the account, instead of `account_id_field`."""
+
+    @property
+    @abstractmethod
+    def oauth_authorize_url(self) -> str:
+        """Where a browser is sent to ask for access (RFC 6749 §3.1)."""
+
+    @property
+    @abstractmethod
+    def oauth_token_url(self) -> str:
+        """Where codes and refresh tokens are traded (RFC 6749 §3.2)."""
 
     @property
     def missing_settings(self) -> Sequence[str]:
@@ -77,7 +88,7 @@ class OAuth2Provider(BaseProvider):
         challenge = {"code_challenge": code_challenge, "code_challenge_method": "S256"} if self.uses_pkce else {}
         return str(
             prepare_grant_uri(
-                add_params_to_uri(self.oauth_authorize_url or "", self.authorize_params.items()),
+                add_params_to_uri(self.oauth_authorize_url, self.authorize_params.items()),
                 self.client_id,
                 "code",
                 redirect_uri=redirect_uri,
@@ -149,7 +160,7 @@ class OAuth2Provider(BaseProvider):
     # --- the token endpoint
 
     async def _trade(self, body: str, what: str) -> OAuthTokens:
-        answer = await self._post_as_client(self.oauth_token_url or "", body)
+        answer = await self._post_as_client(self.oauth_token_url, body)
         return self.read_tokens(answer, what)
 
     def read_tokens(self, answer: HttpAnswer, what: str) -> OAuthTokens:

@@ -1,9 +1,7 @@
 """SendGrid, by API key.
 
-- `Authorization: Bearer`, and GET /v3/scopes to see what a key may do: twilio.com/docs/sendgrid/api-reference
-  (confirmed). The answer does not say whose the key is.
-- EU subusers have a host of their own, api.eu.sendgrid.com (general knowledge); a declaration of one's own
-  can name it.
+- `Authorization: Bearer`, and GET /v3/scopes tells what a key may do [H], but not whose it is.
+- EU subusers have another host, api.eu.sendgrid.com [K].
 """
 
 from integration_server.providers.api_key import ApiKeyProvider

@@ -1,20 +1,17 @@
 """Square.
 
-- Endpoints: developer.squareup.com/reference/square/o-auth-api (confirmed); that the token endpoint takes a
-  form besides JSON is secondary. The sandbox has other hosts; a declaration of one's own can name them.
-- Square knows two flows: the code flow with a secret, whose refresh token lasts and stays the same; and with
-  a `code_challenge` the PKCE flow *instead of* a secret, whose refresh tokens serve once and end after 90
-  days (developer.squareup.com/docs/oauth-api/overview, confirmed). We keep a secret and want the former, so
-  no challenge is sent; the code is bound to the flow by state, redirect URI and secret.
-- `session=false`, so that the seller signs in and cannot connect whoever is signed in (confirmed).
-- Access tokens last 30 days, told as an ISO 8601 `expires_at` (confirmed). `merchant_id` comes with them
-  (confirmed).
-- Token errors have Square's own shape and no OAuth error code (seen in its SDKs' issues), so none is taken
-  for final.
-- Verified by ListLocations, which MERCHANT_PROFILE_READ allows (confirmed).
-- Revoking takes `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application,
-  whichever is named (developer.squareup.com/reference/square/o-auth-api/revoke-token, confirmed).
-- Without a `Square-Version` header the application's own default version answers (confirmed).
+- Endpoints: developer.squareup.com/reference/square/o-auth-api [H]. The token endpoint takes a form besides JSON [M].
+- Square has two flows (developer.squareup.com/docs/oauth-api/overview [H]): the code flow with a secret, whose refresh
+  token lasts and stays the same; and with a `code_challenge` the PKCE flow, without the secret, whose refresh tokens
+  serve once and end after 90 days. We keep a secret and want the former, so no challenge is sent: state, redirect URI
+  and secret guard the code.
+- `session=false` makes the seller sign in, rather than connect whoever happens to be signed in [H].
+- Access tokens last 30 days, told as an ISO 8601 `expires_at`; `merchant_id` comes with them [H].
+- Token errors have Square's own shape, without an OAuth error code [M], so none is taken for final.
+- Verified by ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
+- Revoking takes `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application, whichever
+  is named: developer.squareup.com/reference/square/o-auth/revoke-token [H].
+- The sandbox has other hosts [H]; without a `Square-Version` header the application's own default answers [K].
 """
 
 import json
@@ -22,7 +19,7 @@ from collections.abc import Mapping
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.oauth2 import OAuth2Provider, TokenAuth
+from integration_server.providers.oauth2 import OAuth2Provider
 
 
 class SquareProvider(OAuth2Provider):
@@ -37,7 +34,7 @@ class SquareProvider(OAuth2Provider):
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params: Mapping[str, str] = {"session": "false"}
     uses_pkce = False
-    token_auth: TokenAuth = "client_secret_post"
+    token_auth = "client_secret_post"
     extra_fields = ("merchant_id",)
     account_id_extra = "merchant_id"
     verify_url = "https://connect.squareup.com/v2/locations"

@@ -1,17 +1,16 @@
 """Stripe Connect, for Standard accounts.
 
-- Endpoints, and what is sent to them: docs.stripe.com/connect/oauth-reference (confirmed). `STRIPE_CLIENT_ID`
-  is the platform's `ca_…`; `STRIPE_CLIENT_SECRET` is the platform's secret API key (confirmed).
-- The access token never expires; the refresh token only trades one scope or mode for another (confirmed). It
-  has no `expires_in`, so nothing here refreshes it.
-- `read_write` is asked for, Stripe's own default being `read_only` (confirmed); the two exclude each other.
-- `stripe_user_id` comes with the tokens and is the account (confirmed). GET /v1/account with the token
-  answers with the same account (general knowledge).
-- Disconnecting names the client and the account, authenticated by the secret key, and ends all that the
-  platform holds of it (confirmed). `invalid_client` then also says that the account is not connected
-  (confirmed), so it is no proof that our client is refused.
-- PKCE is not documented. A large public catalogue of connectors sends it, and RFC 6749 §3.1 has unknown
-  parameters ignored, so it is sent (secondary).
+- Endpoints and parameters: docs.stripe.com/connect/oauth-reference [H]. `STRIPE_CLIENT_ID` is the platform's `ca_…`,
+  `STRIPE_CLIENT_SECRET` its secret API key [H].
+- The access token never expires; the refresh token only trades one scope or mode for another [H]. There is no
+  `expires_in`, so nothing refreshes it.
+- `read_write` is asked for; Stripe's own default is `read_only` [H], and the two exclude each other [K].
+- `stripe_user_id` comes with the tokens and is the account [H]; GET /v1/account with the token answers for it [K].
+- Disconnecting names client and account, authenticated by the secret key [H], and ends all that the platform holds of
+  the account [K]. There `invalid_client` also means that the account is not connected [K], so it is no proof that our
+  client is refused.
+- PKCE is not documented. A large public catalogue of connectors sends it [M], and RFC 6749 §3.1 has unknown parameters
+  ignored, so it is sent.
 """
 
 from urllib.parse import urlencode
@@ -19,7 +18,7 @@ from urllib.parse import urlencode
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.oauth2 import OAuth2Provider, TokenAuth
+from integration_server.providers.oauth2 import OAuth2Provider
 
 
 class StripeProvider(OAuth2Provider):
@@ -32,7 +31,7 @@ class StripeProvider(OAuth2Provider):
     revoke_url = "https://connect.stripe.com/oauth/deauthorize"
     revokes_whole_account = True
     required_scopes = ("read_write",)
-    token_auth: TokenAuth = "client_secret_post"
+    token_auth = "client_secret_post"
     extra_fields = ("stripe_user_id",)
     account_id_extra = "stripe_user_id"
     verify_url = "https://api.stripe.com/v1/account"

@@ -1,9 +1,8 @@
 """Twilio, by account SID and auth token.
 
-- HTTP Basic with the SID as user name: twilio.com/docs/iam/api (confirmed). `api_key` is the SID,
-  `api_secret` the auth token, as in the document's origin.
-- Verified by the account's own resource, twilio.com/docs/iam/api/account (confirmed). An SID is "AC" and 32
-  hexadecimal digits (confirmed); anything else never becomes part of a URL.
+- HTTP Basic with the SID as user name [H]. `api_key` is the SID, `api_secret` the auth token: the document's origin.
+- Verified by the account's own resource [H]. An SID is "AC" and 32 hexadecimal digits [K]; nothing else ever becomes
+  part of a URL.
 - There is nothing to revoke: the user changes the auth token at Twilio.
 """
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
@@ -99,6 +100,14 @@ def config(value: Struct) -> dict[str, Any]:
     if "\\u0000" in as_json.replace("\\\\", ""):
         raise InvalidField("config", "has a NUL character")
     return decoded
+
+
+def query(field: str, value: str) -> dict[str, str]:
+    """The parameters of a URL's query; of one given more than once, the last."""
+    parameters = parse_qsl(text(field, value, 2 * LONGEST_PARAMETER))
+    for part in (part for parameter in parameters for part in parameter):
+        text(field, part, LONGEST_PARAMETER)  # what was percent-encoded is to be seen only now
+    return dict(parameters)
 
 
 def duration(field: str, value: Duration) -> timedelta:

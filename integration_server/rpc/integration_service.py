@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import parse_qsl
 
 import grpc
 
@@ -63,6 +62,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Take the provider's answer to an authorization."""
+        decoding.text("error_description", request.error_description, decoding.LONGEST_PARAMETER)
         outcome = await self._do.connecting.handle_callback(
             Callback(
                 state=decoding.required_text("state", request.state, decoding.LONGEST_PARAMETER),
@@ -71,7 +71,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 iss=decoding.text("iss", request.iss, decoding.LONGEST_URL),
                 error=decoding.text("error", request.error, decoding.LONGEST_PARAMETER),
                 user_id=decoding.user_id(request.user_id) if request.user_id else None,
-                query=dict(parse_qsl(decoding.text("query", request.query, 2 * decoding.LONGEST_PARAMETER))),
+                query=decoding.query("query", request.query),
             )
         )
         return pb.HandleCallbackResponse(

@@ -13,7 +13,7 @@ from integration_server.domain.errors import (
     ScopeMissing,
     StoreUnavailable,
 )
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
 from integration_server.service.refreshing import Refreshing
 from integration_server.service.sealing import Vault

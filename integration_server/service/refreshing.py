@@ -79,8 +79,6 @@ class Refreshing:
         except ProviderError as error:
             raise await self._told_apart(integration, error) from error
         renewed = tokens.renewed_by(answer)
-        if renewed.has_expired(self._clock()):
-            raise ProviderUnavailable("the provider answered with a token that has expired")
         new = await self._connections.sealed(integration, renewed, (*integration.scopes, *integration.missing_scopes))
         committed = await self._integrations.commit_refresh(integration, new, self._clock())
         now_there = await self._current(seen) if committed is None else Renewed(committed, renewed)
@@ -90,6 +88,8 @@ class Refreshing:
             integration_type=integration.integration_type,
             expire_time=now_there.tokens.expire_time,
         )
+        if now_there.tokens.has_expired(self._clock()):  # stored all the same: the refresh token may have rotated
+            raise ProviderUnavailable("the provider answered with a token that has expired")
         return now_there
 
     async def _current(self, seen: Integration) -> Renewed:

@@ -42,4 +42,4 @@ class ReadinessProbe:
             health = await self._check_health(HealthCheckRequest(service=""), timeout=DEADLINE)
         except grpc.aio.AioRpcError:
             return False
-        return health.status == HealthCheckResponse.SERVING
+        return bool(health.status == HealthCheckResponse.SERVING)

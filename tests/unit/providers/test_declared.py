@@ -48,11 +48,13 @@ verify_url = "https://paired.example/me"
 """
 
 
-def loaded(
-    directory: Path, *, dev_mode: bool = False, network: Network | None = None, **files: str
-) -> ProviderRegistry:
+def written(directory: Path, **files: str) -> Path:
     for name, text in files.items():
         (directory / f"{name}.toml").write_text(text, encoding="utf-8")
+    return directory
+
+
+def loaded(directory: Path, *, dev_mode: bool = False, network: Network | None = None) -> ProviderRegistry:
     factory = ProviderFactory()
     load_declared(directory, factory, dev_mode=dev_mode)
     return factory.build(context(network or Network(), dev_mode=dev_mode))
@@ -60,12 +62,12 @@ def loaded(
 
 def problems_with(directory: Path, **files: str) -> list[str]:
     with pytest.raises(ProvidersError) as raised:
-        loaded(directory, **files)
+        loaded(written(directory, **files))
     return [problem.removeprefix(f"{directory}/") for problem in raised.value.problems]
 
 
 def test_a_file_declares_all_of_a_provider(tmp_path: Path) -> None:
-    acme = loaded(tmp_path, acme=ACME).get("acme")
+    acme = loaded(written(tmp_path, acme=ACME)).get("acme")
     assert isinstance(acme, OAuth2Provider)
     assert acme.display_name == "Acme & Co"
     assert acme.auth_method is AuthMethod.OAUTH2
@@ -85,7 +87,7 @@ def test_a_file_declares_all_of_a_provider(tmp_path: Path) -> None:
 
 
 def test_what_a_file_leaves_out_is_as_the_generic_provider_has_it(tmp_path: Path) -> None:
-    minimal = loaded(tmp_path, minimal=MINIMAL).get("minimal")
+    minimal = loaded(written(tmp_path, minimal=MINIMAL)).get("minimal")
     assert isinstance(minimal, OAuth2Provider)
     assert minimal.display_name == "Minimal"
     assert list(minimal.required_scopes) == []
@@ -95,7 +97,7 @@ def test_what_a_file_leaves_out_is_as_the_generic_provider_has_it(tmp_path: Path
 
 async def test_a_key_and_a_pair_need_only_somewhere_to_be_tried(tmp_path: Path) -> None:
     network = Network(json_response({}))
-    providers = loaded(tmp_path, network=network, keyed=KEYED, paired=PAIRED)
+    providers = loaded(written(tmp_path, keyed=KEYED, paired=PAIRED), network=network)
     assert isinstance(providers.get("paired"), BasicAuthProvider)
     assert isinstance(providers.get("keyed"), ApiKeyProvider)
     await providers.get("keyed").verify_connection(ApiKey("k"))
@@ -109,7 +111,7 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
 
 def test_loopback_is_for_dev_mode(tmp_path: Path) -> None:
     local = MINIMAL.replace("https://minimal.example", "http://127.0.0.1:8090")
-    assert loaded(tmp_path, dev_mode=True, local=local).get("minimal")
+    assert loaded(written(tmp_path, local=local), dev_mode=True).all()
     problem = "must be https; plain http is for loopback in dev mode only"
     assert problems_with(tmp_path) == [f"local.toml: authorize_url: {problem}", f"local.toml: token_url: {problem}"]
 

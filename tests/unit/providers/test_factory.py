@@ -107,3 +107,13 @@ def test_grants_of_one_client_at_one_server_die_together(acme_client: str, share
 def test_without_a_client_id_nothing_is_shared() -> None:
     providers = registry(context(Network()), Acme, Bravo, Sweeping)
     assert providers.get("sweeping").shares_grants_with == ("sweeping",)
+
+
+def test_an_oauth_provider_must_have_its_two_endpoints() -> None:
+    class Endless(OAuth2Provider):
+        integration_type = "endless"
+
+    factory = ProviderFactory()
+    factory.register("endless", Endless)
+    with pytest.raises(TypeError, match="oauth_authorize_url, oauth_token_url"):
+        factory.build(context(Network()))

@@ -74,5 +74,5 @@ async def test_a_spent_quota_is_no_refusal() -> None:
 )
 def test_types_of_one_client_lose_their_grants_together(business_client: str, shared: tuple[str, ...]) -> None:
     settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
-    providers = registry(context(Network(), settings), *SERVICES)
+    providers = registry(context(Network(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
     assert providers.get("google_calendar").shares_grants_with == shared

@@ -89,6 +89,13 @@ async def test_follows_no_redirect() -> None:
     assert len(network.requests) == 1
 
 
+async def test_a_client_that_followed_would_hand_the_code_on() -> None:
+    network = Network(httpx.Response(307, headers={"Location": "https://evil.example/"}), httpx.Response(200))
+    async with httpx.AsyncClient(transport=network, follow_redirects=True) as client:
+        await client.post(URL, content="code=secret")
+    assert (network.requests[1].url.host, network.requests[1].content) == ("evil.example", b"code=secret")
+
+
 async def test_keeps_no_cookie_for_the_next_user() -> None:
     network = Network(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
@@ -142,6 +149,17 @@ async def test_a_body_that_drips_ends_at_the_deadline() -> None:
         await answer_to(Network(httpx.Response(200, stream=Body(drip()))))
 
 
+async def test_only_the_deadline_ends_a_body_that_drips() -> None:
+    async def drip() -> AsyncIterator[bytes]:
+        for _ in range(10_000):
+            yield b""
+            await asyncio.sleep(0)
+
+    network = Network(httpx.Response(200, stream=Body(drip())))
+    async with ProviderHttp(clock, transport=network, deadline=timedelta(minutes=1)) as http:
+        assert (await http.request("GET", URL, allowed_origins=ORIGINS)).is_success
+
+
 async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
     async def flood() -> AsyncIterator[bytes]:
         while True:
@@ -175,6 +193,11 @@ async def test_inflates_what_is_small() -> None:
 async def test_a_body_is_measured_after_inflating() -> None:
     with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
         await answer_to(Network(packed(b"\0" * (50 << 20))))
+
+
+async def test_httpx_would_inflate_all_of_it() -> None:
+    async with httpx.AsyncClient(transport=Network(packed(b"\0" * (50 << 20)))) as client:
+        assert len((await client.get(URL)).content) == 50 << 20
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 
 import httpx
 import pytest
+from authlib.oauth2.auth import ClientAuth
 
 from integration_server.domain.credentials import ApiKey, OAuthTokens
 from integration_server.domain.errors import (
@@ -123,6 +124,12 @@ async def test_basic_form_encodes_id_and_secret_first() -> None:
     assert scheme == "Basic"
     assert base64.b64decode(pair) == b"a%3Ab+c:p%3As+%25%2B%C3%A9%2F~"
     assert network.form == {"grant_type": "refresh_token", "refresh_token": "rt"}
+
+
+def test_the_library_alone_would_leave_them_as_they_are() -> None:
+    auth = ClientAuth("a:b c", "secret", "client_secret_basic")
+    _, headers, _ = auth.prepare("POST", "https://acme.example/token", {}, "")  # type: ignore[no-untyped-call]
+    assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"a:b c:secret"
 
 
 async def test_a_public_client_says_only_who_it_is() -> None:

@@ -65,7 +65,7 @@ def rich_status(
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="integrations.v1")]
     if retry_seconds is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(int(retry_seconds * 1000))
+        retry.retry_delay.FromMilliseconds(round(retry_seconds * 1000))
         details.append(retry)
     return status_pb2.Status(code=code.value[0], message=message, details=map(_packed, details))
 

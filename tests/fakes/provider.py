@@ -1,0 +1,175 @@
+"""Providers that do what a test says, and remember what they were asked."""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
+from integration_server.service.ports import NewAccount, Provider
+from tests.fakes.clock import SettableClock
+
+HOUR = timedelta(hours=1)
+ACCOUNT = NewAccount("account-1", "ada@example.com")
+
+
+@dataclass
+class FakeProvider:
+    """A `Provider`. Set an error to have a call fail, or `gate` to have all calls wait until it is opened.
+
+    It grants tokens that count up ("access-1", "refresh-1"), and checks the PKCE verifier of the last authorization.
+    """
+
+    clock: SettableClock
+    integration_type: str = "fake"
+    display_name: str = "Fake"
+    auth_method: AuthMethod = AuthMethod.OAUTH2
+    required_scopes: Sequence[str] = ("read",)
+    required_fields: Sequence[str] = ()
+    missing_settings: Sequence[str] = ()
+    issuer: str | None = None
+    shares_grants_with: Sequence[str] = ()
+
+    account: NewAccount = ACCOUNT
+    lifetime: timedelta | None = HOUR
+    granted: tuple[str, ...] | None = None
+    gives_refresh_token: bool = True
+    rotates: bool = True
+    can_revoke: bool = True
+
+    exchange_error: Exception | None = None
+    refresh_error: Exception | None = None
+    verify_error: Exception | None = None
+    revoke_error: Exception | None = None
+    gate: asyncio.Event | None = None
+
+    challenges: list[str] = field(default_factory=list)
+    exchanges: list[tuple[str, str]] = field(default_factory=list)
+    refreshes: list[str] = field(default_factory=list)
+    verifications: list[Credentials] = field(default_factory=list)
+    revocations: list[Credentials] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
+        """An address with all that it was told."""
+        self.challenges.append(code_challenge)
+        told = {
+            "redirect_uri": redirect_uri,
+            "state": state,
+            "scope": " ".join(scopes),
+            "code_challenge": code_challenge,
+        }
+        return f"https://{self.integration_type}.example/authorize?{urlencode(told)}"
+
+    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+        """As OAuth 2 providers do."""
+        return [scope for scope in asked if not _is_granted(scope, tokens)]
+
+    def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
+        """What QuickBooks sends."""
+        return {"realmId": query["realmId"]} if "realmId" in query else {}
+
+    async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
+        """Tokens for any code, if the verifier is right."""
+        self.exchanges.append((code, redirect_uri))
+        await self._answer(self.exchange_error)
+        if s256(code_verifier) not in self.challenges:
+            raise ProviderRejected("code", oauth_error="invalid_grant")
+        return self._tokens(len(self.exchanges), "access", "refresh")
+
+    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
+        """New tokens."""
+        self.refreshes.append(refresh_token)
+        number = len(self.refreshes)
+        await self._answer(self.refresh_error)
+        tokens = self._tokens(number, "renewed-access", "renewed-refresh")
+        return tokens if self.rotates else replace(tokens, refresh_token=None)
+
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """The account."""
+        self.verifications.append(credentials)
+        await self._answer(self.verify_error)
+        return self.account
+
+    async def revoke_credentials(self, credentials: Credentials) -> bool:
+        """Whether it can."""
+        self.revocations.append(credentials)
+        await self._answer(self.revoke_error)
+        return self.can_revoke
+
+    def request_auth(self, credentials: Credentials) -> RequestAuth:
+        """A header for a token, a query parameter for a key."""
+        if isinstance(credentials, ApiKey):
+            return RequestAuth(query_params={"key": credentials.api_key})
+        return RequestAuth(headers={"Authorization": f"Bearer {credentials.access_token}"})
+
+    async def _answer(self, error: Exception | None) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(0)
+            if self.gate is not None:
+                await self.gate.wait()
+        finally:
+            self.at_once -= 1
+        if error is not None:
+            raise error
+
+    def _tokens(self, number: int, access: str, refresh: str) -> OAuthTokens:
+        return OAuthTokens(
+            access_token=f"{access}-{number}",
+            refresh_token=f"{refresh}-{number}" if self.gives_refresh_token else None,
+            expire_time=None if self.lifetime is None else self.clock() + self.lifetime,
+            lifetime=self.lifetime,
+            scopes=self.granted,
+        )
+
+
+class FakeProviders:
+    """The `Providers` of a test."""
+
+    def __init__(self, *providers: Provider) -> None:
+        self.by_type = {provider.integration_type: provider for provider in providers}
+
+    def get(self, integration_type: str) -> Provider:
+        """The one of a type."""
+        try:
+            return self.by_type[integration_type]
+        except KeyError:
+            raise UnknownIntegrationType from None
+
+    def all(self) -> Sequence[Provider]:
+        """All, by type."""
+        return [self.by_type[name] for name in sorted(self.by_type)]
+
+
+def s256(verifier: str) -> str:
+    """RFC 7636 §4.2."""
+    digest = hashlib.sha256(verifier.encode("ascii")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def parameter(url: str, name: str) -> str:
+    """A parameter of a URL's query."""
+    (value,) = parse_qs(urlsplit(url).query, strict_parsing=True)[name]
+    return value
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others go on until the condition holds; fails if they all come to rest before."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("never happened")
+
+
+def _is_granted(scope: str, tokens: OAuthTokens) -> bool:
+    if scope == "offline_access":
+        return tokens.refresh_token is not None
+    return tokens.scopes is None or scope in tokens.scopes

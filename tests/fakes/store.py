@@ -1,0 +1,367 @@
+"""Both stores in memory. They pass the contract suite that the SQL ones pass."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.service.ports import (
+    Attempt,
+    NewAccount,
+    NewAttempt,
+    NewCredentials,
+    NewIntegration,
+    StoredIntegration,
+)
+
+_NO_FAILURE: Mapping[str, Any] = {"last_error": None, "error_count": 0}
+
+
+@dataclass(slots=True)
+class AttemptRow:
+    """An attempt and how far it has come."""
+
+    attempt: Attempt
+    state: Literal["begun", "held", "taken"] = "begun"
+
+
+class Rows:
+    """What the two stores share. While `away`, every call fails as if the database did not answer."""
+
+    def __init__(self) -> None:
+        self.integrations: dict[IntegrationId, StoredIntegration] = {}
+        self.attempts: dict[str, AttemptRow] = {}
+        self.checks: list[HealthCheck] = []
+        self.away = False
+        self._last_id = 0
+
+    async def answer(self) -> None:
+        """Let others go first, as a database does; what follows, up to the next await, is one transaction."""
+        await asyncio.sleep(0)
+        if self.away:
+            raise StoreUnavailable
+
+    def add(self, new: NewIntegration, now: datetime) -> Integration:
+        """A row that is still pending."""
+        self._last_id += 1
+        integration = Integration(
+            integration_id=IntegrationId(self._last_id),
+            uid=new.uid,
+            user_id=new.user_id,
+            integration_type=new.integration_type,
+            auth_method=new.auth_method,
+            create_time=now,
+            update_time=now,
+            name=new.name,
+            config=new.config,
+        )
+        self.integrations[integration.integration_id] = StoredIntegration(integration, None)
+        return integration
+
+    def set(self, integration: Integration, **values: Any) -> Integration:
+        """The row changed; its sealed credentials are a value like the others."""
+        before = self.integrations[integration.integration_id]
+        sealed = values.pop("sealed_credentials", before.sealed_credentials)
+        integration = replace(integration, **values)
+        self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
+        return integration
+
+    def remove(self, integration_id: IntegrationId) -> None:
+        """The row gone, with its attempts."""
+        self.integrations.pop(integration_id, None)
+        for attempt_id, row in list(self.attempts.items()):
+            if row.attempt.integration_id == integration_id:
+                del self.attempts[attempt_id]
+
+    def remove_unfinishable(self) -> None:
+        """Pending rows gone that no attempt is left to finish."""
+        finishable = {row.attempt.integration_id for row in self.attempts.values()}
+        for integration_id, stored in list(self.integrations.items()):
+            if not stored.integration.is_connected and integration_id not in finishable:
+                self.remove(integration_id)
+
+    def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's row."""
+        stored = self.integrations.get(integration_id)
+        return stored if stored and stored.integration.user_id == user_id else None
+
+    def current(self, seen: Integration) -> Integration | None:
+        """The row as it is, if it still has the version that was seen."""
+        stored = self.find(seen.integration_id, seen.user_id)
+        return stored.integration if stored and stored.integration.version == seen.version else None
+
+    def of_user(self, user_id: UserId) -> list[StoredIntegration]:
+        """All of the user's rows."""
+        return [stored for stored in self.integrations.values() if stored.integration.user_id == user_id]
+
+    def connected(self) -> list[StoredIntegration]:
+        """Everybody's connected rows."""
+        return [stored for stored in self.integrations.values() if stored.integration.is_connected]
+
+
+class MemoryIntegrations:
+    """An `IntegrationStore`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's integration."""
+        await self._rows.answer()
+        return self._rows.find(integration_id, user_id)
+
+    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
+        """The user's connected integration of that account."""
+        await self._rows.answer()
+        return self._account(user_id, integration_type, account_id)
+
+    async def list(
+        self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
+    ) -> Sequence[Integration]:
+        """A page."""
+        await self._rows.answer()
+        return [
+            stored.integration
+            for stored in self._rows.of_user(user_id)
+            if integration_type in {None, stored.integration.integration_type}
+            and stored.integration.integration_id > after
+        ][:limit]
+
+    async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
+        """All that is connected."""
+        await self._rows.answer()
+        return [stored for stored in self._rows.connected() if stored.integration.user_id == user_id]
+
+    async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
+        """Whether another row would die with this one's grant."""
+        await self._rows.answer()
+        types = set(integration_types)
+        others = [stored.integration for stored in self._rows.connected()]
+        return any(
+            other.integration_type in types
+            and other.integration_id != integration.integration_id
+            and (
+                (other.account_id is not None and other.account_id == integration.account_id)
+                or (other.user_id == integration.user_id and other.integration_type != integration.integration_type)
+            )
+            for other in others
+        )
+
+    async def add_connected(
+        self, integration: NewIntegration, account: NewAccount, credentials: NewCredentials, now: datetime
+    ) -> Integration | None:
+        """A connected row, unless its account has one."""
+        await self._rows.answer()
+        if self._account(integration.user_id, integration.integration_type, account.account_id):
+            return None
+        row = self._rows.add(integration, now)
+        return self._rows.set(
+            row,
+            **asdict(credentials),
+            **asdict(account),
+            connect_time=now.astimezone(UTC),
+        )
+
+    async def commit_connection(
+        self,
+        integration: Integration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        instead_of: IntegrationId | None = None,
+    ) -> Integration | None:
+        """The row with its credentials, unless version or account stand against it."""
+        await self._rows.answer()
+        current = self._rows.current(integration)
+        other = self._account(integration.user_id, integration.integration_type, account.account_id)
+        if current is None or (other and other.integration_id != integration.integration_id):
+            return None
+        if instead_of is not None:
+            pending = self._rows.find(instead_of, integration.user_id)
+            if pending and not pending.integration.is_connected:
+                self._rows.remove(instead_of)
+        return self._rows.set(
+            current,
+            **asdict(credentials),
+            **_NO_FAILURE,
+            account_id=account.account_id or current.account_id,
+            account_label=account.account_label or current.account_label,
+            is_active=True,
+            reauthorization_required=False,
+            connect_time=now,
+            update_time=now,
+            version=current.version + 1,
+        )
+
+    async def commit_refresh(
+        self, integration: Integration, credentials: NewCredentials, now: datetime
+    ) -> Integration | None:
+        """The row with its new credentials, unless the version is another."""
+        await self._rows.answer()
+        current = self._rows.current(integration)
+        if current is None:
+            return None
+        return self._rows.set(
+            current,
+            **asdict(credentials),
+            **_NO_FAILURE,
+            reauthorization_required=False,
+            update_time=now,
+            version=current.version + 1,
+        )
+
+    async def record_failure(
+        self, integration: Integration, failure: Failure, *, reauthorization_required: bool = False
+    ) -> None:
+        """Set and count, at the version that was seen."""
+        await self._rows.answer()
+        current = self._rows.current(integration)
+        if current is not None:
+            self._rows.set(
+                current,
+                last_error=failure,
+                error_count=current.error_count + 1,
+                reauthorization_required=current.reauthorization_required or reauthorization_required,
+            )
+
+    async def record_check(self, check: HealthCheck) -> None:
+        """Keep it, and set or clear the error at the version that was checked."""
+        await self._rows.answer()
+        stored = self._rows.find(check.integration.integration_id, check.integration.user_id)
+        if stored is None:
+            return
+        self._rows.checks.append(check)
+        row = self._rows.set(stored.integration, last_health_check=check.check_time)
+        if row.version != check.integration.version:
+            return
+        if check.error_class is None:
+            self._rows.set(row, **_NO_FAILURE)
+        else:
+            failure = Failure(check.error_class, check.check_time, check.message)
+            self._rows.set(row, last_error=failure, error_count=row.error_count + 1)
+
+    async def update(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        now: datetime,
+        *,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        is_active: bool | None = None,
+    ) -> Integration | None:
+        """What is given, set."""
+        await self._rows.answer()
+        stored = self._rows.find(integration_id, user_id)
+        if stored is None:
+            return None
+        given = {"name": name, "config": config, "is_active": is_active}
+        values = {key: value for key, value in given.items() if value is not None}
+        return self._rows.set(stored.integration, update_time=now, **values)
+
+    async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """What it was."""
+        await self._rows.answer()
+        stored = self._rows.find(integration_id, user_id)
+        if stored is not None:
+            self._rows.remove(integration_id)
+        return stored
+
+    async def ping(self) -> None:
+        """Answer, unless away."""
+        await self._rows.answer()
+
+    def _account(self, user_id: UserId, integration_type: str, account_id: str | None) -> Integration | None:
+        for stored in self._rows.connected():
+            row = stored.integration
+            if (row.user_id, row.integration_type) == (user_id, integration_type) and (
+                account_id is not None and row.account_id == account_id
+            ):
+                return row
+        return None
+
+
+class MemoryAttempts:
+    """An `AttemptStore`. Without `atomic` an attempt is looked at in one step and taken in another."""
+
+    def __init__(self, rows: Rows, *, atomic: bool = True) -> None:
+        self._rows = rows
+        self._atomic = atomic
+
+    async def begin(self, attempt: NewAttempt, integration: NewIntegration) -> IntegrationId:
+        """Both rows."""
+        await self._rows.answer()
+        integration_id = self._rows.add(integration, attempt.create_time).integration_id
+        self._add(attempt, integration_id)
+        return integration_id
+
+    async def begin_again(self, attempt: NewAttempt, integration_id: IntegrationId) -> None:
+        """The attempt's row."""
+        await self._rows.answer()
+        if self._rows.find(integration_id, attempt.user_id) is None:
+            raise IntegrationNotFound
+        self._add(attempt, integration_id)
+
+    async def hold(self, attempt_id: str, sealed_callback: bytes, now: datetime) -> Attempt | None:
+        """From begun to held."""
+        await self._rows.answer()
+        row = self._rows.attempts.get(attempt_id)
+        if row is None or row.state != "begun" or row.attempt.expire_time <= now:
+            return None
+        row.state = "held"
+        row.attempt = replace(row.attempt, sealed_callback=sealed_callback)
+        return row.attempt
+
+    async def take(self, attempt_id: str, now: datetime) -> Attempt | None:
+        """From begun to taken."""
+        return await self._take(attempt_id, "begun", now)
+
+    async def take_held(self, attempt_id: str, now: datetime) -> Attempt | None:
+        """From held to taken."""
+        return await self._take(attempt_id, "held", now)
+
+    async def give_up(self, attempt: Attempt) -> None:
+        """The attempt gone, and its integration if that leaves nobody to finish it."""
+        await self._rows.answer()
+        self._rows.attempts.pop(attempt.attempt_id, None)
+        self._rows.remove_unfinishable()
+
+    async def remove_expired(self, before: datetime) -> int:
+        """Those that were over by then gone, with what waited for them."""
+        await self._rows.answer()
+        expired = [key for key, row in self._rows.attempts.items() if row.attempt.expire_time <= before]
+        for attempt_id in expired:
+            del self._rows.attempts[attempt_id]
+        self._rows.remove_unfinishable()
+        return len(expired)
+
+    async def _take(self, attempt_id: str, state: str, now: datetime) -> Attempt | None:
+        await self._rows.answer()
+        row = self._rows.attempts.get(attempt_id)
+        if row is None or row.state != state or row.attempt.expire_time <= now:
+            return None
+        if not self._atomic:
+            await self._rows.answer()
+        row.state = "taken"
+        return row.attempt
+
+    def _add(self, attempt: NewAttempt, integration_id: IntegrationId) -> None:
+        stored = Attempt(
+            attempt_id=attempt.attempt_id,
+            integration_id=integration_id,
+            user_id=attempt.user_id,
+            integration_type=attempt.integration_type,
+            redirect_uri=attempt.redirect_uri,
+            return_url=attempt.return_url,
+            scopes=attempt.scopes,
+            sealed_verifier=attempt.sealed_verifier,
+            sealed_callback=None,
+            is_reconnection=attempt.is_reconnection,
+            expire_time=attempt.expire_time,
+        )
+        self._rows.attempts[attempt.attempt_id] = AttemptRow(stored)

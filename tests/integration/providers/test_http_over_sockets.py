@@ -1,0 +1,160 @@
+"""Outbound HTTP against real sockets, with servers that behave as badly as some do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.http import HttpAnswer, ProviderHttp
+
+Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@asynccontextmanager
+async def serving(behave: Behaviour) -> AsyncIterator[str]:
+    """A server that reads a request's head and then behaves; yields its URL."""
+    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):  # the other side may leave at any time
+            await reader.readuntil(b"\r\n\r\n")
+            await behave(reader, writer)
+            writer.close()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append((writer, asyncio.get_running_loop().create_task(talk(reader, writer))))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.close()
+        for writer, talking in connections:
+            writer.transport.abort()
+            talking.cancel()
+        await asyncio.gather(*(talking for _, talking in connections), return_exceptions=True)
+        await asyncio.sleep(0)  # the loop lets go of the sockets in its next round
+
+
+async def ask(behave: Behaviour, *, deadline: float = 5) -> HttpAnswer:
+    async with (
+        serving(behave) as url,
+        ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=deadline)) as http,
+    ):
+        return await http.request("GET", f"{url}/token", allowed_origins={url})
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b'Content-Length: 9\r\n\r\n{"a": 1}\n')
+    await writer.drain()
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the other side leaves
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b"Content-Length: 100000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+    while not writer.is_closing():
+        writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+        await writer.drain()
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def stop_halfway(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD + b'Content-Length: 1000\r\n\r\n{"access_token": "s3cret"')
+    await writer.drain()
+
+
+async def speak_something_else(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b'{"access_token": "s3cret"}\r\n\r\n')
+    await writer.drain()
+
+
+async def send_endless_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while not writer.is_closing():
+        writer.write(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+        await writer.drain()
+
+
+async def test_reads_an_answer() -> None:
+    assert (await ask(answer)).body == b'{"a": 1}\n'
+
+
+@pytest.mark.parametrize("behave", [hang, drip])
+async def test_a_server_that_never_ends_is_left_at_the_deadline(behave: Behaviour) -> None:
+    with pytest.raises(ProviderUnavailable, match="TimeoutError"):
+        await ask(behave, deadline=0.1)
+
+
+@pytest.mark.parametrize("behave", [flood, reset, stop_halfway, speak_something_else, send_endless_headers])
+async def test_a_server_that_breaks_the_rules_is_unavailable(behave: Behaviour) -> None:
+    with pytest.raises(ProviderUnavailable) as raised:
+        await ask(behave)
+    assert "TimeoutError" not in str(raised.value)
+    assert "s3cret" not in f"{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
+
+
+async def test_nobody_there_is_unavailable() -> None:
+    async with serving(answer) as url:
+        pass
+    async with ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
+        with pytest.raises(ProviderUnavailable, match="ConnectError"):
+            await http.request("GET", url, allowed_origins={url})
+
+
+async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await ask(answer)).is_success
+
+
+async def test_a_proxy_of_the_environment_is_asked_for_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+
+    async with serving(refuse) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        for name in ("NO_PROXY", "no_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        async with ProviderHttp(lambda: datetime.now(UTC)) as http:
+            with pytest.raises(ProviderUnavailable):
+                await http.request("GET", "https://acme.example/", allowed_origins={"https://acme.example:443"})
+    assert asked.is_set()
+
+
+async def test_a_call_that_is_given_up_leaves_the_next_ones_alone() -> None:
+    async with (
+        serving(answer) as good,
+        serving(hang) as bad,
+        ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http,
+    ):
+        waiting = [asyncio.ensure_future(http.request("GET", bad, allowed_origins={bad})) for _ in range(150)]
+        await asyncio.sleep(0)
+        assert (await http.request("GET", good, allowed_origins={good})).is_success
+        for call in waiting:
+            call.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (await http.request("GET", good, allowed_origins={good})).is_success

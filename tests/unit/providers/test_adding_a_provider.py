@@ -1,0 +1,63 @@
+"""What docs/adding-a-provider.md shows, works."""
+
+import importlib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration_server.domain.credentials import ApiKey, OAuthTokens
+from integration_server.providers.declared import load_declared
+from integration_server.providers.entry_points import GROUP
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from tests.unit.providers.support import Network, context, json_response
+
+PAGE = (Path(__file__).parents[3] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
+
+
+def settings_shown() -> dict[str, str]:
+    (block,) = blocks("")
+    return dict(line.split("=") for line in block.splitlines())
+
+
+@pytest.fixture
+def declared(tmp_path: Path) -> ProviderRegistry:
+    acme, acme_key, _ = blocks("toml")
+    (tmp_path / "acme.toml").write_text(acme)
+    (tmp_path / "acme_key.toml").write_text(acme_key)
+    factory = ProviderFactory()
+    load_declared(tmp_path, factory, dev_mode=False)
+    return factory.build(context(Network(), settings_shown()))
+
+
+def test_the_files_declare_providers_that_the_settings_complete(declared: ProviderRegistry) -> None:
+    assert [provider.integration_type for provider in declared.all()] == ["acme", "acme_key"]
+    assert declared.get("acme").missing_settings == []
+    assert set(declared.get("acme_key").request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
+
+
+async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = blocks("python")
+    (tmp_path / "my_service.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    factory = ProviderFactory()
+    importlib.import_module("my_service").register(factory)
+    network = Network(json_response({"access_token": "at"}), json_response({"id": 7}), json_response({"data": [1, 2]}))
+    provider: Any = factory.build(context(network)).get("my_service")
+    assert list(provider.missing_settings) == ["MY_SERVICE_CLIENT_ID", "MY_SERVICE_CLIENT_SECRET"]
+    assert await provider.exchange_code_for_tokens("c", "https://app.example/cb", "v") == OAuthTokens("at")
+    assert (await provider.verify_connection(OAuthTokens("at"))).account_id == "7"
+    assert await provider.fetch_data(OAuthTokens("at")) == {"data": [1, 2]}
+    assert network.requests[-1].headers["Authorization"] == "Bearer at"
+
+
+def test_a_package_names_the_group_that_is_looked_at() -> None:
+    *_, package = blocks("toml")
+    assert list(tomllib.loads(package)["project"]["entry-points"]) == [GROUP]
