@@ -15,8 +15,9 @@ from rich.table import Table
 
 from integration_server.bootstrap import Running, running_server
 from integration_server.lifecycle import AddressTaken
-from integration_server.providers.declared import ApiKeyDeclaration, OAuth2Declaration
+from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox import Sandbox, decide, run_sandbox
 from integration_server.settings import Address, Settings
 from integrations.v1 import integration_pb2, integration_service_pb2, integration_service_pb2_grpc
@@ -60,37 +61,29 @@ async def run_dev(
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
-    """Declare the sandbox's two types, as TOML files would."""
-    dev_mode = {"dev_mode": True}  # plain http, since it is on loopback
-    oauth2 = OAuth2Declaration.model_validate(
-        {
-            "integration_type": "sandbox",
-            "auth_method": "oauth2",
-            "authorize_url": f"{base_url}/oauth/authorize",
-            "token_url": f"{base_url}/oauth/token",
-            "revoke_url": f"{base_url}/oauth/revoke",
-            "issuer": base_url,
-            "scopes": ["read"],
-            "verify_url": f"{base_url}/userinfo",
-            "account_id_field": "sub",
-            "account_label_field": "email",
-        },
-        context=dev_mode,
-    )
-    api_key = ApiKeyDeclaration.model_validate(
-        {
-            "integration_type": "sandbox_api_key",
-            "display_name": "Sandbox (API key)",
-            "auth_method": "api_key",
-            "verify_url": f"{base_url}/api/account",
-            "account_id_field": "id",
-            "account_label_field": "name",
-            "api_key_header": "X-Api-Key",
-        },
-        context=dev_mode,
-    )
-    for declaration in (oauth2, api_key):
-        factory.register(declaration.integration_type, declaration.provider_class())
+    """Declare the sandbox's two types, as a file of `PROVIDERS_DIR` or a Python file would."""
+
+    class SandboxProvider(OAuth2Provider):
+        integration_type = "sandbox"
+        oauth_authorize_url = f"{base_url}/oauth/authorize"
+        oauth_token_url = f"{base_url}/oauth/token"
+        revoke_url = f"{base_url}/oauth/revoke"
+        issuer = base_url
+        required_scopes = ("read",)
+        verify_url = f"{base_url}/userinfo"
+        account_id_field = "sub"
+        account_label_field = "email"
+
+    class SandboxKeyProvider(ApiKeyProvider):
+        integration_type = "sandbox_api_key"
+        display_name = "Sandbox (API key)"
+        verify_url = f"{base_url}/api/account"
+        account_id_field = "id"
+        account_label_field = "name"
+        api_key_header = "X-Api-Key"
+
+    for provider in (SandboxProvider, SandboxKeyProvider):
+        factory.register(provider.integration_type, provider)
 
 
 async def _connect_sample_account(running: Running) -> integration_pb2.Integration:

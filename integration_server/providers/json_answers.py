@@ -35,7 +35,7 @@ def text_at(value: object, path: str) -> str | None:
     None if there is none, or more of it than an identifier or a name has.
     """
     found = field_at(value, path)
-    if isinstance(found, int) and not isinstance(found, bool) and found.bit_length() < 64:
+    if isinstance(found, int) and not isinstance(found, bool):
         found = str(found)
     if not isinstance(found, str) or not found.isprintable() or len(found) > _LONGEST_TEXT:
         return None

@@ -88,9 +88,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method, behaviour = handler_call_details.method, handler.unary_unary
 
-        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             try:
-                return await behaviour(request, context)  # type: ignore[arg-type]  # typed for grpc's threads only
+                response: Message = await behaviour(request, context)  # type: ignore[arg-type]  # typed for threads only
+                return response
             except grpc.aio.AbortError:
                 raise  # the handler has given its own status
             except IntegrationServerError as error:

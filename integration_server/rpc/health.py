@@ -64,10 +64,12 @@ class Health(pb_grpc.HealthServicer):
         unknown = pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
         told = None
         while True:
-            changed, status = self._changed, self._statuses().get(request.service, unknown)
+            # Taken together: what changes while a slow watcher is being told is told next.
+            changed, draining = self._changed, self._draining
+            status = self._statuses().get(request.service, unknown)
             if status != told:
                 yield status
                 told = status
-            if self._draining:
+            if draining:
                 return
             await changed.wait()

@@ -74,9 +74,7 @@ class SqlAttempts:
         """Remove a taken attempt, and its integration if it is pending and no other attempt may finish it."""
         async with self._database.writing() as connection:
             await connection.execute(
-                delete(connection_attempts).where(
-                    _A.attempt_id == attempt.attempt_id, _A.user_id == attempt.user_id
-                )
+                delete(connection_attempts).where(_A.attempt_id == attempt.attempt_id, _A.user_id == attempt.user_id)
             )
             await connection.execute(_REMOVE_UNFINISHABLE.where(_I.integration_id == attempt.integration_id))
 

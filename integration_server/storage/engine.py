@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
+from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -24,12 +26,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from integration_server.domain.errors import StoreUnavailable
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
-
-_CONNECT_TIMEOUT = 5.0
-"""Seconds to wait for a connection or for SQLite's lock: callers have mostly given up by then."""
-
-_COMMAND_TIMEOUT = 10.0
-"""Seconds for one statement. Ours take milliseconds; one that takes this long is never answered."""
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -152,43 +148,50 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    url: str, *, pool_size: int = 5, command_timeout: float | None = _COMMAND_TIMEOUT
+    url: str,
+    *,
+    pool_size: int = 5,
+    connect_timeout: float = 5,  # callers have mostly given up by then
+    command_timeout: float | None = 10,  # our statements take milliseconds: one that takes this long is never answered
 ) -> AsyncIterator[Database]:
     """The database at `url` until the block ends; connections are made when they are needed.
 
-    `pool_size` is the number of connections (with SQLite, of reading ones), `command_timeout` is in seconds. Raises
-    `ValueError` for a bad URL.
+    `pool_size` is the number of connections (with SQLite, of reading ones). Both timeouts are in seconds:
+    `connect_timeout` for what has to be waited for before a statement (a free connection, a new one, SQLite's lock),
+    `command_timeout` for the statement (with PostgreSQL). Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
     if isinstance(target, SqliteFile):
-        database = _sqlite_database(target, pool_size)
+        database = _sqlite_database(target, pool_size, connect_timeout)
     else:
-        database = _postgres_database(target, pool_size, command_timeout)
+        database = _postgres_database(target, pool_size, connect_timeout, command_timeout)
     try:
         yield database
     finally:
         await database.close()
 
 
-def _engine(url: URL, pool_size: int, connect_args: dict[str, Any]) -> AsyncEngine:
+def _engine(url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any]) -> AsyncEngine:
     return create_async_engine(
         url,
-        connect_args=connect_args,
+        connect_args={"timeout": timeout, **connect_args},
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=_CONNECT_TIMEOUT,
+        pool_timeout=timeout,
         hide_parameters=True,
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN, and SQLite should not differ
     )
 
 
-def _postgres_database(target: PostgresServer, pool_size: int, command_timeout: float | None) -> Database:
+def _postgres_database(
+    target: PostgresServer, pool_size: int, connect_timeout: float, command_timeout: float | None
+) -> Database:
     engine = _engine(
         target.url,
         pool_size,
+        connect_timeout,
         {
             "dsn": f"postgresql://?{target.parameters}",
-            "timeout": _CONNECT_TIMEOUT,
             "command_timeout": command_timeout,
             # SQLAlchemy keeps the prepared statements. Behind a transaction pooler several clients share a session,
             # so that the names must be unique; and asyncpg's own cache would number them.
@@ -204,15 +207,15 @@ def _statement_name() -> str:
     return f"s_{uuid.uuid4().hex}"
 
 
-def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+def _refuse_closed(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
     """Have the pool replace a connection that the server closed meanwhile; costs no round trip, unlike a ping."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
-def _sqlite_database(target: SqliteFile, pool_size: int) -> Database:
+def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
-    readers, writers = (_engine(url, size, {"timeout": _CONNECT_TIMEOUT}) for size in (pool_size, 1))
+    readers, writers = (_engine(url, size, connect_timeout, {}) for size in (pool_size, 1))
     for engine in (readers, writers):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
@@ -225,7 +228,7 @@ def _make_private_file(path: Path, *_connect_arguments: object) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
 
 
-def _configure_sqlite(connection: Any, _record: object) -> None:
+def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: object) -> None:
     connection.isolation_level = None  # `sqlite3` begins no transaction by itself
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")

@@ -31,9 +31,7 @@ _T = integrations.c
 
 _OPEN_COLUMNS = [column for column in _T if column is not _T.sealed_credentials]
 
-_FIND = select(integrations).where(
-    _T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id")
-)
+_FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
 
 _NO_FAILURE: Mapping[str, Any] = {
     "last_error_class": None,
@@ -83,9 +81,7 @@ class SqlIntegrations:
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """The user's integrations that are not pending, in the order of their ids."""
         query = (
-            select(integrations)
-            .where(_T.user_id == user_id, _T.connect_time.is_not(None))
-            .order_by(_T.integration_id)
+            select(integrations).where(_T.user_id == user_id, _T.connect_time.is_not(None)).order_by(_T.integration_id)
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
@@ -94,9 +90,7 @@ class SqlIntegrations:
     async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
         """Whether another connected integration has the same account, or may have it under another type's name."""
         same_account = _T.account_id == bindparam(None, integration.account_id)  # an unknown one equals none
-        named_differently = and_(
-            _T.user_id == integration.user_id, _T.integration_type != integration.integration_type
-        )
+        named_differently = and_(_T.user_id == integration.user_id, _T.integration_type != integration.integration_type)
         query = select(
             exists().where(
                 _T.integration_type.in_(list(integration_types)),
@@ -129,7 +123,9 @@ class SqlIntegrations:
             async with self._database.writing() as connection:
                 row = (await connection.execute(statement)).one()
         except IntegrityError as error:
-            return _none_if_account_is_taken(error)
+            if _is_about_account(error):
+                return None
+            raise
         return _integration(row)
 
     async def commit_connection(
@@ -169,12 +165,12 @@ class SqlIntegrations:
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and instead_of is not None:
                     await connection.execute(
-                        delete(integrations).where(
-                            *_is_of(instead_of, integration.user_id), _T.connect_time.is_(None)
-                        )
+                        delete(integrations).where(*_is_of(instead_of, integration.user_id), _T.connect_time.is_(None))
                     )
         except IntegrityError as error:
-            return _none_if_account_is_taken(error)
+            if _is_about_account(error):
+                return None
+            raise
         return None if row is None else _integration(row)
 
     async def commit_refresh(
@@ -383,7 +379,6 @@ def _is_at_version(integration: Integration) -> tuple[ColumnElement[bool], ...]:
     return (*_is_of(integration.integration_id, integration.user_id), _T.version == integration.version)
 
 
-def _none_if_account_is_taken(error: IntegrityError) -> None:
+def _is_about_account(error: IntegrityError) -> bool:
     # The only unique index with this column; SQLite names the columns, PostgreSQL the index that is named after them.
-    if "account_id" not in str(error.orig):
-        raise error
+    return "account_id" in str(error.orig)

@@ -152,7 +152,9 @@ class Keyring:
         return key_id
 
     async def ensure_data_key(self) -> None:
-        """Make the first data key, unless there is an active one by now."""
+        """Make the first data key, unless there is an active one."""
+        if self._active_id:
+            return
         try:
             async with self._database.writing() as connection:
                 if await connection.scalar(_ACTIVE_KEY_ID) is None:

@@ -206,9 +206,7 @@ class IntegrationStoreContract:
         assert await integrations.update(integration_id, BOB, LATER, name="theirs") is None
         assert await integrations.remove(integration_id, BOB) is None
         assert await integrations.commit_refresh(theirs, new_credentials(b"theirs"), LATER) is None
-        assert (
-            await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
-        )
+        assert await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
         await integrations.record_failure(theirs, FAILURE)
         await integrations.record_check(failed_check_of(theirs))
 
@@ -285,10 +283,7 @@ class IntegrationStoreContract:
         rows = [await pending(integrations, attempts) for _ in range(5)]
         answers = await asyncio.gather(
             *(integrations.commit_connection(row, account("a"), new_credentials(), NOW) for row in rows),
-            *(
-                integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW)
-                for _ in range(5)
-            ),
+            *(integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW) for _ in range(5)),
         )
         winner = [answer for answer in answers if answer is not None]
         assert len(winner) == 1
@@ -296,14 +291,10 @@ class IntegrationStoreContract:
 
     # --- committing --------------------------------------------------------------------------------------------
 
-    async def test_connects_a_pending_integration(
-        self, integrations: IntegrationStore, attempts: AttemptStore
-    ) -> None:
+    async def test_connects_a_pending_integration(self, integrations: IntegrationStore, attempts: AttemptStore) -> None:
         integration = await pending(integrations, attempts)
         assert not integration.is_connected
-        committed = await integrations.commit_connection(
-            integration, account("a"), new_credentials(b"new"), LATER
-        )
+        committed = await integrations.commit_connection(integration, account("a"), new_credentials(b"new"), LATER)
         assert committed is not None
         assert committed == replace(
             integration,
@@ -398,9 +389,7 @@ class IntegrationStoreContract:
         integration = await connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
         assert await integrations.commit_refresh(integration, new_credentials(), LATER) is None
-        assert (
-            await integrations.commit_connection(integration, account("a"), new_credentials(), LATER) is None
-        )
+        assert await integrations.commit_connection(integration, account("a"), new_credentials(), LATER) is None
 
     # --- errors and checks -------------------------------------------------------------------------------------
 
@@ -431,9 +420,7 @@ class IntegrationStoreContract:
         await integrations.record_check(check_of(integration))
         assert await now_of(integrations, integration) == replace(integration, last_health_check=LATER)
 
-    async def test_a_check_of_former_credentials_leaves_the_error_alone(
-        self, integrations: IntegrationStore
-    ) -> None:
+    async def test_a_check_of_former_credentials_leaves_the_error_alone(self, integrations: IntegrationStore) -> None:
         before = await connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(), NOW)
         assert current is not None
@@ -444,9 +431,7 @@ class IntegrationStoreContract:
         await integrations.record_check(check_of(before))
         assert (await now_of(integrations, before)).last_error == FAILURE
 
-    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(
-        self, integrations: IntegrationStore
-    ) -> None:
+    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(self, integrations: IntegrationStore) -> None:
         integration = await connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
         await integrations.record_check(check_of(integration))
@@ -510,9 +495,7 @@ class IntegrationStoreContract:
         assert not await integrations.shares_grant(integration, ["acme", "sister"])
         assert not await integrations.shares_grant(integration, [])
 
-    async def test_the_same_account_shares_a_grant_whoever_connected_it(
-        self, integrations: IntegrationStore
-    ) -> None:
+    async def test_the_same_account_shares_a_grant_whoever_connected_it(self, integrations: IntegrationStore) -> None:
         integration = await connected(integrations, ANN, "a")
         await connected(integrations, BOB, "a", integration_type="sister")
         assert await integrations.shares_grant(integration, ["acme", "sister"])
@@ -667,9 +650,7 @@ class AttemptStoreContract:
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
         unexpired = await attempts.begin(later, new_integration())
         again = await pending(integrations, attempts)
-        await attempts.begin_again(
-            new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id
-        )
+        await attempts.begin_again(new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id)
 
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4

@@ -109,12 +109,13 @@ class FakeProvider:
         return RequestAuth(headers={"Authorization": f"Bearer {credentials.access_token}"})
 
     async def _answer(self, error: Exception | None) -> None:
+        gate = self.gate
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await asyncio.sleep(0)
-            if self.gate is not None:
-                await self.gate.wait()
+            if gate is not None:
+                await gate.wait()
         finally:
             self.at_once -= 1
         if error is not None:

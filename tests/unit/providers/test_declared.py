@@ -7,7 +7,7 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.declared import load_declared
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
-from tests.unit.providers.support import Network, context, json_response
+from tests.unit.providers.support import Network, context, json_response, told_by
 
 ACME = """
 integration_type = "acme"
@@ -168,7 +168,12 @@ def test_tells_all_that_is_wrong_with_all_files(tmp_path: Path) -> None:
 def test_names_the_field_that_is_wrong(tmp_path: Path, line: str, field: str) -> None:
     (told,) = problems_with(tmp_path, minimal=MINIMAL + line)
     assert told.startswith(f"minimal.toml: {field}: ")
-    assert "s3cret" not in told
+
+
+def test_a_secret_that_does_not_belong_there_is_not_told(tmp_path: Path) -> None:
+    with pytest.raises(ProvidersError) as raised:
+        loaded(written(tmp_path, minimal=MINIMAL + "client_secret = 's3cret'"))
+    assert "s3cret" not in told_by(raised.value)
 
 
 @pytest.mark.parametrize("name", ["Authori zation", "X-Key:", "X\nKey", ""])

@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import logging
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
@@ -190,9 +191,16 @@ async def test_inflates_what_is_small() -> None:
     assert (await answer_to(Network(packed(b'{"a": 1}')))).body == b'{"a": 1}'
 
 
-async def test_a_body_is_measured_after_inflating() -> None:
-    with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
-        await answer_to(Network(packed(b"\0" * (50 << 20))))
+async def test_a_body_is_measured_while_it_is_inflated() -> None:
+    network = Network(packed(b"\0" * (50 << 20)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
+            await answer_to(network)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 << 20
 
 
 async def test_httpx_would_inflate_all_of_it() -> None:

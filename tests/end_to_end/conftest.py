@@ -1,0 +1,79 @@
+"""Whole systems: a server in this process on a database of either kind, and what a server in a process needs."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.end_to_end.databases import wipe
+from tests.end_to_end.system import System, running_system
+from tests.integration.conftest import (
+    PostgresServer,
+    _postgres_template,
+    _sqlite_template,
+    database_url,
+    postgres_server,
+    postgres_url,
+    sqlite_url,
+)
+
+__all__ = [
+    "_postgres_template",
+    "_sqlite_template",
+    "database_url",
+    "postgres_server",
+    "postgres_url",
+    "sqlite_url",
+]
+
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def shared_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A migrated database for the tests of a module: they run once on SQLite and once on PostgreSQL."""
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            path = tmp_path_factory.mktemp("shared") / "integrations.db"
+            shutil.copy(request.getfixturevalue("_sqlite_template"), path)
+            yield f"sqlite:///{path}"
+        else:
+            server: PostgresServer = request.getfixturevalue("postgres_server")
+            yield stack.enter_context(server.new_database(request.getfixturevalue("_postgres_template")))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
+    """A server with its sidecar, beside a sandbox. It is up for a whole module, since that takes its time."""
+    async with running_system(shared_database_url) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def system(shared_system: System, shared_database_url: str) -> System:
+    """The module's system as if it were new. Tests with it run in the module's loop."""
+    await wipe(shared_database_url)
+    shared_system.forget()
+    return shared_system
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """Where an SQLite database is to be made."""
+    return f"sqlite:///{tmp_path / 'empty' / 'integrations.db'}"
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """A PostgreSQL database without a schema."""
+    with postgres_server.new_database() as url:
+        yield url
+
+
+@pytest.fixture(params=BOTH)
+def empty_database_url(request: pytest.FixtureRequest) -> str:
+    """A database without a schema: the test runs once on SQLite and once on PostgreSQL."""
+    return str(request.getfixturevalue(f"empty_{request.param}_url"))

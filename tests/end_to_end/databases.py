@@ -1,0 +1,27 @@
+"""Reaching into a server's database behind its back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Executable, Row, delete
+
+from integration_server.storage.engine import open_database
+from integration_server.storage.tables import connection_attempts, health_checks, integrations
+
+
+async def execute(database_url: str, *statements: Executable) -> None:
+    """Run statements in one transaction."""
+    async with open_database(database_url, pool_size=1) as database, database.writing() as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
+    """The rows of a query."""
+    async with open_database(database_url, pool_size=1) as database, database.reading() as connection:
+        return (await connection.execute(statement)).all()
+
+
+async def wipe(database_url: str) -> None:
+    """Remove everything but the keys."""
+    await execute(database_url, delete(connection_attempts), delete(health_checks), delete(integrations))

@@ -1,0 +1,205 @@
+"""A whole system in this process: server and sidecar as bootstrap builds them, a sandbox, and clients of all of them.
+
+Everything is spoken to over real loopback sockets. The sidecar stands behind a public address, as it would behind a
+proxy; `System.follow` is that proxy, so that no port has to be known before it is taken.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import grpc.aio
+import httpx
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from integration_server.bootstrap import Register, running_server
+from integration_server.dev import register_sandbox
+from integration_server.sandbox import Behaviour, Sandbox, decide, run_sandbox
+from integration_server.settings import Settings
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+
+if TYPE_CHECKING:
+    from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
+
+PUBLIC_URL = "https://integrations.example"
+APP_CALLBACK = "https://app.example/oauth/callback"
+RETURN_URL = "https://app.example/integrations?tab=all"
+JSON = {"Accept": "application/json"}
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+CLIENT_ID = "integration-server"
+KEY = os.urandom(32)
+
+
+class ShiftedClock:
+    """The real time, and as much later as it is told."""
+
+    def __init__(self) -> None:
+        self.shift = timedelta()
+
+    def __call__(self) -> datetime:
+        """Now, in the server's eyes."""
+        return datetime.now(UTC) + self.shift
+
+
+def own_callback(integration_type: str) -> str:
+    """The sidecar's path for a type, as browsers see it."""
+    return f"{PUBLIC_URL}/api/v1/integrations/callback/{integration_type}"
+
+
+def query_of(url: str) -> dict[str, str]:
+    """A URL's query; each parameter once."""
+    parameters = parse_qs(urlsplit(url).query, strict_parsing=True)
+    assert all(len(values) == 1 for values in parameters.values())
+    return {name: values[0] for name, values in parameters.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """How a test speaks to a server, wherever that runs."""
+
+    grpc_address: str
+    sidecar_url: str
+    channel: grpc.aio.Channel = field(repr=False)
+    browser: httpx.AsyncClient = field(repr=False)
+
+    @property
+    def service(self) -> "IntegrationServiceAsyncStub":
+        """The service under test."""
+        return IntegrationServiceStub(self.channel)
+
+    @property
+    def health(self) -> Any:
+        """The standard health service (its stub has no types)."""
+        return HealthStub(self.channel)
+
+    async def follow(self, location: str, headers: Mapping[str, str] = JSON) -> httpx.Response:
+        """Follow a redirect to the public address, as far as the sidecar; a redirect from there is not followed."""
+        assert location.startswith(PUBLIC_URL), location
+        return await self.browser.get(self.sidecar_url + location.removeprefix(PUBLIC_URL), headers=dict(headers))
+
+    async def begin(self, user_id: str = "ada", integration_type: str = "sandbox", **fields: Any) -> pb.ConnectResponse:
+        """Begin a connection."""
+        return await self.service.Connect(
+            pb.ConnectRequest(user_id=user_id, integration_type=integration_type, **fields)
+        )
+
+    async def decide(self, begun: pb.ConnectResponse, *, account: str | None = None, allow: bool = True) -> str:
+        """Play the person at the sandbox's page; where the browser is sent then."""
+        return await decide(self.browser, begun.authorization_url, account=account, allow=allow)
+
+    async def connect(
+        self, user_id: str = "ada", integration_type: str = "sandbox", *, account: str = "ada", **fields: Any
+    ) -> int:
+        """Connect an account of the sandbox, all the way through the sidecar; the integration's id."""
+        begun = await self.begin(user_id, integration_type, **fields)
+        answer = await self.follow(await self.decide(begun, account=account))
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["success"] is True
+        return int(answer.json()["integration_id"])
+
+    async def get(self, integration_id: int, user_id: str = "ada") -> Any:
+        """One integration."""
+        found = await self.service.GetIntegration(
+            pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
+        )
+        return found.integration
+
+    async def bearer_token(self, integration_id: int, user_id: str = "ada", **fields: Any) -> str:
+        """The access token that the server hands out."""
+        answer = await self.service.GetCredentials(
+            pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id, **fields)
+        )
+        return answer.credentials.bearer_token
+
+
+@asynccontextmanager
+async def clients_of(grpc_address: str, sidecar_url: str) -> AsyncIterator[Clients]:
+    """Clients of a server that is up."""
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
+    async with (
+        grpc.aio.insecure_channel(grpc_address, options=options) as channel,
+        httpx.AsyncClient(trust_env=False, timeout=20) as browser,
+    ):
+        yield Clients(grpc_address, sidecar_url, channel, browser)
+
+
+@dataclass(frozen=True, slots=True)
+class System(Clients):
+    """Server, sidecar and sandbox, all in this process."""
+
+    sandbox: Sandbox
+    sandbox_url: str
+    clock: ShiftedClock
+
+    def forget(self) -> None:
+        """Set the clock right, and have the sandbox forget its grants, faults and calls."""
+        self.clock.shift = timedelta()
+        self.sandbox.behaviour = Behaviour()
+        self.sandbox.calls.clear()
+        self.sandbox.token_calls.clear()
+        for account in self.sandbox.accounts:
+            self.sandbox.kill_grant(account)
+
+
+@asynccontextmanager
+async def running_system(
+    database_url: str,
+    *,
+    key: bytes = KEY,
+    sandbox: Sandbox | None = None,
+    environment: Mapping[str, str] | None = None,
+    further_providers: Sequence[Register] = (),
+    **settings: str,
+) -> AsyncIterator[System]:
+    """A system on a migrated database. `settings` are environment variables, over those that tests need."""
+    sandbox = sandbox or Sandbox(behaviour=Behaviour())
+    client_secret = os.urandom(16).hex()
+    sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox"), APP_CALLBACK])
+    clock = ShiftedClock()
+    async with run_sandbox(sandbox) as sandbox_url:
+        async with (
+            running_server(
+                settings_for(database_url, **settings),
+                {
+                    "SANDBOX_CLIENT_ID": CLIENT_ID,
+                    "SANDBOX_CLIENT_SECRET": client_secret,
+                    **(environment or {}),
+                },
+                key=key,
+                further_providers=[lambda factory: register_sandbox(factory, sandbox_url), *further_providers],
+                clock=clock,
+            ) as running,
+            clients_of(running.grpc_address, running.sidecar_url) as clients,
+        ):
+            yield System(
+                grpc_address=clients.grpc_address,
+                sidecar_url=clients.sidecar_url,
+                channel=clients.channel,
+                browser=clients.browser,
+                sandbox=sandbox,
+                sandbox_url=sandbox_url,
+                clock=clock,
+            )
+
+
+def settings_for(database_url: str, **settings: str) -> Settings:
+    """Settings for a test: free ports, the public address, dev mode."""
+    return Settings.from_environment(
+        {
+            "DATABASE_URL": database_url,
+            "DEV_MODE": "true",
+            "GRPC_ADDRESS": "127.0.0.1:0",
+            "SIDECAR_ADDRESS": "127.0.0.1:0",
+            "PUBLIC_URL": PUBLIC_URL,
+            "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
+            "ALLOWED_RETURN_URLS": RETURN_URL,
+            "SHUTDOWN_GRACE_SECONDS": "5",
+            **settings,
+        }
+    )

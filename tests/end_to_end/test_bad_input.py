@@ -1,0 +1,428 @@
+"""What callers get wrong: each mistake has its status, reason and field, on both databases, and none is INTERNAL.
+
+Cases of one kind are sent in one test and compared as a whole, so that a failure shows all that differ.
+"""
+
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.refusals import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    Refusal,
+    invalid,
+    refusal_of,
+)
+from tests.end_to_end.system import APP_CALLBACK, KEY, RETURN_URL, System, query_of, running_system
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HUGE = 2**63 - 1
+SERVICE = "/integrations.v1.IntegrationService/"
+
+METHODS: dict[str, Message] = {
+    "Connect": pb.ConnectRequest(user_id="ada", integration_type="sandbox"),
+    "HandleCallback": pb.HandleCallbackRequest(state="s", code="c"),
+    "ConfirmConnection": pb.ConfirmConnectionRequest(confirmation_token="t", user_id="ada"),
+    "ConnectWithApiKey": pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key="k"),
+    "ListIntegrations": pb.ListIntegrationsRequest(user_id="ada"),
+    "GetIntegration": pb.GetIntegrationRequest(user_id="ada", integration_id=1),
+    "UpdateIntegration": pb.UpdateIntegrationRequest(user_id="ada", integration_id=1),
+    "DisconnectIntegration": pb.DisconnectIntegrationRequest(user_id="ada", integration_id=1),
+    "CheckAllHealth": pb.CheckAllHealthRequest(user_id="ada"),
+    "CheckHealth": pb.CheckHealthRequest(user_id="ada", integration_id=1),
+    "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
+    "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
+}
+"""One request that has the right form, for each method that takes any."""
+
+
+def with_fields(method: str, **fields: Any) -> Message:
+    """The method's right request with other fields."""
+    request = type(METHODS[method])()
+    request.CopyFrom(METHODS[method])
+    request.MergeFrom(type(request)(**fields))
+    return request
+
+
+async def answers_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, Refusal]:
+    """How each request is refused, by the case's name."""
+    return {
+        name: await refusal_of(getattr(system.service, method)(request)) for name, (method, request) in cases.items()
+    }
+
+
+def fields_of(method: str, *kinds: int) -> Iterator[FieldDescriptor]:
+    """The method's request's fields of these types."""
+    return (field for field in METHODS[method].DESCRIPTOR.fields if field.type in kinds)
+
+
+def test_every_method_that_takes_anything_is_tried() -> None:
+    methods = pb.DESCRIPTOR.services_by_name["IntegrationService"].methods
+    assert METHODS.keys() == {method.name for method in methods if method.input_type.fields}
+
+
+# --- who and which ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_user_is_named_in_1_to_128_characters(system: System) -> None:
+    wrong = {"empty": "", "129 characters": "ü" * 129, "NUL": "ada\0"}
+    cases = {}
+    for method in METHODS.keys() - {"HandleCallback"}:
+        for name, user_id in wrong.items():
+            request = with_fields(method)
+            request.user_id = user_id  # type: ignore[attr-defined]  # each of these has one
+            cases[f"{method}, {name}"] = (method, request)
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("user_id"))
+
+    begun = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(begun))
+    named = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="x" * 129)
+    assert await refusal_of(system.service.HandleCallback(named)) == invalid("user_id")
+
+    longest = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ü" * 128))
+    assert not longest.integrations
+    assert await system.connect("ü" * 128)
+
+
+async def test_an_integration_is_named_by_a_positive_number(system: System) -> None:
+    methods = [method for method in METHODS if "integration_id" in METHODS[method].DESCRIPTOR.fields_by_name]
+    optional = {"Connect", "ConnectWithApiKey"}
+    cases, expected = {}, {}
+    for method in methods:
+        for integration_id in (-1, -HUGE - 1, 0, HUGE):
+            if integration_id == 0 and method in optional:
+                continue
+            name = f"{method}, {integration_id}"
+            request = with_fields(method)
+            request.integration_id = integration_id  # type: ignore[attr-defined]  # each of these has one
+            cases[name] = (method, request)
+            expected[name] = NOT_FOUND if integration_id == HUGE else invalid("integration_id")
+    assert await answers_to(system, cases) == expected
+
+
+async def test_a_type_must_be_known_and_of_the_right_kind(system: System) -> None:
+    unknown = Refusal(INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
+    methods = ("Connect", "ConnectWithApiKey", "ListIntegrations")
+    cases = {method: (method, with_fields(method, integration_type="no_such_type")) for method in methods}
+    assert await answers_to(system, cases) == dict.fromkeys(cases, unknown)
+
+    cases = {
+        "OAuth by key": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", integration_type="sandbox")),
+        "key by OAuth": ("Connect", with_fields("Connect", integration_type="sandbox_api_key")),
+        "none": ("Connect", pb.ConnectRequest(user_id="ada")),
+    }
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("integration_type"))
+
+    not_configured = await refusal_of(system.begin(integration_type="google_calendar"))
+    assert not_configured == Refusal(FAILED_PRECONDITION, "PROVIDER_NOT_CONFIGURED")
+    assert "GOOGLE_CALENDAR_CLIENT_ID" in not_configured.message
+
+    integration_id = await system.connect()
+    request = with_fields("ConnectWithApiKey", integration_id=integration_id)
+    assert await refusal_of(system.service.ConnectWithApiKey(request)) == invalid("integration_type")
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_nul_in_any_text_is_refused_by_its_field(system: System) -> None:
+    cases, expected = {}, {}
+    for method in METHODS:
+        for field in fields_of(method, FieldDescriptor.TYPE_STRING):
+            name = f"{method}.{field.name}"
+            request = with_fields(method)
+            if field.is_repeated:
+                getattr(request, field.name).append("a\0b")
+            else:
+                setattr(request, field.name, "a\0b")
+            cases[name] = (method, request)
+            expected[name] = invalid(f"{field.name}[0]" if field.is_repeated else field.name)
+    assert len(cases) > 30
+    assert await answers_to(system, cases) == expected
+
+
+async def test_a_nul_that_is_percent_encoded_in_a_callback_is_refused_too(system: System) -> None:
+    request = with_fields("HandleCallback", query="realmId=1%00")
+    assert await refusal_of(system.service.HandleCallback(request)) == invalid("query")
+    for query in ("state=a%00b&code=c", "state=s&code=c&error=a%00b", "state=s&code=c&x=%00"):
+        answer = await system.browser.get(f"{system.sidecar_url}/api/v1/integrations/callback/sandbox?{query}")
+        assert (answer.status_code, answer.json()["reason"]) == (400, "INVALID_FIELD"), query
+
+
+async def test_texts_have_their_limits(system: System) -> None:
+    cases = {
+        "name": ("Connect", with_fields("Connect", name="n" * 256)),
+        "scopes[0]": ("Connect", with_fields("Connect", scopes=["s" * 256])),
+        "scopes[1]": ("Connect", with_fields("Connect", scopes=["read", "two words"])),
+        "scopes": ("Connect", with_fields("Connect", scopes=[f"s{number}" for number in range(101)])),
+        "redirect_uri": ("Connect", with_fields("Connect", redirect_uri="https://" + "a" * 3000)),
+        "state": ("HandleCallback", with_fields("HandleCallback", state="s" * 10_000)),
+        "code": ("HandleCallback", with_fields("HandleCallback", code="c" * 10_000)),
+        "confirmation_token": (
+            "ConfirmConnection",
+            with_fields("ConfirmConnection", confirmation_token="t" * 10_000),
+        ),
+        "api_key": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", api_key="k" * 4096)),
+        "api_secret": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", api_secret="k\r\nX-Evil: 1")),
+        "page_token": ("ListIntegrations", with_fields("ListIntegrations", page_token="p" * 10_000)),
+    }
+    assert await answers_to(system, cases) == {field: invalid(field) for field in cases}
+
+
+async def test_a_required_key_must_be_there(system: System) -> None:
+    request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key")
+    assert await refusal_of(system.service.ConnectWithApiKey(request)) == invalid("api_key")
+
+
+# --- config ----------------------------------------------------------------------------------------------------------
+
+
+def struct(**values: Any) -> Struct:
+    """A config."""
+    built = Struct()
+    built.update(values)
+    return built
+
+
+async def test_a_config_is_json_of_at_most_64_kib(system: System) -> None:
+    integration_id = await system.connect()
+    wrong = {
+        "over 64 KiB": struct(text="x" * 64 * 1024),
+        "over 64 KiB in characters of more bytes": struct(text="ü" * 33 * 1024),
+        "NaN": struct(number=math.nan),
+        "infinity": struct(list=[{"deep": -math.inf}]),
+        "NUL": struct(text="a\0b"),
+        "NUL in a key": struct(**{"a\0b": 1}),
+    }
+    cases: dict[str, tuple[str, Message]] = {}
+    for name, config in wrong.items():
+        update = with_fields("UpdateIntegration", integration_id=integration_id, config=config)
+        cases[f"Connect, {name}"] = ("Connect", with_fields("Connect", config=config))
+        cases[f"ConnectWithApiKey, {name}"] = ("ConnectWithApiKey", with_fields("ConnectWithApiKey", config=config))
+        cases[f"UpdateIntegration, {name}"] = ("UpdateIntegration", update)
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("config"))
+    assert not (await system.get(integration_id)).config
+
+    strange = {"backslash": "\\u0000", "quote": '"', "emoji": "😀", "nested": {"list": [1.5, None, True]}, "": ""}
+    for config in (struct(text="x" * (64 * 1024 - 20)), struct(**strange)):
+        update = with_fields("UpdateIntegration", integration_id=integration_id, config=config)
+        stored = await system.service.UpdateIntegration(update)  # type: ignore[arg-type]  # it is one
+        assert stored.integration.config == config
+        assert (await system.get(integration_id)).config == config
+
+
+async def test_an_update_says_what_it_changes(system: System) -> None:
+    integration_id = await system.connect()
+
+    def update(**fields: Any) -> tuple[str, Message]:
+        return "UpdateIntegration", with_fields("UpdateIntegration", integration_id=integration_id, **fields)
+
+    cases = {
+        "unknown": update(update_mask=FieldMask(paths=["status"])),
+        "NUL": update(update_mask=FieldMask(paths=["name\0"])),
+    }
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("update_mask"))
+    cleared = {"is_active": update(update_mask=FieldMask(paths=["is_active"]))}
+    assert await answers_to(system, cleared) == {"is_active": invalid("is_active")}
+
+
+async def test_a_pending_integration_is_neither_changed_nor_used(system: System) -> None:
+    which = {"integration_id": (await system.begin()).integration_id}
+    methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials")
+    cases = {method: (method, with_fields(method, **which)) for method in methods}
+    pending = Refusal(FAILED_PRECONDITION, "INTEGRATION_PENDING")
+    assert await answers_to(system, cases) == dict.fromkeys(cases, pending)
+
+
+async def test_a_time_to_live_is_a_duration(system: System) -> None:
+    integration_id = await system.connect()
+    wrong = {
+        "negative": Duration(seconds=-1),
+        "negative nanos": Duration(nanos=-1),
+        "too large": Duration(seconds=HUGE),
+        "too many nanos": Duration(nanos=2_000_000_000),
+    }
+    cases = {
+        name: ("GetCredentials", with_fields("GetCredentials", integration_id=integration_id, min_ttl=ttl))
+        for name, ttl in wrong.items()
+    }
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("min_ttl"))
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_negative_page_is_refused_and_a_huge_one_made_smaller(system: System) -> None:
+    await system.connect()
+    for page_size in (-1, -(2**31)):
+        request = with_fields("ListIntegrations", page_size=page_size)
+        assert await refusal_of(system.service.ListIntegrations(request)) == invalid("page_size")  # type: ignore[arg-type]
+    huge = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=2**31 - 1))
+    assert len(huge.integrations) == 1
+    # 2⁶³-1 does not fit into the field: its lower half is read, as the wire format has it, which is -1.
+    wire = pb.ListIntegrationsRequest(user_id="ada").SerializeToString() + b"\x18" + b"\xff" * 8 + b"\x7f"
+    raw: Callable[[bytes], Awaitable[bytes]] = system.channel.unary_unary(SERVICE + "ListIntegrations")
+    assert await refusal_of(raw(wire)) == invalid("page_size")
+
+
+async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> None:
+    for account in ("ada", "grace"):
+        await system.connect("ada", account=account)
+        await system.connect("grace", account=account)
+
+    async def token_for(user_id: str, integration_type: str = "") -> str:
+        page = await system.service.ListIntegrations(
+            pb.ListIntegrationsRequest(user_id=user_id, integration_type=integration_type, page_size=1)
+        )
+        assert page.next_page_token
+        return page.next_page_token
+
+    good = await token_for("ada")
+    middle = len(good) // 2
+    forged = {
+        "made up": "abc",
+        "not base64": "%%%",
+        "not ASCII": "ü" * 40,
+        "a number": "1",
+        "altered": good[:middle] + ("A" if good[middle] != "A" else "B") + good[middle + 1 :],
+        "cut": good[:-4],
+        "longer": good + "AAAA",
+        "another user's": await token_for("grace"),
+        "another list's": await token_for("ada", "sandbox"),
+        "a state": (await system.begin()).state,
+    }
+    cases = {
+        name: ("ListIntegrations", with_fields("ListIntegrations", page_token=token)) for name, token in forged.items()
+    }
+    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("page_token"))
+    assert (await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_token=good))).integrations
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "allowed"), [("redirect_uri", APP_CALLBACK), ("return_url", RETURN_URL)])
+async def test_an_address_must_be_on_the_list_character_by_character(
+    system: System, field: str, allowed: str
+) -> None:
+    near = (
+        allowed + "/",
+        allowed[:-1],
+        allowed.upper(),
+        allowed.replace("https", "http"),
+        allowed.replace("app.example", "app.example:443"),
+        allowed.replace("app.example", "app.example.evil.example"),
+        allowed.replace("app.example", "evil.example@app.example"),
+        allowed + "#fragment",
+        allowed + " ",
+        "javascript:alert(1)",
+        "//app.example/",
+        "/",
+    )
+    refused = Refusal(INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED", (field,))
+    cases = {address: ("Connect", with_fields("Connect", **{field: address})) for address in near}
+    assert await answers_to(system, cases) == dict.fromkeys(cases, refused)
+    assert (await system.begin(**{field: allowed})).authorization_url
+
+
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System) -> None:
+    begun = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(begun))
+
+    def callback(**fields: str) -> tuple[str, Message]:
+        given = {"code": query["code"], "state": query["state"], "iss": query["iss"], **fields}
+        return "HandleCallback", pb.HandleCallbackRequest(**given)
+
+    state = query["state"]
+    flips = range(0, len(state), 7)
+    altered = {f"altered at {at}": state[:at] + ("A" if state[at] != "A" else "B") + state[at + 1 :] for at in flips}
+    foreign = {
+        "cut": state[:-1],
+        "padded": state + "=",
+        "made up": "state",
+        "not ASCII": "stäte",
+        "of another server": await state_of_another_server(system),
+    }
+    cases = {name: callback(state=value) for name, value in {**altered, **foreign}.items()}
+    cases["of another type"] = callback(integration_type="google_calendar")
+    cases["of no type"] = callback(integration_type="no_such_type")
+    assert await answers_to(system, cases) == dict.fromkeys(cases, Refusal(INVALID_ARGUMENT, "STATE_INVALID"))
+
+    assert await answers_to(system, {"none": callback(state="")}) == {"none": invalid("state")}
+    assert await answers_to(system, {"no code": callback(code="")}) == {"no code": invalid("code")}
+
+    system.clock.shift = timedelta(minutes=10)
+    expired = Refusal(FAILED_PRECONDITION, "STATE_EXPIRED")
+    assert await answers_to(system, {"expired": callback()}) == {"expired": expired}
+    system.clock.shift = timedelta()
+    assert not system.sandbox.token_calls
+
+    method, request = callback(integration_type="sandbox")
+    assert (await getattr(system.service, method)(request)).success
+    used = Refusal(FAILED_PRECONDITION, "STATE_USED")
+    assert await answers_to(system, {"used": callback()}) == {"used": used}
+
+
+async def state_of_another_server(system: System) -> str:
+    """A state that was sealed with another key, for an attempt of the same name and form."""
+    import tempfile
+    from pathlib import Path
+
+    from integration_server.storage.schema import migrate
+
+    with tempfile.TemporaryDirectory() as directory:
+        url = f"sqlite:///{Path(directory) / 'other.db'}"
+        await migrate(url)
+        async with running_system(url, key=bytes(byte ^ 1 for byte in KEY)) as other:
+            return (await other.begin()).state
+
+
+async def test_a_code_that_the_provider_refuses_is_told_without_the_code(system: System) -> None:
+    begun = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(begun))
+    request = pb.HandleCallbackRequest(code="a-made-up-code", state=query["state"], iss=query["iss"])
+    refused = await refusal_of(system.service.HandleCallback(request))
+    assert refused == Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+    assert "made-up" not in refused.message
+
+
+# --- gRPC's own answers ----------------------------------------------------------------------------------------------
+
+
+async def test_too_large_or_malformed_messages_get_grpcs_own_answer_and_the_server_goes_on(system: System) -> None:
+    integration_id = await system.connect()
+    large = pb.UpdateIntegrationRequest(user_id="ada", integration_id=integration_id, name="x" * 5 * 1024 * 1024)
+    with pytest.raises(grpc.aio.AioRpcError) as too_large:
+        await system.service.UpdateIntegration(large)
+    assert too_large.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    raw: Callable[[bytes], Awaitable[bytes]] = system.channel.unary_unary(SERVICE + "GetIntegration")
+    not_utf8 = b"\x12\x02\xff\xfe"
+    for malformed in (b"\xff" * 32, b"\x08", b"\x12\x7fada", not_utf8):
+        with pytest.raises(grpc.aio.AioRpcError) as not_decoded:
+            await raw(malformed)
+        assert not_decoded.value.code() == grpc.StatusCode.INTERNAL
+        assert "deserializ" in (not_decoded.value.details() or "")
+
+    unknown: Callable[[bytes], Awaitable[bytes]] = system.channel.unary_unary(SERVICE + "NoSuchMethod")
+    with pytest.raises(grpc.aio.AioRpcError) as not_there:
+        await unknown(b"")
+    assert not_there.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+    assert (await system.get(integration_id)).is_connected

@@ -1,0 +1,137 @@
+"""The gRPC edge without gRPC's transport: requests and answers as bytes, handlers behind the interceptor."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from integration_server.rpc.errors import ErrorInterceptor
+
+T = TypeVar("T", bound=Message)
+
+Handler: TypeAlias = Any
+"""A `grpc.RpcMethodHandler`, which has no useful type."""
+
+Register = Callable[[Any], None]
+"""Adds a servicer to a server, as the generated functions do."""
+
+
+class Refused(Exception):
+    """What a client would see of a call that failed."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, metadata: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(code.name, message)
+        self.code = code
+        self.message = message
+        self.wire = (code, message, tuple(metadata))
+        self._status = status_pb2.Status.FromString(dict(metadata).get("grpc-status-details-bin", b""))
+
+    @property
+    def info(self) -> error_details_pb2.ErrorInfo:
+        """Reason and domain."""
+        return self._detail(error_details_pb2.ErrorInfo)
+
+    @property
+    def reason(self) -> str:
+        """The reason; empty without one."""
+        return self.info.reason
+
+    @property
+    def fields(self) -> list[str]:
+        """The fields that are wrong."""
+        return [violation.field for violation in self._detail(error_details_pb2.BadRequest).field_violations]
+
+    @property
+    def retry(self) -> error_details_pb2.RetryInfo:
+        """How long to wait."""
+        return self._detail(error_details_pb2.RetryInfo)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The details' types."""
+        return [detail.type_url.rpartition(".")[-1] for detail in self._status.details]
+
+    def _detail(self, kind: type[T]) -> T:
+        wanted = kind()
+        for detail in self._status.details:
+            detail.Unpack(wanted)  # only where it is of this kind
+        return wanted
+
+
+class FakeContext:
+    """A `grpc.aio.ServicerContext`, as far as it is used. Like gRPC's it can be aborted once."""
+
+    def __init__(self) -> None:
+        self.refused: Refused | None = None
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()
+    ) -> None:
+        """End the call."""
+        if self.refused is not None:
+            raise grpc.aio.UsageError("Abort already called!")
+        self.refused = Refused(code, details, trailing_metadata)
+        raise grpc.aio.AbortError("Locally aborted.")
+
+
+class FakeServer:
+    """What the generated functions add handlers to."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Handler] = {}
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
+        """The older way, which tells no names; what follows does."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Handler]) -> None:
+        """All methods of a service."""
+        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
+
+
+class Details(grpc.HandlerCallDetails):
+    """Which method is called."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
+
+
+class Edge:
+    """Calls the methods of one service."""
+
+    def __init__(self, service: str, register: Register) -> None:
+        self._service = service
+        self._server = FakeServer()
+        self._interceptor = ErrorInterceptor()
+        register(self._server)
+
+    async def call(self, method: str, request: Message) -> Any:
+        """The answer. Raises `Refused`."""
+        handler = await self._handler(method)
+        context: Any = FakeContext()
+        try:
+            answer: Any = await handler.unary_unary(_received(handler, request), context)
+        except grpc.aio.AbortError:
+            raise context.refused from None
+        return type(answer).FromString(handler.response_serializer(answer))
+
+    async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
+        """The answers of a streaming method."""
+        handler = await self._handler(method)
+        context: Any = FakeContext()
+        answers: Any = handler.unary_stream(_received(handler, request), context)
+        return aiter(answers)
+
+    async def _handler(self, method: str) -> Handler:
+        details = Details(f"/{self._service}/{method}")
+
+        async def find(details: grpc.HandlerCallDetails) -> Handler:
+            return self._server.handlers[details.method]
+
+        return await self._interceptor.intercept_service(find, details)
+
+
+def _received(handler: Handler, request: Message) -> Any:
+    return handler.request_deserializer(request.SerializeToString())

@@ -1,0 +1,262 @@
+"""Lending connections: durable and private files, writers that queue, and a database that goes away and comes back."""
+
+import asyncio
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import UserId
+from integration_server.storage.engine import Database, open_database
+from integration_server.storage.integrations import SqlIntegrations
+from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
+from tests.integration.conftest import PostgresServer, run_postgres
+
+COUNT = text("SELECT count(*) FROM integrations")
+UNUSED_PORT = 1  # tcpmux; nobody listens
+
+
+async def count(database: Database) -> int:
+    """How many integrations there are."""
+    async with database.reading() as connection:
+        return int(await connection.scalar(COUNT) or 0)
+
+
+class TestBlocks:
+    async def test_an_exception_rolls_back(self, database: Database) -> None:
+        await connected(SqlIntegrations(database))
+        with pytest.raises(RuntimeError):
+            async with database.writing() as connection:
+                await connection.execute(text("DELETE FROM integrations"))
+                raise RuntimeError
+        assert await count(database) == 1
+
+    async def test_a_cancelled_writer_leaves_nothing_behind(self, database: Database) -> None:
+        await connected(SqlIntegrations(database))
+        deleted = asyncio.Event()
+
+        async def delete_and_wait() -> None:
+            async with database.writing() as connection:
+                await connection.execute(text("DELETE FROM integrations"))
+                deleted.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(delete_and_wait())
+        await deleted.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await count(database) == 1
+        await connected(SqlIntegrations(database))
+
+    async def test_readers_see_what_is_committed_and_wait_for_nobody(self, database: Database) -> None:
+        await connected(SqlIntegrations(database))
+        async with database.writing() as connection:
+            await connection.execute(text("DELETE FROM integrations"))
+            assert await count(database) == 1
+        assert await count(database) == 0
+
+    async def test_many_writers_queue(self, database: Database, database_url: str) -> None:
+        async with open_database(database_url, pool_size=2) as other:
+            stores = [SqlIntegrations(database), SqlIntegrations(other)]
+            await asyncio.gather(*(connected(stores[number % 2]) for number in range(200)))
+        assert await count(database) == 200
+
+    async def test_mistakes_of_ours_pass(self, database: Database) -> None:
+        for statement in ("SELECT nothing FROM nowhere", "no SQL"):
+            with pytest.raises(DBAPIError):
+                async with database.reading() as connection:
+                    await connection.execute(text(statement))
+
+    async def test_violated_constraints_pass(self, database: Database) -> None:
+        integrations = SqlIntegrations(database)
+        new = new_integration()
+        await integrations.add_connected(new, account(None), new_credentials(), NOW)
+        with pytest.raises(IntegrityError):
+            await integrations.add_connected(new, account(None), new_credentials(), NOW)
+
+    async def test_errors_do_not_tell_the_values(self, database: Database) -> None:
+        with pytest.raises(DBAPIError) as caught:
+            async with database.reading() as connection:
+                await connection.execute(text("SELECT :value FROM nowhere"), {"value": "confidential"})
+        assert "confidential" not in str(caught.value)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    async def test_numbers_that_json_does_not_have_are_refused_on_both(self, database: Database, value: float) -> None:
+        with pytest.raises(StatementError):
+            await connected(SqlIntegrations(database), config={"value": value})
+
+
+class TestSqlite:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "new" / "folder" / "it.db"
+
+    @pytest.fixture
+    async def sqlite(self, path: Path) -> AsyncIterator[Database]:
+        async with open_database(f"sqlite:///{path}", connect_timeout=0.1) as database:
+            yield database
+
+    async def test_files_are_private(self, sqlite: Database, path: Path) -> None:
+        async with sqlite.writing() as connection:
+            await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        assert modes == {"it.db": 0o600, "it.db-wal": 0o600, "it.db-shm": 0o600}
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+    async def test_commits_are_durable_and_references_hold(self, sqlite: Database) -> None:
+        for block in (sqlite.reading, sqlite.writing):
+            async with block() as connection:
+                found = [
+                    await connection.scalar(text(f"PRAGMA {name}"))
+                    for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+                ]
+            assert found == ["wal", 2, 1, 100]
+
+    async def test_a_writer_takes_the_lock_before_it_reads(self, sqlite: Database, path: Path) -> None:
+        async with sqlite.writing():
+            with (
+                closing(sqlite3.connect(path, timeout=0)) as other,
+                pytest.raises(sqlite3.OperationalError, match="database is locked"),
+            ):
+                other.execute("BEGIN IMMEDIATE")
+
+    async def test_a_lock_that_is_never_released_means_away(self, sqlite: Database, path: Path) -> None:
+        async with sqlite.writing() as connection:
+            await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable) as caught:
+                async with sqlite.writing():
+                    pass
+        assert "locked" in str(caught.value.__cause__)
+        async with sqlite.writing() as connection:
+            await connection.execute(text("INSERT INTO rows VALUES (1)"))
+
+    async def test_a_writer_that_never_ends_means_away_for_the_others(self, sqlite: Database) -> None:
+        async with sqlite.writing():
+            with pytest.raises(StoreUnavailable):
+                async with sqlite.writing():
+                    pass
+
+    @pytest.mark.parametrize("spoil", ["folder is a file", "file is a folder", "not a database"])
+    async def test_an_unusable_path_means_away(self, sqlite: Database, path: Path, spoil: str) -> None:
+        if spoil == "folder is a file":
+            path.parent.parent.mkdir()
+            path.parent.touch()
+        elif spoil == "file is a folder":
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"not a database" * 1000)
+        for block in (sqlite.reading, sqlite.writing):
+            with pytest.raises(StoreUnavailable) as caught:
+                async with block() as connection:
+                    await connection.execute(text("SELECT 1"))
+            assert caught.value.__cause__ is not None
+
+
+@pytest.mark.postgres
+class TestPostgres:
+    @pytest.mark.parametrize("address", [f"127.0.0.1:{UNUSED_PORT}", "nowhere.invalid"])
+    async def test_a_server_that_is_not_there_means_away(self, address: str) -> None:
+        async with open_database(f"postgresql://ann:confidential@{address}/it") as database:
+            with pytest.raises(StoreUnavailable) as caught:
+                await count(database)
+        assert caught.value.__cause__ is not None
+        assert "confidential" not in f"{caught.value.__cause__!r} {caught.value.__cause__}"
+
+    async def test_a_database_that_is_not_there_means_away(self, postgres_server: PostgresServer) -> None:
+        async with open_database(postgres_server.url("nothing")) as database:
+            with pytest.raises(StoreUnavailable):
+                await count(database)
+
+    async def test_a_pool_that_is_exhausted_means_away(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1, connect_timeout=0.05) as database:
+            async with database.writing():
+                with pytest.raises(StoreUnavailable):
+                    await count(database)
+            assert await count(database) == 0
+
+    async def test_a_statement_that_hangs_means_away_and_the_next_works(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1, command_timeout=0.1) as database:
+            for block in (database.reading, database.writing):
+                with pytest.raises(StoreUnavailable):
+                    async with block() as connection:
+                        await connection.execute(text("SELECT pg_sleep(60)"))
+                assert await count(database) == 0
+
+    async def test_connections_that_the_server_closed_are_replaced_unnoticed(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=2) as database, open_database(postgres_url) as other:
+            await asyncio.gather(*(count(database) for _ in range(4)))
+            async with other.reading() as connection:
+                others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                await connection.execute(text(f"SELECT pg_terminate_backend(pid) {others}"))
+                while await connection.scalar(text(f"SELECT count(*) {others}")):
+                    await asyncio.sleep(0)
+            await asyncio.gather(*(count(database) for _ in range(4)))
+
+    async def test_statements_are_prepared_under_names_that_no_other_client_has(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, pool_size=1) as database:
+            integrations = SqlIntegrations(database)
+            for _ in range(3):
+                await integrations.list_connected(UserId("ann"))
+            async with database.reading() as connection:
+                prepared = await connection.execute(text("SELECT name, statement FROM pg_prepared_statements"))
+                names = {row.statement: row.name for row in prepared}
+        ours = [name for statement, name in names.items() if "FROM integrations" in statement]
+        assert len(ours) == 1  # prepared once for three times
+        assert all(re.fullmatch(r"s_[0-9a-f]{32}", name) for name in names.values())
+
+    async def test_libpq_parameters_arrive(self, postgres_url: str) -> None:
+        url = f"{postgres_url}&application_name=over%20there&sslmode=disable&options=-c%20work_mem%3D1234kB"
+        async with open_database(url) as database, database.reading() as connection:
+            assert await connection.scalar(text("SHOW application_name")) == "over there"
+            assert await connection.scalar(text("SHOW work_mem")) == "1234kB"
+
+
+@pytest.mark.postgres
+class TestPostgresGoingAway:
+    @pytest.fixture
+    def server(self) -> Iterator[PostgresServer]:
+        with run_postgres() as server:
+            yield server
+
+    async def test_stopped_and_started_again(self, server: PostgresServer) -> None:
+        async with open_database(server.url("postgres")) as database:
+            await _one(database)
+            await asyncio.to_thread(server.stop)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await _one(database)
+            await asyncio.to_thread(server.start)
+            assert await _one(database) == 1
+
+    async def test_frozen_and_thawed(self, server: PostgresServer) -> None:
+        async with open_database(server.url("postgres"), connect_timeout=0.2, command_timeout=0.2) as database:
+            async with database.writing() as connection:
+                backend = await connection.scalar(text("SELECT pg_backend_pid()"))
+            frozen = (backend, server.process.get_pid())
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(5):
+                    with pytest.raises(StoreUnavailable):
+                        await _one(database)
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            assert await _one(database) == 1
+
+
+async def _one(database: Database) -> int:
+    async with database.writing() as connection:
+        return int(await connection.scalar(text("SELECT 1")) or 0)

@@ -1,0 +1,38 @@
+"""The servicer over the use cases over fakes, behind the interceptor."""
+
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+
+from integration_server.rpc.integration_service import IntegrationService, UseCases
+from integrations.v1 import integration_service_pb2_grpc as pb_grpc
+from tests.fakes.edge import Edge
+from tests.fakes.system import FakeSystem
+
+
+def edge_of(system: FakeSystem) -> Edge:
+    use_cases = UseCases(
+        connecting=system.connecting,
+        connecting_by_key=system.connecting_by_key,
+        managing=system.managing,
+        credentials=system.credentials,
+        monitoring=system.monitoring,
+    )
+    servicer = IntegrationService(use_cases, system.clock)
+    return Edge(
+        "integrations.v1.IntegrationService",
+        partial(pb_grpc.add_IntegrationServiceServicer_to_server, servicer),
+    )
+
+
+@pytest.fixture
+async def system() -> AsyncIterator[FakeSystem]:
+    system = FakeSystem()
+    async with system.tasks:
+        yield system
+
+
+@pytest.fixture
+def edge(system: FakeSystem) -> Edge:
+    return edge_of(system)

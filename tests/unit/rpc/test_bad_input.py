@@ -1,0 +1,361 @@
+"""Whatever is wrong with a request is told by its field, and is never our fault."""
+
+import math
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from integration_server.rpc import decoding
+from tests.fakes.edge import Edge, Refused
+from tests.fakes.system import ADA, EVE, FakeSystem
+from tests.unit.rpc.conftest import edge_of
+from tests.unit.rpc.requests import (
+    DURATION_FIELDS,
+    MASK_FIELDS,
+    METHODS,
+    NUMBER_FIELDS,
+    STRUCT_FIELDS,
+    TEXT_FIELDS,
+    good,
+    nobodys,
+    structs_with,
+    with_text,
+)
+
+OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+
+
+async def refusal(edge: Edge, method: str, request: Any) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await edge.call(method, request)
+    return refused.value
+
+
+async def assert_field_is_told(edge: Edge, method: str, field: str, request: Any) -> None:
+    refused = await refusal(edge, method, request)
+    (told,) = refused.fields
+    assert told.partition("[")[0] == field
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+@pytest.fixture(autouse=True)
+async def _an_integration(system: FakeSystem) -> None:
+    await system.connect()
+
+
+def test_the_contract_was_walked() -> None:
+    assert ("HandleCallback", "error_description") in TEXT_FIELDS
+    assert ("Connect", "scopes") in TEXT_FIELDS
+    assert ("ListIntegrations", "page_size", 31) in NUMBER_FIELDS
+    assert STRUCT_FIELDS
+    assert DURATION_FIELDS
+    assert MASK_FIELDS
+
+
+# --- texts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "field"), TEXT_FIELDS)
+@pytest.mark.parametrize("text", ["\0", "a\0b"], ids=repr)
+async def test_a_nul_is_refused_in_every_text(edge: Edge, method: str, field: str, text: str) -> None:
+    await assert_field_is_told(edge, method, field, with_text(method, field, text))
+
+
+@pytest.mark.parametrize(("method", "field"), TEXT_FIELDS)
+async def test_every_text_is_bounded(edge: Edge, method: str, field: str) -> None:
+    await assert_field_is_told(edge, method, field, with_text(method, field, "a" * 20_000))
+
+
+NAMING_A_USER = [method for method, field in TEXT_FIELDS if field == "user_id"]
+
+
+@pytest.mark.parametrize("method", NAMING_A_USER)
+@pytest.mark.parametrize("user_id", ["u" * 129, "🦆" * 129])
+async def test_a_user_has_at_most_128_characters(edge: Edge, method: str, user_id: str) -> None:
+    await assert_field_is_told(edge, method, "user_id", good(method, user_id=user_id))
+
+
+@pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback"}))  # where it may not be known
+async def test_a_user_must_be_named(edge: Edge, method: str) -> None:
+    await assert_field_is_told(edge, method, "user_id", good(method, user_id=""))
+
+
+@pytest.mark.parametrize("user_id", ["u" * 128, "🦆" * 128, " ", "Ада", "'; DROP TABLE integrations; --"])
+async def test_a_users_name_is_opaque(edge: Edge, user_id: str) -> None:
+    answer = await edge.call("Connect", good("Connect", user_id=user_id))
+    found = await edge.call(
+        "GetIntegration", good("GetIntegration", user_id=user_id, integration_id=answer.integration_id)
+    )
+    assert found.integration.user_id == user_id
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("Connect", "integration_type"),
+        ("ConnectWithApiKey", "integration_type"),
+        ("ConnectWithApiKey", "api_key"),
+        ("HandleCallback", "state"),
+        ("HandleCallback", "code"),
+        ("ConfirmConnection", "confirmation_token"),
+    ],
+)
+async def test_what_is_required_is_told(edge: Edge, system: FakeSystem, method: str, field: str) -> None:
+    state = (await system.begin()).state
+    request = good(method)
+    if method == "HandleCallback":
+        request.state = state
+    request.ClearField(field)
+    await assert_field_is_told(edge, method, field, request)
+
+
+@pytest.mark.parametrize("method", ["Connect", "ConnectWithApiKey", "ListIntegrations"])
+async def test_an_unknown_type_is_told(edge: Edge, method: str) -> None:
+    refused = await refusal(edge, method, good(method, integration_type="unheard_of"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
+
+
+@pytest.mark.parametrize("field", ["redirect_uri", "return_url"])
+async def test_an_address_that_is_not_allowed_is_told(edge: Edge, field: str) -> None:
+    refused = await refusal(edge, "Connect", good("Connect", **{field: "https://evil.example/"}))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED")
+    assert refused.fields == [field]
+
+
+@pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\\b", "é", "a\n", "s" * 256])
+@pytest.mark.parametrize(("method", "field"), [("Connect", "scopes"), ("GetCredentials", "required_scopes")])
+async def test_a_scope_is_spelt_as_the_rfc_says(edge: Edge, method: str, field: str, scope: str) -> None:
+    refused = await refusal(edge, method, good(method, **{field: ["read", scope]}))
+    assert refused.fields == [f"{field}[1]"]
+
+
+async def test_scopes_are_counted(edge: Edge) -> None:
+    await edge.call("Connect", good("Connect", scopes=[f"s{number}" for number in range(100)]))
+    request = good("Connect", scopes=[f"s{number}" for number in range(101)])
+    await assert_field_is_told(edge, "Connect", "scopes", request)
+
+
+@pytest.mark.parametrize("field", ["api_key", "api_secret", "webhook_secret"])
+@pytest.mark.parametrize("value", ["key\r\nX-Evil: 1", "schlüssel", "k" * 4097, "\x7f"])
+async def test_a_key_fits_into_a_header_and_is_not_quoted(edge: Edge, field: str, value: str) -> None:
+    request = good("ConnectWithApiKey", **{field: value})
+    await assert_field_is_told(edge, "ConnectWithApiKey", field, request)
+    assert value not in (await refusal(edge, "ConnectWithApiKey", request)).message
+
+
+@pytest.mark.parametrize("query", ["realmId=%00", "%00=1", "a=1&b=x%00y"])
+async def test_a_nul_that_is_percent_encoded_is_one(edge: Edge, query: str) -> None:
+    await assert_field_is_told(edge, "HandleCallback", "query", good("HandleCallback", query=query))
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
+async def test_a_negative_number_is_refused(edge: Edge, method: str, field: str, bits: int) -> None:
+    for number in (-1, -(2**bits)):
+        await assert_field_is_told(edge, method, field, good(method, **{field: number}))
+
+
+@pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
+async def test_a_huge_number_is_not_our_fault(edge: Edge, method: str, field: str, bits: int) -> None:
+    request = good(method, **{field: 2**bits - 1})
+    if field == "page_size":
+        assert len((await edge.call(method, request)).integrations) == 1
+    else:
+        assert (await refusal(edge, method, request)).reason == "INTEGRATION_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [method for method, field, _ in NUMBER_FIELDS if field == "integration_id" and "Connect" not in method[:7]],
+)
+async def test_an_integration_must_be_named(edge: Edge, method: str) -> None:
+    await assert_field_is_told(edge, method, "integration_id", good(method, integration_id=0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"),
+    [(-1, 0), (0, -1), (1, -1), (315_576_000_001, 0), (2**63 - 1, 0), (-(2**63), 0), (0, 10**9), (0, 2**31 - 1)],
+)
+@pytest.mark.parametrize(("method", "field"), DURATION_FIELDS)
+async def test_a_duration_is_one(edge: Edge, method: str, field: str, seconds: int, nanos: int) -> None:
+    request = good(method, **{field: Duration(seconds=seconds, nanos=nanos)})
+    await assert_field_is_told(edge, method, field, request)
+
+
+async def test_the_longest_duration_is_one_too(edge: Edge) -> None:
+    request = good("GetCredentials", min_ttl=Duration(seconds=315_576_000_000, nanos=999_999_999))
+    assert (await edge.call("GetCredentials", request)).credentials.bearer_token == "renewed-access-1"
+
+
+# --- configs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+async def test_a_number_that_json_has_not_is_refused(edge: Edge, method: str, field: str, number: float) -> None:
+    for content in ({"k": number}, {"k": [{"k": number}]}):
+        config = Struct()
+        config.update(content)
+        await assert_field_is_told(edge, method, field, good(method, **{field: config}))
+
+
+@pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
+async def test_a_nul_anywhere_in_a_config_is_refused(edge: Edge, method: str, field: str) -> None:
+    for config in structs_with("a\0b"):
+        await assert_field_is_told(edge, method, field, good(method, **{field: config}))
+
+
+@pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
+async def test_what_only_looks_like_a_nul_is_taken(edge: Edge, method: str, field: str) -> None:
+    for config in structs_with(r"\u0000 \\u0000"):
+        await edge.call(method, good(method, **{field: config}))
+
+
+@pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
+async def test_a_config_has_at_most_64_kib(edge: Edge, method: str, field: str) -> None:
+    around = len('{"k": ""}')
+    for letter, size in (("a", 1), ("é", 2), ("🦆", 4)):
+        most = (decoding.LARGEST_CONFIG - around) // size
+        config = Struct()
+        config.update({"k": letter * most})
+        await edge.call(method, good(method, **{field: config}))
+        config.update({"k": letter * (most + 1)})
+        await assert_field_is_told(edge, method, field, good(method, **{field: config}))
+
+
+# --- tokens of ours ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
+async def test_a_forged_page_token_is_told(edge: Edge, token: str) -> None:
+    request = good("ListIntegrations", page_token=token)
+    await assert_field_is_told(edge, "ListIntegrations", "page_token", request)
+
+
+async def test_another_users_page_token_is_told(edge: Edge, system: FakeSystem) -> None:
+    await system.connect_account("second")
+    first = await edge.call("ListIntegrations", good("ListIntegrations", page_size=1))
+    request = good("ListIntegrations", user_id=EVE, page_token=first.next_page_token)
+    await assert_field_is_told(edge, "ListIntegrations", "page_token", request)
+
+
+async def test_states_are_told_apart(edge: Edge, system: FakeSystem) -> None:
+    system.add_provider("other")
+    used, unused = (await system.begin()).state, (await system.begin()).state
+    await system.call_back(used)
+    for state, changes, code, reason in (
+        ("forged", {}, grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID"),
+        (unused, {"integration_type": "other"}, grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID"),
+        (used, {}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_USED"),
+        (unused, {"user_id": "eve"}, grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH"),
+    ):
+        refused = await refusal(edge, "HandleCallback", good("HandleCallback", state=state, **changes))
+        assert (refused.code, refused.reason) == (code, reason)
+
+    system.clock.advance((await system.begin()).expire_time - system.clock())
+    refused = await refusal(edge, "HandleCallback", good("HandleCallback", state=unused))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STATE_EXPIRED")
+
+
+async def test_a_forged_confirmation_is_told(edge: Edge) -> None:
+    refused = await refusal(edge, "ConfirmConnection", good("ConfirmConnection"))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+
+
+# --- masks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["user_id", "status", "config.k", "", "*", "a\0b", "p" * 20_000, "🦆"])
+@pytest.mark.parametrize(("method", "field"), MASK_FIELDS)
+async def test_only_what_can_be_changed_is_masked(edge: Edge, method: str, field: str, path: str) -> None:
+    request = good(method, name="new")
+    request.update_mask.paths.extend(["name", path])
+    await assert_field_is_told(edge, method, field, request)
+    assert len((await refusal(edge, method, request)).message) < 1000
+
+
+async def test_being_on_cannot_be_cleared(edge: Edge) -> None:
+    request = good("UpdateIntegration")
+    request.update_mask.paths.append("is_active")
+    await assert_field_is_told(edge, "UpdateIntegration", "is_active", request)
+
+
+# --- whose it is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [method for method, field, _ in NUMBER_FIELDS if field == "integration_id"])
+async def test_what_is_not_yours_and_what_is_not_there_look_the_same(
+    edge: Edge, system: FakeSystem, method: str
+) -> None:
+    mine = (await system.connect_key()) if method == "ConnectWithApiKey" else system.row(1)
+    assert mine.user_id == ADA
+    not_yours = await refusal(edge, method, good(method, user_id=EVE, integration_id=mine.integration_id))
+    not_there = await refusal(edge, method, good(method, user_id=EVE, integration_id=nobodys()))
+    assert (not_yours.code, not_yours.reason) == (grpc.StatusCode.NOT_FOUND, "INTEGRATION_NOT_FOUND")
+    assert not_yours.wire == not_there.wire
+
+
+# --- anything ------------------------------------------------------------------------------------------------------
+
+TEXTS = st.one_of(st.sampled_from(["", "ada", "fake", "fake_key", "read"]), st.text(max_size=200))
+NUMBERS = {"int64": st.integers(-(2**63), 2**63 - 1), "int32": st.integers(-(2**31), 2**31 - 1)}
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+async def code_of(edge: Edge, method: str, request: Any) -> grpc.StatusCode:
+    try:
+        await edge.call(method, request)
+    except Refused as refused:
+        return refused.code
+    return grpc.StatusCode.OK
+
+
+def fill(data: st.DataObject, message: Any) -> None:
+    """Give some of the fields any value that the wire can carry."""
+    for field in message.DESCRIPTOR.fields:
+        if not data.draw(st.booleans(), label=field.name):
+            continue
+        if field.message_type is None:
+            value = data.draw(_any_value(field), label=field.name)
+            if field.is_repeated:
+                getattr(message, field.name).extend(value)
+            else:
+                setattr(message, field.name, value)
+        elif field.message_type.full_name == "google.protobuf.Struct":
+            getattr(message, field.name).update(data.draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+        else:
+            fill(data, getattr(message, field.name))
+
+
+def _any_value(field: Any) -> st.SearchStrategy[Any]:
+    one: st.SearchStrategy[Any]
+    if field.cpp_type == field.CPPTYPE_STRING:
+        one = TEXTS
+    elif field.cpp_type == field.CPPTYPE_BOOL:
+        one = st.booleans()
+    else:
+        small = st.integers(0, 3)
+        one = small | NUMBERS["int64" if field.cpp_type == field.CPPTYPE_INT64 else "int32"]
+    return st.lists(one, max_size=3) if field.is_repeated else one
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_nothing_that_can_be_sent_is_our_fault(method: str, data: st.DataObject) -> None:
+    system = FakeSystem()
+    await system.connect()
+    request = good(method)
+    fill(data, request)
+    assert await code_of(edge_of(system), method, request) not in OURS

@@ -1,0 +1,171 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens, RequestAuth
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.rpc import decoding, encoding
+from integration_server.service.credentials import UsableCredentials
+from integrations.v1 import integration_pb2
+from tests.fakes.clock import NOON, SettableClock
+from tests.fakes.provider import FakeProvider
+
+AUTH = RequestAuth({"Authorization": "Bearer access"}, {"key": "value"})
+PENDING = Integration(
+    integration_id=IntegrationId(2**63 - 1),
+    uid="uid",
+    user_id=UserId("ada"),
+    integration_type="fake",
+    auth_method=AuthMethod.OAUTH2,
+    create_time=NOON,
+    update_time=NOON,
+)
+FULL = replace(
+    PENDING,
+    name="Mine",
+    config={"a": [1, 0.5, None, {"b": True}]},
+    account_id="account-1",
+    account_label="ada@example.com",
+    scopes=("read",),
+    missing_scopes=("write",),
+    is_renewable=True,
+    last_error=Failure("PROVIDER_UNAVAILABLE", NOON, "down"),
+    error_count=3,
+    last_health_check=NOON,
+    access_token_expire_time=NOON,
+    refresh_token_expire_time=NOON,
+    connect_time=NOON,
+    version=7,
+)
+CHECK = HealthCheck(FULL, Status.ERROR, False, NOON, timedelta(milliseconds=42), "PROVIDER_UNAVAILABLE", "down")
+
+
+def told(message: Any) -> dict[str, Any]:
+    return MessageToDict(message, preserving_proto_field_name=True)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_status_has_its_value(status: Status) -> None:
+    encoded = encoding.health_check(replace(CHECK, status=status)).status
+    assert integration_pb2.Status.Name(encoded) == f"STATUS_{status.name}"
+
+
+@pytest.mark.parametrize("method", AuthMethod)
+def test_every_auth_method_has_its_value(method: AuthMethod) -> None:
+    encoded = encoding.integration(replace(PENDING, auth_method=method), NOON).auth_method
+    assert integration_pb2.AuthMethod.Name(encoded) == f"AUTH_METHOD_{method.name}"
+
+
+def test_an_integration_is_told_in_full() -> None:
+    encoded = encoding.integration(FULL, NOON)
+    assert told(encoded) == {
+        "integration_id": str(2**63 - 1),
+        "user_id": "ada",
+        "integration_type": "fake",
+        "name": "Mine",
+        "config": {"a": [1, 0.5, None, {"b": True}]},
+        "is_active": True,
+        "status": "STATUS_ERROR",
+        "auth_method": "AUTH_METHOD_OAUTH2",
+        "scopes": ["read"],
+        "missing_scopes": ["write"],
+        "account_id": "account-1",
+        "account_label": "ada@example.com",
+        "is_connected": True,
+        "last_error": {
+            "error_class": "PROVIDER_UNAVAILABLE",
+            "error_time": "2026-03-01T12:00:00.123456Z",
+            "message": "down",
+        },
+        "error_count": 3,
+        **dict.fromkeys(
+            (
+                "last_health_check",
+                "access_token_expire_time",
+                "refresh_token_expire_time",
+                "create_time",
+                "update_time",
+                "connect_time",
+            ),
+            "2026-03-01T12:00:00.123456Z",
+        ),
+    }
+    assert set(told(encoded)) == set(encoded.DESCRIPTOR.fields_by_name)
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    encoded = encoding.integration(PENDING, NOON)
+    assert encoded.status == integration_pb2.STATUS_PENDING
+    unset = ("last_error", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "connect_time")
+    assert not any(encoded.HasField(name) for name in unset)
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308, 5e-324, 2**53, 0, -0.5])
+def test_a_number_of_a_config_survives_the_way_in_and_out(number: float) -> None:
+    config = Struct()
+    config.update({"n": number})
+    encoded = encoding.integration(replace(PENDING, config=decoding.config(config)), NOON)
+    assert encoded.config["n"] == number
+
+
+def test_a_moment_is_told_in_utc() -> None:
+    in_tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
+    assert encoding.timestamp(in_tokyo) == encoding.timestamp(NOON)
+    last = encoding.timestamp(datetime.max.replace(tzinfo=UTC))
+    assert last is not None
+    assert last.ToDatetime(UTC).year == 9999
+
+
+def test_a_check_is_told_in_full() -> None:
+    assert told(encoding.health_check(CHECK)) == {
+        "integration_id": str(2**63 - 1),
+        "integration_type": "fake",
+        "name": "Mine",
+        "status": "STATUS_ERROR",
+        "check_time": "2026-03-01T12:00:00.123456Z",
+        "latency": "0.042s",
+        "error_class": "PROVIDER_UNAVAILABLE",
+        "message": "down",
+    }
+
+
+def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
+    tokens = OAuthTokens("access", "refresh", NOON)
+    encoded = encoding.credentials(UsableCredentials(tokens, ("read",), AUTH))
+    assert told(encoded) == {
+        "bearer_token": "access",
+        "expire_time": "2026-03-01T12:00:00.123456Z",
+        "scopes": ["read"],
+        "headers": {"Authorization": "Bearer access"},
+        "query_params": {"key": "value"},
+    }
+
+
+def test_a_token_without_an_end_has_none_and_the_refresh_token_stays_here() -> None:
+    encoded = encoding.credentials(UsableCredentials(OAuthTokens("access", "refresh"), (), AUTH))
+    assert not encoded.HasField("expire_time")
+    assert b"refresh" not in encoded.SerializeToString()
+
+
+def test_a_key_is_told_without_the_webhook_secret() -> None:
+    encoded = encoding.credentials(UsableCredentials(ApiKey("key", "secret", "hook"), (), RequestAuth()))
+    assert told(encoded) == {"api_key": {"api_key": "key", "api_secret": "secret"}}
+
+
+def test_a_type_is_told_with_what_is_missing() -> None:
+    provider = FakeProvider(SettableClock(), auth_method=AuthMethod.BASIC, required_fields=("api_key", "api_secret"))
+    assert encoding.integration_type(provider).configured
+    provider.missing_settings = ["FAKE_CLIENT_ID"]
+    assert told(encoding.integration_type(provider)) == {
+        "integration_type": "fake",
+        "display_name": "Fake",
+        "auth_method": "AUTH_METHOD_BASIC",
+        "scopes": ["read"],
+        "required_fields": ["api_key", "api_secret"],
+        "missing_settings": ["FAKE_CLIENT_ID"],
+    }

@@ -1,0 +1,184 @@
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+from structlog.testing import capture_logs
+
+from integration_server.domain.errors import IntegrationServerError, InvalidField, ProviderUnavailable, StoreUnavailable
+from integration_server.rpc.errors import ErrorInterceptor, status_of
+from integrations.v1.error_reason_pb2 import ErrorReason
+from tests.fakes.edge import Details, Edge, FakeContext, Refused
+from tests.fakes.errors import EVERY_ERROR, error_classes
+from tests.fakes.system import FakeSystem
+from tests.unit.rpc.requests import good
+
+CODES = {
+    "INTEGRATION_NOT_FOUND": "NOT_FOUND",
+    "UNKNOWN_INTEGRATION_TYPE": "INVALID_ARGUMENT",
+    "PROVIDER_NOT_CONFIGURED": "FAILED_PRECONDITION",
+    "STATE_INVALID": "INVALID_ARGUMENT",
+    "STATE_EXPIRED": "FAILED_PRECONDITION",
+    "STATE_USED": "FAILED_PRECONDITION",
+    "REDIRECT_URI_NOT_ALLOWED": "INVALID_ARGUMENT",
+    "USER_MISMATCH": "PERMISSION_DENIED",
+    "ISSUER_MISMATCH": "INVALID_ARGUMENT",
+    "ACCOUNT_MISMATCH": "FAILED_PRECONDITION",
+    "CONFIRMATION_INVALID": "INVALID_ARGUMENT",
+    "INVALID_FIELD": "INVALID_ARGUMENT",
+    "INTEGRATION_PENDING": "FAILED_PRECONDITION",
+    "PROVIDER_MISCONFIGURED": "UNAVAILABLE",
+    "STORE_UNAVAILABLE": "UNAVAILABLE",
+    "REAUTHORIZATION_REQUIRED": "FAILED_PRECONDITION",
+    "SCOPE_MISSING": "FAILED_PRECONDITION",
+    "INTEGRATION_INACTIVE": "FAILED_PRECONDITION",
+    "PROVIDER_UNAVAILABLE": "UNAVAILABLE",
+    "PROVIDER_REJECTED": "FAILED_PRECONDITION",
+    "CREDENTIALS_UNREADABLE": "DATA_LOSS",
+}
+
+
+def seen(error: IntegrationServerError) -> Refused:
+    """The error as a client gets it."""
+    status = rpc_status.to_status(status_of(error))
+    return Refused(status.code, status.details, status.trailing_metadata)
+
+
+async def answered(error: BaseException) -> Refused:
+    """What the interceptor makes of a handler that raises."""
+
+    async def behaviour(request: object, context: object) -> None:
+        raise error
+
+    handler = await intercepted(grpc.unary_unary_rpc_method_handler(behaviour))
+    context = FakeContext()
+    with pytest.raises(grpc.aio.AbortError):
+        await handler.unary_unary(Message(), context)
+    assert context.refused is not None
+    return context.refused
+
+
+async def intercepted(handler: Any) -> Any:
+    async def find(details: grpc.HandlerCallDetails) -> Any:
+        return handler
+
+    return await ErrorInterceptor().intercept_service(find, Details("/service/Method"))
+
+
+# --- statuses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
+def test_an_error_has_its_code_reason_and_domain(error: IntegrationServerError) -> None:
+    refused = seen(error)
+    assert refused.code.name == CODES[error.reason]
+    assert (refused.info.reason, refused.info.domain) == (error.reason, "integrations.v1")
+    assert refused.message == str(error)
+
+
+def test_the_contract_names_every_reason_and_no_other() -> None:
+    named = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
+    assert named == {kind.reason for kind in error_classes()} == set(CODES)
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
+def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerError) -> None:
+    expected = ["ErrorInfo"]
+    if isinstance(error, InvalidField):
+        expected.append("BadRequest")
+    if isinstance(error, (StoreUnavailable, ProviderUnavailable)):
+        expected.append("RetryInfo")
+    assert seen(error).kinds == expected
+
+
+def test_a_wrong_field_is_named_and_described() -> None:
+    refused = seen(InvalidField("page_size", "is negative"))
+    assert refused.fields == ["page_size"]
+    assert refused.message == "page_size is negative"
+
+
+def test_how_long_to_wait_is_told_where_it_is_known() -> None:
+    assert seen(StoreUnavailable()).retry.retry_delay.ToTimedelta() == timedelta(seconds=1)
+    said = seen(ProviderUnavailable(retry_after=timedelta(seconds=7)))
+    assert said.retry.retry_delay.ToTimedelta() == timedelta(seconds=7)
+    assert seen(ProviderUnavailable()).kinds == ["ErrorInfo"]
+
+
+def test_an_error_that_a_package_derived_from_ours_is_as_ours() -> None:
+    class Throttled(ProviderUnavailable):
+        pass
+
+    assert seen(Throttled()).wire == seen(ProviderUnavailable()).wire
+
+
+# --- the interceptor -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
+async def test_a_handlers_error_becomes_its_status(error: IntegrationServerError) -> None:
+    assert (await answered(error)).wire == seen(error).wire
+
+
+@pytest.mark.parametrize("error", [RuntimeError("hush-hush"), KeyError("hush-hush"), TimeoutError("hush-hush")])
+async def test_a_fault_of_ours_tells_nothing(error: Exception) -> None:
+    error.__cause__ = ValueError("hush-hush")
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        refused = await answered(error)
+    assert (refused.code, refused.message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert "hush" not in str(refused.wire)
+
+    (line,) = logs
+    assert (line["event"], line["log_level"], line["kind"]) == ("fault", "error", type(error).__name__)
+    assert line["method"] == "/service/Method"
+    assert "test_errors.py" in line["place"]
+    assert "hush" not in str(line)
+
+
+async def test_a_refusal_is_logged_by_its_reason() -> None:
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        await answered(InvalidField("name", "is too long"))
+    assert logs == [{"event": "refused", "log_level": "info", "method": "/service/Method", "reason": "INVALID_FIELD"}]
+
+
+async def test_a_status_that_a_handler_gave_itself_stands() -> None:
+    async def behaviour(request: object, context: Any) -> None:
+        await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+
+    structlog.reset_defaults()
+    handler = await intercepted(grpc.unary_unary_rpc_method_handler(behaviour))
+    context = FakeContext()
+    with capture_logs() as logs, pytest.raises(grpc.aio.AbortError):
+        await handler.unary_unary(Message(), context)
+    assert context.refused is not None
+    assert context.refused.code is grpc.StatusCode.NOT_FOUND
+    assert not logs
+
+
+async def test_streams_and_unknown_methods_are_left_alone() -> None:
+    async def stream(request: object, context: object) -> None: ...
+
+    streaming: Any = grpc.unary_stream_rpc_method_handler(stream)
+    assert await intercepted(streaming) is streaming
+    assert await intercepted(None) is None
+
+
+async def test_a_bug_in_a_provider_is_not_told_to_callers(edge: Edge, system: FakeSystem) -> None:
+    system.provider.exchange_error = RuntimeError("token hush-hush")
+    state = (await system.begin()).state
+    with pytest.raises(Refused) as refused:
+        await edge.call("HandleCallback", good("HandleCallback", state=state))
+    assert refused.value.code is grpc.StatusCode.INTERNAL
+    assert "hush" not in str(refused.value.wire)
+
+
+async def test_the_database_away_is_told_with_a_time_to_try_again(edge: Edge, system: FakeSystem) -> None:
+    system.rows.away = True
+    with pytest.raises(Refused) as refused:
+        await edge.call("GetIntegration", good("GetIntegration"))
+    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert refused.value.retry.retry_delay.ToTimedelta() > timedelta(0)

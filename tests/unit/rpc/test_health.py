@@ -1,0 +1,142 @@
+import asyncio
+from functools import partial
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc as pb_grpc
+
+from integration_server.rpc.health import LIVENESS, Health
+from tests.fakes.edge import Edge, Refused
+from tests.fakes.provider import until
+
+SERVICE = "integrations.v1.IntegrationService"
+READINESS = ["", SERVICE]
+SERVING = pb.HealthCheckResponse.SERVING
+NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health([SERVICE])
+
+
+@pytest.fixture
+def edge(health: Health) -> Edge:
+    return Edge("grpc.health.v1.Health", partial(pb_grpc.add_HealthServicer_to_server, health))
+
+
+async def check(edge: Edge, service: str) -> Any:
+    return (await edge.call("Check", pb.HealthCheckRequest(service=service))).status
+
+
+class Watcher:
+    """Somebody who watches, and has been told `seen`."""
+
+    def __init__(self, edge: Edge, service: str) -> None:
+        self.seen: list[Any] = []
+        self.task = asyncio.create_task(self._watch(edge, service))
+
+    async def _watch(self, edge: Edge, service: str) -> None:
+        async for answer in await edge.stream("Watch", pb.HealthCheckRequest(service=service)):
+            self.seen.append(answer.status)
+
+
+@pytest.mark.parametrize("service", READINESS)
+async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
+    health: Health, edge: Edge, service: str
+) -> None:
+    assert await check(edge, service) == NOT_SERVING
+    health.set_ready(True)
+    assert await check(edge, service) == SERVING
+    health.set_ready(False)
+    assert await check(edge, service) == NOT_SERVING
+
+
+async def test_liveness_needs_nothing(health: Health, edge: Edge) -> None:
+    assert await check(edge, LIVENESS) == SERVING
+    health.drain()
+    assert await check(edge, LIVENESS) == SERVING
+
+
+async def test_an_unknown_service_is_not_found(edge: Edge) -> None:
+    with pytest.raises(Refused) as refused:
+        await check(edge, "unheard.of")
+    assert refused.value.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_lists_all(health: Health, edge: Edge) -> None:
+    health.set_ready(True)
+    listed = (await edge.call("List", pb.HealthListRequest())).statuses
+    assert {service: answer.status for service, answer in listed.items()} == {
+        "": SERVING,
+        SERVICE: SERVING,
+        LIVENESS: SERVING,
+    }
+
+
+@pytest.mark.parametrize("service", READINESS)
+async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
+    health: Health, edge: Edge, service: str
+) -> None:
+    watcher = Watcher(edge, service)
+    await until(lambda: watcher.seen == [NOT_SERVING])
+    for ready in (True, True, False, True):
+        told = len(watcher.seen)
+        health.set_ready(ready)
+        await until(lambda: watcher.seen[-1] == (SERVING if ready else NOT_SERVING))  # noqa: B023 - at once
+        assert len(watcher.seen) - told in {0, 1}
+    health.drain()
+    await watcher.task
+    assert watcher.seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+
+
+async def test_who_reads_slowly_holds_up_nobody(health: Health, edge: Edge) -> None:
+    slow = await edge.stream("Watch", pb.HealthCheckRequest())
+    assert (await anext(slow)).status == NOT_SERVING  # and reads no further
+    watchers = [Watcher(edge, "") for _ in range(10)]
+    await until(lambda: all(watcher.seen for watcher in watchers))
+    health.set_ready(True)
+    await until(lambda: all(watcher.seen[-1] == SERVING for watcher in watchers))
+    health.drain()
+    await asyncio.gather(*(watcher.task for watcher in watchers))
+
+
+async def test_who_was_slow_is_told_how_things_stand_now(health: Health, edge: Edge) -> None:
+    slow = await edge.stream("Watch", pb.HealthCheckRequest())
+    assert (await anext(slow)).status == NOT_SERVING
+    health.set_ready(True)
+    health.set_ready(False)
+    health.set_ready(True)
+    assert (await anext(slow)).status == SERVING
+    health.drain()
+    assert [answer.status async for answer in slow] == [NOT_SERVING]
+
+
+async def test_watching_an_unknown_service_waits_for_it(health: Health, edge: Edge) -> None:
+    watcher = Watcher(edge, "unheard.of")
+    await until(lambda: watcher.seen == [SERVICE_UNKNOWN])
+    health.set_ready(True)
+    health.drain()
+    await watcher.task
+    assert watcher.seen == [SERVICE_UNKNOWN]
+
+
+async def test_liveness_can_be_watched_and_ends_at_the_drain(health: Health, edge: Edge) -> None:
+    watcher = Watcher(edge, LIVENESS)
+    await until(lambda: watcher.seen == [SERVING])
+    health.drain()
+    await watcher.task
+    assert watcher.seen == [SERVING]
+
+
+async def test_after_the_drain_nothing_makes_it_ready_again(health: Health, edge: Edge) -> None:
+    health.set_ready(True)
+    health.drain()
+    health.set_ready(True)
+    assert await check(edge, "") == NOT_SERVING
+    watcher = Watcher(edge, "")
+    await watcher.task
+    assert watcher.seen == [NOT_SERVING]

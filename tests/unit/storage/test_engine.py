@@ -1,0 +1,77 @@
+"""Reading a `DATABASE_URL`."""
+
+from pathlib import Path
+
+import pytest
+
+from integration_server.storage.engine import PostgresServer, SqliteFile, parse_database_url
+
+SECRET = "pa55-and-w0rd"
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///data/integrations.db", "data/integrations.db"),
+        ("sqlite:///./data/integrations.db", "data/integrations.db"),
+        ("sqlite:////var/lib/it.db", "/var/lib/it.db"),
+        ("sqlite+aiosqlite:///it.db", "it.db"),
+        ("sqlite+pysqlite:///it.db", "it.db"),
+    ],
+)
+def test_reads_an_sqlite_path(url: str, path: str) -> None:
+    assert parse_database_url(url) == SqliteFile(Path(path))
+
+
+@pytest.mark.parametrize(
+    "scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg2", "postgres+x"]
+)
+def test_reads_a_postgresql_address_and_chooses_the_driver(scheme: str) -> None:
+    server = parse_database_url(f"{scheme}://ann:{SECRET}@db.example:6432/it")
+    assert isinstance(server, PostgresServer)
+    assert server.url.render_as_string(hide_password=False) == f"postgresql+asyncpg://ann:{SECRET}@db.example:6432/it"
+    assert server.parameters == ""
+
+
+def test_passes_libpq_parameters_on() -> None:
+    server = parse_database_url(
+        "postgres://ann@/it?host=/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ca.pem&application_name=a%26b"
+    )
+    assert isinstance(server, PostgresServer)
+    assert server.url.query == {}
+    assert server.parameters == (
+        "host=%2Frun%2Fpostgresql&sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem&application_name=a%26b"
+    )
+
+
+def test_hides_the_password() -> None:
+    assert SECRET not in repr(parse_database_url(f"postgresql://ann:{SECRET}@db.example/it"))
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "not a database URL"),
+        (SECRET, "not a database URL"),
+        (f"postgresql:{SECRET}", "not a database URL"),
+        (f"postgresql://ann@db.example:{SECRET}/it", "percent-encoded"),
+        (f"postgresql://ann:{SECRET}@{SECRET}@db.example/it", "more than one @"),
+        (f"postgresql://ann@db.example/it?password={SECRET}", "a parameter that is not known"),
+        (f"postgresql://ann@db.example/it?{SECRET}=1", "a parameter that is not known"),
+        (f"postgresql://ann@db.example/it?sslmode={SECRET}", "unknown sslmode: expected disable"),
+        ("postgresql://ann@db.example/it?sslmode=disable&sslmode=require", "unknown sslmode"),
+        (f"mysql://ann:{SECRET}@db.example/it", "unknown scheme"),
+        (f"{SECRET}://db.example", "not a database URL"),
+        ("sqlite://", "must name a file"),
+        ("sqlite:///", "must name a file"),
+        ("sqlite:///:memory:", "must name a file"),
+        ("sqlite:///file::memory:?cache=shared&uri=true", "must name a file"),
+        (f"sqlite:///it.db?key={SECRET}", "no parameters"),
+        ("sqlite://data/it.db", "three slashes"),
+    ],
+)
+def test_says_what_is_wrong_and_quotes_nothing(url: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as caught:
+        parse_database_url(url)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None

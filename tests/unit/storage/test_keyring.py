@@ -1,0 +1,55 @@
+"""Reading keys, and keeping them hidden."""
+
+import base64
+
+import pytest
+
+from integration_server.storage.keyring import WrappingKey, parse_key
+
+KEY = bytes(range(0xE0, 0x100))  # its base64 has what differs between the alphabets
+STANDARD = base64.b64encode(KEY).decode()
+URL_SAFE = base64.urlsafe_b64encode(KEY).decode()
+
+
+def test_the_example_tells_the_alphabets_apart() -> None:
+    assert STANDARD != URL_SAFE
+
+
+@pytest.mark.parametrize("text", [STANDARD, URL_SAFE, STANDARD.rstrip("="), URL_SAFE.rstrip("="), f" {URL_SAFE}\n"])
+def test_reads_both_alphabets_padded_or_not(text: str) -> None:
+    assert parse_key(text) == KEY
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 31, 33, 64])
+def test_says_how_long_a_key_was_that_is_not_32_bytes(length: int) -> None:
+    text = base64.b64encode((KEY * 2)[:length]).decode()
+    with pytest.raises(ValueError, match=f"^must be 32 bytes in base64; this is {length} bytes$"):
+        parse_key(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["correct horse battery staple", "A" * 41, "ключ", "====A", STANDARD[:20] + " " + STANDARD[20:]]
+)
+def test_does_not_quote_what_is_not_base64(text: str) -> None:
+    with pytest.raises(ValueError, match="not base64") as caught:
+        parse_key(text)
+    assert text not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_keys_id_is_the_same_every_time_and_does_not_tell_the_key() -> None:
+    key = WrappingKey(KEY)
+    assert key.key_id == WrappingKey(KEY).key_id
+    assert key.key_id != WrappingKey(bytes(32)).key_id
+    assert len(key.key_id) == 8
+    assert bytes.fromhex(key.key_id) not in KEY
+
+
+def test_a_key_hides_in_its_repr() -> None:
+    assert repr(WrappingKey(KEY)) == f"WrappingKey(key_id='{WrappingKey(KEY).key_id}')"
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_a_key_has_32_bytes(length: int) -> None:
+    with pytest.raises(ValueError, match=f"must be 32 bytes, not {length}"):
+        WrappingKey(bytes(length))

@@ -1,0 +1,247 @@
+"""Settings as a person gives them: in the environment, as text."""
+
+import base64
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
+
+KEY_BYTES = bytes(range(0xE0, 0x100))  # in base64 it has both letters that the two alphabets spell differently
+KEY = base64.b64encode(KEY_BYTES).decode()
+PRODUCTION = {"ENCRYPTION_KEY": KEY}
+DEV = {"DEV_MODE": "true"}
+
+
+def problems_of(environment: Mapping[str, str]) -> list[str]:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environment(environment)
+    return refused.value.problems
+
+
+def names_of(problems: list[str]) -> list[str]:
+    return [problem.partition(":")[0] for problem in problems]
+
+
+# --- as a whole ----------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_all_that_production_needs() -> None:
+    settings = Settings.from_environment(PRODUCTION)
+    assert settings.encryption_key == KEY_BYTES
+    assert not settings.dev_mode
+    assert settings.direct_completion is False
+    assert settings.grpc_address == Address("127.0.0.1", 50051)
+    assert settings.public_url == "http://127.0.0.1:8080"
+    assert settings.refresh_buffer == timedelta(minutes=5)
+    assert settings.health_check_timeout == timedelta(seconds=10)
+    assert settings.shutdown_grace == timedelta(seconds=20)
+
+
+def test_dev_mode_needs_nothing() -> None:
+    settings = Settings.from_environment(DEV)
+    assert settings.encryption_key is None
+    assert settings.direct_completion is True
+
+
+@pytest.mark.parametrize("dev_mode", ["true", "false"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_direct_completion_can_be_said(dev_mode: str, direct: bool) -> None:
+    environment = {**PRODUCTION, "DEV_MODE": dev_mode, "DIRECT_COMPLETION": str(direct)}
+    assert Settings.from_environment(environment).direct_completion is direct
+
+
+def test_all_problems_are_told_at_once() -> None:
+    problems = problems_of(
+        {
+            "DEV_MODE": "perhaps",
+            "DATABASE_URL": "mysql://localhost/db",
+            "ENCRYPTION_KEY": "short",
+            "GRPC_ADDRESS": "0.0.0.0:50051",
+            "SIDECAR_ADDRESS": "nowhere",
+            "ALLOWED_REDIRECT_URIS": "https://app.example/ok, /relative",
+            "ALLOWED_RETURN_URLS": "http://app.example",
+            "PROVIDERS_DIR": "not/a/directory",
+            "DIRECT_COMPLETION": "perhaps",
+            "LOG_LEVEL": "LOUD",
+            "REFRESH_BUFFER_SECONDS": "-1",
+            "HEALTH_CHECK_TIMEOUT_SECONDS": "0",
+            "SHUTDOWN_GRACE_SECONDS": "soon",
+        }
+    )
+    assert names_of(problems) == [
+        "DEV_MODE",
+        "DATABASE_URL",
+        "ENCRYPTION_KEY",
+        "GRPC_ADDRESS",
+        "SIDECAR_ADDRESS",
+        "ALLOWED_REDIRECT_URIS",
+        "ALLOWED_RETURN_URLS",
+        "PROVIDERS_DIR",
+        "DIRECT_COMPLETION",
+        "LOG_LEVEL",
+        "REFRESH_BUFFER_SECONDS",
+        "HEALTH_CHECK_TIMEOUT_SECONDS",
+        "SHUTDOWN_GRACE_SECONDS",
+    ]
+
+
+def test_problems_are_told_a_line_each() -> None:
+    error = SettingsError(["A: is wrong", "B: is wrong"])
+    assert str(error).splitlines() == error.problems
+
+
+def test_empty_means_not_set() -> None:
+    fields = [name.upper() for name in Settings.model_fields]
+    nothing = dict.fromkeys(fields, "")
+    assert Settings.from_environment({**nothing, **PRODUCTION}) == Settings.from_environment(PRODUCTION)
+
+
+def test_variables_of_others_are_let_be() -> None:
+    assert Settings.from_environment({**PRODUCTION, "PATH": "/bin", "STRIPE_CLIENT_ID": "x"})
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.from_environment(PRODUCTION).dev_mode = True  # type: ignore[misc]
+
+
+# --- secrets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [KEY, KEY.rstrip("="), KEY.replace("+", "-").replace("/", "_"), f" {KEY} "])
+def test_a_key_is_read_in_both_alphabets(key: str) -> None:
+    assert "/" in KEY
+    assert "+" in KEY
+    settings = Settings.from_environment({"ENCRYPTION_KEY": key, "ENCRYPTION_KEYS_RETIRED": f"{key},,{key} "})
+    assert settings.encryption_key == KEY_BYTES
+    assert settings.encryption_keys_retired == (KEY_BYTES, KEY_BYTES)
+
+
+def test_without_a_key_production_does_not_start_and_says_how_to_make_one() -> None:
+    (problem,) = problems_of({})
+    assert problem.startswith("ENCRYPTION_KEY: is not set")
+    assert "openssl rand -base64 32" in problem
+
+
+def test_what_opens_nothing_needs_no_key() -> None:
+    assert Settings.from_environment({}, needs_key=False).encryption_key is None
+
+
+@pytest.mark.parametrize("key", [KEY[:-4], KEY + "AAAA", "hushhush", "not base64 hush!", "hüsh"])
+@pytest.mark.parametrize("name", ["ENCRYPTION_KEY", "ENCRYPTION_KEYS_RETIRED"])
+def test_a_bad_key_is_refused_and_not_quoted(name: str, key: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, name: key})
+    assert problem.startswith(name)
+    assert key not in problem
+    assert "32 bytes" in problem
+
+
+def test_the_bad_one_of_several_retired_keys_is_told() -> None:
+    (problem,) = problems_of({**PRODUCTION, "ENCRYPTION_KEYS_RETIRED": f"{KEY}, hushhush"})
+    assert problem.startswith("ENCRYPTION_KEYS_RETIRED[1]: ")
+
+
+@pytest.mark.parametrize(
+    "url", ["postgres://user:hush-hush@host/db?bad=1", "mysql://user:hush-hush@host/db", "hush-hush", "://hush-hush"]
+)
+def test_a_bad_database_url_is_refused_and_not_quoted(url: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, "DATABASE_URL": url})
+    assert problem.startswith("DATABASE_URL: ")
+    assert "hush" not in problem
+
+
+def test_settings_hide_their_secrets() -> None:
+    settings = Settings.from_environment(
+        {**PRODUCTION, "ENCRYPTION_KEYS_RETIRED": KEY, "DATABASE_URL": "postgresql://user:hush-hush@host/db"}
+    )
+    for shown in (repr(settings), str(settings)):
+        assert "hush" not in shown
+        assert repr(KEY_BYTES) not in shown
+
+
+# --- addresses -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.9.10:65535", "localhost:50051", "[::1]:0"])
+def test_grpc_binds_to_this_machine(address: str) -> None:
+    settings = Settings.from_environment({**PRODUCTION, "GRPC_ADDRESS": address})
+    assert str(settings.grpc_address) == address
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example.com:1", "localhost.evil.example:1"])
+def test_grpc_does_not_bind_to_the_world_while_callers_are_not_known(address: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, "GRPC_ADDRESS": address})
+    assert problem.startswith("GRPC_ADDRESS: must be a loopback address")
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1", ":1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "::1:1"])
+def test_an_address_has_a_host_and_a_port(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_address(text)
+
+
+def test_a_sidecar_for_the_world_must_say_how_the_world_calls_it() -> None:
+    (problem,) = problems_of({**PRODUCTION, "SIDECAR_ADDRESS": "0.0.0.0:80"})
+    assert problem.startswith("PUBLIC_URL: ")
+    named = {**PRODUCTION, "SIDECAR_ADDRESS": "0.0.0.0:80", "PUBLIC_URL": "https://hooks.example"}
+    assert Settings.from_environment(named).public_url == "https://hooks.example"
+
+
+def test_lists_are_separated_by_commas() -> None:
+    settings = Settings.from_environment(
+        {
+            **PRODUCTION,
+            "ALLOWED_REDIRECT_URIS": " https://app.example/a , http://localhost:3000/b,,http://[::1]/c ",
+            "ALLOWED_RETURN_URLS": "https://app.example/done?tab=1",
+        }
+    )
+    assert settings.allowed_redirect_uris == (
+        "https://app.example/a",
+        "http://localhost:3000/b",
+        "http://[::1]/c",
+    )
+    assert settings.allowed_return_urls == ("https://app.example/done?tab=1",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/callback", "app.example", "https://", "https:///x", "ftp://app.example", "javascript:alert(1)", "http://app.example",
+     "https://app.example/#part", "http://localhost.evil.example", "http://[::1"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "ALLOWED_REDIRECT_URIS", "ALLOWED_RETURN_URLS"])
+def test_a_browser_is_sent_to_absolute_https_addresses_only(name: str, url: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, name: url})) == [name]
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_providers_is_there(tmp_path: Path) -> None:
+    settings = Settings.from_environment({**PRODUCTION, "PROVIDERS_DIR": str(tmp_path)})
+    assert settings.providers_dir == tmp_path
+    (problem,) = problems_of({**PRODUCTION, "PROVIDERS_DIR": str(tmp_path / "none")})
+    assert problem.startswith("PROVIDERS_DIR: ")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "301", "x"])
+def test_a_timeout_is_a_length_of_time(number: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "HEALTH_CHECK_TIMEOUT_SECONDS": number})) == [
+        "HEALTH_CHECK_TIMEOUT_SECONDS"
+    ]
+
+
+def test_the_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text("LOG_LEVEL=DEBUG\nPUBLIC_URL='https://file.example' # comment\nBARE\n")
+    monkeypatch.setenv("LOG_LEVEL", "WARNING")
+    monkeypatch.delenv("PUBLIC_URL", raising=False)
+    environment = read_environment(tmp_path)
+    assert (environment["LOG_LEVEL"], environment["PUBLIC_URL"]) == ("WARNING", "https://file.example")
+    assert "BARE" not in environment
+
+
+def test_no_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "WARNING")
+    assert read_environment(tmp_path)["LOG_LEVEL"] == "WARNING"
