@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import GRPC_OPTIONS, repeating, serving
+from integration_server.lifecycle import GRPC_OPTIONS, AddressTaken, repeating, serving
 from integration_server.providers import (
     google_calendar,
     google_my_business,
@@ -129,9 +129,17 @@ async def running_server(
         yield Running(str(grpc_address), sidecar_url)
 
 
-def running_sidecar(listen: Address, server: Address) -> AbstractAsyncContextManager[str]:
-    """The sidecar on its address, a client of the server's; yields its own URL."""
-    return run_sidecar(grpc_target=str(server), host=listen.host, port=listen.port)
+@asynccontextmanager
+async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str]:
+    """The sidecar on its address, a client of the server's; yields its own URL. Raises `AddressTaken`."""
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(
+                run_sidecar(grpc_target=str(server), host=listen.host, port=listen.port)
+            )
+        except OSError as error:
+            raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
+        yield url
 
 
 def build_use_cases(

@@ -76,7 +76,9 @@ class SqlAttempts:
             await connection.execute(
                 delete(connection_attempts).where(_A.attempt_id == attempt.attempt_id, _A.user_id == attempt.user_id)
             )
-            await connection.execute(_REMOVE_UNFINISHABLE.where(_I.integration_id == attempt.integration_id))
+            await connection.execute(
+                _REMOVE_UNFINISHABLE.where(_I.integration_id == attempt.integration_id, _I.user_id == attempt.user_id)
+            )
 
     async def remove_expired(self, before: datetime) -> int:
         """Remove attempts that were over by then, with the integrations still pending on them; how many there were."""

@@ -249,7 +249,7 @@ def _begin_immediate(connection: Connection) -> None:
 def _away_is_store_unavailable() -> Iterator[None]:
     try:
         yield
-    except (OSError, PoolTimeoutError, DisconnectionError) as error:  # built-in timeouts are OSErrors
+    except (OSError, PoolTimeoutError) as error:  # built-in timeouts are OSErrors
         raise StoreUnavailable from error
     except DBAPIError as error:
         if _means_away(error):

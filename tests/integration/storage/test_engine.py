@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,8 +15,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
+from integration_server.service.ports import Place
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.keyring import open_keyring
+from integration_server.storage.schema import migrate
 from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
 from tests.integration.conftest import PostgresServer, run_postgres
 
@@ -33,10 +36,14 @@ async def count(database: Database) -> int:
 class TestBlocks:
     async def test_an_exception_rolls_back(self, database: Database) -> None:
         await connected(SqlIntegrations(database))
-        with pytest.raises(RuntimeError):
+
+        async def delete_and_fail() -> None:
             async with database.writing() as connection:
                 await connection.execute(text("DELETE FROM integrations"))
                 raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            await delete_and_fail()
         assert await count(database) == 1
 
     async def test_a_cancelled_writer_leaves_nothing_behind(self, database: Database) -> None:
@@ -95,6 +102,20 @@ class TestBlocks:
             await connected(SqlIntegrations(database), config={"value": value})
 
 
+def folder_is_a_file(path: Path) -> None:
+    path.parent.parent.mkdir()
+    path.parent.touch()
+
+
+def file_is_a_folder(path: Path) -> None:
+    path.mkdir(parents=True)
+
+
+def file_is_no_database(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a database" * 1000)
+
+
 class TestSqlite:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -147,16 +168,11 @@ class TestSqlite:
                 async with sqlite.writing():
                     pass
 
-    @pytest.mark.parametrize("spoil", ["folder is a file", "file is a folder", "not a database"])
-    async def test_an_unusable_path_means_away(self, sqlite: Database, path: Path, spoil: str) -> None:
-        if spoil == "folder is a file":
-            path.parent.parent.mkdir()
-            path.parent.touch()
-        elif spoil == "file is a folder":
-            path.mkdir(parents=True)
-        else:
-            path.parent.mkdir(parents=True)
-            path.write_bytes(b"not a database" * 1000)
+    @pytest.mark.parametrize("spoil", [folder_is_a_file, file_is_a_folder, file_is_no_database])
+    async def test_an_unusable_path_means_away(
+        self, sqlite: Database, path: Path, spoil: Callable[[Path], object]
+    ) -> None:
+        spoil(path)
         for block in (sqlite.reading, sqlite.writing):
             with pytest.raises(StoreUnavailable) as caught:
                 async with block() as connection:
@@ -198,10 +214,13 @@ class TestPostgres:
         async with open_database(postgres_url, pool_size=2) as database, open_database(postgres_url) as other:
             await asyncio.gather(*(count(database) for _ in range(4)))
             async with other.reading() as connection:
-                others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                await connection.execute(text(f"SELECT pg_terminate_backend(pid) {others}"))
-                while await connection.scalar(text(f"SELECT count(*) {others}")):
-                    await asyncio.sleep(0)
+                await connection.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                )
+                await connection.execute(text("SELECT 1"))  # by its answer, the closed sockets have been noticed
             await asyncio.gather(*(count(database) for _ in range(4)))
 
     async def test_statements_are_prepared_under_names_that_no_other_client_has(self, postgres_url: str) -> None:
@@ -255,6 +274,16 @@ class TestPostgresGoingAway:
                 for pid in frozen:
                     os.kill(pid, signal.SIGCONT)
             assert await _one(database) == 1
+
+    async def test_an_unknown_data_key_is_not_called_unreadable_meanwhile(self, server: PostgresServer) -> None:
+        await migrate(server.url("postgres"))
+        async with open_database(server.url("postgres")) as database:
+            here, elsewhere = [await open_keyring(database, bytes(32), clock=lambda: NOW) for _ in range(2)]
+            await elsewhere.add_data_key()
+            sealed = await elsewhere.seal(b"secret", Place("table", "column", "uid"))
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(StoreUnavailable):
+                await here.open(sealed, Place("table", "column", "uid"))
 
 
 async def _one(database: Database) -> int:

@@ -25,6 +25,9 @@ _GOOD: dict[str, Any] = {
 }
 _TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key"}
 
+NOBODYS = IntegrationId(999)
+"""An id that was never given."""
+
 METHODS = [method.name for method in _SERVICE.methods]
 
 
@@ -88,8 +91,3 @@ def structs_with(text: str) -> Iterator[Struct]:
         struct = Struct()
         struct.update(content)
         yield struct
-
-
-def nobodys() -> IntegrationId:
-    """An id that was never given."""
-    return IntegrationId(999)

@@ -18,11 +18,11 @@ from tests.unit.rpc.requests import (
     DURATION_FIELDS,
     MASK_FIELDS,
     METHODS,
+    NOBODYS,
     NUMBER_FIELDS,
     STRUCT_FIELDS,
     TEXT_FIELDS,
     good,
-    nobodys,
     structs_with,
     with_text,
 )
@@ -297,7 +297,7 @@ async def test_what_is_not_yours_and_what_is_not_there_look_the_same(
     mine = (await system.connect_key()) if method == "ConnectWithApiKey" else system.row(1)
     assert mine.user_id == ADA
     not_yours = await refusal(edge, method, good(method, user_id=EVE, integration_id=mine.integration_id))
-    not_there = await refusal(edge, method, good(method, user_id=EVE, integration_id=nobodys()))
+    not_there = await refusal(edge, method, good(method, user_id=EVE, integration_id=NOBODYS))
     assert (not_yours.code, not_yours.reason) == (grpc.StatusCode.NOT_FOUND, "INTEGRATION_NOT_FOUND")
     assert not_yours.wire == not_there.wire
 

@@ -160,14 +160,16 @@ async def test_there_is_nothing_to_check_yet_or_for_another(system: FakeSystem, 
 
 
 async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
-    await until(lambda: system.provider.at_once)
-    system.rows.away = True
+    await until(lambda: system.provider.refreshes)
+    system.rows.away_for = 1
     system.provider.gate.set()
     with pytest.raises(StoreUnavailable):
         await waiting
     assert system.row(integration.integration_id).last_error is None
+    assert not system.rows.checks
 
 
 # --- all -----------------------------------------------------------------------------------------------------------

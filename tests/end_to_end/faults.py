@@ -1,0 +1,37 @@
+"""Ways in which the sandbox can be told to misbehave, beyond those that it knows itself."""
+
+import asyncio
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from integration_server.sandbox import Fault, Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held(Fault):
+    """Answers when it is released, and as if nothing were wrong."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def answer(self, request: Request, work: Work) -> Response:
+        """Tell that the request is here, and wait."""
+        self.reached.set()
+        await self.released.wait()
+        return await work(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded(Fault):
+    """Answers as if nothing were wrong, and keeps the form that came."""
+
+    forms: list[dict[str, str]] = field(default_factory=list)
+
+    async def answer(self, request: Request, work: Work) -> Response:
+        """Keep the form, then do the work."""
+        form = parse_qs((await request.body()).decode())
+        self.forms.append({name: values[0] for name, values in form.items()})
+        return await work(request)

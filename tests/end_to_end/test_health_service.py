@@ -1,0 +1,139 @@
+"""The standard health service and reflection, on the real server."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+
+from integration_server.bootstrap import running_server
+from integration_server.storage.schema import migrate
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.refusals import Refusal, refusal_of
+from tests.end_to_end.system import Clients, System, clients_of, running_system, settings_for
+from tests.integration.conftest import PostgresServer, run_postgres
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+SERVICE = "integrations.v1.IntegrationService"
+
+
+async def status_of(clients: Clients, service: str = "") -> int:
+    """What `Check` says."""
+    return int((await clients.health.Check(HealthCheckRequest(service=service))).status)
+
+
+async def test_each_service_and_liveness_have_a_status(sqlite_url: str) -> None:
+    async with running_system(sqlite_url) as system:
+        watch = system.health.Watch(HealthCheckRequest())
+        while (await watch.read()).status != SERVING:
+            pass
+        for service in ("", SERVICE, "liveness"):
+            assert await status_of(system, service) == SERVING
+        listed = await system.health.List(HealthListRequest())
+        assert {name: answer.status for name, answer in listed.statuses.items()} == {
+            "": SERVING,
+            SERVICE: SERVING,
+            "liveness": SERVING,
+        }
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await status_of(system, "no.such.Service")
+        assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
+        unknown_watch = system.health.Watch(HealthCheckRequest(service="no.such.Service"))
+        assert (await unknown_watch.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+        ready = await system.browser.get(f"{system.sidecar_url}/readyz")
+        assert ready.status_code == 200
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server that may be stopped."""
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.mark.postgres
+async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres: PostgresServer) -> None:
+    url = own_postgres.url("postgres")
+    await migrate(url)
+    async with running_system(url) as system, asyncio.timeout(60):
+        integration_id = await system.connect()
+        watch = system.health.Watch(HealthCheckRequest(service=SERVICE))
+        await until_watched(watch, SERVING)
+
+        await asyncio.to_thread(own_postgres.stop)
+        away = await refusal_of(system.get(integration_id))
+        assert away == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), timedelta(seconds=1))
+        await until_watched(watch, NOT_SERVING)
+        assert await status_of(system) == NOT_SERVING
+        assert await status_of(system, "liveness") == SERVING
+        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
+        assert (await system.browser.get(f"{system.sidecar_url}/healthz")).status_code == 200
+        for call in (
+            system.begin(),
+            system.bearer_token(integration_id),
+            system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada")),
+            system.service.CheckAllHealth(pb.CheckAllHealthRequest(user_id="ada")),
+        ):
+            assert (await refusal_of(call)).reason == "STORE_UNAVAILABLE"
+
+        await asyncio.to_thread(own_postgres.start)
+        await until_watched(watch, SERVING)
+        assert await status_of(system) == SERVING
+        assert (await system.get(integration_id)).is_connected
+        assert await system.bearer_token(integration_id)
+        await connect_another(system)
+
+
+async def until_watched(watch: Any, status: int) -> None:
+    """Read what is watched until it says so."""
+    while (await watch.read()).status != status:
+        pass
+
+
+async def connect_another(system: System) -> None:
+    """The whole flow works again."""
+    assert await system.connect(account="grace")
+
+
+# --- reflection ------------------------------------------------------------------------------------------------------
+
+
+async def reflected_services(clients: Clients) -> list[str]:
+    """The services that the server tells of itself."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    call = ServerReflectionStub(clients.channel).ServerReflectionInfo(iter([request]))
+    answers = [answer async for answer in call]
+    return [service.name for service in answers[0].list_services_response.service]
+
+
+async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
+    async with running_system(sqlite_url) as system:
+        assert {SERVICE, "grpc.health.v1.Health"} <= set(await reflected_services(system))
+
+
+async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
+    async with running_for_real_accounts(sqlite_url) as clients:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await reflected_services(clients)
+        assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        types = await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
+        assert types.integration_types
+
+
+@asynccontextmanager
+async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
+    """A server that is not in dev mode, with the built-in providers."""
+    key = os.urandom(32)
+    settings = settings_for(database_url, DEV_MODE="").model_copy(update={"encryption_key": key, "dev_mode": False})
+    async with (
+        running_server(settings, {}, key=key) as running,
+        clients_of(running.grpc_address, running.sidecar_url) as clients,
+    ):
+        yield clients
