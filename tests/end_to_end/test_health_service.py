@@ -1,6 +1,7 @@
 """The standard health service and reflection, on the real server."""
 
 import asyncio
+import base64
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -131,7 +132,7 @@ async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
 async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
     """A server that is not in dev mode, with the built-in providers."""
     key = os.urandom(32)
-    settings = settings_for(database_url, DEV_MODE="").model_copy(update={"encryption_key": key, "dev_mode": False})
+    settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(key).decode())
     async with (
         running_server(settings, {}, key=key) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
