@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from random import SystemRandom
 
 import grpc
 import structlog
@@ -35,9 +36,17 @@ from integration_server.service.connections import Connections
 from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
-from integration_server.service.ports import AttemptStore, Clock, IntegrationStore, Providers, Sealer
+from integration_server.service.ports import (
+    AttemptStore,
+    Clock,
+    IntegrationStore,
+    Providers,
+    RefreshLeases,
+    Sealer,
+    Spill,
+)
 from integration_server.service.redirects import RedirectPolicy
-from integration_server.service.refreshing import Refreshing
+from integration_server.service.refreshing import Patience, Refreshing
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from integration_server.settings import Address, Settings
@@ -46,6 +55,8 @@ from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
+from integration_server.storage.leases import SqlRefreshLeases
+from integration_server.storage.spill import SpillDirectory
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
 Register = Callable[[ProviderFactory], None]
@@ -64,6 +75,16 @@ class Running:
 
     grpc_address: str
     sidecar_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where things are kept."""
+
+    integrations: IntegrationStore
+    attempts: AttemptStore
+    leases: RefreshLeases
+    spill: Spill
 
 
 def utc_now() -> datetime:
@@ -113,7 +134,13 @@ async def running_server(
         keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
         tasks = await stack.enter_async_context(ServerTasks())
         integrations = SqlIntegrations(database)
-        use_cases = build_use_cases(settings, integrations, SqlAttempts(database), providers, keyring, tasks, clock)
+        stores = Stores(
+            integrations,
+            SqlAttempts(database),
+            SqlRefreshLeases(database, settings.refresh_lease),
+            SpillDirectory(settings.spill_dir),
+        )
+        use_cases = build_use_cases(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
         server = build_grpc_server(IntegrationService(use_cases, clock), health, reflect=settings.dev_mode)
 
@@ -122,6 +149,7 @@ async def running_server(
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(use_cases.refreshing.recover, _LOOK_EVERY))
         await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
@@ -144,21 +172,33 @@ async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str
 
 def build_use_cases(
     settings: Settings,
-    integrations: IntegrationStore,
-    attempts: AttemptStore,
+    stores: Stores,
     providers: Providers,
     sealer: Sealer,
     tasks: ServerTasks,
     clock: Clock,
 ) -> UseCases:
     """What the service can do, over these parts."""
+    integrations = stores.integrations
     vault = Vault(sealer)
     connections = Connections(integrations, providers, vault, clock)
-    refreshing = Refreshing(integrations, connections, providers, vault, tasks, clock)
+    refreshing = Refreshing(
+        integrations,
+        stores.leases,
+        stores.spill,
+        connections,
+        providers,
+        vault,
+        tasks,
+        clock,
+        random_name,
+        SystemRandom().random,
+        patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
+    )
     credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
     return UseCases(
         connecting=Connecting(
-            attempts,
+            stores.attempts,
             integrations,
             connections,
             providers,
@@ -172,6 +212,7 @@ def build_use_cases(
         connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
         managing=Managing(integrations, providers, vault, sealer, tasks, clock),
         credentials=credentials,
+        refreshing=refreshing,
         monitoring=Monitoring(integrations, providers, credentials, clock, deadline=settings.health_check_timeout),
     )
 

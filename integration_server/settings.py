@@ -93,6 +93,9 @@ class Settings(BaseModel):
     direct_completion: bool | None = None
     log_level: Level = "INFO"
     refresh_buffer_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    # Longer than a call to a provider (10 s) and the commit after it; a crashed server's refresh is free after it.
+    refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    spill_dir: Path = Path("data/spill")
     health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
 
@@ -156,6 +159,11 @@ class Settings(BaseModel):
     def refresh_buffer(self) -> timedelta:
         """How long before its end a token is renewed."""
         return timedelta(seconds=self.refresh_buffer_seconds)
+
+    @property
+    def refresh_lease(self) -> timedelta:
+        """How long one server has a refresh to itself."""
+        return timedelta(seconds=self.refresh_lease_seconds)
 
     @property
     def shutdown_grace(self) -> timedelta:

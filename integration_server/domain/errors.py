@@ -208,7 +208,10 @@ class ProviderError(IntegrationServerError):
 
 
 class ProviderUnavailable(ProviderError):
-    """Down, too slow, unreadable, or says wait: worth trying again, after `retry_after` where the provider said so."""
+    """Down, too slow, unreadable, or says wait: worth trying again, after `retry_after` where the provider said so.
+
+    `is_refusal`: it was a refusal (4xx) without an error code; after many in a row it has to be believed.
+    """
 
     reason = "PROVIDER_UNAVAILABLE"
 
@@ -217,9 +220,11 @@ class ProviderUnavailable(ProviderError):
         message: str = "the provider does not answer as it should",
         *,
         retry_after: timedelta | None = None,
+        is_refusal: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.is_refusal = is_refusal
 
 
 class ProviderRejected(ProviderError):

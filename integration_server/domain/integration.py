@@ -37,7 +37,8 @@ class Integration:
     """An integration as it is stored, without its credentials.
 
     `uid` is its immutable name, made before it is stored: sealed values are bound to it. `version` counts the changes
-    of its credentials: who commits new ones must name the version that they replace.
+    of its credentials: who commits new ones must name the version that they replace. Until `refresh_retry_time` a
+    provider that failed is left alone; `refresh_refusals` is how often in a row it has refused without saying why.
     """
 
     integration_id: IntegrationId
@@ -63,6 +64,8 @@ class Integration:
     access_token_expire_time: datetime | None = None
     refresh_token_expire_time: datetime | None = None
     connect_time: datetime | None = None
+    refresh_retry_time: datetime | None = None
+    refresh_refusals: int = 0
     version: int = 0
 
     @property

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
@@ -40,6 +41,9 @@ class BaseProvider(ABC):
 
     revokes_whole_account = False
     """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
+
+    refresh_token_grace = timedelta(0)
+    """For how long after a refresh the refresh token that it spent still works; `timedelta.max` if none is spent."""
 
     shares_grants_with: Sequence[str] = ()
     """Set by the registry, which knows the other providers."""

@@ -7,6 +7,7 @@ Python file that only declares would have said.
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -126,6 +127,9 @@ class OAuth2Declaration(Declaration):
     required_scopes: list[Scope] = Field([], alias="scopes")
     scope_separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] = " "
     token_auth: TokenAuth = "client_secret_basic"
+    refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(
+        timedelta(0), alias="refresh_token_grace_seconds"
+    )
     authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}
 
 

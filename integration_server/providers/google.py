@@ -12,6 +12,7 @@
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from integration_server.providers.http import HttpAnswer
 from integration_server.providers.json_answers import field_at, read_object
@@ -37,6 +38,7 @@ class GoogleProvider(OAuth2Provider):
         "profile": "https://www.googleapis.com/auth/userinfo.profile",
     }
     revokes_whole_account = True
+    refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
 
     def refuses_credentials(self, answer: HttpAnswer) -> bool:
         """401 or 403, unless it is the quota that is spent."""

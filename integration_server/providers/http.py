@@ -8,13 +8,13 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterable, Callable, Collection, Mapping
+from collections.abc import AsyncIterable, Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import httpx
 import structlog
@@ -24,6 +24,8 @@ from integration_server.providers.urls import LOOPBACK_HOSTS, origin_of, url_pro
 from integration_server.service.ports import Clock
 
 _LONGEST_WAIT = timedelta(days=1)  # what a provider may make us wait by Retry-After
+
+_SLICES = 10  # of a deadline
 
 _FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError, zlib.error)
 """What sending and reading can raise. TimeoutError is an OSError."""
@@ -117,8 +119,7 @@ class ProviderHttp:
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
         try:
-            async with asyncio.timeout(self._deadline):
-                answer = await self._send(method, url, headers or {}, query or {}, content)
+            answer = await _within(self._deadline, self._send(method, url, headers or {}, query or {}, content))
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
         else:
@@ -153,6 +154,24 @@ class ProviderHttp:
             if len(body) > self._body_limit:
                 raise _BodyUnusable
         return bytes(body)
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, HttpAnswer]) -> HttpAnswer:
+    """The answer, if it comes within so many seconds of this process's own time. Raises `TimeoutError`.
+
+    A process that is stopped and goes on hours later finds both the answer and the deadline waiting, and a plain
+    timeout would throw the answer away: a rotated token, perhaps. So time passes in slices, and one more is given.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        for _ in range(_SLICES):
+            done, _pending = await asyncio.wait({task}, timeout=seconds / _SLICES)
+            if done:
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

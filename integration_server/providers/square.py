@@ -16,6 +16,7 @@
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.factory import ProviderFactory
@@ -31,6 +32,7 @@ class SquareProvider(OAuth2Provider):
     oauth_token_url = "https://connect.squareup.com/oauth2/token"
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
     revokes_whole_account = True
+    refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params: Mapping[str, str] = {"session": "false"}
     uses_pkce = False

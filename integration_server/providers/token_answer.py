@@ -152,7 +152,7 @@ def require_no_error(answer: HttpAnswer, what: str) -> Mapping[str, Any]:
             raise ProviderMisconfigured(oauth_error=code)
         raise ProviderRejected(what, oauth_error=code)
     if not answer.is_success or fields.get("error"):
-        raise ProviderUnavailable(retry_after=answer.retry_after)
+        raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
     return fields
 
 

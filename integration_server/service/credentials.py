@@ -108,7 +108,7 @@ class GivingCredentials:
             return TokenState(refreshed=False, expire_time=credentials.expire_time)
         if credentials.refresh_token is None:
             raise ReauthorizationRequired
-        renewed = await self._refreshing.refresh(stored.integration)
+        renewed = await self._refreshing.refresh(stored.integration, force=force)
         return TokenState(refreshed=True, expire_time=renewed.tokens.expire_time)
 
     def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:

@@ -6,7 +6,7 @@ when the database is away.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
@@ -194,12 +194,26 @@ class IntegrationStore(Protocol):
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Replace the credentials of `integration.version` and clear its errors. None if the version is another."""
+        """Replace the credentials of `integration.version`, and clear its errors and its lease.
+
+        None, and nothing changed, if the version is another: whoever holds a lease, or held one that has lapsed, may
+        commit, and the first one does.
+        """
 
     async def record_failure(
-        self, integration: Integration, failure: Failure, *, reauthorization_required: bool = False
+        self,
+        integration: Integration,
+        failure: Failure,
+        *,
+        reauthorization_required: bool = False,
+        retry_time: datetime | None = None,
+        refusals: int = 0,
     ) -> None:
-        """Set the last error and count it, unless the credentials were replaced since `integration` was read."""
+        """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read.
+
+        The last error is counted; until `retry_time` the provider should not be asked again; `refusals` is how often
+        in a row it has refused without saying why.
+        """
 
     async def record_check(self, check: HealthCheck) -> None:
         """Keep a health check, and set or clear the integration's last error after it."""
@@ -221,6 +235,59 @@ class IntegrationStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to refresh one version of an integration's tokens, until it lapses on the database's clock.
+
+    `called_ago` is how long ago an earlier holder called the provider with this version's refresh token and has not
+    come back since: the token may be spent. None if nobody has.
+    """
+
+    integration_id: IntegrationId
+    version: int
+    owner: str
+    called_ago: timedelta | None
+
+
+class RefreshLeases(Protocol):
+    """One refresh at a time of each integration, over all processes and replicas that share the database."""
+
+    async def is_free(self, integration: Integration) -> bool:
+        """Whether `claim` has a chance. Only reads, so that many may wait."""
+
+    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+        """A lease on this version for `owner`. None while another's lasts, or if the integration is gone."""
+
+    async def mark_called(self, lease: Lease) -> bool:
+        """Note that the refresh token may be spent from now on. False if the lease is not the owner's any more."""
+
+    async def release(self, lease: Lease, *, settled: bool) -> None:
+        """Let others claim. Unless it is `settled` what became of the call, they learn that there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpilledRefresh:
+    """A refresh that the provider has answered and that could not be committed."""
+
+    integration_id: IntegrationId
+    user_id: UserId
+    version: int
+    credentials: NewCredentials
+
+
+class Spill(Protocol):
+    """Where answers are kept, on this machine's disk, until the database is back."""
+
+    async def keep(self, refresh: SpilledRefresh) -> None:
+        """Keep it durably: on return it survives a crash of process and machine."""
+
+    async def kept(self) -> Sequence[SpilledRefresh]:
+        """All that is kept, also from before a restart."""
+
+    async def drop(self, refresh: SpilledRefresh) -> None:
+        """Forget one that has been committed, or overtaken."""
 
 
 # --- providers ---------------------------------------------------------------------------------------------------
@@ -261,6 +328,13 @@ class Provider(Protocol):
     def shares_grants_with(self) -> Sequence[str]:
         """Types that die with this one's grant: its own and others of the same client, where a revocation ends all
         that the client holds of an account; empty where it ends one grant only."""
+
+    @property
+    def refresh_token_grace(self) -> timedelta:
+        """For how long after a refresh the refresh token that it spent still works, as the provider documents it.
+
+        Zero where it is dead at once or nothing is documented; `timedelta.max` where a refresh spends nothing.
+        """
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""

@@ -1,11 +1,18 @@
-"""Renewing access tokens: one refresh at a time per integration, committed only over the version that it read.
+"""Renewing access tokens so that none is lost: docs/refreshing.md draws it.
 
-The refresh is a task of the server (see `tasks.py`). Within this process callers share one flight; between processes
-the version is the fence: who commits second finds another version, and takes the winner's tokens.
+- The refresh is a task of the server (see `tasks.py`): callers come and go, the answer is kept.
+- Within this process callers share one flight; between processes a lease in the database lets one refresh at a time.
+- The version is the fence: an answer is committed over the version that it renews or not at all, whoever holds the
+  lease by then.
+- A mark before the call tells whoever takes a lapsed lease over that the refresh token may be spent. They wait for the
+  holder, and use the token again only if the provider documents that it still works.
+- An answer that cannot be committed is spilled to disk, and committed when the database is back.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import structlog
 
@@ -14,15 +21,32 @@ from integration_server.domain.errors import (
     IntegrationNotFound,
     ProviderError,
     ProviderMisconfigured,
-    ProviderRejected,
     ProviderUnavailable,
     ReauthorizationRequired,
+    StoreUnavailable,
 )
 from integration_server.domain.integration import Failure, Integration, IntegrationId
 from integration_server.service.connections import Connections, configured
-from integration_server.service.ports import Clock, IntegrationStore, Providers
+from integration_server.service.ports import (
+    Clock,
+    IntegrationStore,
+    Lease,
+    NewCredentials,
+    Provider,
+    Providers,
+    RandomName,
+    RefreshLeases,
+    Spill,
+    SpilledRefresh,
+)
 from integration_server.service.sealing import Vault
+from integration_server.service.setbacks import DeathWatch, Jitter, Setback, as_our_fault, setback
 from integration_server.service.tasks import ServerTasks
+
+_LOOK_EVERY = (
+    0.05  # seconds between looks at another's refresh, growing to ten times that: most take some hundreds of ms
+)
+_SOON = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,64 +57,136 @@ class Renewed:
     tokens: OAuthTokens = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for others, before their token is given up.
+
+    `with_holder`: for a holder of the lease to end. `with_lost_call`: for one that called the provider, to come back
+    with the answer or leave it in its spill.
+    """
+
+    with_holder: timedelta = timedelta(seconds=45)
+    with_lost_call: timedelta = timedelta(seconds=90)
+
+
 class Refreshing:
     """Renews the tokens of one integration at a time, for all who wait for them."""
 
     def __init__(
         self,
         integrations: IntegrationStore,
+        leases: RefreshLeases,
+        spill: Spill,
         connections: Connections,
         providers: Providers,
         vault: Vault,
         tasks: ServerTasks,
         clock: Clock,
+        random_name: RandomName,
+        jitter: Jitter,
+        *,
+        patience: Patience,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._integrations = integrations
+        self._leases = leases
+        self._spill = spill
         self._connections = connections
         self._providers = providers
         self._vault = vault
         self._tasks = tasks
         self._clock = clock
+        self._random_name = random_name
+        self._jitter = jitter
+        self._patience = patience
+        self._pause = pause
         self._log = structlog.get_logger(__name__)
+        self._deaths = DeathWatch()
         self._flights: dict[IntegrationId, asyncio.Task[Renewed]] = {}
+        self._unreleased: list[tuple[Lease, bool]] = []
 
-    async def refresh(self, seen: Integration) -> Renewed:
+    async def refresh(self, seen: Integration, *, force: bool = False) -> Renewed:
         """Tokens newer than those of the integration as it was seen, from a refresh of ours or of somebody else.
 
-        Raises `ReauthorizationRequired`, `ProviderUnavailable`, `ProviderMisconfigured` or `ProviderRejected`.
+        With `force` the provider is asked even during the pause after a failure. Raises `ReauthorizationRequired`,
+        `ProviderUnavailable`, `ProviderMisconfigured` or `ProviderRejected`.
         """
         flight = self._flights.get(seen.integration_id)
         if flight is None:
-            flight = self._tasks.start(self._renew(seen))
+            flight = self._tasks.start(self._renew(seen, force=force))
             self._flights[seen.integration_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
         return await asyncio.shield(flight)
 
-    async def _renew(self, seen: Integration) -> Renewed:
-        current = await self._current(seen)
-        integration, tokens = current.integration, current.tokens
-        if integration.version != seen.version and not tokens.has_expired(self._clock()):
-            return current
-        if tokens.refresh_token is None:
+    # --- one flight --------------------------------------------------------------------------------------------------
+
+    async def _renew(self, seen: Integration, *, force: bool) -> Renewed:
+        """Look until there are newer tokens, whoever gets them."""
+        begun, looks = self._clock(), 0
+        while True:
+            current = await self._current(seen)
+            if current.integration.version != seen.version and not current.tokens.has_expired(self._clock()):
+                return current
+            self._require_renewable(current, force=force)
+            if await self._leases.is_free(current.integration):
+                lease = await self._leases.claim(current.integration, self._random_name())
+                renewed = await self._renew_under(lease, seen) if lease else None
+                if renewed is not None:
+                    return renewed
+            if self._clock() - begun > self._patience.with_holder:
+                raise ProviderUnavailable("another refresh of this integration has not ended", retry_after=_SOON)
+            looks += 1
+            await self._pause(_LOOK_EVERY * min(looks, 10) * (0.5 + self._jitter()))
+
+    def _require_renewable(self, current: Renewed, *, force: bool) -> None:
+        if current.tokens.refresh_token is None:
             raise ReauthorizationRequired
-        provider = configured(self._providers.get(integration.integration_type))
+        retry_time = current.integration.refresh_retry_time
+        if retry_time is not None and retry_time > self._clock() and not force:
+            raise ProviderUnavailable(
+                "the provider has failed lately, and gets a pause", retry_after=retry_time - self._clock()
+            )
+
+    async def _renew_under(self, lease: Lease, seen: Integration) -> Renewed | None:
+        """Refresh while the lease is ours. None if there is something new to look at instead."""
+        settled = False
         try:
-            answer = await provider.refresh_access_token(tokens.refresh_token)
-        except ProviderError as error:
-            raise await self._told_apart(integration, error) from error
-        renewed = tokens.renewed_by(answer)
-        new = await self._connections.sealed(integration, renewed, (*integration.scopes, *integration.missing_scopes))
-        committed = await self._integrations.commit_refresh(integration, new, self._clock())
-        now_there = await self._current(seen) if committed is None else Renewed(committed, renewed)
-        self._log.info(
-            "refreshed",
-            integration_id=integration.integration_id,
-            integration_type=integration.integration_type,
-            expire_time=now_there.tokens.expire_time,
-        )
-        if now_there.tokens.has_expired(self._clock()):  # stored all the same: the refresh token may have rotated
+            current = await self._current(seen)
+            if current.integration.version != lease.version:
+                settled = True
+                return None
+            provider = configured(self._providers.get(current.integration.integration_type))
+            await self._require_unspent(lease, current.integration, provider)
+            if not await self._leases.mark_called(lease):
+                return None  # it lapsed while we slept, and may be somebody else's
+            try:
+                answer = await provider.refresh_access_token(current.tokens.refresh_token or "")
+            except ProviderError as error:
+                settled = True
+                return await self._after_failure(current.integration, error)
+            renewed, settled = await self._commit(current.integration, current.tokens.renewed_by(answer))
+        finally:
+            await self._release(lease, settled=settled)
+        if renewed.tokens.has_expired(self._clock()):  # stored all the same: the refresh token may have rotated
             raise ProviderUnavailable("the provider answered with a token that has expired")
-        return now_there
+        return renewed
+
+    async def _require_unspent(self, lease: Lease, integration: Integration, provider: Provider) -> None:
+        """Use a refresh token that another has used, and not come back, only where the provider allows it."""
+        if lease.called_ago is None or lease.called_ago < provider.refresh_token_grace:
+            return
+        wait = self._patience.with_lost_call - lease.called_ago
+        if wait > timedelta(0):
+            raise ProviderUnavailable("an earlier refresh has not come back yet", retry_after=wait)
+        self._log.error("refresh_lost", **_names(integration))
+        await self._record(integration, Setback(ReauthorizationRequired(), reauthorization_required=True))
+        raise ReauthorizationRequired
+
+    async def _release(self, lease: Lease, *, settled: bool) -> None:
+        try:
+            await self._leases.release(lease, settled=settled)
+        except StoreUnavailable:
+            self._unreleased.append((lease, settled))
 
     async def _current(self, seen: Integration) -> Renewed:
         stored = await self._integrations.find(seen.integration_id, seen.user_id)
@@ -102,22 +198,82 @@ class Refreshing:
             raise ReauthorizationRequired  # connected anew with a key; there is nothing to refresh
         return Renewed(stored.integration, tokens)
 
-    async def _told_apart(self, integration: Integration, error: ProviderError) -> Exception:
-        """What a failed refresh means, noted where it is the integration's: dead, to be tried again, or our fault."""
+    # --- success -----------------------------------------------------------------------------------------------------
+
+    async def _commit(self, integration: Integration, tokens: OAuthTokens) -> tuple[Renewed, bool]:
+        """Store an answer; whether that settles what became of the call."""
+        self._deaths.note(integration.integration_type, died=False, now=self._clock())
+        asked = (*integration.scopes, *integration.missing_scopes)
+        new = await self._connections.sealed(integration, tokens, asked)
+        try:
+            committed = await self._integrations.commit_refresh(integration, new, self._clock())
+        except StoreUnavailable:
+            await self._keep(integration, new)
+            return Renewed(replace(integration, scopes=new.scopes), tokens), False
+        renewed = await self._current(integration) if committed is None else Renewed(committed, tokens)
+        self._log.info(
+            "refreshed", **_names(integration), expire_time=renewed.tokens.expire_time, overtaken=committed is None
+        )
+        return renewed, True
+
+    async def _keep(self, integration: Integration, new: NewCredentials) -> None:
+        await self._spill.keep(
+            SpilledRefresh(integration.integration_id, integration.user_id, integration.version, new)
+        )
+        self._log.warning("refresh_spilled", **_names(integration))
+
+    async def recover(self) -> None:
+        """Do what could not be done while the database was away: commit what was spilled, also before a restart, and
+        release leases. What was overtaken meanwhile is dropped.
+        """
+        for refresh in await self._spill.kept():
+            stored = await self._integrations.find(refresh.integration_id, refresh.user_id)
+            committed = None
+            if stored is not None and stored.integration.version == refresh.version:
+                committed = await self._integrations.commit_refresh(
+                    stored.integration, refresh.credentials, self._clock()
+                )
+            await self._spill.drop(refresh)
+            self._log.warning(
+                "spilled_refresh_recovered", integration_id=refresh.integration_id, overtaken=committed is None
+            )
+
+        while self._unreleased:
+            lease, settled = self._unreleased[-1]
+            await self._leases.release(lease, settled=settled)
+            self._unreleased.pop()
+
+    # --- failure -----------------------------------------------------------------------------------------------------
+
+    async def _after_failure(self, integration: Integration, error: ProviderError) -> Renewed:
+        """Tokens that somebody else got meanwhile; or raise what the failure means, once it is noted."""
         self._log.warning(
-            "refresh_failed",
-            integration_id=integration.integration_id,
-            integration_type=integration.integration_type,
-            error_class=error.reason,
-            oauth_error=error.oauth_error,
+            "refresh_failed", **_names(integration), error_class=error.reason, oauth_error=error.oauth_error
         )
         if isinstance(error, ProviderMisconfigured):
-            return error  # no user can mend it, so no user's integration is marked
-        dead = isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant"
-        told = ReauthorizationRequired() if dead else error
+            raise error  # no user can mend it, so no user's integration is marked
+        met = setback(integration, error, self._clock(), self._jitter)
+        if met.reauthorization_required:
+            # The token may be dead because another replica has renewed it.
+            current = await self._current(integration)
+            if current.integration.version != integration.version:
+                return current
+            self._deaths.note(integration.integration_type, died=True, now=self._clock())
+            if self._deaths.is_epidemic(integration.integration_type):
+                self._log.error("many_grants_refused", integration_type=integration.integration_type)
+                met = as_our_fault(integration, self._clock(), self._jitter)
+        await self._record(integration, met)
+        raise met.error from error
+
+    async def _record(self, integration: Integration, met: Setback) -> None:
         await self._integrations.record_failure(
             integration,
-            Failure(told.reason, self._clock(), str(told)),
-            reauthorization_required=dead,
+            Failure(met.error.reason, self._clock(), str(met.error)),
+            reauthorization_required=met.reauthorization_required,
+            retry_time=met.retry_time,
+            refusals=met.refusals,
         )
-        return told
+
+
+def _names(integration: Integration) -> dict[str, object]:
+    return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}

@@ -25,7 +25,7 @@ from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.ports import NewAccount, NewCredentials, NewIntegration, StoredIntegration
 from integration_server.storage.engine import Database
-from integration_server.storage.tables import health_checks, integrations
+from integration_server.storage.tables import health_checks, integrations, refresh_leases
 
 _T = integrations.c
 
@@ -39,6 +39,14 @@ _NO_FAILURE: Mapping[str, Any] = {
     "last_error_message": None,
     "error_count": 0,
 }
+
+_NO_SETBACK: Mapping[str, Any] = {
+    **_NO_FAILURE,
+    "reauthorization_required": False,
+    "refresh_retry_time": None,
+    "refresh_refusals": 0,
+}
+"""For new credentials: what befell the old ones says nothing of them."""
 
 
 class SqlIntegrations:
@@ -148,11 +156,10 @@ class SqlIntegrations:
             .values(
                 {
                     **_credentials_values(credentials),
-                    **_NO_FAILURE,
+                    **_NO_SETBACK,
                     "account_id": account.account_id or integration.account_id,
                     "account_label": account.account_label or integration.account_label,
                     "is_active": True,
-                    "reauthorization_required": False,
                     "connect_time": now,
                     "update_time": now,
                     "version": integration.version + 1,
@@ -183,23 +190,34 @@ class SqlIntegrations:
             .values(
                 {
                     **_credentials_values(credentials),
-                    **_NO_FAILURE,
-                    "reauthorization_required": False,
+                    **_NO_SETBACK,
                     "update_time": now,
                     "version": integration.version + 1,
                 }
             )
             .returning(*_OPEN_COLUMNS)
         )
+        end_lease = delete(refresh_leases).where(
+            refresh_leases.c.integration_id == integration.integration_id,
+            refresh_leases.c.version == integration.version,
+        )
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).one_or_none()
+            if row is not None:
+                await connection.execute(end_lease)
         return None if row is None else _integration(row)
 
     async def record_failure(
-        self, integration: Integration, failure: Failure, *, reauthorization_required: bool = False
+        self,
+        integration: Integration,
+        failure: Failure,
+        *,
+        reauthorization_required: bool = False,
+        retry_time: datetime | None = None,
+        refusals: int = 0,
     ) -> None:
-        """Set the last error and count it, unless the credentials were replaced since `integration` was read."""
-        values = _failure_values(failure)
+        """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read."""
+        values = _failure_values(failure) | {"refresh_retry_time": retry_time, "refresh_refusals": refusals}
         if reauthorization_required:
             values["reauthorization_required"] = True
         async with self._database.writing() as connection:
@@ -294,6 +312,8 @@ def _integration(row: Row[Any]) -> Integration:
         access_token_expire_time=row.access_token_expire_time,
         refresh_token_expire_time=row.refresh_token_expire_time,
         connect_time=row.connect_time,
+        refresh_retry_time=row.refresh_retry_time,
+        refresh_refusals=row.refresh_refusals,
         version=row.version,
     )
 
@@ -321,8 +341,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
         "missing_scopes": (),
         "lacks_required_scope": False,
         "is_renewable": False,
-        "reauthorization_required": False,
-        **_NO_FAILURE,
+        **_NO_SETBACK,
         "create_time": now,
         "update_time": now,
         "version": 0,

@@ -97,6 +97,8 @@ integrations = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
     Column("version", BigInteger, nullable=False),
+    Column("refresh_retry_time", UtcDateTime),
+    Column("refresh_refusals", Integer, nullable=False, server_default="0"),
     Column("sealed_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
     Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
@@ -145,6 +147,17 @@ connection_attempts = Table(
     Column("expire_time", UtcDateTime, nullable=False, index=True),
 )
 """Attempts to connect, kept until they expire, so that a second callback finds them taken."""
+
+refresh_leases = Table(
+    "refresh_leases",
+    metadata,
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("expire_time", UtcDateTime, nullable=False),
+    Column("call_time", UtcDateTime),
+)
+"""Who refreshes what. Times are the database's; `call_time` stays until it is known what became of the call."""
 
 health_checks = Table(
     "health_checks",

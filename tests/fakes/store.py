@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
@@ -11,14 +11,23 @@ from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.ports import (
     Attempt,
+    Clock,
+    Lease,
     NewAccount,
     NewAttempt,
     NewCredentials,
     NewIntegration,
+    SpilledRefresh,
     StoredIntegration,
 )
 
 _NO_FAILURE: Mapping[str, Any] = {"last_error": None, "error_count": 0}
+_NO_SETBACK: Mapping[str, Any] = {
+    **_NO_FAILURE,
+    "reauthorization_required": False,
+    "refresh_retry_time": None,
+    "refresh_refusals": 0,
+}
 
 
 @dataclass(slots=True)
@@ -27,6 +36,16 @@ class AttemptRow:
 
     attempt: Attempt
     state: Literal["begun", "held", "taken"] = "begun"
+
+
+@dataclass(slots=True)
+class LeaseRow:
+    """Who refreshes which version, until when."""
+
+    version: int
+    owner: str
+    expire_time: datetime
+    call_time: datetime | None = None
 
 
 class Rows:
@@ -39,6 +58,7 @@ class Rows:
         self.integrations: dict[IntegrationId, StoredIntegration] = {}
         self.attempts: dict[str, AttemptRow] = {}
         self.checks: list[HealthCheck] = []
+        self.leases: dict[IntegrationId, LeaseRow] = {}
         self.away = False
         self.away_for = 0
         self._last_id = 0
@@ -195,11 +215,10 @@ class MemoryIntegrations:
         return self._rows.set(
             current,
             **asdict(credentials),
-            **_NO_FAILURE,
+            **_NO_SETBACK,
             account_id=account.account_id or current.account_id,
             account_label=account.account_label or current.account_label,
             is_active=True,
-            reauthorization_required=False,
             connect_time=now,
             update_time=now,
             version=current.version + 1,
@@ -213,17 +232,23 @@ class MemoryIntegrations:
         current = self._rows.current(integration)
         if current is None:
             return None
+        self._rows.leases.pop(integration.integration_id, None)
         return self._rows.set(
             current,
             **asdict(credentials),
-            **_NO_FAILURE,
-            reauthorization_required=False,
+            **_NO_SETBACK,
             update_time=now,
             version=current.version + 1,
         )
 
     async def record_failure(
-        self, integration: Integration, failure: Failure, *, reauthorization_required: bool = False
+        self,
+        integration: Integration,
+        failure: Failure,
+        *,
+        reauthorization_required: bool = False,
+        retry_time: datetime | None = None,
+        refusals: int = 0,
     ) -> None:
         """Set and count, at the version that was seen."""
         await self._rows.answer()
@@ -234,6 +259,8 @@ class MemoryIntegrations:
                 last_error=failure,
                 error_count=current.error_count + 1,
                 reauthorization_required=current.reauthorization_required or reauthorization_required,
+                refresh_retry_time=retry_time,
+                refresh_refusals=refusals,
             )
 
     async def record_check(self, check: HealthCheck) -> None:
@@ -291,6 +318,80 @@ class MemoryIntegrations:
             ):
                 return row
         return None
+
+
+class MemoryLeases:
+    """`RefreshLeases`, on a clock that stands for the database's. Without `exclusive` everybody gets one."""
+
+    def __init__(self, rows: Rows, clock: Clock, *, duration: timedelta, exclusive: bool = True) -> None:
+        self._rows = rows
+        self._clock = clock
+        self._duration = duration
+        self.exclusive = exclusive
+
+    async def is_free(self, integration: Integration) -> bool:
+        """Unless somebody else's lasts."""
+        await self._rows.answer()
+        return self._is_free(integration)
+
+    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+        """Take it, with what is known of a call."""
+        await self._rows.answer()
+        if not self._is_free(integration) or integration.integration_id not in self._rows.integrations:
+            return None
+        before = self._rows.leases.get(integration.integration_id)
+        is_follower = self.exclusive and before is not None and before.version == integration.version
+        call_time = before.call_time if before and is_follower else None
+        self._rows.leases[integration.integration_id] = LeaseRow(
+            integration.version, owner, self._clock() + self._duration, call_time
+        )
+        called_ago = self._clock() - call_time if call_time else None
+        return Lease(integration.integration_id, integration.version, owner, called_ago)
+
+    async def mark_called(self, lease: Lease) -> bool:
+        """From now on."""
+        await self._rows.answer()
+        row = self._rows.leases.get(lease.integration_id)
+        if row is None or (self.exclusive and (row.owner != lease.owner or row.expire_time <= self._clock())):
+            return not self.exclusive
+        row.call_time = row.call_time or self._clock()
+        return True
+
+    async def release(self, lease: Lease, *, settled: bool) -> None:
+        """Only one's own."""
+        await self._rows.answer()
+        row = self._rows.leases.get(lease.integration_id)
+        if row is None or row.owner != lease.owner:
+            return
+        if settled:
+            del self._rows.leases[lease.integration_id]
+        else:
+            row.expire_time = self._clock()
+
+    def _is_free(self, integration: Integration) -> bool:
+        row = self._rows.leases.get(integration.integration_id)
+        return (
+            not self.exclusive or row is None or row.version < integration.version or row.expire_time <= self._clock()
+        )
+
+
+class MemorySpill:
+    """A `Spill`."""
+
+    def __init__(self) -> None:
+        self.refreshes: list[SpilledRefresh] = []
+
+    async def keep(self, refresh: SpilledRefresh) -> None:
+        """Keep it."""
+        self.refreshes.append(refresh)
+
+    async def kept(self) -> Sequence[SpilledRefresh]:
+        """All."""
+        return tuple(self.refreshes)
+
+    async def drop(self, refresh: SpilledRefresh) -> None:
+        """Forget it."""
+        self.refreshes.remove(refresh)
 
 
 class MemoryAttempts:

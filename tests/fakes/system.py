@@ -1,5 +1,6 @@
 """The use cases over fakes: what bootstrap builds, without a world around it."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -15,14 +16,14 @@ from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import NewAccount, StoredIntegration
 from integration_server.service.redirects import RedirectPolicy
-from integration_server.service.refreshing import Refreshing
+from integration_server.service.refreshing import Patience, Refreshing
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from tests.fakes.clock import SettableClock
 from tests.fakes.names import CountingNames
 from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.sealer import FakeSealer
-from tests.fakes.store import MemoryAttempts, MemoryIntegrations, Rows
+from tests.fakes.store import MemoryAttempts, MemoryIntegrations, MemoryLeases, MemorySpill, Rows
 
 ADA, EVE = UserId("ada"), UserId("eve")
 PUBLIC_URL = "https://hooks.example"
@@ -30,6 +31,7 @@ OWN_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback/fake"
 APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"
 BUFFER = timedelta(minutes=5)
+LEASE = timedelta(seconds=30)
 
 
 @dataclass
@@ -39,7 +41,10 @@ class FakeSystem:
     direct_completion: bool = True
     atomic_attempts: bool = True
     places_are_checked: bool = True
+    leases_are_exclusive: bool = True
     health_deadline: timedelta = timedelta(seconds=10)
+
+    waiting_passes: bool = False
 
     clock: SettableClock = field(default_factory=SettableClock)
     names: CountingNames = field(default_factory=CountingNames)
@@ -61,6 +66,8 @@ class FakeSystem:
         self.vault = Vault(self.sealer)
         self.integrations = MemoryIntegrations(self.rows)
         self.attempts = MemoryAttempts(self.rows, atomic=self.atomic_attempts)
+        self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
+        self.spill = MemorySpill()
         self.redirects = RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
         self.connections = Connections(self.integrations, self.providers, self.vault, self.clock)
         self.refreshing = self.another_process()
@@ -87,7 +94,26 @@ class FakeSystem:
 
     def another_process(self) -> Refreshing:
         """What refreshes, without the single flight that it has with others."""
-        return Refreshing(self.integrations, self.connections, self.providers, self.vault, self.tasks, self.clock)
+        return Refreshing(
+            self.integrations,
+            self.leases,
+            self.spill,
+            self.connections,
+            self.providers,
+            self.vault,
+            self.tasks,
+            self.clock,
+            self.names,
+            lambda: 0.5,
+            patience=Patience(with_holder=2 * LEASE, with_lost_call=3 * LEASE),
+            pause=self.pause,
+        )
+
+    async def pause(self, seconds: float) -> None:
+        """Let the others go on, and time pass where `waiting_passes` says so."""
+        await asyncio.sleep(0)
+        if self.waiting_passes:
+            self.clock.advance(timedelta(seconds=seconds))
 
     def add_provider(self, integration_type: str, **changes: Any) -> FakeProvider:
         """A further OAuth 2 provider."""

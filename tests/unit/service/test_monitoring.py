@@ -164,10 +164,11 @@ async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSyst
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
     await until(lambda: system.provider.refreshes)
-    system.rows.away_for = 1
+    system.rows.away = True
     system.provider.gate.set()
     with pytest.raises(StoreUnavailable):
         await waiting
+    system.rows.away = False
     assert system.row(integration.integration_id).last_error is None
     assert not system.rows.checks
 

@@ -53,7 +53,16 @@ async def test_refreshes_once_when_callers_race(system: FakeSystem, integration:
     assert set(tokens) == {"renewed-access-1"}
 
 
-async def test_without_the_single_flight_every_caller_refreshes(system: FakeSystem, integration: Integration) -> None:
+async def test_refreshes_once_when_processes_race(system: FakeSystem, integration: Integration) -> None:
+    renewed = await asyncio.gather(*(system.another_process().refresh(integration) for _ in range(10)))
+    assert system.provider.refreshes == ["refresh-1"]
+    assert {one.tokens.access_token for one in renewed} == {"renewed-access-1"}
+
+
+async def test_without_the_lease_every_process_refreshes() -> None:
+    system = FakeSystem(leases_are_exclusive=False)
+    integration = await system.connect()
+    system.clock.advance(HOUR)
     await asyncio.gather(*(system.another_process().refresh(integration) for _ in range(10)))
     assert len(system.provider.refreshes) == 10
 
@@ -150,6 +159,7 @@ async def test_what_belongs_to_the_account_survives_a_refresh(system: FakeSystem
 async def test_who_commits_second_takes_the_winners_tokens(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
+    system.leases.exclusive = False
     here, there = system.another_process(), system.another_process()
     both = asyncio.gather(here.refresh(integration), there.refresh(integration))
     await until(lambda: len(system.provider.refreshes) == 2)
@@ -230,12 +240,13 @@ async def test_a_passing_failure_is_noted_and_cleared_by_the_next_success(
     system.provider.refresh_error = ProviderUnavailable()
     for _ in range(2):
         with pytest.raises(ProviderUnavailable):
-            await access_token(system, integration)
+            await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
     row = system.row(integration.integration_id)
     assert row.last_error == Failure("PROVIDER_UNAVAILABLE", system.clock(), str(ProviderUnavailable()))
     assert (row.error_count, row.status(system.clock())) == (2, Status.ERROR)
 
     system.provider.refresh_error = None
+    system.clock.advance(timedelta(seconds=2))
     await access_token(system, integration)
     row = system.row(integration.integration_id)
     assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
@@ -288,8 +299,7 @@ async def test_a_failure_of_credentials_that_were_replaced_is_not_held_against_t
     system.provider.gate = None
     await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
     gate.set()
-    with pytest.raises(ReauthorizationRequired):
-        await waiting
+    assert (await waiting).tokens.access_token == "access-2"
     assert system.row(integration.integration_id).status(system.clock()) is Status.ACTIVE
 
 

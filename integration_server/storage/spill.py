@@ -1,0 +1,86 @@
+"""Refreshes that were answered while the database was away, on this machine's disk: fulfils the port `Spill`.
+
+One file each, written beside its name, fsynced, renamed, and the directory fsynced: after that it survives a crash.
+Credentials are sealed already, bound to their row, so that a file is worth no more than the row.
+"""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter
+
+from integration_server.service.ports import SpilledRefresh
+
+_REFRESH: TypeAdapter[SpilledRefresh] = TypeAdapter(SpilledRefresh)
+
+
+def _encode(refresh: SpilledRefresh) -> bytes:
+    values = _REFRESH.dump_python(refresh)
+    values["credentials"]["sealed_credentials"] = base64.b64encode(refresh.credentials.sealed_credentials).decode()
+    return json.dumps(values, default=datetime.isoformat).encode()
+
+
+def _decode(content: bytes) -> SpilledRefresh:
+    values = json.loads(content)
+    values["credentials"]["sealed_credentials"] = base64.b64decode(values["credentials"]["sealed_credentials"])
+    return _REFRESH.validate_python(values)
+
+
+class SpillDirectory:
+    """A `Spill` in a directory, which is made when it is needed. Several processes may share it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._log = structlog.get_logger(__name__)
+
+    async def keep(self, refresh: SpilledRefresh) -> None:
+        """Write it to disk."""
+        await asyncio.to_thread(self._write, refresh)
+
+    async def kept(self) -> Sequence[SpilledRefresh]:
+        """Read what is on disk. A file that cannot be read is left for an operator, and told of."""
+        return await asyncio.to_thread(self._read)
+
+    async def drop(self, refresh: SpilledRefresh) -> None:
+        """Remove its file."""
+        await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
+
+    def _path(self, refresh: SpilledRefresh) -> Path:
+        return self._directory / f"{refresh.integration_id}-{refresh.version}.refresh"
+
+    def _write(self, refresh: SpilledRefresh) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(refresh)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(_encode(refresh))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+        _sync(self._directory)
+
+    def _read(self) -> list[SpilledRefresh]:
+        refreshes = []
+        for path in sorted(self._directory.glob("*.refresh")):
+            try:
+                refreshes.append(_decode(path.read_bytes()))
+            except FileNotFoundError:
+                continue  # another process was quicker
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                self._log.error("spilled_refresh_unreadable", path=str(path), kind=type(error).__name__)
+        return refreshes
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename durable, too."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,327 @@
+"""Refreshing while processes die, sleep and lose their database. A `FakeSystem.another_process()` is a process."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.errors import (
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    ReauthorizationRequired,
+    StoreUnavailable,
+)
+from integration_server.domain.integration import Integration, Status
+from integration_server.service.ports import Lease
+from tests.fakes.provider import HOUR, until
+from tests.fakes.system import ADA, LEASE, FakeSystem
+
+DEAD = ProviderRejected("grant", oauth_error="invalid_grant")
+
+
+@pytest.fixture
+async def integration(system: FakeSystem) -> Integration:
+    """One whose token has expired."""
+    integration = await system.connect()
+    system.clock.advance(HOUR)
+    return integration
+
+
+async def crash_after_the_call(system: FakeSystem, integration: Integration) -> Lease:
+    """What a process leaves that dies between the provider's answer and the commit; its lease has lapsed since."""
+    lease = await system.leases.claim(integration, "dead process")
+    assert lease is not None
+    assert await system.leases.mark_called(lease)
+    system.clock.advance(LEASE)
+    return lease
+
+
+def status(system: FakeSystem, integration: Integration) -> Status:
+    return system.row(integration.integration_id).status(system.clock())
+
+
+# --- holders that don't come back --------------------------------------------------------------------------------------
+
+
+async def test_a_holder_that_died_before_the_call_is_followed(system: FakeSystem, integration: Integration) -> None:
+    assert await system.leases.claim(integration, "dead process")
+    system.clock.advance(LEASE)
+    assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-1"
+
+
+async def test_who_waits_for_a_holder_gives_up_in_the_end(integration: Integration, system: FakeSystem) -> None:
+    system.waiting_passes = True
+    system.provider.gate = asyncio.Event()
+    hanging = asyncio.create_task(system.another_process().refresh(integration))
+    await until(lambda: system.provider.refreshes)
+    row = system.rows.leases[integration.integration_id]
+    row.expire_time += HOUR
+    with pytest.raises(ProviderUnavailable) as refused:
+        await system.refreshing.refresh(integration)
+    assert refused.value.retry_after is not None
+    system.provider.gate.set()
+    await hanging
+
+
+async def test_a_spent_token_is_not_sent_again_while_its_holder_may_come_back(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await crash_after_the_call(system, integration)
+    with pytest.raises(ProviderUnavailable) as refused:
+        await system.refreshing.refresh(integration)
+    assert refused.value.retry_after == 2 * LEASE
+    assert not system.provider.refreshes
+    assert status(system, integration) is Status.ACTIVE
+
+
+async def test_a_token_whose_holder_never_comes_back_needs_reauthorization(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await crash_after_the_call(system, integration)
+    system.clock.advance(2 * LEASE)
+    for _ in range(3):
+        with pytest.raises(ReauthorizationRequired):
+            await system.another_process().refresh(integration)
+    assert not system.provider.refreshes
+    assert status(system, integration) is Status.EXPIRED
+
+
+async def test_a_spent_token_is_sent_again_where_the_provider_gives_a_grace(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.refresh_token_grace = HOUR
+    await crash_after_the_call(system, integration)
+    await system.refreshing.refresh(integration)
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_after_the_grace_it_is_not_sent_again(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_token_grace = LEASE
+    await crash_after_the_call(system, integration)
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    assert not system.provider.refreshes
+
+
+async def test_connecting_again_mends_a_lost_refresh(system: FakeSystem, integration: Integration) -> None:
+    await crash_after_the_call(system, integration)
+    system.clock.advance(2 * LEASE)
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(integration)
+    await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
+    system.clock.advance(HOUR)
+    await system.refreshing.refresh(system.row(integration.integration_id))
+    assert status(system, integration) is Status.ACTIVE
+
+
+# --- holders that sleep ------------------------------------------------------------------------------------------------
+
+
+async def test_a_holder_that_slept_past_its_lease_commits_its_answer(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.gate = asyncio.Event()
+    sleeper = asyncio.create_task(system.another_process().refresh(integration))
+    await until(lambda: system.provider.refreshes)
+    system.clock.advance(3 * LEASE)
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(integration)  # has given the sleeper up
+    system.provider.gate.set()
+    renewed = await sleeper
+    assert await system.tokens(integration.integration_id) == renewed.tokens
+    assert status(system, integration) is Status.ACTIVE
+
+
+async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.refresh_token_grace = HOUR
+    system.provider.gate = asyncio.Event()
+    sleeper = asyncio.create_task(system.another_process().refresh(integration))
+    await until(lambda: system.provider.refreshes)
+    system.clock.advance(LEASE)
+    gate, system.provider.gate = system.provider.gate, None
+    newest = await system.refreshing.refresh(integration)
+    gate.set()
+    assert (await sleeper).tokens == newest.tokens == await system.tokens(integration.integration_id)
+
+
+async def test_a_holder_that_slept_before_the_call_does_not_call(system: FakeSystem, integration: Integration) -> None:
+    sleeper = system.another_process()
+    claim = system.leases.claim
+
+    async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
+        lease = await claim(seen, owner)
+        system.leases.claim = claim  # type: ignore[method-assign]
+        system.clock.advance(LEASE)
+        await system.refreshing.refresh(seen)
+        return lease
+
+    system.leases.claim = sleep_after_claiming  # type: ignore[method-assign]
+    await sleeper.refresh(integration)
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integration: Integration) -> None:
+    lapsed = await crash_after_the_call(system, integration)
+    assert await system.leases.claim(integration, "another")
+    await system.leases.release(lapsed, settled=True)
+    assert not await system.leases.is_free(integration)
+
+
+# --- the database away -------------------------------------------------------------------------------------------------
+
+
+async def answer_while_away(system: FakeSystem, integration: Integration) -> str:
+    """The access token of a refresh that was answered while the database was away."""
+    system.provider.gate = asyncio.Event()
+    waiting = asyncio.create_task(system.refreshing.refresh(integration))
+    await until(lambda: system.provider.refreshes)
+    system.rows.away = True
+    system.provider.gate.set()
+    return (await waiting).tokens.access_token
+
+
+async def test_an_answer_that_cannot_be_stored_is_kept_and_stored_later(
+    system: FakeSystem, integration: Integration
+) -> None:
+    assert await answer_while_away(system, integration) == "renewed-access-1"
+    with pytest.raises(StoreUnavailable):
+        await system.refreshing.recover()
+    system.rows.away = False
+    await system.another_process().recover()  # as after a restart
+    tokens = await system.tokens(integration.integration_id)
+    assert (tokens.access_token, tokens.refresh_token) == ("renewed-access-1", "renewed-refresh-1")
+    assert not system.spill.refreshes
+    assert not system.rows.leases
+
+
+async def test_without_the_spill_the_answer_is_lost(system: FakeSystem, integration: Integration) -> None:
+    await answer_while_away(system, integration)
+    system.rows.away = False
+    system.spill.refreshes.clear()
+    await system.refreshing.recover()
+    system.clock.advance(3 * LEASE)
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(integration)
+
+
+async def test_nobody_spends_the_token_again_before_the_spill_is_stored(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await answer_while_away(system, integration)
+    system.rows.away = False
+    system.clock.advance(LEASE)
+    with pytest.raises(ProviderUnavailable):
+        await system.another_process().refresh(integration)
+    await system.refreshing.recover()
+    assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-1"
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_a_spilled_answer_that_was_overtaken_is_dropped(system: FakeSystem, integration: Integration) -> None:
+    await answer_while_away(system, integration)
+    system.rows.away = False
+    system.provider.gate = None
+    await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
+    await system.refreshing.recover()
+    assert (await system.tokens(integration.integration_id)).access_token == "access-2"
+    assert not system.spill.refreshes
+
+
+async def test_a_failure_while_the_database_is_away_does_not_look_like_a_lost_answer(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.refresh_error = ProviderUnavailable()
+    with pytest.raises(StoreUnavailable):
+        await answer_while_away(system, integration)
+    system.rows.away = False
+    system.provider.refresh_error = None
+    await system.refreshing.recover()
+    assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-2"
+
+
+# --- failures ----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_finds_the_grant_dead_looks_whether_another_has_won(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.leases.exclusive = False
+    system.provider.gate = asyncio.Event()
+    system.provider.refresh_error = DEAD
+    loser = asyncio.create_task(system.another_process().refresh(integration))
+    await until(lambda: system.provider.refreshes)
+    gate, system.provider.gate = system.provider.gate, None
+    system.provider.refresh_error = None
+    winner = await system.refreshing.refresh(integration)
+    gate.set()
+    assert (await loser).tokens == winner.tokens
+    assert status(system, integration) is Status.ACTIVE
+
+
+async def test_a_provider_that_fails_gets_longer_pauses(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_error = ProviderUnavailable()
+    pauses = []
+    for _ in range(12):
+        with pytest.raises(ProviderUnavailable):
+            await system.refreshing.refresh(integration)
+        retry_time = system.row(integration.integration_id).refresh_retry_time
+        pauses.append(timedelta(0) if retry_time is None else retry_time - system.clock())
+        system.clock.advance(pauses[-1])
+    assert pauses == sorted(pauses)
+    assert pauses[0] == timedelta(0)
+    assert timedelta(minutes=2) < pauses[-1] <= timedelta(minutes=5)
+    assert len(system.provider.refreshes) == 12
+
+
+async def test_during_a_pause_the_provider_is_not_asked(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(minutes=7))
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    system.clock.advance(timedelta(minutes=6))
+    with pytest.raises(ProviderUnavailable) as refused:
+        await system.refreshing.refresh(integration)
+    assert refused.value.retry_after == timedelta(minutes=1)
+    assert len(system.provider.refreshes) == 1
+    system.provider.refresh_error = None
+    await system.refreshing.refresh(integration, force=True)
+    assert system.row(integration.integration_id).refresh_retry_time is None
+
+
+async def test_refusals_without_a_code_are_believed_in_the_end(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
+    for _ in range(7):
+        with pytest.raises(ProviderUnavailable):
+            await system.refreshing.refresh(integration, force=True)
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(integration, force=True)
+
+
+async def test_outages_are_never_taken_for_refusals(system: FakeSystem, integration: Integration) -> None:
+    for is_refusal in (False, True, False) * 10:
+        system.provider.refresh_error = ProviderUnavailable(is_refusal=is_refusal)
+        with pytest.raises(ProviderUnavailable):
+            await system.refreshing.refresh(integration, force=True)
+
+
+async def test_many_grants_dying_at_once_are_our_alarm(system: FakeSystem) -> None:
+    integrations = [await system.connect_account(f"account-{number}") for number in range(40)]
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = DEAD
+    outcomes = await asyncio.gather(
+        *(system.refreshing.refresh(integration) for integration in integrations), return_exceptions=True
+    )
+    marked = [one for one in integrations if system.row(one.integration_id).reauthorization_required]
+    assert len(marked) == 19
+    assert sum(isinstance(outcome, ProviderMisconfigured) for outcome in outcomes) == 21
+
+
+async def test_one_grant_in_many_dying_is_the_users(system: FakeSystem, integration: Integration) -> None:
+    others = [await system.connect_account(f"other-{number}") for number in range(40)]
+    system.clock.advance(HOUR)
+    await asyncio.gather(*(system.refreshing.refresh(other) for other in others))
+    system.provider.refresh_error = DEAD
+    with pytest.raises(ReauthorizationRequired):
+        await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
