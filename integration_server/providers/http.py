@@ -105,8 +105,8 @@ class ProviderHttp:
     ) -> HttpAnswer:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
 
-        Raises `ProviderUnavailable` when there is no answer in time and within the size, and `UrlNotAllowed`
-        before anything is sent.
+        Raises `ProviderUnavailable` when there is no answer in time and within the size, with what its headers
+        may have said about when to come back; and `UrlNotAllowed` before anything is sent.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
@@ -116,33 +116,23 @@ class ProviderHttp:
             raise UrlNotAllowed(f"{origin} is not among the hosts that the provider declared")
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
+        retry_after = None
         try:
-            async with asyncio.timeout(self._deadline):
-                answer = await self._send(method, url, headers or {}, query or {}, content)
+            target = httpx.URL(url).copy_merge_params(query) if query else url
+            async with (
+                asyncio.timeout(self._deadline),
+                self._client.stream(method, target, headers=headers, content=content) as response,
+            ):
+                retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
+                body = await self._read(response)
+                answer = HttpAnswer(response.status_code, dict(response.headers), body, retry_after)
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
         else:
             log.info("provider_answered", status=answer.status, seconds=_since(begin))
             return answer
         log.warning("provider_did_not_answer", failure=failure, seconds=_since(begin))
-        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})")
-
-    async def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        query: Mapping[str, str],
-        content: str | bytes,
-    ) -> HttpAnswer:
-        target = httpx.URL(url).copy_merge_params(query) if query else url
-        async with self._client.stream(method, target, headers=headers, content=content) as response:
-            return HttpAnswer(
-                response.status_code,
-                dict(response.headers),
-                await self._read(response),
-                _retry_after(response.headers.get("Retry-After"), self._clock()),
-            )
+        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
 
     async def _read(self, response: httpx.Response) -> bytes:
         """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""

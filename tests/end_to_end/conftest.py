@@ -1,6 +1,5 @@
 """Whole systems: a server in this process on a database of either kind, and what a server in a process needs."""
 
-import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -29,10 +28,6 @@ __all__ = [
     "postgres_url",
     "sqlite_url",
 ]
-
-# gRPC's handlers around fork() crash the child where calls are under way. Here children only go on to exec a program
-# (PostgreSQL's, as another user, which is why it is fork and not vfork), so that none needs them.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 

@@ -62,9 +62,7 @@ async def test_a_missing_short_or_wrong_key_is_refused_by_the_id_of_the_right_on
 async def test_a_wrong_key_is_refused_on_postgresql_too(postgres_url: str, tmp_path: Path) -> None:
     key_id = await make_data_key(postgres_url, os.urandom(32))
     wrong = os.urandom(32)
-    environment = server_environment(
-        postgres_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(wrong).decode()
-    )
+    environment = server_environment(postgres_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(wrong).decode())
     finished = await run(tmp_path, environment, "serve")
     assert_refused(finished, f"is wrapped by key {key_id}, which is not configured", WrappingKey(wrong).key_id)
     assert environment["ENCRYPTION_KEY"] not in finished.err
@@ -124,7 +122,8 @@ async def test_bad_provider_files_are_told_with_path_field_and_problem(sqlite_ur
     providers.mkdir()
     (providers / "broken.toml").write_text("integration_type = ")
     (providers / "first.toml").write_text(
-        'integration_type = "Not A Name"\nauth_method = "oauth2"\nauthorize_url = "http://plain.example/"\ncolour = "red"\n'
+        'integration_type = "Not A Name"\nauth_method = "oauth2"\n'
+        'authorize_url = "http://plain.example/"\ncolour = "red"\n'
     )
     (providers / "second.toml").write_text('integration_type = "second"\nauth_method = "magic"\n')
     (providers / "third.toml").write_text(
@@ -150,7 +149,8 @@ def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
         path, separator, rest = line.strip().partition(": ")
         if separator and path.startswith(str(providers)):
             field, colon, problem = rest.partition(": ")
-            assert colon and problem, line
+            assert colon, line
+            assert problem, line
             found.append((Path(path).name, field))
     return found
 
