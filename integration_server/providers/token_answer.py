@@ -8,7 +8,7 @@ What comes of trading a code or a refresh token:
     ProviderUnavailable     all else, and at once except for the first:
         nothing whole within the deadline: a hang, a body that drips
         a connection that is refused or reset, before or in the middle of the answer
-        a body over the size limit, as sent or as inflated; no more than the limit is read
+        a body over the size limit, as sent or as inflated; reading ends there
         3xx, which is never followed, so that no secret goes along
         5xx, 429 and 408, whatever the body says
         4xx without an OAuth error code, and codes that pass: `temporarily_unavailable` and its like

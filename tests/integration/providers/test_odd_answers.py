@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, cast
+from typing import cast
 
 import httpx
 import pytest
@@ -98,11 +98,11 @@ def refusing(status: int, body: bytes, headers: Mapping[str, str] | None = None)
     return Fault(status=status, headers=headers or {}, body=body)
 
 
-IN_SEVEN_SECONDS: Final = {"Retry-After": "7"}
+IN_SEVEN_SECONDS = {"Retry-After": "7"}
 INVALID_GRANT = b'{"error": "invalid_grant", "error_description": "s3cret"}'
 
-# Each of these comes twice: in the work's stead, and after work that was done, so that the code or the refresh
-# token is spent. The client cannot tell which.
+# Each of these comes twice: as it is, and after work that was done, so that the code or the refresh token is spent.
+# The client cannot tell which. (What only spoils the sending of the endpoint's own answer spends it either way.)
 FAULTS: dict[str, tuple[Fault, Failure]] = {
     "hang": (Hang(), Failure(longest=DEADLINE)),
     "slow": (Fault(delay=3600), Failure(longest=DEADLINE)),
@@ -144,10 +144,7 @@ TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
     "drip, but in time": (Behaviour(faults={"token": Drip(pause=0)}), Tokens()),
     "900 kB": (Behaviour(faults={"token": Bloated(size=900_000)}), Tokens()),
     "900 kB, as gzip": (Behaviour(faults={"token": Bloated(size=900_000, gzip=True)}), Tokens()),
-    "no refresh token": (
-        odd(refresh_token=OMIT),
-        Tokens(has_refresh_token=False),
-    ),
+    "no refresh token": (odd(refresh_token=OMIT), Tokens(has_refresh_token=False)),
     "refresh token null": (odd(refresh_token=None), Tokens(has_refresh_token=False)),
     "fewer scopes": (odd(scope="read"), Tokens(scopes=("read",))),
     "no scopes": (odd(scope=OMIT), Tokens(scopes=None)),
