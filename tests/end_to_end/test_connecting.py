@@ -136,6 +136,17 @@ async def test_a_callback_without_a_user_waits_to_be_confirmed(careful_system: S
     assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
 
 
+async def test_a_confirmation_comes_too_late_after_ten_minutes(careful_system: System) -> None:
+    begun = await careful_system.begin("ada")
+    answer = await careful_system.follow(await careful_system.decide(begun))
+    assert answer.json()["success"] is False
+    request = pb.ConfirmConnectionRequest(confirmation_token=answer.json()["confirmation_token"], user_id="ada")
+    careful_system.clock.shift = timedelta(minutes=10)
+    late = await refusal_of(careful_system.service.ConfirmConnection(request))
+    assert late == Refusal(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+    assert not careful_system.sandbox.token_calls
+
+
 async def test_a_user_that_is_named_is_compared_whatever_the_settings(system: System) -> None:
     begun = await system.begin("ada", redirect_uri=APP_CALLBACK)
     location = await system.decide(begun, account="ada")
