@@ -15,6 +15,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
 
+pytest_plugins = ["tests.databases"]
+
 UNIT = Path(__file__).resolve().parent / "unit"
 
 

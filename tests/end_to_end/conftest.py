@@ -8,26 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.databases import PostgresServer
 from tests.end_to_end.databases import wipe
 from tests.end_to_end.system import System, running_system
-from tests.integration.conftest import (
-    PostgresServer,
-    _postgres_template,
-    _sqlite_template,
-    database_url,
-    postgres_server,
-    postgres_url,
-    sqlite_url,
-)
-
-__all__ = [
-    "_postgres_template",
-    "_sqlite_template",
-    "database_url",
-    "postgres_server",
-    "postgres_url",
-    "sqlite_url",
-]
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
