@@ -140,7 +140,7 @@ async def running_server(
             SqlRefreshLeases(database, settings.refresh_lease),
             SpillDirectory(settings.spill_dir),
         )
-        use_cases = build_use_cases(settings, stores, providers, keyring, tasks, clock)
+        use_cases, refreshing = build_use_cases(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
         server = build_grpc_server(IntegrationService(use_cases, clock), health, reflect=settings.dev_mode)
 
@@ -149,7 +149,7 @@ async def running_server(
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
-        await stack.enter_async_context(repeating(use_cases.refreshing.recover, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(refreshing.recover, _LOOK_EVERY))
         await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
@@ -177,8 +177,8 @@ def build_use_cases(
     sealer: Sealer,
     tasks: ServerTasks,
     clock: Clock,
-) -> UseCases:
-    """What the service can do, over these parts."""
+) -> tuple[UseCases, Refreshing]:
+    """What the service can do over these parts, and what must be looked after while it does."""
     integrations = stores.integrations
     vault = Vault(sealer)
     connections = Connections(integrations, providers, vault, clock)
@@ -196,7 +196,7 @@ def build_use_cases(
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
-    return UseCases(
+    use_cases = UseCases(
         connecting=Connecting(
             stores.attempts,
             integrations,
@@ -212,9 +212,9 @@ def build_use_cases(
         connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
         managing=Managing(integrations, providers, vault, sealer, tasks, clock),
         credentials=credentials,
-        refreshing=refreshing,
         monitoring=Monitoring(integrations, providers, credentials, clock, deadline=settings.health_check_timeout),
     )
+    return use_cases, refreshing
 
 
 def build_grpc_server(service: IntegrationService, health: Health, *, reflect: bool) -> grpc.aio.Server:

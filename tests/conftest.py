@@ -1,12 +1,21 @@
 """What every test gets: those under `tests/unit` may not reach any network, not even this machine's own."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import grpc.aio
 import pytest
+
+# gRPC's handlers around fork() crash the child while calls are under way. Children here only go on to exec a program,
+# and need none. PostgreSQL's are forked rather than vforked, since they run as another user. gRPC looks at this when it
+# is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+import grpc.aio
+
+pytest_plugins = ["tests.databases"]
 
 UNIT = Path(__file__).resolve().parent / "unit"
 

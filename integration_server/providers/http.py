@@ -8,13 +8,14 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import httpx
 import structlog
@@ -107,8 +108,8 @@ class ProviderHttp:
     ) -> HttpAnswer:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
 
-        Raises `ProviderUnavailable` when there is no answer in time and within the size, and `UrlNotAllowed`
-        before anything is sent.
+        Raises `ProviderUnavailable` when there is no answer in time and within the size, with what its headers
+        may have said about when to come back; and `UrlNotAllowed` before anything is sent.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
@@ -118,32 +119,23 @@ class ProviderHttp:
             raise UrlNotAllowed(f"{origin} is not among the hosts that the provider declared")
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
+        retry_after = None
         try:
-            answer = await _within(self._deadline, self._send(method, url, headers or {}, query or {}, content))
+            target = httpx.URL(url).copy_merge_params(query) if query else url
+            async with (
+                _timeout(self._deadline),
+                self._client.stream(method, target, headers=headers, content=content) as response,
+            ):
+                retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
+                body = await self._read(response)
+                answer = HttpAnswer(response.status_code, dict(response.headers), body, retry_after)
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
         else:
             log.info("provider_answered", status=answer.status, seconds=_since(begin))
             return answer
         log.warning("provider_did_not_answer", failure=failure, seconds=_since(begin))
-        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})")
-
-    async def _send(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        query: Mapping[str, str],
-        content: str | bytes,
-    ) -> HttpAnswer:
-        target = httpx.URL(url).copy_merge_params(query) if query else url
-        async with self._client.stream(method, target, headers=headers, content=content) as response:
-            return HttpAnswer(
-                response.status_code,
-                dict(response.headers),
-                await self._read(response),
-                _retry_after(response.headers.get("Retry-After"), self._clock()),
-            )
+        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
 
     async def _read(self, response: httpx.Response) -> bytes:
         """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
@@ -156,22 +148,26 @@ class ProviderHttp:
         return bytes(body)
 
 
-async def _within(seconds: float, work: Coroutine[Any, Any, HttpAnswer]) -> HttpAnswer:
-    """The answer, if it comes within so many seconds of this process's own time. Raises `TimeoutError`.
+@asynccontextmanager
+async def _timeout(seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout`, in the time that this process is awake.
 
     A process that is stopped and goes on hours later finds both the answer and the deadline waiting, and a plain
-    timeout would throw the answer away: a rotated token, perhaps. So time passes in slices, and one more is given.
+    timeout would throw the answer away: a rotated token, perhaps. So time is counted in slices, of which a pause of
+    any length takes one.
     """
-    task = asyncio.ensure_future(work)
-    try:
+
+    async def count(timeout: asyncio.Timeout) -> None:
         for _ in range(_SLICES):
-            done, _pending = await asyncio.wait({task}, timeout=seconds / _SLICES)
-            if done:
-                return task.result()
-        raise TimeoutError
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+            await asyncio.sleep(seconds / _SLICES)
+        timeout.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.timeout(None) as timeout:
+        counting = asyncio.create_task(count(timeout))
+        try:
+            yield
+        finally:
+            counting.cancel()
 
 
 def _client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:

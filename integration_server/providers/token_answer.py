@@ -1,5 +1,22 @@
 """Reading what token endpoints answer, in all the ways that real ones do.
 
+What comes of trading a code or a refresh token:
+
+    tokens                  2xx with a JSON object that has an access token and no `error`
+    ProviderRejected        2xx or 4xx with an OAuth error code
+    ProviderMisconfigured   the same, and the code is `invalid_client` or `unauthorized_client`
+    ProviderUnavailable     all else, and at once except for the first:
+        nothing whole within the deadline: a hang, a body that drips
+        a connection that is refused or reset, before or in the middle of the answer
+        a body over the size limit, as sent or as inflated; reading ends there
+        3xx, which is never followed, so that no secret goes along
+        5xx, 429 and 408, whatever the body says
+        4xx without an OAuth error code, and codes that pass: `temporarily_unavailable` and its like
+        2xx with HTML, nothing, bad JSON, JSON that is no object, or no access token that can be used
+
+`ProviderUnavailable` has the answer's Retry-After, where the headers came and had one. Nothing is sent twice in
+here: after that error the code or the refresh token may be spent or not, and nobody on this side can tell.
+
 Only the access token must be right. Whatever else is odd is read as if it had been left out, since refusing
 the answer would lose a refresh token that the provider has already rotated:
 

@@ -13,7 +13,6 @@ from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Change, Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import Clock
-from integration_server.service.refreshing import Refreshing
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -30,7 +29,6 @@ class UseCases:
     connecting_by_key: ConnectingByKey
     managing: Managing
     credentials: GivingCredentials
-    refreshing: Refreshing
     monitoring: Monitoring
 
 

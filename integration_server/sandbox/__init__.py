@@ -6,21 +6,45 @@ made on both sides alike. Everything is in memory and gone when the process ends
 
 from integration_server.sandbox.app import create_app
 from integration_server.sandbox.behaviour import OMIT, Behaviour, Endpoint, Fault, Work
+from integration_server.sandbox.faults import (
+    BAD_GATEWAY,
+    BAD_JSON,
+    EMPTY,
+    HTML,
+    JSON_ARRAY,
+    REDIRECT,
+    Bloated,
+    Drip,
+    Hang,
+    Reset,
+    ResetMidway,
+)
 from integration_server.sandbox.model import Account, ApiKey, Client, Grant, TokenCall, fingerprint
 from integration_server.sandbox.person import decide
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
 
 __all__ = [
+    "BAD_GATEWAY",
+    "BAD_JSON",
+    "EMPTY",
+    "HTML",
+    "JSON_ARRAY",
     "OMIT",
+    "REDIRECT",
     "Account",
     "ApiKey",
     "Behaviour",
+    "Bloated",
     "Client",
     "Clock",
+    "Drip",
     "Endpoint",
     "Fault",
     "Grant",
+    "Hang",
+    "Reset",
+    "ResetMidway",
     "Sandbox",
     "TokenCall",
     "TokenFactory",

@@ -7,6 +7,7 @@ from starlette.routing import Route
 
 from integration_server.sandbox.authorization import AuthorizationEndpoint
 from integration_server.sandbox.behaviour import Endpoint, Work
+from integration_server.sandbox.elsewhere import Elsewhere
 from integration_server.sandbox.pages import Pages
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
@@ -17,6 +18,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
     """An ASGI application that speaks for `sandbox`. It keeps nothing of its own."""
     authorization = AuthorizationEndpoint(sandbox, Pages())
     resources = Resources(sandbox)
+    elsewhere = Elsewhere(sandbox)
 
     def route(method: str, path: str, endpoint: Endpoint, work: Work) -> Route:
         async def answer(request: Request) -> Response:
@@ -35,5 +37,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("GET", "/userinfo", "userinfo", resources.userinfo),
             route("GET", "/api/account", "account", resources.account),
             route("GET", "/healthz", "healthz", resources.healthz),
+            route("GET", "/elsewhere", "elsewhere", elsewhere.note),
+            route("POST", "/elsewhere", "elsewhere", elsewhere.note),
         ]
     )

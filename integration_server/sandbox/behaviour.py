@@ -12,7 +12,7 @@ from typing import Final, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-Endpoint = Literal["authorize", "decide", "token", "revoke", "userinfo", "account", "healthz"]
+Endpoint = Literal["authorize", "decide", "token", "revoke", "userinfo", "account", "healthz", "elsewhere"]
 Work = Callable[[Request], Awaitable[Response]]
 
 
@@ -28,7 +28,7 @@ OMIT: Final = Omit.OMIT
 class Fault:
     """How an endpoint is out of order: slow, or answering something else.
 
-    A fault of another sort (an answer that drips, a reset) is a subclass with its own `answer`.
+    A fault of another sort is a subclass with its own `answer`: see `faults.py`.
 
     Attributes:
         status: HTTP status to answer; None answers as if nothing were wrong, after `delay`.
@@ -44,11 +44,16 @@ class Fault:
     work_first: bool = False
 
     async def answer(self, request: Request, work: Work) -> Response:
-        done = await work(request) if self.work_first else None
-        await asyncio.sleep(self.delay)
+        done = await self.begin(request, work)
         if self.status is None:
             return done or await work(request)
         return Response(self.body, self.status, dict(self.headers))
+
+    async def begin(self, request: Request, work: Work) -> Response | None:
+        """What comes before any answer. Returns that of the work, if the work went first."""
+        done = await work(request) if self.work_first else None
+        await asyncio.sleep(self.delay)
+        return done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

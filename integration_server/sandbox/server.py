@@ -3,17 +3,22 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from integration_server.sandbox.app import create_app
+from integration_server.sandbox.connections import ReachableConnection
 from integration_server.sandbox.state import Sandbox
 
 
 @asynccontextmanager
 async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free."""
+    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free.
+
+    Requests under way at the end are cut off, as by a process that dies: a fault may hold one for ever.
+    """
     with socket.create_server((host, port)) as listener:
         # Accepted sockets inherit it. asyncio would not set it on these, and answers would wait 40 ms for nothing.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -21,12 +26,13 @@ async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) 
         sandbox.issuer = base_url
         server = _QuietServer(
             uvicorn.Config(
-                create_app(sandbox),
+                _ending_quietly(create_app(sandbox)),
+                http=ReachableConnection,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
-                # Seconds for requests under way: a fault may hold one for longer than a stop should take.
+                # Seconds; for connections that arrive in the very moment in which the others are cut off.
                 timeout_graceful_shutdown=1,
             )
         )
@@ -40,8 +46,25 @@ async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) 
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals to whoever owns the process."""
+    """Leaves the process's signals to whoever owns the process, and waits for nobody when it stops."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # The connections first: uvicorn has nothing to say about a request whose client is gone.
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for request in self.server_state.tasks:
+            request.cancel()
+        await super().shutdown(sockets)
+
+
+def _ending_quietly(app: ASGIApp) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        # Only `shutdown` cancels a request, and uvicorn would print a traceback.
+        with suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return answer

@@ -41,6 +41,8 @@ class Sandbox:
     """One pretend provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
 
     `scopes` are those it knows; the first is what a request without any asks for (RFC 6749 §3.3).
+    `brought_elsewhere` has, for each request that followed a redirect to /elsewhere, the names of the form's
+    parameters that it carried, and "authorization" if it had that header.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Sandbox:
         self.api_key = ApiKey(token(), token())
         self.calls: Counter[Endpoint] = Counter()
         self.token_calls: list[TokenCall] = []
+        self.brought_elsewhere: list[frozenset[str]] = []
         self._clock = clock
         self._token = token
         self._clients: dict[str, Client] = {}

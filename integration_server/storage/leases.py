@@ -6,7 +6,7 @@ the provider is called, and survives a transaction pooler.
 
 from datetime import timedelta
 
-from sqlalchemy import case, delete, exists, or_, select, update
+from sqlalchemy import and_, case, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -55,7 +55,10 @@ class SqlRefreshLeases:
                         "expire_time": new.excluded.expire_time,
                         "call_time": case((_L.version == new.excluded.version, _L.call_time), else_=None),
                     },
-                    where=or_(_L.version < new.excluded.version, _L.expire_time <= DatabaseTime()),
+                    where=or_(
+                        _L.version < new.excluded.version,
+                        and_(_L.version == new.excluded.version, _L.expire_time <= DatabaseTime()),
+                    ),
                 ).returning(_L.call_time, DatabaseTime().label("now"))
                 row = (await connection.execute(claim)).one_or_none()
         except IntegrityError:

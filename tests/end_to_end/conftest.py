@@ -1,6 +1,5 @@
 """Whole systems: a server in this process on a database of either kind, and what a server in a process needs."""
 
-import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -9,30 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.databases import PostgresServer
 from tests.end_to_end.databases import wipe
 from tests.end_to_end.system import System, running_system
-from tests.integration.conftest import (
-    PostgresServer,
-    _postgres_template,
-    _sqlite_template,
-    database_url,
-    postgres_server,
-    postgres_url,
-    sqlite_url,
-)
-
-__all__ = [
-    "_postgres_template",
-    "_sqlite_template",
-    "database_url",
-    "postgres_server",
-    "postgres_url",
-    "sqlite_url",
-]
-
-# gRPC's handlers around fork() crash the child where calls are under way. Here children only go on to exec a program
-# (PostgreSQL's, as another user, which is why it is fork and not vfork), so that none needs them.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 

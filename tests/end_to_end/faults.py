@@ -14,12 +14,17 @@ from integration_server.sandbox import Fault, Work
 class Held(Fault):
     """Answers when it is released, and as if nothing were wrong."""
 
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    arrivals: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def reached_by(self, requests: int) -> None:
+        """Wait until so many are held."""
+        for _ in range(requests):
+            await self.arrivals.get()
 
     async def answer(self, request: Request, work: Work) -> Response:
         """Tell that the request is here, and wait."""
-        self.reached.set()
+        self.arrivals.put_nowait(None)
         await self.released.wait()
         return await work(request)
 

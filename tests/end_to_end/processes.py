@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Command:
     async def finished(self, within: float = DEADLINE) -> Finished:
         """Wait for it to end by itself."""
         async with asyncio.timeout(within):
-            while self.process.poll() is None:
+            while self.process.poll() is None:  # noqa: ASYNC110  # a process of its own sets no event of ours
                 await asyncio.sleep(0.02)
         return Finished(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
 
@@ -110,6 +110,12 @@ class Command:
 @asynccontextmanager
 async def started(directory: Path, environment: Mapping[str, str], *arguments: str) -> AsyncIterator[Command]:
     """The command, running in the directory; ended at the latest when the block ends."""
+    with _started(directory, environment, arguments) as command:
+        yield command
+
+
+@contextmanager
+def _started(directory: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Command]:
     number = len(list(directory.glob("*.out")))
     out_path, err_path = directory / f"{number}.out", directory / f"{number}.err"
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}

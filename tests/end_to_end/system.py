@@ -5,19 +5,21 @@ proxy; `System.follow` is that proxy, so that no port has to be known before it 
 """
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import grpc.aio
 import httpx
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from integration_server.bootstrap import Register, running_server
+from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox
+from integration_server.providers.factory import ProviderFactory
 from integration_server.sandbox import Behaviour, Sandbox, decide, run_sandbox
 from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
@@ -77,6 +79,11 @@ class Clients:
     def health(self) -> Any:
         """The standard health service (its stub has no types)."""
         return HealthStub(self.channel)
+
+    def raw(self, method: str) -> Callable[[bytes], Awaitable[bytes]]:
+        """A method of the service under test that takes and gives bytes as they are."""
+        call: Any = self.channel.unary_unary(f"/integrations.v1.IntegrationService/{method}")
+        return cast(Callable[[bytes], Awaitable[bytes]], call)
 
     async def follow(self, location: str, headers: Mapping[str, str] = JSON) -> httpx.Response:
         """Follow a redirect to the public address, as far as the sidecar; a redirect from there is not followed."""
@@ -154,38 +161,43 @@ async def running_system(
     key: bytes = KEY,
     sandbox: Sandbox | None = None,
     environment: Mapping[str, str] | None = None,
-    further_providers: Sequence[Register] = (),
+    further_providers: Sequence[Callable[[ProviderFactory, str], None]] = (),
     **settings: str,
 ) -> AsyncIterator[System]:
-    """A system on a migrated database. `settings` are environment variables, over those that tests need."""
+    """A system on a migrated database. `settings` are environment variables, over those that tests need.
+
+    `further_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
+    """
     sandbox = sandbox or Sandbox(behaviour=Behaviour())
     client_secret = os.urandom(16).hex()
     sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox"), APP_CALLBACK])
     clock = ShiftedClock()
-    async with run_sandbox(sandbox) as sandbox_url:
-        async with (
-            running_server(
-                settings_for(database_url, **settings),
-                {
-                    "SANDBOX_CLIENT_ID": CLIENT_ID,
-                    "SANDBOX_CLIENT_SECRET": client_secret,
-                    **(environment or {}),
-                },
-                key=key,
-                further_providers=[lambda factory: register_sandbox(factory, sandbox_url), *further_providers],
-                clock=clock,
-            ) as running,
-            clients_of(running.grpc_address, running.sidecar_url) as clients,
-        ):
-            yield System(
-                grpc_address=clients.grpc_address,
-                sidecar_url=clients.sidecar_url,
-                channel=clients.channel,
-                browser=clients.browser,
-                sandbox=sandbox,
-                sandbox_url=sandbox_url,
-                clock=clock,
-            )
+    async with (
+        run_sandbox(sandbox) as sandbox_url,
+        running_server(
+            settings_for(database_url, **settings),
+            {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": client_secret, **(environment or {})},
+            key=key,
+            further_providers=[
+                partial(_register, register, sandbox_url) for register in (register_sandbox, *further_providers)
+            ],
+            clock=clock,
+        ) as running,
+        clients_of(running.grpc_address, running.sidecar_url) as clients,
+    ):
+        yield System(
+            grpc_address=clients.grpc_address,
+            sidecar_url=clients.sidecar_url,
+            channel=clients.channel,
+            browser=clients.browser,
+            sandbox=sandbox,
+            sandbox_url=sandbox_url,
+            clock=clock,
+        )
+
+
+def _register(register: Callable[[ProviderFactory, str], None], sandbox_url: str, factory: ProviderFactory) -> None:
+    register(factory, sandbox_url)
 
 
 def settings_for(database_url: str, **settings: str) -> Settings:

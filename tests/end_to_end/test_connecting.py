@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -25,7 +26,6 @@ from tests.end_to_end.system import (
     JSON,
     RETURN_URL,
     System,
-    own_callback,
     query_of,
     running_system,
 )
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 def callback_of(location: str, **fields: str) -> pb.HandleCallbackRequest:
     """The RPC that a redirect to the app's own callback becomes."""
     query = query_of(location)
-    known = {name: query[name] for name in ("code", "state", "iss", "error") if name in query}
-    return pb.HandleCallbackRequest(**{**known, **fields})
+    known: dict[str, Any] = {name: query[name] for name in ("code", "state", "iss", "error") if name in query}
+    return pb.HandleCallbackRequest(**(known | fields))
 
 
 async def ids_of(system: System, user_id: str = "ada") -> list[int]:
@@ -93,9 +93,7 @@ async def test_a_refusal_is_an_answer_and_leaves_nothing_behind(system: System) 
     location = await system.decide(begun, allow=False)
     answer = await system.follow(location, BROWSER)
     assert answer.status_code == 303
-    assert answer.headers["Location"] == (
-        f"{RETURN_URL}&success=false&reason=access_denied&integration_type=sandbox"
-    )
+    assert answer.headers["Location"] == (f"{RETURN_URL}&success=false&reason=access_denied&integration_type=sandbox")
     assert await ids_of(system) == []
     assert not system.sandbox.token_calls
 
@@ -122,7 +120,7 @@ async def test_a_callback_without_a_user_waits_to_be_confirmed(careful_system: S
     assert not system.sandbox.token_calls
     assert (await system.get(begun.integration_id)).status == integration_pb2.STATUS_PENDING
 
-    def confirm(user_id: str, token: str = token) -> grpc.aio.UnaryUnaryCall:
+    def confirm(user_id: str, token: str = token) -> Awaitable[Any]:
         request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id=user_id)
         return system.service.ConfirmConnection(request)
 
@@ -136,6 +134,17 @@ async def test_a_callback_without_a_user_waits_to_be_confirmed(careful_system: S
     assert (await system.get(begun.integration_id)).status == integration_pb2.STATUS_ACTIVE
     assert await refusal_of(confirm("ada")) == invalid
     assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
+
+
+async def test_a_confirmation_comes_too_late_after_ten_minutes(careful_system: System) -> None:
+    begun = await careful_system.begin("ada")
+    answer = await careful_system.follow(await careful_system.decide(begun))
+    assert answer.json()["success"] is False
+    request = pb.ConfirmConnectionRequest(confirmation_token=answer.json()["confirmation_token"], user_id="ada")
+    careful_system.clock.shift = timedelta(minutes=10)
+    late = await refusal_of(careful_system.service.ConfirmConnection(request))
+    assert late == Refusal(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+    assert not careful_system.sandbox.token_calls
 
 
 async def test_a_user_that_is_named_is_compared_whatever_the_settings(system: System) -> None:
@@ -186,7 +195,7 @@ async def test_the_same_account_again_gets_the_row_that_it_has(system: System) -
 
 
 async def test_a_key_of_the_same_account_replaces_the_one_that_is_there(system: System) -> None:
-    def connect(key: str, integration_id: int = 0) -> grpc.aio.UnaryUnaryCall:
+    def connect(key: str, integration_id: int = 0) -> Awaitable[Any]:
         return system.service.ConnectWithApiKey(
             pb.ConnectWithApiKeyRequest(
                 user_id="ada", integration_type="sandbox_api_key", api_key=key, integration_id=integration_id
@@ -294,9 +303,7 @@ async def test_another_users_integration_is_answered_as_one_that_does_not_exist(
         for integration_id in (theirs, nobodys):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await build({"integration_id": integration_id, "user_id": "mallory"})
-            answers.append(
-                (raised.value.code(), raised.value.details(), raised.value.trailing_metadata())
-            )
+            answers.append((raised.value.code(), raised.value.details(), raised.value.trailing_metadata()))
         assert answers[0] == answers[1]
         assert answers[0][0] == grpc.StatusCode.NOT_FOUND
     assert await system.get(theirs, "grace") == before

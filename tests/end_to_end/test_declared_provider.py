@@ -6,6 +6,7 @@ tokens rotated. The server is a process of its own, migrated and configured as a
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         assert list(integration.scopes) == ["read", "offline_access"]
 
         # GetCredentials
-        which = {"integration_id": begun.integration_id, "user_id": "ada"}
+        which: dict[str, Any] = {"integration_id": begun.integration_id, "user_id": "ada"}
         first = (await clients.service.GetCredentials(pb.GetCredentialsRequest(**which))).credentials
         assert dict(first.headers) == {"Authorization": f"Bearer {first.bearer_token}"}
         assert await dot.takes(first.bearer_token)
@@ -104,8 +105,8 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         assert (back["success"], back["reason"]) == ("false", "access_denied")
         assert await refusal_of(clients.get(refused.integration_id)) == NOT_FOUND
 
-        # django-oauth-toolkit names no issuer when it refuses, which RFC 9207 section 2 asks for; so where the issuer is
-        # declared, nobody knows whose refusal it is, and the attempt stays until it expires.
+        # django-oauth-toolkit names no issuer when it refuses, though RFC 9207 section 2 asks for it. Where an issuer
+        # is declared, nobody then knows whose refusal it is: the attempt stays until it expires.
         unnamed = await clients.begin("ada", "acme")
         location = await dot.sign_in_and_decide(unnamed.authorization_url, allow=False)
         assert "iss" not in query_of(location)
@@ -113,7 +114,7 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         pending = await clients.get(unnamed.integration_id)
         assert pending.status == integration_pb2.STATUS_PENDING
 
-        # a code serves once, at the provider too
+        # a state serves once; and the issuer is looked at before that
         used = pb.HandleCallbackRequest(state=begun.state, code="any", iss=dot.issuer)
         assert await refusal_of(clients.service.HandleCallback(used)) == Refusal(FAILED_PRECONDITION, "STATE_USED")
         used.iss = "https://evil.example"

@@ -1,5 +1,7 @@
 """The document's endpoints, one after the other, as a backend and a browser use them."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -19,7 +21,7 @@ async def test_the_nine_endpoints_do_what_the_document_says(system: System) -> N
     answer = await system.follow(await system.decide(begun, account="ada"))
     assert answer.json()["success"] is True
     assert answer.json()["integration_id"] == begun.integration_id
-    which = {"integration_id": begun.integration_id, "user_id": "ada"}
+    which: dict[str, Any] = {"integration_id": begun.integration_id, "user_id": "ada"}
 
     # GET /status
     listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
@@ -38,7 +40,7 @@ async def test_the_nine_endpoints_do_what_the_document_says(system: System) -> N
     assert not integration.missing_scopes
 
     # PUT /{integration_id}
-    config = {"calendar": "primary", "remind": [10, 60]}
+    config: dict[str, Any] = {"calendar": "primary", "remind": [10, 60]}
     update = pb.UpdateIntegrationRequest(**which, name="Renamed")
     update.config.update(config)
     updated = (await system.service.UpdateIntegration(update)).integration
@@ -83,7 +85,7 @@ async def test_an_api_key_is_tried_stored_and_handed_out(system: System) -> None
     assert integration.account_id == "acct_sandbox"
     assert key not in str(made)
 
-    which = {"integration_id": integration.integration_id, "user_id": "ada"}
+    which: dict[str, Any] = {"integration_id": integration.integration_id, "user_id": "ada"}
     credentials = (await system.service.GetCredentials(pb.GetCredentialsRequest(**which))).credentials
     assert credentials.api_key.api_key == key
     assert dict(credentials.headers) == {"X-Api-Key": key}

@@ -12,14 +12,13 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
 from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from integration_server.bootstrap import running_server
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
+from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.refusals import Refusal, refusal_of
 from tests.end_to_end.system import Clients, System, clients_of, running_system, settings_for
-from tests.integration.conftest import PostgresServer, run_postgres
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SERVICE = "integrations.v1.IntegrationService"
@@ -108,9 +107,13 @@ async def connect_another(system: System) -> None:
 
 async def reflected_services(clients: Clients) -> list[str]:
     """The services that the server tells of itself."""
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    call = ServerReflectionStub(clients.channel).ServerReflectionInfo(iter([request]))
-    answers = [answer async for answer in call]
+    # On the wire a stream of one request is one request; this way no write is left over when the server refuses.
+    ask = clients.channel.unary_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    answers = [answer async for answer in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
     return [service.name for service in answers[0].list_services_response.service]
 
 

@@ -108,9 +108,7 @@ async def test_a_value_of_another_column_does_not_open(system: System, shared_da
 async def test_unreadable_credentials_can_be_replaced_or_removed(system: System, shared_database_url: str) -> None:
     victim = await system.connect(account="ada")
     await execute(shared_database_url, set_of(victim, sealed_credentials=b"gone"))
-    check = (
-        await system.service.CheckHealth(pb.CheckHealthRequest(integration_id=victim, user_id="ada"))
-    ).health_check
+    check = (await system.service.CheckHealth(pb.CheckHealthRequest(integration_id=victim, user_id="ada"))).health_check
     assert (check.healthy, check.error_class) == (False, "CREDENTIALS_UNREADABLE")
     begun = await system.begin(integration_id=victim)
     assert (await system.follow(await system.decide(begun, account="ada"))).json()["success"] is True

@@ -1,15 +1,16 @@
 """The sandbox over real loopback HTTP, from consent to revocation."""
 
 import asyncio
+import logging
 import signal
-from dataclasses import dataclass, field
+import time
+from contextlib import closing
+from dataclasses import replace
 
 import httpx
 import pytest
-from starlette.requests import Request
-from starlette.responses import Response
 
-from integration_server.sandbox import Behaviour, Fault, Sandbox, Work, run_sandbox
+from integration_server.sandbox import Behaviour, Drip, Fault, Hang, Reset, ResetMidway, Sandbox, run_sandbox
 from tests.unit.sandbox.application import Application, refusal
 
 
@@ -53,28 +54,74 @@ async def test_fifty_exchanges_of_one_code_have_one_winner() -> None:
     assert sorted(answer.status_code for answer in answers) == [200] + [400] * 49
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hang(Fault):
-    delay: float = 3600
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
+@pytest.mark.parametrize("work_first", [False, True])
+@pytest.mark.parametrize("fault", [Hang(), Reset()], ids=["hang", "reset"])
+async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault, work_first: bool) -> None:
+    sandbox = Sandbox()
+    async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url, timeout=0.2) as http:
+        application = Application(http, sandbox)
+        tokens = await application.connect()
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        self.reached.set()
-        return await Fault.answer(self, request, work)
+        sandbox.behaviour = Behaviour(faults={"token": replace(fault, work_first=work_first)})
+        with pytest.raises((httpx.ReadError, httpx.ReadTimeout)):
+            await application.refresh(tokens["refresh_token"])
+
+        sandbox.behaviour = Behaviour()
+        answer = await application.refresh(tokens["refresh_token"])
+        if work_first:
+            assert refusal(answer) == (400, "invalid_grant")
+        else:
+            assert answer.status_code == 200
 
 
-async def test_leaves_signals_alone_and_stops_although_a_request_hangs() -> None:
+async def test_resets_in_place_of_an_answer() -> None:
+    assert await received_of(Reset()) == b""
+
+
+async def test_resets_in_the_middle_of_an_answer() -> None:
+    received = await received_of(ResetMidway(status=200, body=b"x" * 10))
+    assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-length: 10\r\n" in received
+    assert received.endswith(b"\r\n\r\nxxxxx")
+
+
+async def received_of(fault: Fault) -> bytes:
+    """What comes over the wire before the reset."""
+    async with run_sandbox(Sandbox(behaviour=Behaviour(faults={"healthz": fault}))) as base_url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(base_url.rpartition(":")[2]))
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: sandbox\r\n\r\n")
+        received = asyncio.StreamReader()
+        with closing(writer), pytest.raises(ConnectionResetError):
+            await pass_on(reader, received)
+        received.feed_eof()
+        return await received.read()
+
+
+async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
+    while chunk := await source.read(1000):
+        target.feed_data(chunk)
+
+
+@pytest.mark.parametrize("fault", [Hang(), Fault(delay=3600), Drip(pause=3600)], ids=["hang", "delay", "drip"])
+async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_request_hangs(
+    fault: Fault, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    hang = Hang()
-    sandbox = Sandbox(behaviour=Behaviour(faults={"healthz": hang}))
-    async with httpx.AsyncClient() as http, asyncio.timeout(10):
+    sandbox = Sandbox(behaviour=Behaviour(faults={"healthz": fault}))
+    async with httpx.AsyncClient() as http:
         async with run_sandbox(sandbox) as base_url:
             request = asyncio.create_task(http.get(base_url + "/healthz"))
-            await hang.reached.wait()
+            while not sandbox.calls["healthz"]:  # noqa: ASYNC110  # only asking can tell
+                await asyncio.sleep(0.01)
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-        assert (await request).is_error
+            begin = time.perf_counter()
+        assert time.perf_counter() - begin < 1
+        with pytest.raises(httpx.RemoteProtocolError):
+            await request
         with pytest.raises(httpx.ConnectError):
             await http.get(base_url + "/healthz")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_serves_again_on_the_port_that_it_had() -> None:

@@ -25,9 +25,7 @@ def configure(directory: Path, options: Options) -> None:
         SECRET_KEY=os.urandom(32).hex(),
         ALLOWED_HOSTS=["127.0.0.1"],
         ROOT_URLCONF="tests.end_to_end.dot.urls",
-        DATABASES={
-            "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(directory / "dot.sqlite3")}
-        },
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": str(directory / "dot.sqlite3")}},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         USE_TZ=True,
         INSTALLED_APPS=[
@@ -116,7 +114,7 @@ def main() -> None:
     django.setup()
     fill(options)
     with make_server("127.0.0.1", 0, get_wsgi_application(), handler_class=QuietHandler) as server:
-        print(f"http://127.0.0.1:{server.server_port}", flush=True)  # noqa: T201 # how its starter learns the port
+        print(f"http://127.0.0.1:{server.server_port}", flush=True)  # how its starter learns the port
         server.serve_forever()
 
 

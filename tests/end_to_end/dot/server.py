@@ -91,7 +91,9 @@ def running_dot(directory: Path, redirect_uri: str, *, access_token_expire_secon
     errors = directory / "dot.stderr"
     with (
         errors.open("wb") as stderr,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
     ):
         assert process.stdout is not None
         try:

@@ -6,7 +6,7 @@ from django.urls import include, path
 from oauth2_provider.decorators import protected_resource
 
 
-@protected_resource(scopes=["read"])
+@protected_resource(scopes=["read"])  # type: ignore[untyped-decorator]
 def me(request: HttpRequest) -> JsonResponse:
     """Whose the bearer token is; 403 without one that is good."""
     user = request.resource_owner

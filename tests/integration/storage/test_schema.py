@@ -17,7 +17,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate, schema_is_current
 from integration_server.storage.tables import metadata
-from tests.integration.conftest import PostgresServer
+from tests.databases import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
 
@@ -82,6 +82,7 @@ async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> 
         assert await connection.run_sync(references) == {  # whose names are not compared
             "fk_connection_attempts_integration_id",
             "fk_health_checks_integration_id",
+            "fk_refresh_leases_integration_id",
         }
 
 

@@ -5,7 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from integration_server.sandbox import Fault, Sandbox
+from integration_server.sandbox import (
+    BAD_GATEWAY,
+    BAD_JSON,
+    EMPTY,
+    HTML,
+    JSON_ARRAY,
+    REDIRECT,
+    Bloated,
+    Drip,
+    Fault,
+    Hang,
+    Sandbox,
+)
 from tests.unit.sandbox.application import Application, refusal
 
 
@@ -61,3 +73,81 @@ async def test_concerns_one_endpoint_only(application: Application, sandbox: San
     tokens = await application.connect()
 
     assert (await application.userinfo(tokens["access_token"])).status_code == 500
+
+
+@pytest.mark.parametrize("fault", [BAD_GATEWAY, BAD_JSON, EMPTY, HTML, JSON_ARRAY, REDIRECT])
+@pytest.mark.parametrize("work_first", [False, True])
+async def test_every_answer_that_is_none_goes_with_either_order(
+    application: Application, sandbox: Sandbox, fault: Fault, work_first: bool
+) -> None:
+    callback = await application.authorize()
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": replace(fault, work_first=work_first)})
+
+    answer = await application.exchange(callback["code"])
+
+    assert (answer.status_code, answer.content) == (fault.status, fault.body)
+    assert len(sandbox.token_calls) == work_first
+
+
+async def test_notes_what_a_client_that_follows_a_redirect_brings_along(
+    application: Application, sandbox: Sandbox
+) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": REDIRECT})
+    assert (await application.refresh("token")).headers["location"] == "/elsewhere"
+    assert sandbox.brought_elsewhere == []
+
+    application.http.follow_redirects = True
+    await application.refresh("token")
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": replace(REDIRECT, status=303)})
+    await application.refresh("token")
+
+    assert sandbox.brought_elsewhere == [
+        frozenset({"authorization", "grant_type", "refresh_token"}),
+        frozenset({"authorization"}),
+    ]
+
+
+@pytest.mark.parametrize("fault", [Drip(pause=0), Bloated(size=100_000), Bloated(size=100_000, gzip=True)])
+async def test_what_only_alters_the_sending_sends_the_endpoints_own_answer(
+    application: Application, sandbox: Sandbox, fault: Fault
+) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
+
+    tokens = await application.connect()
+
+    assert (await application.userinfo(tokens["access_token"])).status_code == 200
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+async def test_bloats_a_body_to_its_size(application: Application, sandbox: Sandbox, gzip: bool) -> None:
+    fault = Bloated(status=200, body=b"[]", size=200_000, gzip=gzip)
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": fault})
+
+    async with application.http.stream("GET", "/healthz") as answer:
+        sent = b"".join([chunk async for chunk in answer.aiter_raw()])
+    assert (len(sent) < 1000) == gzip
+    assert (await application.http.get("/healthz")).content == b"[]".ljust(200_000)
+
+
+async def test_drips_byte_by_byte(application: Application, sandbox: Sandbox) -> None:
+    drip = Drip(pause=0.01, status=200, body=b"x" * 10)
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": drip})
+    begin = asyncio.get_running_loop().time()
+
+    answer = await application.http.get("/healthz")
+
+    assert answer.content == b"x" * 10
+    assert asyncio.get_running_loop().time() - begin >= 0.09
+
+
+@pytest.mark.parametrize(("work_first", "exchanges"), [(False, 0), (True, 1)])
+async def test_hangs_before_or_after_its_work(
+    application: Application, sandbox: Sandbox, work_first: bool, exchanges: int
+) -> None:
+    callback = await application.authorize()
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Hang(work_first=work_first)})
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(application.exchange(callback["code"]), timeout=0.05)
+
+    assert len(sandbox.token_calls) == exchanges

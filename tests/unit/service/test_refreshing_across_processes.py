@@ -41,7 +41,7 @@ def status(system: FakeSystem, integration: Integration) -> Status:
     return system.row(integration.integration_id).status(system.clock())
 
 
-# --- holders that don't come back --------------------------------------------------------------------------------------
+# --- holders that don't come back ----------------------------------------------------------------------------------
 
 
 async def test_a_holder_that_died_before_the_call_is_followed(system: FakeSystem, integration: Integration) -> None:
@@ -115,7 +115,7 @@ async def test_connecting_again_mends_a_lost_refresh(system: FakeSystem, integra
     assert status(system, integration) is Status.ACTIVE
 
 
-# --- holders that sleep ------------------------------------------------------------------------------------------------
+# --- holders that sleep --------------------------------------------------------------------------------------------
 
 
 async def test_a_holder_that_slept_past_its_lease_commits_its_answer(
@@ -147,18 +147,20 @@ async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
     assert (await sleeper).tokens == newest.tokens == await system.tokens(integration.integration_id)
 
 
-async def test_a_holder_that_slept_before_the_call_does_not_call(system: FakeSystem, integration: Integration) -> None:
+async def test_a_holder_that_slept_before_the_call_does_not_call(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sleeper = system.another_process()
     claim = system.leases.claim
 
     async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
         lease = await claim(seen, owner)
-        system.leases.claim = claim  # type: ignore[method-assign]
+        monkeypatch.undo()
         system.clock.advance(LEASE)
         await system.refreshing.refresh(seen)
         return lease
 
-    system.leases.claim = sleep_after_claiming  # type: ignore[method-assign]
+    monkeypatch.setattr(system.leases, "claim", sleep_after_claiming)
     await sleeper.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
@@ -170,7 +172,7 @@ async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integra
     assert not await system.leases.is_free(integration)
 
 
-# --- the database away -------------------------------------------------------------------------------------------------
+# --- the database away ---------------------------------------------------------------------------------------------
 
 
 async def answer_while_away(system: FakeSystem, integration: Integration) -> str:
@@ -242,7 +244,7 @@ async def test_a_failure_while_the_database_is_away_does_not_look_like_a_lost_an
     assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-2"
 
 
-# --- failures ----------------------------------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------------------------
 
 
 async def test_who_finds_the_grant_dead_looks_whether_another_has_won(

@@ -1,0 +1,406 @@
+"""A real provider against a token endpoint that answers oddly, badly or not at all, over loopback.
+
+`TABLE` states what must come of each answer, the same for a code and for a refresh. The docstring of
+`providers/token_answer.py` says it in words.
+"""
+
+import itertools
+import logging
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import (
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+)
+from integration_server.providers.base import ProviderContext
+from integration_server.providers.http import ProviderHttp
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.sandbox import (
+    BAD_GATEWAY,
+    BAD_JSON,
+    EMPTY,
+    HTML,
+    JSON_ARRAY,
+    OMIT,
+    REDIRECT,
+    Behaviour,
+    Bloated,
+    Client,
+    Drip,
+    Fault,
+    Hang,
+    Reset,
+    ResetMidway,
+    Sandbox,
+    run_sandbox,
+)
+from tests.unit.providers.support import told_by
+from tests.unit.sandbox.application import CHALLENGE, REDIRECT_URI, VERIFIER, basic
+
+# One sandbox serves all tests of the module, in the module's loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CLIENT_ID = "our-id"
+CLIENT_SECRET = "s3cret"
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+TEN_YEARS = timedelta(days=3650)
+
+DEADLINE = timedelta(seconds=0.2)  # for calls that nothing else ends
+PATIENCE = timedelta(seconds=30)  # for all others, which must end long before
+AT_ONCE = 3.0  # seconds, on a busy machine
+SIZE_LIMIT = 1 << 20
+CHUNK = 1 << 16  # the most that is taken from a socket at once
+BLOATED = 10 << 20
+
+
+# --- what is stated ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """The answer is used."""
+
+    lifetime: timedelta | None = HOUR
+    scopes: tuple[str, ...] | None = ("read", "write")
+    has_refresh_token: bool = True
+    longest: timedelta = PATIENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The answer is an error. `longest` is the deadline of the call; where it is `DEADLINE`, only that ends it."""
+
+    error: type[ProviderError] = ProviderUnavailable
+    oauth_error: str | None = None
+    retry_after: timedelta | None = None
+    longest: timedelta = PATIENCE
+
+
+def odd(**members: object) -> Behaviour:
+    return Behaviour(token_answer=members)
+
+
+def refusing(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> Fault:
+    return Fault(status=status, headers=headers or {}, body=body)
+
+
+IN_SEVEN_SECONDS = {"Retry-After": "7"}
+INVALID_GRANT = b'{"error": "invalid_grant", "error_description": "s3cret"}'
+
+# Each of these comes twice: as it is, and after work that was done, so that the code or the refresh token is spent.
+# The client cannot tell which. (What only spoils the sending of the endpoint's own answer spends it either way.)
+FAULTS: dict[str, tuple[Fault, Failure]] = {
+    "hang": (Hang(), Failure(longest=DEADLINE)),
+    "slow": (Fault(delay=3600), Failure(longest=DEADLINE)),
+    "drip": (Drip(), Failure(longest=DEADLINE)),
+    "drip of an error": (Drip(status=400, body=INVALID_GRANT), Failure(longest=DEADLINE)),
+    "reset": (Reset(), Failure()),
+    "reset midway": (ResetMidway(), Failure()),
+    "reset midway of an error": (ResetMidway(status=400, body=INVALID_GRANT), Failure()),
+    "10 MiB": (Bloated(), Failure()),
+    "gzip bomb": (Bloated(gzip=True), Failure()),
+    "redirect": (REDIRECT, Failure()),
+    "HTML": (HTML, Failure()),
+    "HTML, 502": (BAD_GATEWAY, Failure()),
+    "empty": (EMPTY, Failure()),
+    "bad JSON": (BAD_JSON, Failure()),
+    "JSON, but an array": (JSON_ARRAY, Failure()),
+    "429": (refusing(429, b"s3cret", IN_SEVEN_SECONDS), Failure(retry_after=timedelta(seconds=7))),
+    "503": (refusing(503, b"s3cret", IN_SEVEN_SECONDS), Failure(retry_after=timedelta(seconds=7))),
+    "503 with an OAuth code": (refusing(503, INVALID_GRANT), Failure()),
+    "503 that drips": (
+        Drip(status=503, headers=IN_SEVEN_SECONDS, body=b"s3cret"),
+        Failure(retry_after=timedelta(seconds=7), longest=DEADLINE),
+    ),
+    "503 of 10 MiB": (
+        Bloated(status=503, headers=IN_SEVEN_SECONDS, body=b"s3cret"),
+        Failure(retry_after=timedelta(seconds=7)),
+    ),
+    "400 without an OAuth code": (refusing(400, b'{"message": "s3cret"}'), Failure()),
+    "403 of HTML": (replace(HTML, status=403), Failure()),
+}
+
+TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
+    **{name: (Behaviour(faults={"token": fault}), failure) for name, (fault, failure) in FAULTS.items()},
+    **{
+        f"{name}, after the work": (Behaviour(faults={"token": replace(fault, work_first=True)}), failure)
+        for name, (fault, failure) in FAULTS.items()
+    },
+    "slow, but in time": (Behaviour(faults={"token": Fault(delay=0.05)}), Tokens()),
+    "drip, but in time": (Behaviour(faults={"token": Drip(pause=0)}), Tokens()),
+    "900 kB": (Behaviour(faults={"token": Bloated(size=900_000)}), Tokens()),
+    "900 kB, as gzip": (Behaviour(faults={"token": Bloated(size=900_000, gzip=True)}), Tokens()),
+    "no refresh token": (odd(refresh_token=OMIT), Tokens(has_refresh_token=False)),
+    "refresh token null": (odd(refresh_token=None), Tokens(has_refresh_token=False)),
+    "fewer scopes": (odd(scope="read"), Tokens(scopes=("read",))),
+    "no scopes": (odd(scope=OMIT), Tokens(scopes=None)),
+    "scopes as a list": (odd(scope=["read", "write"]), Tokens()),
+    "no expires_in": (odd(expires_in=OMIT), Tokens(lifetime=None)),
+    "expires_in as text": (odd(expires_in="3600"), Tokens()),
+    "expires_in 0": (odd(expires_in=0), Tokens(lifetime=timedelta())),
+    "expires_in negative": (odd(expires_in=-1), Tokens(lifetime=timedelta())),
+    "expires_in 1e300": (odd(expires_in=1e300), Tokens(lifetime=TEN_YEARS)),
+    "expires_in of 400 digits": (odd(expires_in=10**400), Tokens(lifetime=TEN_YEARS)),
+    "expires_in Infinity": (odd(expires_in=float("inf")), Tokens(lifetime=TEN_YEARS)),
+    "expires_in NaN": (odd(expires_in=float("nan")), Tokens(lifetime=None)),
+    "expires_in 'NaN'": (odd(expires_in="NaN"), Tokens(lifetime=None)),
+    "expires_in in words": (odd(expires_in="soon"), Tokens(lifetime=None)),
+    "expires_at in ISO form": (odd(expires_in=OMIT, expires_at="2026-11-22T13:00:00Z"), Tokens()),
+    "expires_at without a zone": (odd(expires_in=OMIT, expires_at="2026-11-22T13:00:00"), Tokens()),
+    "expires_at in words": (odd(expires_in=OMIT, expires_at="tomorrow"), Tokens(lifetime=None)),
+    "bearer in lower case": (odd(token_type="bearer"), Tokens()),
+    "no token type": (odd(token_type=OMIT), Tokens()),
+    "unknown token type": (odd(token_type="mac"), Failure()),
+    "no access token": (odd(access_token=OMIT), Failure()),
+    "empty access token": (odd(access_token=""), Failure()),
+    "error with 200": (
+        odd(error="invalid_grant", access_token=OMIT),
+        Failure(error=ProviderRejected, oauth_error="invalid_grant"),
+    ),
+    "error with 200 beside tokens": (
+        odd(error="invalid_grant"),
+        Failure(error=ProviderRejected, oauth_error="invalid_grant"),
+    ),
+    "our client refused with 200": (
+        odd(error="invalid_client"),
+        Failure(error=ProviderMisconfigured, oauth_error="invalid_client"),
+    ),
+    "passing error with 200": (odd(error="temporarily_unavailable"), Failure()),
+    "error in words with 200": (odd(error="s3cret, try later"), Failure()),
+}
+
+
+# --- the two sides -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    sandbox: Sandbox
+    base_url: str
+    client: Client
+    providers: dict[timedelta, OAuth2Provider]  # by the deadline of their calls
+
+    def new_code(self) -> str:
+        return self.sandbox.issue_code(self.client, REDIRECT_URI, "ada", ("read", "write"), CHALLENGE)
+
+    def new_refresh_token(self) -> str:
+        issued = self.sandbox.redeem_code(self.client, self.new_code(), REDIRECT_URI, VERIFIER)
+        return str(issued.refresh_token)
+
+
+@asynccontextmanager
+async def provider_at(
+    base_url: str,
+    *,
+    deadline: timedelta = PATIENCE,
+    body_limit: int = SIZE_LIMIT,
+    transport: httpx.AsyncBaseTransport | None = None,
+) -> AsyncIterator[OAuth2Provider]:
+    class SandboxProvider(OAuth2Provider):
+        integration_type = "sandbox"
+        oauth_authorize_url = f"{base_url}/oauth/authorize"
+        oauth_token_url = f"{base_url}/oauth/token"
+
+    http = ProviderHttp(clock, dev_mode=True, deadline=deadline, body_limit=body_limit, transport=transport)
+    environment = {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": CLIENT_SECRET}
+    async with http:
+        yield SandboxProvider(ProviderContext(http, clock, environment))
+
+
+def clock() -> datetime:
+    return NOW
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def running() -> AsyncIterator[World]:
+    numbers = itertools.count()
+    sandbox = Sandbox(clock=clock, token=lambda: f"s3cret-{next(numbers)}")
+    client = sandbox.register_client(CLIENT_ID, CLIENT_SECRET, [REDIRECT_URI])
+    async with (
+        run_sandbox(sandbox) as base_url,
+        provider_at(base_url, deadline=DEADLINE) as hasty,
+        provider_at(base_url, deadline=PATIENCE) as patient,
+    ):
+        yield World(sandbox, base_url, client, {DEADLINE: hasty, PATIENCE: patient})
+
+
+@pytest.fixture
+def world(running: World) -> Iterator[World]:
+    yield running
+    running.sandbox.behaviour = Behaviour()
+    running.sandbox.brought_elsewhere.clear()
+
+
+# Sends what trades a code or a refresh token that the sandbox has just handed out.
+Trade = Callable[[World, OAuth2Provider], Awaitable[OAuthTokens]]
+
+
+async def code_exchange(world: World, provider: OAuth2Provider) -> OAuthTokens:
+    return await provider.exchange_code_for_tokens(world.new_code(), REDIRECT_URI, VERIFIER)
+
+
+async def refresh(world: World, provider: OAuth2Provider) -> OAuthTokens:
+    return await provider.refresh_access_token(world.new_refresh_token())
+
+
+# --- the table holds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trade", [code_exchange, refresh])
+@pytest.mark.parametrize("name", TABLE)
+async def test_an_answer_has_its_stated_outcome(
+    world: World, name: str, trade: Trade, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    behaviour, outcome = TABLE[name]
+    provider = world.providers[outcome.longest]
+    world.sandbox.behaviour = behaviour
+    calls = world.sandbox.calls["token"]
+    begin = time.perf_counter()
+    if isinstance(outcome, Tokens):
+        check_tokens(outcome, await trade(world, provider))
+    else:
+        with pytest.raises(ProviderError) as raised:
+            await trade(world, provider)
+        check_failure(outcome, raised.value)
+    took = time.perf_counter() - begin
+    assert world.sandbox.calls["token"] - calls == 1
+    assert world.sandbox.brought_elsewhere == []
+    if outcome.longest == DEADLINE:
+        assert DEADLINE.total_seconds() <= took < DEADLINE.total_seconds() + AT_ONCE
+    else:
+        assert took < AT_ONCE
+    assert "s3cret" not in caplog.text + "".join(capfd.readouterr())
+
+
+def check_tokens(expected: Tokens, tokens: OAuthTokens) -> None:
+    assert tokens.access_token.startswith("s3cret-")
+    assert (tokens.refresh_token is not None) == expected.has_refresh_token
+    assert tokens.scopes == expected.scopes
+    assert tokens.lifetime == expected.lifetime
+    assert tokens.expire_time == (None if expected.lifetime is None else NOW + expected.lifetime)
+
+
+def check_failure(expected: Failure, error: ProviderError) -> None:
+    assert type(error) is expected.error
+    assert (error.oauth_error, error.retry_after) == (expected.oauth_error, expected.retry_after)
+    assert "s3cret" not in told_by(error)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Hang(), Reset(), ResetMidway(status=200, body=b"{}"), Bloated(status=200)],
+    ids=lambda f: type(f).__name__,
+)
+async def test_what_was_not_spent_is_good_for_the_next_call(world: World, fault: Fault) -> None:
+    refresh_token = world.new_refresh_token()
+    async with provider_at(world.base_url, deadline=timedelta(seconds=0.5)) as provider:
+        world.sandbox.behaviour = Behaviour(faults={"token": fault})
+        with pytest.raises(ProviderUnavailable):
+            await provider.refresh_access_token(refresh_token)
+        world.sandbox.behaviour = Behaviour()
+        assert (await provider.refresh_access_token(refresh_token)).refresh_token not in {None, refresh_token}
+
+
+# --- what is behind it -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(world: World, status: int) -> None:
+    world.sandbox.behaviour = Behaviour(faults={"token": replace(REDIRECT, status=status)})
+    with pytest.raises(ProviderUnavailable):
+        await refresh(world, world.providers[PATIENCE])
+    assert world.sandbox.brought_elsewhere == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_client_that_followed_would_deliver_the_secret(world: World, status: int) -> None:
+    world.sandbox.behaviour = Behaviour(faults={"token": replace(REDIRECT, status=status)})
+    async with httpx.AsyncClient(follow_redirects=True) as http:
+        await http.post(
+            f"{world.base_url}/oauth/token",
+            data={"grant_type": "refresh_token", "refresh_token": world.new_refresh_token()},
+            headers={"Authorization": basic(CLIENT_ID, CLIENT_SECRET)},
+        )
+    (brought,) = world.sandbox.brought_elsewhere
+    assert "authorization" in brought
+    assert ("refresh_token" in brought) == (status in {307, 308})
+
+
+class CountingTransport(httpx.AsyncHTTPTransport):
+    """The network, and how many bytes of bodies were read from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        response.stream = _CountedStream(cast(httpx.AsyncByteStream, response.stream), self)
+        return response
+
+
+class _CountedStream(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.AsyncByteStream, transport: CountingTransport) -> None:
+        self._stream = stream
+        self._transport = transport
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            self._transport.taken += len(chunk)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def test_no_more_than_the_limit_is_read(world: World) -> None:
+    world.sandbox.behaviour = Behaviour(faults={"token": Bloated(size=BLOATED)})
+    transport = CountingTransport()
+    async with provider_at(world.base_url, transport=transport) as provider:
+        with pytest.raises(ProviderUnavailable):
+            await refresh(world, provider)
+    assert SIZE_LIMIT < transport.taken <= SIZE_LIMIT + CHUNK
+
+
+async def test_under_a_larger_limit_all_of_it_would_be_read(world: World) -> None:
+    world.sandbox.behaviour = Behaviour(faults={"token": Bloated(size=BLOATED)})
+    transport = CountingTransport()
+    async with provider_at(world.base_url, transport=transport, body_limit=BLOATED) as provider:
+        check_tokens(Tokens(), await refresh(world, provider))
+    assert transport.taken == BLOATED
+
+
+async def test_no_more_than_the_limit_is_inflated(world: World) -> None:
+    assert await peak_of_a_gzip_bomb(world, body_limit=SIZE_LIMIT) < 4 * SIZE_LIMIT
+
+
+async def test_under_a_larger_limit_all_of_it_would_be_inflated(world: World) -> None:
+    assert await peak_of_a_gzip_bomb(world, body_limit=BLOATED) > BLOATED
+
+
+async def peak_of_a_gzip_bomb(world: World, *, body_limit: int) -> int:
+    """The bytes of memory that the answer took at most, the sandbox's own included."""
+    world.sandbox.behaviour = Behaviour(faults={"token": Bloated(size=BLOATED, gzip=True)})
+    async with provider_at(world.base_url, body_limit=body_limit) as provider:
+        tracemalloc.start()
+        try:
+            with suppress(ProviderUnavailable):
+                await refresh(world, provider)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()

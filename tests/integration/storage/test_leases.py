@@ -1,0 +1,160 @@
+"""Leases on both databases, by the databases' own clocks."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from integration_server.domain.integration import Integration
+from integration_server.storage.clock import DatabaseTime
+from integration_server.storage.engine import Database
+from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.leases import SqlRefreshLeases
+from tests.contracts.store_contract import FAILURE, NOW, account, new_credentials, new_integration
+
+LONG, OVER = timedelta(minutes=1), timedelta(seconds=-1)
+
+
+@pytest.fixture
+async def integration(database: Database) -> Integration:
+    """A connected one."""
+    row = await SqlIntegrations(database).add_connected(new_integration(), account("account-1"), new_credentials(), NOW)
+    assert row is not None
+    return row
+
+
+@pytest.fixture
+def leases(database: Database) -> SqlRefreshLeases:
+    """Leases that last longer than any test."""
+    return SqlRefreshLeases(database, LONG)
+
+
+@pytest.fixture
+def lapsing(database: Database) -> SqlRefreshLeases:
+    """Leases that have lapsed when they are given."""
+    return SqlRefreshLeases(database, OVER)
+
+
+async def test_the_database_tells_its_own_time(database: Database) -> None:
+    async with database.reading() as connection:
+        now, later = (await connection.execute(select(DatabaseTime(), DatabaseTime(LONG)))).one()
+    assert abs(now - datetime.now(UTC)) < timedelta(seconds=30)
+    assert abs(later - now - LONG) < timedelta(seconds=1)
+
+
+async def test_the_database_time_moves_within_a_transaction(database: Database) -> None:
+    async with database.writing() as connection:
+        first = await connection.scalar(select(DatabaseTime()))
+        await asyncio.sleep(0.01)
+        second = await connection.scalar(select(DatabaseTime()))
+    assert first is not None
+    assert second is not None
+    assert second > first
+
+
+async def test_one_of_many_gets_the_lease(leases: SqlRefreshLeases, integration: Integration) -> None:
+    claims = await asyncio.gather(*(leases.claim(integration, f"owner-{number}") for number in range(50)))
+    assert sum(claim is not None for claim in claims) == 1
+    assert not await leases.is_free(integration)
+
+
+async def test_a_lapsed_lease_can_be_taken_over_and_only_then(
+    lapsing: SqlRefreshLeases, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    first = await lapsing.claim(integration, "first")
+    assert first is not None
+    assert await leases.is_free(integration)
+    assert await leases.claim(integration, "second")
+    assert await leases.claim(integration, "third") is None
+    assert not await leases.mark_called(first)
+
+
+async def test_what_a_lost_holder_did_is_told(
+    lapsing: SqlRefreshLeases, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    lease = await leases.claim(integration, "lost")
+    assert lease is not None
+    assert lease.called_ago is None
+    assert await leases.mark_called(lease)
+    await leases.release(lease, settled=False)
+    for _ in range(2):  # however many look at it
+        follower = await lapsing.claim(integration, "follower")
+        assert follower is not None
+        assert follower.called_ago is not None
+        assert timedelta(0) <= follower.called_ago < LONG
+
+
+async def test_what_is_settled_is_forgotten(leases: SqlRefreshLeases, integration: Integration) -> None:
+    lease = await leases.claim(integration, "first")
+    assert lease is not None
+    await leases.mark_called(lease)
+    await leases.release(lease, settled=True)
+    follower = await leases.claim(integration, "second")
+    assert follower is not None
+    assert follower.called_ago is None
+
+
+async def test_only_the_owner_releases(leases: SqlRefreshLeases, integration: Integration) -> None:
+    lease = await leases.claim(integration, "owner")
+    assert lease is not None
+    stranger = type(lease)(lease.integration_id, lease.version, "stranger", None)
+    for settled in (True, False):
+        await leases.release(stranger, settled=settled)
+        assert not await leases.is_free(integration)
+
+
+async def test_new_credentials_void_leases_on_the_old(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    lease = await leases.claim(integration, "old")
+    assert lease is not None
+    await leases.mark_called(lease)
+    reconnected = await SqlIntegrations(database).commit_connection(
+        integration, account("account-1"), new_credentials(), NOW
+    )
+    assert reconnected is not None
+    assert await leases.is_free(reconnected)
+    follower = await leases.claim(reconnected, "new")
+    assert follower is not None
+    assert follower.called_ago is None
+    assert await leases.claim(integration, "late") is None  # who has not seen the new version gets nothing
+
+
+async def test_who_has_seen_old_credentials_only_takes_no_mark_of_the_new_away(
+    database: Database, leases: SqlRefreshLeases, lapsing: SqlRefreshLeases, integration: Integration
+) -> None:
+    renewed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    assert renewed is not None
+    lease = await leases.claim(renewed, "lost")
+    assert lease is not None
+    await leases.mark_called(lease)
+    await leases.release(lease, settled=False)
+    assert await lapsing.claim(integration, "late") is None
+    follower = await leases.claim(renewed, "next")
+    assert follower is not None
+    assert follower.called_ago is not None
+
+
+async def test_a_committed_refresh_ends_its_lease_and_clears_what_befell_it(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    store = SqlIntegrations(database)
+    await leases.claim(integration, "owner")
+    await store.record_failure(integration, FAILURE, reauthorization_required=True, retry_time=NOW, refusals=3)
+    stored = await store.find(integration.integration_id, integration.user_id)
+    assert stored is not None
+    assert (stored.integration.refresh_retry_time, stored.integration.refresh_refusals) == (NOW, 3)
+    renewed = await store.commit_refresh(integration, new_credentials(), NOW)
+    assert renewed is not None
+    assert (renewed.refresh_retry_time, renewed.refresh_refusals, renewed.reauthorization_required) == (None, 0, False)
+    assert await leases.is_free(renewed)
+    assert await leases.claim(renewed, "next")
+
+
+async def test_an_integration_that_is_gone_gives_no_lease(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    await leases.claim(integration, "owner")
+    await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
+    assert await leases.claim(integration, "late") is None

@@ -1,0 +1,63 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.service.ports import NewCredentials, SpilledRefresh
+from integration_server.storage.spill import SpillDirectory
+
+REFRESH = SpilledRefresh(
+    IntegrationId(7),
+    UserId("ädä"),
+    3,
+    NewCredentials(
+        bytes(range(256)),
+        scopes=("read", "write"),
+        missing_scopes=("more",),
+        lacks_required_scope=True,
+        is_renewable=True,
+        access_token_expire_time=datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC),
+    ),
+)
+
+
+def modes(directory: Path) -> list[int]:
+    """The permissions of the directory and of what is in it."""
+    return [path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "not" / "there yet"
+
+
+async def test_what_is_kept_is_there_after_a_restart(directory: Path) -> None:
+    await SpillDirectory(directory).keep(REFRESH)
+    assert await SpillDirectory(directory).kept() == [REFRESH]
+
+
+async def test_only_the_server_can_read_it(directory: Path) -> None:
+    await SpillDirectory(directory).keep(REFRESH)
+    assert modes(directory) == [0o700, 0o600]
+
+
+async def test_what_is_dropped_is_gone_and_may_be_dropped_twice(directory: Path) -> None:
+    spill = SpillDirectory(directory)
+    await spill.keep(REFRESH)
+    for _ in range(2):
+        await spill.drop(REFRESH)
+        assert await spill.kept() == []
+
+
+async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_back(directory: Path) -> None:
+    spill = SpillDirectory(directory)
+    await spill.keep(REFRESH)
+    for name, content in (("1-1.refresh", b"{"), ("2-1.refresh", b'{"credentials": {}}'), ("3-1.12", b"")):
+        (directory / name).write_bytes(content)
+    assert await spill.kept() == [REFRESH]
+    assert len(modes(directory)) == 1 + 4
+
+
+async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
+    assert await SpillDirectory(directory).kept() == []
