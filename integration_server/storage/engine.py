@@ -9,7 +9,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -225,7 +225,10 @@ def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float)
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
+    # Only ever a new file: to close one that is open elsewhere in this process would drop the process's locks on it
+    # (sqlite.org/howtocorrupt.html §2.2), and the next process to leave would take the WAL away with it.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
 
 
 def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: object) -> None:

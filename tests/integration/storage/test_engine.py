@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -289,3 +290,30 @@ class TestPostgresGoingAway:
 async def _one(database: Database) -> int:
     async with database.writing() as connection:
         return int(await connection.scalar(text("SELECT 1")) or 0)
+
+
+async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(sqlite_url: str) -> None:
+    """A second process opens the file and leaves, as `keys show` does beside a server that goes on writing."""
+    visitor = (
+        "import asyncio, sys\n"
+        "from integration_server.storage.engine import open_database\n"
+        "from integration_server.storage.integrations import SqlIntegrations\n"
+        "async def main():\n"
+        "    async with open_database(sys.argv[1]) as database:\n"
+        "        print(len(await SqlIntegrations(database).list('ann', None, 0, 10)))\n"
+        "asyncio.run(main())\n"
+    )
+
+    async def seen_by_visitor() -> int:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", visitor, sqlite_url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+        )
+        out, _ = await process.communicate()
+        return int(out)
+
+    async with open_database(sqlite_url) as database:
+        store = SqlIntegrations(database)
+        for number in range(3):
+            async with database.reading(), database.reading():  # each connection that is opened anew is a temptation
+                await connected(store, account_id=f"account-{number}")
+            assert await seen_by_visitor() == number + 1
