@@ -57,7 +57,7 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 
 .PHONY: test
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
-	@$(BIN)/python -m pytest --no-header $(ARGS)
+	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract
