@@ -6,6 +6,7 @@ import re
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -126,6 +127,11 @@ class TestSqlite:
     async def sqlite(self, path: Path) -> AsyncIterator[Database]:
         async with open_database(f"sqlite:///{path}", connect_timeout=0.1) as database:
             yield database
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                # aiosqlite does not wait for the thread of a connection that could not be made, and the thread calls
+                # back when it ends: it should find the loop still open.
+                await asyncio.to_thread(thread.join, 5)
 
     async def test_files_are_private(self, sqlite: Database, path: Path) -> None:
         async with sqlite.writing() as connection:
