@@ -217,12 +217,15 @@ async def _prepared(settings: Settings) -> bytes:
 
 
 def _dev_key(path: Path) -> bytes:
-    """The key of this working copy, made when there is none."""
+    """The key of this working copy, made when there is none: whole or not at all, however many begin at once."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+    if not path.exists():
+        new = path.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
+        with suppress(FileExistsError):
+            os.link(new, path)
+        new.unlink()
     return path.read_bytes()
 
 

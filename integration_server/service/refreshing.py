@@ -162,7 +162,7 @@ class Refreshing:
             try:
                 answer = await provider.refresh_access_token(current.tokens.refresh_token or "")
             except ProviderError as error:
-                settled = True
+                settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
                 return await self._after_failure(current.integration, error)
             renewed, settled = await self._commit(current.integration, current.tokens.renewed_by(answer))
         finally:

@@ -49,10 +49,7 @@ class LeaseRow:
 
 
 class Rows:
-    """What the two stores share. While `away`, every call fails as if the database did not answer.
-
-    `away_for` is how many of the next calls fail, after which it is back.
-    """
+    """What the two stores share. While `away`, every call fails as if the database did not answer."""
 
     def __init__(self) -> None:
         self.integrations: dict[IntegrationId, StoredIntegration] = {}
@@ -60,15 +57,11 @@ class Rows:
         self.checks: list[HealthCheck] = []
         self.leases: dict[IntegrationId, LeaseRow] = {}
         self.away = False
-        self.away_for = 0
         self._last_id = 0
 
     async def answer(self) -> None:
         """Let others go first, as a database does; what follows, up to the next await, is one transaction."""
         await asyncio.sleep(0)
-        if self.away_for:
-            self.away_for -= 1
-            raise StoreUnavailable
         if self.away:
             raise StoreUnavailable
 

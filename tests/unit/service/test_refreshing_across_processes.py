@@ -104,6 +104,21 @@ async def test_after_the_grace_it_is_not_sent_again(system: FakeSystem, integrat
     assert not system.provider.refreshes
 
 
+async def test_a_replay_that_fails_does_not_make_the_token_look_unspent(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.provider.refresh_token_grace = HOUR
+    await crash_after_the_call(system, integration)
+    system.provider.refresh_error = ProviderUnavailable()
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    system.provider.refresh_error = None
+    system.clock.advance(HOUR)
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(integration)
+    assert system.provider.refreshes == ["refresh-1"]  # not again after the grace, when it would end the grant
+
+
 async def test_connecting_again_mends_a_lost_refresh(system: FakeSystem, integration: Integration) -> None:
     await crash_after_the_call(system, integration)
     system.clock.advance(2 * LEASE)
