@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    and_,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -99,6 +100,8 @@ integrations = Table(
     Column("version", BigInteger, nullable=False),
     Column("refresh_retry_time", UtcDateTime),
     Column("refresh_refusals", Integer, nullable=False, server_default="0"),
+    Column("refresh_due_time", UtcDateTime),
+    Column("check_due_time", UtcDateTime),
     Column("sealed_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
     Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
@@ -126,6 +129,18 @@ Index(
     postgresql_where=_is_pending,
     sqlite_where=_is_pending,
 )
+
+is_on = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
+"""What the server works on by itself. Written out in the indexes below, so that rows that are off cost nothing."""
+
+for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
+    Index(
+        f"ix_integrations_{_due_time.name}",
+        _due_time,
+        integrations.c.integration_type,
+        postgresql_where=is_on,
+        sqlite_where=is_on,
+    )
 
 connection_attempts = Table(
     "connection_attempts",
@@ -171,9 +186,36 @@ health_checks = Table(
     Column("error_class", String(64)),
     Column("message", Text, nullable=False),
     Index("ix_health_checks_integration_id_health_check_id", "integration_id", "health_check_id"),
+    Index("ix_health_checks_check_time", "check_time"),
     sqlite_autoincrement=True,
 )
 """The history of health checks."""
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("revocation_id", _Id, Identity(), primary_key=True),
+    Column("uid", String(255), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("account_id", String(255)),
+    Column("sealed_credentials", LargeBinary, nullable=False),
+    Column("create_time", UtcDateTime, nullable=False),
+    Column("due_time", UtcDateTime, nullable=False, index=True),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    sqlite_autoincrement=True,
+)
+"""Credentials that are gone here and still to be revoked at their provider, sealed as they were in their row."""
+
+integration_changes = Table(
+    "integration_changes",
+    metadata,
+    Column("change_id", _Id, Identity(), primary_key=True),
+    Column("integration_id", _Id, nullable=False),
+    Column("change_time", UtcDateTime, nullable=False, index=True),
+    sqlite_autoincrement=True,
+)
+"""What changed lately, so that no replica serves what it remembers of it. On the database's clock."""
 
 data_keys = Table(
     "data_keys",
