@@ -37,22 +37,29 @@ from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import (
+    Agenda,
     AttemptStore,
     Clock,
+    HealthHistory,
     IntegrationStore,
     Providers,
     RefreshLeases,
     Sealer,
     Spill,
+    Work,
 )
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
+from integration_server.service.upkeep import Pace, Upkeep
 from integration_server.settings import Address, Settings
 from integration_server.sidecar.server import run_sidecar
+from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import open_database
+from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
@@ -66,7 +73,8 @@ HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twilio)
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
-_LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database within this time
+_LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database, and due work is found, within this time
+_PRUNE_EVERY = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +90,20 @@ class Stores:
     """Where things are kept."""
 
     integrations: IntegrationStore
+    history: HealthHistory
+    agenda: Agenda
     attempts: AttemptStore
     leases: RefreshLeases
     spill: Spill
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the service can do when it is called, and what it does by itself."""
+
+    use_cases: UseCases
+    refreshing: Refreshing
+    upkeep: Sequence[Upkeep]
 
 
 def utc_now() -> datetime:
@@ -136,21 +155,27 @@ async def running_server(
         integrations = SqlIntegrations(database)
         stores = Stores(
             integrations,
+            SqlHealthHistory(database),
+            SqlAgenda(database),
             SqlAttempts(database),
             SqlRefreshLeases(database, settings.refresh_lease),
             SpillDirectory(settings.spill_dir),
         )
-        use_cases, refreshing = build_use_cases(settings, stores, providers, keyring, tasks, clock)
+        service = build_service(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
-        server = build_grpc_server(IntegrationService(use_cases, clock), health, reflect=settings.dev_mode)
+        server = build_grpc_server(IntegrationService(service.use_cases, clock), health, reflect=settings.dev_mode)
 
         async def look() -> None:
             health.set_ready(await is_ready(integrations, keyring))
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
-        await stack.enter_async_context(repeating(refreshing.recover, _LOOK_EVERY))
-        await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
+        await stack.enter_async_context(repeating(service.refreshing.recover, _LOOK_EVERY))
+        for upkeep in service.upkeep:
+            await stack.enter_async_context(upkeep)
+            await stack.enter_async_context(repeating(upkeep.look, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.monitoring.prune, _PRUNE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
         stack.callback(health.drain)
@@ -170,18 +195,20 @@ async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str
         yield url
 
 
-def build_use_cases(
+def build_service(
     settings: Settings,
     stores: Stores,
     providers: Providers,
     sealer: Sealer,
     tasks: ServerTasks,
     clock: Clock,
-) -> tuple[UseCases, Refreshing]:
-    """What the service can do over these parts, and what must be looked after while it does."""
+) -> Service:
+    """What the service can do over these parts, and what it does by itself."""
     integrations = stores.integrations
     vault = Vault(sealer)
-    connections = Connections(integrations, providers, vault, clock)
+    jitter = SystemRandom().random
+    schedule = Schedule(settings.refresh_buffer, settings.health_check_interval, jitter)
+    connections = Connections(integrations, providers, vault, clock, schedule)
     refreshing = Refreshing(
         integrations,
         stores.leases,
@@ -192,10 +219,21 @@ def build_use_cases(
         tasks,
         clock,
         random_name,
-        SystemRandom().random,
+        jitter,
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
+    monitoring = Monitoring(
+        integrations,
+        stores.history,
+        providers,
+        credentials,
+        sealer,
+        clock,
+        schedule,
+        deadline=settings.health_check_timeout,
+        keep=settings.health_history,
+    )
     use_cases = UseCases(
         connecting=Connecting(
             stores.attempts,
@@ -212,9 +250,18 @@ def build_use_cases(
         connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
         managing=Managing(integrations, providers, vault, sealer, tasks, clock),
         credentials=credentials,
-        monitoring=Monitoring(integrations, providers, credentials, clock, deadline=settings.health_check_timeout),
+        monitoring=monitoring,
     )
-    return use_cases, refreshing
+    pace = Pace(settings.background_calls_per_provider, settings.background_calls_per_second)
+    upkeep = [
+        Upkeep(work, do, stores.agenda, providers, clock, jitter, pace=pace, hold=hold)
+        for work, do, hold in (
+            # Longer than waiting for another's refresh, and the refresh, take together.
+            (Work.REFRESH, refreshing.refresh_ahead, 3 * settings.refresh_lease),
+            (Work.CHECK, monitoring.check_due, 3 * settings.health_check_timeout),
+        )
+    ]
+    return Service(use_cases, refreshing, upkeep)
 
 
 def build_grpc_server(service: IntegrationService, health: Health, *, reflect: bool) -> grpc.aio.Server:

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -28,6 +29,7 @@ from integration_server.storage.engine import (
     open_database,
     parse_database_url,
 )
+from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import KeyringError, WrappingKey, describe_data_keys, open_keyring
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.storage.schema import schema_is_current
@@ -169,6 +171,43 @@ def types() -> None:
         missing = "\n".join(provider.missing_settings)
         table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
     Console().print(table)
+
+
+@app.command()
+def expiring(
+    days: Annotated[float, typer.Option(min=0, help="How far to look ahead.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list at most, the soonest first.")] = 1000,
+) -> None:
+    """List the integrations that will die within some days, unless their users connect them again.
+
+    They are those whose refresh token has a known end, or whose access token cannot be renewed. Those that are switched
+    off, or dead already, are left out.
+    """
+    settings, _ = _settings(needs_key=False)
+    _run(_expiring(settings, timedelta(days=days), limit))
+
+
+async def _expiring(settings: Settings, within: timedelta, limit: int) -> None:
+    now = utc_now()
+    table = Table("ends", "in days", "id", "user", "type", "account", "what ends")
+    async with open_database(settings.database_url) as database:
+        for ending in await SqlIntegrations(database).list_ending(now + within, limit):
+            end_time = ending.end_time or now
+            table.add_row(
+                f"{end_time:%F %R} UTC",
+                f"{(end_time - now) / timedelta(days=1):.1f}",
+                str(ending.integration_id),
+                ending.user_id,
+                ending.integration_type,
+                ending.account_label or ending.account_id or "",
+                "refresh token" if ending.is_renewable else "access token",
+            )
+    if table.row_count:
+        Console().print(table)
+    else:
+        typer.echo("No integration ends within that time, as far as the providers have told.")
+    if table.row_count == limit:
+        typer.echo(f"These are the first {limit}; there may be more: --limit.")
 
 
 # --- what commands share -----------------------------------------------------------------------------------------

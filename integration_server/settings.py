@@ -97,6 +97,10 @@ class Settings(BaseModel):
     refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     spill_dir: Path = Path("data/spill")
     health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    health_check_interval_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 900  # 0: only when asked
+    health_history_days: Annotated[float, Field(gt=0, le=3650)] = 30
+    background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
+    background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
 
     @classmethod
@@ -174,6 +178,16 @@ class Settings(BaseModel):
     def health_check_timeout(self) -> timedelta:
         """What one provider may take for a health check."""
         return timedelta(seconds=self.health_check_timeout_seconds)
+
+    @property
+    def health_check_interval(self) -> timedelta | None:
+        """How long after a check the next one comes; None: only when asked for."""
+        return timedelta(seconds=self.health_check_interval_seconds) if self.health_check_interval_seconds else None
+
+    @property
+    def health_history(self) -> timedelta:
+        """How long checks are kept."""
+        return timedelta(days=self.health_history_days)
 
 
 def _browser_url(url: str, info: ValidationInfo) -> str:

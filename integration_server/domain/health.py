@@ -20,6 +20,20 @@ class HealthCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorRate:
+    """How many of the checks in a window of time, up to now, failed."""
+
+    window: timedelta
+    checks: int
+    failures: int
+
+    @property
+    def rate(self) -> float:
+        """From 0 to 1; 0 without checks."""
+        return self.failures / self.checks if self.checks else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class HealthReport:
     """The checks of all of a user's connected integrations, begun at `check_time`."""
 

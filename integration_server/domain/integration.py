@@ -39,6 +39,7 @@ class Integration:
     `uid` is its immutable name, made before it is stored: sealed values are bound to it. `version` counts the changes
     of its credentials: who commits new ones must name the version that they replace. Until `refresh_retry_time` a
     provider that failed is left alone; `refresh_refusals` is how often in a row it has refused without saying why.
+    From its due times on the server refreshes or checks it by itself, and never where they are None.
     """
 
     integration_id: IntegrationId
@@ -66,7 +67,14 @@ class Integration:
     connect_time: datetime | None = None
     refresh_retry_time: datetime | None = None
     refresh_refusals: int = 0
+    refresh_due_time: datetime | None = None
+    check_due_time: datetime | None = None
     version: int = 0
+
+    @property
+    def end_time(self) -> datetime | None:
+        """When it dies for want of a new authorization, as far as the provider has told."""
+        return self.refresh_token_expire_time if self.is_renewable else self.access_token_expire_time
 
     @property
     def is_connected(self) -> bool:

@@ -5,7 +5,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
-from integration_server.domain.health import HealthCheck
+from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.credentials import UsableCredentials
 from integration_server.service.ports import Provider
@@ -83,6 +83,13 @@ def health_check(value: HealthCheck) -> integration_pb2.HealthCheck:
         message=value.message,
     )
     encoded.latency.FromTimedelta(value.latency)
+    return encoded
+
+
+def error_rate(value: ErrorRate) -> integration_pb2.ErrorRate:
+    """An error rate."""
+    encoded = integration_pb2.ErrorRate(checks=value.checks, failures=value.failures, rate=value.rate)
+    encoded.window.FromTimedelta(value.window)
     return encoded
 
 

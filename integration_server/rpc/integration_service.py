@@ -183,6 +183,22 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         return pb.CheckHealthResponse(health_check=encoding.health_check(check))
 
+    async def ListHealthChecks(
+        self, request: pb.ListHealthChecksRequest, context: Context
+    ) -> pb.ListHealthChecksResponse:
+        """List the checks of one integration."""
+        history = await self._do.monitoring.list_health_checks(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.page_size(request.page_size),
+            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+        )
+        return pb.ListHealthChecksResponse(
+            health_checks=map(encoding.health_check, history.checks),
+            next_page_token=history.next_page_token,
+            error_rates=map(encoding.error_rate, history.error_rates),
+        )
+
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
         """Renew an access token."""
         token = await self._do.credentials.refresh_token(

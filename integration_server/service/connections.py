@@ -20,6 +20,7 @@ from integration_server.service.ports import (
     Provider,
     Providers,
 )
+from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 
 _LOOKS = 5  # how often to look again when another connection of the same account keeps getting in between
@@ -28,11 +29,19 @@ _LOOKS = 5  # how often to look again when another connection of the same accoun
 class Connections:
     """Commits credentials to the row of their account: the same account, connected again, updates the row it has."""
 
-    def __init__(self, integrations: IntegrationStore, providers: Providers, vault: Vault, clock: Clock) -> None:
+    def __init__(
+        self,
+        integrations: IntegrationStore,
+        providers: Providers,
+        vault: Vault,
+        clock: Clock,
+        schedule: Schedule,
+    ) -> None:
         self._integrations = integrations
         self._providers = providers
         self._vault = vault
         self._clock = clock
+        self._schedule = schedule
 
     async def existing(self, integration_id: IntegrationId, user_id: UserId, integration_type: str) -> Integration:
         """The integration that is to be connected again. Raises what is wrong with it."""
@@ -59,11 +68,12 @@ class Connections:
             target = await self._row_of(begun, account)
             new = await self.sealed(target, credentials, asked)
             now = self._clock()
+            check = self._schedule.first_check_time(now)
             if isinstance(target, NewIntegration):
-                done = await self._integrations.add_connected(target, account, new, now)
+                done = await self._integrations.add_connected(target, account, new, now, check_due_time=check)
             else:
                 done = await self._integrations.commit_connection(
-                    target, account, new, now, instead_of=_superseded(begun, target)
+                    target, account, new, now, check_due_time=check, instead_of=_superseded(begun, target)
                 )
             if done is not None:
                 return done
@@ -103,6 +113,7 @@ class Connections:
             is_renewable=credentials.refresh_token is not None,
             access_token_expire_time=credentials.expire_time,
             refresh_token_expire_time=credentials.refresh_token_expire_time,
+            refresh_due_time=self._schedule.refresh_due_time(credentials),
         )
 
 

@@ -8,12 +8,12 @@ from integration_server.domain.errors import (
     CredentialsUnreadable,
     IntegrationNotFound,
     IntegrationPending,
-    InvalidField,
     ProviderError,
     StoreUnavailable,
     UnknownIntegrationType,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.paging import PageTokens
 from integration_server.service.ports import (
     Clock,
     IntegrationStore,
@@ -22,17 +22,8 @@ from integration_server.service.ports import (
     Sealer,
     StoredIntegration,
 )
-from integration_server.service.sealing import SealedTokens, Vault
+from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
-
-
-@dataclass(frozen=True, slots=True)
-class PagePlace:
-    """The content of a page token: the list that it continues, and after which row."""
-
-    user_id: UserId
-    integration_type: str
-    after: IntegrationId
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ class Managing:
         self._vault = vault
         self._tasks = tasks
         self._clock = clock
-        self._pages = SealedTokens(sealer, "page", PagePlace)
+        self._pages = PageTokens(sealer, "page")
 
     def list_integration_types(self) -> Sequence[Provider]:
         """All types that this server knows, by name."""
@@ -79,21 +70,13 @@ class Managing:
         """A page of the user's integrations, oldest first; an empty type means all of them."""
         if integration_type:
             self._providers.get(integration_type)
-        after = await self._read_page_token(page_token, user_id, integration_type)
+        this_list = (user_id, integration_type)
+        after = IntegrationId(await self._pages.read(page_token, this_list) or 0)
         rows = await self._integrations.list(user_id, integration_type or None, after, page_size + 1)
         page = rows[:page_size]
         if len(rows) == len(page):
             return Page(page, "")
-        place = PagePlace(user_id, integration_type, page[-1].integration_id)
-        return Page(page, await self._pages.make(place))
-
-    async def _read_page_token(self, token: str, user_id: UserId, integration_type: str) -> IntegrationId:
-        if not token:
-            return IntegrationId(0)
-        place = await self._pages.read(token)
-        if place is None or (place.user_id, place.integration_type) != (user_id, integration_type):
-            raise InvalidField("page_token", "is not from this list")
-        return place.after
+        return Page(page, await self._pages.make(this_list, page[-1].integration_id))
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""

@@ -1,55 +1,88 @@
-"""Checking integrations: are their credentials good, and does the provider take them?"""
+"""Checking integrations, when asked and by itself: are their credentials good, and does the provider take them?"""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationPending,
     IntegrationServerError,
+    ProviderMisconfigured,
     ProviderUnavailable,
     ReauthorizationRequired,
     ScopeMissing,
     StoreUnavailable,
 )
-from integration_server.domain.health import HealthCheck, HealthReport
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.service.credentials import FreshCredentials, GivingCredentials
-from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
+from integration_server.service.paging import PageTokens
+from integration_server.service.ports import (
+    Clock,
+    HealthHistory,
+    IntegrationStore,
+    Providers,
+    Sealer,
+    StoredIntegration,
+)
+from integration_server.service.schedule import Schedule
+
+RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 
 _AT_ONCE = 8  # checks of one provider at a time, so that a user with many accounts is no burst to it
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """Part of an integration's checks, newest first, with its error rates; `next_page_token` is empty on the last."""
+
+    checks: Sequence[HealthCheck]
+    next_page_token: str
+    error_rates: Sequence[ErrorRate]
+
+
 class Monitoring:
-    """Checks one integration, or all of a user's. `deadline` is what one provider may take for all that it is asked."""
+    """Checks one integration, or all of a user's, or what is due. `deadline` is what one provider may take for all that
+    it is asked; checks are kept for `keep`."""
 
     def __init__(
         self,
         integrations: IntegrationStore,
+        history: HealthHistory,
         providers: Providers,
         credentials: GivingCredentials,
+        sealer: Sealer,
         clock: Clock,
+        schedule: Schedule,
         *,
         deadline: timedelta,
+        keep: timedelta,
     ) -> None:
         self._integrations = integrations
+        self._history = history
         self._providers = providers
         self._credentials = credentials
         self._clock = clock
+        self._schedule = schedule
         self._deadline = deadline.total_seconds()
+        self._keep = keep
+        self._pages = PageTokens(sealer, "health-check-page")
 
     async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
+        stored = await self._find(integration_id, user_id)
         if not stored.integration.is_connected:
             raise IntegrationPending
         (check,) = await self._check_provider([stored])
         return check
+
+    async def check_due(self, due: StoredIntegration) -> bool:
+        """Check what is due; whether its provider is well, as far as that showed."""
+        (check,) = await self._check_provider([due])
+        return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(self, user_id: UserId) -> HealthReport:
         """Check all that is connected, the providers side by side: one that hangs holds up only its own."""
@@ -94,7 +127,8 @@ class Monitoring:
         except IntegrationServerError as failure:
             error = failure
         check = _found(integration, error, begun, timedelta(seconds=_elapsed() - started))
-        await self._integrations.record_check(check)
+        failures = 0 if check.healthy else integration.error_count + 1
+        await self._history.record(check, self._schedule.next_check_time(self._clock(), failures))
         return check
 
     async def _verify(self, fresh: FreshCredentials) -> None:
@@ -103,6 +137,31 @@ class Monitoring:
         await self._providers.get(integration.integration_type).verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
+
+    async def list_health_checks(
+        self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
+    ) -> History:
+        """A page of the checks of an integration, newest first. Raises `IntegrationNotFound`."""
+        integration = (await self._find(integration_id, user_id)).integration
+        this_list = (user_id, str(integration_id))
+        before = await self._pages.read(page_token, this_list)
+        rows = await self._history.list(integration, before, page_size + 1)
+        rates = await self._history.error_rates(integration, RATE_WINDOWS, self._clock())
+        page = rows[:page_size]
+        is_last = len(rows) == len(page)
+        next_page_token = "" if is_last else await self._pages.make(this_list, page[-1].health_check_id)
+        return History([row.check for row in page], next_page_token, rates)
+
+    async def prune(self) -> None:
+        """Forget checks that are older than they are kept."""
+        while await self._history.prune(self._clock() - self._keep):
+            pass
+
+    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        stored = await self._integrations.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        return stored
 
 
 def _found(

@@ -7,10 +7,11 @@ when the database is away.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.health import HealthCheck
+from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 
 Clock = Callable[[], datetime]
@@ -18,6 +19,9 @@ Clock = Callable[[], datetime]
 
 RandomName = Callable[[], str]
 """A fresh unguessable name of 43 to 128 URL-safe characters, good as a PKCE verifier too (RFC 7636 §4.1)."""
+
+Jitter = Callable[[], float]
+"""A random number from 0 to 1."""
 
 
 # --- sealing -----------------------------------------------------------------------------------------------------
@@ -136,6 +140,7 @@ class NewCredentials:
     is_renewable: bool = False
     access_token_expire_time: datetime | None = None
     refresh_token_expire_time: datetime | None = None
+    refresh_due_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +175,20 @@ class IntegrationStore(Protocol):
         types, whose account a provider may name differently.
         """
 
+    async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
+        """Everybody's integrations that end before then (see `Integration.end_time`), the soonest first.
+
+        Those that are switched off or dead are not among them.
+        """
+
     async def add_connected(
-        self, integration: NewIntegration, account: NewAccount, credentials: NewCredentials, now: datetime
+        self,
+        integration: NewIntegration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        check_due_time: datetime | None = None,
     ) -> Integration | None:
         """Store an integration that is connected from the start. None if the user's account has a row by now."""
 
@@ -182,6 +199,7 @@ class IntegrationStore(Protocol):
         credentials: NewCredentials,
         now: datetime,
         *,
+        check_due_time: datetime | None = None,
         instead_of: IntegrationId | None = None,
     ) -> Integration | None:
         """Give a pending or reconnected integration its credentials, switch it on and clear its errors.
@@ -208,15 +226,14 @@ class IntegrationStore(Protocol):
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
         refusals: int = 0,
+        refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read.
 
         The last error is counted; until `retry_time` the provider should not be asked again; `refusals` is how often
-        in a row it has refused without saying why.
+        in a row it has refused without saying why. At `refresh_due_time` the server tries again by itself, if it
+        refreshes this one by itself at all.
         """
-
-    async def record_check(self, check: HealthCheck) -> None:
-        """Keep a health check, and set or clear the integration's last error after it."""
 
     async def update(
         self,
@@ -235,6 +252,58 @@ class IntegrationStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
+
+
+class Work(Enum):
+    """What the server does by itself."""
+
+    REFRESH = "refresh"
+    CHECK = "check"
+
+
+class Agenda(Protocol):
+    """What is due, for integrations that are switched on and not dead."""
+
+    async def due_types(self, work: Work, now: datetime) -> Sequence[str]:
+        """The integration types with due work. Only reads, so that many may look."""
+
+    async def claim(
+        self, work: Work, integration_type: str, now: datetime, due_again: datetime, limit: int
+    ) -> Sequence[StoredIntegration]:
+        """At most `limit` of what is due, to be done by this caller: what has waited longest first.
+
+        It is due again at `due_again`, unless what comes of the work sets another time.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCheck:
+    """A check of the history, and its number there, by which it is ordered."""
+
+    health_check_id: int
+    check: HealthCheck
+
+
+class HealthHistory(Protocol):
+    """The checks that were made."""
+
+    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
+        """Keep a check, set or clear the integration's last error after it, and when to check next.
+
+        The error stays as it is if the credentials were replaced since they were checked; nothing is kept if the
+        integration was removed meanwhile.
+        """
+
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:
+        """An integration's checks with a number below `before`, newest first."""
+
+    async def error_rates(
+        self, integration: Integration, windows: Sequence[timedelta], now: datetime
+    ) -> Sequence[ErrorRate]:
+        """How an integration's checks went in each window up to now."""
+
+    async def prune(self, before: datetime) -> int:
+        """Forget some of everybody's checks made before then; how many there were. 0: none is left."""
 
 
 @dataclass(frozen=True, slots=True)

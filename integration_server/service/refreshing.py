@@ -19,8 +19,10 @@ import structlog
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
     IntegrationNotFound,
+    IntegrationServerError,
     ProviderError,
     ProviderMisconfigured,
+    ProviderNotConfigured,
     ProviderUnavailable,
     ReauthorizationRequired,
     StoreUnavailable,
@@ -30,6 +32,7 @@ from integration_server.service.connections import Connections, configured
 from integration_server.service.ports import (
     Clock,
     IntegrationStore,
+    Jitter,
     Lease,
     NewCredentials,
     Provider,
@@ -38,9 +41,10 @@ from integration_server.service.ports import (
     RefreshLeases,
     Spill,
     SpilledRefresh,
+    StoredIntegration,
 )
 from integration_server.service.sealing import Vault
-from integration_server.service.setbacks import DeathWatch, Jitter, Setback, as_our_fault, setback
+from integration_server.service.setbacks import DeathWatch, Setback, as_our_fault, setback
 from integration_server.service.tasks import ServerTasks
 
 _LOOK_EVERY = (
@@ -117,6 +121,16 @@ class Refreshing:
             self._flights[seen.integration_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
         return await asyncio.shield(flight)
+
+    async def refresh_ahead(self, due: StoredIntegration) -> bool:
+        """Refresh before anybody has to wait for it; whether the provider is well, as far as that showed."""
+        try:
+            await self.refresh(due.integration)
+        except (ProviderUnavailable, ProviderMisconfigured, ProviderNotConfigured):
+            return False
+        except IntegrationServerError:
+            return True  # about this integration, and noted there
+        return True
 
     # --- one flight --------------------------------------------------------------------------------------------------
 
@@ -266,12 +280,14 @@ class Refreshing:
         raise met.error from error
 
     async def _record(self, integration: Integration, met: Setback) -> None:
+        now = self._clock()
         await self._integrations.record_failure(
             integration,
-            Failure(met.error.reason, self._clock(), str(met.error)),
+            Failure(met.error.reason, now, str(met.error)),
             reauthorization_required=met.reauthorization_required,
             retry_time=met.retry_time,
             refusals=met.refusals,
+            refresh_due_time=met.retry_time or now + _SOON,
         )
 
 

@@ -1,7 +1,6 @@
 """What a failed refresh means for its integration: try again later, connect again, or mend our own client."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,10 +13,10 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
 )
 from integration_server.domain.integration import Integration
+from integration_server.service.backoff import backoff
+from integration_server.service.ports import Jitter
 
-Jitter = Callable[[], float]
-"""A random number from 0 to 1."""
-
+_FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(minutes=5)
 _MOST_REFUSALS = 8  # by then a provider that cannot say "invalid_grant" has meant it for some minutes
 
@@ -54,8 +53,7 @@ def setback(integration: Integration, error: ProviderError, now: datetime, jitte
 def _pause(failures_before: int, jitter: Jitter) -> timedelta:
     if failures_before == 0:
         return timedelta(0)  # one hiccup is no outage
-    longest = min(timedelta(seconds=2.0 ** min(failures_before, 16)), _LONGEST_PAUSE)
-    return longest * (0.5 + jitter() / 2)
+    return backoff(failures_before, _FIRST_PAUSE, _LONGEST_PAUSE, jitter)
 
 
 class DeathWatch:

@@ -1,7 +1,7 @@
 """Integrations and their sealed credentials, in SQL: fulfils the port `IntegrationStore`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -9,6 +9,7 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     insert,
@@ -21,11 +22,10 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.ports import NewAccount, NewCredentials, NewIntegration, StoredIntegration
 from integration_server.storage.engine import Database
-from integration_server.storage.tables import health_checks, integrations, refresh_leases
+from integration_server.storage.tables import UtcDateTime, integrations, is_on, refresh_leases
 
 _T = integrations.c
 
@@ -33,7 +33,7 @@ _OPEN_COLUMNS = [column for column in _T if column is not _T.sealed_credentials]
 
 _FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
 
-_NO_FAILURE: Mapping[str, Any] = {
+NO_FAILURE: Mapping[str, Any] = {
     "last_error_class": None,
     "last_error_time": None,
     "last_error_message": None,
@@ -41,7 +41,7 @@ _NO_FAILURE: Mapping[str, Any] = {
 }
 
 _NO_SETBACK: Mapping[str, Any] = {
-    **_NO_FAILURE,
+    **NO_FAILURE,
     "reauthorization_required": False,
     "refresh_retry_time": None,
     "refresh_refusals": 0,
@@ -61,7 +61,7 @@ class SqlIntegrations:
             row = (
                 await connection.execute(_FIND, {"integration_id": integration_id, "user_id": user_id})
             ).one_or_none()
-        return None if row is None else _stored(row)
+        return None if row is None else stored_integration_of(row)
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration of that account."""
@@ -73,7 +73,7 @@ class SqlIntegrations:
         )
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else _integration(row)
+        return None if row is None else integration_of(row)
 
     async def list(
         self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
@@ -84,7 +84,7 @@ class SqlIntegrations:
             query = query.where(_T.integration_type == integration_type)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query.order_by(_T.integration_id).limit(limit))).all()
-        return [_integration(row) for row in rows]
+        return [integration_of(row) for row in rows]
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """The user's integrations that are not pending, in the order of their ids."""
@@ -93,7 +93,7 @@ class SqlIntegrations:
         )
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return [_stored(row) for row in rows]
+        return [stored_integration_of(row) for row in rows]
 
     async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
         """Whether another connected integration has the same account, or may have it under another type's name."""
@@ -110,8 +110,22 @@ class SqlIntegrations:
         async with self._database.reading() as connection:
             return bool(await connection.scalar(query))
 
+    async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
+        """Everybody's integrations that end before then, the soonest first, unless they are off or dead."""
+        end_time = case((_T.is_renewable.is_(True), _T.refresh_token_expire_time), else_=_T.access_token_expire_time)
+        query = select(*_OPEN_COLUMNS).where(is_on, end_time < before).order_by(end_time, _T.integration_id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query.limit(limit))).all()
+        return [integration_of(row) for row in rows]
+
     async def add_connected(
-        self, integration: NewIntegration, account: NewAccount, credentials: NewCredentials, now: datetime
+        self,
+        integration: NewIntegration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        check_due_time: datetime | None = None,
     ) -> Integration | None:
         """Store an integration that is connected from the start. None if the user's account has a row by now."""
         statement = (
@@ -122,6 +136,7 @@ class SqlIntegrations:
                     **_credentials_values(credentials),
                     "account_id": account.account_id,
                     "account_label": account.account_label,
+                    "check_due_time": check_due_time,
                     "connect_time": now,
                 }
             )
@@ -134,7 +149,7 @@ class SqlIntegrations:
             if _is_about_account(error):
                 return None
             raise
-        return _integration(row)
+        return integration_of(row)
 
     async def commit_connection(
         self,
@@ -143,6 +158,7 @@ class SqlIntegrations:
         credentials: NewCredentials,
         now: datetime,
         *,
+        check_due_time: datetime | None = None,
         instead_of: IntegrationId | None = None,
     ) -> Integration | None:
         """Give a pending or reconnected integration its credentials, and let the pending `instead_of` go.
@@ -160,6 +176,7 @@ class SqlIntegrations:
                     "account_id": account.account_id or integration.account_id,
                     "account_label": account.account_label or integration.account_label,
                     "is_active": True,
+                    "check_due_time": check_due_time,
                     "connect_time": now,
                     "update_time": now,
                     "version": integration.version + 1,
@@ -172,13 +189,13 @@ class SqlIntegrations:
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and instead_of is not None:
                     await connection.execute(
-                        delete(integrations).where(*_is_of(instead_of, integration.user_id), _T.connect_time.is_(None))
+                        delete(integrations).where(*is_of(instead_of, integration.user_id), _T.connect_time.is_(None))
                     )
         except IntegrityError as error:
             if _is_about_account(error):
                 return None
             raise
-        return None if row is None else _integration(row)
+        return None if row is None else integration_of(row)
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
@@ -205,7 +222,7 @@ class SqlIntegrations:
             row = (await connection.execute(statement)).one_or_none()
             if row is not None:
                 await connection.execute(end_lease)
-        return None if row is None else _integration(row)
+        return None if row is None else integration_of(row)
 
     async def record_failure(
         self,
@@ -215,32 +232,20 @@ class SqlIntegrations:
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
         refusals: int = 0,
+        refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read."""
-        values = _failure_values(failure) | {"refresh_retry_time": retry_time, "refresh_refusals": refusals}
+        due_time = bindparam(None, refresh_due_time, UtcDateTime)
+        values = failure_values(failure) | {
+            "refresh_retry_time": retry_time,
+            "refresh_refusals": refusals,
+            # What is never refreshed ahead of need stays so.
+            "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),
+        }
         if reauthorization_required:
             values["reauthorization_required"] = True
         async with self._database.writing() as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
-
-    async def record_check(self, check: HealthCheck) -> None:
-        """Keep a health check, and set or clear the integration's last error after it.
-
-        The error stays as it is if the credentials were replaced since they were checked; nothing is kept if the
-        integration was removed meanwhile.
-        """
-        is_same = _is_of(check.integration.integration_id, check.integration.user_id)
-        # The lock keeps the row from going before the check refers to it; SQLite's transaction does so by itself.
-        lock = select(_T.version).where(*is_same).with_for_update()
-        async with self._database.writing() as connection:
-            version = await connection.scalar(lock)
-            if version is None:
-                return
-            values: dict[str, Any] = {"last_health_check": check.check_time}
-            if version == check.integration.version:
-                values |= _outcome_values(check)
-            await connection.execute(update(integrations).where(*is_same).values(values))
-            await connection.execute(insert(health_checks).values(_check_values(check)))
 
     async def update(
         self,
@@ -256,20 +261,20 @@ class SqlIntegrations:
         given = {"name": name, "config": config, "is_active": is_active}
         statement = (
             update(integrations)
-            .where(*_is_of(integration_id, user_id))
+            .where(*is_of(integration_id, user_id))
             .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
             .returning(*_OPEN_COLUMNS)
         )
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else _integration(row)
+        return None if row is None else integration_of(row)
 
     async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """Delete the integration with all that hangs on it; what it was, or None if there is no such integration."""
-        statement = delete(integrations).where(*_is_of(integration_id, user_id)).returning(integrations)
+        statement = delete(integrations).where(*is_of(integration_id, user_id)).returning(integrations)
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else _stored(row)
+        return None if row is None else stored_integration_of(row)
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
@@ -283,11 +288,13 @@ class SqlIntegrations:
 # --- rows to values ----------------------------------------------------------------------------------------------
 
 
-def _stored(row: Row[Any]) -> StoredIntegration:
-    return StoredIntegration(_integration(row), row.sealed_credentials)
+def stored_integration_of(row: Row[Any]) -> StoredIntegration:
+    """A row with its sealed credentials."""
+    return StoredIntegration(integration_of(row), row.sealed_credentials)
 
 
-def _integration(row: Row[Any]) -> Integration:
+def integration_of(row: Row[Any]) -> Integration:
+    """A row without its credentials."""
     return Integration(
         integration_id=row.integration_id,
         uid=row.uid,
@@ -314,6 +321,8 @@ def _integration(row: Row[Any]) -> Integration:
         connect_time=row.connect_time,
         refresh_retry_time=row.refresh_retry_time,
         refresh_refusals=row.refresh_refusals,
+        refresh_due_time=row.refresh_due_time,
+        check_due_time=row.check_due_time,
         version=row.version,
     )
 
@@ -357,10 +366,12 @@ def _credentials_values(credentials: NewCredentials) -> dict[str, Any]:
         "is_renewable": credentials.is_renewable,
         "access_token_expire_time": credentials.access_token_expire_time,
         "refresh_token_expire_time": credentials.refresh_token_expire_time,
+        "refresh_due_time": credentials.refresh_due_time,
     }
 
 
-def _failure_values(failure: Failure) -> dict[str, Any]:
+def failure_values(failure: Failure) -> dict[str, Any]:
+    """The columns after one more failure."""
     return {
         "last_error_class": failure.error_class,
         "last_error_time": failure.time,
@@ -369,33 +380,16 @@ def _failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
-def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
-    if check.error_class is None:
-        return _NO_FAILURE
-    return _failure_values(Failure(check.error_class, check.check_time, check.message))
-
-
-def _check_values(check: HealthCheck) -> dict[str, Any]:
-    return {
-        "integration_id": check.integration.integration_id,
-        "status": check.status.value,
-        "healthy": check.healthy,
-        "check_time": check.check_time,
-        "latency_microseconds": check.latency // timedelta(microseconds=1),
-        "error_class": check.error_class,
-        "message": check.message,
-    }
-
-
 # --- conditions --------------------------------------------------------------------------------------------------
 
 
-def _is_of(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
+def is_of(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
+    """The user's integration, and nobody else's."""
     return (_T.integration_id == integration_id, _T.user_id == user_id)
 
 
 def _is_at_version(integration: Integration) -> tuple[ColumnElement[bool], ...]:
-    return (*_is_of(integration.integration_id, integration.user_id), _T.version == integration.version)
+    return (*is_of(integration.integration_id, integration.user_id), _T.version == integration.version)
 
 
 def _is_about_account(error: IntegrityError) -> bool:

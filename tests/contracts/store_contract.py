@@ -19,6 +19,7 @@ from integration_server.domain.integration import Failure, Integration, Integrat
 from integration_server.service.ports import (
     Attempt,
     AttemptStore,
+    HealthHistory,
     IntegrationStore,
     NewAccount,
     NewAttempt,
@@ -194,7 +195,9 @@ class IntegrationStoreContract:
         assert stored.connect_time.tzinfo == UTC
         assert stored.access_token_expire_time == datetime.max.replace(tzinfo=UTC)
 
-    async def test_another_users_integration_does_not_exist(self, integrations: IntegrationStore) -> None:
+    async def test_another_users_integration_does_not_exist(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
         integration = await connected(integrations, ANN, "a")
         theirs = replace(integration, user_id=BOB)
         integration_id = integration.integration_id
@@ -208,7 +211,7 @@ class IntegrationStoreContract:
         assert await integrations.commit_refresh(theirs, new_credentials(b"theirs"), LATER) is None
         assert await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
         await integrations.record_failure(theirs, FAILURE)
-        await integrations.record_check(failed_check_of(theirs))
+        await history.record(failed_check_of(theirs), None)
 
         assert await integrations.find(integration_id, ANN) == StoredIntegration(integration, b"sealed")
 
@@ -410,41 +413,6 @@ class IntegrationStoreContract:
         await integrations.record_failure(before, FAILURE, reauthorization_required=True)
         assert await now_of(integrations, before) == current
 
-    async def test_a_check_sets_and_clears_the_last_error(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
-        for count in (1, 2):
-            await integrations.record_check(failed_check_of(integration))
-            stored = await now_of(integrations, integration)
-            failure = Failure("PROVIDER_UNAVAILABLE", LATER, "the provider does not answer as it should")
-            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, LATER)
-        await integrations.record_check(check_of(integration))
-        assert await now_of(integrations, integration) == replace(integration, last_health_check=LATER)
-
-    async def test_a_check_of_former_credentials_leaves_the_error_alone(self, integrations: IntegrationStore) -> None:
-        before = await connected(integrations)
-        current = await integrations.commit_refresh(before, new_credentials(), NOW)
-        assert current is not None
-        await integrations.record_check(failed_check_of(before))
-        assert await now_of(integrations, before) == replace(current, last_health_check=LATER)
-
-        await integrations.record_failure(current, FAILURE)
-        await integrations.record_check(check_of(before))
-        assert (await now_of(integrations, before)).last_error == FAILURE
-
-    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
-        await integrations.remove(integration.integration_id, ANN)
-        await integrations.record_check(check_of(integration))
-        assert await integrations.find(integration.integration_id, ANN) is None
-
-    async def test_checks_and_removals_may_race(self, integrations: IntegrationStore) -> None:
-        rows = [await connected(integrations) for _ in range(10)]
-        await asyncio.gather(
-            *(integrations.record_check(check_of(row)) for row in rows),
-            *(integrations.remove(row.integration_id, ANN) for row in rows),
-        )
-        assert await integrations.list_connected(ANN) == []
-
     # --- updating and removing ---------------------------------------------------------------------------------
 
     async def test_updates_what_is_given(self, integrations: IntegrationStore) -> None:
@@ -463,11 +431,11 @@ class IntegrationStoreContract:
             assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"sealed")
 
     async def test_removes_with_all_that_hangs_on_it(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AttemptStore, history: HealthHistory
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         other = await connected(integrations, ANN, "b")
-        await integrations.record_check(check_of(integration))
+        await history.record(check_of(integration), None)
         attempt = new_attempt(is_reconnection=True)
         await attempts.begin_again(attempt, integration.integration_id)
         checked = await now_of(integrations, integration)

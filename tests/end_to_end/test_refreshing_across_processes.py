@@ -45,7 +45,7 @@ class Replicas:
 
 @asynccontextmanager
 async def running_replicas(
-    directory: Path, database_url: str, servers: int, lease: float = LEASE
+    directory: Path, database_url: str, servers: int, lease: float = LEASE, **settings: str
 ) -> AsyncIterator[Replicas]:
     """So many of them, with leases of so many seconds."""
     sandbox = Sandbox(behaviour=Behaviour())
@@ -63,6 +63,7 @@ async def running_replicas(
             SANDBOX_CLIENT_SECRET=secret,
             REFRESH_LEASE_SECONDS=str(lease),
             SPILL_DIR=str(directory / "spill"),
+            **settings,
         )
         commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(servers)]
         clients = [

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.domain.health import HealthCheck
+from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.ports import (
     Attempt,
     Clock,
+    KeptCheck,
     Lease,
     NewAccount,
     NewAttempt,
@@ -19,6 +20,7 @@ from integration_server.service.ports import (
     NewIntegration,
     SpilledRefresh,
     StoredIntegration,
+    Work,
 )
 
 _NO_FAILURE: Mapping[str, Any] = {"last_error": None, "error_count": 0}
@@ -122,6 +124,14 @@ class Rows:
         """Everybody's connected rows."""
         return [stored for stored in self.integrations.values() if stored.integration.is_connected]
 
+    def on(self) -> list[StoredIntegration]:
+        """Everybody's rows that are switched on and not dead."""
+        return [
+            stored
+            for stored in self.integrations.values()
+            if stored.integration.is_active and not stored.integration.reauthorization_required
+        ]
+
 
 class MemoryIntegrations:
     """An `IntegrationStore`."""
@@ -171,8 +181,24 @@ class MemoryIntegrations:
             for other in others
         )
 
+    async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
+        """Those that end, unless off or dead."""
+        await self._rows.answer()
+        ending = [
+            (end_time, stored.integration.integration_id, stored.integration)
+            for stored in self._rows.on()
+            if (end_time := stored.integration.end_time) is not None and end_time < before
+        ]
+        return [integration for _, _, integration in sorted(ending, key=lambda entry: entry[:2])[:limit]]
+
     async def add_connected(
-        self, integration: NewIntegration, account: NewAccount, credentials: NewCredentials, now: datetime
+        self,
+        integration: NewIntegration,
+        account: NewAccount,
+        credentials: NewCredentials,
+        now: datetime,
+        *,
+        check_due_time: datetime | None = None,
     ) -> Integration | None:
         """A connected row, unless its account has one."""
         await self._rows.answer()
@@ -183,6 +209,7 @@ class MemoryIntegrations:
             row,
             **asdict(credentials),
             **asdict(account),
+            check_due_time=check_due_time,
             connect_time=now.astimezone(UTC),
         )
 
@@ -193,6 +220,7 @@ class MemoryIntegrations:
         credentials: NewCredentials,
         now: datetime,
         *,
+        check_due_time: datetime | None = None,
         instead_of: IntegrationId | None = None,
     ) -> Integration | None:
         """The row with its credentials, unless version or account stand against it."""
@@ -212,6 +240,7 @@ class MemoryIntegrations:
             account_id=account.account_id or current.account_id,
             account_label=account.account_label or current.account_label,
             is_active=True,
+            check_due_time=check_due_time,
             connect_time=now,
             update_time=now,
             version=current.version + 1,
@@ -242,6 +271,7 @@ class MemoryIntegrations:
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
         refusals: int = 0,
+        refresh_due_time: datetime | None = None,
     ) -> None:
         """Set and count, at the version that was seen."""
         await self._rows.answer()
@@ -254,23 +284,8 @@ class MemoryIntegrations:
                 reauthorization_required=current.reauthorization_required or reauthorization_required,
                 refresh_retry_time=retry_time,
                 refresh_refusals=refusals,
+                refresh_due_time=current.refresh_due_time and refresh_due_time,
             )
-
-    async def record_check(self, check: HealthCheck) -> None:
-        """Keep it, and set or clear the error at the version that was checked."""
-        await self._rows.answer()
-        stored = self._rows.find(check.integration.integration_id, check.integration.user_id)
-        if stored is None:
-            return
-        self._rows.checks.append(check)
-        row = self._rows.set(stored.integration, last_health_check=check.check_time)
-        if row.version != check.integration.version:
-            return
-        if check.error_class is None:
-            self._rows.set(row, **_NO_FAILURE)
-        else:
-            failure = Failure(check.error_class, check.check_time, check.message)
-            self._rows.set(row, last_error=failure, error_count=row.error_count + 1)
 
     async def update(
         self,
@@ -311,6 +326,99 @@ class MemoryIntegrations:
             ):
                 return row
         return None
+
+
+class MemoryHealthHistory:
+    """A `HealthHistory`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
+        """Keep it, and set or clear the error at the version that was checked."""
+        await self._rows.answer()
+        stored = self._rows.find(check.integration.integration_id, check.integration.user_id)
+        if stored is None:
+            return
+        self._rows.checks.append(check)
+        row = self._rows.set(stored.integration, last_health_check=check.check_time, check_due_time=check_due_time)
+        if row.version != check.integration.version:
+            return
+        if check.error_class is None:
+            self._rows.set(row, **_NO_FAILURE)
+        else:
+            failure = Failure(check.error_class, check.check_time, check.message)
+            self._rows.set(row, last_error=failure, error_count=row.error_count + 1)
+
+    async def error_rates(
+        self, integration: Integration, windows: Sequence[timedelta], now: datetime
+    ) -> Sequence[ErrorRate]:
+        """Counted."""
+        await self._rows.answer()
+        checks = [check for _, check in self._numbered(integration)]
+        within = [[check for check in checks if check.check_time > now - window] for window in windows]
+        return [
+            ErrorRate(window, len(found), sum(not check.healthy for check in found))
+            for window, found in zip(windows, within, strict=True)
+        ]
+
+    async def prune(self, before: datetime) -> int:
+        """Forget all of them."""
+        await self._rows.answer()
+        old = [check for check in self._rows.checks if check.check_time < before]
+        for check in old:
+            self._rows.checks.remove(check)
+        return len(old)
+
+    def _numbered(self, integration: Integration) -> list[tuple[int, HealthCheck]]:
+        is_there = self._rows.find(integration.integration_id, integration.user_id) is not None
+        return [
+            (number, check)
+            for number, check in enumerate(self._rows.checks, start=1)
+            if is_there and check.integration.integration_id == integration.integration_id
+        ]
+
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:
+        """Newest first."""
+        await self._rows.answer()
+        kept = [
+            KeptCheck(number, replace(check, integration=integration))
+            for number, check in self._numbered(integration)
+            if before is None or number < before
+        ]
+        return kept[::-1][:limit]
+
+
+class MemoryAgenda:
+    """An `Agenda`."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def due_types(self, work: Work, now: datetime) -> Sequence[str]:
+        """Of what is due."""
+        await self._rows.answer()
+        return sorted({stored.integration.integration_type for _, stored in self._due(work, now)})
+
+    async def claim(
+        self, work: Work, integration_type: str, now: datetime, due_again: datetime, limit: int
+    ) -> Sequence[StoredIntegration]:
+        """What has waited longest."""
+        await self._rows.answer()
+        due = sorted(
+            (due_time, stored.integration.integration_id)
+            for due_time, stored in self._due(work, now)
+            if stored.integration.integration_type == integration_type
+        )
+        claimed = []
+        for _, integration_id in due[:limit]:
+            self._rows.set(self._rows.integrations[integration_id].integration, **{f"{work.value}_due_time": due_again})
+            claimed.append(self._rows.integrations[integration_id])
+        return claimed
+
+    def _due(self, work: Work, now: datetime) -> list[tuple[datetime, StoredIntegration]]:
+        due_times = [(getattr(stored.integration, f"{work.value}_due_time"), stored) for stored in self._rows.on()]
+        return [(due_time, stored) for due_time, stored in due_times if due_time is not None and due_time <= now]
 
 
 class MemoryLeases:

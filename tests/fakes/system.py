@@ -17,13 +17,22 @@ from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import NewAccount, StoredIntegration
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from tests.fakes.clock import SettableClock
 from tests.fakes.names import CountingNames
 from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.sealer import FakeSealer
-from tests.fakes.store import MemoryAttempts, MemoryIntegrations, MemoryLeases, MemorySpill, Rows
+from tests.fakes.store import (
+    MemoryAgenda,
+    MemoryAttempts,
+    MemoryHealthHistory,
+    MemoryIntegrations,
+    MemoryLeases,
+    MemorySpill,
+    Rows,
+)
 
 ADA, EVE = UserId("ada"), UserId("eve")
 PUBLIC_URL = "https://hooks.example"
@@ -32,6 +41,8 @@ APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"
 BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
+CHECK_INTERVAL = timedelta(minutes=15)
+HISTORY_KEPT = timedelta(days=30)
 
 
 @dataclass
@@ -69,7 +80,10 @@ class FakeSystem:
         self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
         self.spill = MemorySpill()
         self.redirects = RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
-        self.connections = Connections(self.integrations, self.providers, self.vault, self.clock)
+        self.history = MemoryHealthHistory(self.rows)
+        self.agenda = MemoryAgenda(self.rows)
+        self.schedule = Schedule(BUFFER, CHECK_INTERVAL, lambda: 0.5)
+        self.connections = Connections(self.integrations, self.providers, self.vault, self.clock, self.schedule)
         self.refreshing = self.another_process()
         self.credentials = GivingCredentials(
             self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
@@ -89,7 +103,15 @@ class FakeSystem:
         self.connecting_by_key = ConnectingByKey(self.connections, self.providers, self.tasks, self.names)
         self.managing = Managing(self.integrations, self.providers, self.vault, self.sealer, self.tasks, self.clock)
         self.monitoring = Monitoring(
-            self.integrations, self.providers, self.credentials, self.clock, deadline=self.health_deadline
+            self.integrations,
+            self.history,
+            self.providers,
+            self.credentials,
+            self.sealer,
+            self.clock,
+            self.schedule,
+            deadline=self.health_deadline,
+            keep=HISTORY_KEPT,
         )
 
     def another_process(self) -> Refreshing:

@@ -116,6 +116,18 @@ class HealthCheck(_message.Message):
     message: str
     def __init__(self, integration_id: _Optional[int] = ..., integration_type: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[_Union[Status, str]] = ..., healthy: _Optional[bool] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., error_class: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
+class ErrorRate(_message.Message):
+    __slots__ = ("window", "checks", "failures", "rate")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    window: _duration_pb2.Duration
+    checks: int
+    failures: int
+    rate: float
+    def __init__(self, window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., checks: _Optional[int] = ..., failures: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
+
 class IntegrationTypeInfo(_message.Message):
     __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings")
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]

@@ -243,6 +243,28 @@ class CheckHealthResponse(_message.Message):
     health_check: _integration_pb2.HealthCheck
     def __init__(self, health_check: _Optional[_Union[_integration_pb2.HealthCheck, _Mapping]] = ...) -> None: ...
 
+class ListHealthChecksRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "page_size", "page_token")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    page_size: int
+    page_token: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListHealthChecksResponse(_message.Message):
+    __slots__ = ("health_checks", "next_page_token", "error_rates")
+    HEALTH_CHECKS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_RATES_FIELD_NUMBER: _ClassVar[int]
+    health_checks: _containers.RepeatedCompositeFieldContainer[_integration_pb2.HealthCheck]
+    next_page_token: str
+    error_rates: _containers.RepeatedCompositeFieldContainer[_integration_pb2.ErrorRate]
+    def __init__(self, health_checks: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., error_rates: _Optional[_Iterable[_Union[_integration_pb2.ErrorRate, _Mapping]]] = ...) -> None: ...
+
 class RefreshTokenRequest(_message.Message):
     __slots__ = ("integration_id", "user_id", "force")
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]

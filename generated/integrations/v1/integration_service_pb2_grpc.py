@@ -88,6 +88,11 @@ class IntegrationServiceStub:
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.CheckHealthRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_integration__service__pb2.CheckHealthResponse.FromString,
                 _registered_method=True)
+        self.ListHealthChecks = channel.unary_unary(
+                '/integrations.v1.IntegrationService/ListHealthChecks',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksResponse.FromString,
+                _registered_method=True)
         self.RefreshToken = channel.unary_unary(
                 '/integrations.v1.IntegrationService/RefreshToken',
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.RefreshTokenRequest.SerializeToString,
@@ -183,6 +188,13 @@ class IntegrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListHealthChecks(self, request, context):
+        """Lists the checks that were made of an integration, newest first, with its error rates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RefreshToken(self, request, context):
         """Renews an access token that is about to expire, or any with `force`.
         """
@@ -256,6 +268,11 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
                     servicer.CheckHealth,
                     request_deserializer=integrations_dot_v1_dot_integration__service__pb2.CheckHealthRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_integration__service__pb2.CheckHealthResponse.SerializeToString,
+            ),
+            'ListHealthChecks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHealthChecks,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksResponse.SerializeToString,
             ),
             'RefreshToken': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshToken,
@@ -547,6 +564,33 @@ class IntegrationService:
             '/integrations.v1.IntegrationService/CheckHealth',
             integrations_dot_v1_dot_integration__service__pb2.CheckHealthRequest.SerializeToString,
             integrations_dot_v1_dot_integration__service__pb2.CheckHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHealthChecks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/ListHealthChecks',
+            integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.ListHealthChecksResponse.FromString,
             options,
             channel_credentials,
             insecure,

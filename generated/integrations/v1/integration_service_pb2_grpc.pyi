@@ -59,6 +59,8 @@ class IntegrationServiceStub:
     """Checks all of a user's connected integrations at once. One that hangs holds up none of the others."""
     CheckHealth: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]
     """Checks one integration: are its credentials good, and does the provider take them?"""
+    ListHealthChecks: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]
+    """Lists the checks that were made of an integration, newest first, with its error rates."""
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]
     """Renews an access token that is about to expire, or any with `force`."""
     ListIntegrationTypes: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]
@@ -97,6 +99,8 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Checks all of a user's connected integrations at once. One that hangs holds up none of the others."""
     CheckHealth: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]  # type: ignore[assignment]
     """Checks one integration: are its credentials good, and does the provider take them?"""
+    ListHealthChecks: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]  # type: ignore[assignment]
+    """Lists the checks that were made of an integration, newest first, with its error rates."""
     RefreshToken: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
     """Renews an access token that is about to expire, or any with `force`."""
     ListIntegrationTypes: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]  # type: ignore[assignment]
@@ -192,6 +196,14 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.CheckHealthResponse, _abc.Awaitable[_integration_service_pb2.CheckHealthResponse]]:
         """Checks one integration: are its credentials good, and does the provider take them?"""
+
+    @_abc_1.abstractmethod
+    def ListHealthChecks(
+        self,
+        request: _integration_service_pb2.ListHealthChecksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.ListHealthChecksResponse, _abc.Awaitable[_integration_service_pb2.ListHealthChecksResponse]]:
+        """Lists the checks that were made of an integration, newest first, with its error rates."""
 
     @_abc_1.abstractmethod
     def RefreshToken(

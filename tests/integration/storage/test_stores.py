@@ -2,9 +2,13 @@
 
 import pytest
 
+from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import Database
+from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
+from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
+from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
 
 
@@ -17,8 +21,24 @@ class _OnSql:
     def attempts(self, database: Database) -> SqlAttempts:
         return SqlAttempts(database)
 
+    @pytest.fixture
+    def history(self, database: Database) -> SqlHealthHistory:
+        return SqlHealthHistory(database)
 
-class TestSqlIntegrations(_OnSql, IntegrationStoreContract):
+    @pytest.fixture
+    def agenda(self, database: Database) -> SqlAgenda:
+        return SqlAgenda(database)
+
+
+class TestSqlIntegrations(_OnSql, IntegrationStoreContract, RefreshDueTimeContract):
+    pass
+
+
+class TestSqlHealthHistory(_OnSql, HealthHistoryContract):
+    pass
+
+
+class TestSqlAgenda(_OnSql, AgendaContract):
     pass
 
 

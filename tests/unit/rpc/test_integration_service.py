@@ -157,6 +157,22 @@ async def test_checks_all_and_the_counts_add_up(edge: Edge, system: FakeSystem) 
 
 
 @pytest.mark.usefixtures("integration")
+async def test_lists_checks_in_pages_with_the_error_rates(edge: Edge, system: FakeSystem) -> None:
+    await edge.call("CheckHealth", good("CheckHealth"))
+    system.provider.verify_error = ProviderUnavailable()
+    await edge.call("CheckHealth", good("CheckHealth"))
+    first = await edge.call("ListHealthChecks", good("ListHealthChecks", page_size=1))
+    rest = await edge.call("ListHealthChecks", good("ListHealthChecks", page_token=first.next_page_token))
+    assert [check.healthy for check in (*first.health_checks, *rest.health_checks)] == [False, True]
+    assert not rest.next_page_token
+    assert [(one.window.ToTimedelta().days, one.checks, one.failures, one.rate) for one in rest.error_rates] == [
+        (0, 2, 1, 0.5),
+        (1, 2, 1, 0.5),
+        (7, 2, 1, 0.5),
+    ]
+
+
+@pytest.mark.usefixtures("integration")
 async def test_refreshes_a_token_by_force_only_while_it_is_good(edge: Edge, system: FakeSystem) -> None:
     still = await edge.call("RefreshToken", good("RefreshToken"))
     forced = await edge.call("RefreshToken", good("RefreshToken", force=True))

@@ -2,8 +2,10 @@
 
 import pytest
 
+from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
+from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
-from tests.fakes.store import MemoryAttempts, MemoryIntegrations, Rows
+from tests.fakes.store import MemoryAgenda, MemoryAttempts, MemoryHealthHistory, MemoryIntegrations, Rows
 
 
 @pytest.fixture
@@ -21,7 +23,25 @@ def attempts(rows: Rows) -> MemoryAttempts:
     return MemoryAttempts(rows)
 
 
-class TestMemoryIntegrations(IntegrationStoreContract):
+@pytest.fixture
+def history(rows: Rows) -> MemoryHealthHistory:
+    return MemoryHealthHistory(rows)
+
+
+@pytest.fixture
+def agenda(rows: Rows) -> MemoryAgenda:
+    return MemoryAgenda(rows)
+
+
+class TestMemoryIntegrations(IntegrationStoreContract, RefreshDueTimeContract):
+    pass
+
+
+class TestMemoryHealthHistory(HealthHistoryContract):
+    pass
+
+
+class TestMemoryAgenda(AgendaContract):
     pass
 
 

@@ -6,6 +6,7 @@ import pytest
 from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationPending,
+    InvalidField,
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
@@ -235,3 +236,65 @@ async def test_one_provider_gets_no_burst(system: FakeSystem) -> None:
     system.provider.gate.set()
     assert (await checking).healthy_count == 20
     assert system.provider.most_at_once == 8
+
+
+# --- the history ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, integration: Integration) -> None:
+    other = await system.connect_account("another")
+    for _ in range(5):
+        system.clock.advance(timedelta(minutes=1))
+        await check(system, integration.integration_id)
+        await check(system, other.integration_id)
+    listed: list[HealthCheck] = []
+    token = ""
+    while True:
+        history = await system.monitoring.list_health_checks(integration.integration_id, ADA, 2, token)
+        listed += history.checks
+        token = history.next_page_token
+        if not token:
+            break
+    mine = [one for one in system.rows.checks if one.integration.integration_id == integration.integration_id]
+    assert [one.check_time for one in listed] == [one.check_time for one in mine][::-1]
+
+
+async def test_the_history_tells_the_error_rates(system: FakeSystem, integration: Integration) -> None:
+    system.provider.verify_error = ProviderUnavailable()
+    await check(system, integration.integration_id)
+    system.clock.advance(timedelta(hours=2))
+    system.provider.verify_error = None
+    await check(system, integration.integration_id)
+    history = await system.monitoring.list_health_checks(integration.integration_id, ADA, 10, "")
+    assert [(one.window, one.checks, one.failures, one.rate) for one in history.error_rates] == [
+        (HOUR, 1, 0, 0.0),
+        (timedelta(days=1), 2, 1, 0.5),
+        (timedelta(days=7), 2, 1, 0.5),
+    ]
+
+
+async def test_a_page_token_is_good_for_its_own_history_only(system: FakeSystem, integration: Integration) -> None:
+    other = await system.connect_account("another")
+    for _ in range(2):
+        await check(system, integration.integration_id)
+    token = (await system.monitoring.list_health_checks(integration.integration_id, ADA, 1, "")).next_page_token
+    integrations = await system.managing.list_integrations(ADA, "", 1, "")
+    for wrong in (token + "x", integrations.next_page_token):
+        with pytest.raises(InvalidField):
+            await system.monitoring.list_health_checks(integration.integration_id, ADA, 1, wrong)
+    with pytest.raises(InvalidField):
+        await system.monitoring.list_health_checks(other.integration_id, ADA, 1, token)
+
+
+async def test_there_is_no_history_for_another(system: FakeSystem, integration: Integration) -> None:
+    for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
+        with pytest.raises(IntegrationNotFound):
+            await system.monitoring.list_health_checks(integration_id, user_id, 10, "")
+
+
+async def test_old_checks_are_forgotten(system: FakeSystem, integration: Integration) -> None:
+    for _ in range(3):
+        await check(system, integration.integration_id)
+        system.clock.advance(timedelta(days=20))
+    await system.monitoring.prune()
+    assert [system.clock() - one.check_time for one in system.rows.checks] == [timedelta(days=20)]

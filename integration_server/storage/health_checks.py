@@ -1,0 +1,104 @@
+"""The history of health checks, in SQL: fulfils the port `HealthHistory`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, Select, case, delete, func, insert, select, update
+
+from integration_server.domain.health import ErrorRate, HealthCheck
+from integration_server.domain.integration import Failure, Integration, Status
+from integration_server.service.ports import KeptCheck
+from integration_server.storage.engine import Database
+from integration_server.storage.integrations import NO_FAILURE, failure_values, is_of
+from integration_server.storage.tables import health_checks, integrations
+
+_C = health_checks.c
+
+_PRUNED_AT_ONCE = 1000  # short transactions, so that nobody waits for them
+
+
+class SqlHealthHistory:
+    """A `HealthHistory` over a SQL database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
+        """Keep a check, set or clear the integration's last error after it, and when to check next."""
+        is_same = is_of(check.integration.integration_id, check.integration.user_id)
+        # The lock keeps the row from going before the check refers to it; SQLite's transaction does so by itself.
+        lock = select(integrations.c.version).where(*is_same).with_for_update()
+        async with self._database.writing() as connection:
+            version = await connection.scalar(lock)
+            if version is None:
+                return
+            values: dict[str, Any] = {"last_health_check": check.check_time, "check_due_time": check_due_time}
+            if version == check.integration.version:
+                values |= _outcome_values(check)
+            await connection.execute(update(integrations).where(*is_same).values(values))
+            await connection.execute(insert(health_checks).values(_check_values(check)))
+
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:
+        """An integration's checks with a number below `before`, newest first."""
+        query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(_C.health_check_id < before)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [KeptCheck(row.health_check_id, _check(row, integration)) for row in rows]
+
+    async def error_rates(
+        self, integration: Integration, windows: Sequence[timedelta], now: datetime
+    ) -> Sequence[ErrorRate]:
+        """How an integration's checks went in each window up to now."""
+        counts = []
+        for window in windows:
+            is_within = _C.check_time > now - window
+            counts += [func.count(case((is_within, 1))), func.count(case((is_within & _C.healthy.is_(False), 1)))]
+        query = _of(integration, *counts).where(_C.check_time > now - max(windows))
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).one()
+        return [ErrorRate(window, *row[2 * number : 2 * number + 2]) for number, window in enumerate(windows)]
+
+    async def prune(self, before: datetime) -> int:
+        """Forget some of everybody's checks made before then; how many there were."""
+        old = select(_C.health_check_id).where(_C.check_time < before).order_by(_C.check_time).limit(_PRUNED_AT_ONCE)
+        async with self._database.writing() as connection:
+            return (await connection.execute(delete(health_checks).where(_C.health_check_id.in_(old)))).rowcount
+
+
+def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Columns of the integration's checks, or all of them."""
+    is_same = is_of(integration.integration_id, integration.user_id)
+    return select(*columns or health_checks.c).select_from(health_checks.join(integrations)).where(*is_same)
+
+
+def _check(row: Row[Any], integration: Integration) -> HealthCheck:
+    return HealthCheck(
+        integration=integration,
+        status=Status(row.status),
+        healthy=row.healthy,
+        check_time=row.check_time,
+        latency=timedelta(microseconds=row.latency_microseconds),
+        error_class=row.error_class,
+        message=row.message,
+    )
+
+
+def _check_values(check: HealthCheck) -> dict[str, Any]:
+    return {
+        "integration_id": check.integration.integration_id,
+        "status": check.status.value,
+        "healthy": check.healthy,
+        "check_time": check.check_time,
+        "latency_microseconds": check.latency // timedelta(microseconds=1),
+        "error_class": check.error_class,
+        "message": check.message,
+    }
+
+
+def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
+    if check.error_class is None:
+        return NO_FAILURE
+    return failure_values(Failure(check.error_class, check.check_time, check.message))

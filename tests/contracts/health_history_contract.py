@@ -1,0 +1,121 @@
+"""What every `HealthHistory` must do, whatever it is made of."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+from integration_server.domain.health import ErrorRate
+from integration_server.domain.integration import Failure
+from integration_server.service.ports import HealthHistory, IntegrationStore
+from tests.contracts.store_contract import (
+    ANN,
+    BOB,
+    FAILURE,
+    LATER,
+    NOW,
+    check_of,
+    connected,
+    failed_check_of,
+    new_credentials,
+    now_of,
+)
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+class HealthHistoryContract:
+    """The tests; who inherits them provides the fixtures `history` and `integrations`."""
+
+    async def test_a_check_sets_and_clears_the_last_error(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        integration = await connected(integrations)
+        for count in (1, 2):
+            await history.record(failed_check_of(integration), LATER)
+            stored = await now_of(integrations, integration)
+            failure = Failure("PROVIDER_UNAVAILABLE", LATER, "the provider does not answer as it should")
+            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, LATER)
+        await history.record(check_of(integration), LATER)
+        assert await now_of(integrations, integration) == replace(
+            integration, last_health_check=LATER, check_due_time=LATER
+        )
+
+    async def test_a_check_of_former_credentials_leaves_the_error_alone(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        before = await connected(integrations)
+        current = await integrations.commit_refresh(before, new_credentials(), NOW)
+        assert current is not None
+        await history.record(failed_check_of(before), LATER)
+        assert await now_of(integrations, before) == replace(current, last_health_check=LATER, check_due_time=LATER)
+
+        await integrations.record_failure(current, FAILURE)
+        await history.record(check_of(before), LATER)
+        assert (await now_of(integrations, before)).last_error == FAILURE
+
+    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        integration = await connected(integrations)
+        await integrations.remove(integration.integration_id, ANN)
+        await history.record(check_of(integration), LATER)
+        assert await integrations.find(integration.integration_id, ANN) is None
+
+    async def test_checks_and_removals_may_race(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+        rows = [await connected(integrations) for _ in range(10)]
+        await asyncio.gather(
+            *(history.record(check_of(row), LATER) for row in rows),
+            *(integrations.remove(row.integration_id, ANN) for row in rows),
+        )
+        assert await integrations.list_connected(ANN) == []
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    async def test_lists_the_newest_first_and_goes_on_where_it_is_told(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        integration, other = await connected(integrations), await connected(integrations)
+        checks = [check_of(integration, latency=timedelta(milliseconds=number)) for number in range(5)]
+        checks[3] = failed_check_of(integration)
+        for check in checks:
+            await history.record(check, None)
+            await history.record(check_of(other), None)
+        first = await history.list(integration, None, 3)
+        rest = await history.list(integration, first[-1].health_check_id, 3)
+        assert [row.check for row in (*first, *rest)] == checks[::-1]
+        assert await history.list(integration, rest[-1].health_check_id, 3) == []
+
+    async def test_tells_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+        integration, other = await connected(integrations), await connected(integrations)
+        for age, healthy in ((timedelta(0), False), (HOUR / 2, True), (2 * HOUR, False), (5 * DAY, False)):
+            check = check_of(integration) if healthy else failed_check_of(integration)
+            await history.record(replace(check, check_time=NOW - age), None)
+        await history.record(replace(failed_check_of(other), check_time=NOW), None)
+        windows = (HOUR, DAY, 7 * DAY, timedelta(seconds=1))
+        assert await history.error_rates(integration, windows, NOW) == [
+            ErrorRate(HOUR, checks=2, failures=1),
+            ErrorRate(DAY, checks=3, failures=2),
+            ErrorRate(7 * DAY, checks=4, failures=3),
+            ErrorRate(timedelta(seconds=1), checks=1, failures=1),
+        ]
+        nothing = ErrorRate(HOUR, 0, 0)
+        assert await history.error_rates(await connected(integrations), (HOUR,), NOW) == [nothing]
+
+    async def test_another_user_reads_nothing(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+        integration = await connected(integrations)
+        await history.record(failed_check_of(integration), None)
+        theirs = replace(integration, user_id=BOB)
+        assert await history.list(theirs, None, 10) == []
+        assert await history.error_rates(theirs, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
+
+    async def test_forgets_what_is_old(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+        integration = await connected(integrations)
+        for age in range(5):
+            await history.record(replace(check_of(integration), check_time=NOW - age * HOUR), None)
+        while await history.prune(NOW - 2 * HOUR):
+            pass
+        assert [row.check.check_time for row in await history.list(integration, None, 10)] == [
+            NOW - 2 * HOUR,
+            NOW - HOUR,
+            NOW,
+        ]
