@@ -45,6 +45,7 @@ METHODS: dict[str, Any] = {
     "DisconnectIntegration": pb.DisconnectIntegrationRequest(user_id="ada", integration_id=1),
     "CheckAllHealth": pb.CheckAllHealthRequest(user_id="ada"),
     "CheckHealth": pb.CheckHealthRequest(user_id="ada", integration_id=1),
+    "ListHealthChecks": pb.ListHealthChecksRequest(user_id="ada", integration_id=1),
     "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
     "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
 }
