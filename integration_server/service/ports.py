@@ -290,8 +290,8 @@ class HealthHistory(Protocol):
     async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
         """Keep a check, set or clear the integration's last error after it, and when to check next.
 
-        The error stays as it is if the credentials were replaced since they were checked; nothing is kept if the
-        integration was removed meanwhile.
+        The error stays as it is if the credentials were replaced since they were checked, and what failed since the
+        check began is not counted again; nothing is kept if the integration was removed meanwhile.
         """
 
     async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:

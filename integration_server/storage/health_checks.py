@@ -101,4 +101,9 @@ def _check_values(check: HealthCheck) -> dict[str, Any]:
 def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
     if check.error_class is None:
         return NO_FAILURE
-    return failure_values(Failure(check.error_class, check.check_time, check.message))
+    failure = Failure(check.error_class, check.check_time, check.message)
+    count = integrations.c.error_count
+    # A refresh that failed within the check has been counted already.
+    return failure_values(failure) | {
+        "error_count": case((integrations.c.last_error_time >= check.check_time, count), else_=count + 1)
+    }

@@ -31,14 +31,24 @@ class HealthHistoryContract:
     ) -> None:
         integration = await connected(integrations)
         for count in (1, 2):
-            await history.record(failed_check_of(integration), LATER)
+            at = LATER - timedelta(minutes=5 - count)
+            await history.record(replace(failed_check_of(integration), check_time=at), LATER)
             stored = await now_of(integrations, integration)
-            failure = Failure("PROVIDER_UNAVAILABLE", LATER, "the provider does not answer as it should")
-            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, LATER)
+            failure = Failure("PROVIDER_UNAVAILABLE", at, "the provider does not answer as it should")
+            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, at)
         await history.record(check_of(integration), LATER)
         assert await now_of(integrations, integration) == replace(
             integration, last_health_check=LATER, check_due_time=LATER
         )
+
+    async def test_what_failed_within_the_check_is_counted_once(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        integration = await connected(integrations)
+        check = failed_check_of(integration)
+        await integrations.record_failure(integration, replace(FAILURE, time=check.check_time))
+        await history.record(check, None)
+        assert (await now_of(integrations, integration)).error_count == 1
 
     async def test_a_check_of_former_credentials_leaves_the_error_alone(
         self, integrations: IntegrationStore, history: HealthHistory

@@ -348,7 +348,8 @@ class MemoryHealthHistory:
             self._rows.set(row, **_NO_FAILURE)
         else:
             failure = Failure(check.error_class, check.check_time, check.message)
-            self._rows.set(row, last_error=failure, error_count=row.error_count + 1)
+            is_counted = row.last_error is not None and row.last_error.time >= check.check_time
+            self._rows.set(row, last_error=failure, error_count=row.error_count + (not is_counted))
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime

@@ -98,6 +98,13 @@ async def test_what_fails_after_a_refresh_is_noted_as_well(system: FakeSystem, i
     assert row.version == integration.version + 1
 
 
+async def test_a_refresh_that_fails_within_a_check_counts_once(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    await check(system, integration.integration_id)
+    assert system.row(integration.integration_id).error_count == 1
+
+
 async def test_a_dead_grant_is_expired(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
