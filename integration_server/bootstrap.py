@@ -42,11 +42,13 @@ from integration_server.service.ports import (
     IntegrationStore,
     Providers,
     RefreshLeases,
+    Revocations,
     Sealer,
     Spill,
 )
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from integration_server.settings import Address, Settings
@@ -56,6 +58,7 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
+from integration_server.storage.revocations import SqlRevocations
 from integration_server.storage.spill import SpillDirectory
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
@@ -66,7 +69,7 @@ HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twilio)
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
-_LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database within this time
+_LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database within this time, and so does what waited for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Stores:
     integrations: IntegrationStore
     attempts: AttemptStore
     leases: RefreshLeases
+    revocations: Revocations
     spill: Spill
 
 
@@ -138,6 +142,7 @@ async def running_server(
             integrations,
             SqlAttempts(database),
             SqlRefreshLeases(database, settings.refresh_lease),
+            SqlRevocations(database),
             SpillDirectory(settings.spill_dir),
         )
         use_cases, refreshing = build_use_cases(settings, stores, providers, keyring, tasks, clock)
@@ -150,6 +155,7 @@ async def running_server(
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
         await stack.enter_async_context(repeating(refreshing.recover, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(use_cases.revoking.revoke_due, _LOOK_EVERY))
         await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
@@ -186,6 +192,7 @@ def build_use_cases(
         integrations,
         stores.leases,
         stores.spill,
+        stores.revocations,
         connections,
         providers,
         vault,
@@ -196,11 +203,21 @@ def build_use_cases(
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
+    revoking = Revoking(
+        integrations,
+        stores.revocations,
+        providers,
+        vault,
+        tasks,
+        SystemRandom().random,
+        times=RevocationTimes(claim=settings.refresh_lease, give_up=settings.revocation_give_up),
+    )
     use_cases = UseCases(
         connecting=Connecting(
             stores.attempts,
             integrations,
             connections,
+            revoking,
             providers,
             sealer,
             RedirectPolicy(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
@@ -210,7 +227,8 @@ def build_use_cases(
             direct_completion=bool(settings.direct_completion),
         ),
         connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
-        managing=Managing(integrations, providers, vault, sealer, tasks, clock),
+        managing=Managing(integrations, providers, sealer, clock),
+        revoking=revoking,
         credentials=credentials,
         monitoring=Monitoring(integrations, providers, credentials, clock, deadline=settings.health_check_timeout),
     )

@@ -5,7 +5,8 @@ import pytest
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
+from integration_server.storage.revocations import SqlRevocations
+from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
 
 
 class _OnSql:
@@ -17,10 +18,18 @@ class _OnSql:
     def attempts(self, database: Database) -> SqlAttempts:
         return SqlAttempts(database)
 
+    @pytest.fixture
+    def revocations(self, database: Database) -> SqlRevocations:
+        return SqlRevocations(database)
+
 
 class TestSqlIntegrations(_OnSql, IntegrationStoreContract):
     pass
 
 
 class TestSqlAttempts(_OnSql, AttemptStoreContract):
+    pass
+
+
+class TestSqlRevocations(_OnSql, RevocationsContract):
     pass

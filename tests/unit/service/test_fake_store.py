@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
-from tests.fakes.store import MemoryAttempts, MemoryIntegrations, Rows
+from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
+from tests.fakes.clock import SettableClock
+from tests.fakes.store import MemoryAttempts, MemoryIntegrations, MemoryRevocations, Rows
 
 
 @pytest.fixture
 def rows() -> Rows:
-    return Rows()
+    return Rows(SettableClock())
 
 
 @pytest.fixture
@@ -21,9 +22,18 @@ def attempts(rows: Rows) -> MemoryAttempts:
     return MemoryAttempts(rows)
 
 
+@pytest.fixture
+def revocations(rows: Rows) -> MemoryRevocations:
+    return MemoryRevocations(rows)
+
+
 class TestMemoryIntegrations(IntegrationStoreContract):
     pass
 
 
 class TestMemoryAttempts(AttemptStoreContract):
+    pass
+
+
+class TestMemoryRevocations(RevocationsContract):
     pass
