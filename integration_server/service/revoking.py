@@ -14,7 +14,12 @@ from datetime import timedelta
 import structlog
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.domain.errors import IntegrationNotFound, IntegrationServerError, ProviderError, StoreUnavailable
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationServerError,
+    ProviderError,
+    StoreUnavailable,
+)
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.ports import (

@@ -331,9 +331,7 @@ class MemoryIntegrations:
         self._rows.remove(integration_id)
         revocation = None
         if stored.sealed_credentials is not None:
-            grant = OrphanedGrant(
-                row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials
-            )
+            grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials)
             revocation = self._rows.claim(self._rows.put(grant), claim_for)
         is_refreshing = lease is not None and lease.version == row.version and lease.call_time is not None
         return Removed(row, revocation, is_refreshing)

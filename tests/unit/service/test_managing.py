@@ -1,4 +1,3 @@
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +7,10 @@ from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationPending,
     InvalidField,
-    ProviderMisconfigured,
-    ProviderRejected,
-    ProviderUnavailable,
     UnknownIntegrationType,
 )
-from integration_server.domain.integration import Integration, IntegrationId, Status, UserId
+from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.managing import Change
-from integration_server.service.ports import NewAccount
-from tests.fakes.provider import until
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 # --- listing -------------------------------------------------------------------------------------------------------
