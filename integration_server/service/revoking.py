@@ -122,10 +122,13 @@ class Revoking:
         grant = OrphanedGrant(
             attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, sealed_credentials=b""
         )
+        if account.account_id is None and self._providers.get(attempt.integration_type).shares_grants_with:
+            # Revoking would end all that we hold of the account, and nobody knows whose that is.
+            self._log.warning("grant_left_behind", **_names(grant))
+            return
         try:
-            await self._revocations.add(
-                replace(grant, sealed_credentials=await self._vault.seal(grant, tokens)),
-            )
+            sealed = await self._vault.seal(grant, tokens)
+            await self._revocations.add(replace(grant, sealed_credentials=sealed))
         except StoreUnavailable:
             self._log.error("grant_left_behind", **_names(grant))
 

@@ -524,11 +524,12 @@ async def test_they_are_though_the_integrations_own_account_stays(system: FakeSy
 
 
 @pytest.mark.parametrize(("shares", "calls"), [(("fake",), 0), ((), 1)])
-async def test_tokens_of_an_unknown_account_may_be_the_integrations_own(
-    system: FakeSystem, integration: Integration, shares: tuple[str, ...], calls: int
+async def test_tokens_of_an_unknown_account_may_be_of_one_that_is_in_use(
+    system: FakeSystem, shares: tuple[str, ...], calls: int
 ) -> None:
     system.provider.shares_grants_with = shares
-    begun = await system.begin(integration_id=integration.integration_id)
+    await system.connect(EVE)
+    begun = await system.begin(ADA)
     system.provider.verify_error = ProviderUnavailable()
     with pytest.raises(ProviderUnavailable):
         await system.call_back(begun.state)
