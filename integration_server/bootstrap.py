@@ -44,12 +44,14 @@ from integration_server.service.ports import (
     IntegrationStore,
     Providers,
     RefreshLeases,
+    Revocations,
     Sealer,
     Spill,
     Work,
 )
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
@@ -63,6 +65,7 @@ from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
+from integration_server.storage.revocations import SqlRevocations
 from integration_server.storage.spill import SpillDirectory
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
@@ -94,6 +97,7 @@ class Stores:
     agenda: Agenda
     attempts: AttemptStore
     leases: RefreshLeases
+    revocations: Revocations
     spill: Spill
 
 
@@ -159,6 +163,7 @@ async def running_server(
             SqlAgenda(database),
             SqlAttempts(database),
             SqlRefreshLeases(database, settings.refresh_lease),
+            SqlRevocations(database),
             SpillDirectory(settings.spill_dir),
         )
         service = build_service(settings, stores, providers, keyring, tasks, clock)
@@ -171,6 +176,7 @@ async def running_server(
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
         await stack.enter_async_context(repeating(service.refreshing.recover, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.revoking.revoke_due, _LOOK_EVERY))
         for upkeep in service.upkeep:
             await stack.enter_async_context(upkeep)
             await stack.enter_async_context(repeating(upkeep.look, _LOOK_EVERY))
@@ -213,6 +219,7 @@ def build_service(
         integrations,
         stores.leases,
         stores.spill,
+        stores.revocations,
         connections,
         providers,
         vault,
@@ -223,6 +230,15 @@ def build_service(
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
+    revoking = Revoking(
+        integrations,
+        stores.revocations,
+        providers,
+        vault,
+        tasks,
+        jitter,
+        times=RevocationTimes(claim=settings.refresh_lease, give_up=settings.revocation_give_up),
+    )
     monitoring = Monitoring(
         integrations,
         stores.history,
@@ -239,6 +255,7 @@ def build_service(
             stores.attempts,
             integrations,
             connections,
+            revoking,
             providers,
             sealer,
             RedirectPolicy(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
@@ -248,7 +265,8 @@ def build_service(
             direct_completion=bool(settings.direct_completion),
         ),
         connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
-        managing=Managing(integrations, providers, vault, sealer, tasks, clock),
+        managing=Managing(integrations, providers, sealer, clock),
+        revoking=revoking,
         credentials=credentials,
         monitoring=monitoring,
     )

@@ -96,6 +96,7 @@ class Settings(BaseModel):
     # Longer than a call to a provider (10 s) and the commit after it; a crashed server's refresh is free after it.
     refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     spill_dir: Path = Path("data/spill")
+    revocation_give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
     health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     health_check_interval_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 900  # 0: only when asked
     health_history_days: Annotated[float, Field(gt=0, le=3650)] = 30
@@ -168,6 +169,11 @@ class Settings(BaseModel):
     def refresh_lease(self) -> timedelta:
         """How long one server has a refresh to itself."""
         return timedelta(seconds=self.refresh_lease_seconds)
+
+    @property
+    def revocation_give_up(self) -> timedelta:
+        """How long it is tried to revoke what was disconnected."""
+        return timedelta(hours=self.revocation_give_up_hours)
 
     @property
     def shutdown_grace(self) -> timedelta:

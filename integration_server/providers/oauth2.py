@@ -136,9 +136,11 @@ class OAuth2Provider(BaseProvider):
         return self.read_revocation(await self._post_as_client(self.revoke_url, body))
 
     def read_revocation(self, answer: HttpAnswer) -> bool:
-        """True if the credentials are dead; raises `ProviderError` if not."""
+        """True if the credentials are dead, False if none of their kind can be revoked; else raises `ProviderError`."""
         if answer.is_refusal and error_code(answer) == "invalid_token":
             return True  # dead before we came, which RFC 7009 §2.2 does not count as an error
+        if answer.is_refusal and error_code(answer) == "unsupported_token_type":
+            return False  # RFC 7009 §2.2.1
         require_no_error(answer, "revocation")
         return True
 

@@ -6,10 +6,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Failure, Integration, Status
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status
+from integration_server.domain.revocation import RevocationState
 from integration_server.service.credentials import UsableCredentials
 from integration_server.service.ports import Provider
-from integrations.v1 import credentials_pb2, integration_pb2
+from integrations.v1 import credentials_pb2, integration_pb2, integration_service_pb2
 
 _STATUSES = {
     Status.ACTIVE: integration_pb2.STATUS_ACTIVE,
@@ -22,6 +23,22 @@ _AUTH_METHODS = {
     AuthMethod.OAUTH2: integration_pb2.AUTH_METHOD_OAUTH2,
     AuthMethod.API_KEY: integration_pb2.AUTH_METHOD_API_KEY,
     AuthMethod.BASIC: integration_pb2.AUTH_METHOD_BASIC,
+}
+_REVOCATION_STATES = {
+    RevocationState.REVOKED: (integration_pb2.REVOCATION_STATE_REVOKED, "Disconnected"),
+    RevocationState.PENDING: (
+        integration_pb2.REVOCATION_STATE_PENDING,
+        "Disconnected here; the provider has not confirmed yet that the access is revoked",
+    ),
+    RevocationState.NOT_SUPPORTED: (
+        integration_pb2.REVOCATION_STATE_NOT_SUPPORTED,
+        "Disconnected here; the provider has no way to revoke the access from here",
+    ),
+    RevocationState.GRANT_SHARED: (
+        integration_pb2.REVOCATION_STATE_GRANT_SHARED,
+        "Disconnected here; the access is kept at the provider, since another integration uses it",
+    ),
+    RevocationState.NOTHING_TO_REVOKE: (integration_pb2.REVOCATION_STATE_NOTHING_TO_REVOKE, "Disconnected"),
 }
 
 
@@ -67,6 +84,20 @@ def _failure(value: Failure | None) -> integration_pb2.LastError | None:
         return None
     return integration_pb2.LastError(
         error_class=value.error_class, error_time=timestamp(value.time), message=value.message
+    )
+
+
+def disconnected(
+    integration_id: IntegrationId, state: RevocationState
+) -> integration_service_pb2.DisconnectIntegrationResponse:
+    """What became of an integration that is gone here."""
+    encoded_state, message = _REVOCATION_STATES[state]
+    return integration_service_pb2.DisconnectIntegrationResponse(
+        success=True,
+        message=message,
+        integration_id=integration_id,
+        provider_revoked=state is RevocationState.REVOKED,
+        revocation_state=encoded_state,
     )
 
 

@@ -13,6 +13,7 @@ from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Change, Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import Clock
+from integration_server.service.revoking import Revoking
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -28,6 +29,7 @@ class UseCases:
     connecting: Connecting
     connecting_by_key: ConnectingByKey
     managing: Managing
+    revoking: Revoking
     credentials: GivingCredentials
     monitoring: Monitoring
 
@@ -156,13 +158,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     ) -> pb.DisconnectIntegrationResponse:
         """Delete one integration."""
         integration_id = decoding.integration_id(request.integration_id)
-        revoked = await self._do.managing.disconnect_integration(integration_id, decoding.user_id(request.user_id))
-        return pb.DisconnectIntegrationResponse(
-            success=True,
-            message="Disconnected" if revoked else "Disconnected here; the provider did not confirm a revocation",
-            integration_id=integration_id,
-            provider_revoked=revoked,
-        )
+        state = await self._do.revoking.disconnect_integration(integration_id, decoding.user_id(request.user_id))
+        return encoding.disconnected(integration_id, state)
 
     async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
         """Check all of a user's integrations."""

@@ -27,6 +27,7 @@ from integration_server.domain.errors import (
     StateExpired,
     StateInvalid,
     StateUsed,
+    StoreUnavailable,
     UserMismatch,
 )
 from integration_server.domain.integration import IntegrationId, UserId
@@ -46,6 +47,7 @@ from integration_server.service.ports import (
     Sealer,
 )
 from integration_server.service.redirects import RedirectPolicy, with_outcome
+from integration_server.service.revoking import Revoking
 from integration_server.service.sealing import SealedTokens
 from integration_server.service.tasks import ServerTasks
 
@@ -55,6 +57,8 @@ _FINISHING_TIME = timedelta(minutes=1)
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
 CONFIRMATION_REQUIRED = "confirmation_required"
+
+_UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ class Connecting:
         attempts: AttemptStore,
         integrations: IntegrationStore,
         connections: Connections,
+        revoking: Revoking,
         providers: Providers,
         sealer: Sealer,
         redirects: RedirectPolicy,
@@ -151,6 +156,7 @@ class Connecting:
         self._attempts = attempts
         self._integrations = integrations
         self._connections = connections
+        self._revoking = revoking
         self._providers = providers
         self._sealer = sealer
         self._redirects = redirects
@@ -344,7 +350,17 @@ class Connecting:
         extras = provider.read_callback(callback.query)
         answer = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
         tokens = replace(answer, extras={**extras, **answer.extras})
-        account = await _account_of(provider, tokens, attempt.scopes)
+        account = _UNKNOWN_ACCOUNT
+        try:
+            account = await _account_of(provider, tokens, attempt.scopes)
+            return await self._keep(attempt, account, tokens)
+        except StoreUnavailable:
+            raise  # and with it the knowledge whether they were kept
+        except Exception:
+            await self._revoking.discard(attempt, account, tokens)
+            raise
+
+    async def _keep(self, attempt: Attempt, account: NewAccount, tokens: OAuthTokens) -> IntegrationId:
         target = await self._integrations.find(attempt.integration_id, attempt.user_id)
         if target is None:
             raise IntegrationNotFound  # disconnected while the user was at the provider
@@ -363,7 +379,7 @@ async def _account_of(provider: Provider, tokens: OAuthTokens, asked: Sequence[s
         # A user may leave out the very scope that the look-up needs: that is shown, not refused.
         if set(provider.missing_scopes(asked, tokens)).isdisjoint(provider.required_scopes):
             raise
-        return NewAccount(account_id=None, account_label=None)
+        return _UNKNOWN_ACCOUNT
 
 
 def _attempt_place(column: str, attempt_id: str, user_id: str, integration_type: str) -> Place:

@@ -1,17 +1,10 @@
-"""Looking at integrations, changing them, and disconnecting them."""
+"""Looking at integrations, and changing them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from integration_server.domain.errors import (
-    CredentialsUnreadable,
-    IntegrationNotFound,
-    IntegrationPending,
-    ProviderError,
-    StoreUnavailable,
-    UnknownIntegrationType,
-)
+from integration_server.domain.errors import IntegrationNotFound, IntegrationPending
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.paging import PageTokens
 from integration_server.service.ports import (
@@ -20,10 +13,7 @@ from integration_server.service.ports import (
     Provider,
     Providers,
     Sealer,
-    StoredIntegration,
 )
-from integration_server.service.sealing import Vault
-from integration_server.service.tasks import ServerTasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +36,9 @@ class Change:
 class Managing:
     """What a user does with integrations that are there."""
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        providers: Providers,
-        vault: Vault,
-        sealer: Sealer,
-        tasks: ServerTasks,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, integrations: IntegrationStore, providers: Providers, sealer: Sealer, clock: Clock) -> None:
         self._integrations = integrations
         self._providers = providers
-        self._vault = vault
-        self._tasks = tasks
         self._clock = clock
         self._pages = PageTokens(sealer, "page")
 
@@ -80,7 +60,10 @@ class Managing:
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        return (await self._find(integration_id, user_id)).integration
+        stored = await self._integrations.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        return stored.integration
 
     async def update_integration(self, integration_id: IntegrationId, user_id: UserId, change: Change) -> Integration:
         """Change name, config or whether it is on. Raises `IntegrationNotFound` or `IntegrationPending`."""
@@ -100,35 +83,3 @@ class Managing:
         if changed is None:
             raise IntegrationNotFound
         return changed
-
-    async def disconnect_integration(self, integration_id: IntegrationId, user_id: UserId) -> bool:
-        """Delete an integration, then revoke its credentials; whether the provider confirmed that they are dead.
-
-        It is gone here at once, whatever the provider answers. Raises `IntegrationNotFound`.
-        """
-        # One task: a caller who leaves after the removal must not leave the grant behind.
-        return await self._tasks.run(self._disconnect(integration_id, user_id))
-
-    async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> bool:
-        removed = await self._integrations.remove(integration_id, user_id)
-        if removed is None:
-            raise IntegrationNotFound
-        return await self._revoke(removed)
-
-    async def _revoke(self, removed: StoredIntegration) -> bool:
-        integration = removed.integration
-        if not integration.is_connected:
-            return False
-        try:
-            provider = self._providers.get(integration.integration_type)
-            if await self._integrations.shares_grant(integration, provider.shares_grants_with):
-                return False
-            return await provider.revoke_credentials(await self._vault.open(removed))
-        except (ProviderError, CredentialsUnreadable, UnknownIntegrationType, StoreUnavailable):
-            return False
-
-    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        return stored

@@ -151,6 +151,44 @@ class NewAccount:
     account_label: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class OrphanedGrant:
+    """Credentials that no integration has (any more), sealed for the place of the one that they were for."""
+
+    uid: str
+    user_id: UserId
+    integration_type: str
+    account_id: str | None
+    sealed_credentials: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """A grant that is to be revoked, claimed by whoever has this.
+
+    `attempts` counts the claims, this one included: who is not the last to have claimed may not put it off. `age` is
+    how long it had been in the outbox by then.
+    """
+
+    revocation_id: int
+    grant: OrphanedGrant
+    attempts: int
+    age: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An integration that is gone, and what is left to do about it.
+
+    `revocation` is claimed by the remover; None if the integration was pending. `is_refreshing`: its refresh token
+    was used, and what came of that is not known yet.
+    """
+
+    integration: Integration
+    revocation: Revocation | None
+    is_refreshing: bool
+
+
 class IntegrationStore(Protocol):
     """Integrations and their sealed credentials."""
 
@@ -168,11 +206,11 @@ class IntegrationStore(Protocol):
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """The user's integrations that are not pending, in the order of their ids."""
 
-    async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
-        """Whether another connected integration would die if this one's grant were revoked for the whole account.
+    async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
+        """Whether a connected integration would die if the grant were revoked for the whole account.
 
-        That is one of `integration_types` with the same account, whoever's; or the same user's of another of these
-        types, whose account a provider may name differently.
+        That is one of `integration_types` with the same account, whoever's; or the same user's, where it may be the
+        same account: it is of another of these types, which may name it differently, or either account is unknown.
         """
 
     async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
@@ -247,8 +285,13 @@ class IntegrationStore(Protocol):
     ) -> Integration | None:
         """Set what is not None. None if there is no such integration."""
 
-    async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """Delete the integration with all that hangs on it; what it was, or None if there is no such integration."""
+    async def remove(
+        self, integration_id: IntegrationId, user_id: UserId, *, claim_for: timedelta = timedelta(0)
+    ) -> Removed | None:
+        """Delete the integration with all that hangs on it, and put its credentials into the outbox in the same commit.
+
+        The revocation is the caller's alone for `claim_for`. None if there is no such integration.
+        """
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
@@ -336,14 +379,43 @@ class RefreshLeases(Protocol):
         """Let others claim. Unless it is `settled` what became of the call, they learn that there was one."""
 
 
+class Revocations(Protocol):
+    """The outbox of grants to be revoked, shared by all processes and replicas.
+
+    A claim is its holder's alone for a while on the database's clock. Then it is due again: the work of one who
+    crashed is not lost.
+    """
+
+    async def add(self, grant: OrphanedGrant) -> None:
+        """Put a grant in, due at once."""
+
+    async def due_types(self) -> Sequence[str]:
+        """The types of which something is due. Only reads."""
+
+    async def claim_due(self, integration_type: str, limit: int, *, claim_for: timedelta) -> Sequence[Revocation]:
+        """Claim what is due of a type, longest due first."""
+
+    async def put_off(self, revocation: Revocation, pause: timedelta) -> None:
+        """Give up the claim; it is due again after the pause. Does nothing if another has claimed it by now."""
+
+    async def remove(self, revocation: Revocation) -> None:
+        """Take it out: there is nothing more to be done."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpilledRefresh:
-    """A refresh that the provider has answered and that could not be committed."""
+    """A refresh that the provider has answered and that could not be committed.
+
+    The last three say what to revoke if the integration is gone by then; a former version did not note them.
+    """
 
     integration_id: IntegrationId
     user_id: UserId
     version: int
     credentials: NewCredentials
+    uid: str | None = None
+    integration_type: str | None = None
+    account_id: str | None = None
 
 
 class Spill(Protocol):

@@ -7,6 +7,7 @@
 - A mark before the call tells whoever takes a lapsed lease over that the refresh token may be spent. They wait for the
   holder, and use the token again only if the provider documents that it still works.
 - An answer that cannot be committed is spilled to disk, and committed when the database is back.
+- An answer for an integration that has been disconnected meanwhile goes into the outbox, to be revoked.
 """
 
 import asyncio
@@ -35,10 +36,12 @@ from integration_server.service.ports import (
     Jitter,
     Lease,
     NewCredentials,
+    OrphanedGrant,
     Provider,
     Providers,
     RandomName,
     RefreshLeases,
+    Revocations,
     Spill,
     SpilledRefresh,
     StoredIntegration,
@@ -81,6 +84,7 @@ class Refreshing:
         integrations: IntegrationStore,
         leases: RefreshLeases,
         spill: Spill,
+        revocations: Revocations,
         connections: Connections,
         providers: Providers,
         vault: Vault,
@@ -95,6 +99,7 @@ class Refreshing:
         self._integrations = integrations
         self._leases = leases
         self._spill = spill
+        self._revocations = revocations
         self._connections = connections
         self._providers = providers
         self._vault = vault
@@ -221,41 +226,72 @@ class Refreshing:
         new = await self._connections.sealed(integration, tokens, asked)
         try:
             committed = await self._integrations.commit_refresh(integration, new, self._clock())
+            renewed = await self._overtaken(integration, new) if committed is None else Renewed(committed, tokens)
         except StoreUnavailable:
             await self._keep(integration, new)
             return Renewed(replace(integration, scopes=new.scopes), tokens), False
-        renewed = await self._current(integration) if committed is None else Renewed(committed, tokens)
         self._log.info(
             "refreshed", **_names(integration), expire_time=renewed.tokens.expire_time, overtaken=committed is None
         )
         return renewed, True
 
+    async def _overtaken(self, integration: Integration, new: NewCredentials) -> Renewed:
+        """What there is by now instead of an answer; the answer is to be revoked if that is nothing."""
+        try:
+            return await self._current(integration)
+        except IntegrationNotFound:
+            await self._revocations.add(_orphaned(integration, new))
+            raise
+
     async def _keep(self, integration: Integration, new: NewCredentials) -> None:
         await self._spill.keep(
-            SpilledRefresh(integration.integration_id, integration.user_id, integration.version, new)
+            SpilledRefresh(
+                integration.integration_id,
+                integration.user_id,
+                integration.version,
+                new,
+                integration.uid,
+                integration.integration_type,
+                integration.account_id,
+            )
         )
         self._log.warning("refresh_spilled", **_names(integration))
 
     async def recover(self) -> None:
         """Do what could not be done while the database was away: commit what was spilled, also before a restart, and
-        release leases. What was overtaken meanwhile is dropped.
+        release leases. What was overtaken meanwhile is dropped, and revoked if its integration is gone.
         """
         for refresh in await self._spill.kept():
-            stored = await self._integrations.find(refresh.integration_id, refresh.user_id)
-            committed = None
-            if stored is not None and stored.integration.version == refresh.version:
-                committed = await self._integrations.commit_refresh(
-                    stored.integration, refresh.credentials, self._clock()
-                )
+            is_committed = await self._recover(refresh)
             await self._spill.drop(refresh)
             self._log.warning(
-                "spilled_refresh_recovered", integration_id=refresh.integration_id, overtaken=committed is None
+                "spilled_refresh_recovered", integration_id=refresh.integration_id, overtaken=not is_committed
             )
 
         while self._unreleased:
             lease, settled = self._unreleased[-1]
             await self._leases.release(lease, settled=settled)
             self._unreleased.pop()
+
+    async def _recover(self, refresh: SpilledRefresh) -> bool:
+        stored = await self._integrations.find(refresh.integration_id, refresh.user_id)
+        if stored is not None and stored.integration.version == refresh.version:
+            now = self._clock()
+            if await self._integrations.commit_refresh(stored.integration, refresh.credentials, now) is not None:
+                return True
+            stored = await self._integrations.find(refresh.integration_id, refresh.user_id)
+        if stored is None:
+            await self._revoke(refresh)
+        return False
+
+    async def _revoke(self, refresh: SpilledRefresh) -> None:
+        if refresh.uid is None or refresh.integration_type is None:
+            self._log.error("grant_left_behind", integration_id=refresh.integration_id, user_id=refresh.user_id)
+            return
+        sealed = refresh.credentials.sealed_credentials
+        await self._revocations.add(
+            OrphanedGrant(refresh.uid, refresh.user_id, refresh.integration_type, refresh.account_id, sealed)
+        )
 
     # --- failure -----------------------------------------------------------------------------------------------------
 
@@ -289,6 +325,16 @@ class Refreshing:
             refusals=met.refusals,
             refresh_due_time=met.retry_time or now + _SOON,
         )
+
+
+def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
+    return OrphanedGrant(
+        integration.uid,
+        integration.user_id,
+        integration.integration_type,
+        integration.account_id,
+        new.sealed_credentials,
+    )
 
 
 def _names(integration: Integration) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from integration_server.domain.credentials import Credentials
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
 from integration_server.domain.integration import Integration
-from integration_server.service.ports import NewIntegration, Place, Sealer, StoredIntegration
+from integration_server.service.ports import NewIntegration, OrphanedGrant, Place, Sealer, StoredIntegration
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Vault:
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
-    async def seal(self, integration: Integration | NewIntegration, credentials: Credentials) -> bytes:
+    async def seal(self, integration: Integration | NewIntegration | OrphanedGrant, credentials: Credentials) -> bytes:
         """The credentials, readable only as those of this integration."""
         return await self._sealer.seal(_CREDENTIALS.dump_json(credentials), _place(integration))
 
@@ -29,14 +29,21 @@ class Vault:
         """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`."""
         if stored.sealed_credentials is None:
             raise IntegrationPending
-        plaintext = await self._sealer.open(stored.sealed_credentials, _place(stored.integration))
+        return await self._open(stored.sealed_credentials, _place(stored.integration))
+
+    async def open_orphaned(self, grant: OrphanedGrant) -> Credentials:
+        """The credentials of an integration that is gone. Raises `CredentialsUnreadable`."""
+        return await self._open(grant.sealed_credentials, _place(grant))
+
+    async def _open(self, sealed: bytes, place: Place) -> Credentials:
+        plaintext = await self._sealer.open(sealed, place)
         try:
             return _CREDENTIALS.validate_json(plaintext)
         except ValidationError:
             raise CredentialsUnreadable from None  # pydantic's error quotes its input
 
 
-def _place(integration: Integration | NewIntegration) -> Place:
+def _place(integration: Integration | NewIntegration | OrphanedGrant) -> Place:
     return Place(
         table="integrations",
         column="sealed_credentials",

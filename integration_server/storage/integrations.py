@@ -1,7 +1,7 @@
 """Integrations and their sealed credentials, in SQL: fulfils the port `IntegrationStore`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -23,8 +23,16 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.service.ports import NewAccount, NewCredentials, NewIntegration, StoredIntegration
+from integration_server.service.ports import (
+    NewAccount,
+    NewCredentials,
+    NewIntegration,
+    OrphanedGrant,
+    Removed,
+    StoredIntegration,
+)
 from integration_server.storage.engine import Database
+from integration_server.storage.revocations import add_claimed
 from integration_server.storage.tables import UtcDateTime, integrations, is_on, refresh_leases
 
 _T = integrations.c
@@ -32,6 +40,12 @@ _T = integrations.c
 _OPEN_COLUMNS = [column for column in _T if column is not _T.sealed_credentials]
 
 _FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
+
+_CALL_OF_VERSION = (
+    select(refresh_leases.c.call_time)
+    .where(refresh_leases.c.integration_id == bindparam("id"), refresh_leases.c.version == bindparam("at"))
+    .with_for_update()
+)
 
 NO_FAILURE: Mapping[str, Any] = {
     "last_error_class": None,
@@ -95,15 +109,16 @@ class SqlIntegrations:
             rows = (await connection.execute(query)).all()
         return [stored_integration_of(row) for row in rows]
 
-    async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
-        """Whether another connected integration has the same account, or may have it under another type's name."""
-        same_account = _T.account_id == bindparam(None, integration.account_id)  # an unknown one equals none
-        named_differently = and_(_T.user_id == integration.user_id, _T.integration_type != integration.integration_type)
+    async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
+        """Whether a connected integration has the same account, or is the same user's and may have it."""
+        same_account = _T.account_id == bindparam(None, grant.account_id)  # an unknown one equals none
+        may_be_the_same = or_(
+            _T.integration_type != grant.integration_type, _T.account_id.is_(None), literal(grant.account_id is None)
+        )
         query = select(
             exists().where(
                 _T.integration_type.in_(list(integration_types)),
-                or_(same_account, named_differently),
-                _T.integration_id != integration.integration_id,
+                or_(same_account, and_(_T.user_id == grant.user_id, may_be_the_same)),
                 _T.connect_time.is_not(None),
             )
         )
@@ -269,12 +284,20 @@ class SqlIntegrations:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
-    async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """Delete the integration with all that hangs on it; what it was, or None if there is no such integration."""
-        statement = delete(integrations).where(*is_of(integration_id, user_id)).returning(integrations)
+    async def remove(
+        self, integration_id: IntegrationId, user_id: UserId, *, claim_for: timedelta = timedelta(0)
+    ) -> Removed | None:
+        """Delete the integration with all that hangs on it, and put its credentials into the outbox."""
+        lock = select(integrations).where(*is_of(integration_id, user_id)).with_for_update()
         async with self._database.writing() as connection:
-            row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else stored_integration_of(row)
+            row = (await connection.execute(lock)).one_or_none()
+            if row is None:
+                return None
+            # The locks keep a refresh from being marked between the look and the deletion: it finds no lease then.
+            is_refreshing = await connection.scalar(_CALL_OF_VERSION, {"id": row.integration_id, "at": row.version})
+            await connection.execute(delete(integrations).where(*is_of(integration_id, user_id)))
+            revocation = None if row.connect_time is None else await add_claimed(connection, _orphaned(row), claim_for)
+        return Removed(integration_of(row), revocation, is_refreshing is not None)
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
@@ -291,6 +314,10 @@ class SqlIntegrations:
 def stored_integration_of(row: Row[Any]) -> StoredIntegration:
     """A row with its sealed credentials."""
     return StoredIntegration(integration_of(row), row.sealed_credentials)
+
+
+def _orphaned(row: Row[Any]) -> OrphanedGrant:
+    return OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, row.sealed_credentials)
 
 
 def integration_of(row: Row[Any]) -> Integration:

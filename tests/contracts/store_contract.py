@@ -1,6 +1,6 @@
 """What every store has to do, whatever it keeps its rows in. It sees nothing but the ports.
 
-A subclass gives the fixtures `integrations` and `attempts`, two views of one empty store.
+A subclass gives the fixtures `integrations`, `attempts` and `revocations`, views of one empty store.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from integration_server.service.ports import (
     NewAttempt,
     NewCredentials,
     NewIntegration,
+    OrphanedGrant,
+    Revocations,
     StoredIntegration,
 )
 
@@ -32,6 +34,7 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 EXPIRY = NOW + timedelta(minutes=10)
 ANN, BOB = UserId("ann"), UserId("bob")
+LONG, OVER = timedelta(minutes=10), timedelta(seconds=-1)  # claims that outlast every test, and such that have lapsed
 LARGEST_ID = IntegrationId(2**63 - 1)
 FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not answer as it should")
 
@@ -78,6 +81,14 @@ def new_credentials(sealed: bytes = b"sealed", **changes: Any) -> NewCredentials
         is_renewable=True,
         access_token_expire_time=NOW + timedelta(hours=1),
         refresh_token_expire_time=None,
+    )
+    return replace(blank, **changes)
+
+
+def new_grant(**changes: Any) -> OrphanedGrant:
+    """What is left of an integration of Ann's, with the credentials of `connected`."""
+    blank = OrphanedGrant(
+        uid="uid", user_id=ANN, integration_type="acme", account_id=None, sealed_credentials=b"sealed"
     )
     return replace(blank, **changes)
 
@@ -442,7 +453,8 @@ class IntegrationStoreContract:
 
         removed = await integrations.remove(integration.integration_id, ANN)
 
-        assert removed == StoredIntegration(checked, b"sealed")
+        assert removed is not None
+        assert removed.integration == checked
         assert await integrations.remove(integration.integration_id, ANN) is None
         assert await attempts.take(attempt.attempt_id, NOW) is None
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
@@ -452,34 +464,138 @@ class IntegrationStoreContract:
 
     # --- shared grants -----------------------------------------------------------------------------------------
 
-    async def test_an_integration_alone_shares_its_grant_with_nobody(
+    async def test_a_grant_that_is_like_no_other_is_shared_with_nobody(
         self, integrations: IntegrationStore, attempts: AttemptStore
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
         await connected(integrations, ANN, "b")
         await connected(integrations, BOB, "b", integration_type="sister")
         await connected(integrations, ANN, "a", integration_type="stranger")
         await attempts.begin(new_attempt(), new_integration(integration_type="sister"))
-        assert not await integrations.shares_grant(integration, ["acme", "sister"])
-        assert not await integrations.shares_grant(integration, [])
+        grant = new_grant(account_id="a")
+        assert not await integrations.shares_grant(grant, ["acme", "sister"])
+        assert not await integrations.shares_grant(grant, [])
 
     async def test_the_same_account_shares_a_grant_whoever_connected_it(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations, ANN, "a")
         await connected(integrations, BOB, "a", integration_type="sister")
-        assert await integrations.shares_grant(integration, ["acme", "sister"])
-        assert not await integrations.shares_grant(integration, ["acme"])
+        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
+        assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
 
     async def test_the_same_users_integration_of_a_related_type_shares_a_grant(
         self, integrations: IntegrationStore
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
         await connected(integrations, ANN, "named differently", integration_type="sister")
-        assert await integrations.shares_grant(integration, ["acme", "sister"])
+        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
 
-    async def test_unknown_accounts_share_nothing(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations, ANN, None)
+    async def test_unknown_accounts_of_two_users_share_nothing(self, integrations: IntegrationStore) -> None:
         await connected(integrations, BOB, None)
-        assert not await integrations.shares_grant(integration, ["acme"])
+        assert not await integrations.shares_grant(new_grant(account_id=None), ["acme"])
+        assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
+
+    async def test_an_unknown_account_may_be_any_of_the_same_users(self, integrations: IntegrationStore) -> None:
+        row = await connected(integrations, ANN, "a")
+        assert await integrations.shares_grant(new_grant(account_id=None), ["acme"])
+        await integrations.remove(row.integration_id, ANN)
+        await connected(integrations, ANN, None)
+        assert await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
+
+
+class RevocationsContract:
+    """What becomes of the credentials of an integration that is removed, and what the outbox does with them."""
+
+    async def test_removing_puts_the_credentials_in_claimed_by_the_remover(
+        self, integrations: IntegrationStore, revocations: Revocations
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        removed = await integrations.remove(integration.integration_id, ANN, claim_for=LONG)
+        assert removed is not None
+        assert removed.revocation is not None
+        assert removed.revocation.grant == new_grant(uid=integration.uid, account_id="a")
+        assert removed.revocation.attempts == 1
+        assert abs(removed.revocation.age) < LONG
+        assert not removed.is_refreshing
+        assert await revocations.due_types() == []
+        assert await revocations.claim_due("acme", 10, claim_for=LONG) == []
+
+    async def test_a_claim_that_has_lapsed_is_followed_with_the_same_grant(
+        self, integrations: IntegrationStore, revocations: Revocations
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        removed = await integrations.remove(integration.integration_id, ANN, claim_for=OVER)
+        assert removed is not None
+        assert removed.revocation is not None
+        (follower,) = await revocations.claim_due("acme", 10, claim_for=LONG)
+        assert follower.grant == removed.revocation.grant
+        assert (follower.revocation_id, follower.attempts) == (removed.revocation.revocation_id, 2)
+
+    async def test_a_pending_integration_leaves_nothing(
+        self, integrations: IntegrationStore, attempts: AttemptStore, revocations: Revocations
+    ) -> None:
+        integration = await pending(integrations, attempts)
+        removed = await integrations.remove(integration.integration_id, ANN)
+        assert removed is not None
+        assert removed.revocation is None
+        assert await revocations.due_types() == []
+
+    async def test_nobody_puts_in_what_is_not_theirs(
+        self, integrations: IntegrationStore, revocations: Revocations
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        assert await integrations.remove(integration.integration_id, BOB) is None
+        assert await revocations.due_types() == []
+
+    async def test_of_many_removals_one_gets_the_revocation(
+        self, integrations: IntegrationStore, revocations: Revocations
+    ) -> None:
+        integration = await connected(integrations, ANN, "a")
+        removals = await asyncio.gather(
+            *(integrations.remove(integration.integration_id, ANN, claim_for=OVER) for _ in range(10))
+        )
+        assert sum(removed is not None for removed in removals) == 1
+        assert len(await revocations.claim_due("acme", 10, claim_for=LONG)) == 1
+
+    async def test_claims_a_type_longest_due_first_and_no_more_than_wanted(self, revocations: Revocations) -> None:
+        grants = [new_grant(uid=f"uid-{number}") for number in range(3)]
+        for grant in (*grants, new_grant(integration_type="other")):
+            await revocations.add(grant)
+        assert sorted(await revocations.due_types()) == ["acme", "other"]
+        first = await revocations.claim_due("acme", 2, claim_for=LONG)
+        rest = await revocations.claim_due("acme", 2, claim_for=LONG)
+        assert [{claim.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
+        assert await revocations.due_types() == ["other"]
+
+    async def test_of_many_that_claim_one_gets_it(self, revocations: Revocations) -> None:
+        for number in range(5):
+            await revocations.add(new_grant(uid=f"uid-{number}"))
+        claims = await asyncio.gather(*(revocations.claim_due("acme", 1, claim_for=LONG) for _ in range(20)))
+        claimed = [claim.grant.uid for batch in claims for claim in batch]
+        assert len(claimed) == len(set(claimed))
+        rest = await revocations.claim_due("acme", 10, claim_for=LONG)
+        assert len(claimed) + len(rest) == 5
+
+    async def test_what_is_put_off_is_due_after_the_pause(self, revocations: Revocations) -> None:
+        await revocations.add(new_grant())
+        (claim,) = await revocations.claim_due("acme", 1, claim_for=LONG)
+        await revocations.put_off(claim, LONG)
+        assert await revocations.due_types() == []
+        await revocations.put_off(claim, OVER)
+        (again,) = await revocations.claim_due("acme", 1, claim_for=LONG)
+        assert again.attempts == 2
+
+    async def test_who_lost_the_claim_cannot_put_it_off(self, revocations: Revocations) -> None:
+        await revocations.add(new_grant())
+        (lost,) = await revocations.claim_due("acme", 1, claim_for=OVER)
+        await revocations.claim_due("acme", 1, claim_for=LONG)
+        await revocations.put_off(lost, OVER)
+        assert await revocations.due_types() == []
+
+    async def test_what_is_removed_is_gone_and_may_be_removed_twice(self, revocations: Revocations) -> None:
+        await revocations.add(new_grant())
+        (claim,) = await revocations.claim_due("acme", 1, claim_for=OVER)
+        for _ in range(2):
+            await revocations.remove(claim)
+            assert await revocations.due_types() == []
+        await revocations.put_off(claim, OVER)
+        assert await revocations.due_types() == []
 
 
 class AttemptStoreContract:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Executable, Row, delete
 
 from integration_server.storage.engine import open_database
-from integration_server.storage.tables import connection_attempts, health_checks, integrations
+from integration_server.storage.tables import connection_attempts, health_checks, integrations, revocations
 
 
 async def execute(database_url: str, *statements: Executable) -> None:
@@ -24,4 +24,4 @@ async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
 
 async def wipe(database_url: str) -> None:
     """Remove everything but the keys."""
-    await execute(database_url, delete(connection_attempts), delete(health_checks), delete(integrations))
+    await execute(database_url, *map(delete, (connection_attempts, health_checks, integrations, revocations)))

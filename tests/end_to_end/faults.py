@@ -12,7 +12,7 @@ from integration_server.sandbox import Fault, Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Fault):
-    """Answers when it is released, and as if nothing were wrong."""
+    """Answers when it is released, and as if nothing were wrong. With `work_first` only the answer is held."""
 
     arrivals: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -24,9 +24,10 @@ class Held(Fault):
 
     async def answer(self, request: Request, work: Work) -> Response:
         """Tell that the request is here, and wait."""
+        done = await work(request) if self.work_first else None
         self.arrivals.put_nowait(None)
         await self.released.wait()
-        return await work(request)
+        return done or await work(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,73 +4,26 @@ The sandbox rotates refresh tokens, and one that comes a second time kills the g
 """
 
 import asyncio
-import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Behaviour, Fault, Hang, Sandbox, run_sandbox
+from integration_server.sandbox import Fault, Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.databases import PostgresServer, run_postgres
-from tests.end_to_end.processes import Command, server_environment, serving
-from tests.end_to_end.sandbox_files import declare_sandbox
-from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
+from tests.end_to_end.replicas import LEASE, Replicas, eventually, running_replicas
+from tests.end_to_end.system import Clients
 
 SERVERS = 4
 CALLERS = 200
 ROUNDS = 3
-LEASE = 1  # second; soon over
 SLOW = Fault(delay=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Replicas:
-    """Servers that share a database, and the sandbox that they are clients of."""
-
-    commands: list[Command]
-    clients: list[Clients]
-    sandbox: Sandbox
-
-    def refreshes(self) -> list[str]:
-        """How each refresh at the token endpoint ended."""
-        return [call.outcome for call in self.sandbox.token_calls if call.grant_type == "refresh_token"]
-
-
-@asynccontextmanager
-async def running_replicas(
-    directory: Path, database_url: str, servers: int, lease: float = LEASE, **settings: str
-) -> AsyncIterator[Replicas]:
-    """So many of them, with leases of so many seconds."""
-    sandbox = Sandbox(behaviour=Behaviour())
-    secret = secrets.token_urlsafe(32)
-    sandbox.register_client(CLIENT_ID, secret, [own_callback("sandbox")])
-    async with AsyncExitStack() as stack:
-        sandbox_url = await stack.enter_async_context(run_sandbox(sandbox))
-        providers = directory / "providers"
-        providers.mkdir()
-        declare_sandbox(providers, sandbox_url)
-        environment = server_environment(
-            database_url,
-            PROVIDERS_DIR=str(providers),
-            SANDBOX_CLIENT_ID=CLIENT_ID,
-            SANDBOX_CLIENT_SECRET=secret,
-            REFRESH_LEASE_SECONDS=str(lease),
-            SPILL_DIR=str(directory / "spill"),
-            **settings,
-        )
-        commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(servers)]
-        clients = [
-            await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
-            for command in commands
-        ]
-        yield Replicas(commands, clients, sandbox)
 
 
 @pytest.fixture
@@ -91,14 +44,6 @@ async def forced(clients: Clients, integration_id: int) -> pb.RefreshTokenRespon
     return await clients.service.RefreshToken(
         pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True), timeout=30
     )
-
-
-async def eventually(look: Callable[[], Awaitable[bool]], within: float = 20) -> None:
-    async with asyncio.timeout(within):
-        while True:
-            if await look():
-                return
-            await asyncio.sleep(0.05)
 
 
 def has_called(replicas: Replicas) -> Callable[[], Awaitable[bool]]:

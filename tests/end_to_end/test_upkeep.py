@@ -9,7 +9,7 @@ import pytest
 from integration_server.sandbox import Fault
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.test_refreshing_across_processes import Replicas, eventually, running_replicas
+from tests.end_to_end.replicas import Replicas, eventually, running_replicas
 
 LIFETIME = 12  # seconds: due after 4.8 to 6 of them
 USERS = ("ada", "bob", "eve", "joe", "zoe")

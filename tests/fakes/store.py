@@ -1,6 +1,7 @@
 """Both stores in memory. They pass the contract suite that the SQL ones pass."""
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,9 @@ from integration_server.service.ports import (
     NewAttempt,
     NewCredentials,
     NewIntegration,
+    OrphanedGrant,
+    Removed,
+    Revocation,
     SpilledRefresh,
     StoredIntegration,
     Work,
@@ -50,16 +54,32 @@ class LeaseRow:
     call_time: datetime | None = None
 
 
-class Rows:
-    """What the two stores share. While `away`, every call fails as if the database did not answer."""
+@dataclass(slots=True)
+class RevocationRow:
+    """A grant in the outbox."""
 
-    def __init__(self) -> None:
+    grant: OrphanedGrant
+    create_time: datetime
+    due_time: datetime
+    attempts: int = 0
+
+
+class Rows:
+    """What the stores share, with a clock that stands for the database's.
+
+    While `away`, every call fails as if the database did not answer.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.integrations: dict[IntegrationId, StoredIntegration] = {}
         self.attempts: dict[str, AttemptRow] = {}
         self.checks: list[HealthCheck] = []
         self.leases: dict[IntegrationId, LeaseRow] = {}
+        self.revocations: dict[int, RevocationRow] = {}
         self.away = False
         self._last_id = 0
+        self._revocation_ids = itertools.count(1)
 
     async def answer(self) -> None:
         """Let others go first, as a database does; what follows, up to the next await, is one transaction."""
@@ -91,6 +111,19 @@ class Rows:
         integration = replace(integration, **values)
         self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
         return integration
+
+    def put(self, grant: OrphanedGrant) -> int:
+        """A grant in the outbox, due now."""
+        revocation_id = next(self._revocation_ids)
+        self.revocations[revocation_id] = RevocationRow(grant, self.clock(), self.clock())
+        return revocation_id
+
+    def claim(self, revocation_id: int, claim_for: timedelta) -> Revocation:
+        """A grant in the outbox, due no more."""
+        row = self.revocations[revocation_id]
+        row.due_time = self.clock() + claim_for
+        row.attempts += 1
+        return Revocation(revocation_id, row.grant, row.attempts, self.clock() - row.create_time)
 
     def remove(self, integration_id: IntegrationId) -> None:
         """The row gone, with its attempts."""
@@ -166,19 +199,13 @@ class MemoryIntegrations:
         await self._rows.answer()
         return [stored for stored in self._rows.connected() if stored.integration.user_id == user_id]
 
-    async def shares_grant(self, integration: Integration, integration_types: Iterable[str]) -> bool:
-        """Whether another row would die with this one's grant."""
+    async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
+        """Whether a row would die with the grant."""
         await self._rows.answer()
         types = set(integration_types)
-        others = [stored.integration for stored in self._rows.connected()]
         return any(
-            other.integration_type in types
-            and other.integration_id != integration.integration_id
-            and (
-                (other.account_id is not None and other.account_id == integration.account_id)
-                or (other.user_id == integration.user_id and other.integration_type != integration.integration_type)
-            )
-            for other in others
+            stored.integration.integration_type in types and _may_share(stored.integration, grant)
+            for stored in self._rows.connected()
         )
 
     async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
@@ -306,13 +333,23 @@ class MemoryIntegrations:
         values = {key: value for key, value in given.items() if value is not None}
         return self._rows.set(stored.integration, update_time=now, **values)
 
-    async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """What it was."""
+    async def remove(
+        self, integration_id: IntegrationId, user_id: UserId, *, claim_for: timedelta = timedelta(0)
+    ) -> Removed | None:
+        """What it was, its credentials in the outbox."""
         await self._rows.answer()
         stored = self._rows.find(integration_id, user_id)
-        if stored is not None:
-            self._rows.remove(integration_id)
-        return stored
+        if stored is None:
+            return None
+        row = stored.integration
+        lease = self._rows.leases.pop(integration_id, None)
+        self._rows.remove(integration_id)
+        revocation = None
+        if stored.sealed_credentials is not None:
+            grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials)
+            revocation = self._rows.claim(self._rows.put(grant), claim_for)
+        is_refreshing = lease is not None and lease.version == row.version and lease.call_time is not None
+        return Removed(row, revocation, is_refreshing)
 
     async def ping(self) -> None:
         """Answer, unless away."""
@@ -477,6 +514,54 @@ class MemoryLeases:
         )
 
 
+class MemoryRevocations:
+    """`Revocations`. Without `exclusive` a claim keeps nobody from claiming too."""
+
+    def __init__(self, rows: Rows, *, exclusive: bool = True) -> None:
+        self._rows = rows
+        self._exclusive = exclusive
+
+    async def add(self, grant: OrphanedGrant) -> None:
+        """Due at once."""
+        await self._rows.answer()
+        self._rows.put(grant)
+
+    async def due_types(self) -> Sequence[str]:
+        """Of all that is due."""
+        await self._rows.answer()
+        return sorted({self._rows.revocations[number].grant.integration_type for number in self._due()})
+
+    async def claim_due(self, integration_type: str, limit: int, *, claim_for: timedelta) -> Sequence[Revocation]:
+        """Longest due first."""
+        await self._rows.answer()
+        due = [
+            number
+            for number in self._due()
+            if self._rows.revocations[number].grant.integration_type == integration_type
+        ]
+        return [self._rows.claim(number, claim_for) for number in due[:limit]]
+
+    async def put_off(self, revocation: Revocation, pause: timedelta) -> None:
+        """By the last who claimed it."""
+        await self._rows.answer()
+        row = self._rows.revocations.get(revocation.revocation_id)
+        if row is not None and row.attempts == revocation.attempts:
+            row.due_time = self._rows.clock() + pause
+
+    async def remove(self, revocation: Revocation) -> None:
+        """Gone."""
+        await self._rows.answer()
+        self._rows.revocations.pop(revocation.revocation_id, None)
+
+    def _due(self) -> Sequence[int]:
+        rows = self._rows.revocations
+        now = self._rows.clock()
+        return sorted(
+            (number for number in rows if not self._exclusive or rows[number].due_time <= now),
+            key=lambda number: rows[number].due_time,
+        )
+
+
 class MemorySpill:
     """A `Spill`."""
 
@@ -575,3 +660,10 @@ class MemoryAttempts:
             expire_time=attempt.expire_time,
         )
         self._rows.attempts[attempt.attempt_id] = AttemptRow(stored)
+
+
+def _may_share(row: Integration, grant: OrphanedGrant) -> bool:
+    if row.account_id is not None and row.account_id == grant.account_id:
+        return True
+    is_told_apart = row.integration_type == grant.integration_type and None not in (row.account_id, grant.account_id)
+    return row.user_id == grant.user_id and not is_told_apart

@@ -17,6 +17,7 @@ from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import NewAccount, StoredIntegration
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
@@ -30,6 +31,7 @@ from tests.fakes.store import (
     MemoryHealthHistory,
     MemoryIntegrations,
     MemoryLeases,
+    MemoryRevocations,
     MemorySpill,
     Rows,
 )
@@ -43,6 +45,7 @@ BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
 CHECK_INTERVAL = timedelta(minutes=15)
 HISTORY_KEPT = timedelta(days=30)
+GIVE_UP = timedelta(hours=72)
 
 
 @dataclass
@@ -53,16 +56,18 @@ class FakeSystem:
     atomic_attempts: bool = True
     places_are_checked: bool = True
     leases_are_exclusive: bool = True
+    claims_are_exclusive: bool = True
     health_deadline: timedelta = timedelta(seconds=10)
+    first_answer: timedelta = timedelta(seconds=10)
 
     waiting_passes: bool = False
 
     clock: SettableClock = field(default_factory=SettableClock)
     names: CountingNames = field(default_factory=CountingNames)
-    rows: Rows = field(default_factory=Rows)
     tasks: ServerTasks = field(default_factory=ServerTasks)
 
     def __post_init__(self) -> None:
+        self.rows = Rows(self.clock)
         self.provider = FakeProvider(self.clock)
         self.key_provider = FakeProvider(
             self.clock,
@@ -78,6 +83,7 @@ class FakeSystem:
         self.integrations = MemoryIntegrations(self.rows)
         self.attempts = MemoryAttempts(self.rows, atomic=self.atomic_attempts)
         self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
+        self.revocations = MemoryRevocations(self.rows, exclusive=self.claims_are_exclusive)
         self.spill = MemorySpill()
         self.redirects = RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
         self.history = MemoryHealthHistory(self.rows)
@@ -88,10 +94,12 @@ class FakeSystem:
         self.credentials = GivingCredentials(
             self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
         )
+        self.revoking = self.another_revoker()
         self.connecting = Connecting(
             self.attempts,
             self.integrations,
             self.connections,
+            self.revoking,
             self.providers,
             self.sealer,
             self.redirects,
@@ -101,7 +109,7 @@ class FakeSystem:
             direct_completion=self.direct_completion,
         )
         self.connecting_by_key = ConnectingByKey(self.connections, self.providers, self.tasks, self.names)
-        self.managing = Managing(self.integrations, self.providers, self.vault, self.sealer, self.tasks, self.clock)
+        self.managing = Managing(self.integrations, self.providers, self.sealer, self.clock)
         self.monitoring = Monitoring(
             self.integrations,
             self.history,
@@ -120,6 +128,7 @@ class FakeSystem:
             self.integrations,
             self.leases,
             self.spill,
+            self.revocations,
             self.connections,
             self.providers,
             self.vault,
@@ -129,6 +138,18 @@ class FakeSystem:
             lambda: 0.5,
             patience=Patience(with_holder=2 * LEASE, with_lost_call=3 * LEASE),
             pause=self.pause,
+        )
+
+    def another_revoker(self) -> Revoking:
+        """What revokes, as in a process of its own."""
+        return Revoking(
+            self.integrations,
+            self.revocations,
+            self.providers,
+            self.vault,
+            self.tasks,
+            lambda: 0.5,
+            times=RevocationTimes(claim=LEASE, first_answer=self.first_answer, give_up=GIVE_UP),
         )
 
     async def pause(self, seconds: float) -> None:

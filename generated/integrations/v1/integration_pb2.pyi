@@ -27,6 +27,15 @@ class AuthMethod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AUTH_METHOD_OAUTH2: _ClassVar[AuthMethod]
     AUTH_METHOD_API_KEY: _ClassVar[AuthMethod]
     AUTH_METHOD_BASIC: _ClassVar[AuthMethod]
+
+class RevocationState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REVOCATION_STATE_UNSPECIFIED: _ClassVar[RevocationState]
+    REVOCATION_STATE_REVOKED: _ClassVar[RevocationState]
+    REVOCATION_STATE_PENDING: _ClassVar[RevocationState]
+    REVOCATION_STATE_NOT_SUPPORTED: _ClassVar[RevocationState]
+    REVOCATION_STATE_GRANT_SHARED: _ClassVar[RevocationState]
+    REVOCATION_STATE_NOTHING_TO_REVOKE: _ClassVar[RevocationState]
 STATUS_UNSPECIFIED: Status
 STATUS_ACTIVE: Status
 STATUS_INACTIVE: Status
@@ -37,6 +46,12 @@ AUTH_METHOD_UNSPECIFIED: AuthMethod
 AUTH_METHOD_OAUTH2: AuthMethod
 AUTH_METHOD_API_KEY: AuthMethod
 AUTH_METHOD_BASIC: AuthMethod
+REVOCATION_STATE_UNSPECIFIED: RevocationState
+REVOCATION_STATE_REVOKED: RevocationState
+REVOCATION_STATE_PENDING: RevocationState
+REVOCATION_STATE_NOT_SUPPORTED: RevocationState
+REVOCATION_STATE_GRANT_SHARED: RevocationState
+REVOCATION_STATE_NOTHING_TO_REVOKE: RevocationState
 
 class Integration(_message.Message):
     __slots__ = ("integration_id", "user_id", "integration_type", "name", "config", "is_active", "status", "auth_method", "scopes", "missing_scopes", "account_id", "account_label", "is_connected", "last_error", "error_count", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "create_time", "update_time", "connect_time")

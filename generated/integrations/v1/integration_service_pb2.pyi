@@ -196,16 +196,18 @@ class DisconnectIntegrationRequest(_message.Message):
     def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class DisconnectIntegrationResponse(_message.Message):
-    __slots__ = ("success", "message", "integration_id", "provider_revoked")
+    __slots__ = ("success", "message", "integration_id", "provider_revoked", "revocation_state")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_REVOKED_FIELD_NUMBER: _ClassVar[int]
+    REVOCATION_STATE_FIELD_NUMBER: _ClassVar[int]
     success: bool
     message: str
     integration_id: int
     provider_revoked: bool
-    def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., integration_id: _Optional[int] = ..., provider_revoked: _Optional[bool] = ...) -> None: ...
+    revocation_state: _integration_pb2.RevocationState
+    def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., integration_id: _Optional[int] = ..., provider_revoked: _Optional[bool] = ..., revocation_state: _Optional[_Union[_integration_pb2.RevocationState, str]] = ...) -> None: ...
 
 class CheckAllHealthRequest(_message.Message):
     __slots__ = ("user_id",)

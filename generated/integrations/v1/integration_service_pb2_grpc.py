@@ -168,7 +168,8 @@ class IntegrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DisconnectIntegration(self, request, context):
-        """Deletes an integration with its credentials, and revokes them at the provider where it can.
+        """Deletes an integration with its credentials, and revokes them at the provider where it can. It answers within a few
+        seconds, and is done here whatever the provider does: what that has not confirmed by then is retried later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,9 @@ class IntegrationServiceStub:
     UpdateIntegration: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.UpdateIntegrationRequest, _integration_service_pb2.UpdateIntegrationResponse]
     """Changes an integration's name or config, or switches it on or off."""
     DisconnectIntegration: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.DisconnectIntegrationRequest, _integration_service_pb2.DisconnectIntegrationResponse]
-    """Deletes an integration with its credentials, and revokes them at the provider where it can."""
+    """Deletes an integration with its credentials, and revokes them at the provider where it can. It answers within a few
+    seconds, and is done here whatever the provider does: what that has not confirmed by then is retried later.
+    """
     CheckAllHealth: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CheckAllHealthRequest, _integration_service_pb2.CheckAllHealthResponse]
     """Checks all of a user's connected integrations at once. One that hangs holds up none of the others."""
     CheckHealth: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]
@@ -94,7 +96,9 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     UpdateIntegration: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.UpdateIntegrationRequest, _integration_service_pb2.UpdateIntegrationResponse]  # type: ignore[assignment]
     """Changes an integration's name or config, or switches it on or off."""
     DisconnectIntegration: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.DisconnectIntegrationRequest, _integration_service_pb2.DisconnectIntegrationResponse]  # type: ignore[assignment]
-    """Deletes an integration with its credentials, and revokes them at the provider where it can."""
+    """Deletes an integration with its credentials, and revokes them at the provider where it can. It answers within a few
+    seconds, and is done here whatever the provider does: what that has not confirmed by then is retried later.
+    """
     CheckAllHealth: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CheckAllHealthRequest, _integration_service_pb2.CheckAllHealthResponse]  # type: ignore[assignment]
     """Checks all of a user's connected integrations at once. One that hangs holds up none of the others."""
     CheckHealth: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CheckHealthRequest, _integration_service_pb2.CheckHealthResponse]  # type: ignore[assignment]
@@ -179,7 +183,9 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.DisconnectIntegrationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.DisconnectIntegrationResponse, _abc.Awaitable[_integration_service_pb2.DisconnectIntegrationResponse]]:
-        """Deletes an integration with its credentials, and revokes them at the provider where it can."""
+        """Deletes an integration with its credentials, and revokes them at the provider where it can. It answers within a few
+        seconds, and is done here whatever the provider does: what that has not confirmed by then is retried later.
+        """
 
     @_abc_1.abstractmethod
     def CheckAllHealth(

@@ -158,3 +158,57 @@ async def test_an_integration_that_is_gone_gives_no_lease(
     await leases.claim(integration, "owner")
     await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
     assert await leases.claim(integration, "late") is None
+
+
+@pytest.mark.parametrize(("is_marked", "is_settled", "is_refreshing"), [(0, 0, 0), (1, 0, 1), (1, 1, 0)])
+async def test_who_removes_learns_of_a_call_that_is_not_settled(
+    database: Database,
+    leases: SqlRefreshLeases,
+    integration: Integration,
+    is_marked: int,
+    is_settled: int,
+    is_refreshing: int,
+) -> None:
+    lease = await leases.claim(integration, "owner")
+    assert lease is not None
+    if is_marked:
+        await leases.mark_called(lease)
+    if is_settled:
+        await leases.release(lease, settled=True)
+    removed = await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
+    assert removed is not None
+    assert removed.is_refreshing is bool(is_refreshing)
+
+
+async def test_a_call_on_former_credentials_is_none_of_the_removers(
+    database: Database, leases: SqlRefreshLeases, integration: Integration
+) -> None:
+    lease = await leases.claim(integration, "owner")
+    assert lease is not None
+    await leases.mark_called(lease)
+    store = SqlIntegrations(database)
+    await store.commit_connection(integration, account("account-1"), new_credentials(), NOW)
+    removed = await store.remove(integration.integration_id, integration.user_id)
+    assert removed is not None
+    assert not removed.is_refreshing
+
+
+async def test_of_a_removal_and_a_mark_at_once_one_knows_of_the_other(
+    database: Database, leases: SqlRefreshLeases
+) -> None:
+    store = SqlIntegrations(database)
+
+    async def race(number: int) -> None:
+        row = await store.add_connected(new_integration(), account(f"racer-{number}"), new_credentials(), NOW)
+        assert row is not None
+        early = await leases.claim(row, "owner") if number % 2 else None
+
+        async def claim_and_mark() -> bool:
+            lease = early or await leases.claim(row, "owner")
+            return lease is not None and await leases.mark_called(lease)
+
+        has_called, removed = await asyncio.gather(claim_and_mark(), store.remove(row.integration_id, row.user_id))
+        assert removed is not None
+        assert removed.is_refreshing is has_called
+
+    await asyncio.gather(*(race(number) for number in range(80)))

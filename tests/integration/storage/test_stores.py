@@ -7,9 +7,10 @@ from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import Database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.revocations import SqlRevocations
 from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
 from tests.contracts.health_history_contract import HealthHistoryContract
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
+from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
 
 
 class _OnSql:
@@ -24,6 +25,10 @@ class _OnSql:
     @pytest.fixture
     def history(self, database: Database) -> SqlHealthHistory:
         return SqlHealthHistory(database)
+
+    @pytest.fixture
+    def revocations(self, database: Database) -> SqlRevocations:
+        return SqlRevocations(database)
 
     @pytest.fixture
     def agenda(self, database: Database) -> SqlAgenda:
@@ -43,4 +48,8 @@ class TestSqlAgenda(_OnSql, AgendaContract):
 
 
 class TestSqlAttempts(_OnSql, AttemptStoreContract):
+    pass
+
+
+class TestSqlRevocations(_OnSql, RevocationsContract):
     pass

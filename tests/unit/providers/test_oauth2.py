@@ -294,7 +294,7 @@ async def test_what_was_dead_already_is_revoked() -> None:
     [
         (httpx.Response(503), ProviderUnavailable),
         (httpx.Response(404), ProviderUnavailable),
-        (json_response({"error": "unsupported_token_type"}, 400), ProviderRejected),
+        (json_response({"error": "invalid_request"}, 400), ProviderRejected),
         (json_response({"error": "invalid_client"}, 401), ProviderMisconfigured),
         (json_response({"error": "not_allowed_token_type"}, 200), ProviderRejected),
     ],
@@ -308,6 +308,8 @@ async def test_says_so_where_there_is_no_way_to_revoke() -> None:
     class Forever(Acme):
         revoke_url = None
 
+    network = Network(json_response({"error": "unsupported_token_type"}, 400))
+    assert not await built(Acme, network).revoke_credentials(TOKENS)
     network = Network()
     assert not await built(Forever, network).revoke_credentials(TOKENS)
     assert not await built(Acme, network).revoke_credentials(ApiKey("key"))

@@ -16,6 +16,7 @@ def edge_of(system: FakeSystem) -> Edge:
         connecting=system.connecting,
         connecting_by_key=system.connecting_by_key,
         managing=system.managing,
+        revoking=system.revoking,
         credentials=system.credentials,
         monitoring=system.monitoring,
     )

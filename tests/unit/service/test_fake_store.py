@@ -4,13 +4,21 @@ import pytest
 
 from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
 from tests.contracts.health_history_contract import HealthHistoryContract
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract
-from tests.fakes.store import MemoryAgenda, MemoryAttempts, MemoryHealthHistory, MemoryIntegrations, Rows
+from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
+from tests.fakes.clock import SettableClock
+from tests.fakes.store import (
+    MemoryAgenda,
+    MemoryAttempts,
+    MemoryHealthHistory,
+    MemoryIntegrations,
+    MemoryRevocations,
+    Rows,
+)
 
 
 @pytest.fixture
 def rows() -> Rows:
-    return Rows()
+    return Rows(SettableClock())
 
 
 @pytest.fixture
@@ -26,6 +34,11 @@ def attempts(rows: Rows) -> MemoryAttempts:
 @pytest.fixture
 def history(rows: Rows) -> MemoryHealthHistory:
     return MemoryHealthHistory(rows)
+
+
+@pytest.fixture
+def revocations(rows: Rows) -> MemoryRevocations:
+    return MemoryRevocations(rows)
 
 
 @pytest.fixture
@@ -46,4 +59,8 @@ class TestMemoryAgenda(AgendaContract):
 
 
 class TestMemoryAttempts(AttemptStoreContract):
+    pass
+
+
+class TestMemoryRevocations(RevocationsContract):
     pass

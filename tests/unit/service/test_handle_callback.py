@@ -271,7 +271,7 @@ async def test_an_integration_removed_meanwhile_stays_removed(system: FakeSystem
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.call_back(begun.state))
     await until(lambda: system.provider.exchanges)
-    await system.managing.disconnect_integration(begun.integration_id, ADA)
+    await system.revoking.disconnect_integration(begun.integration_id, ADA)
     system.provider.gate.set()
     with pytest.raises(IntegrationNotFound):
         await waiting

@@ -187,7 +187,7 @@ async def test_a_refresh_does_not_bring_a_disconnected_integration_back(
     waiting = asyncio.create_task(access_token(system, integration))
     await until(lambda: system.provider.refreshes)
     system.provider.gate = None
-    await system.managing.disconnect_integration(integration.integration_id, ADA)
+    await system.revoking.disconnect_integration(integration.integration_id, ADA)
     gate.set()
     with pytest.raises(IntegrationNotFound):
         await waiting

@@ -19,7 +19,14 @@ REFRESH = SpilledRefresh(
         is_renewable=True,
         access_token_expire_time=datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC),
     ),
+    uid="uid-7",
+    integration_type="acme",
+    account_id="account-1",
 )
+FORMER_FILE = """\
+{"integration_id": 7, "user_id": "\\u00e4d\\u00e4", "version": 3, "credentials": {"sealed_credentials": "c2VhbGVk",
+"scopes": ["read"], "missing_scopes": [], "lacks_required_scope": false, "is_renewable": true,
+"access_token_expire_time": "2026-03-01T12:00:00.123456+00:00", "refresh_token_expire_time": null}}"""
 
 
 def modes(directory: Path) -> list[int]:
@@ -61,3 +68,11 @@ async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_b
 
 async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
     assert await SpillDirectory(directory).kept() == []
+
+
+async def test_a_file_of_a_former_version_is_read(directory: Path) -> None:
+    await SpillDirectory(directory).keep(REFRESH)
+    (directory / "7-3.refresh").write_text(FORMER_FILE)
+    (refresh,) = await SpillDirectory(directory).kept()
+    assert (refresh.user_id, refresh.version, refresh.credentials.sealed_credentials) == ("ädä", 3, b"sealed")
+    assert (refresh.uid, refresh.integration_type, refresh.account_id) == (None, None, None)
