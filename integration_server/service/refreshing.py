@@ -116,7 +116,7 @@ class Refreshing:
             flight = self._tasks.start(self._renew(seen, force=force))
             self._flights[seen.integration_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
-        return await asyncio.shield(flight)
+        return await self._tasks.outcome(flight)
 
     # --- one flight --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Integrations and their sealed credentials, in SQL: fulfils the port `IntegrationStore`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import StoreUnavailable
@@ -50,10 +52,11 @@ _NO_SETBACK: Mapping[str, Any] = {
 
 
 class SqlIntegrations:
-    """An `IntegrationStore` over a SQL database."""
+    """An `IntegrationStore` over a SQL database. `on_change` is told at once what is changed through this one."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
+        self._on_change = on_change
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
@@ -168,7 +171,7 @@ class SqlIntegrations:
             .returning(*_OPEN_COLUMNS)
         )
         try:
-            async with self._database.writing() as connection:
+            async with self._changing(integration.integration_id) as connection:
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and instead_of is not None:
                     await connection.execute(
@@ -201,7 +204,7 @@ class SqlIntegrations:
             refresh_leases.c.integration_id == integration.integration_id,
             refresh_leases.c.version == integration.version,
         )
-        async with self._database.writing() as connection:
+        async with self._changing(integration.integration_id) as connection:
             row = (await connection.execute(statement)).one_or_none()
             if row is not None:
                 await connection.execute(end_lease)
@@ -220,7 +223,7 @@ class SqlIntegrations:
         values = _failure_values(failure) | {"refresh_retry_time": retry_time, "refresh_refusals": refusals}
         if reauthorization_required:
             values["reauthorization_required"] = True
-        async with self._database.writing() as connection:
+        async with self._changing(integration.integration_id) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
     async def record_check(self, check: HealthCheck) -> None:
@@ -260,24 +263,33 @@ class SqlIntegrations:
             .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
             .returning(*_OPEN_COLUMNS)
         )
-        async with self._database.writing() as connection:
+        async with self._changing(integration_id) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _integration(row)
 
     async def remove(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """Delete the integration with all that hangs on it; what it was, or None if there is no such integration."""
         statement = delete(integrations).where(*_is_of(integration_id, user_id)).returning(integrations)
-        async with self._database.writing() as connection:
+        async with self._changing(integration_id) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else _stored(row)
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
         try:
-            async with self._database.reading() as connection:
+            async with self._database.watching() as connection:
                 await connection.execute(select(literal(1)).select_from(integrations).limit(1))
         except (OperationalError, ProgrammingError) as error:  # no such table, in SQLite's and PostgreSQL's words
             raise StoreUnavailable from error
+
+    @asynccontextmanager
+    async def _changing(self, integration_id: IntegrationId) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may change what a backend is given. To other processes a trigger tells of it."""
+        try:
+            async with self._database.writing() as connection:
+                yield connection
+        finally:
+            self._on_change(integration_id)  # also if it failed: a commit may have, after it was done
 
 
 # --- rows to values ----------------------------------------------------------------------------------------------

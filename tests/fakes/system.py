@@ -72,7 +72,7 @@ class FakeSystem:
         self.connections = Connections(self.integrations, self.providers, self.vault, self.clock)
         self.refreshing = self.another_process()
         self.credentials = GivingCredentials(
-            self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
+            self.integrations, self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
         )
         self.connecting = Connecting(
             self.attempts,
