@@ -8,7 +8,7 @@ order than they are given, so "all above the last one seen" would miss those who
 - on SQLite writers come one after another, so that the next identity value is a place.
 """
 
-from sqlalchemy import delete, not_, select, text
+from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import IntegrationId
@@ -23,8 +23,8 @@ _PLACE = {
 
 _IS_FROM = {
     # Transaction numbers go round; ages compare well for two thousand million transactions.
-    "postgresql": text("age(integration_changes.xmin) <= age(CAST(CAST(:place AS text) AS xid))"),
-    "sqlite": text("change_id >= CAST(:place AS integer)"),
+    "postgresql": "age(integration_changes.xmin) <= age(CAST(CAST(:place AS text) AS xid))",
+    "sqlite": "change_id >= CAST(:place AS integer)",
 }
 
 
@@ -42,7 +42,7 @@ class SqlChanges:
             next_place = await _place(connection)
             if place is None:
                 return News(next_place, frozenset())
-            changed = select(integration_changes.c.integration_id).where(_IS_FROM[connection.dialect.name])
+            changed = select(integration_changes.c.integration_id).where(text(_IS_FROM[connection.dialect.name]))
             rows = await connection.scalars(changed, {"place": place})
             return News(next_place, frozenset(map(IntegrationId, rows)))
 
@@ -51,7 +51,7 @@ class SqlChanges:
         async with self._database.writing() as connection:
             place = await _place(connection)
             if self._prune_before is not None:
-                seen = not_(_IS_FROM[connection.dialect.name])
+                seen = text(f"NOT ({_IS_FROM[connection.dialect.name]})")
                 await connection.execute(delete(integration_changes).where(seen), {"place": self._prune_before})
         self._prune_before = place
 
