@@ -1,6 +1,7 @@
 """The whole object graph on one page: the only file that names every concrete class."""
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from integration_server.providers.declared import load_declared
 from integration_server.providers.entry_points import load_entry_points
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import ProviderHttp
+from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService, UseCases
@@ -41,6 +43,7 @@ from integration_server.service.ports import (
     AttemptStore,
     Clock,
     HealthHistory,
+    IntegrationLookup,
     IntegrationStore,
     Providers,
     RefreshLeases,
@@ -51,6 +54,7 @@ from integration_server.service.ports import (
 )
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
+from integration_server.service.remembering import LOOK_EVERY, PRUNE_EVERY, Memory, RememberingLookup
 from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
@@ -60,6 +64,7 @@ from integration_server.settings import Address, Settings
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
+from integration_server.storage.changes import SqlChanges
 from integration_server.storage.engine import open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
@@ -76,8 +81,9 @@ HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twilio)
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
-_LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database, and due work is found, within this time
-_PRUNE_EVERY = timedelta(minutes=10)
+_LOOK_EVERY = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
+_WORK_EVERY = timedelta(seconds=1)  # what is due, or waited for the database, is begun within this time
+_FORGET_EVERY = timedelta(minutes=10)  # checks that are too old
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,9 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where things are kept."""
+    """Where things are kept. `lookup` finds the same integrations, and may remember them."""
 
+    lookup: IntegrationLookup
     integrations: IntegrationStore
     history: HealthHistory
     agenda: Agenda
@@ -118,6 +125,11 @@ def utc_now() -> datetime:
 def random_name() -> str:
     """256 bits from the system, in 43 URL-safe characters."""
     return secrets.token_urlsafe(32)
+
+
+def seconds_passed() -> float:
+    """Seconds since some moment, those included for which the machine slept where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def build_providers(
@@ -153,11 +165,16 @@ async def running_server(
     providers = build_providers(settings, environment, http, clock, further_providers)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(http)
-        database = await stack.enter_async_context(open_database(settings.database_url))
+        database = await stack.enter_async_context(
+            open_database(settings.database_url, pool_size=settings.database_pool_size)
+        )
         keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
         tasks = await stack.enter_async_context(ServerTasks())
-        integrations = SqlIntegrations(database)
+        memory = Memory(settings.credentials_cache_size, seconds_passed)
+        integrations, changes = SqlIntegrations(database, memory.forget), SqlChanges(database)
+        remembering = RememberingLookup(memory, integrations, changes, seconds_passed)
         stores = Stores(
+            remembering if settings.credentials_cache_size else integrations,
             integrations,
             SqlHealthHistory(database),
             SqlAgenda(database),
@@ -175,13 +192,16 @@ async def running_server(
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
-        await stack.enter_async_context(repeating(service.refreshing.recover, _LOOK_EVERY))
-        await stack.enter_async_context(repeating(service.use_cases.revoking.revoke_due, _LOOK_EVERY))
+        await stack.enter_async_context(repeating(service.refreshing.recover, _WORK_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.revoking.revoke_due, _WORK_EVERY))
         for upkeep in service.upkeep:
             await stack.enter_async_context(upkeep)
-            await stack.enter_async_context(repeating(upkeep.look, _LOOK_EVERY))
+            await stack.enter_async_context(repeating(upkeep.look, _WORK_EVERY))
         await stack.enter_async_context(repeating(service.use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
-        await stack.enter_async_context(repeating(service.use_cases.monitoring.prune, _PRUNE_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.monitoring.prune, _FORGET_EVERY))
+        if settings.credentials_cache_size:
+            await stack.enter_async_context(repeating(remembering.follow, LOOK_EVERY))
+        await stack.enter_async_context(repeating(changes.prune, PRUNE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
         stack.callback(health.drain)
@@ -229,7 +249,9 @@ def build_service(
         jitter,
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
-    credentials = GivingCredentials(integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer)
+    credentials = GivingCredentials(
+        stores.lookup, integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer
+    )
     revoking = Revoking(
         integrations,
         stores.revocations,
@@ -284,7 +306,7 @@ def build_service(
 
 def build_grpc_server(service: IntegrationService, health: Health, *, reflect: bool) -> grpc.aio.Server:
     """The server with its services; with reflection, so that grpcurl and the like can explore it, if wanted."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=GRPC_OPTIONS)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), DeadlineInterceptor()], options=GRPC_OPTIONS)
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if reflect:

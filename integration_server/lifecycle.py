@@ -38,16 +38,24 @@ async def serving(server: grpc.aio.Server, address: str, grace: timedelta) -> As
 
 @asynccontextmanager
 async def repeating(work: Callable[[], Awaitable[object]], every: timedelta) -> AsyncIterator[None]:
-    """Do the work now and then again and again, until left. A round that fails is logged; the next one is tried."""
+    """Do the work now and then again and again, until left.
+
+    A round that fails is followed by the next one. It is logged where the one before did not fail in the same way.
+    """
     log = structlog.get_logger(__name__)
     name = getattr(work, "__qualname__", repr(work))
 
     async def rounds() -> None:
+        last = None
         while True:
+            kind = None
             try:
                 await work()
             except Exception as error:  # one bad round must not end the others
-                log.warning("round_failed", work=name, kind=type(error).__qualname__)
+                kind = type(error).__qualname__
+                if kind != last:
+                    log.warning("round_failed", work=name, kind=kind)
+            last = kind
             await asyncio.sleep(every.total_seconds())
 
     task = asyncio.get_running_loop().create_task(rounds())

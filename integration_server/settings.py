@@ -82,6 +82,8 @@ class Settings(BaseModel):
 
     dev_mode: bool = False
     database_url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may have a password in it
+    database_pool_size: Annotated[int, Field(ge=1, le=100)] = 5
+    credentials_cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
     grpc_address: AddressSetting = Address("127.0.0.1", 50051)

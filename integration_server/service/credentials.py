@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.ports import Clock, IntegrationStore, Providers, StoredIntegration
+from integration_server.service.ports import Clock, IntegrationLookup, IntegrationStore, Providers, StoredIntegration
 from integration_server.service.refreshing import Refreshing
 from integration_server.service.sealing import Vault
 
@@ -45,10 +45,14 @@ class TokenState:
 
 
 class GivingCredentials:
-    """Reads, opens and, where needed, has credentials refreshed. `buffer` is the usual time they must still last."""
+    """Reads, opens and, where needed, has credentials refreshed. `buffer` is the usual time they must still last.
+
+    Credentials are handed out from `lookup`, which may remember; whoever wants them renewed reads the store.
+    """
 
     def __init__(
         self,
+        lookup: IntegrationLookup,
         integrations: IntegrationStore,
         providers: Providers,
         vault: Vault,
@@ -57,6 +61,7 @@ class GivingCredentials:
         *,
         buffer: timedelta,
     ) -> None:
+        self._lookup = lookup
         self._integrations = integrations
         self._providers = providers
         self._vault = vault
@@ -72,7 +77,7 @@ class GivingCredentials:
         required_scopes: Sequence[str],
     ) -> UsableCredentials:
         """Credentials good for `min_ttl`; None means the buffer, or half of the token's life if that is less."""
-        stored = await self._usable(integration_id, user_id)
+        stored = _usable(await self._lookup.find(integration_id, user_id))
         _require_scopes(stored.integration, required_scopes)
         fresh = await self.fresh(stored, min_ttl)
         _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
@@ -100,7 +105,7 @@ class GivingCredentials:
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
         """Renew a token that is about to expire, or any with `force`."""
-        stored = await self._usable(integration_id, user_id)
+        stored = _usable(await self._integrations.find(integration_id, user_id))
         credentials = await self._vault.open(stored)
         if not isinstance(credentials, OAuthTokens):
             return TokenState(refreshed=False, expire_time=None)
@@ -115,12 +120,12 @@ class GivingCredentials:
         ttl = tokens.buffer(self._buffer) if min_ttl is None else min_ttl
         return tokens.is_good_for(ttl, self._clock())
 
-    async def _usable(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        stored.integration.require_usable()
-        return stored
+
+def _usable(found: StoredIntegration | None) -> StoredIntegration:
+    if found is None:
+        raise IntegrationNotFound
+    found.integration.require_usable()
+    return found
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:

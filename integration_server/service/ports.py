@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NewType, Protocol
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.health import ErrorRate, HealthCheck
@@ -187,6 +187,32 @@ class Removed:
     integration: Integration
     revocation: Revocation | None
     is_refreshing: bool
+
+
+class IntegrationLookup(Protocol):
+    """Where to find an integration as it is, or was within the last second."""
+
+    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's integration."""
+
+
+ChangePlace = NewType("ChangePlace", str)
+"""How far somebody has looked at the changes. Means something to the store only."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """Which integrations changed, or are gone, and from where to look the next time."""
+
+    place: ChangePlace
+    integration_ids: frozenset[IntegrationId]
+
+
+class Changes(Protocol):
+    """What all processes and replicas changed of what a backend is given for an integration."""
+
+    async def since(self, place: ChangePlace | None) -> News:
+        """What became visible since `place` was got, and perhaps a little more; with None, only where to begin."""
 
 
 class IntegrationStore(Protocol):

@@ -125,7 +125,7 @@ class Refreshing:
             flight = self._tasks.start(self._renew(seen, force=force))
             self._flights[seen.integration_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
-        return await asyncio.shield(flight)
+        return await self._tasks.outcome(flight)
 
     async def refresh_ahead(self, due: StoredIntegration) -> bool:
         """Refresh before anybody has to wait for it; whether the provider is well, as far as that showed."""

@@ -9,6 +9,9 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.service.deadlines import Effort, time_left
+
 T = TypeVar("T")
 
 
@@ -16,7 +19,7 @@ class ServerTasks:
     """Runs coroutines to their end, whatever becomes of those who wait; leaving the context waits for them all."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: dict[asyncio.Task[Any], Effort] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -27,12 +30,20 @@ class ServerTasks:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start the work. Wait for it with `asyncio.shield`, so that giving up the wait does not end it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        """Start the work. Wait for it with `outcome`, so that giving up the wait does not end it."""
+        effort = Effort()  # of its own: the deadline of the caller who happens to start it is not the work's
+        task = asyncio.get_running_loop().create_task(work, context=effort.context())
+        self._running[task] = effort
+        task.add_done_callback(self._running.pop)
         return task
+
+    async def outcome(self, task: asyncio.Task[T]) -> T:
+        """What the work gives or raises. `StoreUnavailable` if the caller's time is up while it waits for the store."""
+        await asyncio.wait({task}, timeout=time_left())
+        if not task.done() and self._running[task].store_waits:
+            raise StoreUnavailable
+        return await asyncio.shield(task)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Start the work and wait for it."""
-        return await asyncio.shield(self.start(work))
+        return await self.outcome(self.start(work))

@@ -1,7 +1,9 @@
 """The way to the database: reads its URL, opens connection pools, and says when it is away.
 
 SQLite is served by one writing connection a process, for which writers queue, and several reading ones. PostgreSQL is
-served by one pool; what reads does so in autocommit, which saves the two round trips of a transaction.
+served by one pool; what reads does so in autocommit, which saves the two round trips of a transaction. Beside them, one
+connection is for watching the database: however busy, stuck or exhausted the others are, it tells whether the database
+answers.
 """
 
 import json
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy import URL, Connection, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
@@ -24,6 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.service.deadlines import waiting_for_store
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
 
@@ -122,28 +125,36 @@ class Database:
     constraints pass as SQLAlchemy raises them.
     """
 
-    def __init__(self, readers: AsyncEngine, writers: AsyncEngine) -> None:
+    def __init__(self, readers: AsyncEngine, writers: AsyncEngine, watchers: AsyncEngine) -> None:
         self._readers = readers
         self._writers = writers
+        self._watchers = watchers
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reading only. Each statement sees what is committed when it begins."""
-        with _away_is_store_unavailable():
+        with waiting_for_store(), _away_is_store_unavailable():
             async with self._readers.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction, committed at the end of the block and rolled back by an exception."""
-        with _away_is_store_unavailable():
+        with waiting_for_store(), _away_is_store_unavailable():
             async with self._writers.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[AsyncConnection]:
+        """The connection for looking at the database itself: only reads, and gives up within a second or two."""
+        with waiting_for_store(), _away_is_store_unavailable():
+            async with self._watchers.connect() as connection:
                 yield connection
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._readers.dispose()
-        await self._writers.dispose()
+        for engine in (self._readers, self._writers, self._watchers):
+            await engine.dispose()
 
 
 @asynccontextmanager
@@ -153,18 +164,20 @@ async def open_database(
     pool_size: int = 5,
     connect_timeout: float = 5,  # callers have mostly given up by then
     command_timeout: float | None = 10,  # our statements take milliseconds: one that takes this long is never answered
+    watch_timeout: float = 1,  # so that it is noticed within two seconds that the database is back
 ) -> AsyncIterator[Database]:
     """The database at `url` until the block ends; connections are made when they are needed.
 
-    `pool_size` is the number of connections (with SQLite, of reading ones). Both timeouts are in seconds:
-    `connect_timeout` for what has to be waited for before a statement (a free connection, a new one, SQLite's lock),
-    `command_timeout` for the statement (with PostgreSQL). Raises `ValueError` for a bad URL.
+    `pool_size` is the number of connections (with SQLite, of reading ones); one more is for watching. The timeouts are
+    in seconds: `connect_timeout` for what has to be waited for before a statement (a free connection, a new one,
+    SQLite's lock), `command_timeout` for the statement (with PostgreSQL), `watch_timeout` for either where the database
+    is watched. Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
     if isinstance(target, SqliteFile):
-        database = _sqlite_database(target, pool_size, connect_timeout)
+        database = _sqlite_database(target, pool_size, connect_timeout, watch_timeout)
     else:
-        database = _postgres_database(target, pool_size, connect_timeout, command_timeout)
+        database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, watch_timeout)
     try:
         yield database
     finally:
@@ -183,9 +196,47 @@ def _engine(url: URL, pool_size: int, timeout: float, connect_args: Mapping[str,
     )
 
 
-def _postgres_database(
-    target: PostgresServer, pool_size: int, connect_timeout: float, command_timeout: float | None
+async def _postgres_database(
+    target: PostgresServer,
+    pool_size: int,
+    connect_timeout: float,
+    command_timeout: float | None,
+    watch_timeout: float,
 ) -> Database:
+    # What a transaction pooler can do, every server can.
+    watchers = _postgres_engine(target, 1, watch_timeout, watch_timeout, _THROUGH_A_POOLER)
+    statements = _THROUGH_A_POOLER if await _is_behind_a_pooler(watchers) else _PREPARED_ONCE
+    engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
+    return Database(readers=_autocommit(engine), writers=engine, watchers=_autocommit(watchers))
+
+
+def _statement_name() -> str:
+    return f"s_{uuid.uuid4().hex}"
+
+
+def _no_statement_name() -> str:
+    return ""
+
+
+# SQLAlchemy keeps prepared statements; names that are unique can't clash with those of clients that had the session
+# before.
+_PREPARED_ONCE: Mapping[str, Any] = {"prepared_statement_name_func": _statement_name}
+
+# Statements that follow each other may reach different sessions, none of which has what another has prepared. One
+# without a name is parsed again, by asyncpg, in the message that runs it.
+_THROUGH_A_POOLER: Mapping[str, Any] = {
+    "prepared_statement_name_func": _no_statement_name,
+    "prepared_statement_cache_size": 0,
+}
+
+
+def _postgres_engine(
+    target: PostgresServer,
+    pool_size: int,
+    connect_timeout: float,
+    command_timeout: float | None,
+    statements: Mapping[str, Any],
+) -> AsyncEngine:
     engine = _engine(
         target.url,
         pool_size,
@@ -193,18 +244,27 @@ def _postgres_database(
         {
             "dsn": f"postgresql://?{target.parameters}",
             "command_timeout": command_timeout,
-            # SQLAlchemy keeps the prepared statements. Behind a transaction pooler several clients share a session,
-            # so that the names must be unique; and asyncpg's own cache would number them.
-            "statement_cache_size": 0,
-            "prepared_statement_name_func": _statement_name,
+            "statement_cache_size": 0,  # asyncpg's own cache would number the statements
+            **statements,
         },
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    return Database(readers=engine.execution_options(isolation_level="AUTOCOMMIT"), writers=engine)
+    return engine
 
 
-def _statement_name() -> str:
-    return f"s_{uuid.uuid4().hex}"
+def _autocommit(engine: AsyncEngine) -> AsyncEngine:
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+async def _is_behind_a_pooler(engine: AsyncEngine) -> bool:
+    """Whether the session that answers is another than the one that was opened; also if nobody answers."""
+    try:
+        async with engine.connect() as connection:
+            opened = (await connection.get_raw_connection()).driver_connection
+            answering = await connection.scalar(text("SELECT pg_backend_pid()"))
+    except (OSError, DBAPIError, PoolTimeoutError):
+        return True
+    return opened is None or opened.get_server_pid() != answering
 
 
 def _refuse_closed(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
@@ -213,14 +273,15 @@ def _refuse_closed(connection: AdaptedConnection, _record: object, _proxy: objec
         raise DisconnectionError
 
 
-def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float) -> Database:
+def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, watch_timeout: float) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
     readers, writers = (_engine(url, size, connect_timeout, {}) for size in (pool_size, 1))
-    for engine in (readers, writers):
+    watchers = _engine(url, 1, watch_timeout, {})
+    for engine in (readers, writers, watchers):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers)
+    return Database(readers, writers, watchers)
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:

@@ -1,6 +1,7 @@
 """Integrations and their sealed credentials, in SQL: fulfils the port `IntegrationStore`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import StoreUnavailable
@@ -64,10 +66,11 @@ _NO_SETBACK: Mapping[str, Any] = {
 
 
 class SqlIntegrations:
-    """An `IntegrationStore` over a SQL database."""
+    """An `IntegrationStore` over a SQL database. `on_change` is told at once what is changed through this one."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
+        self._on_change = on_change
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
@@ -200,7 +203,7 @@ class SqlIntegrations:
             .returning(*_OPEN_COLUMNS)
         )
         try:
-            async with self._database.writing() as connection:
+            async with self._changing(integration.integration_id) as connection:
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and instead_of is not None:
                     await connection.execute(
@@ -233,7 +236,7 @@ class SqlIntegrations:
             refresh_leases.c.integration_id == integration.integration_id,
             refresh_leases.c.version == integration.version,
         )
-        async with self._database.writing() as connection:
+        async with self._changing(integration.integration_id) as connection:
             row = (await connection.execute(statement)).one_or_none()
             if row is not None:
                 await connection.execute(end_lease)
@@ -259,7 +262,7 @@ class SqlIntegrations:
         }
         if reauthorization_required:
             values["reauthorization_required"] = True
-        async with self._database.writing() as connection:
+        async with self._changing(integration.integration_id) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
     async def update(
@@ -280,7 +283,7 @@ class SqlIntegrations:
             .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
             .returning(*_OPEN_COLUMNS)
         )
-        async with self._database.writing() as connection:
+        async with self._changing(integration_id) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
@@ -289,7 +292,7 @@ class SqlIntegrations:
     ) -> Removed | None:
         """Delete the integration with all that hangs on it, and put its credentials into the outbox."""
         lock = select(integrations).where(*is_of(integration_id, user_id)).with_for_update()
-        async with self._database.writing() as connection:
+        async with self._changing(integration_id) as connection:
             row = (await connection.execute(lock)).one_or_none()
             if row is None:
                 return None
@@ -302,10 +305,19 @@ class SqlIntegrations:
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
         try:
-            async with self._database.reading() as connection:
+            async with self._database.watching() as connection:
                 await connection.execute(select(literal(1)).select_from(integrations).limit(1))
         except (OperationalError, ProgrammingError) as error:  # no such table, in SQLite's and PostgreSQL's words
             raise StoreUnavailable from error
+
+    @asynccontextmanager
+    async def _changing(self, integration_id: IntegrationId) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may change what a backend is given. To other processes a trigger tells of it."""
+        try:
+            async with self._database.writing() as connection:
+                yield connection
+        finally:
+            self._on_change(integration_id)  # also if it failed: a commit may have, after it was done
 
 
 # --- rows to values ----------------------------------------------------------------------------------------------

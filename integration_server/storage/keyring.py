@@ -134,7 +134,7 @@ class Keyring:
 
         Those that unwrap are learnt even then.
         """
-        async with self._database.reading() as connection:
+        async with self._database.watching() as connection:
             rows = (await connection.execute(_ALL_KEYS)).all()
         problems = [problem for row in rows if (problem := self._learn(row)) is not None]
         if problems:

@@ -63,8 +63,13 @@ class Refused(Exception):
 class FakeContext:
     """A `grpc.aio.ServicerContext`, as far as it is used. Like gRPC's it can be aborted once."""
 
-    def __init__(self) -> None:
+    def __init__(self, remaining: float | None = None) -> None:
         self.refused: Refused | None = None
+        self._remaining = remaining
+
+    def time_remaining(self) -> float | None:
+        """Seconds that the caller has given the call."""
+        return self._remaining
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()

@@ -92,7 +92,7 @@ class FakeSystem:
         self.connections = Connections(self.integrations, self.providers, self.vault, self.clock, self.schedule)
         self.refreshing = self.another_process()
         self.credentials = GivingCredentials(
-            self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
+            self.integrations, self.integrations, self.providers, self.vault, self.refreshing, self.clock, buffer=BUFFER
         )
         self.revoking = self.another_revoker()
         self.connecting = Connecting(

@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -323,3 +323,71 @@ async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(
             async with database.reading(), database.reading():  # each connection that is opened anew is a temptation
                 await connected(store, account_id=f"account-{number}")
             assert await seen_by_visitor() == number + 1
+
+
+class TestWatching:
+    async def test_an_exhausted_pool_does_not_matter(self, database_url: str) -> None:
+        async with open_database(database_url, pool_size=1, connect_timeout=0.2) as database, database.reading():
+            with pytest.raises(StoreUnavailable):
+                await count(database)
+            async with database.watching() as connection:
+                assert await connection.scalar(COUNT) == 0
+
+    async def test_it_is_one_connection(self, database_url: str) -> None:
+        async with open_database(database_url, watch_timeout=0.1) as database, database.watching():
+            with pytest.raises(StoreUnavailable):
+                async with database.watching():
+                    pass
+
+    @pytest.mark.postgres
+    async def test_a_statement_that_hangs_is_given_up(self, postgres_url: str) -> None:
+        async with open_database(postgres_url, watch_timeout=0.1) as database:
+            with pytest.raises(StoreUnavailable):
+                async with database.watching() as connection:
+                    await connection.execute(text("SELECT pg_sleep(60)"))
+            async with database.watching() as connection:
+                assert await connection.scalar(COUNT) == 0
+
+
+class TestGivingUp:
+    """A caller may leave at any moment; the pool is whole afterwards."""
+
+    async def give_up(self, work: Callable[[], Awaitable[object]], after: float) -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(after)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def test_at_any_moment(self, database_url: str) -> None:
+        async with open_database(database_url, pool_size=2) as database:
+            store = SqlIntegrations(database)
+            for after in range(40):
+                await self.give_up(lambda: connected(store), after / 10_000)
+                await self.give_up(lambda: count(database), after / 10_000)
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(count(database) for _ in range(10)), *(connected(store) for _ in range(10)))
+
+    @pytest.mark.postgres
+    async def test_while_waiting_for_a_lock(self, postgres_url: str) -> None:
+        async with (
+            open_database(postgres_url, pool_size=2) as database,
+            open_database(postgres_url, pool_size=2) as other,
+        ):
+            await connected(SqlIntegrations(database))
+
+            async def change() -> None:
+                async with database.writing() as connection:
+                    await connection.execute(text("UPDATE integrations SET name = 'changed'"))
+
+            async with other.writing() as connection:
+                await connection.execute(text("SELECT 1 FROM integrations FOR UPDATE"))
+                await asyncio.gather(*(self.give_up(change, 0.1) for _ in range(20)))
+                # Nobody is left waiting in the database either, to make the change when the lock is free.
+                waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                async with asyncio.timeout(10), other.reading() as observer:
+                    while await observer.scalar(waiting):  # noqa: ASYNC110  # the database sets no event of ours
+                        await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(count(database) for _ in range(5)))
+            async with database.reading() as connection:
+                assert await connection.scalar(text("SELECT name FROM integrations")) == ""

@@ -1,7 +1,11 @@
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.service.deadlines import Effort, time_left, waiting_for_store
 from integration_server.service.tasks import ServerTasks
 
 
@@ -42,3 +46,60 @@ async def test_leaving_is_not_spoilt_by_work_that_fails() -> None:
     async with ServerTasks() as tasks:
         task = tasks.start(work())
     assert isinstance(task.exception(), ZeroDivisionError)
+
+
+async def held_by_the_store(gate: asyncio.Event) -> str:
+    with waiting_for_store():
+        await gate.wait()
+    return "done"
+
+
+def as_caller(work: Coroutine[Any, Any, str], seconds: float) -> asyncio.Task[str]:
+    """What is done for somebody who must be answered by then."""
+    effort = Effort(asyncio.get_running_loop().time() + seconds)
+    return asyncio.get_running_loop().create_task(work, context=effort.context())
+
+
+async def test_a_caller_whose_time_is_up_does_not_wait_for_the_store_and_the_work_goes_on() -> None:
+    gate = asyncio.Event()
+    async with ServerTasks() as tasks:
+
+        async def call() -> str:
+            return await tasks.outcome(started)
+
+        started = tasks.start(held_by_the_store(gate))
+        with pytest.raises(StoreUnavailable):
+            await as_caller(call(), 0.01)
+        patient = as_caller(call(), 60)
+        await asyncio.sleep(0)
+        gate.set()
+        assert await patient == "done"
+
+
+async def test_a_caller_whose_time_is_up_waits_for_all_else() -> None:
+    gate = asyncio.Event()
+
+    async def slow_provider() -> str:
+        await gate.wait()
+        return "done"
+
+    async with ServerTasks() as tasks:
+        call = as_caller(tasks.run(slow_provider()), 0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not call.done()
+        gate.set()
+        assert await call == "done"
+
+
+async def test_work_is_not_cut_off_by_the_deadline_of_the_caller_who_starts_it() -> None:
+    async def seen() -> float | None:
+        return time_left()
+
+    async def call() -> list[float | None]:
+        async with ServerTasks() as tasks:
+            own = asyncio.get_running_loop().create_task(seen())  # as it would be, if it inherited the caller's
+            return [await tasks.run(seen()), await own, time_left()]
+
+    effort = Effort(asyncio.get_running_loop().time())
+    assert await asyncio.get_running_loop().create_task(call(), context=effort.context()) == [None, 0, 0]

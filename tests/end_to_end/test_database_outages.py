@@ -1,0 +1,262 @@
+"""The database goes away, hangs, is busy, and comes back; callers and probes are told the truth in time."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from sqlalchemy import make_url
+
+from integration_server.storage.schema import migrate
+from integrations.v1 import integration_service_pb2 as pb
+from tests.databases import PostgresServer, run_postgres
+from tests.end_to_end.processes import ProcessSystem, running_process
+from tests.end_to_end.refusals import refusal_of
+from tests.end_to_end.system import Clients
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+AGAIN = 2.0  # seconds after which a server serves again when the database is back, as promised
+BUSY = 4.0  # by how much longer it may take where tests run, which is a busy machine
+
+
+@pytest.fixture
+def postgres() -> Iterator[tuple[PostgresServer, str]]:
+    """A PostgreSQL server to be hurt, with a migrated database in it."""
+    with run_postgres() as server, server.new_database() as url:
+        asyncio.run(migrate(url))
+        yield server, url
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    """PostgreSQL hangs: it takes connections, and answers nothing."""
+    processes = family(server.process.get_pid())
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+
+
+def killed(server: PostgresServer) -> None:
+    """PostgreSQL is gone at once, without a word to anybody."""
+    url = make_url(server.url("postgres"))
+    for pid in family(server.process.get_pid()):
+        os.kill(pid, signal.SIGKILL)
+    # Where nobody takes note of dead processes they look alive, and a new one would not start beside them.
+    for left in (server.process.pgdata / "postmaster.pid", *Path(str(url.query["host"])).glob(".s.PGSQL.*")):
+        left.unlink()
+
+
+async def health(clients: Clients, service: str = "") -> int:
+    """What a probe is told."""
+    return int((await clients.health.Check(HealthCheckRequest(service=service), timeout=10)).status)
+
+
+async def becomes(clients: Clients, status: int) -> None:
+    """Wait until readiness is that."""
+    watch = clients.health.Watch(HealthCheckRequest())
+    while (await watch.read()).status != status:
+        pass
+    watch.cancel()
+
+
+def get(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+    """A call that reads."""
+    request = pb.GetIntegrationRequest(integration_id=integration_id, user_id="ada")
+    return clients.service.GetIntegration(request, timeout=timeout)
+
+
+def give(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+    """A call that may be answered from memory."""
+    request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
+    return clients.service.GetCredentials(request, timeout=timeout)
+
+
+def rename(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+    """A call that writes."""
+    request = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", name="new")
+    return clients.service.UpdateIntegration(request, timeout=timeout)
+
+
+def refresh(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+    """A call that waits for a task of the server's."""
+    request = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
+    return clients.service.RefreshToken(request, timeout=timeout)
+
+
+def disconnect(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+    """Another one."""
+    request = pb.DisconnectIntegrationRequest(integration_id=integration_id, user_id="ada")
+    return clients.service.DisconnectIntegration(request, timeout=timeout)
+
+
+async def until_served(clients: Clients, integration_id: int) -> float:
+    """Wait until calls and readiness are well; how long that took."""
+    begun = time.perf_counter()
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await get(clients, integration_id, timeout=1)
+                if await health(clients) == SERVING:
+                    return time.perf_counter() - begun
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.02)
+
+
+def stopped(server: PostgresServer) -> None:
+    """As an operator does it."""
+    server.stop()
+
+
+@pytest.mark.parametrize("away", [stopped, killed])
+async def test_a_database_that_goes_and_comes_back(
+    tmp_path: Path, postgres: tuple[PostgresServer, str], away: Callable[[PostgresServer], None]
+) -> None:
+    server, url = postgres
+    async with running_process(tmp_path, url) as system:
+        integration_id = await system.connect()
+        await becomes(system, SERVING)
+        assert await system.bearer_token(integration_id)
+
+        await asyncio.to_thread(away, server)
+        for call in (get, rename, refresh, disconnect):
+            refusal = await refusal_of(call(system, integration_id, timeout=8))
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+            assert refusal.retry_delay == timedelta(seconds=1)
+        await becomes(system, NOT_SERVING)
+        assert await health(system, "liveness") == SERVING
+        assert (await refusal_of(give(system, integration_id, timeout=8))).reason == "STORE_UNAVAILABLE"
+
+        await asyncio.to_thread(server.start)
+        took = await until_served(system, integration_id)
+        print(f"\nserved again {took:.2f} s after it was back ({away.__name__})")
+        assert took < AGAIN + BUSY
+        assert await system.bearer_token(integration_id)
+
+
+async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresServer, str]) -> None:
+    server, url = postgres
+    async with running_process(tmp_path, url) as system:
+        integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
+        await becomes(system, SERVING)
+        with frozen(server):
+            for deadline in (0.5, 2, 8):
+                refusals = await asyncio.gather(
+                    *(
+                        refusal_of(call(system, target, timeout=deadline))
+                        for call, target in (
+                            (get, integration_id),
+                            (give, integration_id),
+                            (rename, integration_id),
+                            (refresh, integration_id),
+                            (disconnect, going),  # perhaps it is gone afterwards: nobody can know
+                        )
+                        for _ in range(3)  # more than there are connections
+                    )
+                )
+                assert {(refusal.code, refusal.reason) for refusal in refusals} == {
+                    (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+                }
+            await becomes(system, NOT_SERVING)
+            assert await health(system, "liveness") == SERVING
+        took = await until_served(system, integration_id)
+        print(f"\nserved again {took:.2f} s after it went on")
+        assert took < AGAIN + BUSY
+
+
+@asynccontextmanager
+async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
+    """Somebody holds the row, and does not let go."""
+    connection = await asyncpg.connect(url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM integrations WHERE integration_id = $1 FOR UPDATE", integration_id)
+            yield
+    finally:
+        await connection.close()
+
+
+async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
+    """Writers that wait for a locked row on every connection of the pool."""
+    writers = [asyncio.ensure_future(rename(system, integration_id, timeout=60)) for _ in range(10)]
+    connection = await asyncpg.connect(url)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    try:
+        async with asyncio.timeout(30):
+            while await connection.fetchval(waiting) < 5:  # noqa: ASYNC110  # the database sets no event of ours
+                await asyncio.sleep(0.02)
+    finally:
+        await connection.close()
+    return writers
+
+
+async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
+    """How long it usually takes."""
+    taken = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        await work()
+        taken.append(time.perf_counter() - begun)
+        await asyncio.sleep(0.02)
+    return sorted(taken)[len(taken) // 2]
+
+
+async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_with_it(
+    tmp_path: Path, postgres: tuple[PostgresServer, str]
+) -> None:
+    _, url = postgres
+    async with running_process(tmp_path, url) as system:
+        used, locked = await system.connect(account="ada"), await system.connect(account="grace")
+        await becomes(system, SERVING)
+
+        async def ask() -> None:
+            await give(system, used, timeout=30)
+            assert await health(system) == SERVING
+
+        await ask()
+        usual = await median_seconds(ask)
+        async with row_locked(url, locked):
+            writers = await exhausted(system, url, locked)
+            busy = await median_seconds(ask)
+            refused = await refusal_of(get(system, used, timeout=1))  # the pool is exhausted indeed
+            assert refused.reason == "STORE_UNAVAILABLE"
+        print(f"\nusually {usual * 1000:.1f} ms, with an exhausted pool {busy * 1000:.1f} ms: {busy / usual:.1f} times")
+        assert busy < 20 * usual + 0.05
+        assert "not_ready" not in system.command.output
+        await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def test_without_memory_an_exhausted_pool_takes_credentials_with_it(
+    tmp_path: Path, postgres: tuple[PostgresServer, str]
+) -> None:
+    _, url = postgres
+    async with running_process(tmp_path, url, CREDENTIALS_CACHE_SIZE="0") as system:
+        used, locked = await system.connect(account="ada"), await system.connect(account="grace")
+        await give(system, used)
+        async with row_locked(url, locked):
+            writers = await exhausted(system, url, locked)
+            assert (await refusal_of(give(system, used, timeout=2))).reason == "STORE_UNAVAILABLE"
+            await becomes(system, SERVING)
+        await asyncio.gather(*writers, return_exceptions=True)

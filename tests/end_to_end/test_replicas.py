@@ -1,0 +1,93 @@
+"""What one server changes is not served by another a second later, with memory between backends and the database."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.replicas import Replicas, running_replicas
+from tests.end_to_end.system import Clients
+from tests.end_to_end.test_refreshing_across_processes import forced
+from tests.pgbouncer import needs_pgbouncer
+
+POSTGRES = pytest.mark.postgres
+DATABASES = [
+    "sqlite_url",
+    pytest.param("postgres_url", marks=POSTGRES),
+    pytest.param("pooled_url", marks=[POSTGRES, needs_pgbouncer]),
+]
+LONGEST = 1.0
+
+
+@pytest.fixture(params=DATABASES)
+def url(request: pytest.FixtureRequest) -> str:
+    """A fresh, migrated database: SQLite, PostgreSQL, and PostgreSQL behind PgBouncer in transaction mode."""
+    return str(request.getfixturevalue(request.param))
+
+
+async def disconnect(clients: Clients, integration_id: int) -> None:
+    request = pb.DisconnectIntegrationRequest(integration_id=integration_id, user_id="ada")
+    await clients.service.DisconnectIntegration(request)
+
+
+async def switch_off(clients: Clients, integration_id: int) -> None:
+    request = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", is_active=False)
+    await clients.service.UpdateIntegration(request)
+
+
+async def token_or_none(clients: Clients, integration_id: int) -> str | None:
+    """What a backend gets."""
+    try:
+        return await clients.bearer_token(integration_id)
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:
+            raise
+        return None
+
+
+async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
+    """For how many seconds after a change on one server calls to the other began that were still answered as before."""
+    one, other = pair.clients
+    before = await token_or_none(other, integration_id)
+    assert before
+    assert await token_or_none(other, integration_id) == before  # remembered
+    await change(one, integration_id)
+    assert await token_or_none(one, integration_id) != before  # who changed it knows at once
+    changed = last = time.monotonic()
+    async with asyncio.timeout(30):
+        while True:
+            begun = time.monotonic()
+            if await token_or_none(other, integration_id) != before:
+                return last - changed
+            last = begun
+            await asyncio.sleep(0.01)
+
+
+async def force(clients: Clients, integration_id: int) -> None:
+    await forced(clients, integration_id)
+
+
+async def test_no_replica_serves_what_another_has_changed_for_a_second(tmp_path: Path, url: str) -> None:
+    async with running_replicas(tmp_path, url, servers=2, lease=10) as pair:
+        for change in (disconnect, switch_off, force):
+            for _ in range(3):
+                integration_id = await pair.clients[0].connect()
+                served = await served_for(pair, integration_id, change)
+                print(f"\n{change.__name__}: served for {served:.2f} s more")
+                assert served < LONGEST
+
+
+async def test_a_refresh_is_one_for_both_and_its_token_is_served_by_both(tmp_path: Path, url: str) -> None:
+    async with running_replicas(tmp_path, url, servers=2, lease=10) as pair:
+        integration_id = await pair.clients[0].connect()
+        callers = [pair.clients[number % 2] for number in range(20)]
+        await asyncio.gather(*(forced(clients, integration_id) for clients in callers))
+        assert set(pair.refreshes()) == {"ok"}
+        tokens = {await clients.bearer_token(integration_id, min_ttl={"seconds": 3000}) for clients in callers}
+        assert len(tokens) <= 2
+        await asyncio.sleep(LONGEST)
+        assert len({await clients.bearer_token(integration_id) for clients in callers}) == 1

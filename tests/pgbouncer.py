@@ -1,0 +1,100 @@
+"""A real PgBouncer in transaction mode, in front of a real PostgreSQL: each transaction may get another session."""
+
+import contextlib
+import getpass
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+needs_pgbouncer = pytest.mark.skipif(
+    PROGRAM is None, reason="PgBouncer is not installed: apt-get install pgbouncer (or brew install pgbouncer)"
+)
+
+SESSIONS = 3  # fewer than the connections of one server, so that clients share them
+_PATIENCE = 30.0
+
+
+@contextmanager
+def pooled(url: str) -> Iterator[str]:
+    """The URL of the same database through a PgBouncer of one's own."""
+    assert PROGRAM is not None
+    folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
+    folder.chmod(0o755)  # it refuses to run as root, and reads its file as somebody else
+    port = _free_port()
+    configuration = folder / "pgbouncer.ini"
+    configuration.write_text(_configuration(url, port))
+    log = folder / "log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [PROGRAM, *_as_owner_of(url), str(configuration)], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        ) as process,
+    ):
+        try:
+            _wait_until_listening(process, port, log)
+            yield f"postgresql://anybody@127.0.0.1:{port}/{make_url(url).database}"
+        finally:
+            process.terminate()
+            process.wait(_PATIENCE)
+            shutil.rmtree(folder)
+
+
+def _configuration(url: str, port: int) -> str:
+    target = make_url(url)
+    host = target.query.get("host") or target.host
+    return (
+        "[databases]\n"
+        f"* = host={host} port={target.port or 5432} user={target.username}\n"
+        "[pgbouncer]\n"
+        "listen_addr = 127.0.0.1\n"
+        f"listen_port = {port}\n"
+        "unix_socket_dir =\n"
+        "auth_type = any\n"  # whoever comes is the user above: only this machine can, and it holds test data
+        "pool_mode = transaction\n"
+        f"default_pool_size = {SESSIONS}\n"
+        "server_round_robin = 1\n"  # the next session each time, rather than the one that was used last
+        "max_client_conn = 500\n"
+        "server_login_retry = 1\n"
+    )
+
+
+def _as_owner_of(url: str) -> list[str]:
+    """As root: to run as who runs the PostgreSQL, whose socket is in a folder of theirs."""
+    host = make_url(url).query["host"]
+    return ["-u", Path(str(host)).owner()] if getpass.getuser() == "root" else []
+
+
+def _free_port() -> int:
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def pooled_url(postgres_url: str) -> Iterator[str]:
+    """A fresh, migrated database behind a PgBouncer in transaction mode."""
+    with pooled(postgres_url) as url:
+        yield url
