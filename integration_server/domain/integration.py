@@ -93,6 +93,11 @@ class Integration:
             return Status.ERROR
         return Status.ACTIVE
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether a backend may use it: it is connected, switched on, and its grant is alive."""
+        return self.is_connected and self.is_active and not self.reauthorization_required
+
     def require_usable(self) -> None:
         """Raise what keeps a backend from using it: that it is pending, switched off, or has lost its grant."""
         if not self.is_connected:

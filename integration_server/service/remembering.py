@@ -87,7 +87,7 @@ class RememberingLookup:
         try:
             found = await self._integrations.find(integration_id, user_id)
         finally:
-            self._memory.end_reading(integration_id, reading, found)
+            self._memory.end_reading(integration_id, reading, found if _is_usable(found) else None)
         return found
 
     async def follow(self) -> None:
@@ -100,3 +100,8 @@ class RememberingLookup:
             self._memory.forget(integration_id)
         self._place = news.place
         self._good_until = begun + LONGEST.total_seconds()
+
+
+def _is_usable(found: StoredIntegration | None) -> bool:
+    """Others are not remembered: whoever has just connected, or switched one on, should not be told that it is off."""
+    return found is not None and found.integration.is_usable

@@ -39,6 +39,16 @@ def test_a_key_is_all_that_production_needs() -> None:
     assert settings.revocation_give_up == timedelta(hours=72)
     assert settings.health_check_timeout == timedelta(seconds=10)
     assert settings.shutdown_grace == timedelta(seconds=20)
+    assert settings.database_pool_size == 5
+    assert settings.credentials_cache_size == 10_000
+
+
+def test_sizes_have_limits() -> None:
+    assert names_of(problems_of({**PRODUCTION, "DATABASE_POOL_SIZE": "0", "CREDENTIALS_CACHE_SIZE": "-1"})) == [
+        "DATABASE_POOL_SIZE",
+        "CREDENTIALS_CACHE_SIZE",
+    ]
+    assert Settings.from_environment({**PRODUCTION, "CREDENTIALS_CACHE_SIZE": "0"}).credentials_cache_size == 0
 
 
 def test_dev_mode_needs_nothing() -> None:

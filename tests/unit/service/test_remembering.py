@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -114,6 +115,20 @@ async def test_what_is_not_there_is_not_remembered(row: StoredIntegration) -> No
     gone = it.store.rows.pop(row.integration.integration_id)
     assert await it.find(row) is None
     it.store.rows[row.integration.integration_id] = gone
+    assert await it.find(row) == row
+
+
+@pytest.mark.parametrize(
+    "unusable", [{"is_active": False}, {"reauthorization_required": True}, {"connect_time": None}], ids=str
+)
+async def test_what_cannot_be_used_is_not_remembered_so_that_it_can_be_as_soon_as_it_can(
+    row: StoredIntegration, unusable: dict[str, Any]
+) -> None:
+    off = replace(row, integration=replace(row.integration, **unusable))
+    it = Remembering(off)
+    await it.lookup.follow()
+    assert await it.find(off) == off
+    it.store.rows[row.integration.integration_id] = row
     assert await it.find(row) == row
 
 
