@@ -52,7 +52,7 @@ from integration_server.service.tasks import ServerTasks
 from integration_server.settings import Address, Settings
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.attempts import SqlAttempts
-from integration_server.storage.engine import open_database
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
@@ -85,6 +85,16 @@ class Stores:
     attempts: AttemptStore
     leases: RefreshLeases
     spill: Spill
+
+
+def sql_stores(settings: Settings, database: Database) -> Stores:
+    """All of them in the database, but for what is kept on disk while it is away."""
+    return Stores(
+        SqlIntegrations(database),
+        SqlAttempts(database),
+        SqlRefreshLeases(database, settings.refresh_lease),
+        SpillDirectory(settings.spill_dir),
+    )
 
 
 def utc_now() -> datetime:
@@ -124,6 +134,8 @@ async def running_server(
     key: bytes,
     further_providers: Sequence[Register] = (),
     clock: Clock = utc_now,
+    build_stores: Callable[[Settings, Database], Stores] = sql_stores,
+    server_tasks: Callable[[], ServerTasks] = ServerTasks,
 ) -> AsyncIterator[Running]:
     """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
     http = ProviderHttp(clock, dev_mode=settings.dev_mode)
@@ -132,20 +144,14 @@ async def running_server(
         await stack.enter_async_context(http)
         database = await stack.enter_async_context(open_database(settings.database_url))
         keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
-        tasks = await stack.enter_async_context(ServerTasks())
-        integrations = SqlIntegrations(database)
-        stores = Stores(
-            integrations,
-            SqlAttempts(database),
-            SqlRefreshLeases(database, settings.refresh_lease),
-            SpillDirectory(settings.spill_dir),
-        )
+        tasks = await stack.enter_async_context(server_tasks())
+        stores = build_stores(settings, database)
         use_cases, refreshing = build_use_cases(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
         server = build_grpc_server(IntegrationService(use_cases, clock), health, reflect=settings.dev_mode)
 
         async def look() -> None:
-            health.set_ready(await is_ready(integrations, keyring))
+            health.set_ready(await is_ready(stores.integrations, keyring))
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
@@ -228,7 +234,7 @@ def build_grpc_server(service: IntegrationService, health: Health, *, reflect: b
     return server
 
 
-async def is_ready(integrations: SqlIntegrations, keyring: Keyring) -> bool:
+async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
     """Whether the database answers, and every data key in it can be opened here."""
     try:
         await integrations.ping()

@@ -4,72 +4,32 @@ The sandbox rotates refresh tokens, and one that comes a second time kills the g
 """
 
 import asyncio
-import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Behaviour, Fault, Hang, Sandbox, run_sandbox
+from integration_server.sandbox import Fault, Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
-from integrations.v1 import integration_service_pb2 as pb
 from tests.databases import PostgresServer, run_postgres
-from tests.end_to_end.processes import Command, server_environment, serving
-from tests.end_to_end.sandbox_files import declare_sandbox
-from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
+from tests.end_to_end.replicas import (
+    LEASE,
+    Replicas,
+    eventually,
+    forced,
+    has_called,
+    running_replicas,
+    status_of,
+)
 
 SERVERS = 4
 CALLERS = 200
 ROUNDS = 3
-LEASE = 1  # second; soon over
 SLOW = Fault(delay=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Replicas:
-    """Servers that share a database, and the sandbox that they are clients of."""
-
-    commands: list[Command]
-    clients: list[Clients]
-    sandbox: Sandbox
-
-    def refreshes(self) -> list[str]:
-        """How each refresh at the token endpoint ended."""
-        return [call.outcome for call in self.sandbox.token_calls if call.grant_type == "refresh_token"]
-
-
-@asynccontextmanager
-async def running_replicas(
-    directory: Path, database_url: str, servers: int, lease: float = LEASE
-) -> AsyncIterator[Replicas]:
-    """So many of them, with leases of so many seconds."""
-    sandbox = Sandbox(behaviour=Behaviour())
-    secret = secrets.token_urlsafe(32)
-    sandbox.register_client(CLIENT_ID, secret, [own_callback("sandbox")])
-    async with AsyncExitStack() as stack:
-        sandbox_url = await stack.enter_async_context(run_sandbox(sandbox))
-        providers = directory / "providers"
-        providers.mkdir()
-        declare_sandbox(providers, sandbox_url)
-        environment = server_environment(
-            database_url,
-            PROVIDERS_DIR=str(providers),
-            SANDBOX_CLIENT_ID=CLIENT_ID,
-            SANDBOX_CLIENT_SECRET=secret,
-            REFRESH_LEASE_SECONDS=str(lease),
-            SPILL_DIR=str(directory / "spill"),
-        )
-        commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(servers)]
-        clients = [
-            await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
-            for command in commands
-        ]
-        yield Replicas(commands, clients, sandbox)
 
 
 @pytest.fixture
@@ -84,34 +44,6 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
     """Two servers."""
     async with running_replicas(tmp_path, database_url, servers=2) as running:
         yield running
-
-
-async def forced(clients: Clients, integration_id: int) -> pb.RefreshTokenResponse:
-    return await clients.service.RefreshToken(
-        pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True), timeout=30
-    )
-
-
-async def eventually(look: Callable[[], Awaitable[bool]], within: float = 20) -> None:
-    async with asyncio.timeout(within):
-        while True:
-            if await look():
-                return
-            await asyncio.sleep(0.05)
-
-
-def has_called(replicas: Replicas) -> Callable[[], Awaitable[bool]]:
-    """Whether a refresh has reached the token endpoint, after the exchange of the code."""
-
-    async def look() -> bool:
-        return replicas.sandbox.calls["token"] >= 2
-
-    return look
-
-
-async def status_of(clients: Clients, integration_id: int) -> integration_pb2.Status:
-    integration: integration_pb2.Integration = await clients.get(integration_id)
-    return integration.status
 
 
 async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
