@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.processes import ROOT, Command, announced
+from tests.end_to_end.processes import ROOT, Command, announced, output_paths
 
 
 @dataclass(slots=True)
@@ -59,10 +59,7 @@ class Nursery:
         self, directory: Path, environment: Mapping[str, str], variant: str = ""
     ) -> AsyncIterator[Command]:
         """A server in a process of its own, once it says where; ended at the latest when the block ends."""
-        number = len(list(directory.glob("*.out")))
-        out, err = directory / f"{number}.out", directory / f"{number}.err"
-        out.touch()
-        err.touch()
+        out, err = output_paths(directory)
         order = {
             "variant": variant,
             "directory": str(directory),

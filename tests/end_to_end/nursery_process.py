@@ -24,22 +24,16 @@ def main() -> None:
     print("ready", flush=True)
     try:
         for line in sys.stdin:
-            match json.loads(line):
-                case {"fork": order}:
-                    answer = _fork(order)
-                    children.add(answer)
-                case {"poll": pid}:
-                    answer = _poll(pid)
-                    if answer is not None:
-                        children.discard(pid)
-            print(json.dumps(answer), flush=True)
+            order = json.loads(line)
+            print(json.dumps(_poll(order["poll"], children) if "poll" in order else _fork(order["fork"], children)))
+            sys.stdout.flush()
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def _fork(order: dict[str, Any]) -> int:
+def _fork(order: dict[str, Any], children: set[int]) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -50,6 +44,7 @@ def _fork(order: dict[str, Any]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(code)
+    children.add(pid)
     return pid
 
 
@@ -66,9 +61,12 @@ def _become(order: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
-def _poll(pid: int) -> int | None:
+def _poll(pid: int, children: set[int]) -> int | None:
     ended, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if ended else None
+    if not ended:
+        return None
+    children.discard(pid)
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

@@ -129,10 +129,18 @@ async def started(directory: Path, environment: Mapping[str, str], *arguments: s
         yield command
 
 
+def output_paths(directory: Path) -> tuple[Path, Path]:
+    """New files in the directory for what a command writes on both streams."""
+    number = len(list(directory.glob("*.out")))
+    paths = directory / f"{number}.out", directory / f"{number}.err"
+    for path in paths:
+        path.touch()
+    return paths
+
+
 @contextmanager
 def _started(directory: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Command]:
-    number = len(list(directory.glob("*.out")))
-    out_path, err_path = directory / f"{number}.out", directory / f"{number}.err"
+    out_path, err_path = output_paths(directory)
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
     with (
         out_path.open("wb") as out,

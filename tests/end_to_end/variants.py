@@ -1,6 +1,6 @@
 """Servers as bootstrap builds them, but for one part: without a defence, or stuck at the worst moment.
 
-`NAME: BUILD` of `VARIANTS`; "" is the server as it is. What a defence is worth shows when the same test fails without it.
+"" among the `VARIANTS` is the server as it is. What a defence is worth shows when the same test fails without it.
 """
 
 import asyncio
@@ -68,9 +68,7 @@ class UnfencedIntegrations(SqlIntegrations):
         """Commit over the version of the moment."""
         stored = await self.find(integration.integration_id, integration.user_id)
         assert stored is not None
-        return await super().commit_refresh(
-            replace(integration, version=stored.integration.version), credentials, now
-        )
+        return await super().commit_refresh(replace(integration, version=stored.integration.version), credentials, now)
 
 
 class NeverCommitting(SqlIntegrations):
@@ -99,9 +97,7 @@ VARIANTS: Mapping[str, Variant] = {
     "without lease": Variant(lambda settings, database: replace(sql_stores(settings, database), leases=LeasesForAll())),
     "without shield": Variant(server_tasks=CallersTasks),
     "without fence": Variant(
-        lambda settings, database: replace(
-            sql_stores(settings, database), integrations=UnfencedIntegrations(database)
-        )
+        lambda settings, database: replace(sql_stores(settings, database), integrations=UnfencedIntegrations(database))
     ),
     "never committing": Variant(
         lambda settings, database: replace(sql_stores(settings, database), integrations=NeverCommitting(database))

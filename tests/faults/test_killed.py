@@ -52,9 +52,7 @@ async def kill_some(
 ) -> None:
     """Kill a server for each chance, while it refreshes a group of its own."""
     async with AsyncExitStack() as stack:
-        victims = await asyncio.gather(
-            *(stack.enter_async_context(replicas.joined(nursery.serving)) for _ in chances)
-        )
+        victims = await asyncio.gather(*(stack.enter_async_context(replicas.joined(nursery.serving)) for _ in chances))
         for victim, members, chance in zip(victims, groups, chances, strict=False):
             await victim.clients.bearer_token(members[0].integration_id, members[0].user_id)  # connects it
             await kill(victim, members, chance.uniform(0, span))
