@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
@@ -58,6 +58,13 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 .PHONY: test
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
+
+# One after the other, since they load the machine, and each tells its rounds. A test has its own number of rounds and
+# takes a new seed, unless ROUNDS and SEED say otherwise: make test-faults SEED=42 ROUNDS=5 ARGS="-k frozen"
+.PHONY: test-faults
+test-faults: $(STAMP) ## Run the long tests of refreshing under faults, about an hour (ROUNDS=, SEED=, ARGS="-k killed")
+	@$(BIN)/python -m pytest --no-header tests/faults --override-ini faulthandler_timeout=3600 \
+	    $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract

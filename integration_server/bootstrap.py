@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import GRPC_OPTIONS, AddressTaken, repeating, serving
 from integration_server.providers import (
     google_calendar,
@@ -65,7 +66,7 @@ from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.changes import SqlChanges
-from integration_server.storage.engine import open_database
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
@@ -96,9 +97,8 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where things are kept. `lookup` finds the same integrations, and may remember them."""
+    """Where things are kept."""
 
-    lookup: IntegrationLookup
     integrations: IntegrationStore
     history: HealthHistory
     agenda: Agenda
@@ -115,6 +115,23 @@ class Service:
     use_cases: UseCases
     refreshing: Refreshing
     upkeep: Sequence[Upkeep]
+
+
+BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
+"""Makes the stores over a database; they tell at once which integration they change."""
+
+
+def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
+    """All of them in the database, but for what is kept on disk while it is away."""
+    return Stores(
+        SqlIntegrations(database, on_change),
+        SqlHealthHistory(database),
+        SqlAgenda(database),
+        SqlAttempts(database),
+        SqlRefreshLeases(database, settings.refresh_lease),
+        SqlRevocations(database),
+        SpillDirectory(settings.spill_dir),
+    )
 
 
 def utc_now() -> datetime:
@@ -159,6 +176,8 @@ async def running_server(
     key: bytes,
     further_providers: Sequence[Register] = (),
     clock: Clock = utc_now,
+    build_stores: BuildStores = sql_stores,
+    server_tasks: Callable[[], ServerTasks] = ServerTasks,
 ) -> AsyncIterator[Running]:
     """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
     http = ProviderHttp(clock, dev_mode=settings.dev_mode)
@@ -169,26 +188,17 @@ async def running_server(
             open_database(settings.database_url, pool_size=settings.database_pool_size)
         )
         keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
-        tasks = await stack.enter_async_context(ServerTasks())
-        memory = Memory(settings.credentials_cache_size, seconds_passed)
-        integrations, changes = SqlIntegrations(database, memory.forget), SqlChanges(database)
-        remembering = RememberingLookup(memory, integrations, changes, seconds_passed)
-        stores = Stores(
-            remembering if settings.credentials_cache_size else integrations,
-            integrations,
-            SqlHealthHistory(database),
-            SqlAgenda(database),
-            SqlAttempts(database),
-            SqlRefreshLeases(database, settings.refresh_lease),
-            SqlRevocations(database),
-            SpillDirectory(settings.spill_dir),
-        )
-        service = build_service(settings, stores, providers, keyring, tasks, clock)
+        tasks = await stack.enter_async_context(server_tasks())
+        memory, changes = Memory(settings.credentials_cache_size, seconds_passed), SqlChanges(database)
+        stores = build_stores(settings, database, memory.forget)
+        remembering = RememberingLookup(memory, stores.integrations, changes, seconds_passed)
+        lookup = remembering if settings.credentials_cache_size else stores.integrations
+        service = build_service(settings, stores, lookup, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
         server = build_grpc_server(IntegrationService(service.use_cases, clock), health, reflect=settings.dev_mode)
 
         async def look() -> None:
-            health.set_ready(await is_ready(integrations, keyring))
+            health.set_ready(await is_ready(stores.integrations, keyring))
 
         port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
@@ -224,6 +234,7 @@ async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str
 def build_service(
     settings: Settings,
     stores: Stores,
+    lookup: IntegrationLookup,
     providers: Providers,
     sealer: Sealer,
     tasks: ServerTasks,
@@ -250,7 +261,7 @@ def build_service(
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(
-        stores.lookup, integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer
+        lookup, integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer
     )
     revoking = Revoking(
         integrations,
@@ -315,7 +326,7 @@ def build_grpc_server(service: IntegrationService, health: Health, *, reflect: b
     return server
 
 
-async def is_ready(integrations: SqlIntegrations, keyring: Keyring) -> bool:
+async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
     """Whether the database answers, and every data key in it can be opened here."""
     try:
         await integrations.ping()

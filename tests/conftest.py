@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
 
-pytest_plugins = ["tests.databases", "tests.pgbouncer"]
+pytest_plugins = ["tests.databases", "tests.end_to_end.nursery", "tests.pgbouncer"]
 
 UNIT = Path(__file__).resolve().parent / "unit"
 

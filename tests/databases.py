@@ -35,6 +35,15 @@ class PostgresServer:
         """Stop it, as an operator would."""
         self.process.stop()
 
+    def kill(self) -> None:
+        """End all its processes at once, as a crash would: nothing is flushed, and a start has to recover."""
+        postmaster = self.process.get_postmaster_info().process
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait(10)
+
     def start(self) -> None:
         """Start it again."""
         self.process.ensure_postgres_running()

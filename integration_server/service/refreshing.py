@@ -68,8 +68,8 @@ class Renewed:
 class Patience:
     """How long to wait for others, before their token is given up.
 
-    `with_holder`: for a holder of the lease to end. `with_lost_call`: for one that called the provider, to come back
-    with the answer or leave it in its spill.
+    `with_holder`: for a holder of the lease to end; after an outage of the database, for spilled answers to be
+    committed. `with_lost_call`: for one that called the provider, to come back with the answer.
     """
 
     with_holder: timedelta = timedelta(seconds=45)
@@ -113,6 +113,7 @@ class Refreshing:
         self._deaths = DeathWatch()
         self._flights: dict[IntegrationId, asyncio.Task[Renewed]] = {}
         self._unreleased: list[tuple[Lease, bool]] = []
+        self._away_until = clock()  # as far as this process knows
 
     async def refresh(self, seen: Integration, *, force: bool = False) -> Renewed:
         """Tokens newer than those of the integration as it was seen, from a refresh of ours or of somebody else.
@@ -168,7 +169,7 @@ class Refreshing:
 
     async def _renew_under(self, lease: Lease, seen: Integration) -> Renewed | None:
         """Refresh while the lease is ours. None if there is something new to look at instead."""
-        settled = False
+        settled = lease.called_ago is None  # as long as nobody has called, nothing is open
         try:
             current = await self._current(seen)
             if current.integration.version != lease.version:
@@ -178,6 +179,7 @@ class Refreshing:
             await self._require_unspent(lease, current.integration, provider)
             if not await self._leases.mark_called(lease):
                 return None  # it lapsed while we slept, and may be somebody else's
+            settled = False
             try:
                 answer = await provider.refresh_access_token(current.tokens.refresh_token or "")
             except ProviderError as error:
@@ -194,7 +196,8 @@ class Refreshing:
         """Use a refresh token that another has used, and not come back, only where the provider allows it."""
         if lease.called_ago is None or lease.called_ago < provider.refresh_token_grace:
             return
-        wait = self._patience.with_lost_call - lease.called_ago
+        since_away = self._clock() - self._away_until  # a call grows old in an outage, in which nobody can come back
+        wait = max(self._patience.with_lost_call - lease.called_ago, self._patience.with_holder - since_away)
         if wait > timedelta(0):
             raise ProviderUnavailable("an earlier refresh has not come back yet", retry_after=wait)
         self._log.error("refresh_lost", **_names(integration))
@@ -261,6 +264,11 @@ class Refreshing:
         """Do what could not be done while the database was away: commit what was spilled, also before a restart, and
         release leases. What was overtaken meanwhile is dropped, and revoked if its integration is gone.
         """
+        try:
+            await self._integrations.ping()
+        except StoreUnavailable:
+            self._away_until = self._clock()
+            raise
         for refresh in await self._spill.kept():
             is_committed = await self._recover(refresh)
             await self._spill.drop(refresh)

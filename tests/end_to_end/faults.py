@@ -1,13 +1,15 @@
 """Ways in which the sandbox can be told to misbehave, beyond those that it knows itself."""
 
 import asyncio
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sandbox import Fault, Work
+from integration_server.sandbox import OMIT, Behaviour, Fault, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +43,21 @@ class Recorded(Fault):
         form = parse_qs((await request.body()).decode())
         self.forms.append({name: values[0] for name, values in form.items()})
         return await work(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByCase(Fault):
+    """The token endpoint behaves in as many ways at once as its URL has values of `case`."""
+
+    cases: Mapping[str, Behaviour]
+
+    async def answer(self, request: Request, work: Work) -> Response:
+        """As the case says."""
+        behaviour = self.cases[request.query_params["case"]]
+        fault = behaviour.faults.get("token")
+        if fault is not None:
+            return await fault.answer(request, work)
+        whole = await work(request)
+        members = {**json.loads(bytes(whole.body)), **behaviour.token_answer}
+        spoilt = {name: value for name, value in members.items() if value is not OMIT}
+        return Response(json.dumps(spoilt), whole.status_code, media_type="application/json")

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from integration_server.sandbox import Sandbox, run_sandbox
 from tests.end_to_end.sandbox_files import declare_sandbox
@@ -73,11 +73,25 @@ class Finished:
     err: str
 
 
+class Process(Protocol):
+    """What is needed of a process: `subprocess.Popen` has it."""
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, once that was looked at."""
+
+    def poll(self) -> int | None:
+        """Look whether it has ended, and how."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal."""
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A command under way, with what it has written so far in files of the directory that it runs in."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     out_path: Path
     err_path: Path
     serving: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +110,7 @@ class Command:
         async with asyncio.timeout(within):
             while self.process.poll() is None:  # noqa: ASYNC110  # a process of its own sets no event of ours
                 await asyncio.sleep(0.02)
+        assert self.process.returncode is not None
         return Finished(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
 
     async def says(self, text: str) -> str:
@@ -114,10 +129,18 @@ async def started(directory: Path, environment: Mapping[str, str], *arguments: s
         yield command
 
 
+def output_paths(directory: Path) -> tuple[Path, Path]:
+    """New files in the directory for what a command writes on both streams."""
+    number = len(list(directory.glob("*.out")))
+    paths = directory / f"{number}.out", directory / f"{number}.err"
+    for path in paths:
+        path.touch()
+    return paths
+
+
 @contextmanager
 def _started(directory: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Command]:
-    number = len(list(directory.glob("*.out")))
-    out_path, err_path = directory / f"{number}.out", directory / f"{number}.err"
+    out_path, err_path = output_paths(directory)
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
     with (
         out_path.open("wb") as out,
@@ -148,10 +171,15 @@ async def run(directory: Path, environment: Mapping[str, str], *arguments: str) 
 async def serving(directory: Path, environment: Mapping[str, str]) -> AsyncIterator[Command]:
     """`serve`, once it says where: `Command.serving` has `grpc` and `sidecar`."""
     async with started(directory, environment, "serve") as command:
-        output = await command.says('"event": "serving"')
-        (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
-        command.serving.update(json.loads(line))
-        yield command
+        yield await announced(command)
+
+
+async def announced(command: Command) -> Command:
+    """The command, once it says where it serves."""
+    output = await command.says('"event": "serving"')
+    (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
+    command.serving.update(json.loads(line))
+    return command
 
 
 @dataclass(frozen=True, slots=True)

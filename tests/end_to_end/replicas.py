@@ -1,46 +1,85 @@
-"""Several servers, each a process of its own, on one database and beside one sandbox."""
+"""Servers that share a database, beside a sandbox that rotates refresh tokens and kills a grant for a reused one."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
 
 from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
+from integrations.v1 import integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import Command, server_environment, serving
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
 
 LEASE = 1  # second; soon over
 
+Start = Callable[[Path, Mapping[str, str]], AbstractAsyncContextManager[Command]]
+"""Starts a server in a directory, with these variables: `processes.serving`, or `Nursery.serving`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the servers."""
+
+    command: Command
+    clients: Clients
+
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Servers that share a database, and the sandbox that they are clients of."""
+    """The servers, the sandbox that they are clients of, and what another one needs to join them."""
 
     commands: list[Command]
     clients: list[Clients]
     sandbox: Sandbox
+    directory: Path
+    environment: Mapping[str, str]
 
     def refreshes(self) -> list[str]:
         """How each refresh at the token endpoint ended."""
         return [call.outcome for call in self.sandbox.token_calls if call.grant_type == "refresh_token"]
 
+    def behave(self, **changes: Any) -> None:
+        """Change the sandbox's ways."""
+        self.sandbox.behaviour = replace(self.sandbox.behaviour, **changes)
+
+    @asynccontextmanager
+    async def joined(self, start: Start) -> AsyncIterator[Replica]:
+        """One more server."""
+        async with (
+            start(self.directory, self.environment) as command,
+            clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
+        ):
+            yield Replica(command, clients)
+
 
 @asynccontextmanager
 async def running_replicas(
-    directory: Path, database_url: str, servers: int, lease: float = LEASE, **settings: str
+    directory: Path,
+    database_url: str,
+    servers: int,
+    *,
+    lease: float = LEASE,
+    grace: int = 0,
+    start: Start = serving,
+    **settings: str,
 ) -> AsyncIterator[Replicas]:
-    """So many of them, with leases of so many seconds."""
-    sandbox = Sandbox(behaviour=Behaviour())
+    """So many of them, with leases of so many seconds; a spent refresh token is good for another `grace` seconds."""
+    sandbox = Sandbox(behaviour=Behaviour(refresh_grace=grace))
     secret = secrets.token_urlsafe(32)
     sandbox.register_client(CLIENT_ID, secret, [own_callback("sandbox")])
     async with AsyncExitStack() as stack:
         sandbox_url = await stack.enter_async_context(run_sandbox(sandbox))
         providers = directory / "providers"
         providers.mkdir()
-        declare_sandbox(providers, sandbox_url)
+        declare_sandbox(providers, sandbox_url, refresh_token_grace_seconds=grace)
         environment = server_environment(
             database_url,
             PROVIDERS_DIR=str(providers),
@@ -50,18 +89,47 @@ async def running_replicas(
             SPILL_DIR=str(directory / "spill"),
             **settings,
         )
-        commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(servers)]
-        clients = [
-            await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
-            for command in commands
-        ]
-        yield Replicas(commands, clients, sandbox)
+        replicas = Replicas([], [], sandbox, directory, environment)
+        for _ in range(servers):
+            replica = await stack.enter_async_context(replicas.joined(start))
+            replicas.commands.append(replica.command)
+            replicas.clients.append(replica.clients)
+        yield replicas
 
 
-async def eventually(look: Callable[[], Awaitable[bool]], within: float = 20) -> None:
-    """Wait until it is so."""
+async def forced(clients: Clients, integration_id: int, user_id: str = "ada") -> pb.RefreshTokenResponse:
+    """A refresh that waits for no pause."""
+    return await clients.service.RefreshToken(
+        pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True), timeout=60
+    )
+
+
+async def expired(replicas: Replicas, integration_id: int) -> None:
+    """Have the integration's access token replaced by one that is over already: nobody need wait for its end."""
+    replicas.behave(access_token_lifetime=0)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await forced(replicas.clients[0], integration_id)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # it was stored, but nobody can use it
+    replicas.behave(access_token_lifetime=3600)
+
+
+async def eventually(look: Callable[[], Awaitable[bool]], within: float = 30) -> None:
+    """Look until it is so."""
     async with asyncio.timeout(within):
-        while True:
-            if await look():
-                return
+        while not await look():  # noqa: ASYNC110  # a server in another process sets no event of ours
             await asyncio.sleep(0.05)
+
+
+def has_called(replicas: Replicas, calls: int = 2) -> Callable[[], Awaitable[bool]]:
+    """Whether so many calls have reached the token endpoint; the first one is the exchange of the code."""
+
+    async def look() -> bool:
+        return replicas.sandbox.calls["token"] >= calls
+
+    return look
+
+
+async def status_of(clients: Clients, integration_id: int, user_id: str = "ada") -> integration_pb2.Status:
+    """An integration's status."""
+    integration: integration_pb2.Integration = await clients.get(integration_id, user_id)
+    return integration.status

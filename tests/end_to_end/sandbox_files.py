@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def declare_sandbox(directory: Path, sandbox_url: str) -> None:
+def declare_sandbox(directory: Path, sandbox_url: str, *, refresh_token_grace_seconds: int = 0) -> None:
     """Write both files into the directory."""
     (directory / "sandbox.toml").write_text(f"""\
 integration_type = "sandbox"
@@ -16,6 +16,7 @@ scopes = ["read"]
 verify_url = "{sandbox_url}/userinfo"
 account_id_field = "sub"
 account_label_field = "email"
+refresh_token_grace_seconds = {refresh_token_grace_seconds}
 """)
     (directory / "sandbox_api_key.toml").write_text(f"""\
 integration_type = "sandbox_api_key"

@@ -5,7 +5,7 @@ The sandbox rotates refresh tokens, and one that comes a second time kills the g
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,16 @@ import pytest
 from integration_server.sandbox import Fault, Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
-from integrations.v1 import integration_service_pb2 as pb
 from tests.databases import PostgresServer, run_postgres
-from tests.end_to_end.replicas import LEASE, Replicas, eventually, running_replicas
-from tests.end_to_end.system import Clients
+from tests.end_to_end.replicas import (
+    LEASE,
+    Replicas,
+    eventually,
+    forced,
+    has_called,
+    running_replicas,
+    status_of,
+)
 
 SERVERS = 4
 CALLERS = 200
@@ -38,26 +44,6 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
     """Two servers."""
     async with running_replicas(tmp_path, database_url, servers=2) as running:
         yield running
-
-
-async def forced(clients: Clients, integration_id: int) -> pb.RefreshTokenResponse:
-    return await clients.service.RefreshToken(
-        pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True), timeout=30
-    )
-
-
-def has_called(replicas: Replicas) -> Callable[[], Awaitable[bool]]:
-    """Whether a refresh has reached the token endpoint, after the exchange of the code."""
-
-    async def look() -> bool:
-        return replicas.sandbox.calls["token"] >= 2
-
-    return look
-
-
-async def status_of(clients: Clients, integration_id: int) -> integration_pb2.Status:
-    integration: integration_pb2.Integration = await clients.get(integration_id)
-    return integration.status
 
 
 async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:

@@ -9,9 +9,8 @@ import grpc
 import pytest
 
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.replicas import Replicas, running_replicas
+from tests.end_to_end.replicas import Replicas, forced, running_replicas
 from tests.end_to_end.system import Clients
-from tests.end_to_end.test_refreshing_across_processes import forced
 from tests.pgbouncer import needs_pgbouncer
 
 POSTGRES = pytest.mark.postgres

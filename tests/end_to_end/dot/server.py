@@ -46,6 +46,7 @@ verify_url = "{self.base_url}/me"
 account_id_field = "sub"
 account_label_field = "email"
 api_base_url = "{self.base_url}"
+refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
 """
 
     async def takes(self, access_token: str) -> bool:
@@ -75,7 +76,13 @@ api_base_url = "{self.base_url}"
 
 
 @contextmanager
-def running_dot(directory: Path, redirect_uri: str, *, access_token_expire_seconds: int = 3600) -> Iterator[DotServer]:
+def running_dot(
+    directory: Path,
+    redirect_uri: str,
+    *,
+    access_token_expire_seconds: int = 3600,
+    refresh_token_grace_period_seconds: int = 0,
+) -> Iterator[DotServer]:
     """A server with one user and one application, both with secrets of their own."""
     options = Options(
         client_id=secrets.token_urlsafe(16),
@@ -85,6 +92,7 @@ def running_dot(directory: Path, redirect_uri: str, *, access_token_expire_secon
         password=secrets.token_urlsafe(16),
         email="ada@dot.example",
         access_token_expire_seconds=access_token_expire_seconds,
+        refresh_token_grace_period_seconds=refresh_token_grace_period_seconds,
     )
     command = [sys.executable, "-m", "tests.end_to_end.dot.project", str(directory)]
     environment = {**os.environ, **options.as_environment()}

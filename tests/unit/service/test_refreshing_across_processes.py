@@ -78,11 +78,12 @@ async def test_a_spent_token_is_not_sent_again_while_its_holder_may_come_back(
 async def test_a_token_whose_holder_never_comes_back_needs_reauthorization(
     system: FakeSystem, integration: Integration
 ) -> None:
+    processes = [system.another_process() for _ in range(3)]
     await crash_after_the_call(system, integration)
     system.clock.advance(2 * LEASE)
-    for _ in range(3):
+    for process in processes:
         with pytest.raises(ReauthorizationRequired):
-            await system.another_process().refresh(integration)
+            await process.refresh(integration)
     assert not system.provider.refreshes
     assert status(system, integration) is Status.EXPIRED
 
@@ -234,6 +235,50 @@ async def test_nobody_spends_the_token_again_before_the_spill_is_stored(
         await system.another_process().refresh(integration)
     await system.refreshing.recover()
     assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-1"
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_a_call_that_grew_old_in_an_outage_is_not_lost_before_the_spill_is_stored(
+    system: FakeSystem, integration: Integration
+) -> None:
+    other = system.another_process()
+    await answer_while_away(system, integration)
+    system.clock.advance(3 * LEASE)
+    with pytest.raises(StoreUnavailable):
+        await other.recover()
+    system.rows.away = False
+    with pytest.raises(ProviderUnavailable):
+        await other.refresh(integration)
+    assert status(system, integration) is Status.ACTIVE
+    await system.refreshing.recover()
+    assert (await other.refresh(integration)).tokens.access_token == "renewed-access-1"
+
+
+async def test_without_knowing_of_the_outage_it_would_be_taken_for_lost(
+    system: FakeSystem, integration: Integration
+) -> None:
+    unaware = system.another_process()
+    await answer_while_away(system, integration)
+    system.clock.advance(3 * LEASE)
+    system.rows.away = False
+    with pytest.raises(ReauthorizationRequired):
+        await unaware.refresh(integration)
+
+
+async def test_a_mark_whose_commit_went_unanswered_is_not_a_call(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark_called = system.leases.mark_called
+
+    async def mark_and_go(lease: Lease) -> bool:
+        await mark_called(lease)
+        monkeypatch.undo()
+        raise StoreUnavailable
+
+    monkeypatch.setattr(system.leases, "mark_called", mark_and_go)
+    with pytest.raises(StoreUnavailable):
+        await system.refreshing.refresh(integration)
+    await system.refreshing.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
 

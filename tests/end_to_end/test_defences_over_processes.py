@@ -1,0 +1,139 @@
+"""What lease, shield and fence are worth: with each of them a fault between two servers does no harm, and without does.
+
+Both runs of a test are the same but for the servers, of which one kind lacks the defence (`variants.py`). The sandbox
+rotates refresh tokens, and one that comes a second time kills the grant.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from integration_server.sandbox import Fault
+from integrations.v1 import integration_pb2
+from tests.end_to_end.nursery import Nursery
+from tests.end_to_end.replicas import (
+    LEASE,
+    Replicas,
+    eventually,
+    expired,
+    forced,
+    has_called,
+    running_replicas,
+    status_of,
+)
+
+CALLERS = 50
+GRACE = 600
+
+Pairs = Callable[[str, str, int], AbstractAsyncContextManager[Replicas]]
+
+
+@pytest.fixture
+def pairs(nursery: Nursery, tmp_path: Path) -> Pairs:
+    """Two servers of a variant, on a database, with a provider that gives so many seconds of grace."""
+
+    def running(database_url: str, variant: str, grace: int = 0) -> AbstractAsyncContextManager[Replicas]:
+        return running_replicas(
+            tmp_path, database_url, servers=2, grace=grace, start=partial(nursery.serving, variant=variant)
+        )
+
+    return running
+
+
+async def lives_on(pair: Replicas, integration_id: int) -> bool:
+    """Whether the integration can still be refreshed, or has been given up; nothing in between."""
+
+    async def is_settled() -> bool:
+        try:
+            async with asyncio.timeout(5):  # who joins a refresh that a caller takes along never hears of it
+                await forced(pair.clients[1], integration_id)
+        except TimeoutError:
+            return False
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.UNAVAILABLE
+        return True
+
+    await eventually(is_settled)
+    return await status_of(pair.clients[1], integration_id) == integration_pb2.STATUS_ACTIVE
+
+
+@pytest.mark.parametrize("variant", ["", "without lease"])
+async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
+    pairs: Pairs, database_url: str, variant: str
+) -> None:
+    async with pairs(database_url, variant, 0) as pair:
+        integration_id = await pair.clients[0].connect()
+        await expired(pair, integration_id)
+        pair.behave(faults={"token": Fault(delay=0.2)})
+        before = len(pair.refreshes())
+        await asyncio.gather(
+            *(pair.clients[number % 2].bearer_token(integration_id) for number in range(CALLERS)),
+            return_exceptions=True,
+        )
+        pair.behave(faults={})
+        calls = pair.refreshes()[before:]
+        survived = await lives_on(pair, integration_id)
+    if variant:
+        assert calls == ["ok", "invalid_grant"]
+        assert not survived
+    else:
+        assert calls == ["ok"]
+        assert survived
+
+
+@pytest.mark.parametrize("variant", ["", "without shield"])
+async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
+    pairs: Pairs, sqlite_url: str, variant: str
+) -> None:
+    async with pairs(sqlite_url, variant, 0) as pair:
+        integration_id = await pair.clients[0].connect()
+        await expired(pair, integration_id)
+        pair.behave(faults={"token": Fault(delay=1.5, work_first=True)})
+        calls = pair.sandbox.calls["token"]
+        waiting = [
+            asyncio.create_task(pair.clients[number % 2].bearer_token(integration_id)) for number in range(CALLERS)
+        ]
+        await eventually(has_called(pair, calls + 1))
+        await asyncio.sleep(0.3)  # so that all are waiting
+        for caller in waiting:
+            caller.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        pair.behave(faults={})
+        assert await lives_on(pair, integration_id) == (not variant)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("variant", ["", "without fence"])
+async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
+    pairs: Pairs, postgres_url: str, variant: str
+) -> None:
+    async with pairs(postgres_url, variant, GRACE) as pair:
+        integration_id = await pair.clients[0].connect()
+        pair.behave(faults={"token": Fault(delay=1, work_first=True)})
+        sleeping = asyncio.create_task(forced(pair.clients[0], integration_id))
+        await eventually(has_called(pair))
+        pair.commands[0].send(signal.SIGSTOP)
+        pair.behave(faults={})
+        await asyncio.sleep(LEASE)
+
+        async def goes_on() -> bool:
+            try:
+                await forced(pair.clients[1], integration_id)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                return False
+            return True
+
+        await eventually(goes_on)  # with the token that the sleeper has used
+        await forced(pair.clients[1], integration_id)  # and with the one after it, so that the sleeper's is spent
+        pair.behave(refresh_grace=0)
+        pair.commands[0].send(signal.SIGCONT)
+        await sleeping
+        assert await lives_on(pair, integration_id) == (not variant)

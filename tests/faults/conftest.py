@@ -1,0 +1,59 @@
+"""The long fault tests: how many rounds, by which seed, and telling how far they are. `make test-faults` runs them."""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`ROUNDS=` and `SEED=` of `make test-faults`."""
+    parser.addoption("--rounds", type=int, default=None, help="rounds of each test, in place of its own number")
+    parser.addoption("--seed", type=int, default=None, help="what chance follows; the same seed makes the same choices")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for the whole run."""
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(1_000_000)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """The seed, so that a failure can be repeated."""
+    return f"faults: SEED={config.option.seed}"
+
+
+@dataclass(slots=True)
+class Trial:
+    """The rounds of one test, and what it says while it goes on."""
+
+    name: str
+    seed: int
+    asked_rounds: int | None
+    capture: "pytest.CaptureFixture[str]"
+    begin: float = field(default_factory=time.monotonic)
+
+    def rounds(self, usual: int) -> range:
+        """The numbers of the rounds: as many as was asked for, or as the test usually has."""
+        return range(1, (self.asked_rounds or usual) + 1)
+
+    def chance(self, number: int) -> random.Random:
+        """The chance of one round, which depends on the seed and on nothing that happened before."""
+        return random.Random(f"{self.seed} {self.name} {number}")
+
+    def say(self, text: str) -> None:
+        """Tell how far it is."""
+        with self.capture.disabled():
+            print(f"\n  {time.monotonic() - self.begin:5.0f} s  {self.name}: {text}", end="", flush=True)
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[Trial]:
+    """This test's."""
+    options = request.config.option
+    trial = Trial(request.node.name, options.seed, options.rounds, capfd)
+    trial.say(f"SEED={options.seed}")
+    yield trial
+    trial.say("over")

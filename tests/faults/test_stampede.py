@@ -1,0 +1,43 @@
+"""A thousand callers over four servers find a token expired: one call to the provider, and all have the new token."""
+
+import asyncio
+from pathlib import Path
+
+from integrations.v1 import integration_pb2
+from tests.end_to_end.nursery import Nursery
+from tests.end_to_end.replicas import Replicas, expired, running_replicas, status_of
+from tests.faults.conftest import Trial
+
+SERVERS = 4
+CALLERS = 1000
+ROUNDS = 200
+LEASE = 30  # seconds, as it is set by default
+TELL_EVERY = 20  # rounds
+
+
+async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], list[str]]:
+    """The tokens that the callers got, and how the provider was called meanwhile."""
+    await expired(replicas, integration_id)
+    before = len(replicas.refreshes())
+    tokens = await asyncio.gather(
+        *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))
+    )
+    return set(tokens), replicas.refreshes()[before:]
+
+
+async def test_a_thousand_callers_make_one_call_and_share_its_token(
+    trial: Trial, nursery: Nursery, tmp_path: Path, database_url: str
+) -> None:
+    async with running_replicas(tmp_path, database_url, SERVERS, lease=LEASE, start=nursery.serving) as replicas:
+        integration_id = await replicas.clients[0].connect()
+        tokens: set[str] = set()
+        for number in trial.rounds(ROUNDS):
+            got, calls = await stampede(replicas, integration_id)
+            assert calls == ["ok"], f"round {number}: the token endpoint was called {calls}"
+            assert len(got) == 1, f"round {number}: {len(got)} different tokens"
+            assert not got & tokens, f"round {number}: the token of an earlier round"
+            tokens |= got
+            if number % TELL_EVERY == 0:
+                trial.say(f"{number} rounds, {number * CALLERS} callers, {len(tokens)} refreshes, no grant lost")
+        assert set(replicas.refreshes()) == {"ok"}
+        assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE
