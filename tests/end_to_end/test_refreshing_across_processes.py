@@ -18,10 +18,10 @@ from integration_server.sandbox import Behaviour, Fault, Hang, Sandbox, run_sand
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.processes import Command, server_environment, serving
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
+from tests.postgres import PostgresServer, run_postgres
 
 SERVERS = 4
 CALLERS = 200
