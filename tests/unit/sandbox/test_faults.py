@@ -160,7 +160,7 @@ async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: 
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(application.userinfo(tokens["access_token"]))
-        while sandbox.under_way["userinfo"] < 3:
+        while sandbox.under_way["userinfo"] < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
     await application.userinfo(tokens["access_token"])
 
