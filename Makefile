@@ -1,7 +1,7 @@
 # People's habits. `make` alone lists them.
 
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
-ARGS ?=   # more arguments for pytest: make test ARGS="-k callback"
+ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="hanging --database sqlite"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +59,10 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) ## Measure the speed of what is under load, against its bounds (ARGS="hanging": one; "--help": more)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/ruff check
@@ -91,4 +95,4 @@ lock: ## Pin all dependencies, with hashes, into requirements.lock (UPGRADE=1: n
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find integration_server generated tests protos -name __pycache__ -type d -prune -exec rm -rf {} +
+	find integration_server generated tests benchmarks protos -name __pycache__ -type d -prune -exec rm -rf {} +

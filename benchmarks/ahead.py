@@ -231,7 +231,7 @@ def _result(
             "processor of the servers, refreshing": f"{cpu_seconds / max(last.seconds, 1):.0%}",
         },
         bounds=[
-            _in_time(plan, outcome),
+            in_time(plan.integrations, outcome),
             Bound(
                 f"the provider never sees more than {_AT_ONCE * plan.servers} token calls at once",
                 f"{last.token_calls.most_under_way} at most",
@@ -248,8 +248,9 @@ def _result(
     )
 
 
-def _in_time(plan: Plan, outcome: Outcome) -> Bound:
-    text = f"all of {plan.integrations:,} are refreshed before they expire"
+def in_time(count: int, outcome: Outcome) -> Bound:
+    """Whether each of so many was refreshed before it ended."""
+    text = f"all of {count:,} are refreshed before they expire"
     if not outcome.margins:
         return Bound(text, "none was, though all were due: this server does not refresh by itself", holds=False)
     return Bound(
