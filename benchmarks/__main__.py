@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import ahead, hanging
-from benchmarks.harness import Result, report
+from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
 Measure = Callable[[Progress], Coroutine[Any, Any, Result]]
@@ -88,7 +88,11 @@ def _run(name: str, what: str | None, plan: hanging.Plan | ahead.Plan, measure: 
         refresh_per_second=1,  # in the process that measures
         transient=True,
     ) as progress:
-        result = uvloop.run(measure(progress))
+        try:
+            result = uvloop.run(measure(progress))
+        except NotMeasured as error:
+            console.print(f"[red]NOT MEASURED[/]  {error}")
+            return False
     return report(console, f"{name}-{plan.database}", asdict(plan), result)
 
 

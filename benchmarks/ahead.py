@@ -16,6 +16,7 @@ from sqlalchemy import select
 from benchmarks.harness import (
     Bound,
     Call,
+    NotMeasured,
     Phase,
     Result,
     compare,
@@ -93,11 +94,10 @@ class Timetable:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at a moment: seconds since the first was due, and what the servers had used of processors."""
+    """What was seen at a moment: seconds since the first was due, and the provider's calls."""
 
     seconds: float
     token_calls: TokenCalls
-    cpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,6 @@ class Outcome:
     def too_late(self) -> int:
         """Those refreshed after they had expired."""
         return sum(margin <= 0 for margin in self.margins)
-
-
-class SeedingTookTooLong(Exception):
-    """The machine is too slow for this plan: what should have been an idle reference was not."""
 
 
 async def measure(plan: Plan, progress: Progress) -> Result:
@@ -131,10 +127,12 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         seeded = await seed(system, TROUBLED_TYPE, expire_times, timetable.lifetime)
 
         progress.update(task, description="Reference: none due yet")
-        await load(calls, plan.rate, _WARM_UP)
+        await load(calls, plan.rate, _WARM_UP, system.cpu_seconds)
         before = await _idle(plan, system, calls)
         if utc_now() > timetable.begin:
-            raise SeedingTookTooLong("connecting the integrations took too long here: try fewer, with --integrations")
+            raise NotMeasured(
+                "putting the integrations in took so long that the reference was not idle: try fewer, with --integrations"
+            )
         await asyncio.sleep((timetable.begin - utc_now()).total_seconds())
 
         progress.update(task, description="Refreshed")
@@ -142,14 +140,13 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         async with asyncio.TaskGroup() as group:
             sampling = group.create_task(_sample(plan, system, timetable, progress, task))
             while not sampling.done():
-                during.append(await load(calls, plan.rate, plan.seconds))
+                during.append(await load(calls, plan.rate, plan.seconds, system.cpu_seconds))
 
         progress.update(task, description="Reference: all done")
         after = await _idle(plan, system, calls)
         outcome = await _outcome(system, seeded)
-    idle = [*before.phases, *after.phases]
-    # The last phase was idle in part.
-    return _result(plan, idle, during[:-1] or during, sampling.result(), outcome, before.cpu_share)
+    # The last of the phases was idle in part.
+    return _result(plan, [*before, *after], during[:-1] or during, sampling.result(), outcome)
 
 
 def _timetable(plan: Plan, system: System) -> Timetable:
@@ -166,16 +163,8 @@ def _timetable(plan: Plan, system: System) -> Timetable:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Idle:
-    phases: Sequence[Phase]
-    cpu_share: float
-
-
-async def _idle(plan: Plan, system: System, calls: Sequence[Call]) -> _Idle:
-    begin, used = time.monotonic(), system.cpu_seconds()
-    phases = [await load(calls, plan.rate, plan.seconds) for _ in range(plan.idle_phases)]
-    return _Idle(phases, (system.cpu_seconds() - used) / (time.monotonic() - begin))
+async def _idle(plan: Plan, system: System, calls: Sequence[Call]) -> Sequence[Phase]:
+    return [await load(calls, plan.rate, plan.seconds, system.cpu_seconds) for _ in range(plan.idle_phases)]
 
 
 async def _sample(
@@ -186,7 +175,7 @@ async def _sample(
     samples: list[Sample] = []
     while True:
         seen = await system.provider.token_calls()
-        samples.append(Sample(time.monotonic() - begin, seen, system.cpu_seconds()))
+        samples.append(Sample(time.monotonic() - begin, seen))
         progress.update(task, completed=seen.refreshed)
         nobody_is_at_it = seen.refreshed == 0 and utc_now() > timetable.all_due + _PATIENCE
         if seen.refreshed >= plan.integrations or nobody_is_at_it or utc_now() > timetable.end:
@@ -214,21 +203,17 @@ def _result(
     during: Sequence[Phase],
     samples: Sequence[Sample],
     outcome: Outcome,
-    idle_cpu_share: float,
 ) -> Result:
     reference = together(idle)
     comparisons = compare([(reference, phase) for phase in during])
     last = samples[-1]
-    cpu_seconds = last.cpu_seconds - samples[0].cpu_seconds
     return Result(
         comparisons,
         figures={
-            **load_figures([*idle, *during]),
+            **load_figures(idle, during),
             "refreshed": f"{last.token_calls.refreshed:,} in {last.seconds:.0f} s",
             "calls to the provider": f"{last.token_calls.calls:,}",
             "time left of the tightest token": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
-            "processor of the servers, idle": f"{idle_cpu_share:.0%}",
-            "processor of the servers, refreshing": f"{cpu_seconds / max(last.seconds, 1):.0%}",
         },
         bounds=[
             in_time(plan.integrations, outcome),

@@ -57,27 +57,27 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         calls = await healthy_calls(system)
         stuck = await seed(system, TROUBLED_TYPE, [utc_now() - timedelta(minutes=1)] * plan.hanging)
         await system.provider.break_token_endpoint(Hang())
-        await load(calls, plan.rate, _WARM_UP)
+        await load(calls, plan.rate, _WARM_UP, system.cpu_seconds)
         for number in range(1, plan.rounds + 1):
             progress.update(task, description=f"Round {number} of {plan.rounds}: none hang")
             await _wait_for(system, lambda under_way: under_way == 0)  # the server goes on without those who asked
             await asyncio.sleep(_SETTLING)
-            reference = await load(calls, plan.rate, plan.seconds)
+            reference = await load(calls, plan.rate, plan.seconds, system.cpu_seconds)
             progress.update(task, advance=1, description=f"Round {number} of {plan.rounds}: {plan.hanging} hang")
             async with _hanging_refreshes(system, stuck, hanging):
-                pairs.append((reference, await load(calls, plan.rate, plan.seconds)))
+                pairs.append((reference, await load(calls, plan.rate, plan.seconds, system.cpu_seconds)))
             progress.update(task, advance=1)
     return _result(plan, pairs, hanging)
 
 
 def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) -> Result:
     comparisons = compare(pairs)
-    phases = [phase for pair in pairs for phase in pair]
+    references, loads = zip(*pairs, strict=True)
     least = min(hanging.under_way)
     return Result(
         comparisons,
         figures={
-            **load_figures(phases),
+            **load_figures(references, loads),
             "answers to the hanging refreshes": counted(hanging.answers),
         },
         bounds=[
@@ -86,7 +86,7 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) 
                 f"{least} at least, {max(hanging.under_way)} at most",
                 least >= _ENOUGH * plan.hanging,
             ),
-            *speed_bounds(comparisons, plan.bound, phases),
+            *speed_bounds(comparisons, plan.bound, [*references, *loads]),
         ],
         raw={"pairs": [[asdict(phase) for phase in pair] for pair in pairs], "under_way": hanging.under_way},
     )

@@ -39,22 +39,27 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a stretch of load saw: seconds that each RPC took, by name; how late it was sent; and what failed."""
+    """What a stretch of load saw, or several.
+
+    `latencies` are the seconds that RPCs took, by name, and `lateness` those that they were sent late. `failures`
+    counts statuses, and `processor` has the share of one that the servers used in each stretch.
+    """
 
     latencies: Mapping[str, Sequence[float]]
     lateness: Sequence[float]
     failures: Mapping[str, int]
+    processor: Sequence[float]
 
     def of(self, name: str) -> Sequence[float]:
         """The latencies of one RPC, or of `ALL`."""
         return list(itertools.chain(*self.latencies.values())) if name == ALL else self.latencies[name]
 
 
-async def load(calls: Sequence[Call], rate: float, seconds: float) -> Phase:
+async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: Callable[[], float]) -> Phase:
     """Send the calls in turn, so many in a second, whether or not the earlier ones have been answered.
 
     A latency counts from when the call should have been sent: a slow server cannot hide behind calls that are sent
-    late on its account.
+    late on its account. `cpu_seconds` tells what the servers have used of processors.
     """
     latencies: dict[str, list[float]] = {call.name: [] for call in calls}
     lateness: list[float] = []
@@ -68,13 +73,14 @@ async def load(calls: Sequence[Call], rate: float, seconds: float) -> Phase:
             failures[f"{call.name}: {error.code().name}"] += 1
         latencies[call.name].append(time.perf_counter() - due)
 
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), cpu_seconds()
     async with asyncio.TaskGroup() as group:
         for number, call in zip(range(round(rate * seconds)), itertools.cycle(calls), strict=False):
             due = begin + number / rate
             await _until(due)
             group.create_task(send(call, due))
-    return Phase(latencies, lateness, dict(failures))
+    processor = (cpu_seconds() - used) / (time.perf_counter() - begin)
+    return Phase(latencies, lateness, dict(failures), [processor])
 
 
 async def _until(moment: float) -> None:
@@ -89,12 +95,14 @@ def together(phases: Iterable[Phase]) -> Phase:
     latencies: dict[str, list[float]] = {}
     lateness: list[float] = []
     failures: Counter[str] = Counter()
+    processor: list[float] = []
     for phase in phases:
         for name, values in phase.latencies.items():
             latencies.setdefault(name, []).extend(values)
         lateness.extend(phase.lateness)
         failures.update(phase.failures)
-    return Phase(latencies, lateness, dict(failures))
+        processor.extend(phase.processor)
+    return Phase(latencies, lateness, dict(failures), processor)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -161,6 +169,10 @@ class Result:
     raw: Mapping[str, Any]
 
 
+class NotMeasured(Exception):
+    """What was to be measured could not be brought about on this machine."""
+
+
 def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[Phase]) -> Sequence[Bound]:
     """No RPC is slower than so many times its reference, and none failed."""
     slowest = max(comparisons, key=lambda comparison: comparison.ratio)
@@ -180,12 +192,18 @@ def counted(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
 
 
-def load_figures(phases: Iterable[Phase]) -> Mapping[str, str]:
-    """How much there was to measure, and whether the load itself kept its time."""
-    whole = together(phases)
-    late = percentile(whole.lateness, 99)
+def load_figures(references: Iterable[Phase], loads: Iterable[Phase]) -> Mapping[str, str]:
+    """How much there was to measure, whether the load itself kept its time, and what the servers used."""
+    reference, under_load = together(references), together(loads)
+    lateness = [*reference.lateness, *under_load.lateness]
+    late = percentile(lateness, 99)
     verdict = "" if late < _PUNCTUAL else ": this machine is too busy for its figures to mean much"
-    return {"RPCs measured": f"{len(whole.lateness):,}", "sent late by (p99)": f"{1000 * late:.1f} ms{verdict}"}
+    shares = (statistics.mean(phase.processor) for phase in (reference, under_load))
+    return {
+        "RPCs measured": f"{len(lateness):,}",
+        "sent late by (p99)": f"{1000 * late:.1f} ms{verdict}",
+        "processor that the servers use": " → ".join(f"{share:.0%}" for share in shares),
+    }
 
 
 def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:

@@ -16,7 +16,7 @@ async def nothing() -> None:
 
 
 def phase(*latencies: float, failures: dict[str, int] | None = None) -> Phase:
-    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {})
+    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, processor=[])
 
 
 def comparison(*ratios: float) -> Comparison:
@@ -24,10 +24,19 @@ def comparison(*ratios: float) -> Comparison:
 
 
 async def test_sends_the_calls_in_turn_at_their_rate() -> None:
-    seen = await load([Call("Get", nothing), Call("List", nothing)], rate=200, seconds=0.1)
+    seen = await load([Call("Get", nothing), Call("List", nothing)], rate=200, seconds=0.1, cpu_seconds=float)
 
     assert {name: len(values) for name, values in seen.latencies.items()} == {"Get": 10, "List": 10}
     assert len(seen.of(ALL)) == len(seen.lateness) == 20
+
+
+async def test_tells_the_share_of_a_processor_that_the_servers_use() -> None:
+    used = iter([5.0, 5.05])
+
+    seen = await load([Call("Get", nothing)], rate=100, seconds=0.1, cpu_seconds=lambda: next(used))
+
+    (share,) = seen.processor
+    assert 0 < share < 0.6, "0.05 s in a tenth of a second, or in more where the machine is busy"
 
 
 async def test_does_not_wait_for_slow_answers() -> None:
@@ -40,7 +49,7 @@ async def test_does_not_wait_for_slow_answers() -> None:
         await asyncio.sleep(0.5)
         under_way -= 1
 
-    await load([Call("Get", slow)], rate=200, seconds=0.1)
+    await load([Call("Get", slow)], rate=200, seconds=0.1, cpu_seconds=float)
 
     assert most == 20
 
@@ -51,7 +60,7 @@ async def test_a_latency_counts_from_when_the_call_should_have_been_sent() -> No
     async def stalling() -> None:
         time.sleep(next(stalls, 0))  # noqa: ASYNC251 - holds up the sending of those after it
 
-    seen = await load([Call("Get", stalling)], rate=100, seconds=0.1)
+    seen = await load([Call("Get", stalling)], rate=100, seconds=0.1, cpu_seconds=float)
 
     assert min(seen.latencies["Get"]) > 0.1, "those sent late were quick, and must not look it"
 
@@ -60,7 +69,7 @@ async def test_counts_what_failed() -> None:
     async def failing() -> None:
         raise AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata())
 
-    seen = await load([Call("Get", failing), Call("List", nothing)], rate=200, seconds=0.02)
+    seen = await load([Call("Get", failing), Call("List", nothing)], rate=200, seconds=0.02, cpu_seconds=float)
 
     assert seen.failures == {"Get: UNAVAILABLE": 2}
 
