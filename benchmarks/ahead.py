@@ -131,7 +131,7 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         before = await _idle(plan, system, calls)
         if utc_now() > timetable.begin:
             raise NotMeasured(
-                "putting the integrations in took so long that the reference was not idle: try fewer, with --integrations"
+                "the integrations were put in so slowly that the reference was not idle: try fewer, with --integrations"
             )
         await asyncio.sleep((timetable.begin - utc_now()).total_seconds())
 
