@@ -65,7 +65,7 @@ def run_ahead(
     minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 5,
     servers: Annotated[int, typer.Option(min=1, help="Server processes that share the work.")] = 1,
     provider_delay: Annotated[float, typer.Option(min=0, help="Seconds that the provider takes for a refresh.")] = 0.1,
-    idle_phases: Annotated[int, typer.Option(min=1, help="Phases of reference before, and again after.")] = 3,
+    idle_phases: Annotated[int, typer.Option(min=1, help="Phases of reference before, and again after.")] = 2,
     seconds: Seconds = 20,
     rate: Rate = 100,
     bound: RatioBound = 2,

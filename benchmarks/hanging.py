@@ -73,7 +73,7 @@ async def measure(plan: Plan, progress: Progress) -> Result:
 def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) -> Result:
     comparisons = compare(pairs)
     references, loads = zip(*pairs, strict=True)
-    least = min(hanging.under_way)
+    least = min(hanging.under_way, default=0)
     return Result(
         comparisons,
         figures={
@@ -83,7 +83,7 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) 
         bounds=[
             Bound(
                 f"{_ENOUGH:.0%} of {plan.hanging} refreshes hang at the provider all the time",
-                f"{least} at least, {max(hanging.under_way)} at most",
+                f"{least} at least, {max(hanging.under_way, default=0)} at most",
                 least >= _ENOUGH * plan.hanging,
             ),
             *speed_bounds(comparisons, plan.bound, [*references, *loads]),
