@@ -20,10 +20,11 @@ from benchmarks.harness import (
     Phase,
     Result,
     compare,
+    lateness_of,
     load,
     load_figures,
     speed_bounds,
-    together,
+    typical,
 )
 from benchmarks.provider import TokenCalls
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
@@ -204,11 +205,12 @@ def _result(
     samples: Sequence[Sample],
     outcome: Outcome,
 ) -> Result:
-    reference = together(idle)
+    reference = typical(idle)
     comparisons = compare([(reference, phase) for phase in during])
     last = samples[-1]
     return Result(
         comparisons,
+        lateness=lateness_of([*idle, *during]),
         figures={
             **load_figures(idle, during),
             "refreshed": f"{last.token_calls.refreshed:,} in {last.seconds:.0f} s",

@@ -15,7 +15,7 @@ from datetime import timedelta
 import grpc
 from rich.progress import Progress
 
-from benchmarks.harness import Bound, Phase, Result, compare, counted, load, load_figures, speed_bounds
+from benchmarks.harness import Bound, Phase, Result, compare, counted, lateness_of, load, load_figures, speed_bounds
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
 from integration_server.bootstrap import utc_now
 from integration_server.sandbox import Hang
@@ -76,6 +76,7 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) 
     least = min(hanging.under_way, default=0)
     return Result(
         comparisons,
+        lateness=lateness_of([*references, *loads]),
         figures={
             **load_figures(references, loads),
             "answers to the hanging refreshes": counted(hanging.answers),

@@ -105,6 +105,11 @@ def together(phases: Iterable[Phase]) -> Phase:
     return Phase(latencies, lateness, dict(failures), processor)
 
 
+def typical(phases: Sequence[Phase]) -> Phase:
+    """The one in the middle by its p99, so that neither the worst nor the best of them is the reference."""
+    return sorted(phases, key=lambda phase: percentile(phase.of(ALL), 99))[(len(phases) - 1) // 2]
+
+
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
@@ -161,9 +166,13 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a benchmark found. `figures` are further ones to show, `raw` is for the file alone."""
+    """What a benchmark found. `figures` are further ones to show, `raw` is for the file alone.
+
+    `lateness` is the p99 of the seconds that the load was sent late.
+    """
 
     comparisons: Sequence[Comparison]
+    lateness: float
     figures: Mapping[str, str]
     bounds: Sequence[Bound]
     raw: Mapping[str, Any]
@@ -192,18 +201,18 @@ def counted(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
 
 
-def load_figures(references: Iterable[Phase], loads: Iterable[Phase]) -> Mapping[str, str]:
-    """How much there was to measure, whether the load itself kept its time, and what the servers used."""
-    reference, under_load = together(references), together(loads)
-    lateness = [*reference.lateness, *under_load.lateness]
-    late = percentile(lateness, 99)
-    verdict = "" if late < _PUNCTUAL else ": this machine is too busy for its figures to mean much"
-    shares = (statistics.mean(phase.processor) for phase in (reference, under_load))
+def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping[str, str]:
+    """How much there was to measure, and what the servers used."""
+    shares = (statistics.mean(together(phases).processor) for phases in (references, loads))
     return {
-        "RPCs measured": f"{len(lateness):,}",
-        "sent late by (p99)": f"{1000 * late:.1f} ms{verdict}",
+        "RPCs measured": f"{len(together([*references, *loads]).of(ALL)):,}",
         "processor that the servers use": " → ".join(f"{share:.0%}" for share in shares),
     }
+
+
+def lateness_of(phases: Iterable[Phase]) -> float:
+    """The p99 of how late the load was sent, in seconds."""
+    return percentile(together(phases).lateness, 99)
 
 
 def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
@@ -214,8 +223,13 @@ def report(console: Console, name: str, parameters: Mapping[str, object], result
         figures.add_row(figure, value)
     console.print(figures)
     for bound in result.bounds:
-        mark = "[green]holds [/]" if bound.holds else "[red]BROKEN[/]"
+        mark = "[green]holds   [/]" if bound.holds else "[red]BROKEN  [/]"
         console.print(f"{mark}  {bound.text}: {bound.measured}", highlight=False)
+    late = f"the load was sent late by {1000 * result.lateness:.1f} ms (p99)"
+    if result.lateness > _PUNCTUAL:
+        console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy to tell how fast anything is")
+    else:
+        console.print(f"in time   {late}", highlight=False)
     path = _keep(name, parameters, result)
     console.print(f"Raw figures: {path}\n", highlight=False, soft_wrap=True)
     return all(bound.holds for bound in result.bounds)

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from benchmarks.harness import ALL, Call, Comparison, Phase, compare, load, percentile, speed_bounds, together
+from benchmarks.harness import ALL, Call, Comparison, Phase, compare, load, percentile, speed_bounds, together, typical
 
 
 async def nothing() -> None:
@@ -89,6 +89,13 @@ def test_compares_pair_by_pair_and_over_all() -> None:
     assert get.p99_ratios == everything.p99_ratios == [2, 1]
     assert get.ratio == 1.5
     assert (get.reference_p50, get.load_p50) == (5.5, 6)
+
+
+@pytest.mark.parametrize("noisy", [[], [50.0]], ids=["odd", "even"])
+def test_a_noisy_phase_is_not_the_reference(noisy: Sequence[float]) -> None:
+    phases = [phase(value, value) for value in (9.0, 1.0, 2.0, *noisy)]
+
+    assert typical(phases) == phases[2]
 
 
 def test_phases_together() -> None:
