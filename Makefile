@@ -1,7 +1,7 @@
 # People's habits. `make` alone lists them.
 
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
-ARGS ?=   # more arguments for pytest: make test ARGS="-k callback"
+ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="hanging --database sqlite"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -66,6 +66,10 @@ test-faults: $(STAMP) ## Run the long tests of refreshing under faults, about an
 	@$(BIN)/python -m pytest --no-header tests/faults --override-ini faulthandler_timeout=3600 \
 	    $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) ## Measure the speed of what is under load, against its bounds (ARGS="hanging": one; "--help": more)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/ruff check
@@ -98,4 +102,4 @@ lock: ## Pin all dependencies, with hashes, into requirements.lock (UPGRADE=1: n
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find integration_server generated tests protos -name __pycache__ -type d -prune -exec rm -rf {} +
+	find integration_server generated tests benchmarks protos -name __pycache__ -type d -prune -exec rm -rf {} +

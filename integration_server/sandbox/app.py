@@ -22,9 +22,9 @@ def create_app(sandbox: Sandbox) -> Starlette:
 
     def route(method: str, path: str, endpoint: Endpoint, work: Work) -> Route:
         async def answer(request: Request) -> Response:
-            sandbox.calls[endpoint] += 1
-            fault = sandbox.behaviour.faults.get(endpoint)
-            return await work(request) if fault is None else await fault.answer(request, work)
+            with sandbox.counting(endpoint):
+                fault = sandbox.behaviour.faults.get(endpoint)
+                return await work(request) if fault is None else await fault.answer(request, work)
 
         return Route(path, answer, methods=[method])
 

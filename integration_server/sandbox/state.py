@@ -8,7 +8,8 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -41,6 +42,8 @@ class Sandbox:
     """One pretend provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
 
     `scopes` are those it knows; the first is what a request without any asks for (RFC 6749 §3.3).
+    `calls` counts those that came to an endpoint, `under_way` those that it is working on now, and `most_under_way`
+    those that it ever worked on at once.
     `brought_elsewhere` has, for each request that followed a redirect to /elsewhere, the names of the form's
     parameters that it carried, and "authorization" if it had that header.
     """
@@ -61,6 +64,8 @@ class Sandbox:
         self.scopes = tuple(scopes)
         self.api_key = ApiKey(token(), token())
         self.calls: Counter[Endpoint] = Counter()
+        self.under_way: Counter[Endpoint] = Counter()
+        self.most_under_way: Counter[Endpoint] = Counter()
         self.token_calls: list[TokenCall] = []
         self.brought_elsewhere: list[frozenset[str]] = []
         self._clock = clock
@@ -73,6 +78,17 @@ class Sandbox:
 
     def now(self) -> datetime:
         return self._clock()
+
+    @contextmanager
+    def counting(self, endpoint: Endpoint) -> Iterator[None]:
+        """A call of the endpoint is under way in this block."""
+        self.calls[endpoint] += 1
+        self.under_way[endpoint] += 1
+        self.most_under_way[endpoint] = max(self.most_under_way[endpoint], self.under_way[endpoint])
+        try:
+            yield
+        finally:
+            self.under_way[endpoint] -= 1
 
     def register_client(
         self,

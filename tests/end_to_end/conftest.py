@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.databases import PostgresServer
 from tests.end_to_end.databases import wipe
 from tests.end_to_end.system import System, running_system
+from tests.postgres import PostgresServer
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 

@@ -76,6 +76,8 @@ class Finished:
 class Process(Protocol):
     """What is needed of a process: `subprocess.Popen` has it."""
 
+    pid: int
+
     @property
     def returncode(self) -> int | None:
         """How it ended, once that was looked at."""

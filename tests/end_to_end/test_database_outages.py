@@ -18,10 +18,10 @@ from sqlalchemy import make_url
 
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.processes import ProcessSystem, running_process
 from tests.end_to_end.refusals import refusal_of
 from tests.end_to_end.system import Clients
+from tests.postgres import PostgresServer, run_postgres
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 

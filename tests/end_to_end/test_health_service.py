@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from integration_server.bootstrap import running_server
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.refusals import Refusal, refusal_of
 from tests.end_to_end.system import Clients, System, clients_of, running_system, settings_for
+from tests.postgres import PostgresServer, run_postgres
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SERVICE = "integrations.v1.IntegrationService"

@@ -22,11 +22,11 @@ import pytest
 
 from integration_server.sandbox import Fault, Sandbox
 from integrations.v1 import integration_service_pb2 as pb
-from tests.databases import PostgresServer
 from tests.end_to_end.faults import Recorded
 from tests.end_to_end.leaks import forms, found
 from tests.end_to_end.processes import ProcessSystem, new_key, running_process
 from tests.end_to_end.system import BROWSER, RETURN_URL, query_of
+from tests.postgres import PostgresServer
 
 # Stored in the open, as a name; and logged, as a path.
 CANARY = "canary-" + secrets.token_urlsafe(18) + "+/?"

@@ -15,7 +15,6 @@ import pytest
 from integration_server.sandbox import Fault, Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
-from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
@@ -25,6 +24,7 @@ from tests.end_to_end.replicas import (
     running_replicas,
     status_of,
 )
+from tests.postgres import PostgresServer, run_postgres
 
 SERVERS = 4
 CALLERS = 200

@@ -17,7 +17,6 @@ from sqlalchemy import select
 from integration_server.storage.schema import migrate
 from integration_server.storage.tables import integrations
 from integrations.v1 import integration_service_pb2 as pb
-from tests.databases import PostgresServer, run_postgres
 from tests.end_to_end.databases import fetch
 from tests.end_to_end.faults import Held
 from tests.end_to_end.nursery import Nursery
@@ -25,6 +24,7 @@ from tests.end_to_end.replicas import Replicas, forced, running_replicas
 from tests.end_to_end.system import Clients
 from tests.faults.conftest import Trial
 from tests.faults.crowd import Member, connected, lost_of, require_newest
+from tests.postgres import PostgresServer, run_postgres
 
 KILLS = 10
 SERVERS = 2

@@ -23,7 +23,7 @@ from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.schema import migrate
 from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
-from tests.databases import PostgresServer, run_postgres
+from tests.postgres import PostgresServer, run_postgres
 
 COUNT = text("SELECT count(*) FROM integrations")
 UNUSED_PORT = 1  # tcpmux; nobody listens

@@ -25,8 +25,8 @@ from tests.contracts.store_contract import (
     connected,
     new_credentials,
 )
-from tests.databases import PostgresServer
 from tests.pgbouncer import needs_pgbouncer, pooled
+from tests.postgres import PostgresServer
 
 pytestmark = [needs_pgbouncer, pytest.mark.postgres]
 

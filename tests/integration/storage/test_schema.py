@@ -17,7 +17,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate, schema_is_current
 from integration_server.storage.tables import metadata
-from tests.databases import PostgresServer
+from tests.postgres import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
 

@@ -151,3 +151,28 @@ async def test_hangs_before_or_after_its_work(
         await asyncio.wait_for(application.exchange(callback["code"]), timeout=0.05)
 
     assert len(sandbox.token_calls) == exchanges
+
+
+async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: Application, sandbox: Sandbox) -> None:
+    tokens = await application.connect()
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=0.05)})
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(application.userinfo(tokens["access_token"]))
+        while sandbox.under_way["userinfo"] < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    await application.userinfo(tokens["access_token"])
+
+    assert (sandbox.under_way["userinfo"], sandbox.most_under_way["userinfo"]) == (0, 3)
+    assert sandbox.most_under_way["token"] == 1
+
+
+async def test_a_call_whose_client_leaves_is_not_under_way(application: Application, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=60)})
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await application.userinfo("any")
+
+    assert (sandbox.under_way["userinfo"], sandbox.most_under_way["userinfo"]) == (0, 1)

@@ -1,0 +1,100 @@
+"""`python -m benchmarks`: both benchmarks, or one of them with options. Exit code 1 when a bound is broken."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import ahead, hanging
+from benchmarks.harness import NotMeasured, Result, report
+from benchmarks.system import DatabaseKind
+
+Measure = Callable[[Progress], Coroutine[Any, Any, Result]]
+
+
+def end(held: bool) -> None:
+    """Tell by the exit code whether every bound held."""
+    raise typer.Exit(0 if held else 1)
+
+
+app = typer.Typer(
+    help="Benchmarks of the server, each with the bounds that it must keep: docs/benchmarks.md. Without a name: all.",
+    result_callback=end,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Database = Annotated[DatabaseKind, typer.Option(help="Where the servers keep everything.")]
+Rate = Annotated[float, typer.Option(min=1, help="RPCs in a second, whether or not the earlier ones were answered.")]
+Seconds = Annotated[float, typer.Option(min=0.5, help="Length of a phase: a p99 of each RPC needs hundreds of them.")]
+RatioBound = Annotated[float, typer.Option("--bound", help="The p99 of an RPC may be so many times its reference.")]
+
+
+@app.callback(invoke_without_command=True)
+def run_all(context: typer.Context) -> bool:
+    """Run all of them with their defaults, unless one is named."""
+    if context.invoked_subcommand is not None:
+        return True
+    held = [run_hanging(), run_ahead()]
+    return all(held)
+
+
+@app.command("hanging")
+def run_hanging(
+    database: Database = DatabaseKind.POSTGRES,
+    refreshes: Annotated[int, typer.Option(min=1, help="Refreshes that hang at once.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, help="Phases without and with them, in turn.")] = 5,
+    seconds: Seconds = 20,
+    rate: Rate = 100,
+    bound: RatioBound = 2,
+) -> bool:
+    """Refreshes that the provider never answers delay no other RPC."""
+    plan = hanging.Plan(database, refreshes, rounds, seconds, rate, bound)
+    return _run("hanging", hanging.__doc__, plan, partial(hanging.measure, plan))
+
+
+@app.command("ahead")
+def run_ahead(
+    database: Database = DatabaseKind.POSTGRES,
+    integrations: Annotated[int, typer.Option(min=1, help="Tokens that expire in the same minute.")] = 10_000,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 5,
+    servers: Annotated[int, typer.Option(min=1, help="Server processes that share the work.")] = 1,
+    provider_delay: Annotated[float, typer.Option(min=0, help="Seconds that the provider takes for a refresh.")] = 0.1,
+    idle_phases: Annotated[int, typer.Option(min=1, help="Phases of reference before, and again after.")] = 2,
+    seconds: Seconds = 20,
+    rate: Rate = 100,
+    bound: RatioBound = 2,
+) -> bool:
+    """Tokens that expire in the same minute are all refreshed before they do, and nobody notices."""
+    plan = ahead.Plan(database, integrations, minutes, servers, provider_delay, idle_phases, seconds, rate, bound)
+    return _run("ahead", ahead.__doc__, plan, partial(ahead.measure, plan))
+
+
+def _run(name: str, what: str | None, plan: hanging.Plan | ahead.Plan, measure: Measure) -> bool:
+    console = Console()
+    console.rule(f"{name} on {plan.database}")
+    console.print(" ".join((what or "").split()), highlight=False)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        refresh_per_second=1,  # in the process that measures
+        transient=True,
+    ) as progress:
+        try:
+            result = uvloop.run(measure(progress))
+        except NotMeasured as error:
+            console.print(f"[red]NOT MEASURED[/]  {error}")
+            return False
+    return report(console, f"{name}-{plan.database}", asdict(plan), result)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,247 @@
+"""Ten thousand tokens that expire in the same minute are renewed before they do, and nobody notices.
+
+Nobody asks for them: the server has to do it by itself, within the calls at once that a provider is allowed, while
+RPCs about integrations of another type are as quick as before and afterwards.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+
+from rich.progress import Progress, TaskID
+from sqlalchemy import select
+
+from benchmarks.harness import (
+    Bound,
+    Call,
+    NotMeasured,
+    Phase,
+    Result,
+    compare,
+    lateness_of,
+    load,
+    load_figures,
+    speed_bounds,
+    typical,
+)
+from benchmarks.provider import TokenCalls
+from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
+from integration_server.bootstrap import utc_now
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.sandbox import Fault
+from integration_server.settings import Settings
+from integration_server.storage.engine import open_database
+from integration_server.storage.tables import integrations
+
+_AT_ONCE = 8  # calls that a provider gets from each server
+_WINDOW = timedelta(minutes=1)  # in which all expire
+_SPREAD = 10  # refreshes fall due in the tenth of the token's life before its buffer begins: docs/refreshing.md
+_START = 5.0  # seconds that connecting takes, besides
+_SEEDED_PER_SECOND = 400  # at least: many times as many on a machine with nothing else to do
+_WARM_UP = 3.0
+_PATIENCE = timedelta(seconds=15)  # after the last has fallen due; by then the first must have been refreshed
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of it.
+
+    Refreshes fall due over so many `minutes`; the provider takes `provider_delay` seconds for each. `seconds` is the
+    length of a phase of load, `rate` the RPCs in a second; there are `idle_phases` before and after.
+    """
+
+    database: DatabaseKind
+    integrations: int
+    minutes: float
+    servers: int
+    provider_delay: float
+    idle_phases: int
+    seconds: float
+    rate: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """When tokens of some lifetime fall due and end. Times of day, and durations."""
+
+    begin: datetime
+    spread: timedelta
+    buffer: timedelta
+    window: timedelta
+
+    @property
+    def lifetime(self) -> timedelta:
+        """How long the tokens were good for when they came."""
+        return self.spread * _SPREAD
+
+    @property
+    def all_due(self) -> datetime:
+        """When the last one is due at the latest."""
+        return self.begin + self.spread + self.window
+
+    @property
+    def end(self) -> datetime:
+        """When the last one expires."""
+        return self.all_due + self.buffer
+
+    def expire_times(self, count: int) -> Sequence[datetime]:
+        """So many, evenly over the window."""
+        first = self.end - self.window
+        return [first + self.window * (number / count) for number in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was seen at a moment: seconds since the first was due, and the provider's calls."""
+
+    seconds: float
+    token_calls: TokenCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the database says in the end. `margins` are the times that refreshed tokens still had, in seconds."""
+
+    margins: Sequence[float]
+    never: int
+
+    @property
+    def too_late(self) -> int:
+        """Those refreshed after they had expired."""
+        return sum(margin <= 0 for margin in self.margins)
+
+
+async def measure(plan: Plan, progress: Progress) -> Result:
+    """Measure before, during and after."""
+    task = progress.add_task("Starting", total=plan.integrations)
+    async with running_system(
+        plan.database, servers=plan.servers, BACKGROUND_CALLS_PER_PROVIDER=str(_AT_ONCE)
+    ) as system:
+        await system.provider.break_token_endpoint(Fault(delay=plan.provider_delay))
+        calls = await healthy_calls(system)
+        timetable = _timetable(plan, system)
+        progress.update(task, description=f"Connecting {plan.integrations:,}")
+        expire_times = timetable.expire_times(plan.integrations)
+        seeded = await seed(system, TROUBLED_TYPE, expire_times, timetable.lifetime)
+
+        progress.update(task, description="Reference: none due yet")
+        await load(calls, plan.rate, _WARM_UP, system.cpu_seconds)
+        before = await _idle(plan, system, calls)
+        if utc_now() > timetable.begin:
+            raise NotMeasured(
+                "the integrations were put in so slowly that the reference was not idle: try fewer, with --integrations"
+            )
+        await asyncio.sleep((timetable.begin - utc_now()).total_seconds())
+
+        progress.update(task, description="Refreshed")
+        during: list[Phase] = []
+        async with asyncio.TaskGroup() as group:
+            sampling = group.create_task(_sample(plan, system, timetable, progress, task))
+            while not sampling.done():
+                during.append(await load(calls, plan.rate, plan.seconds, system.cpu_seconds))
+
+        progress.update(task, description="Reference: all done")
+        after = await _idle(plan, system, calls)
+        outcome = await _outcome(system, seeded)
+    # The last of the phases was idle in part.
+    return _result(plan, [*before, *after], during[:-1] or during, sampling.result(), outcome)
+
+
+def _timetable(plan: Plan, system: System) -> Timetable:
+    whole = timedelta(minutes=plan.minutes)
+    window = min(_WINDOW, whole / 5)
+    spread = whole - window
+    usual = Settings.from_environment(system.environment).refresh_buffer
+    preparing = _WARM_UP + plan.idle_phases * plan.seconds + _START + plan.integrations / _SEEDED_PER_SECOND
+    return Timetable(
+        begin=utc_now() + timedelta(seconds=preparing),
+        spread=spread,
+        buffer=OAuthTokens("", lifetime=_SPREAD * spread).buffer(usual),
+        window=window,
+    )
+
+
+async def _idle(plan: Plan, system: System, calls: Sequence[Call]) -> Sequence[Phase]:
+    return [await load(calls, plan.rate, plan.seconds, system.cpu_seconds) for _ in range(plan.idle_phases)]
+
+
+async def _sample(
+    plan: Plan, system: System, timetable: Timetable, progress: Progress, task: TaskID
+) -> Sequence[Sample]:
+    """Look every second, until all are refreshed or that has become hopeless."""
+    begin = time.monotonic()
+    samples: list[Sample] = []
+    while True:
+        seen = await system.provider.token_calls()
+        samples.append(Sample(time.monotonic() - begin, seen))
+        progress.update(task, completed=seen.refreshed)
+        nobody_is_at_it = seen.refreshed == 0 and utc_now() > timetable.all_due + _PATIENCE
+        if seen.refreshed >= plan.integrations or nobody_is_at_it or utc_now() > timetable.end:
+            return samples
+        await asyncio.sleep(1)
+
+
+async def _outcome(system: System, seeded: Sequence[Seeded]) -> Outcome:
+    columns = (integrations.c.integration_id, integrations.c.version, integrations.c.update_time)
+    query = select(*columns).where(integrations.c.integration_type == TROUBLED_TYPE)
+    async with open_database(system.database_url) as database, database.reading() as connection:
+        rows = (await connection.execute(query)).all()
+    expire_times = {integration.integration_id: integration.expire_time for integration in seeded}
+    return Outcome(
+        margins=[
+            (expire_times[row.integration_id] - row.update_time).total_seconds() for row in rows if row.version > 0
+        ],
+        never=sum(row.version == 0 for row in rows),
+    )
+
+
+def _result(
+    plan: Plan,
+    idle: Sequence[Phase],
+    during: Sequence[Phase],
+    samples: Sequence[Sample],
+    outcome: Outcome,
+) -> Result:
+    reference = typical(idle)
+    comparisons = compare([(reference, phase) for phase in during])
+    last = samples[-1]
+    return Result(
+        comparisons,
+        lateness=lateness_of([*idle, *during]),
+        figures={
+            **load_figures(idle, during),
+            "refreshed": f"{last.token_calls.refreshed:,} in {last.seconds:.0f} s",
+            "calls to the provider": f"{last.token_calls.calls:,}",
+            "time left of the tightest token": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
+        },
+        bounds=[
+            in_time(plan.integrations, outcome),
+            Bound(
+                f"the provider never sees more than {_AT_ONCE * plan.servers} token calls at once",
+                f"{last.token_calls.most_under_way} at most",
+                last.token_calls.most_under_way <= _AT_ONCE * plan.servers,
+            ),
+            *speed_bounds(comparisons, plan.bound, [*idle, *during]),
+        ],
+        raw={
+            "idle": [asdict(phase) for phase in idle],
+            "during": [asdict(phase) for phase in during],
+            "samples": [asdict(sample) for sample in samples],
+            "outcome": asdict(outcome),
+        },
+    )
+
+
+def in_time(count: int, outcome: Outcome) -> Bound:
+    """Whether each of so many was refreshed before it ended."""
+    text = f"all of {count:,} are refreshed before they expire"
+    if not outcome.margins:
+        return Bound(text, "none was, though all were due: this server does not refresh by itself", holds=False)
+    return Bound(
+        text,
+        f"{outcome.too_late:,} were too late, {outcome.never:,} not refreshed at all",
+        outcome.too_late == 0 and outcome.never == 0,
+    )

@@ -1,0 +1,139 @@
+"""A provider that hangs delays nobody else.
+
+Refreshes that the provider never answers are kept up all the time, more of them than the server has database
+connections. Meanwhile other RPCs, about integrations of another type, are as quick as without them.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+
+import grpc
+from rich.progress import Progress
+
+from benchmarks.harness import Bound, Phase, Result, compare, counted, lateness_of, load, load_figures, speed_bounds
+from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
+from integration_server.bootstrap import utc_now
+from integration_server.sandbox import Hang
+from integrations.v1 import integration_service_pb2 as pb
+
+_POOL_SIZE = 5
+_PROVIDER_DEADLINE = 10.0  # seconds after which the server gives a call up
+_ENOUGH = 0.9  # of the refreshes hang at once: the others have just been given up, and come again
+_WARM_UP = 3.0
+_SETTLING = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of it; `seconds` is the length of a phase, `rate` the RPCs in a second."""
+
+    database: DatabaseKind
+    hanging: int
+    rounds: int
+    seconds: float
+    rate: float
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hanging:
+    """What became of the refreshes: how many hung at the provider, looked at every so often, and their answers."""
+
+    under_way: list[int] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+async def measure(plan: Plan, progress: Progress) -> Result:
+    """Measure without and with the refreshes, in turn."""
+    hanging = Hanging()
+    pairs: list[tuple[Phase, Phase]] = []
+    task = progress.add_task("Starting", total=2 * plan.rounds)
+    async with running_system(plan.database, DATABASE_POOL_SIZE=str(_POOL_SIZE)) as system:
+        calls = await healthy_calls(system)
+        stuck = await seed(system, TROUBLED_TYPE, [utc_now() - timedelta(minutes=1)] * plan.hanging)
+        await system.provider.break_token_endpoint(Hang())
+        await load(calls, plan.rate, _WARM_UP, system.cpu_seconds)
+        for number in range(1, plan.rounds + 1):
+            progress.update(task, description=f"Round {number} of {plan.rounds}: none hang")
+            await _wait_for(system, lambda under_way: under_way == 0)  # the server goes on without those who asked
+            await asyncio.sleep(_SETTLING)
+            reference = await load(calls, plan.rate, plan.seconds, system.cpu_seconds)
+            progress.update(task, advance=1, description=f"Round {number} of {plan.rounds}: {plan.hanging} hang")
+            async with _hanging_refreshes(system, stuck, hanging):
+                pairs.append((reference, await load(calls, plan.rate, plan.seconds, system.cpu_seconds)))
+            progress.update(task, advance=1)
+    return _result(plan, pairs, hanging)
+
+
+def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], hanging: Hanging) -> Result:
+    comparisons = compare(pairs)
+    references, loads = zip(*pairs, strict=True)
+    least = min(hanging.under_way, default=0)
+    return Result(
+        comparisons,
+        lateness=lateness_of([*references, *loads]),
+        figures={
+            **load_figures(references, loads),
+            "answers to the hanging refreshes": counted(hanging.answers),
+        },
+        bounds=[
+            Bound(
+                f"{_ENOUGH:.0%} of {plan.hanging} refreshes hang at the provider all the time",
+                f"{least} at least, {max(hanging.under_way, default=0)} at most",
+                least >= _ENOUGH * plan.hanging,
+            ),
+            *speed_bounds(comparisons, plan.bound, [*references, *loads]),
+        ],
+        raw={"pairs": [[asdict(phase) for phase in pair] for pair in pairs], "under_way": hanging.under_way},
+    )
+
+
+@asynccontextmanager
+async def _hanging_refreshes(system: System, stuck: Sequence[Seeded], hanging: Hanging) -> AsyncIterator[None]:
+    """Within the block each of these integrations is being refreshed, again and again."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            # Begun over the time that each takes to be given up, so that they are not given up all at once.
+            group.create_task(_refresh_for_ever(system, integration, _PROVIDER_DEADLINE * number / len(stuck), hanging))
+            for number, integration in enumerate(stuck)
+        ]
+        await _wait_for(system, lambda under_way: under_way >= _ENOUGH * len(stuck))
+        await asyncio.sleep(_SETTLING)
+        tasks.append(group.create_task(_look(system, hanging)))
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _refresh_for_ever(system: System, integration: Seeded, delay: float, hanging: Hanging) -> None:
+    await asyncio.sleep(delay)
+    # By force: the provider is asked even though it has failed lately.
+    request = pb.RefreshTokenRequest(integration_id=integration.integration_id, user_id=integration.user_id, force=True)
+    while True:
+        begin = time.monotonic()
+        try:
+            await system.servers[0].service.RefreshToken(request)
+            hanging.answers["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            hanging.answers[error.code().name] += 1
+        if time.monotonic() - begin < 1:
+            await asyncio.sleep(1)  # it did not hang: a flood of refusals would be another benchmark
+
+
+async def _look(system: System, hanging: Hanging) -> None:
+    while True:
+        hanging.under_way.append((await system.provider.token_calls()).under_way)
+        await asyncio.sleep(0.5)
+
+
+async def _wait_for(system: System, enough: Callable[[int], bool]) -> None:
+    """Wait for so many calls at the provider. Not for ever: the verdict tells if they never came."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(2 * _PROVIDER_DEADLINE):
+            while not enough((await system.provider.token_calls()).under_way):  # noqa: ASYNC110 - in another process
+                await asyncio.sleep(0.1)

@@ -1,0 +1,268 @@
+"""What benchmarks share: load at a steady rate, its figures, what they are compared with, and the report.
+
+A figure of one machine at one time says little. So each benchmark measures a reference in the same run, and its bounds
+are ratios.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path("build/bench")  # of the folder that it is run in
+ALL = "all"
+_PUNCTUAL = 0.01  # seconds
+
+
+# --- load --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An RPC of some name, with its request."""
+
+    name: str
+    send: Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What a stretch of load saw, or several.
+
+    `latencies` are the seconds that RPCs took, by name, and `lateness` those that they were sent late. `failures`
+    counts statuses, and `processor` has the share of one that the servers used in each stretch.
+    """
+
+    latencies: Mapping[str, Sequence[float]]
+    lateness: Sequence[float]
+    failures: Mapping[str, int]
+    processor: Sequence[float]
+
+    def of(self, name: str) -> Sequence[float]:
+        """The latencies of one RPC, or of `ALL`."""
+        return list(itertools.chain(*self.latencies.values())) if name == ALL else self.latencies[name]
+
+
+async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: Callable[[], float]) -> Phase:
+    """Send the calls in turn, so many in a second, whether or not the earlier ones have been answered.
+
+    A latency counts from when the call should have been sent: a slow server cannot hide behind calls that are sent
+    late on its account. `cpu_seconds` tells what the servers have used of processors.
+    """
+    latencies: dict[str, list[float]] = {call.name: [] for call in calls}
+    lateness: list[float] = []
+    failures: Counter[str] = Counter()
+
+    async def send(call: Call, due: float) -> None:
+        lateness.append(time.perf_counter() - due)
+        try:
+            await call.send()
+        except grpc.aio.AioRpcError as error:
+            failures[f"{call.name}: {error.code().name}"] += 1
+        latencies[call.name].append(time.perf_counter() - due)
+
+    begin, used = time.perf_counter(), cpu_seconds()
+    async with asyncio.TaskGroup() as group:
+        for number, call in zip(range(round(rate * seconds)), itertools.cycle(calls), strict=False):
+            due = begin + number / rate
+            await _until(due)
+            group.create_task(send(call, due))
+    processor = (cpu_seconds() - used) / (time.perf_counter() - begin)
+    return Phase(latencies, lateness, dict(failures), [processor])
+
+
+async def _until(moment: float) -> None:
+    # The loop's timers are good to a millisecond, which is what an RPC takes: the last bit is spun.
+    await asyncio.sleep(max(0, moment - time.perf_counter() - 0.001))
+    while time.perf_counter() < moment:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def together(phases: Iterable[Phase]) -> Phase:
+    """Several stretches as one."""
+    latencies: dict[str, list[float]] = {}
+    lateness: list[float] = []
+    failures: Counter[str] = Counter()
+    processor: list[float] = []
+    for phase in phases:
+        for name, values in phase.latencies.items():
+            latencies.setdefault(name, []).extend(values)
+        lateness.extend(phase.lateness)
+        failures.update(phase.failures)
+        processor.extend(phase.processor)
+    return Phase(latencies, lateness, dict(failures), processor)
+
+
+def typical(phases: Sequence[Phase]) -> Phase:
+    """The one in the middle by its p99, so that neither the worst nor the best of them is the reference."""
+    return sorted(phases, key=lambda phase: percentile(phase.of(ALL), 99))[(len(phases) - 1) // 2]
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """The value that so many percent of them do not exceed."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One RPC in pairs of phases: a reference, and under load. Seconds."""
+
+    name: str
+    reference_p50: float
+    load_p50: float
+    reference_p99: float
+    load_p99: float
+    p99_ratios: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        """The one to be judged: half of the pairs are below it, so that a noisy neighbour does not decide."""
+        return statistics.median(self.p99_ratios)
+
+
+def compare(pairs: Sequence[tuple[Phase, Phase]]) -> Sequence[Comparison]:
+    """Each RPC and all together, in pairs of a reference and a phase under load."""
+    return [_compare(name, pairs) for name in (*pairs[0][0].latencies, ALL)]
+
+
+def _compare(name: str, pairs: Sequence[tuple[Phase, Phase]]) -> Comparison:
+    references, loads = (together(side).of(name) for side in zip(*pairs, strict=True))
+    return Comparison(
+        name,
+        reference_p50=percentile(references, 50),
+        load_p50=percentile(loads, 50),
+        reference_p99=percentile(references, 99),
+        load_p99=percentile(loads, 99),
+        p99_ratios=[percentile(load.of(name), 99) / percentile(reference.of(name), 99) for reference, load in pairs],
+    )
+
+
+# --- report ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What must hold, with the figure that was measured, and whether it does."""
+
+    text: str
+    measured: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a benchmark found. `figures` are further ones to show, `raw` is for the file alone.
+
+    `lateness` is the p99 of the seconds that the load was sent late.
+    """
+
+    comparisons: Sequence[Comparison]
+    lateness: float
+    figures: Mapping[str, str]
+    bounds: Sequence[Bound]
+    raw: Mapping[str, Any]
+
+
+class NotMeasured(Exception):
+    """What was to be measured could not be brought about on this machine."""
+
+
+def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[Phase]) -> Sequence[Bound]:
+    """No RPC is slower than so many times its reference, and none failed."""
+    slowest = max(comparisons, key=lambda comparison: comparison.ratio)
+    failures = together(phases).failures
+    return [
+        Bound(
+            f"the p99 of each RPC is at most {bound:g} times its reference",
+            f"{slowest.ratio:.2f} times at most ({slowest.name})",
+            slowest.ratio <= bound,
+        ),
+        Bound("no RPC of the load fails", counted(failures) or "none did", not failures),
+    ]
+
+
+def counted(outcomes: Mapping[str, int]) -> str:
+    """How often each came."""
+    return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
+
+
+def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping[str, str]:
+    """How much there was to measure, and what the servers used."""
+    shares = (statistics.mean(together(phases).processor) for phases in (references, loads))
+    return {
+        "RPCs measured": f"{len(together([*references, *loads]).of(ALL)):,}",
+        "processor that the servers use": " → ".join(f"{share:.0%}" for share in shares),
+    }
+
+
+def lateness_of(phases: Iterable[Phase]) -> float:
+    """The p99 of how late the load was sent, in seconds."""
+    return percentile(together(phases).lateness, 99)
+
+
+def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
+    """Show the figures and the verdict, and keep them as JSON; whether every bound holds."""
+    console.print(_latency_table(result.comparisons))
+    figures = Table(show_header=False)
+    for figure, value in result.figures.items():
+        figures.add_row(figure, value)
+    console.print(figures)
+    for bound in result.bounds:
+        mark = "[green]holds   [/]" if bound.holds else "[red]BROKEN  [/]"
+        console.print(f"{mark}  {bound.text}: {bound.measured}", highlight=False)
+    late = f"the load was sent late by {1000 * result.lateness:.1f} ms (p99)"
+    if result.lateness > _PUNCTUAL:
+        console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy to tell how fast anything is")
+    else:
+        console.print(f"in time   {late}", highlight=False)
+    path = _keep(name, parameters, result)
+    console.print(f"Raw figures: {path}\n", highlight=False, soft_wrap=True)
+    return all(bound.holds for bound in result.bounds)
+
+
+def _latency_table(comparisons: Sequence[Comparison]) -> Table:
+    table = Table("", title="Latency in ms: reference → load; and p99 ratios of phases", title_justify="left")
+    for column in ("p50", "p99", "ratios", "median ratio"):
+        table.add_column(column, justify="right")
+    for row in comparisons:
+        table.add_row(
+            row.name,
+            f"{1000 * row.reference_p50:.1f} → {1000 * row.load_p50:.1f}",
+            f"{1000 * row.reference_p99:.1f} → {1000 * row.load_p99:.1f}",
+            f"{min(row.p99_ratios):.2f} to {max(row.p99_ratios):.2f}",
+            f"{row.ratio:.2f}",
+        )
+    return table
+
+
+def _keep(name: str, parameters: Mapping[str, object], result: Result) -> Path:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {
+        "benchmark": name,
+        "parameters": parameters,
+        "machine": {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+            "load_average": os.getloadavg(),
+        },
+        **asdict(result),
+    }
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    return path

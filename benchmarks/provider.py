@@ -1,0 +1,145 @@
+"""The sandbox as a process of its own, so that what it works is not counted as anybody else's.
+
+The benchmark asks it over a pipe, by functions of the sandbox that are run over there.
+"""
+
+import asyncio
+import multiprocessing
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from integration_server.sandbox import Account, Fault, Sandbox, run_sandbox
+
+T = TypeVar("T")
+
+SCOPES = ("read",)
+_REDIRECT_URI = "https://app.example/callback"  # of the codes that nobody sends anywhere
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """The server as the provider knows it."""
+
+    client_id: str
+    client_secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an account at the provider has allowed: tokens that work."""
+
+    account_id: str
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCalls:
+    """What has come to the token endpoint."""
+
+    calls: int
+    refreshed: int
+    under_way: int
+    most_under_way: int
+
+
+class Provider:
+    """The sandbox over there. `url` is where it answers, `client` who may ask it."""
+
+    def __init__(self, url: str, client: Client, pipe: Connection) -> None:
+        self.url = url
+        self.client = client
+        self._pipe = pipe
+        self._asking = asyncio.Lock()
+
+    async def issue_grants(self, prefix: str, count: int) -> Sequence[Grant]:
+        """Grants of so many accounts, whose names begin with the prefix."""
+        return await self._ask(partial(_issue_grants, self.client.client_id, prefix, count))
+
+    async def break_token_endpoint(self, fault: Fault) -> None:
+        """Have the token endpoint be out of order in this way from now on."""
+        await self._ask(partial(_break_token_endpoint, fault))
+
+    async def token_calls(self) -> TokenCalls:
+        """What has come to the token endpoint so far."""
+        return await self._ask(_token_calls)
+
+    async def _ask(self, function: Callable[[Sandbox], T]) -> T:
+        # Shielded: whoever asks next must not get this answer.
+        return await asyncio.shield(asyncio.create_task(self._exchange(function)))
+
+    async def _exchange(self, function: Callable[[Sandbox], T]) -> T:
+        async with self._asking:
+            await asyncio.to_thread(self._pipe.send, function)
+            answer: T = await asyncio.to_thread(self._pipe.recv)
+            return answer
+
+
+@asynccontextmanager
+async def running_provider() -> AsyncIterator[Provider]:
+    """A sandbox in another process, until the block ends."""
+    client = Client("benchmark", secrets.token_urlsafe(32))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(theirs, client), name="provider", daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Provider(await asyncio.to_thread(ours.recv), client, ours)
+    finally:
+        ours.close()  # which ends it
+        await asyncio.to_thread(process.join)
+
+
+# --- over there --------------------------------------------------------------------------------------------------
+
+
+def _run(pipe: Connection, client: Client) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, whose end is ours
+    asyncio.run(_serve(pipe, client))
+
+
+async def _serve(pipe: Connection, client: Client) -> None:
+    sandbox = Sandbox(scopes=SCOPES)
+    sandbox.register_client(client.client_id, client.client_secret, [_REDIRECT_URI])
+    async with run_sandbox(sandbox) as url:
+        pipe.send(url)
+        while True:
+            try:
+                function = await asyncio.to_thread(pipe.recv)
+            except EOFError:
+                return
+            pipe.send(function(sandbox))
+
+
+def _issue_grants(client_id: str, prefix: str, count: int, sandbox: Sandbox) -> list[Grant]:
+    return [_issue_grant(client_id, f"{prefix}-{number}", sandbox) for number in range(count)]
+
+
+def _issue_grant(client_id: str, account_id: str, sandbox: Sandbox) -> Grant:
+    sandbox.accounts[account_id] = Account(account_id, f"{account_id}@example.com", account_id)
+    client = sandbox.find_client(client_id)
+    assert client is not None
+    code = sandbox.issue_code(client, _REDIRECT_URI, account_id, SCOPES, code_challenge=None)
+    issued = sandbox.redeem_code(client, code, _REDIRECT_URI, code_verifier=None)
+    assert issued.refresh_token is not None
+    return Grant(account_id, issued.access_token, issued.refresh_token)
+
+
+def _break_token_endpoint(fault: Fault, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
+
+
+def _token_calls(sandbox: Sandbox) -> TokenCalls:
+    return TokenCalls(
+        calls=sandbox.calls["token"],
+        refreshed=sum(call.outcome == "ok" for call in sandbox.token_calls),
+        under_way=sandbox.under_way["token"],
+        most_under_way=sandbox.most_under_way["token"],
+    )

@@ -1,0 +1,228 @@
+"""The real parts, each a process of its own: servers, their provider, a database. And integrations put into it."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from random import SystemRandom
+from secrets import token_urlsafe
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import psutil
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from sqlalchemy import insert, select
+
+from benchmarks.harness import Call
+from benchmarks.provider import SCOPES, Grant, Provider, running_provider
+from integration_server.bootstrap import build_providers, utc_now
+from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.integration import UserId
+from integration_server.providers.http import ProviderHttp
+from integration_server.service.connections import Connections
+from integration_server.service.ports import NewIntegration
+from integration_server.service.schedule import Schedule
+from integration_server.service.sealing import Vault
+from integration_server.settings import Settings
+from integration_server.storage.engine import open_database
+from integration_server.storage.integrations import SqlIntegrations, new_integration_values
+from integration_server.storage.keyring import open_keyring
+from integration_server.storage.tables import integrations
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+from tests.end_to_end.processes import server_environment, serving
+from tests.postgres import run_postgres
+
+if TYPE_CHECKING:
+    from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
+
+HEALTHY_TYPE = "healthy"  # what the load asks for
+TROUBLED_TYPE = "troubled"  # what is being refreshed meanwhile
+
+_ACCOUNTS_OF_A_USER = 5
+_HEALTHY = 100
+_WEEK = timedelta(days=7)
+_DEADLINE = 30.0  # seconds for an RPC: far more than any should take
+
+
+class DatabaseKind(StrEnum):
+    """What can be measured."""
+
+    SQLITE = "sqlite"
+    POSTGRES = "postgres"
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """An integration that is connected, and when its access token ends."""
+
+    integration_id: int
+    user_id: str
+    expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server process, and clients of it."""
+
+    process: psutil.Process
+    service: "IntegrationServiceAsyncStub" = field(repr=False)
+    health: Any = field(repr=False)  # its stub has no types
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Servers that share a database, beside their provider."""
+
+    servers: Sequence[Server]
+    provider: Provider
+    environment: Mapping[str, str] = field(repr=False)
+
+    @property
+    def database_url(self) -> str:
+        """Where the servers keep everything."""
+        return self.environment["DATABASE_URL"]
+
+    def cpu_seconds(self) -> float:
+        """What the servers have used of processors since they began."""
+        times = [server.process.cpu_times() for server in self.servers]
+        return float(sum(time.user + time.system for time in times))
+
+
+@asynccontextmanager
+async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: str) -> AsyncIterator[System]:
+    """Such a system with nothing in it. `settings` are environment variables of its servers."""
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmark-")))
+        database_url = stack.enter_context(_new_database(kind, directory))
+        provider = await stack.enter_async_context(running_provider())
+        environment = server_environment(database_url, **_provider_settings(directory, provider), **settings)
+        started = [await stack.enter_async_context(_running_server(directory, environment)) for _ in range(servers)]
+        yield System(started, provider, environment)
+
+
+@contextmanager
+def _new_database(kind: DatabaseKind, directory: Path) -> Iterator[str]:
+    """On disk, as in production. The server makes its schema."""
+    if kind is DatabaseKind.SQLITE:
+        yield f"sqlite:///{directory / 'integrations.db'}"
+    else:
+        with run_postgres(in_memory=False) as postgres:
+            yield postgres.url("postgres")
+
+
+def _provider_settings(directory: Path, provider: Provider) -> Mapping[str, str]:
+    declarations = directory / "providers"
+    declarations.mkdir()
+    settings = {"PROVIDERS_DIR": str(declarations)}
+    for integration_type in (HEALTHY_TYPE, TROUBLED_TYPE):
+        (declarations / f"{integration_type}.toml").write_text(f"""\
+integration_type = "{integration_type}"
+auth_method = "oauth2"
+authorize_url = "{provider.url}/oauth/authorize"
+token_url = "{provider.url}/oauth/token"
+scopes = ["{SCOPES[0]}"]
+verify_url = "{provider.url}/userinfo"
+account_id_field = "sub"
+""")
+        settings[f"{integration_type.upper()}_CLIENT_ID"] = provider.client.client_id
+        settings[f"{integration_type.upper()}_CLIENT_SECRET"] = provider.client.client_secret
+    return settings
+
+
+@asynccontextmanager
+async def _running_server(directory: Path, environment: Mapping[str, str]) -> AsyncIterator[Server]:
+    async with (
+        serving(directory, environment) as command,
+        grpc.aio.insecure_channel(command.serving["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel,
+    ):
+        yield Server(psutil.Process(command.process.pid), IntegrationServiceStub(channel), HealthStub(channel))
+
+
+# --- integrations ------------------------------------------------------------------------------------------------
+
+
+async def seed(
+    system: System,
+    integration_type: str,
+    expire_times: Sequence[datetime],
+    lifetime: timedelta | None = None,
+) -> Sequence[Seeded]:
+    """Put connected integrations into the database, whose access tokens end at these times.
+
+    Their grants are real ones of the provider. The rows are what the server's own code makes of them, only all in one
+    commit. `lifetime` is how long the tokens were good for when they came; those that do not tell are not refreshed
+    ahead of need.
+    """
+    grants = await system.provider.issue_grants(integration_type, len(expire_times))
+    settings = Settings.from_environment(system.environment)
+    assert settings.encryption_key is not None
+    providers = build_providers(settings, system.environment, ProviderHttp(utc_now, dev_mode=True))
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, settings.encryption_key, clock=utc_now)
+        schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
+        connections = Connections(SqlIntegrations(database), providers, Vault(keyring), utc_now, schedule)
+        rows = [
+            await _row(connections, integration_type, number, grant, expire_time, lifetime)
+            for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
+        ]
+        async with database.writing() as connection:
+            await connection.execute(insert(integrations), rows)
+        query = select(integrations.c.integration_id, integrations.c.user_id, integrations.c.access_token_expire_time)
+        async with database.reading() as connection:
+            found = await connection.execute(query.where(integrations.c.integration_type == integration_type))
+    return [Seeded(*row) for row in found]
+
+
+async def _row(
+    connections: Connections,
+    integration_type: str,
+    number: int,
+    grant: Grant,
+    expire_time: datetime,
+    lifetime: timedelta | None,
+) -> Mapping[str, Any]:
+    user_id = UserId(f"user-{number // _ACCOUNTS_OF_A_USER}")
+    new = NewIntegration(token_urlsafe(32), user_id, integration_type, AuthMethod.OAUTH2, grant.account_id, {})
+    tokens = OAuthTokens(grant.access_token, grant.refresh_token, expire_time, lifetime, scopes=SCOPES)
+    now = utc_now()
+    return {
+        **new_integration_values(new, now),
+        **asdict(await connections.sealed(new, tokens, SCOPES)),
+        "account_id": grant.account_id,
+        "account_label": grant.account_id,
+        "connect_time": now,
+    }
+
+
+# --- load --------------------------------------------------------------------------------------------------------
+
+
+async def healthy_calls(system: System) -> Sequence[Call]:
+    """RPCs about integrations whose tokens are good for long, in turn over the servers."""
+    healthy = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * _HEALTHY)
+    return [
+        call
+        for server, integration in zip(itertools.cycle(system.servers), healthy, strict=False)
+        for call in _calls_about(integration, server)
+    ]
+
+
+def _calls_about(integration: Seeded, server: Server) -> Sequence[Call]:
+    integration_id, user_id = integration.integration_id, integration.user_id
+    credentials = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id)
+    one = pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
+    all_of_the_user = pb.ListIntegrationsRequest(user_id=user_id, integration_type=HEALTHY_TYPE)
+    service = server.service
+    return [
+        Call("GetCredentials", partial(service.GetCredentials, credentials, timeout=_DEADLINE)),
+        Call("GetIntegration", partial(service.GetIntegration, one, timeout=_DEADLINE)),
+        Call("ListIntegrations", partial(service.ListIntegrations, all_of_the_user, timeout=_DEADLINE)),
+        Call("health Check", partial(server.health.Check, HealthCheckRequest(), timeout=_DEADLINE)),
+    ]

@@ -1,0 +1,120 @@
+"""Load, figures and verdicts of benchmarks."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import grpc
+import pytest
+from grpc.aio import AioRpcError, Metadata
+
+from benchmarks.harness import ALL, Call, Comparison, Phase, compare, load, percentile, speed_bounds, together, typical
+
+
+async def nothing() -> None:
+    """An RPC that is answered at once."""
+
+
+def phase(*latencies: float, failures: dict[str, int] | None = None) -> Phase:
+    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, processor=[])
+
+
+def comparison(*ratios: float) -> Comparison:
+    return Comparison("Get", 1, 1, 1, 1, ratios)
+
+
+async def test_sends_the_calls_in_turn_at_their_rate() -> None:
+    seen = await load([Call("Get", nothing), Call("List", nothing)], rate=200, seconds=0.1, cpu_seconds=float)
+
+    assert {name: len(values) for name, values in seen.latencies.items()} == {"Get": 10, "List": 10}
+    assert len(seen.of(ALL)) == len(seen.lateness) == 20
+
+
+async def test_tells_the_share_of_a_processor_that_the_servers_use() -> None:
+    used = iter([5.0, 5.05])
+
+    seen = await load([Call("Get", nothing)], rate=100, seconds=0.1, cpu_seconds=lambda: next(used))
+
+    (share,) = seen.processor
+    assert 0 < share < 0.6, "0.05 s in a tenth of a second, or in more where the machine is busy"
+
+
+async def test_does_not_wait_for_slow_answers() -> None:
+    under_way = most = 0
+
+    async def slow() -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.5)
+        under_way -= 1
+
+    await load([Call("Get", slow)], rate=200, seconds=0.1, cpu_seconds=float)
+
+    assert most == 20
+
+
+async def test_a_latency_counts_from_when_the_call_should_have_been_sent() -> None:
+    stalls = iter([0.2])
+
+    async def stalling() -> None:
+        time.sleep(next(stalls, 0))  # noqa: ASYNC251 - holds up the sending of those after it
+
+    seen = await load([Call("Get", stalling)], rate=100, seconds=0.1, cpu_seconds=float)
+
+    assert min(seen.latencies["Get"]) > 0.1, "those sent late were quick, and must not look it"
+
+
+async def test_counts_what_failed() -> None:
+    async def failing() -> None:
+        raise AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata())
+
+    seen = await load([Call("Get", failing), Call("List", nothing)], rate=200, seconds=0.02, cpu_seconds=float)
+
+    assert seen.failures == {"Get: UNAVAILABLE": 2}
+
+
+def test_percentiles() -> None:
+    values = [float(value) for value in range(101)]
+
+    assert (percentile(values, 50), percentile(values, 99)) == (50, 99)
+
+
+def test_compares_pair_by_pair_and_over_all() -> None:
+    pairs = [(phase(1, 1), phase(2, 2)), (phase(10, 10), phase(10, 10))]
+
+    get, everything = compare(pairs)
+
+    assert (get.name, everything.name) == ("Get", ALL)
+    assert get.p99_ratios == everything.p99_ratios == [2, 1]
+    assert get.ratio == 1.5
+    assert (get.reference_p50, get.load_p50) == (5.5, 6)
+
+
+@pytest.mark.parametrize("noisy", [[], [50.0]], ids=["odd", "even"])
+def test_a_noisy_phase_is_not_the_reference(noisy: Sequence[float]) -> None:
+    phases = [phase(value, value) for value in (9.0, 1.0, 2.0, *noisy)]
+
+    assert typical(phases) == phases[2]
+
+
+def test_phases_together() -> None:
+    whole = together([phase(1, failures={"Get: UNKNOWN": 1}), phase(2, 3, failures={"Get: UNKNOWN": 2})])
+
+    assert whole == phase(1, 2, 3, failures={"Get: UNKNOWN": 3})
+
+
+@pytest.mark.parametrize(
+    ("ratios", "holds"), [((1, 1, 9), True), ((1, 2, 9), True), ((1, 2.1, 9), False), ((3,), False)]
+)
+def test_half_of_the_phases_must_keep_the_bound(ratios: Sequence[float], holds: bool) -> None:
+    speed, _ = speed_bounds([comparison(1), comparison(*ratios)], 2, [phase(1)])
+
+    assert speed.holds is holds
+
+
+@pytest.mark.parametrize(("failures", "holds"), [({}, True), ({"Get: UNAVAILABLE": 1}, False)])
+def test_no_rpc_may_fail(failures: dict[str, int], holds: bool) -> None:
+    _, failing = speed_bounds([comparison(1)], 2, [phase(1), phase(1, failures=failures)])
+
+    assert failing.holds is holds
