@@ -14,7 +14,7 @@ from integration_server.sandbox import OMIT, Behaviour, Fault, Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Fault):
-    """Answers when it is released, and as if nothing were wrong. With `work_first` only the answer is held."""
+    """Answers when it is released, and as if nothing were wrong. The work is done then, or before with `work_first`."""
 
     arrivals: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -26,7 +26,7 @@ class Held(Fault):
 
     async def answer(self, request: Request, work: Work) -> Response:
         """Tell that the request is here, and wait."""
-        done = await work(request) if self.work_first else None
+        done = await self.begin(request, work)
         self.arrivals.put_nowait(None)
         await self.released.wait()
         return done or await work(request)

@@ -7,15 +7,15 @@ rotates refresh tokens, and one that comes a second time kills the grant.
 import asyncio
 import signal
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Fault
 from integrations.v1 import integration_pb2
+from tests.end_to_end.faults import Held
 from tests.end_to_end.nursery import Nursery
 from tests.end_to_end.replicas import (
     LEASE,
@@ -23,7 +23,6 @@ from tests.end_to_end.replicas import (
     eventually,
     expired,
     forced,
-    has_called,
     running_replicas,
     status_of,
 )
@@ -31,16 +30,16 @@ from tests.end_to_end.replicas import (
 CALLERS = 50
 GRACE = 600
 
-Pairs = Callable[[str, str, int], AbstractAsyncContextManager[Replicas]]
+Pairs = Callable[..., AbstractAsyncContextManager[Replicas]]
 
 
 @pytest.fixture
 def pairs(nursery: Nursery, tmp_path: Path) -> Pairs:
-    """Two servers of a variant, on a database, with a provider that gives so many seconds of grace."""
+    """Two servers of a variant, on a database."""
 
-    def running(database_url: str, variant: str, grace: int = 0) -> AbstractAsyncContextManager[Replicas]:
+    def running(database_url: str, variant: str, **options: int) -> AbstractAsyncContextManager[Replicas]:
         return running_replicas(
-            tmp_path, database_url, servers=2, grace=grace, start=partial(nursery.serving, variant=variant)
+            tmp_path, database_url, servers=2, start=partial(nursery.serving, variant=variant), **options
         )
 
     return running
@@ -67,16 +66,21 @@ async def lives_on(pair: Replicas, integration_id: int) -> bool:
 async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
     pairs: Pairs, database_url: str, variant: str
 ) -> None:
-    async with pairs(database_url, variant, 0) as pair:
+    async with pairs(database_url, variant, lease=30) as pair:
         integration_id = await pair.clients[0].connect()
         await expired(pair, integration_id)
-        pair.behave(faults={"token": Fault(delay=0.2)})
+        held = Held()
+        pair.behave(faults={"token": held})
         before = len(pair.refreshes())
-        await asyncio.gather(
-            *(pair.clients[number % 2].bearer_token(integration_id) for number in range(CALLERS)),
-            return_exceptions=True,
-        )
+        waiting = [
+            asyncio.create_task(pair.clients[number % 2].bearer_token(integration_id)) for number in range(CALLERS)
+        ]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(30 if variant else 2):
+                await held.reached_by(2)
         pair.behave(faults={})
+        held.released.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
         calls = pair.refreshes()[before:]
         survived = await lives_on(pair, integration_id)
     if variant:
@@ -91,20 +95,21 @@ async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
 async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
     pairs: Pairs, sqlite_url: str, variant: str
 ) -> None:
-    async with pairs(sqlite_url, variant, 0) as pair:
+    async with pairs(sqlite_url, variant) as pair:
         integration_id = await pair.clients[0].connect()
         await expired(pair, integration_id)
-        pair.behave(faults={"token": Fault(delay=1.5, work_first=True)})
-        calls = pair.sandbox.calls["token"]
+        held = Held(work_first=True)
+        pair.behave(faults={"token": held})
         waiting = [
             asyncio.create_task(pair.clients[number % 2].bearer_token(integration_id)) for number in range(CALLERS)
         ]
-        await eventually(has_called(pair, calls + 1))
-        await asyncio.sleep(0.3)  # so that all are waiting
+        await held.reached_by(1)
         for caller in waiting:
             caller.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(2)  # the servers hear of it
         pair.behave(faults={})
+        held.released.set()
         assert await lives_on(pair, integration_id) == (not variant)
 
 
@@ -113,13 +118,15 @@ async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
 async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
     pairs: Pairs, postgres_url: str, variant: str
 ) -> None:
-    async with pairs(postgres_url, variant, GRACE) as pair:
+    async with pairs(postgres_url, variant, grace=GRACE) as pair:
         integration_id = await pair.clients[0].connect()
-        pair.behave(faults={"token": Fault(delay=1, work_first=True)})
+        held = Held(work_first=True)
+        pair.behave(faults={"token": held})
         sleeping = asyncio.create_task(forced(pair.clients[0], integration_id))
-        await eventually(has_called(pair))
+        await held.reached_by(1)
         pair.commands[0].send(signal.SIGSTOP)
         pair.behave(faults={})
+        held.released.set()
         await asyncio.sleep(LEASE)
 
         async def goes_on() -> bool:
