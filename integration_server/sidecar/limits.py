@@ -13,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from integration_server.sidecar.answers import Answers
 
+# Ends the connection, and with it what the large head takes in memory.
+_NO_MORE = {"Connection": "close"}
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
@@ -58,13 +61,16 @@ class RequestLimits:
     def _check_head(self, request: Request) -> None:
         if len(request.scope["raw_path"]) + len(request.scope["query_string"]) > self._limits.url_bytes:
             raise HTTPException(
-                HTTPStatus.REQUEST_URI_TOO_LONG, f"The address is longer than {self._limits.url_bytes} bytes"
+                HTTPStatus.REQUEST_URI_TOO_LONG,
+                f"The address is longer than {self._limits.url_bytes} bytes",
+                _NO_MORE,
             )
         fields = request.headers.raw
         if len(fields) > self._limits.headers or sum(map(_length, fields)) > self._limits.head_bytes:
             raise HTTPException(
                 HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
                 f"There are more than {self._limits.headers} headers, or more than {self._limits.head_bytes} bytes",
+                _NO_MORE,
             )
         # The parser has made sure that it is a number, and that the body is no longer than it says.
         if int(request.headers.get("content-length", 0)) > self._limits.body_bytes:

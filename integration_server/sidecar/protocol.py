@@ -19,6 +19,8 @@ from integration_server.sidecar.limits import HttpLimits
 Waiting: TypeAlias = "dict[LimitedProtocol, None]"
 """Connections whose next request has not come yet, the longest waiting first."""
 
+_PIECE = 4 * 1024  # bytes
+
 
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
     """What uvicorn takes as its protocol: makes them for one server."""
@@ -63,6 +65,13 @@ class LimitedProtocol(H11Protocol):
         self._waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what has come, in pieces: h11 measures a head only while it is not complete."""
+        for begin in range(0, len(data), _PIECE):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[begin : begin + _PIECE])
 
     def handle_events(self) -> None:
         """Handle what has come; uvicorn calls this whenever there may be something to do."""
