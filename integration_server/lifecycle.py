@@ -11,6 +11,7 @@ from datetime import timedelta
 import grpc
 import structlog
 
+_MOST_PENDING = 10_000  # calls, over all connections; each takes some kilobytes
 _MOST_FILES = 65_536  # far more than one process of this server can use
 
 
@@ -34,6 +35,12 @@ class GrpcLimits:
             ("grpc.so_reuseport", 0),
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
+            # Without this gRPC also counts streams that have just ended, and refuses (UNAVAILABLE) most of a burst that
+            # its own client meant to queue; it is meant against streams that are opened and cancelled without end,
+            # which the next two bound: calls that have come and wait for this process to begin with them.
+            ("grpc.http.overload_protection", 0),
+            ("grpc.server.max_pending_requests", _MOST_PENDING),
+            ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
             ("grpc.max_receive_message_length", self.message_bytes),
             ("grpc.max_send_message_length", self.message_bytes),
             # Between the two, gRPC would refuse some calls and not others.

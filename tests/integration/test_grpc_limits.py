@@ -165,6 +165,23 @@ async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams
     assert servicer.most == most
 
 
+BURST = 1000
+
+
+async def test_a_burst_over_the_streams_of_a_connection_is_answered_as_a_whole() -> None:
+    options = replace(LIMITS, streams_per_connection=50).options()
+    async with serving(options) as port, client(port) as check:
+        await asyncio.gather(*(check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)))
+
+
+async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
+    options = dict(replace(LIMITS, streams_per_connection=50).options()) | {"grpc.http.overload_protection": 1}
+    async with serving(list(options.items())) as port, client(port) as check:
+        calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert any(isinstance(answer, grpc.aio.AioRpcError) for answer in answers)
+
+
 @pytest.mark.parametrize("length", [10_000, 15_000, 17_000, 30_000])
 async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> None:
     async with serving(LIMITS.options()) as port, client(port) as check:
