@@ -1,11 +1,11 @@
 """How much one caller may ask at a time, so that none of them leaves nothing for the others.
 
-Whether a call is one too many is decided before its handler runs, and costs some 15 µs; a call that does nothing costs
-300. Both limits are this process's own.
+Whether a call is one too many is decided before its handler runs, and costs some 18 µs of CPU; a call that does nothing
+costs 300. Both limits are this process's own.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -30,6 +30,13 @@ Payload: TypeAlias = Any
 """A message, or a stream of them."""
 
 _HEALTH = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
+
+_MAKES: Mapping[tuple[bool, bool], Callable[..., Handler]] = {  # by whether request and answer are streams
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 def peer_of(context: Context) -> str:
@@ -74,13 +81,7 @@ class CallLimits(grpc.aio.ServerInterceptor):
                 async for response in (handler.unary_stream or handler.stream_stream)(request, context):
                     yield response
 
-        makes: dict[tuple[bool, bool], Callable[..., Handler]] = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        return makes[handler.request_streaming, handler.response_streaming](
+        return _MAKES[handler.request_streaming, handler.response_streaming](
             answers if handler.response_streaming else answer,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
