@@ -10,7 +10,7 @@ from integration_server.domain.credentials import AuthMethod, Credentials, OAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
-from integration_server.providers.urls import origin_of
+from integration_server.providers.urls import DeclaredOrigins
 from integration_server.service.ports import Clock, NewAccount
 
 
@@ -28,7 +28,7 @@ class BaseProvider(ABC):
 
     A declaration is a class attribute or a property, as you like. `account_id_field` and
     `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
-    Requests go to the hosts of the declared URLs and nowhere else.
+    Requests go to the hosts of the declared URLs and patterns, and nowhere else.
     """
 
     issuer: str | None = None
@@ -38,6 +38,9 @@ class BaseProvider(ABC):
     account_id_field: str | None = None
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
+
+    host_patterns: Sequence[str] = ()
+    """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
 
     revokes_whole_account = False
     """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
@@ -192,7 +195,7 @@ class BaseProvider(ABC):
         content: str = "",
     ) -> HttpAnswer:
         """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes."""
-        origins = {origin_of(declared) for declared in self.declared_urls.values()}
+        origins = DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
         return await self._context.http.request(
             method, url, allowed_origins=origins, headers=headers, query=query, content=content
         )

@@ -59,7 +59,6 @@ async def test_hanging_holds_where_nothing_is_asked_of_its_speed(tmp_path: Path)
     assert [len(raw["raw"]["pairs"][0][side]["latencies"]["GetCredentials"]) for side in (0, 1)] == [5, 5]
 
 
-@pytest.mark.xfail(reason="the server does not refresh by itself yet", strict=True)
 async def test_ahead_sees_all_refreshed_and_fails_by_a_speed_that_cannot_be(tmp_path: Path) -> None:
     code, output = await bench(tmp_path, "ahead", "--integrations=5", "--minutes=0.1", "--idle-phases=1", NO_HOPE)
 

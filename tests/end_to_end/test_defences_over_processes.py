@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -37,7 +38,7 @@ Pairs = Callable[..., AbstractAsyncContextManager[Replicas]]
 def pairs(nursery: Nursery, tmp_path: Path) -> Pairs:
     """Two servers of a variant, on a database."""
 
-    def running(database_url: str, variant: str, **options: int) -> AbstractAsyncContextManager[Replicas]:
+    def running(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
         return running_replicas(
             tmp_path, database_url, servers=2, start=partial(nursery.serving, variant=variant), **options
         )

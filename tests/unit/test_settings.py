@@ -81,6 +81,9 @@ def test_all_problems_are_told_at_once() -> None:
             "REVOCATION_GIVE_UP_HOURS": "0",
             "HEALTH_CHECK_TIMEOUT_SECONDS": "0",
             "SHUTDOWN_GRACE_SECONDS": "soon",
+            "CALLER_MAX_CONCURRENCY": "0",
+            "GRPC_MAX_CONNECTIONS": "many",
+            "SIDECAR_BODY_SECONDS": "0",
         }
     )
     assert names_of(problems) == [
@@ -98,6 +101,9 @@ def test_all_problems_are_told_at_once() -> None:
         "REVOCATION_GIVE_UP_HOURS",
         "HEALTH_CHECK_TIMEOUT_SECONDS",
         "SHUTDOWN_GRACE_SECONDS",
+        "CALLER_MAX_CONCURRENCY",
+        "GRPC_MAX_CONNECTIONS",
+        "SIDECAR_BODY_SECONDS",
     ]
 
 
@@ -245,6 +251,33 @@ def test_a_timeout_is_a_length_of_time(number: str) -> None:
     assert names_of(problems_of({**PRODUCTION, "HEALTH_CHECK_TIMEOUT_SECONDS": number})) == [
         "HEALTH_CHECK_TIMEOUT_SECONDS"
     ]
+
+
+LIMITS = [
+    *(
+        "CALLER_MAX_CONCURRENCY",
+        "CALLER_MAX_CALLS_PER_SECOND",
+        "GRPC_MAX_CONNECTIONS",
+        "GRPC_MAX_STREAMS_PER_CONNECTION",
+    ),
+    *("GRPC_MAX_MESSAGE_BYTES", "GRPC_MAX_METADATA_BYTES", "GRPC_HANDSHAKE_SECONDS", "GRPC_CONNECTION_IDLE_SECONDS"),
+    *("GRPC_CONNECTION_AGE_SECONDS", "SIDECAR_MAX_CONNECTIONS", "SIDECAR_MAX_BODY_BYTES", "SIDECAR_HEAD_SECONDS"),
+    "SIDECAR_BODY_SECONDS",
+]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1e12"])
+def test_a_limit_can_be_set_but_not_switched_off(name: str, number: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, name: number})) == [name]
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limits_default_is_told_where_settings_are_listed(name: str) -> None:
+    default = getattr(Settings.from_environment(PRODUCTION), name.lower())
+    root = Path(__file__).parents[2]
+    assert f"# {name}={str(default).removesuffix('.0')}\n" in (root / ".env.example").read_text()
+    assert f"`{name}`" in (root / "docs" / "limits.md").read_text()
 
 
 def test_the_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
