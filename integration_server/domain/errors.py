@@ -16,6 +16,7 @@ secret or a provider's own words.
     ├── ScopeMissing
     ├── CredentialsUnreadable
     ├── StoreUnavailable
+    ├── CallerNotAllowed
     └── ProviderError
         ├── ProviderUnavailable     worth trying again
         ├── ProviderRejected        this code, key, token or grant is refused
@@ -197,6 +198,15 @@ class StoreUnavailable(IntegrationServerError):
 
     def __init__(self) -> None:
         super().__init__("the database is away")
+
+
+class CallerNotAllowed(IntegrationServerError):
+    """The caller is known, and may not do this."""
+
+    reason = "CALLER_NOT_ALLOWED"
+
+    def __init__(self) -> None:
+        super().__init__("the caller is not allowed to do this")
 
 
 class ProviderError(IntegrationServerError):
