@@ -1,10 +1,11 @@
 """The whole object graph on one page: the only file that names every concrete class."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import SystemRandom
 
 import grpc
@@ -12,8 +13,9 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import GRPC_OPTIONS, AddressTaken, repeating, serving
+from integration_server.domain.errors import ProviderUnavailable, StoreUnavailable
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.lifecycle import GRPC_OPTIONS, SECURE_OPTIONS, AddressTaken, repeating, serving
 from integration_server.providers import (
     google_calendar,
     google_my_business,
@@ -27,9 +29,16 @@ from integration_server.providers.declared import load_declared
 from integration_server.providers.entry_points import load_entry_points
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import ProviderHttp
+from integration_server.providers.urls import origin_of
+from integration_server.reloading import Reloaded
+from integration_server.rpc.callers import Kind
+from integration_server.rpc.certificates import ServerCertificates
 from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.guard import CallerInterceptor, Confinement, Doorkeeper
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService, UseCases
+from integration_server.rpc.policy import read_policy
+from integration_server.rpc.tokens import IssuedTokens, Issuer, Keys, KeysAtUrl, KeysInFile, read_key_file
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
@@ -49,7 +58,8 @@ from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
-from integration_server.settings import Address, Settings
+from integration_server.settings import Address, Settings, is_url
+from integration_server.sidecar.connection import Connection, Papers
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.engine import open_database
@@ -142,32 +152,113 @@ async def running_server(
         )
         use_cases, refreshing = build_use_cases(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
-        server = build_grpc_server(IntegrationService(use_cases, clock), health, reflect=settings.dev_mode)
+        guard = build_guard(settings, http, use_cases.managing, clock)
+        server = build_grpc_server(
+            IntegrationService(use_cases, clock),
+            health,
+            guard,
+            # Behind a guard the policy says who may explore the server.
+            reflect=settings.dev_mode or settings.authenticates_callers,
+        )
 
         async def look() -> None:
             health.set_ready(await is_ready(integrations, keyring))
 
-        port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
+        port = await stack.enter_async_context(
+            serving(server, str(settings.grpc_address), settings.shutdown_grace, guard.credentials)
+        )
+        for look_again in guard.looks:
+            await stack.enter_async_context(repeating(look_again, _LOOK_EVERY))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
         await stack.enter_async_context(repeating(refreshing.recover, _LOOK_EVERY))
         await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
-        sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
+        sidecar_url = await stack.enter_async_context(running_sidecar(settings, grpc_address))
         stack.callback(health.drain)
         yield Running(str(grpc_address), sidecar_url)
 
 
 @asynccontextmanager
-async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str]:
+async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[str]:
     """The sidecar on its address, a client of the server's; yields its own URL. Raises `AddressTaken`."""
+    listen = settings.sidecar_address
+    papers = Papers(
+        authorities=settings.sidecar_tls_ca_file,
+        certificate=settings.sidecar_tls_cert_file,
+        key=settings.sidecar_tls_key_file,
+        token=settings.sidecar_token_file,
+        server_name=settings.sidecar_tls_server_name,
+    )
+    connection = Connection(str(reachable(server)), papers)
     async with AsyncExitStack() as stack:
         try:
-            url = await stack.enter_async_context(
-                run_sidecar(grpc_target=str(server), host=listen.host, port=listen.port)
-            )
+            url = await stack.enter_async_context(run_sidecar(server=connection, host=listen.host, port=listen.port))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
+        await stack.enter_async_context(repeating(connection.look, _LOOK_EVERY))
         yield url
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What stands before the servicers, and what must be looked at again and again for it."""
+
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    credentials: grpc.ServerCredentials | None = None
+    looks: Sequence[Callable[[], Awaitable[None]]] = ()
+
+
+def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, clock: Clock) -> Guard:
+    """What knows the callers; empty where none are to be known. Raises `Unusable` with what is wrong in its files."""
+    certificates = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        certificates = ServerCertificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    credentials = None if certificates is None else certificates.credentials()
+    looks = [] if certificates is None else [certificates.look]
+    if settings.policy_file is None:
+        return Guard((), credentials, looks)
+    policy = Reloaded("policy", [settings.policy_file], read_policy)
+    issuers = build_issuers(settings, http, clock)
+    tokens = IssuedTokens(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
+
+    async def type_of(integration_id: IntegrationId, user_id: UserId) -> str:
+        return (await managing.get_integration(integration_id, user_id)).integration_type
+
+    doorkeeper = Doorkeeper(lambda: policy.value, tokens, clock, health_is_open=settings.health_open)
+    looks += [policy.look, *(issuer.keys.look for issuer in issuers)]
+    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of))], credentials, looks)
+
+
+def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
+    """Whose tokens are taken: the issuer of services', and that of users'."""
+
+    def keys(place: str) -> Keys:
+        if not is_url(place):
+            return KeysInFile(Reloaded("keys", [Path(place)], read_key_file))
+
+        async def fetch() -> bytes:
+            answer = await http.request("GET", place, allowed_origins=[origin_of(place)])
+            if not answer.is_success:
+                raise ProviderUnavailable
+            return answer.body
+
+        return KeysAtUrl(fetch, clock)
+
+    given = (
+        (Kind.TOKEN, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks),
+        (Kind.USER, settings.user_jwt_issuer, settings.user_jwt_audience, settings.user_jwt_jwks),
+    )
+    return [
+        Issuer(kind, issuer, audience, keys(place))
+        for kind, issuer, audience, place in given
+        if issuer is not None and audience is not None and place is not None
+    ]
+
+
+def reachable(server: Address) -> Address:
+    """Where a server that listens there can be reached from this machine."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing listens there: it is what such addresses mean
+    return server._replace(host=here.get(server.host, server.host))
 
 
 def build_use_cases(
@@ -217,9 +308,10 @@ def build_use_cases(
     return use_cases, refreshing
 
 
-def build_grpc_server(service: IntegrationService, health: Health, *, reflect: bool) -> grpc.aio.Server:
+def build_grpc_server(service: IntegrationService, health: Health, guard: Guard, *, reflect: bool) -> grpc.aio.Server:
     """The server with its services; with reflection, so that grpcurl and the like can explore it, if wanted."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=GRPC_OPTIONS)
+    options = GRPC_OPTIONS if guard.credentials is None else (*GRPC_OPTIONS, *SECURE_OPTIONS)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guard.interceptors], options=options)
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if reflect:

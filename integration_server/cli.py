@@ -21,6 +21,7 @@ from integration_server.lifecycle import AddressTaken, stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
+from integration_server.reloading import Unusable
 from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
@@ -81,7 +82,7 @@ async def _sidecar(settings: Settings) -> None:
     log = structlog.get_logger(__name__)
     async with (
         stop_signals() as stop,
-        running_sidecar(settings.sidecar_address, settings.grpc_address) as url,
+        running_sidecar(settings, settings.grpc_address) as url,
     ):
         log.info("serving", sidecar=url, grpc=str(settings.grpc_address))
         await stop.wait()
@@ -235,6 +236,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return uvloop.run(work)
     except ProvidersError as error:
         _fail("These providers are wrong:", *error.problems)
+    except Unusable as error:
+        _fail("What callers are known by is wrong:", *error.problems)
     except (AddressTaken, KeyringError, StoreUnavailable, OSError) as error:
         _fail(str(error))
 

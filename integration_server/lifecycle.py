@@ -22,11 +22,22 @@ class AddressTaken(Exception):
     """A port is in use, or not ours to use."""
 
 
+SECURE_OPTIONS: Sequence[tuple[str, int]] = (
+    # Certificates are looked at when a connection begins. Ten minutes are how long one goes on that would not be let in
+    # any more; calls under way are not cut off.
+    ("grpc.max_connection_age_ms", 10 * 60 * 1000),
+)
+
+
 @asynccontextmanager
-async def serving(server: grpc.aio.Server, address: str, grace: timedelta) -> AsyncIterator[int]:
+async def serving(
+    server: grpc.aio.Server, address: str, grace: timedelta, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
     """Serve on the address, and yield the port. On leaving, calls in flight get `grace` to finish."""
     try:
-        port = server.add_insecure_port(address)
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
         raise AddressTaken(f"cannot listen on {address} (GRPC_ADDRESS): is another server running there?") from error
     await server.start()

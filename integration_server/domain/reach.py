@@ -15,3 +15,4 @@ class Reach:
 
 
 EVERYTHING = Reach()
+NOTHING = Reach(frozenset())

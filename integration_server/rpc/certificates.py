@@ -7,10 +7,8 @@ good then is known until the connection ends, which the server sees to (`lifecyc
 from pathlib import Path
 
 import grpc
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from integration_server.pem import certificate_problems, pair_problems
 from integration_server.reloading import Contents, Reloaded, Unusable
 
 
@@ -37,38 +35,14 @@ class ServerCertificates:
 
     def _read(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
         """The configuration, if certificate and key go together: gRPC itself would fail each handshake."""
-        problems = [
-            *_pair_problems(self._certificate, contents[self._certificate], self._key, contents[self._key]),
-            *([] if self._authorities is None else _problems(self._authorities, contents[self._authorities])),
-        ]
+        problems = list(pair_problems(self._certificate, contents[self._certificate], self._key, contents[self._key]))
+        authorities = None
+        if self._authorities is not None:
+            authorities = contents[self._authorities]
+            problems += certificate_problems(self._authorities, authorities)
         if problems:
             raise Unusable(*problems)
         return grpc.ssl_server_certificate_configuration(
             [(contents[self._key], contents[self._certificate])],
-            root_certificates=None if self._authorities is None else contents[self._authorities],
+            root_certificates=authorities,
         )
-
-
-def _problems(path: Path, content: bytes) -> list[str]:
-    try:
-        x509.load_pem_x509_certificates(content)
-    except ValueError:
-        return [f"{path}: is not a certificate in PEM"]
-    return []
-
-
-def _pair_problems(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> list[str]:
-    problems = _problems(certificate_path, certificate)
-    try:
-        public = load_pem_private_key(key, password=None).public_key()
-    except (ValueError, TypeError):
-        return [*problems, f"{key_path}: is not an unencrypted private key in PEM"]
-    if not problems:
-        certified = x509.load_pem_x509_certificates(certificate)[0].public_key()
-        if _bytes_of(certified) != _bytes_of(public):
-            problems.append(f"{key_path}: is not the key of {certificate_path}")
-    return problems
-
-
-def _bytes_of(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from integration_server.domain.integration import UserId
-from integration_server.domain.reach import EVERYTHING, Reach
+from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.reloading import Contents, Unusable
 from integration_server.rpc.access import ABOUT_NOTHING_STORED, FOR_SIDECAR, FOR_USERS, Group
 from integration_server.rpc.callers import Identity, Kind
@@ -33,7 +33,7 @@ class Rights:
     """Groups of RPCs, and the integration types that they may touch."""
 
     groups: frozenset[Group] = frozenset()
-    reach: Reach = Reach(frozenset())
+    reach: Reach = NOTHING
 
 
 @dataclass(frozen=True, slots=True)

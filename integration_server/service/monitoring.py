@@ -53,7 +53,7 @@ class Monitoring:
         return check
 
     async def check_all_health(self, user_id: UserId, reach: Reach = EVERYTHING) -> HealthReport:
-        """Check all that is connected and within reach, the providers side by side: one that hangs holds up only its own."""
+        """Check all that is connected and within reach, the providers side by side: none holds up another."""
         begun = self._clock()
         by_type = defaultdict(list)
         for stored in await self._integrations.list_connected(user_id):

@@ -3,40 +3,32 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
-import grpc.aio
 import uvicorn
-from grpc_health.v1.health_pb2_grpc import HealthStub
 from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
-from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
-
-_CHANNEL_OPTIONS = (
-    # The server is a neighbour: an outbound proxy from the environment has no business between.
-    ("grpc.enable_http_proxy", 0),
-    # A restarted server is found again in two seconds; the default lets it grow to two minutes.
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
+from integration_server.sidecar.connection import Connection
 
 
 @asynccontextmanager
-async def run_sidecar(*, grpc_target: str, host: str, port: int) -> AsyncIterator[str]:
-    """Yields the base URL. Port 0 takes one that is free.
+async def run_sidecar(*, server: Connection, host: str, port: int) -> AsyncIterator[str]:
+    """Yields the base URL. Port 0 takes one that is free. The connection to the server is closed in the end.
 
     Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
     says no. On leaving, no more connections are taken, and requests under way have some seconds to finish.
     """
-    with _listener(host, port) as listener:
-        async with grpc.aio.insecure_channel(grpc_target, options=_CHANNEL_OPTIONS) as channel:
-            server = _QuietServer(_config(_app_on(channel)))
+    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health)
+    async with aclosing(server):
+        with _listener(host, port) as listener:
+            http = _QuietServer(_config(app))
             # The socket listens already: a request that comes before the server is up waits in its backlog.
-            serving = asyncio.create_task(server.serve([listener]), name="sidecar")
+            serving = asyncio.create_task(http.serve([listener]), name="sidecar")
             try:
                 yield _url_of(listener)
             finally:
-                server.should_exit = True
+                http.should_exit = True
                 await serving
 
 
@@ -53,13 +45,6 @@ def _listener(host: str, port: int) -> socket.socket:
 def _url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _app_on(channel: grpc.aio.Channel) -> Starlette:
-    return create_app(
-        handle_callback=IntegrationServiceStub(channel).HandleCallback,
-        check_health=HealthStub(channel).Check,
-    )
 
 
 def _config(app: Starlette) -> uvicorn.Config:
