@@ -74,7 +74,7 @@ class Office:
         return self.authority.issue([x509.UniformResourceIdentifier(f"{TRUST_DOMAIN}{path}")], **options)
 
     @property
-    def token_settings(self) -> dict[str, str]:
+    def token_settings(self) -> dict[str, Any]:
         """Settings for a server that takes tokens."""
         return {
             "JWT_JWKS": str(self.folder / "services.json"),
@@ -87,7 +87,7 @@ class Office:
         }
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         """Settings for a server that takes both, and wants a certificate for every connection."""
         return {
             **self.token_settings,

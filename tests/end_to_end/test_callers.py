@@ -279,7 +279,8 @@ async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, t
 async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
     office = Office(tmp_path)
     office.put("policy.toml", b'[users]\ngroups = ["credentials"]\n[services.a]\ngroups = ["read"]\n')
-    finished = await run(tmp_path, server_environment(sqlite_url, **office.settings), "serve")
+    environment = server_environment(sqlite_url, **office.settings)
+    finished = await run(tmp_path, environment, "serve")
     assert finished.code == 1
     for told in (
         "policy.toml: users.groups.0: is never for users",
