@@ -211,6 +211,36 @@ async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url:
             assert await ask(stranger) == grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str, tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    published, asked = [office.users.jwks], []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        body = published[-1]
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as page:
+        host, port = page.sockets[0].getsockname()
+        office.put("sidecar.token", b"none")
+        settings = {
+            **office.token_settings,
+            "USER_JWT_JWKS": f"http://{host}:{port}/keys",
+            "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token"),
+        }
+        async with running_system(sqlite_url, **settings) as system:
+            assert await ask(Visitor(system.channel, office.users.token("ada", utc_now()))) == grpc.StatusCode.OK
+            renewed = TokenIssuer(office.users.issuer, kid="two")
+            published.append(renewed.jwks)
+            late = Visitor(system.channel, renewed.token("ada", utc_now()))
+            assert await ask(late) == grpc.StatusCode.UNAUTHENTICATED  # it was asked a moment ago
+            system.clock.shift = timedelta(seconds=11)
+            assert await ask(late) == grpc.StatusCode.OK
+    assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
+
+
 async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_path: Path) -> None:
     """The twin of all that is refused: the same calls on a server that does not ask who calls."""
     async with running_guarded(sqlite_url, tmp_path) as guarded:

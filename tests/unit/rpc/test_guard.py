@@ -116,7 +116,7 @@ async def test_a_user_who_names_another_gets_what_is_not_there(system: FakeSyste
     for asked, named in ((integration_id, "grace"), (integration_id, ""), (NOBODYS, "grace"), (NOBODYS, "")):
         with pytest.raises((Refused, IntegrationNotFound)) as refused:
             await Guarded(system).call("GetIntegration", get(asked, named), token="user ada")
-        assert isinstance(refused.value, IntegrationNotFound) or refused.value.reason == "INTEGRATION_NOT_FOUND"
+        assert getattr(refused.value, "reason", "") == "INTEGRATION_NOT_FOUND"
     with pytest.raises(Refused) as not_allowed:
         await Guarded(system).call("ListIntegrations", pb.ListIntegrationsRequest(user_id="grace"), token="user ada")
     assert not_allowed.value.reason == "CALLER_NOT_ALLOWED"
@@ -163,9 +163,9 @@ async def test_an_integration_of_a_type_out_of_reach_is_not_there(system: FakeSy
                 pb.UpdateIntegrationRequest(integration_id=asked, user_id="ada", name="x" * 999),
                 token="token keys",
             )
+        assert refused.value.reason == "INTEGRATION_NOT_FOUND"
         seen.append(refused.value.wire)
     assert seen[0] == seen[1]
-    assert refused.value.reason == "INTEGRATION_NOT_FOUND"
 
 
 async def test_unconfined_a_service_changes_what_is_out_of_its_reach(system: FakeSystem) -> None:
@@ -256,7 +256,7 @@ def test_a_certificate_without_one_clear_name_names_nobody(context: dict[str, li
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 
-class Endless(health_pb2_grpc.HealthServicer):
+class Endless(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # has no types
     """A health service that always has more to say."""
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[health_pb2.HealthCheckResponse]:
