@@ -58,11 +58,11 @@ class Policy:
             (user_id,) = identity.names
             return Caller("user", self._users, UserId(user_id))
         known = [self._services.get((identity.kind, name)) for name in identity.names]
-        callers = {caller.name: caller for caller in known if caller is not None}
+        callers = {caller for caller in known if caller is not None}
         if len(callers) != 1:
             # A certificate whose names are of several services is none of them: which one asks cannot be told.
             return Caller(identity.names[0], Rights())
-        return callers.popitem()[1]
+        return callers.pop()
 
 
 # --- the file ----------------------------------------------------------------------------------------------------

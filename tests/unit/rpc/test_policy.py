@@ -89,6 +89,11 @@ def test_an_empty_policy_grants_nothing() -> None:
 
 def test_a_certificate_with_the_names_of_two_services_is_neither() -> None:
     assert rights(Kind.CERTIFICATE, "sync.example.org", "spiffe://example.org/sidecar") == Rights()
+    namesakes = policy(
+        '[sidecar]\ncertificates = ["a"]\n[services.sidecar]\ncertificates = ["b"]\ngroups = ["health"]\n'
+    )
+    assert namesakes.caller_of(Identity(Kind.CERTIFICATE, ("a", "b"))).rights == Rights()
+    assert namesakes.caller_of(Identity(Kind.CERTIFICATE, ("b", "c"))).rights.groups == {Group.HEALTH}
 
 
 @pytest.mark.parametrize("group", sorted(set(Group) - FOR_USERS))
