@@ -84,6 +84,10 @@ lint: $(STAMP) ## Check style, types, architecture and the contract
 proto: $(STAMP) ## Compile protos/ into generated/
 	@$(BIN)/python protos/generate.py
 
+.PHONY: certs
+certs: $(STAMP) ## Make certificates for development in data/certs: see docs/callers.md
+	@$(BIN)/python tools/certificates.py
+
 .PHONY: migrate
 migrate: $(STAMP) ## Bring the database at DATABASE_URL to the newest schema
 	@$(BIN)/python -m integration_server migrate

@@ -2,10 +2,11 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from random import SystemRandom
 
 import grpc
@@ -13,8 +14,8 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from integration_server.domain.errors import StoreUnavailable
-from integration_server.domain.integration import IntegrationId
+from integration_server.domain.errors import ProviderUnavailable, StoreUnavailable
+from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import AddressTaken, GrpcLimits, repeating, serving, share_of_files
 from integration_server.providers import (
     google_calendar,
@@ -29,11 +30,19 @@ from integration_server.providers.declared import load_declared
 from integration_server.providers.entry_points import load_entry_points
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import ProviderHttp
+from integration_server.providers.network import CheckedNetwork
+from integration_server.providers.urls import origin_of
+from integration_server.reloading import Reloaded
+from integration_server.rpc.callers import Kind
+from integration_server.rpc.certificates import ServerCertificates
 from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.guard import CallerInterceptor, Confinement, Doorkeeper, caller_of
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.limits import CallLimits, peer_of
+from integration_server.rpc.policy import read_policy
+from integration_server.rpc.tokens import IssuedTokens, Issuer, Keys, KeysAtUrl, KeysInFile, read_key_file
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
@@ -62,7 +71,8 @@ from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from integration_server.service.upkeep import Pace, Upkeep
-from integration_server.settings import Address, Settings
+from integration_server.settings import Address, Settings, is_url
+from integration_server.sidecar.connection import Connection, Papers
 from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
@@ -146,6 +156,11 @@ def random_name() -> str:
     return secrets.token_urlsafe(32)
 
 
+def anywhere(_address: object) -> bool:
+    """Any address may be reached."""
+    return True
+
+
 def seconds_passed() -> float:
     """Seconds since some moment, those included for which the machine slept where the system counts them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
@@ -197,12 +212,20 @@ async def running_server(
         lookup = remembering if settings.credentials_cache_size else stores.integrations
         service = build_service(settings, stores, lookup, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
-        server = build_grpc_server(settings, IntegrationService(service.use_cases, clock), health)
+        # Named by the operator, and mostly inside.
+        keys_http = ProviderHttp(clock, dev_mode=settings.dev_mode, network=CheckedNetwork(anywhere))
+        await stack.enter_async_context(keys_http)
+        guard = build_guard(settings, keys_http, service.use_cases.managing, clock)
+        server = build_grpc_server(settings, IntegrationService(service.use_cases, clock), health, guard)
 
         async def look() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
 
-        port = await stack.enter_async_context(serving(server, str(settings.grpc_address), settings.shutdown_grace))
+        port = await stack.enter_async_context(
+            serving(server, str(settings.grpc_address), settings.shutdown_grace, guard.credentials)
+        )
+        for look_again in guard.looks:
+            await stack.enter_async_context(repeating(look_again, _LOOK_EVERY))
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
         await stack.enter_async_context(repeating(service.refreshing.recover, _WORK_EVERY))
         await stack.enter_async_context(repeating(service.use_cases.revoking.revoke_due, _WORK_EVERY))
@@ -224,16 +247,85 @@ async def running_server(
 async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[str]:
     """The sidecar on its address, a client of the server's; yields its own URL. Raises `AddressTaken`."""
     listen = settings.sidecar_address
+    papers = Papers(
+        authorities=settings.sidecar_tls_ca_file,
+        certificate=settings.sidecar_tls_cert_file,
+        key=settings.sidecar_tls_key_file,
+        token=settings.sidecar_token_file,
+        server_name=settings.sidecar_tls_server_name,
+    )
+    connection = Connection(str(reachable(server)), papers)
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(
-                run_sidecar(
-                    grpc_target=str(server), host=listen.host, port=listen.port, limits=http_limits_of(settings)
-                )
+                run_sidecar(server=connection, host=listen.host, port=listen.port, limits=http_limits_of(settings))
             )
         except OSError as error:
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
+        await stack.enter_async_context(repeating(connection.look, _LOOK_EVERY))
         yield url
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What stands before the servicers, and what must be looked at again and again for it."""
+
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    credentials: grpc.ServerCredentials | None = None
+    looks: Sequence[Callable[[], Awaitable[None]]] = ()
+
+
+def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, clock: Clock) -> Guard:
+    """What knows the callers; empty where none are to be known. Raises `Unusable` with what is wrong in its files."""
+    certificates = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        certificates = ServerCertificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    credentials = None if certificates is None else certificates.credentials()
+    looks = [] if certificates is None else [certificates.look]
+    if settings.policy_file is None:
+        return Guard((), credentials, looks)
+    policy = Reloaded("policy", [settings.policy_file], read_policy)
+    issuers = build_issuers(settings, http, clock)
+    tokens = IssuedTokens(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
+
+    async def type_of(integration_id: IntegrationId, user_id: UserId) -> str:
+        return (await managing.get_integration(integration_id, user_id)).integration_type
+
+    doorkeeper = Doorkeeper(lambda: policy.value, tokens, clock, health_is_open=settings.health_open)
+    looks += [policy.look, *(issuer.keys.look for issuer in issuers)]
+    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of))], credentials, looks)
+
+
+def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
+    """Whose tokens are taken: the issuer of services', and that of users'."""
+
+    def keys(place: str) -> Keys:
+        if not is_url(place):
+            return KeysInFile(Reloaded("keys", [Path(place)], read_key_file))
+
+        async def fetch() -> bytes:
+            answer = await http.request("GET", place, allowed_origins=[origin_of(place)])
+            if not answer.is_success:
+                raise ProviderUnavailable
+            return answer.body
+
+        return KeysAtUrl(fetch, clock)
+
+    given = (
+        (Kind.TOKEN, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks),
+        (Kind.USER, settings.user_jwt_issuer, settings.user_jwt_audience, settings.user_jwt_jwks),
+    )
+    return [
+        Issuer(kind, issuer, audience, keys(place))
+        for kind, issuer, audience, place in given
+        if issuer is not None and audience is not None and place is not None
+    ]
+
+
+def reachable(server: Address) -> Address:
+    """Where a server that listens there can be reached from this machine."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing listens there: it is what such addresses mean
+    return server._replace(host=here.get(server.host, server.host))
 
 
 def build_service(
@@ -320,20 +412,21 @@ def build_service(
     return Service(use_cases, refreshing, upkeep)
 
 
-def build_grpc_server(settings: Settings, service: IntegrationService, health: Health) -> grpc.aio.Server:
-    """The server with its services; in dev mode with reflection, so that grpcurl and the like can explore it."""
+def build_grpc_server(settings: Settings, service: IntegrationService, health: Health, guard: Guard) -> grpc.aio.Server:
+    """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
     limits = CallLimits(
-        peer_of,
+        caller_of if guard.interceptors else peer_of,
         concurrency=settings.caller_max_concurrency,
         per_second=settings.caller_max_calls_per_second,
     )
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(), limits, DeadlineInterceptor()],
+        interceptors=[ErrorInterceptor(), DeadlineInterceptor(), *guard.interceptors, limits],
         options=grpc_limits_of(settings).options(),
     )
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if settings.dev_mode:
+    # Behind a guard the policy says who may explore the server.
+    if settings.dev_mode or settings.authenticates_callers:
         names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server

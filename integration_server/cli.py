@@ -22,6 +22,7 @@ from integration_server.lifecycle import AddressTaken, raise_open_files, stop_si
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
+from integration_server.reloading import Unusable
 from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
@@ -275,6 +276,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return uvloop.run(work)
     except ProvidersError as error:
         _fail("These providers are wrong:", *error.problems)
+    except Unusable as error:
+        _fail("What callers are known by is wrong:", *error.problems)
     except (AddressTaken, KeyringError, StoreUnavailable, OSError) as error:
         _fail(str(error))
 

@@ -1,6 +1,7 @@
 """A whole system for development: the server in dev mode, a sandbox provider, and one account connected.
 
-The sample account is connected as a person would do it: over the provider's page and the sidecar's callback.
+The sample account is connected as a person would do it: over the provider's page and the sidecar's callback. Where
+callers are authenticated nothing is connected: what is here has no name that a policy could know.
 """
 
 import asyncio
@@ -54,8 +55,12 @@ async def run_dev(
                 further_providers=[lambda factory: register_sandbox(factory, sandbox_url)],
             )
         )
-        integration = await _connect_sample_account(running)
-        _tell(console, running, sandbox_url, integration)
+        _tell_where(console, running, sandbox_url)
+        if settings.authenticates_callers:
+            console.print("Callers are authenticated: see docs/callers.md for calls to make.")
+        else:
+            _tell_what(console, running, await _connect_sample_account(running))
+        console.print("Ctrl-C stops all of it.")
         await stop.wait()
         console.print("Stopping.")
 
@@ -115,13 +120,15 @@ async def _connect_sample_account(running: Running) -> integration_pb2.Integrati
         return found.integration
 
 
-def _tell(console: Console, running: Running, sandbox_url: str, integration: integration_pb2.Integration) -> None:
+def _tell_where(console: Console, running: Running, sandbox_url: str) -> None:
     where = Table(title="Running", title_justify="left", show_header=False)
     where.add_row("gRPC", running.grpc_address)
     where.add_row("Sidecar (HTTP)", running.sidecar_url)
     where.add_row("Sandbox provider", sandbox_url)
     console.print(where)
 
+
+def _tell_what(console: Console, running: Running, integration: integration_pb2.Integration) -> None:
     connected = Table("id", "user", "type", "account", "status", "token expires", title="Integration")
     connected.title_justify = "left"
     connected.add_row(
@@ -135,7 +142,6 @@ def _tell(console: Console, running: Running, sandbox_url: str, integration: int
     console.print(connected)
     console.print("Next, in another terminal:\n")
     console.print(_next_call(running, integration), highlight=False, soft_wrap=True)
-    console.print("Ctrl-C stops all of it.")
 
 
 def _next_call(running: Running, integration: integration_pb2.Integration) -> str:

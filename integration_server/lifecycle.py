@@ -94,10 +94,14 @@ class AddressTaken(Exception):
 
 
 @asynccontextmanager
-async def serving(server: grpc.aio.Server, address: str, grace: timedelta) -> AsyncIterator[int]:
+async def serving(
+    server: grpc.aio.Server, address: str, grace: timedelta, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
     """Serve on the address, and yield the port. On leaving, calls in flight get `grace` to finish."""
     try:
-        port = server.add_insecure_port(address)
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
         raise AddressTaken(f"cannot listen on {address} (GRPC_ADDRESS): is another server running there?") from error
     await server.start()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -73,6 +73,11 @@ AddressSetting = Annotated[
 UrlList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Key = Annotated[bytes, BeforeValidator(lambda value: parse_key(value) if isinstance(value, str) else value)]
 KeyList = Annotated[tuple[Key, ...], BeforeValidator(_comma_separated)]
+# Of public keys only: see rpc/tokens.py.
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
+]
+AlgorithmList = Annotated[tuple[Algorithm, ...], BeforeValidator(_comma_separated)]
 
 
 class Settings(BaseModel):
@@ -86,7 +91,25 @@ class Settings(BaseModel):
     credentials_cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_client_ca_file: Path | None = None
+    jwt_jwks: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    user_jwt_jwks: str | None = None
+    user_jwt_issuer: str | None = None
+    user_jwt_audience: str | None = None
+    jwt_algorithms: Annotated[AlgorithmList, Field(min_length=1)] = ("RS256", "ES256")
+    jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
+    policy_file: Path | None = None
+    health_open: bool = False
     grpc_address: AddressSetting = Address("127.0.0.1", 50051)
+    sidecar_tls_ca_file: Path | None = None
+    sidecar_tls_cert_file: Path | None = None
+    sidecar_tls_key_file: Path | None = None
+    sidecar_tls_server_name: str | None = None
+    sidecar_token_file: Path | None = None
     sidecar_address: AddressSetting = Address("127.0.0.1", 8080)
     public_url: str = ""
     allowed_redirect_uris: UrlList = ()
@@ -140,18 +163,99 @@ class Settings(BaseModel):
     @field_validator("encryption_key")
     @classmethod
     def _key_is_set(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
-        needs_key = info.context is None or info.context["needs_key"]
-        if value is None and needs_key and not info.data.get("dev_mode"):
+        if value is None and _serves(info) and not info.data.get("dev_mode"):
             raise ValueError("is not set; make one with: openssl rand -base64 32")
+        return value
+
+    @field_validator("tls_cert_file", "tls_client_ca_file", "policy_file")
+    @classmethod
+    def _is_file(cls, value: Path | None) -> Path | None:
+        return _file(value)
+
+    @field_validator("tls_key_file", "sidecar_tls_key_file")
+    @classmethod
+    def _goes_with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = str(info.field_name).replace("key", "cert")
+        if certificate in info.data and (value is None) != (info.data[certificate] is None):
+            raise ValueError(f"and {certificate.upper()} go together: set both or none")
+        return _file(value)
+
+    @field_validator("tls_client_ca_file")
+    @classmethod
+    def _needs_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("tls_cert_file", value) is None:
+            raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE")
+        return value
+
+    @field_validator("jwt_jwks", "user_jwt_jwks")
+    @classmethod
+    def _is_key_set(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or is_url(value):
+            return None if value is None else _keys_url(value, info)
+        _file(Path(value))
+        return value
+
+    @field_validator("jwt_issuer", "jwt_audience", "user_jwt_issuer", "user_jwt_audience")
+    @classmethod
+    def _goes_with_keys(cls, value: str | None, info: ValidationInfo) -> str | None:
+        keys = f"{str(info.field_name).rpartition('_')[0]}_jwks"
+        if keys in info.data and (value is None) != (info.data[keys] is None):
+            raise ValueError(f"and {keys.upper()} go together: set both or none")
+        return value
+
+    @field_validator("user_jwt_audience")
+    @classmethod
+    def _tells_users_from_services(cls, value: str | None, info: ValidationInfo) -> str | None:
+        services = info.data.get("jwt_issuer"), info.data.get("jwt_audience")
+        if value is not None and (info.data.get("user_jwt_issuer"), value) == services:
+            raise ValueError("must differ from JWT_AUDIENCE where the issuer is the same, to tell users from services")
+        return value
+
+    @field_validator("policy_file")
+    @classmethod
+    def _goes_with_authentication(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and _authenticates(info):
+            raise ValueError("is not set: it says what callers may do, and nothing is allowed without it")
+        ways = ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks")
+        if value is not None and not _authenticates(info) and all(way in info.data for way in ways):
+            raise ValueError("needs a way to know callers: TLS_CLIENT_CA_FILE, JWT_JWKS or USER_JWT_JWKS")
         return value
 
     @field_validator("grpc_address")
     @classmethod
-    def _only_loopback(cls, value: Address) -> Address:
+    def _only_loopback(cls, value: Address, info: ValidationInfo) -> Address:
+        if _is_loopback(value.host) or not _serves(info):
+            return value
         # Whoever can connect may name any user: without authentication of callers, only this machine can.
-        if not _is_loopback(value.host):
+        if not _authenticates(info):
             raise ValueError("must be a loopback address while callers are not authenticated")
+        if info.data.get("tls_cert_file") is None:
+            raise ValueError("must be a loopback address without TLS_CERT_FILE: tokens would travel in the clear")
         return value
+
+    @field_validator("sidecar_tls_ca_file")
+    @classmethod
+    def _knows_the_server(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("tls_cert_file") is not None and _serves(info):
+            raise ValueError("is not set: the sidecar needs it to know the server, which has TLS_CERT_FILE")
+        return _file(value)
+
+    @field_validator("sidecar_tls_cert_file")
+    @classmethod
+    def _has_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("tls_client_ca_file") is not None and _serves(info):
+            raise ValueError("is not set: the sidecar is a caller too, and TLS_CLIENT_CA_FILE wants certificates")
+        return _file(value)
+
+    @field_validator("sidecar_token_file")
+    @classmethod
+    def _has_token(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and _authenticates(info) and info.data.get("tls_client_ca_file") is None and _serves(info):
+            raise ValueError("is not set: the sidecar is a caller too, and without TLS_CLIENT_CA_FILE it needs a token")
+        in_the_clear = info.data.get("sidecar_tls_ca_file", ...) is None
+        if value is not None and in_the_clear and not _is_loopback(info.data.get("grpc_address", _HERE).host):
+            raise ValueError("needs SIDECAR_TLS_CA_FILE: to GRPC_ADDRESS it would travel in the clear")
+        return _file(value)
 
     @field_validator("public_url")
     @classmethod
@@ -176,6 +280,16 @@ class Settings(BaseModel):
     @classmethod
     def _direct_in_dev(cls, value: bool | None, info: ValidationInfo) -> bool:
         return bool(info.data.get("dev_mode")) if value is None else value
+
+    @property
+    def authenticates_callers(self) -> bool:
+        """Whether callers must show who they are."""
+        return self.policy_file is not None
+
+    @property
+    def jwt_leeway(self) -> timedelta:
+        """How far the clocks of issuers of tokens may be off."""
+        return timedelta(seconds=self.jwt_leeway_seconds)
 
     @property
     def refresh_buffer(self) -> timedelta:
@@ -211,6 +325,38 @@ class Settings(BaseModel):
     def health_history(self) -> timedelta:
         """How long checks are kept."""
         return timedelta(days=self.health_history_days)
+
+
+_HERE = Address("127.0.0.1", 0)
+
+
+def is_url(text: str) -> bool:
+    """Whether a setting that takes a path or an address is given an address."""
+    return "://" in text
+
+
+def _serves(info: ValidationInfo) -> bool:
+    """Whether the settings are for a command that opens what is stored."""
+    return info.context is None or bool(info.context["needs_key"])
+
+
+def _authenticates(info: ValidationInfo) -> bool:
+    return any(info.data.get(name) for name in ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks"))
+
+
+def _file(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    return path
+
+
+def _keys_url(url: str, info: ValidationInfo) -> str:
+    """Where keys are published: who can change what comes from there is whoever it wants to be."""
+    parts = urlsplit(url)
+    is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and info.data.get("dev_mode")
+    if not parts.hostname or (parts.scheme != "https" and not is_local):
+        raise ValueError(f"{url!r} must be https (http only on loopback, in dev mode)")
+    return url
 
 
 def _browser_url(url: str, info: ValidationInfo) -> str:

@@ -17,6 +17,7 @@ secret or a provider's own words.
     ├── CredentialsUnreadable
     ├── StoreUnavailable
     ├── QuotaExceeded
+    ├── CallerNotAllowed
     └── ProviderError
         ├── ProviderUnavailable     worth trying again
         ├── ProviderRejected        this code, key, token or grant is refused
@@ -208,6 +209,15 @@ class QuotaExceeded(IntegrationServerError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"this caller has too many calls {what}")
+
+
+class CallerNotAllowed(IntegrationServerError):
+    """The caller is known, and may not do this."""
+
+    reason = "CALLER_NOT_ALLOWED"
+
+    def __init__(self) -> None:
+        super().__init__("the caller is not allowed to do this")
 
 
 class ProviderError(IntegrationServerError):

@@ -7,6 +7,7 @@ import grpc
 
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
+from integration_server.rpc.guard import current_reach
 from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
 from integration_server.service.credentials import GivingCredentials
@@ -74,6 +75,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 error=decoding.text("error", request.error, decoding.LONGEST_PARAMETER),
                 user_id=decoding.user_id(request.user_id) if request.user_id else None,
                 query=decoding.query("query", request.query),
+                reach=current_reach(),
             )
         )
         return pb.HandleCallbackResponse(
@@ -92,6 +94,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         outcome = await self._do.connecting.confirm_connection(
             decoding.required_text("confirmation_token", request.confirmation_token, decoding.LONGEST_PARAMETER),
             decoding.user_id(request.user_id),
+            current_reach(),
         )
         return pb.ConfirmConnectionResponse(
             success=outcome.success,
@@ -128,6 +131,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
             decoding.page_size(request.page_size),
             decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+            current_reach(),
         )
         now = self._clock()
         return pb.ListIntegrationsResponse(
@@ -163,7 +167,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
         """Check all of a user's integrations."""
-        report = await self._do.monitoring.check_all_health(decoding.user_id(request.user_id))
+        report = await self._do.monitoring.check_all_health(decoding.user_id(request.user_id), current_reach())
         return pb.CheckAllHealthResponse(
             total_integrations=len(report.checks),
             healthy_count=report.healthy_count,
@@ -214,7 +218,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ListIntegrationTypesRequest, context: Context
     ) -> pb.ListIntegrationTypesResponse:
         """List what can be connected here."""
-        providers = self._do.managing.list_integration_types()
+        providers = self._do.managing.list_integration_types(current_reach())
         return pb.ListIntegrationTypesResponse(integration_types=map(encoding.integration_type, providers))
 
     async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:

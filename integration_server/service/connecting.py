@@ -31,6 +31,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.service.connections import Connections, configured
 from integration_server.service.ports import (
     Attempt,
@@ -87,7 +88,10 @@ class Authorization:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """What the provider's redirect brought. `user_id` is the signed-in user, where the caller knows."""
+    """What the provider's redirect brought. `user_id` is the signed-in user, where the caller knows.
+
+    A state of a type that is not within `reach` is not one that the caller could have.
+    """
 
     state: str = field(repr=False)
     code: str = field(default="", repr=False)
@@ -96,6 +100,7 @@ class Callback:
     error: str = ""
     user_id: UserId | None = None
     query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    reach: Reach = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +259,8 @@ class Connecting:
         began = await self._states.read(callback.state)
         if began is None or callback.integration_type not in ("", began.integration_type):
             raise StateInvalid
+        if not callback.reach.covers(began.integration_type):
+            raise StateInvalid
         if self._clock() >= began.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return began
@@ -296,10 +303,10 @@ class Connecting:
             confirmation_token=token,
         )
 
-    async def confirm_connection(self, confirmation_token: str, user_id: UserId) -> Outcome:
+    async def confirm_connection(self, confirmation_token: str, user_id: UserId, reach: Reach = EVERYTHING) -> Outcome:
         """Finish a held connection for the user who is signed in."""
         began = await self._confirmations.read(confirmation_token)
-        if began is None:
+        if began is None or not reach.covers(began.integration_type):
             raise ConfirmationInvalid
         if user_id != began.user_id:
             raise UserMismatch

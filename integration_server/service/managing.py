@@ -6,6 +6,7 @@ from typing import Any
 
 from integration_server.domain.errors import IntegrationNotFound, IntegrationPending
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.service.paging import PageTokens
 from integration_server.service.ports import (
     Clock,
@@ -42,17 +43,25 @@ class Managing:
         self._clock = clock
         self._pages = PageTokens(sealer, "page")
 
-    def list_integration_types(self) -> Sequence[Provider]:
-        """All types that this server knows, by name."""
-        return self._providers.all()
+    def list_integration_types(self, reach: Reach = EVERYTHING) -> Sequence[Provider]:
+        """The types that this server knows and that are within reach, by name."""
+        return [provider for provider in self._providers.all() if reach.covers(provider.integration_type)]
 
-    async def list_integrations(self, user_id: UserId, integration_type: str, page_size: int, page_token: str) -> Page:
-        """A page of the user's integrations, oldest first; an empty type means all of them."""
+    async def list_integrations(
+        self,
+        user_id: UserId,
+        integration_type: str,
+        page_size: int,
+        page_token: str,
+        reach: Reach = EVERYTHING,
+    ) -> Page:
+        """A page of the user's integrations, oldest first; an empty type means all within reach."""
         if integration_type:
             self._providers.get(integration_type)
         this_list = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, this_list) or 0)
-        rows = await self._integrations.list(user_id, integration_type or None, after, page_size + 1)
+        types = {integration_type} if integration_type else reach.integration_types
+        rows = await self._integrations.list(user_id, types, after, page_size + 1)
         page = rows[:page_size]
         if len(rows) == len(page):
             return Page(page, "")

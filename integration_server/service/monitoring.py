@@ -18,6 +18,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.service.credentials import FreshCredentials, GivingCredentials
 from integration_server.service.paging import PageTokens
 from integration_server.service.ports import (
@@ -84,12 +85,13 @@ class Monitoring:
         (check,) = await self._check_provider([due])
         return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
-    async def check_all_health(self, user_id: UserId) -> HealthReport:
-        """Check all that is connected, the providers side by side: one that hangs holds up only its own."""
+    async def check_all_health(self, user_id: UserId, reach: Reach = EVERYTHING) -> HealthReport:
+        """Check all that is connected and within reach, the providers side by side: none holds up another."""
         begun = self._clock()
         by_type = defaultdict(list)
         for stored in await self._integrations.list_connected(user_id):
-            by_type[stored.integration.integration_type].append(stored)
+            if reach.covers(stored.integration.integration_type):
+                by_type[stored.integration.integration_type].append(stored)
         groups = await asyncio.gather(*map(self._check_provider, by_type.values()))
         checks = [check for group in groups for check in group]
         return HealthReport(tuple(sorted(checks, key=lambda check: check.integration.integration_id)), begun)

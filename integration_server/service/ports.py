@@ -4,7 +4,7 @@ Every method that takes a `user_id` answers as if another user's rows did not ex
 when the database is away.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
@@ -225,9 +225,9 @@ class IntegrationStore(Protocol):
         """The user's connected integration of that account."""
 
     async def list(
-        self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
+        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
-        """The user's integrations with an id above `after`, in the order of their ids."""
+        """The user's integrations of these types (None: all) with an id above `after`, in the order of their ids."""
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """The user's integrations that are not pending, in the order of their ids."""

@@ -50,6 +50,8 @@ def failure_of(error: grpc.aio.AioRpcError) -> Failure:
         if not detail.Unpack(info):
             detail.Unpack(retry)
     retry_after = _whole_seconds(retry) if retry.HasField("retry_delay") else None
+    if info.reason == "CALLER_NOT_ALLOWED":
+        return FAULT  # it is this process that the policy does not know, not the browser
     if info.domain == DOMAIN:
         return Failure(status, info.reason, error.details() or status.phrase, retry_after)
     return Failure(status, error.code().name, status.phrase, retry_after)

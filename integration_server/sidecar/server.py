@@ -3,42 +3,34 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
-import grpc.aio
 import uvicorn
-from grpc_health.v1.health_pb2_grpc import HealthStub
 from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
+from integration_server.sidecar.connection import Connection
 from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.protocol import limited_protocol
-from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
-
-_CHANNEL_OPTIONS = (
-    # The server is a neighbour: an outbound proxy from the environment has no business between.
-    ("grpc.enable_http_proxy", 0),
-    # A restarted server is found again in two seconds; the default lets it grow to two minutes.
-    ("grpc.max_reconnect_backoff_ms", 2000),
-)
 
 
 @asynccontextmanager
-async def run_sidecar(*, grpc_target: str, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
-    """Yields the base URL. Port 0 takes one that is free.
+async def run_sidecar(*, server: Connection, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
+    """Yields the base URL. Port 0 takes one that is free. The connection to the server is closed in the end.
 
     Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
     says no. On leaving, no more connections are taken, and requests under way have some seconds to finish.
     """
-    with _listener(host, port) as listener:
-        async with grpc.aio.insecure_channel(grpc_target, options=_CHANNEL_OPTIONS) as channel:
-            server = _QuietServer(_config(_app_on(channel, limits), limits))
+    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=limits)
+    async with aclosing(server):
+        with _listener(host, port) as listener:
+            http = _QuietServer(_config(app, limits))
             # The socket listens already: a request that comes before the server is up waits in its backlog.
-            serving = asyncio.create_task(server.serve([listener]), name="sidecar")
+            serving = asyncio.create_task(http.serve([listener]), name="sidecar")
             try:
                 yield _url_of(listener)
             finally:
-                server.should_exit = True
+                http.should_exit = True
                 await serving
 
 
@@ -55,14 +47,6 @@ def _listener(host: str, port: int) -> socket.socket:
 def _url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _app_on(channel: grpc.aio.Channel, limits: HttpLimits) -> Starlette:
-    return create_app(
-        handle_callback=IntegrationServiceStub(channel).HandleCallback,
-        check_health=HealthStub(channel).Check,
-        limits=limits,
-    )
 
 
 def _config(app: Starlette, limits: HttpLimits) -> uvicorn.Config:

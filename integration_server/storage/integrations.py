@@ -1,6 +1,6 @@
 """Integrations and their sealed credentials, in SQL: fulfils the port `IntegrationStore`."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -93,12 +93,12 @@ class SqlIntegrations:
         return None if row is None else integration_of(row)
 
     async def list(
-        self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
+        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
-        """The user's integrations with an id above `after`, in the order of their ids."""
+        """The user's integrations of these types (None: all) with an id above `after`, in the order of their ids."""
         query = select(*_OPEN_COLUMNS).where(_T.user_id == user_id, _T.integration_id > after)
-        if integration_type is not None:
-            query = query.where(_T.integration_type == integration_type)
+        if integration_types is not None:
+            query = query.where(_T.integration_type.in_(sorted(integration_types)))
         async with self._database.reading() as connection:
             rows = (await connection.execute(query.order_by(_T.integration_id).limit(limit))).all()
         return [integration_of(row) for row in rows]

@@ -258,7 +258,7 @@ class IntegrationStoreContract:
     async def test_lists_one_type(self, integrations: IntegrationStore) -> None:
         await connected(integrations)
         other = await connected(integrations, integration_type="other")
-        assert await integrations.list(ANN, "other", IntegrationId(0), 10) == [other]
+        assert await integrations.list(ANN, ["other"], IntegrationId(0), 10) == [other]
 
     async def test_lists_pending_integrations_but_not_as_connected(
         self, integrations: IntegrationStore, attempts: AttemptStore

@@ -26,6 +26,7 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.CredentialsUnreadable(),
     errors.StoreUnavailable(),
     errors.QuotaExceeded("at a time"),
+    errors.CallerNotAllowed(),
     errors.ProviderUnavailable(retry_after=timedelta(seconds=7)),
     errors.ProviderRejected("code", oauth_error="invalid_grant"),
     errors.ProviderMisconfigured(oauth_error="invalid_client"),

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -183,14 +183,14 @@ class MemoryIntegrations:
         return self._account(user_id, integration_type, account_id)
 
     async def list(
-        self, user_id: UserId, integration_type: str | None, after: IntegrationId, limit: int
+        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
         """A page."""
         await self._rows.answer()
         return [
             stored.integration
             for stored in self._rows.of_user(user_id)
-            if integration_type in {None, stored.integration.integration_type}
+            if (integration_types is None or stored.integration.integration_type in integration_types)
             and stored.integration.integration_id > after
         ][:limit]
 

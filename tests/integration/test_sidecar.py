@@ -20,6 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_status import rpc_status
 
+from integration_server.sidecar.connection import Connection
 from integration_server.sidecar.server import run_sidecar
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
 from integrations.v1.integration_service_pb2_grpc import (
@@ -78,7 +79,7 @@ class Backend:
 
 
 def sidecar(target: str, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[str]:
-    return run_sidecar(grpc_target=target, host=host, port=port, limits=USUAL)
+    return run_sidecar(server=Connection(target), host=host, port=port, limits=USUAL)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from integration_server.sidecar.app import create_app
+from integration_server.sidecar.connection import Connection
 from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from tests.fakes.limits import USUAL
@@ -69,7 +70,7 @@ async def talking(port: int) -> AsyncIterator[Talk]:
 @asynccontextmanager
 async def limited(limits: HttpLimits) -> AsyncIterator[int]:
     """The sidecar; yields its port."""
-    async with run_sidecar(grpc_target="127.0.0.1:1", host="127.0.0.1", port=0, limits=limits) as url:
+    async with run_sidecar(server=Connection("127.0.0.1:1"), host="127.0.0.1", port=0, limits=limits) as url:
         yield httpx.URL(url).port or 0
 
 

@@ -292,3 +292,124 @@ def test_the_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytes
 def test_no_file_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "WARNING")
     assert read_environment(tmp_path)["LOG_LEVEL"] == "WARNING"
+
+
+# --- callers -------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Files to name in settings; what is in them is not looked at here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name: str) -> str:
+        path = self.folder / name
+        path.touch()
+        return str(path)
+
+    @property
+    def certificates(self) -> dict[str, str]:
+        """All that mutual TLS needs."""
+        names = ("TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE", "POLICY_FILE")
+        sidecar = ("SIDECAR_TLS_CA_FILE", "SIDECAR_TLS_CERT_FILE", "SIDECAR_TLS_KEY_FILE")
+        return PRODUCTION | {name: self(name) for name in (*names, *sidecar)}
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        """All that tokens need."""
+        issuer = {"JWT_JWKS": self("jwks.json"), "JWT_ISSUER": "https://issuer.example", "JWT_AUDIENCE": "us"}
+        return PRODUCTION | issuer | {name: self(name) for name in ("POLICY_FILE", "SIDECAR_TOKEN_FILE")}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def test_with_certificates_the_server_may_listen_anywhere(files: Files) -> None:
+    settings = Settings.from_environment({**files.certificates, "GRPC_ADDRESS": "0.0.0.0:50051"})
+    assert settings.authenticates_callers
+    assert not settings.health_open
+    assert settings.jwt_leeway == timedelta(seconds=30)
+
+
+def test_tokens_in_the_clear_stay_on_loopback(files: Files) -> None:
+    assert Settings.from_environment(files.tokens).authenticates_callers
+    problems = problems_of({**files.tokens, "GRPC_ADDRESS": "0.0.0.0:50051"})
+    assert problems == [
+        "GRPC_ADDRESS: must be a loopback address without TLS_CERT_FILE: tokens would travel in the clear",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("TLS_KEY_FILE", {"TLS_KEY_FILE"}),
+        ("TLS_CERT_FILE", {"TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"}),
+        ("POLICY_FILE", {"POLICY_FILE"}),
+        ("TLS_CLIENT_CA_FILE", {"POLICY_FILE"}),
+        ("SIDECAR_TLS_CA_FILE", {"SIDECAR_TLS_CA_FILE"}),
+        ("SIDECAR_TLS_CERT_FILE", {"SIDECAR_TLS_CERT_FILE"}),
+        ("SIDECAR_TLS_KEY_FILE", {"SIDECAR_TLS_KEY_FILE"}),
+    ],
+)
+def test_mutual_tls_is_whole(files: Files, missing: str, told: set[str]) -> None:
+    environment = {name: value for name, value in files.certificates.items() if name != missing}
+    assert set(names_of(problems_of(environment))) == told
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("JWT_JWKS", {"JWT_ISSUER", "JWT_AUDIENCE", "POLICY_FILE"}),
+        ("JWT_ISSUER", {"JWT_ISSUER"}),
+        ("JWT_AUDIENCE", {"JWT_AUDIENCE"}),
+        ("POLICY_FILE", {"POLICY_FILE"}),
+        ("SIDECAR_TOKEN_FILE", {"SIDECAR_TOKEN_FILE"}),
+    ],
+)
+def test_an_issuer_of_tokens_is_whole(files: Files, missing: str, told: set[str]) -> None:
+    environment = {name: value for name, value in files.tokens.items() if name != missing}
+    assert set(names_of(problems_of(environment))) == told
+
+
+def test_users_and_services_can_be_told_apart(files: Files) -> None:
+    same = {f"USER_{name}": value for name, value in files.tokens.items() if name.startswith("JWT_")}
+    assert names_of(problems_of({**files.tokens, **same})) == ["USER_JWT_AUDIENCE"]
+    for name in ("USER_JWT_AUDIENCE", "USER_JWT_ISSUER"):
+        assert Settings.from_environment({**files.tokens, **same, name: "other"}).authenticates_callers
+
+
+@pytest.mark.parametrize("algorithms", ["none", "HS256", "RS256,HS512", "rs256", ",", "RS257"])
+def test_algorithms_are_of_public_keys(files: Files, algorithms: str) -> None:
+    problems = problems_of({**files.tokens, "JWT_ALGORITHMS": algorithms})
+    assert {name.partition("[")[0] for name in names_of(problems)} == {"JWT_ALGORITHMS"}
+
+
+@pytest.mark.parametrize("jwks", ["http://issuer.example/keys", "ftp://issuer.example", "https://", "no/such/file"])
+def test_keys_come_from_a_file_or_over_https(files: Files, jwks: str) -> None:
+    assert names_of(problems_of({**files.tokens, "JWT_JWKS": jwks})) == ["JWT_JWKS"]
+    assert Settings.from_environment({**files.tokens, "JWT_JWKS": "https://issuer.example/keys"}).jwt_jwks
+
+
+def test_keys_come_over_plain_http_in_dev_mode_from_this_machine(files: Files) -> None:
+    local = {**files.tokens, "JWT_JWKS": "http://127.0.0.1:1/keys"}
+    assert names_of(problems_of(local)) == ["JWT_JWKS"]
+    assert Settings.from_environment({**local, **DEV}).jwt_jwks
+
+
+def test_files_that_are_not_there_are_told(files: Files) -> None:
+    names = [name for name in files.certificates if name.endswith("_FILE")]
+    problems = problems_of({**files.certificates, **dict.fromkeys(names, "no/such/file")})
+    assert sorted(names_of(problems)) == sorted(names)
+
+
+def test_a_sidecar_alone_needs_nothing_of_the_servers_and_keeps_its_token_from_the_network(files: Files) -> None:
+    far = {"GRPC_ADDRESS": "integrations.internal:50051", "SIDECAR_TOKEN_FILE": files("token")}
+    with pytest.raises(SettingsError, match="SIDECAR_TOKEN_FILE: needs SIDECAR_TLS_CA_FILE"):
+        Settings.from_environment(far, needs_key=False)
+    encrypted = {**far, "SIDECAR_TLS_CA_FILE": files("ca.pem")}
+    for environment in (encrypted, {"GRPC_ADDRESS": "integrations.internal:50051"}):
+        address = Settings.from_environment(environment, needs_key=False).grpc_address
+        assert address == Address("integrations.internal", 50051)

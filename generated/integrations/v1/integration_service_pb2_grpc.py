@@ -28,8 +28,9 @@ if _version_not_supported:
 class IntegrationServiceStub:
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     def __init__(self, channel):
@@ -113,8 +114,9 @@ class IntegrationServiceStub:
 class IntegrationServiceServicer:
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     def Connect(self, request, context):
@@ -301,8 +303,9 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
 class IntegrationService:
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     @staticmethod

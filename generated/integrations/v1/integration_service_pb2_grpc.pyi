@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class IntegrationServiceStub:
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     @_typing.overload
@@ -74,8 +75,9 @@ class IntegrationServiceStub:
 class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -115,8 +117,9 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`. Every RPC on an integration names the
-    user it is for, and another user's integration is answered as one that does not exist.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
+    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
+    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
     """
 
     @_abc_1.abstractmethod

@@ -11,7 +11,7 @@ from tests.fakes.edge import Edge
 from tests.fakes.system import FakeSystem
 
 
-def edge_of(system: FakeSystem) -> Edge:
+def servicer_of(system: FakeSystem) -> IntegrationService:
     use_cases = UseCases(
         connecting=system.connecting,
         connecting_by_key=system.connecting_by_key,
@@ -20,10 +20,13 @@ def edge_of(system: FakeSystem) -> Edge:
         credentials=system.credentials,
         monitoring=system.monitoring,
     )
-    servicer = IntegrationService(use_cases, system.clock)
+    return IntegrationService(use_cases, system.clock)
+
+
+def edge_of(system: FakeSystem) -> Edge:
     return Edge(
         "integrations.v1.IntegrationService",
-        partial(pb_grpc.add_IntegrationServiceServicer_to_server, servicer),
+        partial(pb_grpc.add_IntegrationServiceServicer_to_server, servicer_of(system)),
     )
 
 

@@ -106,3 +106,15 @@ async def test_details_that_do_not_belong_to_the_error_are_left_out(
 
     assert response.status_code == 400
     assert response.json() == {"success": False, "reason": "INVALID_ARGUMENT", "message": "Bad Request"}
+
+
+async def test_a_sidecar_that_the_policy_does_not_know_is_our_fault(
+    client: httpx.AsyncClient, server: FakeServer
+) -> None:
+    server.callback_answer = rpc_error(Code.PERMISSION_DENIED, "CALLER_NOT_ALLOWED", "the caller is not allowed")
+
+    answer = await client.get(CALLBACK_PATH)
+
+    assert answer.status_code == 500
+    assert answer.json()["reason"] == "INTERNAL"
+    assert "caller" not in answer.text

@@ -1,0 +1,18 @@
+"""How far a call may reach."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The integration types that a call may touch; None means all. What lies beyond is, to that call, not there."""
+
+    integration_types: frozenset[str] | None = None
+
+    def covers(self, integration_type: str) -> bool:
+        """Whether the type is within it."""
+        return self.integration_types is None or integration_type in self.integration_types
+
+
+EVERYTHING = Reach()
+NOTHING = Reach(frozenset())

@@ -1,0 +1,271 @@
+"""Nobody gets in without a name, and nobody gets at what is not theirs: stands before every handler.
+
+It decides before a request is decoded, so that what an unknown caller sends is never parsed. What is refused for what
+the caller itself said (its RPC, its type, another's user_id) is told as CALLER_NOT_ALLOWED; what would tell of things
+that are stored is answered as if they were not there. docs/callers.md has the rules.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from grpc_status import rpc_status
+
+from integration_server.domain.errors import (
+    CallerNotAllowed,
+    IntegrationNotFound,
+    IntegrationServerError,
+    InvalidField,
+)
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.reach import EVERYTHING, Reach
+from integration_server.rpc import decoding
+from integration_server.rpc.access import ABOUT_NO_USER, GROUPS, Group
+from integration_server.rpc.callers import CallerUnknown, Identity, Tokens, identity_of
+from integration_server.rpc.errors import Handler, status_of
+from integration_server.rpc.policy import Caller, Policy
+from integration_server.service.ports import Clock
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+Found: TypeAlias = Any
+"""A `grpc.RpcMethodHandler` that is there; its types are those of threads."""
+
+TypeOf = Callable[[IntegrationId, UserId], Awaitable[str]]
+"""The type of a user's integration. Raises `IntegrationNotFound`."""
+
+_CALLER: ContextVar[str] = ContextVar("caller", default="")
+_REACH: ContextVar[Reach] = ContextVar("reach", default=EVERYTHING)
+
+
+def current_reach() -> Reach:
+    """What the call that is being answered may touch: everything, where callers are not authenticated."""
+    return _REACH.get()
+
+
+def caller_of(context: Context) -> str:
+    """The name of the caller whose call is being answered, as the policy has it; empty where none are known."""
+    del context  # gRPC runs each call in a task of its own
+    return _CALLER.get()
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A call that was let in."""
+
+    method: str
+    identity: Identity
+    caller: Caller
+
+
+class Doorkeeper:
+    """Decides who gets in. `policy` answers with the one that is in force now."""
+
+    def __init__(
+        self, policy: Callable[[], Policy], tokens: Tokens | None, clock: Clock, *, health_is_open: bool
+    ) -> None:
+        self._policy = policy
+        self._tokens = tokens
+        self._clock = clock
+        self._health_is_open = health_is_open
+
+    def lets_all_in(self, method: str) -> bool:
+        """Whether the method is for everybody who can reach the port."""
+        return self._health_is_open and GROUPS.get(method) is Group.HEALTH
+
+    async def identify(self, context: Context) -> Identity:
+        """Who calls. Raises `CallerUnknown`."""
+        return await identity_of(context.invocation_metadata() or (), context.auth_context() or {}, self._tokens)
+
+    async def admit(self, method: str, context: Context) -> Admission:
+        """Let a caller in. Raises `CallerUnknown` or `CallerNotAllowed`."""
+        identity = await self.identify(context)
+        return Admission(method, identity, self._allowed(method, identity))
+
+    def check_again(self, admission: Admission) -> None:
+        """Whether a call that goes on would still be let in. Raises `CallerUnknown` or `CallerNotAllowed`."""
+        expire_time = admission.identity.expire_time
+        if expire_time is not None and self._clock() >= expire_time:
+            raise CallerUnknown("the token has expired since")
+        self._allowed(admission.method, admission.identity)
+
+    def _allowed(self, method: str, identity: Identity) -> Caller:
+        caller = self._policy().caller_of(identity)
+        if GROUPS.get(method) not in caller.rights.groups:
+            raise CallerNotAllowed
+        return caller
+
+
+class Confinement:
+    """Keeps requests within what their callers may touch."""
+
+    def __init__(self, type_of: TypeOf) -> None:
+        self._types = RememberedTypes(type_of)
+
+    async def confine(self, request: Message, admission: Admission) -> None:
+        """Make a user's request its own, and raise what is to be said of one that reaches too far."""
+        caller = admission.caller
+        if caller.user_id is not None and admission.method not in ABOUT_NO_USER:
+            _make_own(request, caller.user_id)
+        if caller.rights.reach.integration_types is not None:
+            await self._require_within(caller.rights.reach, request)
+
+    async def _require_within(self, reach: Reach, request: Message) -> None:
+        named = getattr(request, "integration_type", "")
+        if named and not reach.covers(named):
+            raise CallerNotAllowed
+        if getattr(request, "integration_id", 0):
+            integration_type = await self._types.of(
+                decoding.integration_id(getattr(request, "integration_id", 0)),
+                decoding.user_id(getattr(request, "user_id", "")),
+            )
+            if not reach.covers(integration_type):
+                raise IntegrationNotFound
+
+
+def _make_own(request: Message, user_id: UserId) -> None:
+    if "user_id" not in request.DESCRIPTOR.fields_by_name:
+        raise CallerNotAllowed
+    named = getattr(request, "user_id")  # noqa: B009  # of whatever message it is
+    if named not in {"", user_id}:
+        # Before anything is looked at: neither answer depends on what the other user has.
+        raise IntegrationNotFound if getattr(request, "integration_id", 0) else CallerNotAllowed
+    setattr(request, "user_id", user_id)  # noqa: B010
+
+
+class RememberedTypes:
+    """Types of integrations, each looked up once: an id is never used again, and a type never changes."""
+
+    def __init__(self, type_of: TypeOf, most: int = 10_000) -> None:
+        self._type_of = type_of
+        self._most = most
+        self._known: OrderedDict[tuple[IntegrationId, UserId], str] = OrderedDict()
+
+    async def of(self, integration_id: IntegrationId, user_id: UserId) -> str:
+        """The type. Raises `IntegrationNotFound`."""
+        key = integration_id, user_id
+        if key not in self._known:
+            found = await self._type_of(integration_id, user_id)
+            self._known[key] = found
+            if len(self._known) > self._most:
+                self._known.popitem(last=False)
+            return found
+        self._known.move_to_end(key)
+        return self._known[key]
+
+
+class CallerInterceptor(grpc.aio.ServerInterceptor):
+    """Stands before every handler, also those of health and reflection, and where there is none."""
+
+    def __init__(self, doorkeeper: Doorkeeper, confinement: Confinement) -> None:
+        self._doorkeeper = doorkeeper
+        self._confinement = confinement
+        self._log = structlog.get_logger(__name__)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of the call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            return self._no_handler(method)
+        if self._doorkeeper.lets_all_in(method):
+            return handler
+        if handler.unary_unary is not None:
+            return self._guarded_call(method, handler)
+        if handler.unary_stream is not None:
+            return self._guarded_stream(method, handler)
+        if handler.stream_stream is not None:
+            return self._guarded_conversation(method, handler)
+        raise NotImplementedError(f"{method} is of a kind that nothing guards")
+
+    # Without a deserializer gRPC hands over the bytes: they are parsed once the caller is let in.
+
+    def _guarded_call(self, method: str, handler: Found) -> Handler:
+        async def answer(raw: bytes, context: Context) -> Message:
+            admission = await self._admit(method, context)
+            response: Message = await handler.unary_unary(await self._read(raw, handler, admission, context), context)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
+
+    def _guarded_stream(self, method: str, handler: Found) -> Handler:
+        async def answers(raw: bytes, context: Context) -> AsyncIterator[Message]:
+            admission = await self._admit(method, context)
+            request = await self._read(raw, handler, admission, context)
+            async for response in handler.unary_stream(request, context):
+                await self._check_again(admission, context)
+                yield response
+
+        return grpc.unary_stream_rpc_method_handler(answers, response_serializer=handler.response_serializer)
+
+    def _guarded_conversation(self, method: str, handler: Found) -> Handler:
+        async def answers(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
+            admission = await self._admit(method, context)
+            async for response in handler.stream_stream(requests, context):
+                await self._check_again(admission, context)
+                yield response
+
+        return grpc.stream_stream_rpc_method_handler(answers, handler.request_deserializer, handler.response_serializer)
+
+    def _no_handler(self, method: str) -> Handler:
+        async def nothing(_requests: object, context: Context) -> None:
+            try:
+                await self._doorkeeper.identify(context)
+            except CallerUnknown as error:  # who does not learn what there is
+                await self._turn_away(method, context, error)
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # in gRPC's own words
+
+        return grpc.stream_stream_rpc_method_handler(nothing)
+
+    async def _admit(self, method: str, context: Context) -> Admission:
+        try:
+            admission = await self._doorkeeper.admit(method, context)
+        except CallerUnknown as error:
+            await self._turn_away(method, context, error)
+        except CallerNotAllowed as error:
+            await self._refuse(method, context, error)
+        _CALLER.set(admission.caller.name)
+        _REACH.set(admission.caller.rights.reach)  # of this call alone: gRPC runs each in a task of its own
+        return admission
+
+    async def _check_again(self, admission: Admission, context: Context) -> None:
+        try:
+            self._doorkeeper.check_again(admission)
+        except CallerUnknown as error:
+            await self._turn_away(admission.method, context, error)
+        except CallerNotAllowed as error:
+            await self._refuse(admission.method, context, error)
+
+    async def _read(self, raw: bytes, handler: Found, admission: Admission, context: Context) -> Message:
+        try:
+            request = _decoded(raw, handler)
+            await self._confinement.confine(request, admission)
+        except IntegrationServerError as error:
+            await self._refuse(admission.method, context, error, caller=admission.caller.name)
+        return request
+
+    async def _turn_away(self, method: str, context: Context, error: CallerUnknown) -> NoReturn:
+        self._log.info("caller_unknown", method=method, problem=str(error))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the caller is not known")
+
+    async def _refuse(self, method: str, context: Context, error: IntegrationServerError, **who: str) -> NoReturn:
+        self._log.info("refused", method=method, reason=error.reason, **who)
+        status = rpc_status.to_status(status_of(error))
+        await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _decoded(raw: bytes, handler: Found) -> Message:
+    try:
+        request: Message = handler.request_deserializer(raw)
+    except DecodeError:
+        raise InvalidField("request", "cannot be decoded") from None
+    return request

@@ -1,0 +1,346 @@
+"""Knowing callers on a real server: certificates, tokens, the policy, and all of them exchanged while it runs."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.guarded import POLICY, GuardedSystem, Office, Visitor, connect, running_guarded, utc_now
+from tests.end_to_end.processes import run, running_process, server_environment, started
+from tests.end_to_end.system import running_system
+from tests.tokens import TokenIssuer
+from tools.certificates import SERVER, Authority, Pair
+
+DEADLINE = 30.0  # seconds until a change of a file is seen: it takes one, and machines may be busy
+TYPES = pb.ListIntegrationTypesRequest()
+
+
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    """OK, or what the call failed with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def ask(visitor: Visitor) -> grpc.StatusCode:
+    """How the simplest call goes."""
+    return await code_of(visitor.service.ListIntegrationTypes(TYPES, metadata=visitor.metadata, timeout=10))
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that takes a moment."""
+    async with asyncio.timeout(DEADLINE):
+        while not await holds():  # noqa: ASYNC110  # nothing here is told when the server has looked
+            await asyncio.sleep(0.05)
+
+
+async def until_told(capfd: pytest.CaptureFixture[str], text: str) -> None:
+    """Wait until the server has logged the text."""
+    told = ""
+
+    async def is_told() -> bool:
+        nonlocal told
+        told += "".join(capfd.readouterr())
+        return text in told
+
+    await until(is_told)
+
+
+async def ask_anew(guarded: GuardedSystem, pair: Pair | None, roots: bytes | None = None) -> grpc.StatusCode:
+    """How a call goes on a connection of its own."""
+    # Channels with equal credentials would share a connection.
+    async with guarded.office.channel(guarded.system.grpc_address, pair, roots) as channel:
+        return await ask(Visitor(channel))
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+async def test_certificates_that_are_not_good_are_refused_and_names_decide_about_good_ones(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    spiffe = x509.UniformResourceIdentifier
+    dns = x509.DNSName
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        office = guarded.office
+        stranger = Authority()
+        backend = "spiffe://integrations.example/backend"
+        refused = {
+            "none": None,
+            "expired": office.certificate("/backend", lifetime=timedelta(hours=-1)),
+            "of another authority": stranger.issue([spiffe(backend)]),
+        }
+        for pair in refused.values():
+            assert await ask_anew(guarded, pair) == grpc.StatusCode.UNAVAILABLE  # no connection is made
+        names: list[tuple[list[x509.GeneralName], grpc.StatusCode]] = [
+            ([spiffe(backend)], grpc.StatusCode.OK),
+            ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
+            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
+            ([], grpc.StatusCode.UNAUTHENTICATED),  # its common name is not looked at
+            ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
+            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
+            # The SPIFFE ID is the name, where there is one.
+            ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+        ]
+        for given, code in names:
+            pair = office.authority.issue(given, common_name="other-type.integrations.example")
+            assert await ask_anew(guarded, pair) == code, given
+
+        # The twin: the server is told to believe the other authority, and the same certificate is good.
+        office.put("ca.pem", office.authority.certificate + stranger.certificate)
+        pair = refused["of another authority"]
+
+        async def is_believed() -> bool:
+            return await ask_anew(guarded, pair) == grpc.StatusCode.OK
+
+        await until(is_believed)
+
+
+async def test_certificates_are_exchanged_while_calls_go_on(
+    sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        old, office = guarded.office.authority, guarded.office
+        backend = await guarded.backend()
+        codes: set[grpc.StatusCode] = set()
+        calls = 0
+
+        async def go_on_calling() -> None:
+            nonlocal calls
+            while True:
+                codes.add(await ask(backend))
+                calls += 1
+
+        going = asyncio.create_task(go_on_calling())
+        new = Authority()
+        new_backend = new.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
+        assert await ask_anew(guarded, new_backend, new.certificate) == grpc.StatusCode.UNAVAILABLE
+        office.write("server", new.issue(SERVER))
+        office.put("ca.pem", new.certificate)
+
+        async def new_is_served() -> bool:
+            return await ask_anew(guarded, new_backend, new.certificate) == grpc.StatusCode.OK
+
+        await until(new_is_served)
+        old_pair = old.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
+        assert await ask_anew(guarded, old_pair, new.certificate) == grpc.StatusCode.UNAVAILABLE
+        seen = calls
+
+        async def calls_went_on() -> bool:
+            return calls > seen + 10
+
+        await until(calls_went_on)
+        going.cancel()
+        assert codes == {grpc.StatusCode.OK}
+
+        # A key that is not the certificate's changes nothing.
+        office.put("server-key.pem", old.issue(SERVER).key)
+        await until_told(capfd, "is not the key of")
+        assert await ask_anew(guarded, new_backend, new.certificate) == grpc.StatusCode.OK
+
+
+# --- the sidecar -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        system = guarded.system
+        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code in {200, 503}
+
+        async def is_ready() -> bool:
+            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+
+        async def is_not_ready() -> bool:
+            return not await is_ready()
+
+        await until(is_ready)
+        guarded.office.write("sidecar", guarded.office.certificate("/somebody-else"))
+        await until(is_not_ready)
+        guarded.office.write("sidecar", guarded.office.certificate("/sidecar"))
+        await until(is_ready)
+
+
+async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url: str, tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    office.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
+    office.put("sidecar.token", b"not yet")
+    settings = {**office.token_settings, "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token")}
+    async with running_system(sqlite_url, **settings) as system:
+        token = office.services.token("sidecar", utc_now(), lifetime=timedelta(hours=1))
+        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
+        office.put("sidecar.token", f"{token}\n".encode())
+
+        async def is_ready() -> bool:
+            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+
+        await until(is_ready)
+        backend = Visitor(system.channel, office.services.token("backend", utc_now()))
+        user = Visitor(system.channel, office.users.token("ada", utc_now()))
+        begun = await user.service.Connect(pb.ConnectRequest(integration_type="sandbox"), metadata=user.metadata)
+        answer = await system.follow(await system.decide(begun, account="ada"))
+        assert answer.json()["success"] is True
+        own = await user.service.ListIntegrations(pb.ListIntegrationsRequest(), metadata=user.metadata)
+        (integration,) = own.integrations
+        assert integration.user_id == "ada"
+        credentials = pb.GetCredentialsRequest(integration_id=integration.integration_id, user_id="ada")
+        assert await code_of(user.service.GetCredentials(credentials, metadata=user.metadata)) == (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+        assert (await backend.service.GetCredentials(credentials, metadata=backend.metadata)).credentials.bearer_token
+        for stranger in (
+            Visitor(system.channel),
+            Visitor(system.channel, TokenIssuer(office.users.issuer).token("ada", utc_now())),
+            Visitor(system.channel, office.users.token("ada", utc_now(), lifetime=timedelta(minutes=-1))),
+            Visitor(system.channel, office.services.token("backend", utc_now(), iss=office.users.issuer)),
+        ):
+            assert await ask(stranger) == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str, tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    published, asked = [office.users.jwks], []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        body = published[-1]
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as page:
+        host, port = page.sockets[0].getsockname()
+        office.put("sidecar.token", b"none")
+        settings = {
+            **office.token_settings,
+            "USER_JWT_JWKS": f"http://{host}:{port}/keys",
+            "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token"),
+        }
+        async with running_system(sqlite_url, **settings) as system:
+            assert await ask(Visitor(system.channel, office.users.token("ada", utc_now()))) == grpc.StatusCode.OK
+            renewed = TokenIssuer(office.users.issuer, kid="two")
+            published.append(renewed.jwks)
+            late = Visitor(system.channel, renewed.token("ada", utc_now()))
+            assert await ask(late) == grpc.StatusCode.UNAUTHENTICATED  # it was asked a moment ago
+            system.clock.shift = timedelta(seconds=11)
+            assert await ask(late) == grpc.StatusCode.OK
+    assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
+
+
+async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_path: Path) -> None:
+    """The twin of all that is refused: the same calls on a server that does not ask who calls."""
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        integration_id = await connect(guarded, await guarded.backend())
+        request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
+        nobody = await guarded.nameless()
+        assert await code_of(nobody.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
+    async with running_system(sqlite_url) as open_to_all:
+        assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
+
+
+# --- the policy ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
+    sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        backend, late = await guarded.backend(), await guarded.visitor(guarded.office.certificate("/late"))
+        assert await ask(late) == grpc.StatusCode.PERMISSION_DENIED
+        more = POLICY + (
+            '\n[services.late]\ncertificates = ["spiffe://integrations.example/late"]\n'
+            'groups = ["read"]\nintegration_types = ["*"]\n'
+        )
+        guarded.office.put("policy.toml", more.encode())
+
+        async def late_is_let_in() -> bool:
+            return await ask(late) == grpc.StatusCode.OK
+
+        await until(late_is_let_in)
+        capfd.readouterr()
+        guarded.office.put("policy.toml", b'[services.late]\ngroups = ["everything"]\n')
+        await until_told(capfd, "reload_refused")
+        assert await ask(late) == await ask(backend) == grpc.StatusCode.OK
+        guarded.office.put("policy.toml", POLICY.encode())
+
+        async def late_is_shut_out() -> bool:
+            return await ask(late) == grpc.StatusCode.PERMISSION_DENIED
+
+        await until(late_is_shut_out)
+        assert await ask(backend) == grpc.StatusCode.OK
+
+
+async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Path) -> None:
+    for is_open, code in (("false", grpc.StatusCode.UNAUTHENTICATED), ("true", grpc.StatusCode.OK)):
+        async with running_guarded(sqlite_url, tmp_path, HEALTH_OPEN=is_open) as guarded:
+            probe = await guarded.nameless()
+            health = HealthStub(probe.channel)
+            assert await code_of(health.Check(HealthCheckRequest())) == code
+            assert await ask(probe) == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, tmp_path: Path) -> None:
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        caller = await guarded.nameless(guarded.office.services.token("backend", guarded.now))
+        assert await ask(caller) == grpc.StatusCode.OK
+        guarded.clock.shift = timedelta(minutes=5, seconds=29)  # within the leeway
+        assert await ask(caller) == grpc.StatusCode.OK
+        guarded.clock.shift = timedelta(minutes=5, seconds=31)
+        assert await ask(caller) == grpc.StatusCode.UNAUTHENTICATED
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    office.put("policy.toml", b'[users]\ngroups = ["credentials"]\n[services.a]\ngroups = ["read"]\n')
+    environment = server_environment(sqlite_url, **office.settings)
+    finished = await run(tmp_path, environment, "serve")
+    assert finished.code == 1
+    for told in (
+        "policy.toml: users.groups.0: is never for users",
+        "services.a.tokens: ",
+        "services.a.integration_types",
+    ):
+        assert told in finished.err, finished.err
+    assert "Traceback" not in finished.err
+    office.put("policy.toml", POLICY.encode())
+    office.put("users.json", json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}).encode())
+    finished = await run(tmp_path, environment, "serve")
+    assert finished.code == 1
+    assert "users.json: has no public key for signatures" in finished.err
+
+
+async def test_server_and_sidecar_run_as_processes_of_their_own(sqlite_url: str, tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    async with running_process(tmp_path, sqlite_url, **office.settings) as process:
+        async with office.channel(process.grpc_address, office.certificate("/backend")) as channel:
+            assert await ask(Visitor(channel)) == grpc.StatusCode.OK
+        alone = {name: value for name, value in office.settings.items() if name.startswith("SIDECAR_")} | {
+            "GRPC_ADDRESS": process.grpc_address,
+            "SIDECAR_ADDRESS": "127.0.0.1:0",
+        }
+        async with started(tmp_path, alone, "sidecar") as command:
+            output = await command.says('"event": "serving"')
+            (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
+            url = json.loads(line)["sidecar"]
+
+            async def is_ready() -> bool:
+                return (await process.browser.get(f"{url}/readyz")).status_code == 200
+
+            await until(is_ready)

@@ -1,0 +1,348 @@
+"""Who gets at what: every RPC that the server has × everybody who might ask, over real channels.
+
+The RPCs are those that the running server reflects. One that is not in the grid below fails the tests, and is denied
+to everybody by the server.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from integration_server.rpc.access import GROUPS
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.guarded import GuardedSystem, Visitor, begin, connect, running_guarded
+from tools.certificates import Pair
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ABSENT = 4_000_000_000  # an id that was never given
+FORGED = "forged"
+
+# Columns: a service that may do everything, for ada; the same, for grace; one that may do everything with other types;
+# one that may do nothing; one that the policy does not know; the sidecar; ada herself; grace, naming nobody; grace,
+# naming ada; and nobody at all. Everything asked about is ada's.
+GRID = """
+                       backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  nobody
+Connect                ok       ok         denied      denied     denied    denied   ok       ok        denied        unknown
+ConnectWithApiKey      ok       ok         ok          denied     denied    denied   ok       ok        denied        unknown
+HandleCallback         ok       mismatch   forged      denied     denied    ok       ok       mismatch  denied        unknown
+ConfirmConnection      ok       mismatch   forged      denied     denied    denied   ok       mismatch  denied        unknown
+ListIntegrations       ok       empty      empty       denied     denied    denied   ok       empty     denied        unknown
+GetIntegration         ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+UpdateIntegration      ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+DisconnectIntegration  ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+CheckAllHealth         ok       empty      empty       denied     denied    denied   ok       empty     denied        unknown
+CheckHealth            ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
+GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
+List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
+Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
+ServerReflectionInfo   ok       ok         ok          denied     denied    denied   denied   denied    denied        unknown
+"""  # noqa: E501  # a table
+
+COLUMNS, *ROWS = (line.split() for line in GRID.strip().splitlines())
+CELLS = {(row[0], column): outcome for row in ROWS for column, outcome in zip(COLUMNS, row[1:], strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Everybody, and what ada has."""
+
+    guarded: GuardedSystem
+    callers: dict[str, Visitor]
+    integration_id: int
+
+    @property
+    def backend(self) -> Visitor:
+        """The service that may do everything."""
+        return self.callers["backend"]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scene(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
+    async with running_guarded(shared_database_url, tmp_path_factory.mktemp("office")) as guarded:
+        yield await set_scene(guarded)
+
+
+async def set_scene(guarded: GuardedSystem) -> Scene:
+    backend = await guarded.backend()
+    grace = await guarded.user("grace")
+    names = {"bystander": "/bystander", "unlisted": "/unlisted", "sidecar": "/sidecar"}
+    callers = {
+        "backend": backend,
+        "for_grace": backend,
+        "other_type": await guarded.visitor(other_type_certificate(guarded)),
+        **{name: await guarded.visitor(guarded.office.certificate(path)) for name, path in names.items()},
+        "ada": await guarded.user("ada"),
+        "grace": grace,
+        "grace_as_ada": grace,
+        "nobody": await guarded.nameless(),
+    }
+    return Scene(guarded, callers, await connect(guarded, backend))
+
+
+def other_type_certificate(guarded: GuardedSystem) -> Pair:
+    """One with a DNS name, in another case than the policy's."""
+    return guarded.office.authority.issue([x509.DNSName("Other-Type.integrations.example")])
+
+
+# --- the grid covers everything -------------------------------------------------------------------------------------
+
+
+async def reflected_methods(visitor: Visitor) -> dict[str, MethodDescriptor]:
+    """Every method of every service that the server has, by its path."""
+    ask = visitor.channel.unary_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    answers = [answer async for answer in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
+    pool = descriptor_pool.Default()
+    services = [pool.FindServiceByName(service.name) for service in answers[0].list_services_response.service]
+    return {f"/{service.full_name}/{method.name}": method for service in services for method in service.methods}
+
+
+async def test_every_rpc_of_the_server_has_a_row_and_a_group(scene: Scene) -> None:
+    methods = await reflected_methods(scene.backend)
+    assert {path.rpartition("/")[2] for path in methods} == {row[0] for row in ROWS}
+    assert len(methods) == len(ROWS)
+    assert set(methods) == set(GROUPS)
+
+
+async def test_requests_name_users_and_integrations_only_where_the_guard_looks(scene: Scene) -> None:
+    """An RPC that names them elsewhere needs a guard that looks there."""
+    for method in (await reflected_methods(scene.backend)).values():
+        if method.containing_service.full_name.startswith("integrations."):
+            assert not set(names_within(method.input_type)) - {"user_id", "integration_id", "integration_type"}
+
+
+def names_within(message: Any, inside: str = "") -> list[str]:
+    """The fields that name users, integrations or types, at whatever depth."""
+    found = []
+    for field in message.fields:
+        if any(word in field.name for word in ("user", "integration")):
+            found.append(f"{inside}{field.name}{'[]' if field.is_repeated else ''}")
+        if field.message_type is not None and field.message_type.full_name.startswith("integrations."):
+            found.extend(names_within(field.message_type, f"{inside}{field.name}."))
+    return found
+
+
+# --- the cells -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """All that a refused caller gets."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing: tuple[tuple[str, Any], ...]
+
+    @property
+    def reason(self) -> str:
+        """The reason; empty where none is told."""
+        status = status_pb2.Status.FromString(dict(self.trailing).get("grpc-status-details-bin", b""))
+        info = error_details_pb2.ErrorInfo()
+        for detail in status.details:
+            detail.Unpack(info)
+        return info.reason
+
+
+async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        trailing = tuple(error.trailing_metadata() or ())
+        return Refused(error.code(), error.details() or "", trailing)
+
+
+async def call(visitor: Visitor, path: str, method: MethodDescriptor, request: Message) -> Message:
+    """Make a call of any kind; the first answer of a stream."""
+    is_stream = method.name in {"Watch", "ServerReflectionInfo"}
+    make: Callable[..., Any] = visitor.channel.unary_stream if is_stream else visitor.channel.unary_unary
+    answer_class = message_factory.GetMessageClass(method.output_type)
+    rpc = make(path, request_serializer=type(request).SerializeToString, response_deserializer=answer_class.FromString)
+    going = rpc(request, metadata=visitor.metadata, timeout=30)
+    if not is_stream:
+        answer: Message = await going
+        return answer
+    try:
+        return await anext(aiter(going))
+    finally:
+        going.cancel()
+
+
+NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
+
+
+async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, exists: bool = True) -> Message:
+    """The request of a cell: about ada's, or about what does not exist."""
+    request_class = message_factory.GetMessageClass(method.input_type)
+    fields = method.input_type.fields_by_name
+    values: dict[str, Any] = {}
+    if "user_id" in fields and not (column == "sidecar" and method.name == "HandleCallback"):
+        values["user_id"] = NAMED_BY.get(column, "ada")
+    if method.name == "Connect":
+        values["integration_type"] = "sandbox"
+    elif method.name == "ConnectWithApiKey":
+        key = scene.guarded.system.sandbox.api_key.key
+        values |= {"integration_type": "sandbox_api_key", "api_key": key}
+    elif method.name == "HandleCallback":
+        query = await begin(scene.guarded, scene.backend) if exists else {"code": "code", "state": FORGED}
+        values |= query
+    elif method.name == "ConfirmConnection":
+        values["confirmation_token"] = await held(scene) if exists else FORGED
+    elif "integration_id" in fields:
+        values["integration_id"] = scene.integration_id if exists else ABSENT
+    if method.name == "UpdateIntegration":
+        values["name"] = "renamed"
+    if method.name == "ServerReflectionInfo":
+        values["list_services"] = ""
+    return request_class(**values)
+
+
+async def held(scene: Scene) -> str:
+    """The confirmation token of a callback that came to the sidecar."""
+    begun = await scene.backend.service.Connect(pb.ConnectRequest(user_id="ada", integration_type="sandbox"))
+    answer = await scene.guarded.system.follow(await scene.guarded.system.decide(begun, account="ada"))
+    return str(answer.json()["confirmation_token"])
+
+
+REASONS = {
+    "absent": (grpc.StatusCode.NOT_FOUND, "INTEGRATION_NOT_FOUND"),
+    "denied": (grpc.StatusCode.PERMISSION_DENIED, "CALLER_NOT_ALLOWED"),
+    "mismatch": (grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH"),
+    "unknown": (grpc.StatusCode.UNAUTHENTICATED, ""),
+}
+FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATION_INVALID"}
+
+
+@pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
+async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(scene: Scene, name: str, column: str) -> None:
+    ((path, method),) = (
+        (path, method) for path, method in (await reflected_methods(scene.backend)).items() if method.name == name
+    )
+    outcome, visitor = CELLS[name, column], scene.callers[column]
+    if outcome in {"ok", "empty"}:
+        if name == "DisconnectIntegration":
+            scene = replace(scene, integration_id=await connect(scene.guarded, scene.backend, account="grace"))
+        answer = await call(visitor, path, method, await request_for(scene, method, column))
+        if outcome == "empty":
+            nobodys = await call(scene.backend, path, method, message_factory.GetMessageClass(method.input_type)(**NEW))
+            assert without_time(answer) == without_time(nobodys)
+        await tidy(scene)
+        return
+
+    request = await request_for(scene, method, column)
+    before = await all_of_ada(scene)
+    refused = await outcome_of(call(visitor, path, method, request))
+
+    assert isinstance(refused, Refused), refused
+    expected = (grpc.StatusCode.INVALID_ARGUMENT, FORGERIES[name]) if outcome == "forged" else REASONS[outcome]
+    assert (refused.code, refused.reason) == expected
+    if outcome != "mismatch":  # which tells one who has a state or token, and these cannot be guessed
+        assert refused == await outcome_of(
+            call(visitor, path, method, await request_for(scene, method, column, exists=False))
+        )
+    if outcome == "absent":
+        own = await request_for(scene, method, "backend", exists=False)
+        assert refused == await outcome_of(call(scene.backend, path, method, own))
+    assert await all_of_ada(scene) == before
+    if name in FORGERIES:  # what was refused is not used up
+        finished = await call(scene.backend, path, method, with_user(request, "ada"))
+        assert finished.success  # type: ignore[attr-defined]
+    await tidy(scene)
+
+
+NEW: Mapping[str, Any] = {"user_id": "somebody-new"}
+
+
+def with_user(request: Message, user_id: str) -> Message:
+    request.user_id = user_id  # type: ignore[attr-defined]
+    return request
+
+
+def without_time(answer: Message) -> bytes:
+    answer.ClearField("check_time") if "check_time" in answer.DESCRIPTOR.fields_by_name else None
+    return answer.SerializeToString()
+
+
+async def all_of_ada(scene: Scene) -> list[bytes]:
+    listed = await scene.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
+    return [integration.SerializeToString() for integration in listed.integrations]
+
+
+async def tidy(scene: Scene) -> None:
+    """Remove what a cell has connected or left pending."""
+    keep = scene.integration_id
+    for user_id in ("ada", "grace"):
+        listed = await scene.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
+        for integration in listed.integrations:
+            if integration.integration_id != keep and integration.account_id != "ada":
+                await scene.backend.service.DisconnectIntegration(
+                    pb.DisconnectIntegrationRequest(integration_id=integration.integration_id, user_id=user_id)
+                )
+
+
+# --- beside the rows -------------------------------------------------------------------------------------------------
+
+
+async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scene: Scene) -> None:
+    for path in ("/integrations.v1.IntegrationService/NoSuchMethod", "/no.such.Service/Method"):
+        for column, code in (
+            ("nobody", grpc.StatusCode.UNAUTHENTICATED),
+            ("unlisted", grpc.StatusCode.UNIMPLEMENTED),
+            ("backend", grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            visitor = scene.callers[column]
+            make: Any = visitor.channel.unary_unary(path)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await make(b"", metadata=visitor.metadata)
+            assert refused.value.code() == code
+
+
+async def test_what_an_unknown_caller_sends_is_not_read(scene: Scene) -> None:
+    codes = {}
+    for column in ("nobody", "unlisted", "backend"):
+        make: Any = scene.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await make(b"\xff" * 32)
+        codes[column] = refused.value.code()
+    assert codes == {
+        "nobody": grpc.StatusCode.UNAUTHENTICATED,
+        "unlisted": grpc.StatusCode.PERMISSION_DENIED,
+        "backend": grpc.StatusCode.INVALID_ARGUMENT,
+    }
+
+
+async def test_integrations_out_of_reach_are_not_there_in_lists_either(scene: Scene) -> None:
+    key = scene.guarded.system.sandbox.api_key.key
+    with_key = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key=key)
+    other = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    service = scene.callers["other_type"].service
+    page = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=1))
+    assert [integration.integration_id for integration in page.integrations] == [other]
+    assert page.next_page_token == ""
+    checked = await service.CheckAllHealth(pb.CheckAllHealthRequest(user_id="ada"))
+    assert [check.integration_id for check in checked.integrations] == [other]
+    types = await service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
+    assert [known.integration_type for known in types.integration_types] == ["sandbox_api_key"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", integration_type="sandbox"))
+    assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    got = await service.GetCredentials(pb.GetCredentialsRequest(integration_id=other, user_id="ada"))
+    assert got.credentials.api_key.api_key == key
+    await tidy(scene)

@@ -1,0 +1,44 @@
+"""Issuers of tokens, for tests."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet
+
+AUDIENCE = "integrations"
+
+
+class TokenIssuer:
+    """Signs tokens with keys of its own."""
+
+    def __init__(self, issuer: str, kid: str = "one") -> None:
+        self.issuer = issuer
+        self.key = ECKey.generate_key("P-256", {"kid": kid, "use": "sig", "alg": "ES256"})
+
+    @property
+    def jwks(self) -> bytes:
+        """What it publishes."""
+        return json.dumps(KeySet([self.key]).as_dict(private=False)).encode()
+
+    def token(
+        self,
+        subject: str,
+        now: datetime,
+        *,
+        lifetime: timedelta = timedelta(minutes=5),
+        header: Mapping[str, Any] | None = None,
+        **claims: Any,
+    ) -> str:
+        """A token; a claim of None is left out."""
+        usual = {
+            "iss": self.issuer,
+            "aud": AUDIENCE,
+            "sub": subject,
+            "iat": int(now.timestamp()),
+            "exp": int((now + lifetime).timestamp()),
+        }
+        given = {name: value for name, value in {**usual, **claims}.items() if value is not None}
+        return jwt.encode({"alg": "ES256", "kid": self.key.kid, **(header or {})}, given, self.key)

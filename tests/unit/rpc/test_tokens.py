@@ -1,0 +1,294 @@
+"""Tokens: each way of forging one fails, and succeeds once the defence that it runs into is switched off."""
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
+from joserfc.jws import JWSRegistry
+from structlog.testing import capture_logs
+
+from integration_server.reloading import Unusable
+from integration_server.rpc import tokens
+from integration_server.rpc.callers import CallerUnknown, Identity, Kind
+from integration_server.rpc.tokens import IssuedTokens, Issuer, KeysAtUrl, read_keys
+from tests.fakes.clock import SettableClock
+from tests.tokens import AUDIENCE, TokenIssuer
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LEEWAY = timedelta(seconds=30)
+
+
+class FixedKeys:
+    """Keys that never change."""
+
+    def __init__(self, body: bytes) -> None:
+        self.keys = read_keys(body)
+
+    async def known(self, kid: str | None) -> KeySet:
+        return self.keys
+
+    async def look(self) -> None:
+        """Nothing to see."""
+
+
+def accepting(
+    *issuers: TokenIssuer,
+    kind: Kind = Kind.TOKEN,
+    algorithms: tuple[str, ...] = ("ES256", "RS256"),
+    audience: str = AUDIENCE,
+    leeway: timedelta = LEEWAY,
+) -> IssuedTokens:
+    known = [Issuer(kind, issuer.issuer, audience, FixedKeys(issuer.jwks)) for issuer in issuers]
+    return IssuedTokens(known, algorithms, leeway, lambda: NOW)
+
+
+@pytest.fixture
+def issuer() -> TokenIssuer:
+    return TokenIssuer("https://issuer.example")
+
+
+async def is_believed(verifier: IssuedTokens, token: str) -> bool:
+    try:
+        return (await verifier.identity_of(token)).names == ("backend",)
+    except CallerUnknown:
+        return False
+
+
+async def test_a_good_token_is_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
+    token = issuer.token("backend", NOW)
+    expire_time = NOW + timedelta(minutes=5) + LEEWAY
+    assert await accepting(issuer).identity_of(token) == Identity(Kind.TOKEN, ("backend",), expire_time)
+
+
+@pytest.mark.parametrize(
+    ("claims", "twin"),
+    [
+        ({"aud": "another-service"}, {"audience": "another-service"}),
+        ({"lifetime": timedelta(seconds=-31)}, {"leeway": timedelta(minutes=5)}),
+        ({"nbf": int(NOW.timestamp()) + 31}, {"leeway": timedelta(minutes=5)}),
+    ],
+    ids=["audience", "expired", "not-yet"],
+)
+async def test_a_token_for_another_place_or_time_is_not_believed(
+    issuer: TokenIssuer, claims: dict[str, Any], twin: dict[str, Any]
+) -> None:
+    token = issuer.token("backend", NOW, **claims)
+    assert not await is_believed(accepting(issuer), token)
+    assert await is_believed(accepting(issuer, **twin), token)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "https://other.example"}, {"iss": None}, {"iss": ["https://issuer.example"]}, {"aud": None},
+        {"aud": []}, {"aud": {"integrations": 1}}, {"exp": None}, {"exp": "never"}, {"exp": True}, {"exp": 10**30},
+        {"sub": None}, {"sub": ""}, {"sub": 7}, {"sub": ["backend"]}, {"sub": "x" * 129}, {"sub": "back\0end"},
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_claim_that_is_missing_or_odd_is_not_believed(issuer: TokenIssuer, claims: dict[str, Any]) -> None:
+    with pytest.raises(CallerUnknown):
+        await accepting(issuer).identity_of(issuer.token("backend", NOW, **claims))
+
+
+async def test_an_audience_may_be_one_of_several(issuer: TokenIssuer) -> None:
+    assert await is_believed(accepting(issuer), issuer.token("backend", NOW, aud=["other", AUDIENCE]))
+
+
+# --- signatures ------------------------------------------------------------------------------------------------------
+
+
+def encoded(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def claims_of(token: str) -> Any:
+    part = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+async def test_a_token_without_a_signature_is_not_believed(issuer: TokenIssuer) -> None:
+    claims = claims_of(issuer.token("backend", NOW))
+    token = f"{encoded({'alg': 'none', 'kid': 'one'})}.{encoded(claims)}."
+    assert not await is_believed(accepting(issuer), token)
+    with pytest.warns(match="none"):  # the twin: the library alone, told that it is allowed
+        assert jwt.decode(token, issuer.key, registry=JWSRegistry(algorithms=["none"])).claims == claims
+
+
+async def test_a_public_key_is_no_secret_to_sign_with(issuer: TokenIssuer) -> None:
+    """RFC 8725 §2.1."""
+    rsa = RSAKey.generate_key(2048, {"kid": "one"})
+    public = json.dumps(rsa.as_dict(private=False)).encode()  # as it is published; its PEM the library itself refuses
+    claims = claims_of(issuer.token("backend", NOW))
+    secret = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
+    key = OctKey.import_key({"kty": "oct", "k": secret, "kid": "one"})
+    token = jwt.encode({"alg": "HS256", "kid": "one"}, claims, key)
+    for algorithms in (("RS256",), ("RS256", "HS256")):  # were it allowed by mistake, the key's kind is the second wall
+        keys = FixedKeys(json.dumps({"keys": [rsa.as_dict(private=False)]}).encode())
+        verifier = IssuedTokens([Issuer(Kind.TOKEN, issuer.issuer, AUDIENCE, keys)], algorithms, LEEWAY, lambda: NOW)
+        assert not await is_believed(verifier, token)
+    assert jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"  # the twin: key and kind confused
+
+
+async def test_a_key_that_the_token_brings_along_is_not_used(issuer: TokenIssuer) -> None:
+    forger = TokenIssuer(issuer.issuer)
+    token = forger.token("backend", NOW, header={"jwk": forger.key.as_dict(private=False)})
+    assert not await is_believed(accepting(issuer), token)
+    assert await is_believed(accepting(forger), token)  # the twin: the key is believed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda token: token[:-8] + "AAAAAAAA",
+        lambda token: token.rpartition(".")[0] + ".",
+        lambda token: token.replace(token.split(".")[1], encoded({**claims_of(token), "sub": "root"})),
+        lambda token: token + ".x",
+        lambda _: "x",
+        lambda _: "..",
+        lambda _: f"{encoded(['alg'])}.e30.x",
+        lambda _: f"{encoded({'alg': 'ES256', 'kid': 'one', 'crit': ['exp']})}.e30.x",
+        lambda _: "é.é.é",
+        lambda _: f"{'W1' * 4000}.e30.x",
+    ],
+    ids=["signature", "none", "claims", "more-parts", "one-part", "empty", "header", "crit", "not-ascii", "deep"],
+)  # fmt: skip
+async def test_a_token_that_was_tampered_with_is_not_believed(
+    issuer: TokenIssuer, change: Callable[[str], str]
+) -> None:
+    with pytest.raises(CallerUnknown) as unknown:
+        await accepting(issuer).identity_of(change(issuer.token("backend", NOW)))
+    assert "backend" not in str(unknown.value)
+
+
+async def test_the_key_is_the_one_that_the_token_names(issuer: TokenIssuer) -> None:
+    new = TokenIssuer(issuer.issuer, kid="two")
+    both = FixedKeys(json.dumps({"keys": [key.as_dict(private=False) for key in (issuer.key, new.key)]}).encode())
+    verifier = IssuedTokens([Issuer(Kind.TOKEN, issuer.issuer, AUDIENCE, both)], ["ES256"], LEEWAY, lambda: NOW)
+    assert await is_believed(verifier, issuer.token("backend", NOW))
+    assert await is_believed(verifier, new.token("backend", NOW))
+    assert not await is_believed(verifier, issuer.token("backend", NOW, header={"kid": "two"}))
+    assert not await is_believed(verifier, issuer.token("backend", NOW, header={"kid": "three"}))
+
+
+# --- services and users ----------------------------------------------------------------------------------------------
+
+
+async def test_tokens_of_services_and_of_users_are_told_apart_by_issuer(issuer: TokenIssuer) -> None:
+    app = TokenIssuer("https://app.example")
+    verifier = IssuedTokens(
+        [
+            Issuer(Kind.TOKEN, issuer.issuer, AUDIENCE, FixedKeys(issuer.jwks)),
+            Issuer(Kind.USER, app.issuer, AUDIENCE, FixedKeys(app.jwks)),
+        ],
+        ["ES256"],
+        LEEWAY,
+        lambda: NOW,
+    )
+    assert (await verifier.identity_of(issuer.token("ada", NOW))).kind is Kind.TOKEN
+    assert (await verifier.identity_of(app.token("ada", NOW))).kind is Kind.USER
+    with pytest.raises(CallerUnknown):
+        await verifier.identity_of(app.token("backend", NOW, iss=issuer.issuer))
+
+
+async def test_a_token_that_would_do_as_both_does_as_neither(issuer: TokenIssuer) -> None:
+    def verifier(*audiences: tuple[Kind, str]) -> IssuedTokens:
+        keys = FixedKeys(issuer.jwks)
+        issuers = [Issuer(kind, issuer.issuer, audience, keys) for kind, audience in audiences]
+        return IssuedTokens(issuers, ["ES256"], LEEWAY, lambda: NOW)
+
+    token = issuer.token("backend", NOW, aud=["services", "users"])
+    with pytest.raises(CallerUnknown, match="both"):
+        await verifier((Kind.TOKEN, "services"), (Kind.USER, "users")).identity_of(token)
+    assert (await verifier((Kind.TOKEN, "services")).identity_of(token)).kind is Kind.TOKEN
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", ["1", "[]", "[1]", '[{"kty": "EC"}]', "[[]]", "x"])
+def test_what_is_no_key_set_is_refused(keys: str) -> None:
+    for body in (f'{{"keys": {keys}}}', keys, ""):
+        with pytest.raises(Unusable):
+            read_keys(body.encode())
+
+
+def test_secrets_and_keys_for_encryption_are_not_taken() -> None:
+    keys = [
+        {"kty": "oct", "k": "c2VjcmV0"},
+        ECKey.generate_key("P-256", {"use": "enc"}).as_dict(private=False),
+        ECKey.generate_key("P-256", {"kid": "good"}).as_dict(private=False),
+    ]
+    assert [key.kid for key in read_keys(json.dumps({"keys": keys}).encode())] == ["good"]
+
+
+class Published:
+    """An issuer's page with its keys."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body: bytes | None = body
+        self.fetched = 0
+
+    async def __call__(self) -> bytes:
+        self.fetched += 1
+        if self.body is None:
+            raise OSError("away")
+        return self.body
+
+
+async def test_keys_are_fetched_for_a_kid_that_is_new_but_not_for_each(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), Published(issuer.jwks)
+    keys = KeysAtUrl(page, clock)
+    for _ in range(3):
+        assert [key.kid for key in await keys.known("one")] == ["one"]
+    assert page.fetched == 1
+    page.body = TokenIssuer(issuer.issuer, kid="two").jwks
+    for forged in range(100):
+        assert [key.kid for key in await keys.known(f"forged-{forged}")] == ["one"]
+    assert page.fetched == 1
+    clock.advance(timedelta(seconds=10))
+    assert [key.kid for key in await keys.known("two")] == ["two"]
+    assert page.fetched == 2
+
+
+async def test_without_the_interval_each_forged_kid_is_a_fetch(
+    issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin."""
+    monkeypatch.setattr(tokens, "_MIN_INTERVAL", timedelta())
+    page = Published(issuer.jwks)
+    keys = KeysAtUrl(page, SettableClock())
+    for forged in range(100):
+        await keys.known(f"forged-{forged}")
+    assert page.fetched == 100
+
+
+async def test_keys_that_cannot_be_fetched_stay_as_they_were(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), Published(issuer.jwks)
+    keys = KeysAtUrl(page, clock)
+    await keys.look()
+    for body in (None, b"<html>"):
+        page.body = body
+        clock.advance(timedelta(minutes=5))
+        with capture_logs() as logs:
+            await keys.look()
+        assert [entry["event"] for entry in logs] == ["keys_not_fetched"]
+        assert [key.kid for key in await keys.known("one")] == ["one"]
+
+
+async def test_a_key_that_is_withdrawn_is_believed_for_five_minutes_at_most(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), Published(issuer.jwks)
+    keys = KeysAtUrl(page, clock)
+    await keys.look()
+    page.body = TokenIssuer(issuer.issuer, kid="two").jwks
+    clock.advance(timedelta(minutes=4, seconds=59))
+    await keys.look()
+    assert page.fetched == 1
+    clock.advance(timedelta(seconds=1))
+    await keys.look()
+    assert [key.kid for key in await keys.known("two")] == ["two"]
