@@ -52,10 +52,13 @@ from integration_server.service.tasks import ServerTasks
 from integration_server.settings import Address, Settings
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.attempts import SqlAttempts
-from integration_server.storage.engine import open_database
+from integration_server.storage.claims import WorkClaim
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
+from integration_server.storage.key_encryption import KeyEncryption, KeyEncryptions, KeyringError, LocalKey
+from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
+from integration_server.storage.rotation import Rotation, RotationByAge
 from integration_server.storage.spill import SpillDirectory
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
@@ -67,6 +70,9 @@ BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twili
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
 _LOOK_EVERY = timedelta(seconds=1)  # readiness follows the database within this time
+_ROTATE_EVERY = timedelta(seconds=30)  # a data key that is too old is seen within this time
+_ROTATION_SHARE = 0.1  # of the time: calls should not notice
+_ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's is free after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +122,45 @@ def build_providers(
     return factory.build(ProviderContext(http, clock, environment))
 
 
+async def open_key_encryptions(settings: Settings, key: bytes | None) -> KeyEncryptions:
+    """The key-encryption keys: AWS KMS wraps where it is set up, else `key` does, the local one; the others unwrap.
+
+    Raises `KeyringError` or `StoreUnavailable`.
+    """
+    local = [LocalKey(one) for one in (key, *settings.encryption_keys_retired) if one is not None]
+    kms = await _open_kms([one for one in (settings.kms_key_id, *settings.kms_key_ids_retired) if one is not None])
+    current, *former = [*kms, *local] if settings.kms_key_id is not None else [*local, *kms]
+    return KeyEncryptions(current, former)
+
+
+async def _open_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryption]:
+    if not key_ids:
+        return ()
+    try:
+        # An optional extra, and a tenth of a second that others should not pay.
+        from integration_server.storage.aws_kms import open_aws_kms  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise KeyringError("AWS KMS needs the extra `aws`: pip install 'integration-server[aws]'") from error
+    return await open_aws_kms(key_ids)
+
+
+def rotation_by_age(database: Database, keyring: Keyring, activation: timedelta, max_age: timedelta) -> RotationByAge:
+    """What replaces data keys that are too old, in the background."""
+    return RotationByAge(
+        database,
+        Rotation(database, keyring, activation=activation),
+        WorkClaim(database, "data key rotation", random_name(), _ROTATION_CLAIM),
+        max_age=max_age,
+        share=_ROTATION_SHARE,
+    )
+
+
 @asynccontextmanager
 async def running_server(
     settings: Settings,
     environment: Mapping[str, str],
     *,
-    key: bytes,
+    key: bytes | None,
     further_providers: Sequence[Register] = (),
     clock: Clock = utc_now,
 ) -> AsyncIterator[Running]:
@@ -131,7 +170,7 @@ async def running_server(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(http)
         database = await stack.enter_async_context(open_database(settings.database_url))
-        keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
+        keyring = await open_keyring(database, await open_key_encryptions(settings, key))
         tasks = await stack.enter_async_context(ServerTasks())
         integrations = SqlIntegrations(database)
         stores = Stores(
@@ -151,6 +190,9 @@ async def running_server(
         await stack.enter_async_context(repeating(look, _LOOK_EVERY))
         await stack.enter_async_context(repeating(refreshing.recover, _LOOK_EVERY))
         await stack.enter_async_context(repeating(use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
+        if settings.data_key_max_age is not None:
+            by_age = rotation_by_age(database, keyring, settings.data_key_activation, settings.data_key_max_age)
+            await stack.enter_async_context(repeating(by_age.look, _ROTATE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
         stack.callback(health.drain)

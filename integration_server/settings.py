@@ -25,7 +25,7 @@ from pydantic import (
 
 from integration_server.logs import Level
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
-from integration_server.storage.keyring import parse_key
+from integration_server.storage.key_encryption import parse_key
 
 
 class Address(NamedTuple):
@@ -71,6 +71,8 @@ AddressSetting = Annotated[
     Address, BeforeValidator(lambda value: parse_address(value) if isinstance(value, str) else value)
 ]
 UrlList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+KmsKeyId = Annotated[str, Field(pattern=r"^(arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+)$", max_length=2048)]
+KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], BeforeValidator(_comma_separated)]
 Key = Annotated[bytes, BeforeValidator(lambda value: parse_key(value) if isinstance(value, str) else value)]
 KeyList = Annotated[tuple[Key, ...], BeforeValidator(_comma_separated)]
 
@@ -82,8 +84,13 @@ class Settings(BaseModel):
 
     dev_mode: bool = False
     database_url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may have a password in it
+    kms_key_id: KmsKeyId | None = None
+    kms_key_ids_retired: KmsKeyIdList = ()
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
+    data_key_max_age_days: Annotated[float, Field(ge=0, le=3650)] = 90
+    # Longer than a server may take to see that it cannot read the data keys: a second and the database's timeouts.
+    data_key_activation_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     grpc_address: AddressSetting = Address("127.0.0.1", 50051)
     sidecar_address: AddressSetting = Address("127.0.0.1", 8080)
     public_url: str = ""
@@ -119,7 +126,8 @@ class Settings(BaseModel):
     @classmethod
     def _key_is_set(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
         needs_key = info.context is None or info.context["needs_key"]
-        if value is None and needs_key and not info.data.get("dev_mode"):
+        is_elsewhere = info.data.get("dev_mode") or info.data.get("kms_key_id") is not None
+        if value is None and needs_key and not is_elsewhere:
             raise ValueError("is not set; make one with: openssl rand -base64 32")
         return value
 
@@ -164,6 +172,16 @@ class Settings(BaseModel):
     def refresh_lease(self) -> timedelta:
         """How long one server has a refresh to itself."""
         return timedelta(seconds=self.refresh_lease_seconds)
+
+    @property
+    def data_key_max_age(self) -> timedelta | None:
+        """How old a data key may become before a server replaces it; None for as old as it likes."""
+        return timedelta(days=self.data_key_max_age_days) if self.data_key_max_age_days else None
+
+    @property
+    def data_key_activation(self) -> timedelta:
+        """How long a data key is known before it is used."""
+        return timedelta(seconds=self.data_key_activation_seconds)
 
     @property
     def shutdown_grace(self) -> timedelta:
