@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
@@ -58,6 +58,10 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 .PHONY: test
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
+
+.PHONY: test-rotation
+test-rotation: $(STAMP) ## Rotate 100,000 rows under load, killed 20 times, on both databases (minutes)
+	@$(BIN)/python -m pytest --no-header -o faulthandler_timeout=3600 tests/faults/test_rotation.py $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract

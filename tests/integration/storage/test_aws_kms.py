@@ -60,7 +60,8 @@ class Refusing:
 
 
 def client_error(code: str) -> Exception:
-    return ClientError({"Error": {"Code": code, "Message": "as told by AWS"}}, "Decrypt")
+    error: Exception = ClientError({"Error": {"Code": code, "Message": "as told by AWS"}}, "Decrypt")
+    return error
 
 
 async def test_what_it_wraps_it_unwraps_for_the_same_id_only(arn: str) -> None:
