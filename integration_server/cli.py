@@ -239,7 +239,7 @@ async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
         _tell(rotated, await _removable(database))
     if rotated.unreadable:
         _fail(
-            f"{len(rotated.unreadable)} values do not open, and stay as they are:",
+            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
             *rotated.unreadable[:10],
             "Their users have to connect again; `keys remove` refuses until the rows are gone.",
         )
@@ -265,7 +265,8 @@ def _shown_on(progress: Progress) -> Callable[[Step], Awaitable[None]]:
 
 
 def _tell(rotated: Rotated, removable: Sequence[DataKey]) -> None:
-    typer.echo(f"Data key {rotated.key_id} seals everything now: {rotated.resealed:,} values were re-sealed.")
+    what = "all the others" if rotated.unreadable else "everything"
+    typer.echo(f"Data key {rotated.key_id} seals {what} now: {rotated.resealed:,} values were re-sealed.")
     for key in removable:
         typer.echo(f"From {key.remove_time:%F %T} UTC on, this may go: keys remove {key.key_id}")
 

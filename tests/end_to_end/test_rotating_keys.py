@@ -17,7 +17,7 @@ from integration_server.storage.clock import DatabaseTime
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey, parse_key
-from integration_server.storage.tables import data_keys
+from integration_server.storage.tables import data_keys, integrations
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.processes import Finished, new_key, server_environment, serving, started
 from tests.end_to_end.rotating import fill, killed, reading, rotated, unreadable
@@ -112,6 +112,32 @@ async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path
     (line,) = (line for line in shown.out.splitlines() if old in line)
     assert "opens; may be removed from" in line
     assert " 0 " in line
+
+
+async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open_is_told(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    environment = environment_for(tmp_path, sqlite_url)
+    await fill(sqlite_url, environment["ENCRYPTION_KEY"], 20)
+    added = await ended(tmp_path, environment, "keys", "add")
+    assert "seals from 2 seconds from now on" in added.out
+    again = await ended(tmp_path, environment, "keys", "add")
+    assert (again.code, again.err) == (1, "the newest data key has not replaced the others yet: rotate first\n")
+
+    old, new = await data_key_ids(sqlite_url)
+    assert new in added.out
+    broken = bytes.fromhex("01" + old) + bytes(40)
+    await execute(
+        sqlite_url, update(integrations).where(integrations.c.integration_id == 7).values(sealed_credentials=broken)
+    )
+    finished = await ended(tmp_path, environment, "keys", "rotate")
+    assert finished.code == 1
+    assert f"Data key {new} seals all the others now: 19 values were re-sealed." in finished.out
+    assert "Values that do not open, and stay as they are: 1" in finished.err
+    assert "integrations.sealed_credentials of 7" in finished.err
+    refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")
+    assert "still seals 1 of integrations.sealed_credentials" in refused.err
+    assert await data_key_ids(sqlite_url) == [old, new]
 
 
 async def is_settled(database_url: str, keys: int) -> bool:
