@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import random
+import resource
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -119,15 +120,21 @@ def peak_memory(process_id: int) -> int:
     return 0
 
 
-async def rotated(directory: Path, environment: Mapping[str, str], within: float) -> tuple[Finished, int]:
-    """Run `keys rotate` to its end; how it ended, and its peak memory in MiB."""
+async def rotated(directory: Path, environment: Mapping[str, str], within: float) -> tuple[Finished, int, float]:
+    """Run `keys rotate` to its end; how it ended, its peak memory in MiB, and the seconds of CPU that it took."""
+    before = _cpu_of_ended_commands()
     async with started(directory, environment, "keys", "rotate") as command:
         finishing = asyncio.create_task(command.finished(within))
         peak = 0
         while not finishing.done():
             peak = max(peak, peak_memory(command.process.pid))
             await asyncio.wait([finishing], timeout=0.1)
-        return await finishing, peak
+        return await finishing, peak, _cpu_of_ended_commands() - before
+
+
+def _cpu_of_ended_commands() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 async def killed(directory: Path, database: Database, environment: Mapping[str, str], delay: float) -> bool:

@@ -55,7 +55,7 @@ async def test_none_is_unreadable_and_no_call_fails(
             kills = 0
             while kills < KILLS:
                 kills += await killed(tmp_path, database, environment, delay=chance.uniform(0, 1))
-            finished, _ = await rotated(tmp_path, environment, DEADLINE)
+            finished, *_ = await rotated(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert load.failures == []
         keys = await describe_data_keys(database)
@@ -69,7 +69,7 @@ async def test_none_is_unreadable_and_no_call_fails(
 
         begun = time.monotonic()
         async with reading(clients, ROWS, READERS, chance) as load:
-            finished, peak = await rotated(tmp_path, environment, DEADLINE)
+            finished, peak, cpu = await rotated(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert f"{ROWS:,} values were re-sealed" in finished.out
         assert load.failures == []
@@ -77,7 +77,8 @@ async def test_none_is_unreadable_and_no_call_fails(
         servers = max(peak_memory(command.process.pid) for command in commands)
         tell(
             f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
-            f"{load.calls / took:,.0f} calls/s, none failed; peak memory: command {peak} MiB, server {servers} MiB"
+            f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "
+            f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {servers} MiB"
         )
         tell(finished.out.strip().splitlines()[-1])
 
