@@ -18,7 +18,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
@@ -69,6 +69,10 @@ test-faults: $(STAMP) ## Run the long tests of refreshing under faults, about an
 .PHONY: bench
 bench: $(STAMP) ## Measure the speed of what is under load, against its bounds (ARGS="hanging": one; "--help": more)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: test-rotation
+test-rotation: $(STAMP) ## Rotate 100,000 rows under load, killed 20 times, on both databases (minutes)
+	@$(BIN)/python -m pytest --no-header -o faulthandler_timeout=3600 tests/faults/test_rotation.py $(ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract

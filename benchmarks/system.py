@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 
 from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, Grant, Provider, running_provider
-from integration_server.bootstrap import build_providers, utc_now
+from integration_server.bootstrap import build_providers, open_key_encryptions, utc_now
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
@@ -165,7 +165,7 @@ async def seed(
     assert settings.encryption_key is not None
     providers = build_providers(settings, system.environment, ProviderHttp(utc_now, dev_mode=True))
     async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, settings.encryption_key, clock=utc_now)
+        keyring = await open_keyring(database, await open_key_encryptions(settings, settings.encryption_key))
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
         connections = Connections(SqlIntegrations(database), providers, Vault(keyring), utc_now, schedule)
         rows = [

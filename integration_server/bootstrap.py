@@ -78,12 +78,15 @@ from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.changes import SqlChanges
+from integration_server.storage.claims import WorkClaim
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.keyring import Keyring, KeyringError, open_keyring
+from integration_server.storage.key_encryption import KeyEncryption, KeyEncryptions, KeyringError, LocalKey
+from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocations
+from integration_server.storage.rotation import Rotation, RotationByAge
 from integration_server.storage.spill import SpillDirectory
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
@@ -97,6 +100,9 @@ _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this tim
 _LOOK_EVERY = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
 _WORK_EVERY = timedelta(seconds=1)  # what is due, or waited for the database, is begun within this time
 _FORGET_EVERY = timedelta(minutes=10)  # checks that are too old
+_ROTATE_EVERY = timedelta(seconds=30)  # a data key that is too old is seen within this time
+_ROTATION_SHARE = 0.1  # of the time: calls should not notice
+_ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's is free after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +191,45 @@ def build_providers(
     return factory.build(ProviderContext(http, clock, environment))
 
 
+async def open_key_encryptions(settings: Settings, key: bytes | None) -> KeyEncryptions:
+    """The key-encryption keys: AWS KMS wraps where it is set up, else `key` does, the local one; the others unwrap.
+
+    Raises `KeyringError` or `StoreUnavailable`.
+    """
+    local = [LocalKey(one) for one in (key, *settings.encryption_keys_retired) if one is not None]
+    kms = await _open_kms([one for one in (settings.kms_key_id, *settings.kms_key_ids_retired) if one is not None])
+    current, *former = [*kms, *local] if settings.kms_key_id is not None else [*local, *kms]
+    return KeyEncryptions(current, former)
+
+
+async def _open_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryption]:
+    if not key_ids:
+        return ()
+    try:
+        # An optional extra, and a tenth of a second that others should not pay.
+        from integration_server.storage.aws_kms import open_aws_kms  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise KeyringError("AWS KMS needs the extra `aws`: pip install 'integration-server[aws]'") from error
+    return await open_aws_kms(key_ids)
+
+
+def rotation_by_age(database: Database, keyring: Keyring, activation: timedelta, max_age: timedelta) -> RotationByAge:
+    """What replaces data keys that are too old, in the background."""
+    return RotationByAge(
+        database,
+        Rotation(database, keyring, activation=activation),
+        WorkClaim(database, "data key rotation", random_name(), _ROTATION_CLAIM),
+        max_age=max_age,
+        share=_ROTATION_SHARE,
+    )
+
+
 @asynccontextmanager
 async def running_server(
     settings: Settings,
     environment: Mapping[str, str],
     *,
-    key: bytes,
+    key: bytes | None,
     further_providers: Sequence[Register] = (),
     clock: Clock = utc_now,
     build_stores: BuildStores = sql_stores,
@@ -204,7 +243,7 @@ async def running_server(
         database = await stack.enter_async_context(
             open_database(settings.database_url, pool_size=settings.database_pool_size)
         )
-        keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=clock)
+        keyring = await open_keyring(database, await open_key_encryptions(settings, key))
         tasks = await stack.enter_async_context(server_tasks())
         memory, changes = Memory(settings.credentials_cache_size, seconds_passed), SqlChanges(database)
         stores = build_stores(settings, database, memory.forget)
@@ -237,6 +276,9 @@ async def running_server(
         if settings.credentials_cache_size:
             await stack.enter_async_context(repeating(remembering.follow, LOOK_EVERY))
         await stack.enter_async_context(repeating(changes.prune, PRUNE_EVERY))
+        if settings.data_key_max_age is not None:
+            by_age = rotation_by_age(database, keyring, settings.data_key_activation, settings.data_key_max_age)
+            await stack.enter_async_context(repeating(by_age.look, _ROTATE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings, grpc_address))
         stack.callback(health.drain)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import secrets
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +13,17 @@ import structlog
 import typer
 import uvloop
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-from integration_server.bootstrap import build_providers, running_server, running_sidecar, utc_now
+from integration_server.bootstrap import (
+    build_providers,
+    open_key_encryptions,
+    running_server,
+    running_sidecar,
+    utc_now,
+)
 from integration_server.dev import run_dev
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.lifecycle import AddressTaken, raise_open_files, stop_signals
@@ -24,14 +32,24 @@ from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
 from integration_server.reloading import Unusable
 from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
+from integration_server.storage.data_keys import (
+    DataKey,
+    count_sealed_values,
+    describe_data_keys,
+    remove_data_key,
+    rewrap,
+)
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
+    Database,
     SqliteFile,
     open_database,
     parse_database_url,
 )
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.keyring import KeyringError, WrappingKey, describe_data_keys, open_keyring
+from integration_server.storage.key_encryption import KeyringError, LocalKey
+from integration_server.storage.keyring import open_keyring
+from integration_server.storage.rotation import Rotated, Rotation, Step
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.storage.schema import schema_is_current
 
@@ -124,39 +142,155 @@ def migrate() -> None:
 
 @keys_app.command("show")
 def show_keys() -> None:
-    """List the data keys by id: which seals new values, and which key-encryption key each is wrapped by."""
+    """List the data keys by id: what each is for, how many values it seals, which key it is wrapped by."""
     settings, _ = _settings()
     _run(_show_keys(settings))
 
 
 @keys_app.command("add")
 def add_key() -> None:
-    """Add a data key and seal with it from now on; the former ones still open what they have sealed."""
+    """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
     settings, _ = _settings()
     _run(_add_key(settings))
 
 
+@keys_app.command("rotate")
+def rotate_keys(
+    new_key: Annotated[bool, typer.Option(help="Without: re-seal with the newest data key what others seal.")] = True,
+) -> None:
+    """Replace the data key: announce one, then re-seal everything with it while servers go on.
+
+    Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
+    """
+    settings, _ = _settings()
+    _run(_rotate_keys(settings, new_key=new_key))
+
+
+@keys_app.command("rewrap")
+def rewrap_keys() -> None:
+    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
+    settings, _ = _settings()
+    _run(_rewrap_keys(settings))
+
+
+@keys_app.command("remove")
+def remove_key(
+    data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also within the day: spilled refreshes and tokens may need it."),
+    ] = False,
+) -> None:
+    """Remove a data key that seals nothing any more, a day after another took its place."""
+    settings, _ = _settings()
+    _run(_remove_key(settings, data_key, force=force))
+
+
 async def _show_keys(settings: Settings) -> None:
     key = await _prepared(settings)
-    table = Table("data key", "seals new values", "wrapped by", "created")
+    table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
         for data_key in await describe_data_keys(database):
-            seals = "yes" if data_key.is_active else ""
-            table.add_row(data_key.key_id, seals, data_key.wrapping_key_id, f"{data_key.create_time:%F %T} UTC")
+            values = await count_sealed_values(database, data_key.key_id)
+            table.add_row(
+                data_key.key_id,
+                _use_of(data_key),
+                f"{values:,}",
+                Text(data_key.wrapping_key_id, overflow="fold"),
+                f"{data_key.create_time:%F %T} UTC",
+            )
     if table.row_count:
         Console().print(table)
     else:
         typer.echo("There is no data key yet: the first start of the server makes one.")
-    typer.echo(f"ENCRYPTION_KEY is key {WrappingKey(key).key_id}.")
+    _tell_wrapping_keys(settings, key)
+
+
+def _use_of(key: DataKey) -> str:
+    if key.is_announced:
+        return f"seals from {key.active_time:%F %T} UTC on"
+    if key.is_active:
+        return "seals new values" if key.is_settled else "seals new values, and is to re-seal the others"
+    return f"opens; may be removed from {key.remove_time:%F %T} UTC on"
+
+
+def _tell_wrapping_keys(settings: Settings, key: bytes | None) -> None:
+    if settings.kms_key_id is not None:
+        typer.echo(f"KMS_KEY_ID is {settings.kms_key_id}.")
+    for retired_id in settings.kms_key_ids_retired:
+        typer.echo(f"KMS_KEY_IDS_RETIRED has {retired_id}.")
+    if key is not None:
+        typer.echo(f"ENCRYPTION_KEY is key {LocalKey(key).key_id}.")
     for retired in settings.encryption_keys_retired:
-        typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {WrappingKey(retired).key_id}.")
+        typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {LocalKey(retired).key_id}.")
 
 
 async def _add_key(settings: Settings) -> None:
-    key = await _prepared(settings)
+    keys = await open_key_encryptions(settings, await _prepared(settings))
     async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, key, settings.encryption_keys_retired, clock=utc_now)
-        typer.echo(f"Data key {await keyring.add_data_key()} seals from now on.")
+        keyring = await open_keyring(database, keys)
+        key_id = await keyring.add_data_key(settings.data_key_activation)
+    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
+
+
+async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
+    keys = await open_key_encryptions(settings, await _prepared(settings))
+    async with open_database(settings.database_url) as database:
+        rotation = Rotation(database, await open_keyring(database, keys), activation=settings.data_key_activation)
+        with _progress() as progress:
+            rotated = await rotation.rotate(_shown_on(progress), new_key=new_key)
+        _tell(rotated, await _removable(database))
+    if rotated.unreadable:
+        _fail(
+            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
+            *rotated.unreadable[:10],
+            "Their users have to connect again; `keys remove` refuses until the rows are gone.",
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=False
+    )
+
+
+def _shown_on(progress: Progress) -> Callable[[Step], Awaitable[None]]:
+    task = progress.add_task("Announcing", total=None)
+
+    async def after_step(step: Step) -> None:
+        if step.left:
+            progress.update(task, description=f"Until all servers know: {step.left.total_seconds():.0f} s")
+            return
+        progress.update(task, description="Re-sealing", completed=step.done, total=step.total)
+        await asyncio.sleep(step.took)  # half of the time is for others: on SQLite there is one writer
+
+    return after_step
+
+
+def _tell(rotated: Rotated, removable: Sequence[DataKey]) -> None:
+    what = "all the others" if rotated.unreadable else "everything"
+    typer.echo(f"Data key {rotated.key_id} seals {what} now: {rotated.resealed:,} values were re-sealed.")
+    for key in removable:
+        typer.echo(f"From {key.remove_time:%F %T} UTC on, this may go: keys remove {key.key_id}")
+
+
+async def _removable(database: Database) -> Sequence[DataKey]:
+    return [key for key in await describe_data_keys(database) if key.remove_time is not None]
+
+
+async def _rewrap_keys(settings: Settings) -> None:
+    keys = await open_key_encryptions(settings, await _prepared(settings))
+    async with open_database(settings.database_url) as database:
+        await open_keyring(database, keys)
+        count = await rewrap(database, keys)
+    typer.echo(f"{count} data keys were wrapped again. Key {keys.current_id} wraps all of them now.")
+
+
+async def _remove_key(settings: Settings, key_id: str, *, force: bool) -> None:
+    await _prepared(settings)
+    async with open_database(settings.database_url) as database:
+        await remove_data_key(database, key_id, force=force)
+    typer.echo(f"Data key {key_id} is removed.")
 
 
 @app.command()
@@ -246,14 +380,19 @@ async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
         return sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
 
 
-async def _prepared(settings: Settings) -> bytes:
-    """The key, once the schema is up to date. In dev mode both are made; otherwise what is missing is told."""
+async def _prepared(settings: Settings) -> bytes | None:
+    """The local key, if there is to be one, once the schema is up to date.
+
+    In dev mode both are made; otherwise what is missing is told.
+    """
     if settings.dev_mode:
         await migrate_schema(settings.database_url)
     async with open_database(settings.database_url) as database:
         if not await schema_is_current(database):
             _fail("The database's schema is not up to date: run `python -m integration_server migrate` first.")
-    return settings.encryption_key or _dev_key(Path("data/encryption.key"))
+    if settings.encryption_key is None and settings.dev_mode and settings.kms_key_id is None:
+        return _dev_key(Path("data/encryption.key"))
+    return settings.encryption_key
 
 
 def _dev_key(path: Path) -> bytes:

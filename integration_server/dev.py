@@ -32,7 +32,7 @@ _CLIENT_ID = "integration-server"
 async def run_dev(
     settings: Settings,
     environment: Mapping[str, str],
-    key: bytes,
+    key: bytes | None,
     sandbox_address: Address,
     stop: asyncio.Event,
     console: Console,

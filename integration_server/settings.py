@@ -25,7 +25,7 @@ from pydantic import (
 
 from integration_server.logs import Level
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
-from integration_server.storage.keyring import parse_key
+from integration_server.storage.key_encryption import parse_key
 
 
 class Address(NamedTuple):
@@ -71,6 +71,8 @@ AddressSetting = Annotated[
     Address, BeforeValidator(lambda value: parse_address(value) if isinstance(value, str) else value)
 ]
 UrlList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+KmsKeyId = Annotated[str, Field(pattern=r"^(arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+)$", max_length=2048)]
+KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], BeforeValidator(_comma_separated)]
 Key = Annotated[bytes, BeforeValidator(lambda value: parse_key(value) if isinstance(value, str) else value)]
 KeyList = Annotated[tuple[Key, ...], BeforeValidator(_comma_separated)]
 # Of public keys only: see rpc/tokens.py.
@@ -89,8 +91,6 @@ class Settings(BaseModel):
     database_url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may have a password in it
     database_pool_size: Annotated[int, Field(ge=1, le=100)] = 5
     credentials_cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
-    encryption_key: Key | None = Field(default=None, repr=False)
-    encryption_keys_retired: KeyList = Field(default=(), repr=False)
     tls_cert_file: Path | None = None
     tls_key_file: Path | None = None
     tls_client_ca_file: Path | None = None
@@ -104,6 +104,13 @@ class Settings(BaseModel):
     jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
     policy_file: Path | None = None
     health_open: bool = False
+    kms_key_id: KmsKeyId | None = None
+    kms_key_ids_retired: KmsKeyIdList = ()
+    encryption_key: Key | None = Field(default=None, repr=False)
+    encryption_keys_retired: KeyList = Field(default=(), repr=False)
+    data_key_max_age_days: Annotated[float, Field(ge=0, le=3650)] = 90
+    # Longer than a server may take to see that it cannot read the data keys: a second and the database's timeouts.
+    data_key_activation_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     grpc_address: AddressSetting = Address("127.0.0.1", 50051)
     sidecar_tls_ca_file: Path | None = None
     sidecar_tls_cert_file: Path | None = None
@@ -163,7 +170,8 @@ class Settings(BaseModel):
     @field_validator("encryption_key")
     @classmethod
     def _key_is_set(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
-        if value is None and _serves(info) and not info.data.get("dev_mode"):
+        is_elsewhere = info.data.get("dev_mode") or info.data.get("kms_key_id") is not None
+        if value is None and _serves(info) and not is_elsewhere:
             raise ValueError("is not set; make one with: openssl rand -base64 32")
         return value
 
@@ -305,6 +313,16 @@ class Settings(BaseModel):
     def revocation_give_up(self) -> timedelta:
         """How long it is tried to revoke what was disconnected."""
         return timedelta(hours=self.revocation_give_up_hours)
+
+    @property
+    def data_key_max_age(self) -> timedelta | None:
+        """How old a data key may become before a server replaces it; None for as old as it likes."""
+        return timedelta(days=self.data_key_max_age_days) if self.data_key_max_age_days else None
+
+    @property
+    def data_key_activation(self) -> timedelta:
+        """How long a data key is known before it is used."""
+        return timedelta(seconds=self.data_key_activation_seconds)
 
     @property
     def shutdown_grace(self) -> timedelta:

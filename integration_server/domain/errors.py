@@ -192,13 +192,13 @@ class CredentialsUnreadable(IntegrationServerError):
 
 
 class StoreUnavailable(IntegrationServerError):
-    """The database does not answer."""
+    """The database does not answer, or what its keys are kept in."""
 
     reason = "STORE_UNAVAILABLE"
     retry_after = timedelta(seconds=1)
 
-    def __init__(self) -> None:
-        super().__init__("the database is away")
+    def __init__(self, message: str = "the database is away") -> None:
+        super().__init__(message)
 
 
 class QuotaExceeded(IntegrationServerError):

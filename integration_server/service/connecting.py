@@ -41,7 +41,6 @@ from integration_server.service.ports import (
     NewAccount,
     NewAttempt,
     NewIntegration,
-    Place,
     Provider,
     Providers,
     RandomName,
@@ -49,7 +48,7 @@ from integration_server.service.ports import (
 )
 from integration_server.service.redirects import RedirectPolicy, with_outcome
 from integration_server.service.revoking import Revoking
-from integration_server.service.sealing import SealedTokens
+from integration_server.service.sealing import SealedTokens, callback_place, verifier_place
 from integration_server.service.tasks import ServerTasks
 
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the document's, and RFC 6749 §4.1.2's longest for the code itself
@@ -202,7 +201,7 @@ class Connecting:
         attempt_id = self._random_name()
         redirect_uri = self._redirects.redirect_uri(request.integration_type, request.redirect_uri)
         return_url = self._redirects.return_url(request.return_url)
-        place = _attempt_place("sealed_verifier", attempt_id, request.user_id, request.integration_type)
+        place = verifier_place(attempt_id, request.user_id, request.integration_type)
         now = self._clock()
         return NewAttempt(
             attempt_id=attempt_id,
@@ -286,7 +285,7 @@ class Connecting:
     async def _hold(self, began: AttemptName, callback: Callback) -> Outcome:
         """Keep the code, sealed, until the app's backend says who is signed in."""
         held = _HELD.dump_json(HeldCallback(callback.code, callback.query))
-        place = _attempt_place("sealed_callback", began.attempt_id, began.user_id, began.integration_type)
+        place = callback_place(began.attempt_id, began.user_id, began.integration_type)
         sealed = await self._sealer.seal(held, place)
         attempt = await self._attempts.hold(began.attempt_id, sealed, self._clock())
         if attempt is None:
@@ -347,12 +346,12 @@ class Connecting:
         )
 
     async def _open_held(self, attempt: Attempt) -> HeldCallback:
-        place = _attempt_place("sealed_callback", attempt.attempt_id, attempt.user_id, attempt.integration_type)
+        place = callback_place(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         return _HELD.validate_json(await self._sealer.open(attempt.sealed_callback or b"", place))
 
     async def _trade(self, provider: Provider, attempt: Attempt, callback: HeldCallback) -> IntegrationId:
         """Code to tokens to account to stored integration."""
-        place = _attempt_place("sealed_verifier", attempt.attempt_id, attempt.user_id, attempt.integration_type)
+        place = verifier_place(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         verifier = (await self._sealer.open(attempt.sealed_verifier, place)).decode()
         extras = provider.read_callback(callback.query)
         answer = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
@@ -387,10 +386,6 @@ async def _account_of(provider: Provider, tokens: OAuthTokens, asked: Sequence[s
         if set(provider.missing_scopes(asked, tokens)).isdisjoint(provider.required_scopes):
             raise
         return _UNKNOWN_ACCOUNT
-
-
-def _attempt_place(column: str, attempt_id: str, user_id: str, integration_type: str) -> Place:
-    return Place("connection_attempts", column, attempt_id, user_id, integration_type)
 
 
 def _s256(verifier: str) -> str:

@@ -23,17 +23,18 @@ class Vault:
 
     async def seal(self, integration: Integration | NewIntegration | OrphanedGrant, credentials: Credentials) -> bytes:
         """The credentials, readable only as those of this integration."""
-        return await self._sealer.seal(_CREDENTIALS.dump_json(credentials), _place(integration))
+        place = credentials_place(integration.uid, integration.user_id, integration.integration_type)
+        return await self._sealer.seal(_CREDENTIALS.dump_json(credentials), place)
 
     async def open(self, stored: StoredIntegration) -> Credentials:
         """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`."""
         if stored.sealed_credentials is None:
             raise IntegrationPending
-        return await self._open(stored.sealed_credentials, _place(stored.integration))
+        return await self._open(stored.sealed_credentials, _place_of(stored.integration))
 
     async def open_orphaned(self, grant: OrphanedGrant) -> Credentials:
         """The credentials of an integration that is gone. Raises `CredentialsUnreadable`."""
-        return await self._open(grant.sealed_credentials, _place(grant))
+        return await self._open(grant.sealed_credentials, _place_of(grant))
 
     async def _open(self, sealed: bytes, place: Place) -> Credentials:
         plaintext = await self._sealer.open(sealed, place)
@@ -43,14 +44,29 @@ class Vault:
             raise CredentialsUnreadable from None  # pydantic's error quotes its input
 
 
-def _place(integration: Integration | NewIntegration | OrphanedGrant) -> Place:
-    return Place(
-        table="integrations",
-        column="sealed_credentials",
-        uid=integration.uid,
-        user_id=integration.user_id,
-        integration_type=integration.integration_type,
-    )
+def _place_of(integration: Integration | NewIntegration | OrphanedGrant) -> Place:
+    return credentials_place(integration.uid, integration.user_id, integration.integration_type)
+
+
+# --- places ------------------------------------------------------------------------------------------------------
+
+
+def credentials_place(uid: str, user_id: str, integration_type: str) -> Place:
+    """Where an integration's credentials belong. Those that wait to be revoked keep it, when their row is gone."""
+    return Place("integrations", "sealed_credentials", uid, user_id, integration_type)
+
+
+def verifier_place(attempt_id: str, user_id: str, integration_type: str) -> Place:
+    """Where an attempt's PKCE verifier belongs."""
+    return Place("connection_attempts", "sealed_verifier", attempt_id, user_id, integration_type)
+
+
+def callback_place(attempt_id: str, user_id: str, integration_type: str) -> Place:
+    """Where the callback that an attempt holds belongs."""
+    return Place("connection_attempts", "sealed_callback", attempt_id, user_id, integration_type)
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
 
 
 class SealedTokens(Generic[T]):

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     ForeignKey,
     Identity,
@@ -19,6 +20,8 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    func,
+    literal_column,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
@@ -52,10 +55,10 @@ class AttemptState(StrEnum):
 
 
 class DataKeyState(StrEnum):
-    """What a data key is for. One at a time is active, that is, seals; the others open."""
+    """How far a data key's rotation has come. One at a time is arriving: what is sealed is being re-sealed with it."""
 
-    ACTIVE = "active"
-    RETIRED = "retired"
+    ARRIVING = "arriving"
+    SETTLED = "settled"
 
 
 metadata = MetaData(
@@ -222,18 +225,51 @@ data_keys = Table(
     metadata,
     Column("key_id", String(16), primary_key=True),
     Column("wrapped_key", LargeBinary, nullable=False),
-    Column("wrapping_key_id", String(16), nullable=False),
+    Column("wrapping_key_id", String(255), nullable=False),
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
+    Column("active_time", UtcDateTime, nullable=False),
 )
-"""The keys that values are sealed with, themselves encrypted."""
+"""The keys that values are sealed with, themselves encrypted. All open; the newest seals, from its `active_time` on.
+Times are the database's."""
 
-_is_active = data_keys.c.state == DataKeyState.ACTIVE.value
+_is_arriving = data_keys.c.state == DataKeyState.ARRIVING.value
 
 Index(
-    "uq_data_keys_state_active",
+    "uq_data_keys_state_arriving",
     data_keys.c.state,
     unique=True,
-    postgresql_where=_is_active,
-    sqlite_where=_is_active,
+    postgresql_where=_is_arriving,
+    sqlite_where=_is_arriving,
+)
+
+key_checks = Table(
+    "key_checks",
+    metadata,
+    Column("check_id", String(16), primary_key=True),
+    Column("wrapped_check", LargeBinary, nullable=False),
+    Column("wrapping_key_id", String(255), nullable=False),
+)
+"""One row, made with the first data key: it unwraps with the right key-encryption key only."""
+
+work_claims = Table(
+    "work_claims",
+    metadata,
+    Column("work", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("expire_time", UtcDateTime, nullable=False),
+)
+"""Who does what one server at a time should do, until when on the database's clock."""
+
+
+def data_key_id(sealed: ColumnElement[bytes]) -> ColumnElement[bytes]:
+    """The id of the data key that a value is sealed with, out of its header; see `keyring.py`."""
+    # Numbers written out: SQLite uses the index below only where the expression is the same to the letter.
+    return func.substr(sealed, literal_column("2"), literal_column("8"), type_=LargeBinary)
+
+
+Index(
+    "ix_integrations_data_key_id",
+    data_key_id(integrations.c.sealed_credentials),
+    integrations.c.integration_id,
 )

@@ -5,13 +5,13 @@ import base64
 import os
 import socket
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from integration_server.storage.engine import open_database
-from integration_server.storage.keyring import WrappingKey, open_keyring
+from integration_server.storage.key_encryption import KeyEncryptions, LocalKey
+from integration_server.storage.keyring import open_keyring
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import Finished, new_key, run, server_environment, serving
 from tests.end_to_end.system import clients_of
@@ -22,8 +22,8 @@ SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()
 async def make_data_key(database_url: str, key: bytes) -> str:
     """Give the database a data key; the id of the key that wraps it."""
     async with open_database(database_url) as database:
-        await open_keyring(database, key, clock=lambda: datetime.now(UTC))
-    return WrappingKey(key).key_id
+        await open_keyring(database, KeyEncryptions(LocalKey(key)))
+    return LocalKey(key).key_id
 
 
 def assert_refused(finished: Finished, *told: str) -> None:
@@ -61,7 +61,7 @@ async def test_a_wrong_key_is_refused_on_postgresql_too(postgres_url: str, tmp_p
     wrong = os.urandom(32)
     environment = server_environment(postgres_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(wrong).decode())
     finished = await run(tmp_path, environment, "serve")
-    assert_refused(finished, f"is wrapped by key {key_id}, which is not configured", WrappingKey(wrong).key_id)
+    assert_refused(finished, f"is wrapped by key {key_id}, which is not configured", LocalKey(wrong).key_id)
     assert environment["ENCRYPTION_KEY"] not in finished.err
 
 

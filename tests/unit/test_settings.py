@@ -146,6 +146,40 @@ def test_without_a_key_production_does_not_start_and_says_how_to_make_one() -> N
     assert "openssl rand -base64 32" in problem
 
 
+KMS_KEY = "arn:aws:kms:eu-central-1:123456789012:key/37647652-1d65-439a-a584-9100724de72b"
+
+
+@pytest.mark.parametrize(
+    "key_id",
+    [
+        KMS_KEY,
+        "arn:aws-us-gov:kms:us-gov-west-1:123456789012:alias/integrations",
+        "37647652-1d65-439a-a584-9100724de72b",
+        "mrk-1234abcd12ab34cd56ef1234567890ab",
+        "alias/team/integrations_1",
+    ],
+)
+def test_with_a_key_in_kms_production_needs_no_other(key_id: str) -> None:
+    settings = Settings.from_environment({"KMS_KEY_ID": key_id, "KMS_KEY_IDS_RETIRED": f"{KMS_KEY}, alias/former"})
+    assert settings.kms_key_id == key_id
+    assert settings.kms_key_ids_retired == (KMS_KEY, "alias/former")
+    assert settings.encryption_key is None
+
+
+@pytest.mark.parametrize("key_id", ["arn:aws:s3:::bucket", "alias/", "two words", "a,b", "alias/with space"])
+def test_what_is_no_key_of_kms_is_told(key_id: str) -> None:
+    (problem,) = problems_of({**PRODUCTION, "KMS_KEY_ID": key_id})
+    assert problem.startswith("KMS_KEY_ID: ")
+
+
+def test_data_keys_are_replaced_by_age_unless_it_is_switched_off() -> None:
+    assert Settings.from_environment(PRODUCTION).data_key_max_age == timedelta(days=90)
+    assert Settings.from_environment({**PRODUCTION, "DATA_KEY_MAX_AGE_DAYS": "0"}).data_key_max_age is None
+    assert Settings.from_environment(PRODUCTION).data_key_activation == timedelta(seconds=30)
+    problems = problems_of({**PRODUCTION, "DATA_KEY_MAX_AGE_DAYS": "-1", "DATA_KEY_ACTIVATION_SECONDS": "0"})
+    assert names_of(problems) == ["DATA_KEY_MAX_AGE_DAYS", "DATA_KEY_ACTIVATION_SECONDS"]
+
+
 def test_what_opens_nothing_needs_no_key() -> None:
     assert Settings.from_environment({}, needs_key=False).encryption_key is None
 

@@ -20,6 +20,7 @@ from integration_server.domain.integration import UserId
 from integration_server.service.ports import Place
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.key_encryption import KeyEncryptions, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.schema import migrate
 from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
@@ -285,7 +286,7 @@ class TestPostgresGoingAway:
     async def test_an_unknown_data_key_is_not_called_unreadable_meanwhile(self, server: PostgresServer) -> None:
         await migrate(server.url("postgres"))
         async with open_database(server.url("postgres")) as database:
-            here, elsewhere = [await open_keyring(database, bytes(32), clock=lambda: NOW) for _ in range(2)]
+            here, elsewhere = [await open_keyring(database, KeyEncryptions(LocalKey(bytes(32)))) for _ in range(2)]
             await elsewhere.add_data_key()
             sealed = await elsewhere.seal(b"secret", Place("table", "column", "uid"))
             await asyncio.to_thread(server.stop)

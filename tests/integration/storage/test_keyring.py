@@ -6,36 +6,28 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.service.ports import Place
 from integration_server.storage.attempts import SqlAttempts
+from integration_server.storage.clock import DatabaseTime
+from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.keyring import (
-    DataKeyInfo,
-    Keyring,
-    KeyringError,
-    WrappingKey,
-    describe_data_keys,
-    open_keyring,
-)
-from integration_server.storage.tables import data_keys
+from integration_server.storage.key_encryption import KeyringError, LocalKey
+from integration_server.storage.keyring import Keyring
+from integration_server.storage.tables import data_keys, key_checks
 from tests.contracts.store_contract import NOW, account, new_attempt, new_credentials, new_integration
+from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, opened, settle
 
-KEY, OTHER_KEY = bytes(range(32)), bytes(range(100, 132))
-KEY_ID, OTHER_KEY_ID = WrappingKey(KEY).key_id, WrappingKey(OTHER_KEY).key_id
 PLACE = Place("integrations", "sealed_credentials", "uid", "ann", "acme")
 PLAINTEXT = b'{"access_token":"at-confidential","refresh_token":"rt-confidential"}'
-
-
-def clock() -> datetime:
-    return datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class Stopwatch:
@@ -50,14 +42,14 @@ class Stopwatch:
 
 @pytest.fixture
 async def keyring(database: Database) -> Keyring:
-    return await open_keyring(database, KEY, clock=clock)
+    return await opened(database)
 
 
 class TestSealing:
     @pytest.fixture
     async def keyring(self, sqlite_url: str) -> AsyncIterator[Keyring]:
         async with open_database(sqlite_url) as database:
-            yield await open_keyring(database, KEY, clock=clock)
+            yield await opened(database)
 
     @pytest.mark.parametrize("plaintext", [b"", b"\x00", PLAINTEXT, bytes(100_000)], ids=len)
     async def test_opens_in_its_place(self, keyring: Keyring, plaintext: bytes) -> None:
@@ -131,29 +123,94 @@ class TestDataKeys:
 
         assert after[1:9].hex() == new_id != before[1:9].hex()
         assert await keyring.open(before, PLACE) == await keyring.open(after, PLACE) == PLAINTEXT
-        described = sorted(await describe_data_keys(database), key=lambda data_key: data_key.is_active)
-        assert described == [
-            DataKeyInfo(before[1:9].hex(), KEY_ID, is_active=False, create_time=clock()),
-            DataKeyInfo(new_id, KEY_ID, is_active=True, create_time=clock()),
-        ]
+        first, second = await describe_data_keys(database)
+        assert [first.key_id, second.key_id] == [before[1:9].hex(), new_id]
+        assert [first.wrapping_key_id, second.wrapping_key_id] == [KEY_ID, KEY_ID]
+        assert [first.is_active, second.is_active] == [False, True]
+        assert [first.is_settled, second.is_settled] == [True, False]
+        assert first.replaced_time == second.active_time
+
+    async def test_one_that_is_announced_is_known_before_it_seals(self, keyring: Keyring, database: Database) -> None:
+        announced = await keyring.add_data_key(timedelta(minutes=1))
+        other = await without_a_look(database)
+        for one in (keyring, other):
+            assert (await one.seal(PLAINTEXT, PLACE))[1:9].hex() == one.active_key_id != announced
+        first, second = await describe_data_keys(database)
+        assert [first.is_active, second.is_active, second.is_announced] == [True, False, True]
+
+        await bring_forward(database, announced)
+        await keyring.reload()
+        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        assert sealed[1:9].hex() == announced
+        assert await other.open(sealed, PLACE) == PLAINTEXT
+
+    async def test_one_that_is_not_announced_is_unknown_to_who_has_not_looked(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        """The twin: used at once, the new key's values do not open on another server until that looks."""
+        other = await without_a_look(database)
+        await keyring.add_data_key()
+        with pytest.raises(CredentialsUnreadable):
+            await other.open(await keyring.seal(PLAINTEXT, PLACE), PLACE)
+
+    async def test_one_is_added_when_the_one_before_is_settled(self, keyring: Keyring, database: Database) -> None:
+        await keyring.add_data_key()
+        with pytest.raises(KeyringError, match="rotate first"):
+            await keyring.add_data_key()
+        await settle(database)
+        await keyring.add_data_key()
+        assert len(await describe_data_keys(database)) == 3
 
     async def test_keyrings_of_one_database_learn_each_others(self, keyring: Keyring, database: Database) -> None:
-        other = await open_keyring(database, KEY, clock=clock)
+        other = await opened(database)
         for one, another in ((keyring, other), (other, keyring)):
             await one.add_data_key()
+            await settle(database)
             assert await another.open(await one.seal(PLAINTEXT, PLACE), PLACE) == PLAINTEXT
 
     async def test_one_that_was_added_elsewhere_seals_after_a_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
-        added = await (await open_keyring(database, KEY, clock=clock)).add_data_key()
+        added = await (await opened(database)).add_data_key()
         assert (await keyring.seal(PLAINTEXT, PLACE))[1:9].hex() != added
         await keyring.reload()
         assert (await keyring.seal(PLAINTEXT, PLACE))[1:9].hex() == added
 
+    async def test_one_that_was_removed_elsewhere_does_not_open_after_a_reload(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        await keyring.add_data_key()
+        async with database.writing() as connection:
+            await connection.execute(data_keys.delete().where(data_keys.c.key_id == sealed[1:9].hex()))
+        assert await keyring.open(sealed, PLACE) == PLAINTEXT
+        await keyring.reload()
+        with pytest.raises(CredentialsUnreadable):
+            await keyring.open(sealed, PLACE)
+
+    async def test_the_oldest_seals_when_the_clock_was_set_back_behind_all(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        first = keyring.active_key_id
+        second = await keyring.add_data_key(timedelta(minutes=1))
+        await bring_forward(database, first, timedelta(seconds=30))
+        assert (await opened(database)).active_key_id == first
+        await bring_forward(database, second)
+        assert (await opened(database)).active_key_id == second
+
+    async def test_a_running_server_keeps_its_keys_when_they_are_gone_from_the_database(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        async with database.writing() as connection:
+            await connection.execute(data_keys.delete())
+        with pytest.raises(KeyringError, match="gone from the database"):
+            await keyring.reload()
+        assert await keyring.open(sealed, PLACE) == PLAINTEXT
+
     async def test_forged_key_ids_are_looked_for_once_a_second(self, keyring: Keyring, database: Database) -> None:
         stopwatch = Stopwatch()
-        flooded = await open_keyring(database, KEY, clock=clock, monotonic=stopwatch)
+        flooded = await opened(database, monotonic=stopwatch)
         for _ in range(100):
             with pytest.raises(CredentialsUnreadable):
                 await flooded.open(b"\x01" + os.urandom(63), PLACE)
@@ -166,30 +223,112 @@ class TestDataKeys:
         assert await flooded.open(sealed, PLACE) == PLAINTEXT
 
     async def test_many_readers_of_an_unknown_key_look_once(self, keyring: Keyring, database: Database) -> None:
-        other = await open_keyring(database, KEY, clock=clock, monotonic=Stopwatch())
+        other = await opened(database, monotonic=Stopwatch())
         await keyring.add_data_key()
         sealed = await keyring.seal(PLAINTEXT, PLACE)
-        opened = await asyncio.gather(*(other.open(sealed, PLACE) for _ in range(50)))
-        assert opened == [PLAINTEXT] * 50
+        plaintexts = await asyncio.gather(*(other.open(sealed, PLACE) for _ in range(50)))
+        assert plaintexts == [PLAINTEXT] * 50
+
+    async def test_a_look_that_fails_is_made_again(self, database: Database, database_url: str) -> None:
+        keyring = await opened(database, monotonic=Stopwatch())
+        async with open_database(database_url) as another:
+            added = await opened(another)
+            await added.add_data_key()
+            sealed = await added.seal(PLAINTEXT, PLACE)
+        async with database.writing() as connection:
+            await connection.execute(text("ALTER TABLE data_keys RENAME TO elsewhere"))
+        for _ in range(2):
+            with pytest.raises(DBAPIError):  # and not CredentialsUnreadable: nobody could look
+                await keyring.open(sealed, PLACE)
+        async with database.writing() as connection:
+            await connection.execute(text("ALTER TABLE elsewhere RENAME TO data_keys"))
+        assert await keyring.open(sealed, PLACE) == PLAINTEXT
 
     async def test_servers_that_start_at_once_make_one_and_share_it(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(5)]
-            keyrings = await asyncio.gather(*(open_keyring(database, KEY, clock=clock) for database in databases))
+            keyrings = await asyncio.gather(*(opened(database) for database in databases))
             sealed = [await keyring.seal(PLAINTEXT, PLACE) for keyring in keyrings]
             for keyring in keyrings:
                 assert [await keyring.open(value, PLACE) for value in sealed] == [PLAINTEXT] * 5
             assert len(await describe_data_keys(databases[0])) == 1
 
-    async def test_one_is_active_whoever_adds(self, database_url: str) -> None:
+    async def test_one_is_added_whoever_adds(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
-            keyrings = [await open_keyring(database, KEY, clock=clock) for database in databases]
+            keyrings = [await opened(database) for database in databases]
             added = await asyncio.gather(*(keyring.add_data_key() for keyring in keyrings), return_exceptions=True)
-            assert all(isinstance(outcome, str | KeyringError) for outcome in added)
-            described = await describe_data_keys(databases[0])
-            assert sum(data_key.is_active for data_key in described) == 1
-            assert len(described) == 1 + sum(isinstance(outcome, str) for outcome in added)
+            assert sum(isinstance(outcome, str) for outcome in added) == 1
+            assert sum(isinstance(outcome, KeyringError) for outcome in added) == 2
+            assert len(await describe_data_keys(databases[0])) == 2
+
+
+async def bring_forward(database: Database, key_id: str, active_in: timedelta = timedelta(0)) -> None:
+    """Have it that an announced key's time comes then."""
+    values = {"active_time": DatabaseTime(active_in)}
+    async with database.writing() as connection:
+        await connection.execute(update(data_keys).where(data_keys.c.key_id == key_id).values(values))
+
+
+async def without_a_look(database: Database) -> Keyring:
+    """A keyring that has just looked for unknown keys, and will not look again."""
+    keyring = await opened(database, monotonic=Stopwatch())
+    with pytest.raises(CredentialsUnreadable):
+        await keyring.open(b"\x01" + os.urandom(63), PLACE)
+    return keyring
+
+
+class TestKeyCheck:
+    """Refuses the wrong key also where no data key does."""
+
+    async def test_a_wrong_key_is_refused_before_there_is_any_integration(self, database: Database) -> None:
+        await opened(database)
+        with pytest.raises(KeyringError, match=KEY_ID):
+            await opened(database, OTHER_KEY)
+        await opened(database)
+
+    async def test_a_wrong_key_is_refused_when_the_data_keys_are_gone(self, database: Database) -> None:
+        await opened(database)
+        async with database.writing() as connection:
+            await connection.execute(data_keys.delete())
+        with pytest.raises(KeyringError, match=f"wrapped by key {KEY_ID}, which is not configured"):
+            await opened(database, OTHER_KEY)
+        with pytest.raises(KeyringError, match="restore the table data_keys"):
+            await opened(database, KEY)
+
+    async def test_without_the_check_it_would_not_be(self, keyring: Keyring, database: Database) -> None:
+        """The twin: a wrong key would begin anew, and nothing that was sealed before would open."""
+        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        async with database.writing() as connection:
+            await connection.execute(data_keys.delete())
+            await connection.execute(key_checks.delete())
+        anew = await opened(database, OTHER_KEY)
+        with pytest.raises(CredentialsUnreadable):
+            await anew.open(sealed, PLACE)
+
+    async def test_an_altered_check_is_refused(self, keyring: Keyring, database: Database) -> None:
+        async with database.writing() as connection:
+            await connection.execute(update(key_checks).values(wrapped_check=bytes(60)))
+        with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
+            await opened(database)
+        assert keyring.active_key_id
+
+    async def test_a_database_from_before_there_were_checks_gets_one(self, database: Database) -> None:
+        keyring = await opened(database)
+        async with database.writing() as connection:
+            await connection.execute(key_checks.delete())
+        assert (await opened(database)).active_key_id == keyring.active_key_id
+        async with database.reading() as connection:
+            assert len((await connection.execute(select(key_checks))).all()) == 1
+
+    async def test_servers_that_start_at_once_with_unlike_keys_do_not_both_start(self, database_url: str) -> None:
+        async with AsyncExitStack() as stack:
+            databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(2)]
+            started = await asyncio.gather(
+                *(opened(database, key) for database, key in zip(databases, (KEY, OTHER_KEY), strict=True)),
+                return_exceptions=True,
+            )
+        assert sorted(type(outcome).__name__ for outcome in started) == ["Keyring", "KeyringError"]
 
 
 class TestWrappingKeys:
@@ -197,7 +336,7 @@ class TestWrappingKeys:
         self, keyring: Keyring, database: Database
     ) -> None:
         sealed = await keyring.seal(PLAINTEXT, PLACE)
-        rotated = await open_keyring(database, OTHER_KEY, [KEY], clock=clock)
+        rotated = await opened(database, OTHER_KEY, KEY)
         assert await rotated.open(sealed, PLACE) == PLAINTEXT
         await rotated.add_data_key()
         assert {data_key.wrapping_key_id for data_key in await describe_data_keys(database)} == {KEY_ID, OTHER_KEY_ID}
@@ -205,10 +344,10 @@ class TestWrappingKeys:
     @pytest.mark.usefixtures("keyring")
     async def test_a_wrong_one_is_refused_by_name(self, database: Database) -> None:
         with pytest.raises(KeyringError) as caught:
-            await open_keyring(database, OTHER_KEY, [bytes(32)], clock=clock)
+            await opened(database, OTHER_KEY, bytes(32))
         message = str(caught.value)
         assert f"is wrapped by key {KEY_ID}, which is not configured" in message
-        assert f"configured: {OTHER_KEY_ID}, {WrappingKey(bytes(32)).key_id}" in message
+        assert f"configured: {OTHER_KEY_ID}, {LocalKey(bytes(32)).key_id}" in message
         assert not any(form in message.encode() for key in (KEY, OTHER_KEY) for form in forms_of(key))
 
     @pytest.mark.parametrize("wrapped", [b"", b"short", bytes(60)])
@@ -217,7 +356,7 @@ class TestWrappingKeys:
         async with database.writing() as connection:
             await connection.execute(update(data_keys).values(wrapped_key=wrapped))
         with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
-            await open_keyring(database, KEY, clock=clock)
+            await opened(database)
 
     async def test_a_data_key_does_not_open_under_another_id(self, keyring: Keyring, database: Database) -> None:
         await keyring.add_data_key()
@@ -231,11 +370,11 @@ class TestWrappingKeys:
                 update(data_keys).where(data_keys.c.key_id == second.key_id).values(wrapped_key=moved)
             )
         with pytest.raises(KeyringError, match=f"data key {second.key_id} does not open"):
-            await open_keyring(database, KEY, clock=clock)
+            await opened(database)
 
     async def test_one_that_is_unknown_here_leaves_the_others_open(self, keyring: Keyring, database: Database) -> None:
         before = await keyring.seal(PLAINTEXT, PLACE)
-        elsewhere = await open_keyring(database, OTHER_KEY, [KEY], clock=clock)
+        elsewhere = await opened(database, OTHER_KEY, KEY)
         await elsewhere.add_data_key()
         after = await elsewhere.seal(PLAINTEXT, PLACE)
 
@@ -249,7 +388,7 @@ class TestWrappingKeys:
     @pytest.mark.parametrize("length", [0, 16, 31, 33])
     async def test_another_length_is_refused(self, database: Database, length: int) -> None:
         with pytest.raises(ValueError, match="32 bytes"):
-            await open_keyring(database, bytes(length), clock=clock)
+            await opened(database, bytes(length))
 
 
 def forms_of(secret: bytes) -> Sequence[bytes]:
@@ -265,7 +404,7 @@ def forms_of(secret: bytes) -> Sequence[bytes]:
 async def test_the_files_hold_neither_credentials_nor_keys(sqlite_url: str) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     async with open_database(sqlite_url) as database:
-        keyring = await open_keyring(database, KEY, clock=clock)
+        keyring = await opened(database)
         sealed = await keyring.seal(PLAINTEXT, PLACE)
         await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(sealed), NOW)
         attempt = new_attempt(sealed_verifier=sealed)
@@ -273,7 +412,7 @@ async def test_the_files_hold_neither_credentials_nor_keys(sqlite_url: str) -> N
         await SqlAttempts(database).hold(attempt.attempt_id, sealed, NOW)
         async with database.reading() as connection:
             ((key_id, wrapped_key),) = await connection.execute(text("SELECT key_id, wrapped_key FROM data_keys"))
-        data_key = WrappingKey(KEY).unwrap(wrapped_key, key_id)
+        data_key = await LocalKey(KEY).unwrap(wrapped_key, key_id)
         files = b"".join(file.read_bytes() for file in path.parent.iterdir())
 
     assert files.count(sealed) >= 3  # so this is where to look

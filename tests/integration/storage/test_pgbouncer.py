@@ -13,18 +13,17 @@ from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.changes import SqlChanges
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.keyring import open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.schema import migrate
 from tests.contracts.store_contract import (
     ANN,
     LATER,
-    NOW,
     AttemptStoreContract,
     IntegrationStoreContract,
     connected,
     new_credentials,
 )
+from tests.keyrings import opened
 from tests.pgbouncer import needs_pgbouncer, pooled
 from tests.postgres import PostgresServer
 
@@ -69,7 +68,7 @@ async def use_everything(database: Database) -> None:
 
 async def test_many_at_once(pooled_url: str) -> None:
     async with open_database(pooled_url) as one, open_database(pooled_url) as other:
-        await open_keyring(one, bytes(32), clock=lambda: NOW)
+        await opened(one)
         begin = await SqlChanges(one).since(None)
         await asyncio.gather(*(use_everything(database) for database in (one, other) for _ in range(10)))
         assert len((await SqlChanges(one).since(begin.place)).integration_ids) == 20

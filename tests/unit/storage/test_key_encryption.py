@@ -1,10 +1,10 @@
-"""Reading keys, and keeping them hidden."""
+"""Local keys: reading them, and keeping them hidden."""
 
 import base64
 
 import pytest
 
-from integration_server.storage.keyring import WrappingKey, parse_key
+from integration_server.storage.key_encryption import LocalKey, parse_key
 
 KEY = bytes(range(0xE0, 0x100))  # its base64 has what differs between the alphabets
 STANDARD = base64.b64encode(KEY).decode()
@@ -38,18 +38,18 @@ def test_does_not_quote_what_is_not_base64(text: str) -> None:
 
 
 def test_a_keys_id_is_the_same_every_time_and_does_not_tell_the_key() -> None:
-    key = WrappingKey(KEY)
-    assert key.key_id == WrappingKey(KEY).key_id
-    assert key.key_id != WrappingKey(bytes(32)).key_id
+    key = LocalKey(KEY)
+    assert key.key_id == LocalKey(KEY).key_id
+    assert key.key_id != LocalKey(bytes(32)).key_id
     assert len(key.key_id) == 8
     assert bytes.fromhex(key.key_id) not in KEY
 
 
 def test_a_key_hides_in_its_repr() -> None:
-    assert repr(WrappingKey(KEY)) == f"WrappingKey(key_id='{WrappingKey(KEY).key_id}')"
+    assert repr(LocalKey(KEY)) == f"LocalKey(key_id='{LocalKey(KEY).key_id}')"
 
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 def test_a_key_has_32_bytes(length: int) -> None:
     with pytest.raises(ValueError, match=f"must be 32 bytes, not {length}"):
-        WrappingKey(bytes(length))
+        LocalKey(bytes(length))

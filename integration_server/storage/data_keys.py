@@ -1,0 +1,136 @@
+"""Looking after the data keys: what there is, wrapping them with another key-encryption key, removing one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, Row, Table, delete, select, update
+
+from integration_server.storage.clock import DatabaseTime
+from integration_server.storage.engine import Database
+from integration_server.storage.key_encryption import KeyEncryptions, KeyringError
+from integration_server.storage.sealed_columns import count_values
+from integration_server.storage.tables import DataKeyState, data_keys, key_checks
+
+KEEP_REPLACED = timedelta(days=1)
+"""How long a data key is kept after another began to seal. Tokens that browsers carry live for minutes, those of pages
+for as long as somebody reads on; and a server that cannot reach the database keeps what it refreshed on its disk."""
+
+_ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """What may be told of a data key. Times are the database's; `replaced_time` is when the next one began to seal."""
+
+    key_id: str
+    wrapping_key_id: str
+    is_settled: bool
+    create_time: datetime
+    active_time: datetime
+    replaced_time: datetime | None
+    now: datetime
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether its time is still to come."""
+        return self.active_time > self.now
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it seals."""
+        return not self.is_announced and self.replaced_time is None
+
+    @property
+    def remove_time(self) -> datetime | None:
+        """When it may be removed, once no value needs it; None while it is in use."""
+        return None if self.replaced_time is None else self.replaced_time + KEEP_REPLACED
+
+
+async def describe_data_keys(database: Database) -> Sequence[DataKey]:
+    """All data keys, in the order of their use. Needs no key."""
+    async with database.reading() as connection:
+        return _described((await connection.execute(_ALL_KEYS)).all())
+
+
+async def count_sealed_values(database: Database, key_id: str) -> int:
+    """How many stored values this data key seals."""
+    async with database.reading() as connection:
+        return sum((await count_values(connection, key_id)).values())
+
+
+async def rewrap(database: Database, keys: KeyEncryptions) -> int:
+    """Wrap every data key, and the key check, with the current key-encryption key; how many were not.
+
+    Each is a commit of its own: after a crash, do it again. Raises `KeyringError` or `StoreUnavailable`.
+    """
+    done = await _rewrap(database, keys, data_keys, data_keys.c.key_id, data_keys.c.wrapped_key)
+    await _rewrap(database, keys, key_checks, key_checks.c.check_id, key_checks.c.wrapped_check)
+    return done
+
+
+async def remove_data_key(database: Database, key_id: str, *, force: bool = False) -> None:
+    """Remove a data key that is not needed any more. Raises `KeyringError` that says why it is.
+
+    With `force` it need not have been out of use for long; stored values that need it keep it all the same.
+    """
+    async with database.writing() as connection:
+        keys = {key.key_id: key for key in _described((await connection.execute(_ALL_KEYS)).all())}
+        if key_id not in keys:
+            raise KeyringError(f"there is no data key {key_id}")
+        _require_out_of_use(keys[key_id], force=force)
+        _require_not_needed(key_id, await count_values(connection, key_id))
+        await connection.execute(delete(data_keys).where(data_keys.c.key_id == key_id))
+
+
+def _described(rows: Sequence[Row[Any]]) -> Sequence[DataKey]:
+    return [_describe(row, after) for row, after in zip(rows, [*rows[1:], None], strict=False)]
+
+
+def _describe(row: Row[Any], after: Row[Any] | None) -> DataKey:
+    return DataKey(
+        key_id=row.key_id,
+        wrapping_key_id=row.wrapping_key_id,
+        is_settled=row.state == DataKeyState.SETTLED,
+        create_time=row.create_time,
+        active_time=row.active_time,
+        replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
+        now=row.now,
+    )
+
+
+async def _rewrap(
+    database: Database, keys: KeyEncryptions, table: Table, row_id: Column[str], wrapped: Column[bytes]
+) -> int:
+    wrapping_key_id = table.c.wrapping_key_id
+    query = select(row_id.label("row_id"), wrapped.label("wrapped"), wrapping_key_id)
+    async with database.reading() as connection:
+        rows = (await connection.execute(query.where(wrapping_key_id != keys.current_id))).all()
+    for row in rows:
+        key = await keys.unwrap(row.wrapped, row.row_id, row.wrapping_key_id)
+        again = await keys.wrap(key, row.row_id)
+        replace = (
+            update(table)
+            .where(row_id == row.row_id, wrapped == row.wrapped)
+            .values({wrapped: again, wrapping_key_id: keys.current_id})
+        )
+        async with database.writing() as connection:
+            await connection.execute(replace)
+    return len(rows)
+
+
+def _require_out_of_use(key: DataKey, *, force: bool) -> None:
+    if key.remove_time is None:
+        raise KeyringError(f"data key {key.key_id} is the one that seals, or will: it is needed")
+    if key.remove_time > key.now and not force:
+        raise KeyringError(
+            f"data key {key.key_id} may be removed from {key.remove_time:%F %T} UTC on: until then servers may have "
+            "refreshed credentials on their disks, and callers tokens, that are sealed with it (--force: remove it now)"
+        )
+
+
+def _require_not_needed(key_id: str, counts: Mapping[str, int]) -> None:
+    if counts:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise KeyringError(f"data key {key_id} still seals {told}: run `keys rotate` first (--no-new-key will do)")

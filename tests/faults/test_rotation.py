@@ -1,0 +1,96 @@
+"""A hundred thousand rows rotated under load by a command that is killed twenty times. `make test-rotation` runs it."""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from integration_server.storage.data_keys import describe_data_keys
+from integration_server.storage.engine import open_database
+from tests.end_to_end.processes import serving
+from tests.end_to_end.rotating import fill, killed, peak_memory, reading, rotated, unreadable
+from tests.end_to_end.system import clients_of
+from tests.end_to_end.test_rotating_keys import ended, environment_for
+
+ROWS = int(os.environ.get("ROTATION_ROWS", "100000"))
+KILLS = int(os.environ.get("ROTATION_KILLS", "20"))
+SEED = int(os.environ.get("ROTATION_SEED", random.randrange(2**32)))
+SERVERS = 2
+READERS = 8
+DEADLINE = 3600.0  # seconds for a rotation: many times what it takes
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints for whoever watches, whatever pytest captures."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"  {line}", flush=True)
+
+    return tell
+
+
+@pytest.mark.slow
+async def test_none_is_unreadable_and_no_call_fails(
+    tmp_path: Path, database_url: str, tell: Callable[[str], None]
+) -> None:
+    tell(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")
+    chance = random.Random(SEED)
+    environment = environment_for(tmp_path, database_url)
+    await fill(database_url, environment["ENCRYPTION_KEY"], ROWS)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(database_url))
+        commands = [await stack.enter_async_context(serving(tmp_path, environment)) for _ in range(SERVERS)]
+        clients = [
+            await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
+            for command in commands
+        ]
+        begun = time.monotonic()
+        async with reading(clients, ROWS, READERS, chance) as load:
+            kills = 0
+            while kills < KILLS:
+                kills += await killed(tmp_path, database, environment, delay=chance.uniform(0, 1))
+            finished, *_ = await rotated(tmp_path, environment, DEADLINE)
+        assert finished.code == 0, finished.err
+        assert load.failures == []
+        keys = await describe_data_keys(database)
+        assert keys[-1].is_settled
+        tell(
+            f"killed {kills} times over {len(keys) - 1} rotations, then finished, in {time.monotonic() - begun:.0f} s; "
+            f"meanwhile {load.calls:,} calls, none failed"
+        )
+        assert await unreadable(clients, ROWS) == []
+        tell(f"all {ROWS:,} rows read")
+
+        begun = time.monotonic()
+        async with reading(clients, ROWS, READERS, chance) as load:
+            finished, peak, cpu = await rotated(tmp_path, environment, DEADLINE)
+        assert finished.code == 0, finished.err
+        assert f"{ROWS:,} values were re-sealed" in finished.out
+        assert load.failures == []
+        took = time.monotonic() - begun
+        servers = max(peak_memory(command.process.pid) for command in commands)
+        tell(
+            f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
+            f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "
+            f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {servers} MiB"
+        )
+        tell(finished.out.strip().splitlines()[-1])
+
+        newest = (await describe_data_keys(database))[-1].key_id
+        for key in await describe_data_keys(database):
+            if key.key_id != newest:
+                await remove(tmp_path, environment, key.key_id)
+        assert [key.key_id for key in await describe_data_keys(database)] == [newest]
+        assert await unreadable(clients, ROWS) == []
+        tell("former keys removed; all rows still read")
+
+
+async def remove(directory: Path, environment: dict[str, str], key_id: str) -> None:
+    finished = await ended(directory, environment, "keys", "remove", key_id, "--force")
+    assert finished.code == 0, finished.err
