@@ -63,6 +63,7 @@ test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/bandit --quiet --recursive integration_server --configfile pyproject.toml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python protos/generate.py --check

@@ -40,16 +40,16 @@ _LOOKS_RANDOM = re.compile(_RANDOM, re.IGNORECASE).fullmatch
 _SHAPES = re.compile(
     rf"""
       (?i:\bcookie\s*:\s*)[^\r\n]+                                              # all of them
-    | \b(?:Bearer|Basic)\s+[\w.~+/=-]{{8,}}                                     # an Authorization header (RFC 6750, RFC 7617)
+    | \b(?:Bearer|Basic)\s+[\w.~+/=-]{{8,}}                                     # RFC 6750, RFC 7617
     | (?<=://)[^\s/@:]*:[^\s/@]+(?=@)                                           # a URL's user and password
     | {_START}eyJ[\w-]{{8,}}\.[\w-]*(?:\.[\w-]*)*                               # a JWT or JWE: base64url of {{"
-    | {_START}A[Q-Za-f][\w-]{{60,}}                                             # sealed by us: base64url of format 1, key id …
+    | {_START}A[Q-Za-f][\w-]{{60,}}                                             # sealed by us: format 1, key id …
     | {_START}(?:
           (?:sk|rk|pk)_(?:live|test)_\w{{8,}} | whsec_[\w+/=-]{{8,}}            # Stripe
         | xox[a-z]-[\w-]{{8,}} | xapp-[\w-]{{8,}}                               # Slack
         | gh[a-z]_\w{{16,}} | github_pat_\w{{16,}} | glpat-[\w-]{{16,}}         # GitHub, GitLab
         | ya29\.[\w.-]{{8,}} | 1//[\w-]{{16,}} | 4/0[\w-]{{16,}} | GOCSPX-[\w-]{{8,}}
-        | AIza[\w-]{{30,}}  # Google
+        | AIza[\w-]{{30,}}                                                       # Google
         | EAA[\w-]{{16,}} | sq0[a-z]{{3}}-[\w-]{{16,}}                          # Meta and Square, Square
         | SG\.[\w-]{{8,}}\.[\w-]{{8,}}                                          # SendGrid
         | (?:AC|SK)[0-9a-f]{{32}}                                               # Twilio
