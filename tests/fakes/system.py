@@ -57,6 +57,7 @@ class FakeSystem:
 
     waiting_passes: bool = False
 
+    redirects: RedirectPolicy = field(default_factory=lambda: RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL]))
     clock: SettableClock = field(default_factory=SettableClock)
     names: CountingNames = field(default_factory=CountingNames)
     rows: Rows = field(default_factory=Rows)
@@ -79,7 +80,6 @@ class FakeSystem:
         self.attempts = MemoryAttempts(self.rows, atomic=self.atomic_attempts)
         self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
         self.spill = MemorySpill()
-        self.redirects = RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
         self.history = MemoryHealthHistory(self.rows)
         self.agenda = MemoryAgenda(self.rows)
         self.schedule = Schedule(BUFFER, CHECK_INTERVAL, lambda: 0.5)
