@@ -1,6 +1,8 @@
 # People's habits. `make` alone lists them.
 
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
+CASES ?=  # how many for make test-fuzz
+SEED ?=   # and which
 ARGS ?=   # more arguments for pytest: make test ARGS="-k callback"
 
 VENV := .venv
@@ -18,7 +20,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
@@ -58,6 +60,10 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 .PHONY: test
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
+
+.PHONY: test-fuzz
+test-fuzz: $(STAMP) ## Send 100,000 hostile calls to a real server (other numbers: CASES=1000 SEED=1)
+	@CASES=$(CASES) SEED=$(SEED) PYTHONPATH=.:generated $(BIN)/python -m tests.fuzz
 
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 
@@ -99,7 +99,7 @@ def round_trips() -> Iterator[Counter[str]]:
     """How often a statement is run, or a connection made or lent, by any engine of this process."""
     counted: Counter[str] = Counter()
 
-    def count(kind: str) -> object:
+    def count(kind: str) -> Callable[..., None]:
         def counting(*_: object) -> None:
             counted[kind] += 1
 

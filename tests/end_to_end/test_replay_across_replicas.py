@@ -33,7 +33,7 @@ INVALID = Refusal(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
 
 @asynccontextmanager
-async def first_replica(database_url: str, **settings: str) -> AsyncIterator[System]:
+async def first_replica(database_url: str, **settings: Any) -> AsyncIterator[System]:
     """A server, and the sandbox that both of them know."""
     async with running_system(database_url, environment=ENVIRONMENT, **settings) as system:
         system.sandbox.register_client(CLIENT_ID, SECRET, [own_callback("sandbox"), APP_CALLBACK])

@@ -1,6 +1,7 @@
 """Only what is on a list character by character is an address to send a browser to, and every laxer way has a hole."""
 
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -89,11 +90,12 @@ def test_a_list_that_is_compared_in_another_way_lets_some_of_them_in(allowed: st
 async def test_with_such_a_list_the_browser_is_sent_to_the_attacker(field: str) -> None:
     allowed = APP_CALLBACK if field == "redirect_uri" else RETURN_URL
     evil = next(address for address in near(allowed) if address.startswith("https://app.example.evil.example/"))
+    asked: dict[str, Any] = {field: evil}
     strict, lax = FakeSystem(), FakeSystem(redirects=LaxPolicy(LAX["begins with the origin"]))
     with pytest.raises(RedirectUriNotAllowed):
-        await strict.begin(**{field: evil})
+        await strict.begin(**asked)
     async with lax.tasks:
-        begun = await lax.begin(**{field: evil})
+        begun = await lax.begin(**asked)
         outcome = await lax.call_back(begun.state)
     sent_to = lax.provider.exchanges[0][1] if field == "redirect_uri" else outcome.redirect_url
     assert urlsplit(sent_to).hostname == "app.example.evil.example"

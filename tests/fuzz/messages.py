@@ -1,0 +1,156 @@
+"""Requests for every RPC, drawn from the contract's own descriptors: nearly valid and hostile values mixed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import strategies as st
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.hostile import TEXTS
+
+METHODS: Sequence[MethodDescriptor] = [
+    method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods
+]
+
+PLANTED = "planted-secret-0123456789abcdef"
+"""Sent wherever a request has a secret; no answer may have it."""
+
+_SECRET_FIELDS = {"api_key", "api_secret", "webhook_secret", "code"}
+_DEEPEST = 3
+
+
+@dataclass
+class Known:
+    """Values that mean something to the server at the moment, by the names of the fields that take them."""
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+
+    def of(self, name: str) -> list[Any]:
+        """Those for a field of this name."""
+        return self.values.get(name, [])
+
+
+texts = st.one_of(
+    st.just(""),
+    st.sampled_from(TEXTS),
+    st.text(max_size=30),
+    st.sampled_from(
+        ["\0", "a\0b", " ", "\n", "../..", "%00", "'; DROP TABLE integrations; --", "\U0010ffff", "{}", "[]"]
+    ),
+    st.builds(
+        lambda text, times: text * times, st.sampled_from(["a", "é", "🦆", "\0"]), st.sampled_from([128, 129, 9000])
+    ),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=10) | st.sampled_from(TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
+}
+
+
+def _numbers(lowest: int, highest: int) -> st.SearchStrategy[int]:
+    edges = [edge for edge in (lowest, highest, 0, 1, -1) if lowest <= edge <= highest]
+    return st.sampled_from(edges) | st.integers(0, 300) | st.integers(lowest, highest)
+
+
+def _scalar(of: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
+    meaningful = known.of(of.name)
+    usual = [st.sampled_from(meaningful)] * 3 if meaningful else []
+    if of.name in _SECRET_FIELDS:
+        usual.append(st.just(PLANTED))
+    match of.cpp_type:
+        case FieldDescriptor.CPPTYPE_STRING:
+            if of.type == FieldDescriptor.TYPE_BYTES:
+                return st.one_of(*usual, st.binary(max_size=40))
+            altered = [st.builds(_altered, st.sampled_from(meaningful), st.integers(0, 400))] if meaningful else []
+            return st.one_of(*usual, *altered, texts)
+        case FieldDescriptor.CPPTYPE_BOOL:
+            return st.booleans()
+        case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
+            return st.floats(width=32)
+        case number:
+            return st.one_of(*usual, _numbers(*_RANGES[number]))
+
+
+def _altered(text: str, at: int) -> str:
+    at %= len(text) + 1
+    return text[:at] + "A" + text[at + 1 :]
+
+
+@st.composite
+def message(draw: st.DrawFn, descriptor: Descriptor, known: Known, depth: int = 0) -> Message:
+    """A message of this type. Most fields are given; what a request must name is there more often than not."""
+    built: Any = GetMessageClass(descriptor)()
+    for name, of in descriptor.fields_by_name.items():
+        given = draw(st.integers(0, 9))
+        if given >= (9 if known.of(name) and depth == 0 else 4):
+            continue
+        if of.message_type is None:
+            one = _scalar(of, known)
+            _set(built, of, draw(st.lists(one, max_size=3) if of.is_repeated else one))
+        elif of.message_type.full_name == "google.protobuf.Struct":
+            getattr(built, name).update(draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)))
+        elif of.message_type.full_name == "google.protobuf.FieldMask":
+            paths = st.sampled_from(["name", "config", "is_active", "user_id", "*", ""]) | texts
+            getattr(built, name).paths.extend(draw(st.lists(paths, max_size=3)))
+        elif of.message_type.GetOptions().map_entry:
+            entries = draw(st.dictionaries(texts, texts, max_size=3))
+            if of.message_type.fields_by_name["value"].message_type is None:
+                getattr(built, name).update(entries)
+        elif depth < _DEEPEST:
+            inner = message(of.message_type, known, depth + 1)
+            if of.is_repeated:
+                getattr(built, name).extend(draw(st.lists(inner, max_size=3)))
+            else:
+                getattr(built, name).CopyFrom(draw(inner))
+    drawn: Message = built
+    return drawn
+
+
+def _set(built: Any, of: FieldDescriptor, value: Any) -> None:
+    if of.is_repeated:
+        getattr(built, of.name).extend(value)
+    else:
+        setattr(built, of.name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class RpcCase:
+    """A call: of a known method with a message of its type, or with bytes that may be none."""
+
+    method: MethodDescriptor
+    request: bytes
+    is_message: bool
+
+    def __repr__(self) -> str:
+        said: object = (
+            GetMessageClass(self.method.input_type).FromString(self.request) if self.is_message else self.request
+        )
+        return f"{self.method.name}({said!s:.600})"
+
+
+def rpc_cases(known: Known) -> st.SearchStrategy[RpcCase]:
+    """Calls of any method."""
+
+    def of(method: MethodDescriptor) -> st.SearchStrategy[RpcCase]:
+        whole = message(method.input_type, known).map(
+            lambda request: RpcCase(method, request.SerializeToString(), True)
+        )
+        return st.one_of(whole, whole, whole, st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60)))
+
+    return st.sampled_from(METHODS).flatmap(of)
+
+
+def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:
+    return RpcCase(case.method, case.request[:at] + noise, is_message=False)
