@@ -78,7 +78,7 @@ async def refuse_baldly(request: bytes, context: Any) -> bytes:
 async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) -> None:
     method = next(method for method in METHODS if method.name == "ConnectWithApiKey")
     server: Any = grpc.aio.server()
-    handlers = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
+    handlers: Any = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
     server.add_registered_method_handlers(method.containing_service.full_name, handlers)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

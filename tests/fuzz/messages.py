@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import strategies as st
 
 from integrations.v1 import integration_service_pb2 as pb
@@ -88,41 +90,41 @@ def _altered(text: str, at: int) -> str:
     return text[:at] + "A" + text[at + 1 :]
 
 
-@st.composite
-def message(draw: st.DrawFn, descriptor: Descriptor, known: Known, depth: int = 0) -> Message:
-    """A message of this type. Most fields are given; what a request must name is there more often than not."""
-    built: Any = GetMessageClass(descriptor)()
-    for name, of in descriptor.fields_by_name.items():
-        given = draw(st.integers(0, 9))
-        if given >= (9 if known.of(name) and depth == 0 else 4):
-            continue
-        if of.message_type is None:
-            one = _scalar(of, known)
-            _set(built, of, draw(st.lists(one, max_size=3) if of.is_repeated else one))
-        elif of.message_type.full_name == "google.protobuf.Struct":
-            getattr(built, name).update(draw(st.dictionaries(st.text(max_size=5), json_values, max_size=3)))
-        elif of.message_type.full_name == "google.protobuf.FieldMask":
-            paths = st.sampled_from(["name", "config", "is_active", "user_id", "*", ""]) | texts
-            getattr(built, name).paths.extend(draw(st.lists(paths, max_size=3)))
-        elif of.message_type.GetOptions().map_entry:
-            entries = draw(st.dictionaries(texts, texts, max_size=3))
-            if of.message_type.fields_by_name["value"].message_type is None:
-                getattr(built, name).update(entries)
-        elif depth < _DEEPEST:
-            inner = message(of.message_type, known, depth + 1)
-            if of.is_repeated:
-                getattr(built, name).extend(draw(st.lists(inner, max_size=3)))
-            else:
-                getattr(built, name).CopyFrom(draw(inner))
-    drawn: Message = built
-    return drawn
+def message(descriptor: Descriptor, known: Known, depth: int = 0) -> st.SearchStrategy[Message]:
+    """Messages of this type; more often than not with all the fields that there are meaningful values for."""
+    kind: Any = GetMessageClass(descriptor)
+    drawn = {name: _field(of, known, depth) for name, of in descriptor.fields_by_name.items()}
+    fields = {name: strategy for name, strategy in drawn.items() if strategy is not None}
+    meaningful = {name: strategy for name, strategy in fields.items() if known.of(name)}
+    others = {name: strategy for name, strategy in fields.items() if not known.of(name)}
+    likely = st.fixed_dictionaries(meaningful, optional=others)
+    values = st.one_of(likely, likely, st.fixed_dictionaries({}, optional=fields))
+    return values.map(lambda given: kind(**given))
 
 
-def _set(built: Any, of: FieldDescriptor, value: Any) -> None:
-    if of.is_repeated:
-        getattr(built, of.name).extend(value)
+def _field(of: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any] | None:
+    """Values for a field; None where messages would lie too deep in each other."""
+    if of.message_type is None:
+        one = _scalar(of, known)
+    elif of.message_type.full_name == Struct.DESCRIPTOR.full_name:
+        one = st.dictionaries(st.text(max_size=5), json_values, max_size=3).map(_struct)
+    elif of.message_type.full_name == FieldMask.DESCRIPTOR.full_name:
+        paths = st.sampled_from(["name", "config", "is_active", "user_id", "*", ""]) | texts
+        one = st.lists(paths, max_size=3).map(lambda drawn: FieldMask(paths=drawn))
+    elif of.message_type.GetOptions().map_entry:
+        kinds = of.message_type.fields_by_name
+        return st.dictionaries(_scalar(kinds["key"], known), _scalar(kinds["value"], known), max_size=3)
+    elif depth < _DEEPEST:
+        one = message(of.message_type, known, depth + 1)
     else:
-        setattr(built, of.name, value)
+        return None
+    return st.lists(one, max_size=3) if of.is_repeated else one
+
+
+def _struct(content: dict[str, Any]) -> Struct:
+    struct = Struct()
+    struct.update(content)
+    return struct
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def rpc_cases(known: Known) -> st.SearchStrategy[RpcCase]:
         )
         return st.one_of(whole, whole, whole, st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60)))
 
-    return st.sampled_from(METHODS).flatmap(of)
+    return st.one_of(*map(of, METHODS))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:
