@@ -19,6 +19,7 @@ from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.databases import PostgresServer, run_postgres
+from tests.end_to_end.leaks import assert_nothing_left, files_of, files_under, rows_of
 from tests.end_to_end.processes import Command, server_environment, serving
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
@@ -71,6 +72,8 @@ async def running_replicas(
             for command in commands
         ]
         yield Replicas(commands, clients, sandbox)
+    left = {**files_under(directory, "*.out", "*.err", "spill/*"), **files_of(database_url)}
+    assert_nothing_left({"sandbox": sandbox.secrets}, {**left, "rows": await rows_of(database_url)})
 
 
 @pytest.fixture
