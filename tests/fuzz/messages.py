@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from integrations.v1 import integration_service_pb2 as pb
 from tests.hostile import TEXTS
+
+T = TypeVar("T")
 
 METHODS: Sequence[MethodDescriptor] = [
     method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods
@@ -66,23 +68,31 @@ def _numbers(lowest: int, highest: int) -> st.SearchStrategy[int]:
     return st.sampled_from(edges) | st.integers(0, 300) | st.integers(lowest, highest)
 
 
+def one_in_turn(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
+    """Each as often as it is named, whatever it consists of: `one_of` would count the parts of those that have some."""
+    return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
+
+
 def _scalar(of: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
-    meaningful = known.of(of.name)
-    usual = [st.sampled_from(meaningful)] * 3 if meaningful else []
-    if of.name in _SECRET_FIELDS:
-        usual.append(st.just(PLANTED))
+    """Values for a field: mostly meaningful ones, where there are any."""
+    meaningful = [*known.of(of.name), *([PLANTED] if of.name in _SECRET_FIELDS else [])]
+    odd = _odd(of, meaningful)
+    return one_in_turn([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
+
+
+def _odd(of: FieldDescriptor, meaningful: Sequence[Any]) -> st.SearchStrategy[Any]:
     match of.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             if of.type == FieldDescriptor.TYPE_BYTES:
-                return st.one_of(*usual, st.binary(max_size=40))
-            altered = [st.builds(_altered, st.sampled_from(meaningful), st.integers(0, 400))] if meaningful else []
-            return st.one_of(*usual, *altered, texts)
+                return st.binary(max_size=40)
+            altered = st.builds(_altered, st.sampled_from(meaningful), st.integers(0, 400)) if meaningful else texts
+            return st.one_of(altered, texts)
         case FieldDescriptor.CPPTYPE_BOOL:
             return st.booleans()
         case FieldDescriptor.CPPTYPE_DOUBLE | FieldDescriptor.CPPTYPE_FLOAT:
             return st.floats(width=32)
         case number:
-            return st.one_of(*usual, _numbers(*_RANGES[number]))
+            return _numbers(*_RANGES[number])
 
 
 def _altered(text: str, at: int) -> str:
@@ -149,9 +159,10 @@ def rpc_cases(known: Known) -> st.SearchStrategy[RpcCase]:
         whole = message(method.input_type, known).map(
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
-        return st.one_of(whole, whole, whole, st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60)))
+        cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
+        return one_in_turn([*[whole] * 9, cut])
 
-    return st.one_of(*map(of, METHODS))
+    return one_in_turn(list(map(of, METHODS)))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:
