@@ -2,6 +2,9 @@
 
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
 ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="hanging --database sqlite"
+CASES ?=  # how many for make test-fuzz
+ROUNDS ?= # how many for make test-faults
+SEED ?=   # and which
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -74,10 +77,15 @@ bench: $(STAMP) ## Measure the speed of what is under load, against its bounds (
 test-rotation: $(STAMP) ## Rotate 100,000 rows under load, killed 20 times, on both databases (minutes)
 	@$(BIN)/python -m pytest --no-header -o faulthandler_timeout=3600 tests/faults/test_rotation.py $(ARGS)
 
+.PHONY: test-fuzz
+test-fuzz: $(STAMP) ## Send 100,000 hostile calls to a real server (other numbers: CASES=1000 SEED=1)
+	@CASES=$(CASES) SEED=$(SEED) PYTHONPATH=.:generated $(BIN)/python -m tests.fuzz
+
 .PHONY: lint
 lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/bandit --quiet --recursive integration_server --configfile pyproject.toml
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python protos/generate.py --check

@@ -90,6 +90,13 @@ class Sandbox:
         finally:
             self.under_way[endpoint] -= 1
 
+    @property
+    def secrets(self) -> set[str]:
+        """All codes and tokens that it has made, dead ones too, with the key and the clients' secrets."""
+        clients = {client.client_secret or "" for client in self._clients.values()}
+        keys = {self.api_key.key, self.api_key.secret}
+        return {*self._codes, *self._access_tokens, *self._refresh_tokens, *keys, *clients} - {""}
+
     def register_client(
         self,
         client_id: str,
@@ -178,7 +185,7 @@ class Sandbox:
         elif reach == "grant" or token in self._refresh_tokens:
             self._kill(grant)
         else:
-            del self._access_tokens[token]
+            self._access_tokens[token] = replace(self._access_tokens[token], expire_time=self.now())
 
     def grants_of(self, account: str) -> list[Grant]:
         """The live grants of the person with this `sub`, oldest first."""

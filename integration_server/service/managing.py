@@ -1,5 +1,7 @@
 """Looking at integrations, and changing them."""
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ from integration_server.service.ports import (
     Providers,
     Sealer,
 )
+
+_LARGEST_PAGE = 3 * 1024 * 1024
+"""Bytes, by a generous estimate. gRPC's clients take messages of 4 MiB unless they are told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Managing:
         after = IntegrationId(await self._pages.read(page_token, this_list) or 0)
         types = {integration_type} if integration_type else reach.integration_types
         rows = await self._integrations.list(user_id, types, after, page_size + 1)
-        page = rows[:page_size]
+        page = rows[: min(page_size, _fitting(rows))]
         if len(rows) == len(page):
             return Page(page, "")
         return Page(page, await self._pages.make(this_list, page[-1].integration_id))
@@ -92,3 +97,15 @@ class Managing:
         if changed is None:
             raise IntegrationNotFound
         return changed
+
+
+def _fitting(rows: Sequence[Integration]) -> int:
+    """How many of the first rows fit into one page; one always does."""
+    totals = itertools.accumulate(map(_weight, rows))
+    return max(1, sum(total <= _LARGEST_PAGE for total in totals))
+
+
+def _weight(row: Integration) -> int:
+    # In a protobuf Struct a number takes up to six times the space that it takes in JSON.
+    scopes = sum(map(len, (*row.scopes, *row.missing_scopes)))
+    return 4096 + scopes + 6 * len(json.dumps(row.config))

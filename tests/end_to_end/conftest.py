@@ -36,11 +36,12 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def system(shared_system: System, shared_database_url: str) -> System:
-    """The module's system as if it were new. Tests with it run in the module's loop."""
+async def system(shared_system: System, shared_database_url: str) -> AsyncIterator[System]:
+    """The module's system as if it were new. Tests with it run in the module's loop, and leave no secret behind."""
     await wipe(shared_database_url)
     shared_system.forget()
-    return shared_system
+    yield shared_system
+    await shared_system.assert_nothing_left(shared_database_url)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from integration_server.sandbox import Sandbox, run_sandbox
+from tests.end_to_end.leaks import assert_nothing_left, files_of, files_under, rows_of, secrets_among
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import (
     APP_CALLBACK,
@@ -173,6 +174,7 @@ def _started(directory: Path, environment: Mapping[str, str], command_line: Sequ
         finally:
             if process.poll() is None:
                 process.kill()
+    assert_nothing_left(secrets_among(environment), files_under(directory, out_path.name, err_path.name))
 
 
 async def run(directory: Path, environment: Mapping[str, str], *arguments: str) -> Finished:
@@ -215,7 +217,7 @@ class ProcessSystem(Clients):
 async def running_process(
     directory: Path, database_url: str, *, sandbox: Sandbox | None = None, **settings: str
 ) -> AsyncIterator[ProcessSystem]:
-    """Such a system on a migrated database."""
+    """Such a system on a migrated database. Raises `Leaked` if a secret of the sandbox is left behind in the end."""
     sandbox = sandbox or Sandbox()
     client_secret = secrets.token_urlsafe(32)
     sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox")])
@@ -243,3 +245,5 @@ async def running_process(
                 sandbox=sandbox,
                 client_secret=client_secret,
             )
+    left = {**files_under(directory, "*.out", "*.err", "data/spill/*"), **files_of(database_url)}
+    assert_nothing_left({"sandbox": sandbox.secrets}, {**left, "rows": await rows_of(database_url)})

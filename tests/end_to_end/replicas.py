@@ -14,6 +14,7 @@ import pytest
 from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.leaks import assert_nothing_left, files_of, files_under, rows_of
 from tests.end_to_end.processes import Command, server_environment, serving
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
@@ -95,6 +96,8 @@ async def running_replicas(
             replicas.commands.append(replica.command)
             replicas.clients.append(replica.clients)
         yield replicas
+    left = {**files_under(directory, "*.out", "*.err", "spill/*"), **files_of(database_url)}
+    assert_nothing_left({"sandbox": sandbox.secrets}, {**left, "rows": await rows_of(database_url)})
 
 
 async def forced(clients: Clients, integration_id: int, user_id: str = "ada") -> pb.RefreshTokenResponse:

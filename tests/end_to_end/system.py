@@ -4,7 +4,10 @@ Everything is spoken to over real loopback sockets. The sidecar stands behind a 
 proxy; `System.follow` is that proxy, so that no port has to be known before it is taken.
 """
 
+import base64
+import io
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import grpc.aio
 import httpx
+import structlog
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.bootstrap import running_server
@@ -24,6 +28,7 @@ from integration_server.sandbox import Behaviour, Sandbox, decide, run_sandbox
 from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+from tests.end_to_end.leaks import assert_nothing_left, files_of, rows_of
 
 if TYPE_CHECKING:
     from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
@@ -143,6 +148,13 @@ class System(Clients):
     sandbox: Sandbox
     sandbox_url: str
     clock: ShiftedClock
+    logs: io.StringIO = field(repr=False)
+
+    async def assert_nothing_left(self, database_url: str, **further: bytes) -> None:
+        """Raise `Leaked` if a secret that passed through is in the log, a row or a further place."""
+        secrets = {"sandbox": self.sandbox.secrets, "key": {base64.b64encode(KEY).decode()}}
+        logs = self.logs.getvalue().encode()
+        assert_nothing_left(secrets, {"log": logs, "rows": await rows_of(database_url), **further})
 
     def forget(self) -> None:
         """Set the clock right, and have the sandbox forget its grants, faults and calls."""
@@ -166,6 +178,8 @@ async def running_system(
 ) -> AsyncIterator[System]:
     """A system on a migrated database. `settings` are environment variables, over those that tests need.
 
+    Raises `Leaked` if a secret of the sandbox is left behind in the end.
+
     `further_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
     """
     sandbox = sandbox or Sandbox(behaviour=Behaviour())
@@ -173,6 +187,7 @@ async def running_system(
     sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox"), APP_CALLBACK])
     clock = ShiftedClock()
     async with (
+        logs_kept() as logs,
         run_sandbox(sandbox) as sandbox_url,
         running_server(
             settings_for(database_url, **settings),
@@ -185,7 +200,7 @@ async def running_system(
         ) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
     ):
-        yield System(
+        system = System(
             grpc_address=clients.grpc_address,
             sidecar_url=clients.sidecar_url,
             channel=clients.channel,
@@ -193,7 +208,31 @@ async def running_system(
             sandbox=sandbox,
             sandbox_url=sandbox_url,
             clock=clock,
+            logs=logs,
         )
+        yield system
+    await system.assert_nothing_left(database_url, **files_of(database_url))
+
+
+class Tee(io.StringIO):
+    """Keeps what is written, and shows it."""
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        sys.stdout.write(text)
+        return super().write(text)
+
+
+@asynccontextmanager
+async def logs_kept() -> AsyncIterator[io.StringIO]:
+    """What the servers of this process log in the meantime."""
+    before = structlog.get_config()
+    kept = Tee()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(kept))
+    try:
+        yield kept
+    finally:
+        structlog.configure(**before)
 
 
 def _register(register: Callable[[ProviderFactory, str], None], sandbox_url: str, factory: ProviderFactory) -> None:

@@ -62,6 +62,7 @@ class FakeSystem:
 
     waiting_passes: bool = False
 
+    redirects: RedirectPolicy = field(default_factory=lambda: RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL]))
     clock: SettableClock = field(default_factory=SettableClock)
     names: CountingNames = field(default_factory=CountingNames)
     tasks: ServerTasks = field(default_factory=ServerTasks)
@@ -85,7 +86,6 @@ class FakeSystem:
         self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
         self.revocations = MemoryRevocations(self.rows, exclusive=self.claims_are_exclusive)
         self.spill = MemorySpill()
-        self.redirects = RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
         self.history = MemoryHealthHistory(self.rows)
         self.agenda = MemoryAgenda(self.rows)
         self.schedule = Schedule(BUFFER, CHECK_INTERVAL, lambda: 0.5)

@@ -287,6 +287,33 @@ async def test_being_on_cannot_be_cleared(edge: Edge) -> None:
     await assert_field_is_told(edge, "UpdateIntegration", "is_active", request)
 
 
+# --- answers that would be too large ---------------------------------------------------------------------------------
+
+LARGE: dict[str, Any] = {
+    "texts": {"k": "x" * 60_000},
+    "numbers, which protobuf writes at length": {"k": [1] * 13_000},
+    "nothing, many times": {"k": [None] * 10_000},
+}
+
+
+@pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
+async def test_a_page_is_no_larger_than_a_message_may_be(edge: Edge, content: dict[str, Any]) -> None:
+    config = Struct()
+    config.update(content)
+    scopes = [f"{number:0255}" for number in range(100)]
+    for _ in range(80):
+        await edge.call("Connect", good("Connect", config=config, scopes=scopes))
+    seen, request = [], good("ListIntegrations", page_size=200)
+    while True:
+        page = await edge.call("ListIntegrations", request)
+        assert page.ByteSize() < 4 * 1024 * 1024
+        seen += [row.integration_id for row in page.integrations]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert len(seen) == len(set(seen)) == 81
+
+
 # --- whose it is ---------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,207 @@
+"""A flood of callbacks with forged states costs no database access, measured at the engines of a real server.
+
+The server stands without what it does by itself, so that every statement is a call's.
+"""
+
+import asyncio
+import base64
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+
+import grpc
+import httpx
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import Pool
+
+from integration_server.bootstrap import (
+    Guard,
+    build_grpc_server,
+    build_providers,
+    build_service,
+    http_limits_of,
+    sql_stores,
+    utc_now,
+)
+from integration_server.dev import register_sandbox
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.lifecycle import serving
+from integration_server.providers.http import ProviderHttp
+from integration_server.rpc.health import Health
+from integration_server.rpc.integration_service import IntegrationService
+from integration_server.service.ports import IntegrationStore, Place, Sealer
+from integration_server.service.tasks import ServerTasks
+from integration_server.sidecar.connection import Connection
+from integration_server.sidecar.server import run_sidecar
+from integration_server.storage.engine import Database
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.system import CLIENT_ID, KEY, Clients, clients_of, settings_for
+from tests.hostile import forged_states
+from tests.keyrings import opened
+
+FLOOD = 1000
+CALLBACK = "/api/v1/integrations/callback/sandbox"
+
+
+class LooksFirst:
+    """A `Sealer` that asks the database before it opens a token, as if rows were looked up by what is claimed."""
+
+    def __init__(self, sealer: Sealer, integrations: IntegrationStore) -> None:
+        self._sealer = sealer
+        self._integrations = integrations
+
+    async def seal(self, plaintext: bytes, place: Place) -> bytes:
+        """As it is."""
+        return await self._sealer.seal(plaintext, place)
+
+    async def open(self, sealed: bytes, place: Place) -> bytes:
+        """As it is, after a look."""
+        await self._integrations.find(IntegrationId(1), UserId("ada"))
+        return await self._sealer.open(sealed, place)
+
+
+@asynccontextmanager
+async def quiet_server(database_url: str, database: Database, *, looks_first: bool = False) -> AsyncIterator[Clients]:
+    """Server and sidecar on real sockets, doing nothing that nobody asks for."""
+    settings = settings_for(database_url)
+    http = ProviderHttp(utc_now, dev_mode=True)
+    providers = build_providers(
+        settings,
+        {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "the-secret-of-nobody"},
+        http,
+        further=[lambda factory: register_sandbox(factory, "http://127.0.0.1:9")],
+    )
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(http)
+        # Time stands still for it, so that of looks for unknown data keys, one a second, there is one at most.
+        keyring = await opened(database, KEY, monotonic=lambda: 0.0)
+        tasks = await stack.enter_async_context(ServerTasks())
+        stores = sql_stores(settings, database, lambda _: None)
+        sealer = LooksFirst(keyring, stores.integrations) if looks_first else keyring
+        service = build_service(settings, stores, stores.integrations, providers, sealer, tasks, utc_now)
+        server = build_grpc_server(settings, IntegrationService(service.use_cases, utc_now), Health([]), Guard())
+        port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
+        target = f"127.0.0.1:{port}"
+        sidecar = run_sidecar(server=Connection(target), host="127.0.0.1", port=0, limits=http_limits_of(settings))
+        url = await stack.enter_async_context(sidecar)
+        yield await stack.enter_async_context(clients_of(target, url))
+
+
+@contextmanager
+def round_trips() -> Iterator[Counter[str]]:
+    """How often a statement is run, or a connection made or lent, by any engine of this process."""
+    counted: Counter[str] = Counter()
+
+    def count(kind: str) -> Callable[..., None]:
+        def counting(*_: object) -> None:
+            counted[kind] += 1
+
+        return counting
+
+    listeners = [
+        (Engine, "before_cursor_execute", count("statement")),
+        (Pool, "connect", count("connection")),
+        (Pool, "checkout", count("loan")),
+    ]
+    for target, name, listener in listeners:
+        event.listen(target, name, listener)
+    try:
+        yield counted
+    finally:
+        for target, name, listener in listeners:
+            event.remove(target, name, listener)
+
+
+async def flood_rpc(clients: Clients, states: Sequence[str]) -> Counter[grpc.StatusCode]:
+    """Call back with each, fifty at a time; how they end."""
+
+    async def call(state: str) -> grpc.StatusCode:
+        request = pb.HandleCallbackRequest(state=state, code="c", integration_type="sandbox")
+        try:
+            await clients.service.HandleCallback(request)
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        return grpc.StatusCode.OK
+
+    ended: Counter[grpc.StatusCode] = Counter()
+    for batch in _batches(states, 50):
+        ended.update(await asyncio.gather(*map(call, batch)))
+    return ended
+
+
+async def flood_http(clients: Clients, states: Sequence[str]) -> Counter[int]:
+    """The same through the sidecar."""
+
+    async def get(state: str) -> int:
+        query = httpx.QueryParams({"state": state, "code": "c"})
+        return (await clients.browser.get(f"{clients.sidecar_url}{CALLBACK}?{query}")).status_code
+
+    ended: Counter[int] = Counter()
+    for batch in _batches(states, 20):
+        ended.update(await asyncio.gather(*map(get, batch)))
+    return ended
+
+
+def _batches(states: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (states[at : at + size] for at in range(0, len(states), size))
+
+
+async def forgeries(clients: Clients) -> list[str]:
+    """Forged by somebody who has a genuine state of their own."""
+    begun = await clients.begin()
+    return list(itertools.islice(forged_states(begun.state), FLOOD))
+
+
+async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
+    async with quiet_server(database_url, database) as clients:
+        states = await forgeries(clients)
+        with round_trips() as counted:
+            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+            assert await flood_http(clients, states[:100]) == {400: 100}  # one more hop, to the same RPC
+        assert counted == {}
+
+
+async def test_the_counters_count(database_url: str, database: Database) -> None:
+    async with quiet_server(database_url, database) as clients:
+        with round_trips() as counted:
+            await clients.begin()
+        assert counted["statement"] >= 2
+        assert counted["loan"] >= 1
+
+
+async def test_looked_up_before_it_is_opened_each_forged_state_costs_a_round_trip(
+    database_url: str, database: Database
+) -> None:
+    async with quiet_server(database_url, database, looks_first=True) as clients:
+        states = await forgeries(clients)
+        with round_trips() as counted:
+            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        sealed = [state for state in states if _is_base64url(state)]
+        assert counted["statement"] == counted["loan"] == len(sealed)
+        assert len(sealed) > FLOOD / 2
+
+
+def _is_base64url(state: str) -> bool:
+    """Whether it is spelt as what we make is: anything else is not even tried to be opened."""
+    try:
+        sealed = base64.urlsafe_b64decode(state + "=" * (-len(state) % 4))
+    except ValueError:
+        return False
+    return base64.urlsafe_b64encode(sealed).decode().rstrip("=") == state
+
+
+async def test_states_that_name_unknown_data_keys_cost_one_look_a_second_together(
+    database_url: str, database: Database
+) -> None:
+    """Such a key may have been made a moment ago by another replica, so that somebody has to look."""
+    async with quiet_server(database_url, database) as clients:
+        genuine = (await clients.begin()).state
+        # Characters 2 to 12 are of the key id alone.
+        states = [f"{genuine[:2]}{number:09}{genuine[11:]}" for number in range(FLOOD)]
+        with round_trips() as counted:
+            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        assert counted["statement"] <= 1
+        assert counted["loan"] <= 1

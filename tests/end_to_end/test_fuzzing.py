@@ -1,0 +1,113 @@
+"""A small share of the fuzzing that `make test-fuzz` does at length, and that it can find something."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import running_process
+from tests.fuzz.http import HttpCase
+from tests.fuzz.messages import METHODS, PLANTED, RpcCase
+from tests.fuzz.run import ALLOWED_GROWTH, Found, Fuzzer, IssuingSandbox
+
+CASES = 300
+
+
+@asynccontextmanager
+async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
+    """For a server of its own."""
+    sandbox = IssuingSandbox()
+    async with running_process(directory, database_url, sandbox=sandbox) as system:
+        yield Fuzzer(system, sandbox)
+
+
+async def test_whatever_is_sent_is_answered_properly_and_with_no_secret(database_url: str, tmp_path: Path) -> None:
+    async with fuzzer(tmp_path, database_url) as fuzz:
+        report = await fuzz.run(CASES, seed=20_010)
+    assert report.cases >= CASES
+    assert report.growth < ALLOWED_GROWTH
+    assert report.outcomes["OK"]
+    assert report.outcomes["INVALID_ARGUMENT"]
+    assert any(outcome.startswith("HTTP 4") for outcome in report.outcomes)
+
+
+# --- the twins: servers with the faults that are looked for --------------------------------------------------------
+
+
+class Spoilt:
+    """As much of a system as is needed to judge an answer."""
+
+    client_secret = PLANTED
+    sidecar_url = ""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+
+
+async def fail(request: bytes, context: Any) -> bytes:
+    """A fault that nobody turned into a status."""
+    raise RuntimeError("a fault")
+
+
+async def echo(request: bytes, context: Any) -> bytes:
+    """What came in goes out."""
+    return request
+
+
+async def refuse_with_secret(request: bytes, context: Any) -> bytes:
+    """A refusal that quotes what it refuses."""
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{PLANTED} is wrong")
+    return b""
+
+
+async def refuse_baldly(request: bytes, context: Any) -> bytes:
+    """A refusal without a reason."""
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("handler", "finding"),
+    [(fail, "UNKNOWN"), (echo, "a secret"), (refuse_with_secret, "a secret"), (refuse_baldly, "without ErrorInfo")],
+)
+async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) -> None:
+    method = next(method for method in METHODS if method.name == "ConnectWithApiKey")
+    server: Any = grpc.aio.server()
+    handlers: Any = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
+    server.add_registered_method_handlers(method.containing_service.full_name, handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        system: Any = Spoilt(channel)
+        request = pb.ConnectWithApiKeyRequest(api_key=PLANTED).SerializeToString()
+        with pytest.raises(Found, match=finding):
+            await Fuzzer(system, IssuingSandbox()).judge(RpcCase(method, request, is_message=True))
+    await server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "finding"),
+    [
+        (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", "HTTP 500"),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "no policy"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + PLANTED.encode(), "a secret"),
+    ],
+)
+async def test_an_http_answer_that_is_wrong_is_found(answer: bytes, finding: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+        system: Any = Spoilt(channel)
+        system.sidecar_url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        with pytest.raises(Found, match=finding):
+            await Fuzzer(system, IssuingSandbox()).judge(HttpCase(b"GET / HTTP/1.1\r\n\r\n"))

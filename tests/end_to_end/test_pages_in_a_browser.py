@@ -1,0 +1,345 @@
+"""The callback's pages in a real browser, with hostile values wherever one can be sent: nothing runs, loads or leaks.
+
+The server is a real one over loopback; the twins put the same values on a page that does not escape, or take the policy
+away, and the browser runs them.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+import pytest_asyncio
+import uvicorn
+from playwright.async_api import Browser, Page, async_playwright
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from integration_server.sandbox import Account, Sandbox
+from integration_server.sidecar.app import create_app
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.system import System, query_of, running_system
+from tests.hostile import TEXTS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium here; on Debian: apt-get install --no-install-recommends chromium"
+    ),
+]
+
+PARAMETERS = ("error", "error_description", "state", "iss", "code", "integration_type", "return_url", "x")
+CALLBACK = "/api/v1/integrations/callback/sandbox"
+SECRET_QUERY = {"code": "the-code", "state": "the-state"}
+
+
+@dataclass
+class Watched:
+    """A page of the browser, and whatever happens in it."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    referrers: list[str] = field(default_factory=list)
+    dialogs: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+
+    async def go(self, url: str) -> Any:
+        """Open an address, and give scripts the time to run."""
+        answer = await self.page.goto(url, wait_until="load")
+        await self.page.wait_for_timeout(50)
+        return answer
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A headless browser. Chromium's sandbox does not work for root."""
+    arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def watched_page(browser: Browser, **options: Any) -> AsyncIterator[Watched]:
+    """A new page without history or cookies."""
+    context = await browser.new_context(**options)
+    page = await context.new_page()
+    watched = Watched(page)
+
+    async def dismiss(dialog: Any) -> None:
+        watched.dialogs.append(dialog.message)
+        await dialog.dismiss()
+
+    def saw(request: Any) -> None:
+        watched.requests.append(request.url)
+        watched.referrers.append(request.headers.get("referer", ""))
+
+    page.on("dialog", dismiss)
+    page.on("console", lambda message: watched.console.append(message.text))
+    page.on("request", saw)
+    try:
+        yield watched
+    finally:
+        await context.close()
+
+
+@asynccontextmanager
+async def served(app: ASGIApp) -> AsyncIterator[str]:
+    """An app over loopback; its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  # uvicorn sets no event
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+HOSTILE_ACCOUNT = Account("ada", TEXTS[0], TEXTS[1])
+
+
+@asynccontextmanager
+async def hostile_system(database_url: str) -> AsyncIterator[System]:
+    """A server with a provider whose account has a hostile name; it returns to a page of ours."""
+    sandbox = Sandbox(accounts=[HOSTILE_ACCOUNT])
+    async with running_system(database_url, sandbox=sandbox) as system:
+        yield system
+
+
+def assert_quiet(watched: Watched, url: str) -> None:
+    """The page is all that was asked for, and nothing spoke."""
+    assert watched.dialogs == []
+    assert watched.console == []
+    assert [asked.partition("?")[0] for asked in watched.requests] == [url.partition("?")[0]]
+
+
+# --- hostile values ------------------------------------------------------------------------------------------------
+
+
+async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: Browser, sqlite_url: str) -> None:
+    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
+        await watched.go(f"{system.sidecar_url}{CALLBACK}?code=c&state=s")
+        harmless = await watched.page.content()
+        for text in TEXTS:
+            watched.requests.clear()
+            url = f"{system.sidecar_url}{CALLBACK}?{urlencode(dict.fromkeys(PARAMETERS, text))}"
+            answer = await watched.go(url)
+            assert answer.status == 400, text
+            assert await watched.page.content() == harmless, text
+            # The browser tells its console of the 400, and of nothing else.
+            watched.console[:] = [line for line in watched.console if "status of 400" not in line]
+            assert_quiet(watched, url)
+
+
+async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
+        for text in TEXTS[:5]:
+            watched.requests.clear()
+            url = f"{system.sidecar_url}/{quote(text, safe='')}"
+            await watched.go(url)
+            assert await watched.page.title() == "There is nothing here"
+            assert await watched.page.locator("script, iframe, img, base").count() == 0
+            watched.console[:] = [line for line in watched.console if "status of 404" not in line]
+            assert_quiet(watched, url)
+
+
+async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
+        for name in TEXTS[:4]:
+            watched.requests.clear()
+            begun = await system.begin(name=name)
+            location = await system.decide(begun, account="ada")
+            url = system.sidecar_url + location.partition("integrations.example")[2]
+            answer = await watched.go(url)
+            assert answer.status == 200
+            assert await watched.page.title() == "Connected"
+            assert "alert" not in await watched.page.content()
+            assert_quiet(watched, url)
+        listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
+        assert [row.account_label for row in listed.integrations] == [TEXTS[0]]  # it did come
+
+
+async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqlite_url: str) -> None:
+    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
+        for text in TEXTS[:4]:
+            watched.requests.clear()
+            begun = await system.begin()
+            iss = query_of(await system.decide(begun, allow=False))["iss"]
+            query = {"error": text, "error_description": text, "state": begun.state, "iss": iss}
+            url = f"{system.sidecar_url}{CALLBACK}?{urlencode(query)}"
+            await watched.go(url)
+            assert await watched.page.title() == "Not connected"
+            assert_quiet(watched, url)
+
+
+async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
+    """The app's page asks what a page can know of where the browser comes from."""
+    seen: list[Request] = []
+
+    async def app_page(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(Request(scope))
+        page = "<script>console.log('from:' + document.referrer)</script><img src=/pixel>"
+        await HTMLResponse(page)(scope, receive, send)
+
+    async with (
+        served(app_page) as app_url,
+        running_system(sqlite_url, ALLOWED_RETURN_URLS=f"{app_url}/done?tab=all") as system,
+        watched_page(browser) as watched,
+    ):
+        begun = await system.begin(return_url=f"{app_url}/done?tab=all")
+        location = await system.decide(begun, account="ada")
+        code = query_of(location)["code"]
+        await watched.go(system.sidecar_url + location.partition("integrations.example")[2])
+        assert watched.page.url.startswith(f"{app_url}/done?tab=all&success=true")
+        assert watched.console == ["from:"]
+        for request in seen[:1]:
+            assert "referer" not in request.headers
+        for said in (*(str(request.url) for request in seen), *watched.referrers[1:], watched.page.url):
+            assert code not in said
+            assert begun.state not in said
+
+
+# --- the policy ----------------------------------------------------------------------------------------------------
+
+
+INJECTED = {
+    "script": "<script>document.title = 'it ran'; fetch('/ran/script')</script>",
+    "handler": "<img src=data:, onerror=\"fetch('/ran/handler')\">",
+    "script from elsewhere": "<script src=/ran/script-from-elsewhere></script>",
+    "style": "<style>h1 { background: url(/ran/style) }</style>",
+    "image": "<img src=/ran/image>",
+    "frame": "<iframe src=/ran/frame></iframe>",
+    "object": "<object data=/ran/object></object>",
+    "stylesheet": "<link rel=stylesheet href=/ran/stylesheet>",
+    "base": "<base href=/ran/><img src=base>",
+}
+FORM = "<form action=/ran/form><button>x</button></form>"
+LINK = "<a href=/ran/link>x</a>"
+POLICY, REFERRER, CACHE = "content-security-policy", "referrer-policy", "cache-control"
+
+
+class Spoilt:
+    """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
+
+    def __init__(self, injected: str = "", *, without: str = "") -> None:
+        self._app = create_app(handle_callback=_connected, check_health=_unasked)
+        self._injected = injected.encode()
+        self._without = without.encode()
+        self.arrived: list[Request] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, spoilt."""
+        self.arrived.append(Request(scope))
+
+        async def spoiling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                gone = {self._without, b"content-length"}
+                message["headers"] = [(name, value) for name, value in message["headers"] if name not in gone]
+                if self._without == CACHE.encode():
+                    message["headers"].append((b"cache-control", b"max-age=600"))
+            elif message["type"] == "http.response.body":
+                message["body"] = message["body"].replace(b"</h1>", b"</h1>" + self._injected)
+            await send(message)
+
+        await self._app(scope, receive, spoiling)
+
+    @property
+    def ran(self) -> set[str]:
+        """What of the injected made the browser ask for something."""
+        paths = (request.url.path for request in self.arrived)
+        return {path.removeprefix("/ran/").replace("-", " ") for path in paths if path.startswith("/ran/")}
+
+
+async def _connected(request: Any, *, timeout: float) -> pb.HandleCallbackResponse:
+    return pb.HandleCallbackResponse(success=True, integration_id=1)
+
+
+async def _unasked(request: Any, *, timeout: float) -> Any:
+    raise NotImplementedError
+
+
+@asynccontextmanager
+async def opened(browser: Browser, app: Spoilt, **options: Any) -> AsyncIterator[Watched]:
+    """The callback's page of such an app, open."""
+    async with served(app) as url, watched_page(browser, **options) as watched:
+        await watched.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
+        yield watched
+
+
+async def test_what_is_injected_into_a_page_is_blocked_by_its_policy(browser: Browser) -> None:
+    app = Spoilt("".join(INJECTED.values()))
+    async with opened(browser, app) as watched:
+        assert "/ran/script" in await watched.page.content()
+        assert await watched.page.title() == "Connected"
+        assert app.ran == set()
+        assert any("Content Security Policy" in line for line in watched.console)
+
+
+@pytest.mark.parametrize("kind", INJECTED)
+async def test_without_the_policy_it_runs_or_loads(browser: Browser, kind: str) -> None:
+    app = Spoilt(INJECTED[kind], without=POLICY)
+    async with opened(browser, app):
+        assert kind in app.ran
+
+
+@pytest.mark.parametrize(("without", "ran"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
+async def test_a_form_goes_nowhere_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
+    app = Spoilt(FORM, without=without)
+    async with opened(browser, app) as watched:
+        await watched.page.click("button", no_wait_after=True)
+        await watched.page.wait_for_timeout(500)
+        assert app.ran == ran
+
+
+@pytest.mark.parametrize(("without", "shown"), [("", False), (POLICY, True)], ids=["with", "without"])
+async def test_nobody_frames_a_page_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
+    async with served(Spoilt(without=without)) as url:
+
+        async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+            await HTMLResponse(f"<iframe src='{url}{CALLBACK}?code=c&amp;state=s'></iframe>")(scope, receive, send)
+
+        async with served(outer) as outer_url, watched_page(browser) as watched:
+            await watched.go(outer_url)
+            assert ("<h1>Connected</h1>" in await watched.page.frames[1].content()) is shown
+
+
+@pytest.mark.parametrize(("without", "told"), [("", False), (REFERRER, True)], ids=["with", "without"])
+async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without: str, told: bool) -> None:
+    """Within an origin, where today's browsers tell everything unless the policy says otherwise."""
+    app = Spoilt(LINK, without=without)
+    async with opened(browser, app) as watched:
+        await watched.page.click("a")
+        await watched.page.wait_for_url("**/ran/link")
+    (request,) = (request for request in app.arrived if request.url.path == "/ran/link")
+    assert ("the-code" in request.headers.get("referer", "")) is told
+    assert ("referer" in request.headers) is told
+
+
+@pytest.mark.parametrize(("without", "times"), [("", 2), (CACHE, 1)], ids=["with", "without"])
+async def test_a_page_is_kept_in_no_cache(browser: Browser, without: str, times: int) -> None:
+    app = Spoilt(without=without)
+    async with opened(browser, app) as watched:
+        await watched.go("about:blank")
+        await watched.page.go_back()
+        await watched.page.wait_for_timeout(50)
+    assert [request.url.path for request in app.arrived].count(CALLBACK) == times
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
+async def test_the_style_applies_and_the_page_fits_the_window(browser: Browser, width: int, scheme: str) -> None:
+    options: dict[str, Any] = {"viewport": {"width": width, "height": 640}, "color_scheme": scheme}
+    async with opened(browser, Spoilt(), **options) as watched:
+        assert await watched.page.evaluate("getComputedStyle(document.body).display") == "grid"
+        assert await watched.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert watched.console == []

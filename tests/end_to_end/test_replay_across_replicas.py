@@ -1,0 +1,130 @@
+"""What was used at one replica is used at all of them, since they share the database; the twin has one of its own."""
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from integration_server.bootstrap import running_server
+from integration_server.dev import register_sandbox
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.refusals import FAILED_PRECONDITION, INVALID_ARGUMENT, Refusal, refusal_of
+from tests.end_to_end.system import (
+    APP_CALLBACK,
+    CLIENT_ID,
+    KEY,
+    Clients,
+    System,
+    clients_of,
+    own_callback,
+    query_of,
+    running_system,
+    settings_for,
+)
+
+SECRET = "the-secret-of-both-replicas"
+ENVIRONMENT = {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": SECRET}
+USED = Refusal(FAILED_PRECONDITION, "STATE_USED")
+INVALID = Refusal(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+
+
+@asynccontextmanager
+async def first_replica(database_url: str, **settings: Any) -> AsyncIterator[System]:
+    """A server, and the sandbox that both of them know."""
+    async with running_system(database_url, environment=ENVIRONMENT, **settings) as system:
+        system.sandbox.register_client(CLIENT_ID, SECRET, [own_callback("sandbox"), APP_CALLBACK])
+        yield system
+
+
+@asynccontextmanager
+async def another_replica(first: System, database_url: str, **settings: str) -> AsyncIterator[Clients]:
+    """A second server with the same key, beside the same sandbox."""
+    register = partial(_register, first.sandbox_url)
+    async with (
+        running_server(
+            settings_for(database_url, **settings), ENVIRONMENT, key=KEY, further_providers=[register]
+        ) as running,
+        clients_of(running.grpc_address, running.sidecar_url) as clients,
+    ):
+        yield clients
+
+
+def _register(sandbox_url: str, factory: Any) -> None:
+    register_sandbox(factory, sandbox_url)
+
+
+async def callback(system: System) -> pb.HandleCallbackRequest:
+    """What a browser brings back."""
+    begun = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(begun, account="ada"))
+    return pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"])
+
+
+def confirm(replica: Clients, token: str) -> Awaitable[Any]:
+    """Ada's confirmation."""
+    return replica.service.ConfirmConnection(pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada"))
+
+
+def copy_of(sqlite_url: str, name: str) -> str:
+    """A database that is as this one is now, and from now on another."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    for beside in ("", "-wal"):
+        if (original := path.with_name(path.name + beside)).exists():
+            shutil.copy(original, path.with_name(name + beside))
+    return f"sqlite:///{path.with_name(name)}"
+
+
+async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+    async with first_replica(database_url) as first, another_replica(first, database_url) as second:
+        brought = await callback(first)
+        assert (await first.service.HandleCallback(brought)).success
+        assert await refusal_of(second.service.HandleCallback(brought)) == USED
+        assert len(first.sandbox.token_calls) == 1
+
+
+async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_url: str) -> None:
+    async with first_replica(database_url) as first, another_replica(first, database_url) as second:
+        brought = await callback(first)
+        calls = [replica.service.HandleCallback(brought) for replica in (first, second) for _ in range(10)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert Counter(isinstance(answer, BaseException) for answer in answers) == {True: 19, False: 1}
+        assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
+
+
+async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+    careful = {"DIRECT_COMPLETION": "false"}
+    async with (
+        first_replica(database_url, **careful) as first,
+        another_replica(first, database_url, **careful) as second,
+    ):
+        brought = await callback(first)
+        token = (await second.service.HandleCallback(brought)).confirmation_token
+        assert await refusal_of(first.service.HandleCallback(brought)) == USED
+        assert (await confirm(first, token)).success
+        assert await refusal_of(confirm(second, token)) == INVALID
+        assert len(first.sandbox.token_calls) == 1
+
+
+async def test_a_replica_that_shared_no_database_would_use_a_state_once_more(sqlite_url: str) -> None:
+    async with first_replica(sqlite_url) as first:
+        brought = await callback(first)
+        async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
+            assert (await first.service.HandleCallback(brought)).success
+            # It reaches the provider, where a code that comes twice costs the tokens (RFC 6749 §4.1.2).
+            rejected = Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+            assert await refusal_of(second.service.HandleCallback(brought)) == rejected
+        assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]
+
+
+async def test_a_replica_that_shared_no_database_would_confirm_once_more(sqlite_url: str) -> None:
+    careful = {"DIRECT_COMPLETION": "false"}
+    async with first_replica(sqlite_url, **careful) as first:
+        token = (await first.service.HandleCallback(await callback(first))).confirmation_token
+        async with another_replica(first, copy_of(sqlite_url, "copy.db"), **careful) as second:
+            assert (await confirm(first, token)).success
+            assert await refusal_of(confirm(second, token)) == Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+        assert len(first.sandbox.token_calls) == 2

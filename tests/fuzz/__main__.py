@@ -1,0 +1,62 @@
+"""`make test-fuzz`: CASES (100,000) cases, half of them on each database, from SEED (a new one)."""
+
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as in tests/conftest.py
+
+from integration_server.storage.schema import migrate
+from tests.end_to_end.processes import running_process
+from tests.fuzz.run import ALLOWED_GROWTH, Found, Fuzzer, IssuingSandbox, Report
+from tests.postgres import run_postgres
+
+MIB = 1024 * 1024
+
+
+async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
+    """One database's share."""
+    await migrate(database_url)
+    directory = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    sandbox = IssuingSandbox()
+    begin = time.monotonic()
+
+    def tell(report: Report) -> None:
+        seconds = time.monotonic() - begin
+        memory = f"{report.memory_before / MIB:.0f} MiB after warm-up, {report.growth / MIB:+.1f} MiB since"
+        print(f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}", flush=True)
+
+    try:
+        async with running_process(directory, database_url, sandbox=sandbox) as system:
+            report = await Fuzzer(system, sandbox).run(cases, seed, tell)
+        print(
+            f"{name}: " + ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.most_common()),
+            flush=True,
+        )
+        if report.growth > ALLOWED_GROWTH:
+            raise Found(f"the server's memory grew by {report.growth / MIB:.1f} MiB")
+    finally:
+        shutil.rmtree(directory)
+
+
+def main() -> None:
+    """Fuzz both."""
+    cases = int(os.environ.get("CASES") or 100_000)
+    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
+    print(f"seed {seed}: make test-fuzz CASES={cases} SEED={seed}", flush=True)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            asyncio.run(fuzz("SQLite", f"sqlite:///{directory}/integrations.db", cases - cases // 2, seed))
+        with run_postgres() as postgres, postgres.new_database() as url:
+            asyncio.run(fuzz("PostgreSQL", url, cases // 2, seed + cases))
+    except Found as found:
+        sys.exit(f"found: {found}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""HTTP for the sidecar, byte by byte: requests as a browser sends them, and whatever else arrives on a port."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from hypothesis import strategies as st
+
+from tests.fuzz.messages import Known, one_in_turn, texts
+
+DEADLINE = 60.0  # seconds; the slowest answer waits for a provider that is on this machine
+_PREFIX = "/api/v1/integrations/callback"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCase:
+    """What is written to the connection before its end."""
+
+    request: bytes
+
+    def __repr__(self) -> str:
+        return f"{self.request[:600]!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """All that came back; status 0 where nothing did."""
+
+    status: int
+    raw: bytes
+
+
+_METHODS = st.sampled_from(
+    ["GET"] * 6 + ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "PRI", "X-Y"]
+)
+_NAMES = ("code", "state", "iss", "error", "error_description", "integration_type", "user_id", "realmId", "state")
+_HEADERS = st.sampled_from(
+    [
+        "Accept: text/html",
+        "Accept: text/html;q=0.5, application/json;q=x, */*;q=9",
+        "Accept: " + "text/html," * 500,
+        "Accept: \xff\xfe",
+        "Host: evil.example",
+        "Host:",
+        "X-Forwarded-Host: evil.example",
+        "X-Forwarded-For: 127.0.0.1",
+        "Content-Length: 5",
+        "Content-Length: -1",
+        "Content-Length: 99999999999999999999",
+        "Transfer-Encoding: chunked",
+        "Transfer-Encoding: gzip, chunked",
+        "Expect: 100-continue",
+        "Upgrade: websocket",
+        "Connection: upgrade",
+        "Range: bytes=0-1",
+        "Cookie: " + "a=b; " * 50,
+        "X-Large: " + "y" * 20_000,
+        "no colon",
+        ": no name",
+        "X-Nul: a\0b",
+        " folded",
+    ]
+)
+
+
+def http_cases(known: Known) -> st.SearchStrategy[HttpCase]:
+    """Requests; most of them to the callback's paths."""
+    types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
+    paths = st.one_of(
+        st.just(_PREFIX),
+        types.map(lambda name: f"{_PREFIX}/{name}"),
+        types.map(lambda name: f"{_PREFIX}/{name}"),
+        st.sampled_from(
+            ["/", "/healthz", "/readyz", "*", "//evil.example/", "/../../etc/passwd", "http://evil.example/", ""]
+        ),
+        texts.map(lambda text: f"{_PREFIX}/{quote(text)}"),
+        texts.map(lambda text: "/" + text),
+    )
+    values = {name: st.sampled_from(known.of(name)) | texts if known.of(name) else texts for name in _NAMES}
+    parameter = st.sampled_from(_NAMES).flatmap(lambda name: values[name].map(lambda value: f"{name}={quote(value)}"))
+    raw = texts.map(lambda text: text[:2000])
+    queries = st.one_of(
+        st.lists(parameter, max_size=6, unique_by=lambda pair: pair.partition("=")[0]).map("&".join),
+        st.lists(parameter | raw, max_size=6).map("&".join),
+    )
+    whole = st.builds(_request, _METHODS, paths, queries, st.lists(_HEADERS, max_size=3), st.binary(max_size=20))
+    spoilt = st.builds(
+        lambda case, at, noise: HttpCase(case.request[:at] + noise), whole, st.integers(0, 80), st.binary(max_size=30)
+    )
+    return one_in_turn([*[whole] * 5, spoilt])
+
+
+def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:
+    target = f"{path}?{query}" if query else path
+    lines = [f"{method} {target} HTTP/1.1", "Host: sidecar", *headers, "Connection: close", "", ""]
+    return HttpCase("\r\n".join(lines).encode("utf-8", "replace") + body)
+
+
+async def send(host: str, port: int, case: HttpCase) -> HttpAnswer:
+    """Write it, end the stream, and read what comes until the server ends its own."""
+    async with asyncio.timeout(DEADLINE):
+        reader, writer = await asyncio.open_connection(host, port)
+        raw = b""
+        with suppress(OSError):  # it may have heard enough, answered and gone before all is said
+            writer.write(case.request)
+            await writer.drain()
+            writer.write_eof()
+        with suppress(ConnectionError):
+            raw = await reader.read()
+        writer.close()
+    words = raw[:16].split()
+    return HttpAnswer(int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0, raw)

@@ -1,0 +1,262 @@
+"""Sends cases to a server that is a process of its own, and says what was wrong with its answers."""
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc.aio
+import hypothesis
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from hypothesis import HealthCheck, Phase
+from hypothesis import strategies as st
+
+from integration_server.sandbox import Sandbox
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import ProcessSystem
+from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of
+from tests.fuzz import http
+from tests.fuzz.http import HttpCase, http_cases
+from tests.fuzz.messages import METHODS, PLANTED, Known, RpcCase, one_in_turn, rpc_cases
+
+ROUND = 500
+"""Cases between two looks at memory; before each round there is something to use and to break again."""
+
+BATCH = 5
+"""Cases that are sent at once."""
+
+ALLOWED_GROWTH = 64 * 1024 * 1024
+DEADLINE = 60.0  # seconds for a call, on a machine that may be busy
+
+# Handlers of ours answer with none of these, whatever they are sent.
+OUR_FAULT = {
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DATA_LOSS,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class Found(AssertionError):
+    """An answer that should not be."""
+
+
+@dataclass
+class Report:
+    """What a run came to. Memory is in bytes: resident, after the first round and at the end."""
+
+    cases: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    memory_before: int = 0
+    memory_after: int = 0
+
+    @property
+    def growth(self) -> int:
+        """How much more memory the server has than after its warm-up."""
+        return self.memory_after - self.memory_before
+
+
+class IssuingSandbox(Sandbox):
+    """A sandbox that remembers each token, code and key that it has made."""
+
+    def __init__(self) -> None:
+        self.issued: set[str] = set()
+        super().__init__(token=self._new)
+
+    def _new(self) -> str:
+        token = secrets.token_urlsafe(24)
+        self.issued.add(token)
+        return token
+
+
+class Fuzzer:
+    """Fuzzes one server."""
+
+    def __init__(self, system: ProcessSystem, sandbox: IssuingSandbox) -> None:
+        self._system = system
+        self._sandbox = sandbox
+        self._report = Report()
+        self._calls = {method.full_name: self._call_of(method) for method in METHODS}
+
+    def _call_of(self, method: Any) -> Any:
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        kind = self._system.channel.unary_stream if method.server_streaming else self._system.channel.unary_unary
+        return kind(path)
+
+    async def run(self, cases: int, seed: int, progress: Callable[[Report], None] = lambda _: None) -> Report:
+        """So many cases, the same for the same seed as far as the server's own tokens allow. Raises `Found`."""
+        loop = asyncio.get_running_loop()
+        report = self._report
+        while report.cases < cases:
+            known = await self._something_known()
+            due = min(ROUND, cases - report.cases)
+            await asyncio.to_thread(self._round, loop, known, due, seed + report.cases)
+            await self._is_alive()
+            report.memory_after = resident(self._system.command.process.pid)
+            report.memory_before = report.memory_before or report.memory_after
+            progress(report)
+        return report
+
+    def _round(self, loop: asyncio.AbstractEventLoop, known: Known, cases: int, seed: int) -> None:
+        rpcs, requests = rpc_cases(known), http_cases(known)
+        findings: list[Exception] = []
+        case = one_in_turn([rpcs, rpcs, rpcs, requests])
+
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=-(-cases // BATCH),
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],  # a finding tells its one case; shrinking a batch would tell no more
+            suppress_health_check=list(HealthCheck),
+        )
+        @hypothesis.given(st.lists(case, min_size=BATCH, max_size=BATCH))
+        def send(batch: list[RpcCase | HttpCase]) -> None:
+            # Kept from Hypothesis, which would try it again, on a server that is not as it was.
+            if not findings:
+                try:
+                    asyncio.run_coroutine_threadsafe(self._send(batch), loop).result()
+                except Exception as finding:  # whatever it is, it goes on below
+                    findings.append(finding)
+
+        send()
+        for finding in findings:
+            raise finding
+
+    async def _send(self, batch: list[RpcCase | HttpCase]) -> None:
+        self._report.cases += len(batch)
+        outcomes = await asyncio.gather(*(self.judge(case) for case in batch), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            self._report.outcomes[outcome] += 1
+
+    async def judge(self, case: RpcCase | HttpCase) -> str:
+        """Send it, and tell how it ended. Raises `Found`."""
+        return await (self._judge_rpc(case) if isinstance(case, RpcCase) else self._judge_http(case))
+
+    # --- gRPC --------------------------------------------------------------------------------------------------
+
+    async def _judge_rpc(self, case: RpcCase) -> str:
+        try:
+            answer = await self._answer(case)
+        except grpc.aio.AioRpcError as error:
+            self._judge_error(case, error)
+            return error.code().name
+        if case.method.name not in ("GetCredentials", "BatchGetCredentials", "WatchCredentials"):
+            self._has_no_secret(case, answer)
+        return "OK"
+
+    async def _answer(self, case: RpcCase) -> bytes:
+        call = self._calls[case.method.full_name]
+        if not case.method.server_streaming:
+            answer: bytes = await call(case.request, timeout=DEADLINE)
+            return answer
+        stream = call(case.request, timeout=DEADLINE)
+        try:
+            with suppress(TimeoutError):  # it waits for something to happen
+                async with asyncio.timeout(0.1):
+                    return b"".join([part async for part in stream])
+            return b""
+        finally:
+            stream.cancel()
+
+    def _judge_error(self, case: RpcCase, error: grpc.aio.AioRpcError) -> None:
+        said = f"{error.details()} {error.trailing_metadata()}".encode()
+        self._has_no_secret(case, said)
+        if not case.is_message and b"DecodeError" in said:
+            return  # gRPC's own answer, before any handler of ours
+        if error.code() in OUR_FAULT:
+            raise Found(f"{error.code()} for {case!r}: {error.details()}")
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # made for `grpc.Call`, of which it uses three methods
+        info = error_details_pb2.ErrorInfo()
+        if status is None or not any(detail.Unpack(info) for detail in status.details):
+            raise Found(f"{error.code()} without ErrorInfo for {case!r}: {error.details()}")
+
+    # --- HTTP --------------------------------------------------------------------------------------------------
+
+    async def _judge_http(self, case: HttpCase) -> str:
+        address = urlsplit(self._system.sidecar_url)
+        answer = await http.send(address.hostname or "", address.port or 0, case)
+        if answer.status >= 500 and answer.status != 503:
+            raise Found(f"HTTP {answer.status} for {case!r}: {answer.raw[:300]!r}")
+        self._has_no_secret(case, answer.raw)
+        is_ours = answer.status and b"Invalid HTTP request received" not in answer.raw
+        if is_ours and b"default-src 'none'" not in answer.raw:
+            raise Found(f"no policy for {case!r}: {answer.raw[:300]!r}")
+        return f"HTTP {answer.status}"
+
+    # --- both --------------------------------------------------------------------------------------------------
+
+    def _has_no_secret(self, case: RpcCase | HttpCase, answer: bytes) -> None:
+        for secret in (PLANTED, self._system.client_secret, *self._sandbox.issued):
+            if secret.encode() in answer:
+                raise Found(f"a secret in the answer to {case!r}")
+
+    async def _is_alive(self) -> None:
+        if self._system.command.process.poll() is not None:
+            raise Found(f"the server ended:\n{self._system.command.output[-3000:]}")
+        if (await self._system.browser.get(f"{self._system.sidecar_url}/healthz")).status_code != 200:
+            raise Found("the sidecar is not alive")
+        if '"event": "fault"' in self._system.command.output:
+            raise Found("a fault is in the log")
+
+    async def _something_known(self) -> Known:
+        """Two users with integrations, and one of everything that is opaque; what a round broke is made anew."""
+        system = self._system
+        self._sandbox.kill_grant("linus")
+        ids = [
+            await system.connect(user, account=account)
+            for user, account in (("ada", "ada"), ("ada", "grace"), ("grace", "linus"))
+        ]
+        key = pb.ConnectWithApiKeyRequest(
+            user_id="ada", integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key
+        )
+        ids.append((await system.service.ConnectWithApiKey(key)).integration.integration_id)
+        begun = await system.begin()
+        arrived = query_of(await system.decide(begun))
+        await system.follow(await system.decide(await system.begin(), account="ada"), BROWSER)
+        page = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=1))
+        types = await system.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
+        return Known(
+            {
+                "integration_id": [*ids, begun.integration_id],
+                "integration_ids": ids,
+                "user_id": ["ada", "ada", "ada", "grace", "mallory"],
+                "integration_type": [
+                    "sandbox",
+                    "sandbox_api_key",
+                    *(info.integration_type for info in types.integration_types),
+                ],
+                "state": [begun.state, (await system.begin("grace")).state],
+                "code": [arrived["code"]],
+                "iss": [arrived["iss"]],
+                "confirmation_token": [begun.state, page.next_page_token],
+                "page_token": [page.next_page_token],
+                "scopes": ["read", "write"],
+                "required_scopes": ["read", "write"],
+                "api_key": [system.sandbox.api_key.key],
+                "error": ["access_denied"],
+                "redirect_uri": [APP_CALLBACK],
+                "return_url": [RETURN_URL],
+                "name": ["Work"],
+                "query": ["realmId=1"],
+                "page_size": [0, 1, 200],
+            }
+        )
+
+
+def resident(pid: int) -> int:
+    """A process's resident memory in bytes; 0 where the system does not tell (`/proc` is Linux's)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
