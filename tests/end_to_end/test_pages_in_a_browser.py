@@ -25,6 +25,7 @@ from integration_server.sandbox import Account, Sandbox
 from integration_server.sidecar.app import create_app
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.system import System, query_of, running_system
+from tests.fakes.limits import USUAL
 from tests.hostile import TEXTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -233,7 +234,7 @@ class Spoilt:
     """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
-        self._app = create_app(handle_callback=_connected, check_health=_unasked)
+        self._app = create_app(handle_callback=_connected, check_health=_unasked, limits=USUAL)
         self._injected = injected.encode()
         self._without = without.encode()
         self.arrived: list[Request] = []
