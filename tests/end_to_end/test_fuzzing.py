@@ -110,4 +110,4 @@ async def test_an_http_answer_that_is_wrong_is_found(answer: bytes, finding: str
         system: Any = Spoilt(channel)
         system.sidecar_url = "http://{}:{}".format(*server.sockets[0].getsockname())
         with pytest.raises(Found, match=finding):
-            await Fuzzer(system, IssuingSandbox()).judge(HttpCase(b"GET / HTTP/1.1\r\n\r\n"))
+            await Fuzzer(system, IssuingSandbox()).judge(HttpCase(b"GET / HTTP/1.1\r\n\r\n", needs_end=True))
