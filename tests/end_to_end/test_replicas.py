@@ -51,6 +51,7 @@ async def token_or_none(clients: Clients, integration_id: int) -> str | None:
 async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
     """For how many seconds after a change on one server calls to the other began that were still answered as before."""
     one, other = pair.clients
+    await asyncio.sleep(LONGEST)  # what happened before is known to both
     before = await token_or_none(other, integration_id)
     assert before
     assert await token_or_none(other, integration_id) == before  # remembered
