@@ -33,6 +33,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.providers.network import CheckedNetwork
 from integration_server.providers.urls import origin_of
 from integration_server.reloading import Reloaded
+from integration_server.rpc.audit import AuditInterceptor
 from integration_server.rpc.callers import Kind
 from integration_server.rpc.certificates import ServerCertificates
 from integration_server.rpc.deadlines import DeadlineInterceptor
@@ -43,6 +44,7 @@ from integration_server.rpc.integration_service import IntegrationService, UseCa
 from integration_server.rpc.limits import CallLimits, peer_of
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tokens import IssuedTokens, Issuer, Keys, KeysAtUrl, KeysInFile, read_key_file
+from integration_server.service.auditing import AuditTrail
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
@@ -77,6 +79,7 @@ from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
+from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.changes import SqlChanges
 from integration_server.storage.claims import WorkClaim
 from integration_server.storage.engine import Database, open_database
@@ -244,18 +247,20 @@ async def running_server(
             open_database(settings.database_url, pool_size=settings.database_pool_size)
         )
         keyring = await open_keyring(database, await open_key_encryptions(settings, key))
+        trail = await stack.enter_async_context(AuditTrail(SqlAuditLog(database, keyring)))
         tasks = await stack.enter_async_context(server_tasks())
         memory, changes = Memory(settings.credentials_cache_size, seconds_passed), SqlChanges(database)
         stores = build_stores(settings, database, memory.forget)
         remembering = RememberingLookup(memory, stores.integrations, changes, seconds_passed)
         lookup = remembering if settings.credentials_cache_size else stores.integrations
-        service = build_service(settings, stores, lookup, providers, keyring, tasks, clock)
+        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock)
         health = Health([SERVICE_NAME])
         # Named by the operator, and mostly inside.
         keys_http = ProviderHttp(clock, dev_mode=settings.dev_mode, network=CheckedNetwork(anywhere))
         await stack.enter_async_context(keys_http)
         guard = build_guard(settings, keys_http, service.use_cases.managing, clock)
-        server = build_grpc_server(settings, IntegrationService(service.use_cases, clock), health, guard)
+        servicer = IntegrationService(service.use_cases, clock)
+        server = build_grpc_server(settings, servicer, health, guard, trail, clock)
 
         async def look() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
@@ -377,6 +382,7 @@ def build_service(
     providers: Providers,
     sealer: Sealer,
     tasks: ServerTasks,
+    trail: AuditTrail,
     clock: Clock,
 ) -> Service:
     """What the service can do over these parts, and what it does by itself."""
@@ -397,6 +403,7 @@ def build_service(
         clock,
         random_name,
         jitter,
+        trail.note,
         patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
     )
     credentials = GivingCredentials(
@@ -454,15 +461,29 @@ def build_service(
     return Service(use_cases, refreshing, upkeep)
 
 
-def build_grpc_server(settings: Settings, service: IntegrationService, health: Health, guard: Guard) -> grpc.aio.Server:
+def build_grpc_server(
+    settings: Settings,
+    service: IntegrationService,
+    health: Health,
+    guard: Guard,
+    trail: AuditTrail,
+    clock: Clock,
+) -> grpc.aio.Server:
     """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
+    who = caller_of if guard.interceptors else peer_of
     limits = CallLimits(
-        caller_of if guard.interceptors else peer_of,
+        who,
         concurrency=settings.caller_max_concurrency,
         per_second=settings.caller_max_calls_per_second,
     )
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(), DeadlineInterceptor(), *guard.interceptors, limits],
+        interceptors=[
+            ErrorInterceptor(),
+            DeadlineInterceptor(),
+            *guard.interceptors,
+            limits,
+            AuditInterceptor(trail, who, clock),
+        ],
         options=grpc_limits_of(settings).options(),
     )
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)

@@ -25,6 +25,7 @@ from integration_server.bootstrap import (
     utc_now,
 )
 from integration_server.dev import run_dev
+from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.lifecycle import AddressTaken, raise_open_files, stop_signals
 from integration_server.logs import configure_logging
@@ -32,6 +33,7 @@ from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
 from integration_server.reloading import Unusable
 from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
+from integration_server.storage.audit import AuditVerification, SqlAuditLog, list_audit_entries
 from integration_server.storage.data_keys import (
     DataKey,
     count_sealed_values,
@@ -48,7 +50,7 @@ from integration_server.storage.engine import (
 )
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyringError, LocalKey
-from integration_server.storage.keyring import open_keyring
+from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.rotation import Rotated, Rotation, Step
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.storage.schema import schema_is_current
@@ -64,6 +66,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="The keys that credentials are sealed with.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+audit_app = typer.Typer(help="The record of who did what to which integration.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 
 
 def main() -> None:
@@ -230,15 +234,18 @@ async def _add_key(settings: Settings) -> None:
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
         key_id = await keyring.add_data_key(settings.data_key_activation)
+        await _audited(database, keyring, f"add {key_id}")
     typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
 
 
 async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
     keys = await open_key_encryptions(settings, await _prepared(settings))
     async with open_database(settings.database_url) as database:
-        rotation = Rotation(database, await open_keyring(database, keys), activation=settings.data_key_activation)
+        keyring = await open_keyring(database, keys)
+        rotation = Rotation(database, keyring, activation=settings.data_key_activation)
         with _progress() as progress:
             rotated = await rotation.rotate(_shown_on(progress), new_key=new_key)
+        await _audited(database, keyring, f"rotate to {keyring.active_key_id}")
         _tell(rotated, await _removable(database))
     if rotated.unreadable:
         _fail(
@@ -281,15 +288,18 @@ async def _removable(database: Database) -> Sequence[DataKey]:
 async def _rewrap_keys(settings: Settings) -> None:
     keys = await open_key_encryptions(settings, await _prepared(settings))
     async with open_database(settings.database_url) as database:
-        await open_keyring(database, keys)
+        keyring = await open_keyring(database, keys)
         count = await rewrap(database, keys)
+        await _audited(database, keyring, f"rewrap with {keys.current_id}")
     typer.echo(f"{count} data keys were wrapped again. Key {keys.current_id} wraps all of them now.")
 
 
 async def _remove_key(settings: Settings, key_id: str, *, force: bool) -> None:
-    await _prepared(settings)
+    keys = await open_key_encryptions(settings, await _prepared(settings))
     async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, keys)
         await remove_data_key(database, key_id, force=force)
+        await _audited(database, keyring, f"remove {key_id}")
     typer.echo(f"Data key {key_id} is removed.")
 
 
@@ -343,6 +353,53 @@ async def _expiring(settings: Settings, within: timedelta, limit: int) -> None:
         typer.echo("No integration ends within that time, as far as the providers have told.")
     if table.row_count == limit:
         typer.echo(f"These are the first {limit}; there may be more: --limit.")
+
+
+# --- the audit log -----------------------------------------------------------------------------------------------
+
+
+@audit_app.command("verify")
+def verify_audit() -> None:
+    """Check that no entry of the audit log was altered or removed; the exit code is 1 if one was."""
+    settings, _ = _settings()
+    _run(_verify_audit(settings))
+
+
+async def _verify_audit(settings: Settings) -> None:
+    keys = await open_key_encryptions(settings, await _prepared(settings))
+    async with open_database(settings.database_url) as database:
+        log = AuditVerification(database, await open_keyring(database, keys))
+        problems = [problem async for problem in log.problems()]
+    if problems:
+        _fail(f"The audit log is not as it was written ({log.entries:,} entries were read):", *problems)
+    typer.echo(f"The audit log is as it was written: {log.chains:,} chains, {log.entries:,} entries.")
+
+
+@audit_app.command("list")
+def list_audit(
+    user: Annotated[str, typer.Option(help="Only of this user.")] = "",
+    integration: Annotated[int, typer.Option(min=0, help="Only of this integration.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+) -> None:
+    """List what was done, the newest first."""
+    settings, _ = _settings(needs_key=False)
+    _run(_list_audit(settings, user, integration, limit))
+
+
+async def _list_audit(settings: Settings, user_id: str, integration_id: int, limit: int) -> None:
+    table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose")
+    async with open_database(settings.database_url) as database:
+        for entry in await list_audit_entries(database, user_id, integration_id, limit):
+            which = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
+            told = (entry.caller, entry.action, entry.user_id, which, entry.outcome, entry.purpose)
+            table.add_row(f"{entry.time:%F %T} UTC", *(Text(text, overflow="fold") for text in told))
+    Console().print(table)
+
+
+async def _audited(database: Database, keyring: Keyring, what: str) -> None:
+    """Tell the audit log of a change of keys."""
+    entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=what)
+    await SqlAuditLog(database, keyring).append([entry])
 
 
 # --- what commands share -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, NewType, Protocol
 
+from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
@@ -455,6 +456,13 @@ class Spill(Protocol):
 
     async def drop(self, refresh: SpilledRefresh) -> None:
         """Forget one that has been committed, or overtaken."""
+
+
+class AuditLog(Protocol):
+    """Where the audit trail is kept: only ever added to."""
+
+    async def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Keep entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""
 
 
 # --- providers ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import structlog
 
+from integration_server.domain.audit import SERVER, SUCCESS, Action, AuditEntry
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
     IntegrationNotFound,
@@ -92,6 +93,7 @@ class Refreshing:
         clock: Clock,
         random_name: RandomName,
         jitter: Jitter,
+        tell: Callable[[AuditEntry], object],
         *,
         patience: Patience,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -107,6 +109,7 @@ class Refreshing:
         self._clock = clock
         self._random_name = random_name
         self._jitter = jitter
+        self._tell = tell
         self._patience = patience
         self._pause = pause
         self._log = structlog.get_logger(__name__)
@@ -233,6 +236,7 @@ class Refreshing:
         except StoreUnavailable:
             await self._keep(integration, new)
             return Renewed(replace(integration, scopes=new.scopes), tokens), False
+        self._tell(self._entry(integration, SUCCESS))
         self._log.info(
             "refreshed", **_names(integration), expire_time=renewed.tokens.expire_time, overtaken=committed is None
         )
@@ -305,6 +309,7 @@ class Refreshing:
 
     async def _after_failure(self, integration: Integration, error: ProviderError) -> Renewed:
         """Tokens that somebody else got meanwhile; or raise what the failure means, once it is noted."""
+        self._tell(self._entry(integration, error.reason))
         self._log.warning(
             "refresh_failed", **_names(integration), error_class=error.reason, oauth_error=error.oauth_error
         )
@@ -332,6 +337,17 @@ class Refreshing:
             retry_time=met.retry_time,
             refusals=met.refusals,
             refresh_due_time=met.retry_time or now + _SOON,
+        )
+
+    def _entry(self, integration: Integration, outcome: str) -> AuditEntry:
+        return AuditEntry(
+            self._clock(),
+            SERVER,
+            Action.REFRESH,
+            integration.user_id,
+            integration.integration_id,
+            integration.integration_type,
+            outcome,
         )
 
 

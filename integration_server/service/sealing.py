@@ -66,6 +66,11 @@ def callback_place(attempt_id: str, user_id: str, integration_type: str) -> Plac
     return Place("connection_attempts", "sealed_callback", attempt_id, user_id, integration_type)
 
 
+def chain_key_place(chain_id: str, *_owner: str) -> Place:
+    """Where the key of a chain of the audit log belongs. A chain is nobody's."""
+    return Place("audit_chains", "sealed_key", chain_id)
+
+
 # --- tokens ------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ from sqlalchemy import Column, Row, Select, Table, Update, bindparam, func, sele
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.ports import Place
-from integration_server.service.sealing import callback_place, credentials_place, verifier_place
-from integration_server.storage.tables import connection_attempts, data_key_id, integrations, revocations
+from integration_server.service.sealing import callback_place, chain_key_place, credentials_place, verifier_place
+from integration_server.storage.tables import audit_chains, connection_attempts, data_key_id, integrations, revocations
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,12 @@ SEALED_COLUMNS = (
         connection_attempts.c.attempt_id,
         (connection_attempts.c.attempt_id, connection_attempts.c.user_id, connection_attempts.c.integration_type),
         callback_place,
+    ),
+    SealedColumn(
+        audit_chains.c.sealed_key,
+        audit_chains.c.chain_id,
+        (audit_chains.c.chain_id, audit_chains.c.chain_id, audit_chains.c.chain_id),
+        chain_key_place,
     ),
 )
 

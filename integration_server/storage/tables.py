@@ -220,6 +220,38 @@ integration_changes = Table(
 )
 """What changed lately, so that no replica serves what it remembers of it. On the database's clock."""
 
+audit_chains = Table(
+    "audit_chains",
+    metadata,
+    Column("chain_id", String(32), primary_key=True),
+    Column("number", BigInteger, nullable=False, unique=True),
+    Column("sealed_key", LargeBinary, nullable=False),
+    Column("begin_time", UtcDateTime, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("head", LargeBinary, nullable=False),
+    Column("seal", LargeBinary, nullable=False),
+)
+"""The chains of the audit log, one for each writing process, numbered without gaps. `audit.py` says what holds them."""
+
+audit_entries = Table(
+    "audit_entries",
+    metadata,
+    Column("chain_id", String(32), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("caller", String(255), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_id", BigInteger, nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("outcome", String(64), nullable=False),
+    Column("purpose", String(255), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    Index("ix_audit_entries_user_id_time", "user_id", "time"),
+    Index("ix_audit_entries_time", "time"),
+)
+"""Who did what to which integration. Kept when the integration is gone, so that nothing refers to it."""
+
 data_keys = Table(
     "data_keys",
     metadata,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.connecting import Authorization, Callback, Connecting, ConnectionRequest, Outcome
@@ -66,6 +67,7 @@ class FakeSystem:
     clock: SettableClock = field(default_factory=SettableClock)
     names: CountingNames = field(default_factory=CountingNames)
     tasks: ServerTasks = field(default_factory=ServerTasks)
+    told: list[AuditEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rows = Rows(self.clock)
@@ -136,6 +138,7 @@ class FakeSystem:
             self.clock,
             self.names,
             lambda: 0.5,
+            self.told.append,
             patience=Patience(with_holder=2 * LEASE, with_lost_call=3 * LEASE),
             pause=self.pause,
         )

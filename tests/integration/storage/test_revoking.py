@@ -90,6 +90,7 @@ def started(database: Database, provider: FakeProvider, tasks: ServerTasks, spil
         clock,
         CountingNames(),
         lambda: 0.5,
+        lambda _: None,
         patience=Patience(),
     )
     revoking = Revoking(

@@ -1,0 +1,134 @@
+"""Tells the audit trail of calls: who made them, on which user's integration, and how they ended.
+
+What changes something is answered when its entry is written; credentials are only handed out when the entry is taken.
+Calls that were not let in are in the log, not here: anybody could fill the trail with them.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+
+from integration_server.domain.audit import SUCCESS, Action, AuditEntry
+from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
+from integration_server.rpc.errors import Handler
+from integration_server.service.auditing import AuditTrail
+from integration_server.service.ports import Clock
+from integrations.v1 import integration_service_pb2
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_SERVICE = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
+
+CHANGES: Mapping[str, Action] = {
+    f"/{_SERVICE}/Connect": Action.CONNECT,
+    f"/{_SERVICE}/HandleCallback": Action.COMPLETE,
+    f"/{_SERVICE}/ConfirmConnection": Action.CONFIRM,
+    f"/{_SERVICE}/ConnectWithApiKey": Action.CONNECT,
+    f"/{_SERVICE}/UpdateIntegration": Action.UPDATE,
+    f"/{_SERVICE}/DisconnectIntegration": Action.DISCONNECT,
+    f"/{_SERVICE}/RefreshToken": Action.REFRESH,
+}
+
+READS: Mapping[str, Action] = {f"/{_SERVICE}/GetCredentials": Action.READ_CREDENTIALS}
+
+NOT_AUDITED = frozenset(
+    f"/{_SERVICE}/{name}"
+    for name in (
+        "ListIntegrations",
+        "GetIntegration",
+        "CheckAllHealth",
+        "CheckHealth",
+        "ListHealthChecks",
+        "ListIntegrationTypes",
+    )
+)
+"""RPCs that change nothing and hand out nothing secret."""
+
+_PURPOSE = "x-purpose"
+_LONGEST_PURPOSE = 128
+_LONGEST_WAIT = timedelta(seconds=2)
+"""For an entry to be written. The change is made by then: an answer that never comes would only have it made again."""
+
+
+class AuditInterceptor(grpc.aio.ServerInterceptor):
+    """Stands before the handlers of unary calls; `caller_of` names who makes one."""
+
+    def __init__(self, trail: AuditTrail, caller_of: Callable[[Context], str], clock: Clock) -> None:
+        self._trail = trail
+        self._caller_of = caller_of
+        self._clock = clock
+        self._log = structlog.get_logger(__name__)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of the call."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        action = CHANGES.get(method) or READS.get(method)
+        if handler is None or handler.unary_unary is None or action is None:
+            return handler
+        behaviour: Any = handler.unary_unary  # typed for threads only
+
+        async def answer(request: Message, context: Context) -> Message:
+            try:
+                response: Message = await behaviour(request, context)
+            except IntegrationServerError as error:
+                self._trail.note(self._entry(action, context, error.reason, request))
+                raise
+            except asyncio.CancelledError:
+                self._trail.note(self._entry(action, context, "CANCELLED", request))
+                raise
+            await self._tell(self._entry(action, context, SUCCESS, request, response), waits=method in CHANGES)
+            return response
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def _tell(self, entry: AuditEntry, *, waits: bool) -> None:
+        if not waits:
+            if not self._trail.note(entry):
+                raise StoreUnavailable  # what cannot be told of is not handed out
+            return
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT.total_seconds()):
+                await self._trail.record(entry)
+        except TimeoutError:
+            self._log.warning("audit_entry_waits", action=entry.action, integration_id=entry.integration_id)
+
+    def _entry(self, action: Action, context: Context, outcome: str, *messages: Message) -> AuditEntry:
+        return AuditEntry(
+            time=self._clock(),
+            caller=self._caller_of(context),
+            action=action,
+            user_id=_field("user_id", *messages) or "",
+            integration_id=_field("integration_id", *messages) or 0,
+            integration_type=_field("integration_type", *messages) or "",
+            outcome=outcome,
+            purpose=_purpose(context),
+        )
+
+
+def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # of the type that the contract gives it
+    """The first value that a call's messages have for a field, also within an integration that one carries."""
+    for message in messages:
+        for holder in (message, getattr(message, "integration", None)):
+            if value := getattr(holder, name, None):
+                return value
+    return None
+
+
+def _purpose(context: Context) -> str:
+    """What the caller gave as the reason, in the metadata; cut to what is fit to keep."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
+    return "".join(filter(str.isprintable, str(given)))[:_LONGEST_PURPOSE]

@@ -1,0 +1,216 @@
+"""The audit log, in SQL: fulfils the port `AuditLog`.
+
+Each writing process has a chain of its own, with a key of its own that lies sealed beside it. Every entry carries a MAC
+over itself and the MAC before it, and the chain one over its length and its last MAC; chains are numbered without gaps.
+So who can write to the database, and has no data key, can neither alter an entry nor remove one, nor a whole chain but
+the newest, without `verify` telling. A chain whose last write is uncertain is left, and another is begun: an entry may
+then be in both.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.service.ports import Sealer
+from integration_server.service.sealing import chain_key_place
+from integration_server.storage.clock import DatabaseTime
+from integration_server.storage.engine import Database
+from integration_server.storage.tables import audit_chains, audit_entries
+
+_C = audit_chains.c
+_E = audit_entries.c
+
+_PAGE = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain as far as it has come: `head` is the MAC of its last entry, or stands for its beginning."""
+
+    chain_id: str
+    number: int
+    key: bytes = field(repr=False)
+    entries: int
+    head: bytes
+
+    @classmethod
+    def beginning(cls, chain_id: str, number: int, key: bytes) -> "Chain":
+        """A chain without entries."""
+        return cls(chain_id, number, key, 0, hashlib.sha256(f"{chain_id}/{number}".encode()).digest())
+
+    def followed_by(self, entry: AuditEntry) -> "Chain":
+        """The chain after one more entry."""
+        return replace(self, entries=self.entries + 1, head=self._mac(self.head + _canonical(entry)))
+
+    @property
+    def seal(self) -> bytes:
+        """What vouches for length and head: it cannot be made for a shorter chain from what the entries show."""
+        return self._mac(b"chain" + self.entries.to_bytes(8, "big") + self.head)
+
+    def _mac(self, content: bytes) -> bytes:
+        return hmac.digest(self.key, content, "sha256")
+
+
+def _canonical(entry: AuditEntry) -> bytes:
+    return json.dumps(
+        [
+            entry.time.astimezone(UTC).isoformat(timespec="microseconds"),
+            entry.caller,
+            entry.action,
+            entry.user_id,
+            entry.integration_id,
+            entry.integration_type,
+            entry.outcome,
+            entry.purpose,
+        ]
+    ).encode()
+
+
+class SqlAuditLog:
+    """An `AuditLog` over a SQL database, for one process: only one call of `append` at a time."""
+
+    def __init__(self, database: Database, sealer: Sealer) -> None:
+        self._database = database
+        self._sealer = sealer
+        self._chain: Chain | None = None
+
+    async def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Write entries, all or none, at the end of this process's chain. Raises `StoreUnavailable`."""
+        before = self._chain or await self._begin()
+        self._chain = None  # unless this commits for certain
+        chain, rows = before, []
+        for entry in entries:
+            chain = chain.followed_by(entry)
+            rows.append(_row(entry, chain))
+        grow = (
+            update(audit_chains)
+            .where(_C.chain_id == chain.chain_id, _C.entries == before.entries)
+            .values(entries=chain.entries, head=chain.head, seal=chain.seal)
+        )
+        async with self._database.writing() as connection:
+            await connection.execute(insert(audit_entries), rows)
+            if (await connection.execute(grow)).rowcount != 1:
+                raise StoreUnavailable  # somebody has been at the chain: what is written goes into another
+        self._chain = chain
+
+    async def _begin(self) -> Chain:
+        chain_id, key = secrets.token_hex(16), secrets.token_bytes(32)
+        sealed_key = await self._sealer.seal(key, chain_key_place(chain_id))
+        while True:
+            async with self._database.reading() as connection:
+                number = int(await connection.scalar(select(func.coalesce(func.max(_C.number), 0) + 1)) or 1)
+            chain = Chain.beginning(chain_id, number, key)
+            values = {"chain_id": chain_id, "number": number, "sealed_key": sealed_key, "begin_time": DatabaseTime()}
+            try:
+                async with self._database.writing() as connection:
+                    await connection.execute(
+                        insert(audit_chains).values(**values, entries=0, head=chain.head, seal=chain.seal)
+                    )
+            except IntegrityError:
+                continue  # another process took the number
+            return chain
+
+
+class AuditVerification:
+    """Reads the whole log, and tells what is wrong with it. `chains` and `entries` count what was read."""
+
+    def __init__(self, database: Database, sealer: Sealer) -> None:
+        self._database = database
+        self._sealer = sealer
+        self.chains = 0
+        self.entries = 0
+
+    async def problems(self) -> AsyncIterator[str]:
+        """What is wrong, in words; nothing if all of it is as it was written."""
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(select(audit_chains).order_by(_C.number))).all()
+        for row in rows:
+            for number in range(self.chains + 1, row.number):
+                yield f"chain {number} is missing"
+            self.chains = row.number
+            async for problem in self._problems_of_chain(row):
+                yield f"chain {row.number}: {problem}"
+
+    async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
+        try:
+            key = await self._sealer.open(row.sealed_key, chain_key_place(row.chain_id))
+        except CredentialsUnreadable:
+            yield "its key does not open"
+            return
+        chain = Chain.beginning(row.chain_id, row.number, key)
+        told = replace(chain, entries=row.entries, head=row.head)
+        if not hmac.compare_digest(told.seal, row.seal):
+            yield "its length or its last entry was altered"
+        async for entry in self._entries_of(row.chain_id):
+            if entry.sequence != chain.entries + 1:
+                break
+            chain = chain.followed_by(audit_entry_of(entry))
+            if not hmac.compare_digest(chain.head, entry.mac):
+                yield f"entry {entry.sequence} was altered, or what it follows"
+                return
+        if chain.entries < row.entries:
+            yield f"entry {chain.entries + 1} is missing"
+
+    async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
+        """In pages; what is written meanwhile is read as well."""
+        after, page = 0, select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence).limit(_PAGE)
+        while True:
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(page.where(_E.sequence > after))).all()
+            for row in rows:
+                self.entries += 1
+                yield row
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1].sequence
+
+
+async def list_audit_entries(database: Database, user_id: str, integration_id: int, limit: int) -> Sequence[AuditEntry]:
+    """The newest entries first; an empty user and 0 mean all."""
+    query = select(audit_entries).order_by(_E.time.desc(), _E.sequence.desc()).limit(limit)
+    if user_id:
+        query = query.where(_E.user_id == user_id)
+    if integration_id:
+        query = query.where(_E.integration_id == integration_id)
+    async with database.reading() as connection:
+        return [audit_entry_of(row) for row in (await connection.execute(query)).all()]
+
+
+def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
+    return {
+        "chain_id": chain.chain_id,
+        "sequence": chain.entries,
+        "time": entry.time,
+        "caller": entry.caller,
+        "action": entry.action.value,
+        "user_id": entry.user_id,
+        "integration_id": entry.integration_id,
+        "integration_type": entry.integration_type,
+        "outcome": entry.outcome,
+        "purpose": entry.purpose,
+        "mac": chain.head,
+    }
+
+
+def audit_entry_of(row: Row[Any]) -> AuditEntry:
+    """The entry of a row."""
+    return AuditEntry(
+        row.time,
+        row.caller,
+        Action(row.action),
+        row.user_id,
+        row.integration_id,
+        row.integration_type,
+        row.outcome,
+        row.purpose,
+    )

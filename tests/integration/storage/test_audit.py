@@ -1,0 +1,190 @@
+"""The audit log shows what was altered or removed, on both databases."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, select, update
+
+from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.storage import audit
+from integration_server.storage.audit import AuditVerification, SqlAuditLog, list_audit_entries
+from integration_server.storage.engine import Database
+from integration_server.storage.keyring import Keyring
+from integration_server.storage.tables import audit_chains, audit_entries
+from tests.fakes.clock import NOON
+from tests.keyrings import opened
+
+_C, _E = audit_chains.c, audit_entries.c
+
+CHAINS, BATCHES, BATCH = 3, 2, 4
+
+
+def entry(number: int) -> AuditEntry:
+    return AuditEntry(
+        NOON + timedelta(seconds=number), "billing", Action.UPDATE, "ada", number + 1, "acme", "OK", 'why "not" 🦆'
+    )
+
+
+@pytest.fixture
+async def keyring(database: Database) -> Keyring:
+    return await opened(database)
+
+
+@pytest.fixture
+async def written(database: Database, keyring: Keyring) -> list[AuditEntry]:
+    """What several processes wrote."""
+    entries = [entry(number) for number in range(CHAINS * BATCHES * BATCH)]
+    for number in range(CHAINS):
+        log = SqlAuditLog(database, keyring)
+        for batch in range(BATCHES):
+            begin = (number * BATCHES + batch) * BATCH
+            await log.append(entries[begin : begin + BATCH])
+    return entries
+
+
+async def problems(database: Database, keyring: Keyring) -> list[str]:
+    return [problem async for problem in AuditVerification(database, keyring).problems()]
+
+
+async def change(database: Database, *statements: Any) -> None:
+    async with database.writing() as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def chain_id(database: Database, number: int) -> str:
+    async with database.reading() as connection:
+        return str(await connection.scalar(select(_C.chain_id).where(_C.number == number)))
+
+
+async def test_all_is_there_and_as_it_was_written(
+    database: Database, keyring: Keyring, written: list[AuditEntry]
+) -> None:
+    verification = AuditVerification(database, keyring)
+    assert [problem async for problem in verification.problems()] == []
+    assert (verification.chains, verification.entries) == (CHAINS, len(written))
+    assert await list_audit_entries(database, "", 0, 100) == written[::-1]
+    assert await list_audit_entries(database, "ada", 3, 100) == [written[2]]
+    assert await list_audit_entries(database, "bob", 0, 100) == []
+    assert await list_audit_entries(database, "", 0, 1) == [written[-1]]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"caller": "nobody"},
+        {"time": NOON - timedelta(microseconds=1)},
+        {"action": "disconnect"},
+        {"user_id": "eve"},
+        {"integration_id": 999},
+        {"integration_type": ""},
+        {"outcome": "STORE_UNAVAILABLE"},
+        {"purpose": ""},
+        {"mac": bytes(32)},
+    ],
+    ids="".join,
+)
+@pytest.mark.usefixtures("written")
+async def test_an_altered_entry_shows(database: Database, keyring: Keyring, values: dict[str, Any]) -> None:
+    which = (_E.chain_id == await chain_id(database, 2), _E.sequence == 3)
+    await change(database, update(audit_entries).where(*which).values(values))
+    assert await problems(database, keyring) == ["chain 2: entry 3 was altered, or what it follows"]
+
+
+@pytest.mark.parametrize("sequence", [1, 5, BATCHES * BATCH])
+@pytest.mark.usefixtures("written")
+async def test_a_removed_entry_shows(database: Database, keyring: Keyring, sequence: int) -> None:
+    which = (_E.chain_id == await chain_id(database, 1), _E.sequence == sequence)
+    await change(database, delete(audit_entries).where(*which))
+    assert await problems(database, keyring) == [f"chain 1: entry {sequence} is missing"]
+
+
+@pytest.mark.usefixtures("written")
+async def test_removing_the_last_entry_with_what_tells_of_it_shows(database: Database, keyring: Keyring) -> None:
+    chain = await chain_id(database, 3)
+    last = BATCHES * BATCH
+    async with database.reading() as connection:
+        head = await connection.scalar(select(_E.mac).where(_E.chain_id == chain, _E.sequence == last - 1))
+    await change(
+        database,
+        delete(audit_entries).where(_E.chain_id == chain, _E.sequence == last),
+        update(audit_chains).where(_C.chain_id == chain).values(entries=last - 1, head=head),
+    )
+    assert await problems(database, keyring) == ["chain 3: its length or its last entry was altered"]
+
+
+@pytest.mark.usefixtures("written")
+async def test_a_removed_chain_shows(database: Database, keyring: Keyring) -> None:
+    chain = await chain_id(database, 2)
+    await change(
+        database,
+        delete(audit_entries).where(_E.chain_id == chain),
+        delete(audit_chains).where(_C.chain_id == chain),
+    )
+    assert await problems(database, keyring) == ["chain 2 is missing"]
+
+
+@pytest.mark.usefixtures("written")
+async def test_an_entry_put_in_or_moved_shows(database: Database, keyring: Keyring) -> None:
+    first, second = await chain_id(database, 1), await chain_id(database, 2)
+    async with database.reading() as connection:
+        row = (await connection.execute(select(audit_entries).where(_E.chain_id == first, _E.sequence == 1))).one()
+    put_in = {**row._mapping, "chain_id": second, "sequence": BATCHES * BATCH + 1}
+    await change(database, insert(audit_entries).values(put_in))
+    assert await problems(database, keyring) == ["chain 2: entry 9 was altered, or what it follows"]
+
+
+@pytest.mark.usefixtures("written")
+async def test_a_key_of_another_chain_does_not_open(database: Database, keyring: Keyring) -> None:
+    first, second = await chain_id(database, 1), await chain_id(database, 2)
+    async with database.reading() as connection:
+        key = await connection.scalar(select(_C.sealed_key).where(_C.chain_id == first))
+    await change(database, update(audit_chains).where(_C.chain_id == second).values(sealed_key=key))
+    assert await problems(database, keyring) == ["chain 2: its key does not open"]
+
+
+async def test_without_the_key_in_it_an_alteration_would_not_show(
+    database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: with MACs that anybody can make, whoever can write to the database makes them anew."""
+
+    def anybodys(self: audit.Chain, content: bytes) -> bytes:
+        del self
+        return hashlib.sha256(content).digest()
+
+    monkeypatch.setattr(audit.Chain, "_mac", anybodys)
+    await SqlAuditLog(database, keyring).append([entry(0), entry(1)])
+    chain = audit.Chain.beginning(await chain_id(database, 1), 1, b"")
+    statements = []
+    for number, told in enumerate((replace(entry(0), user_id="eve"), entry(1)), start=1):
+        chain = chain.followed_by(told)
+        values = {"user_id": told.user_id, "mac": chain.head}
+        statements.append(update(audit_entries).where(_E.sequence == number).values(values))
+    await change(database, *statements, update(audit_chains).values(head=chain.head, seal=chain.seal))
+    assert await problems(database, keyring) == []
+
+
+async def test_many_processes_begin_chains_at_once(database: Database, keyring: Keyring) -> None:
+    await asyncio.gather(*(SqlAuditLog(database, keyring).append([entry(number)]) for number in range(10)))
+    assert await problems(database, keyring) == []
+
+
+async def test_after_a_write_that_may_have_failed_another_chain_is_begun(database: Database, keyring: Keyring) -> None:
+    log = SqlAuditLog(database, keyring)
+    await log.append([entry(0)])
+    await change(database, update(audit_chains).values(entries=5))  # somebody has been at it
+    batch: Sequence[AuditEntry] = [entry(1)]
+    with pytest.raises(StoreUnavailable):
+        await log.append(batch)
+    await log.append(batch)
+    assert [one.integration_id for one in await list_audit_entries(database, "", 0, 10)] == [2, 1]
+    assert await problems(database, keyring) == [
+        "chain 1: its length or its last entry was altered",
+        "chain 1: entry 2 is missing",
+    ]
