@@ -203,9 +203,15 @@ class Refreshing:
         wait = max(self._patience.with_lost_call - lease.called_ago, self._patience.with_holder - since_away)
         if wait > timedelta(0):
             raise ProviderUnavailable("an earlier refresh has not come back yet", retry_after=wait)
+        if await self._is_spilled(integration):
+            raise ProviderUnavailable("an earlier refresh is about to be stored", retry_after=_SOON)
         self._log.error("refresh_lost", **_names(integration))
         await self._record(integration, Setback(ReauthorizationRequired(), reauthorization_required=True))
         raise ReauthorizationRequired
+
+    async def _is_spilled(self, integration: Integration) -> bool:
+        answered = (integration.integration_id, integration.version)
+        return any((kept.integration_id, kept.version) == answered for kept in await self._spill.kept())
 
     async def _release(self, lease: Lease, *, settled: bool) -> None:
         try:

@@ -203,10 +203,11 @@ async def _postgres_database(
     command_timeout: float | None,
     watch_timeout: float,
 ) -> Database:
-    # What a transaction pooler can do, every server can.
-    watchers = _postgres_engine(target, 1, watch_timeout, watch_timeout, _THROUGH_A_POOLER)
-    statements = _THROUGH_A_POOLER if await _is_behind_a_pooler(watchers) else _PREPARED_ONCE
+    statements = _PREPARED_ONCE
+    if await _is_behind_a_pooler(_postgres_engine(target, 1, connect_timeout, connect_timeout, _THROUGH_A_POOLER)):
+        statements = _THROUGH_A_POOLER
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
+    watchers = _postgres_engine(target, 1, watch_timeout, watch_timeout, statements)
     return Database(readers=_autocommit(engine), writers=engine, watchers=_autocommit(watchers))
 
 
@@ -257,13 +258,18 @@ def _autocommit(engine: AsyncEngine) -> AsyncEngine:
 
 
 async def _is_behind_a_pooler(engine: AsyncEngine) -> bool:
-    """Whether the session that answers is another than the one that was opened; also if nobody answers."""
+    """Whether the session that answers is another than the one that was opened.
+
+    Also if nobody answers: what a pooler can do, every server can.
+    """
     try:
         async with engine.connect() as connection:
             opened = (await connection.get_raw_connection()).driver_connection
             answering = await connection.scalar(text("SELECT pg_backend_pid()"))
     except (OSError, DBAPIError, PoolTimeoutError):
         return True
+    finally:
+        await engine.dispose()
     return opened is None or opened.get_server_pid() != answering
 
 

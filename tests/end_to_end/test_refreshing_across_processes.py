@@ -19,6 +19,7 @@ from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
     eventually,
+    expired,
     forced,
     has_called,
     running_replicas,
@@ -47,13 +48,9 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
 
 
 async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
-    sandbox = replicas.sandbox
     integration_id = await replicas.clients[0].connect()
     for _ in range(ROUNDS):
-        sandbox.behaviour = replace(sandbox.behaviour, access_token_lifetime=1)
-        await forced(replicas.clients[0], integration_id)
-        await asyncio.sleep(1)  # it expires
-        sandbox.behaviour = replace(sandbox.behaviour, access_token_lifetime=3600)
+        await expired(replicas, integration_id)
         before = len(replicas.refreshes())
         tokens = await asyncio.gather(
             *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))

@@ -1,19 +1,29 @@
 """Sealed credentials in the real database: what was altered or moved does not open, and the other rows still serve."""
 
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from sqlalchemy import select, update
 
 from integration_server.storage.tables import connection_attempts, data_keys, integrations
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.refusals import Refusal, refusal_of
-from tests.end_to_end.system import KEY, System
+from tests.end_to_end.system import KEY, System, running_system
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
+    """One that remembers nothing: here rows change behind its back, and it should read each of them at once."""
+    async with running_system(shared_database_url, CREDENTIALS_CACHE_SIZE="0") as running:
+        yield running
+
 
 UNREADABLE = Refusal(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 

@@ -17,6 +17,7 @@ from tests.end_to_end.refusals import read_refusal
 from tests.end_to_end.replicas import Replicas, forced, status_of
 from tests.end_to_end.system import Clients
 
+LEASE = 2  # seconds: more than a refresh takes on a busy machine; short enough that naps end before statements time out
 PATIENCE = 60.0  # seconds until what becomes of a refresh is known: many times what it takes
 
 
@@ -78,7 +79,7 @@ async def windows(database_url: str, before: dict[int, int]) -> dict[int, Window
 async def usual_time(clients: Clients, members: Sequence[Member]) -> float:
     """How many seconds it takes to refresh them all at once, when all is well."""
     begin = time.monotonic()
-    await asyncio.gather(*(forced(clients, member.integration_id, member.user_id) for member in members))
+    await asyncio.gather(*(survives(clients, member) for member in members))
     return time.monotonic() - begin
 
 

@@ -23,7 +23,7 @@ from tests.end_to_end.nursery import Nursery
 from tests.end_to_end.replicas import Replicas, forced, running_replicas
 from tests.end_to_end.system import Clients
 from tests.faults.conftest import Trial
-from tests.faults.crowd import Member, connected, lost_of, require_newest
+from tests.faults.crowd import LEASE, Member, connected, lost_of, require_newest
 from tests.postgres import PostgresServer, run_postgres
 
 KILLS = 10
@@ -116,7 +116,7 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_database(
     trial: Trial, nursery: Nursery, tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres
-    async with running_replicas(tmp_path, url, SERVERS, start=nursery.serving) as replicas:
+    async with running_replicas(tmp_path, url, SERVERS, lease=LEASE, start=nursery.serving) as replicas:
         members = await connected(replicas.clients[0], SERVERS)
         ledgers = [Ledger(clients, member) for clients, member in zip(replicas.clients, members, strict=True)]
         api_key = replicas.sandbox.api_key.key

@@ -14,9 +14,10 @@ import pytest
 
 from integration_server.sandbox import Fault
 from tests.end_to_end.nursery import Nursery
-from tests.end_to_end.replicas import LEASE, forced, running_replicas
+from tests.end_to_end.replicas import forced, running_replicas
 from tests.faults.conftest import Trial
 from tests.faults.crowd import (
+    LEASE,
     Window,
     connected,
     lost_of,
@@ -40,7 +41,7 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
 ) -> None:
     seen: Counter[Window] = Counter()
     overtaken = 0
-    async with running_replicas(tmp_path, database_url, 2, grace=grace, start=nursery.serving) as pair:
+    async with running_replicas(tmp_path, database_url, 2, lease=LEASE, grace=grace, start=nursery.serving) as pair:
         other, sleeper = pair.clients
         members = await connected(other, MEMBERS)
         pair.behave(faults={"token": SLOW})

@@ -20,6 +20,7 @@ from tests.end_to_end.nursery import Nursery
 from tests.end_to_end.replicas import Replica, Replicas, forced, running_replicas
 from tests.faults.conftest import Trial
 from tests.faults.crowd import (
+    LEASE,
     Member,
     Window,
     connected,
@@ -75,7 +76,7 @@ async def test_nothing_is_lost_unseen_when_a_server_is_killed(
 ) -> None:
     seen: Counter[Window] = Counter()
     losses = 0
-    async with running_replicas(tmp_path, database_url, 1, grace=grace, start=nursery.serving) as replicas:
+    async with running_replicas(tmp_path, database_url, 1, lease=LEASE, grace=grace, start=nursery.serving) as replicas:
         survivor = replicas.clients[0]
         members = await connected(survivor, AT_ONCE * EACH)
         groups = [members[start : start + EACH] for start in range(0, len(members), EACH)]

@@ -204,7 +204,7 @@ class TestPostgres:
                 await count(database)
 
     async def test_a_pool_that_is_exhausted_means_away(self, postgres_url: str) -> None:
-        async with open_database(postgres_url, pool_size=1, connect_timeout=0.05) as database:
+        async with open_database(postgres_url, pool_size=1, connect_timeout=0.5) as database:
             async with database.writing():
                 with pytest.raises(StoreUnavailable):
                     await count(database)

@@ -14,7 +14,9 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, Status
 from integration_server.service.ports import Lease
+from integration_server.service.refreshing import Refreshing
 from tests.fakes.provider import HOUR, until
+from tests.fakes.store import MemorySpill
 from tests.fakes.system import ADA, LEASE, FakeSystem
 
 DEAD = ProviderRejected("grant", oauth_error="invalid_grant")
@@ -191,6 +193,13 @@ async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integra
 # --- the database away ---------------------------------------------------------------------------------------------
 
 
+def on_another_machine(system: FakeSystem) -> Refreshing:
+    """A process that does not see the others' spill."""
+    spill, system.spill = system.spill, MemorySpill()
+    process, system.spill = system.another_process(), spill
+    return process
+
+
 async def answer_while_away(system: FakeSystem, integration: Integration) -> str:
     """The access token of a refresh that was answered while the database was away."""
     system.provider.gate = asyncio.Event()
@@ -241,7 +250,7 @@ async def test_nobody_spends_the_token_again_before_the_spill_is_stored(
 async def test_a_call_that_grew_old_in_an_outage_is_not_lost_before_the_spill_is_stored(
     system: FakeSystem, integration: Integration
 ) -> None:
-    other = system.another_process()
+    other = on_another_machine(system)
     await answer_while_away(system, integration)
     system.clock.advance(3 * LEASE)
     with pytest.raises(StoreUnavailable):
@@ -257,12 +266,24 @@ async def test_a_call_that_grew_old_in_an_outage_is_not_lost_before_the_spill_is
 async def test_without_knowing_of_the_outage_it_would_be_taken_for_lost(
     system: FakeSystem, integration: Integration
 ) -> None:
-    unaware = system.another_process()
+    unaware = on_another_machine(system)
     await answer_while_away(system, integration)
     system.clock.advance(3 * LEASE)
     system.rows.away = False
     with pytest.raises(ReauthorizationRequired):
         await unaware.refresh(integration)
+
+
+async def test_an_answer_in_the_machines_own_spill_is_never_given_up(
+    system: FakeSystem, integration: Integration
+) -> None:
+    unaware = system.another_process()
+    await answer_while_away(system, integration)
+    system.clock.advance(3 * LEASE)
+    system.rows.away = False
+    with pytest.raises(ProviderUnavailable):
+        await unaware.refresh(integration)
+    assert status(system, integration) is Status.ACTIVE
 
 
 async def test_a_mark_whose_commit_went_unanswered_is_not_a_call(
