@@ -8,7 +8,6 @@ from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.auditing import AuditTrail
 from tests.fakes.clock import NOON
-from tests.fakes.provider import until
 
 LONG = timedelta(hours=1)
 SOON = timedelta(milliseconds=1)

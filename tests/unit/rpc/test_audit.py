@@ -1,0 +1,125 @@
+"""Calls are told of, and credentials are not handed out untold."""
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
+from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor
+from integration_server.service.auditing import AuditTrail
+from integrations.v1 import integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from tests.fakes.clock import NOON
+
+SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
+GET = f"/{SERVICE.full_name}/GetCredentials"
+CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
+
+
+class Trail(AuditTrail):
+    """Keeps what it is told, unless it is full."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.entries: list[AuditEntry] = []
+        self.full = full
+
+    def note(self, entry: AuditEntry) -> bool:
+        """Take it."""
+        if not self.full:
+            self.entries.append(entry)
+        return not self.full
+
+    async def record(self, entry: AuditEntry) -> None:
+        """Take it."""
+        self.entries.append(entry)
+
+
+class FakeContext:
+    """As much of a call as is looked at."""
+
+    def __init__(self, purpose: str | None = None) -> None:
+        self._purpose = purpose
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """With a purpose, if there is one."""
+        return [] if self._purpose is None else [("x-purpose", self._purpose)]
+
+
+async def call(
+    trail: AuditTrail, method: str, request: Any, outcome: Callable[[], Any], purpose: str | None = None
+) -> Any:
+    """Call a handler that does this, behind the interceptor."""
+
+    async def behaviour(_request: Any, _context: Any) -> Any:
+        return outcome()
+
+    async def continuation(_details: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(behaviour)
+
+    class Details:
+        """Of the call."""
+
+    details: Any = Details()
+    details.method = method
+    interceptor = AuditInterceptor(trail, lambda _context: "billing", lambda: NOON)
+    handler: Any = await interceptor.intercept_service(continuation, details)
+    return await handler.unary_unary(request, FakeContext(purpose))
+
+
+def refused() -> Any:
+    raise IntegrationNotFound
+
+
+def test_every_rpc_is_told_of_or_is_not_on_purpose() -> None:
+    told = {*CHANGES, *READS}
+    assert not told & NOT_AUDITED
+    assert told | NOT_AUDITED == {f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods}
+
+
+async def test_a_read_is_told_of_with_its_purpose() -> None:
+    trail = Trail()
+    request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
+    answer = await call(trail, GET, request, pb.GetCredentialsResponse, "nightly\nsync" + 200 * "x")
+    assert answer == pb.GetCredentialsResponse()
+    expected = AuditEntry(NOON, "billing", Action.READ_CREDENTIALS, "ada", 7, purpose=("nightlysync" + 200 * "x")[:128])
+    assert trail.entries == [expected]
+
+
+async def test_what_only_the_answer_says_is_told() -> None:
+    trail = Trail()
+    integration = integration_pb2.Integration(integration_id=9, user_id="ada", integration_type="acme")
+    request = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
+    await call(trail, CONNECT, request, lambda: pb.ConnectWithApiKeyResponse(integration=integration))
+    assert trail.entries == [AuditEntry(NOON, "billing", Action.CONNECT, "ada", 9, "acme")]
+    assert "secret" not in str(trail.entries)
+
+
+async def test_a_refusal_is_told_of_by_its_reason() -> None:
+    trail = Trail()
+    with pytest.raises(IntegrationNotFound):
+        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="eve"), refused)
+    assert [(entry.user_id, entry.outcome) for entry in trail.entries] == [("eve", "INTEGRATION_NOT_FOUND")]
+
+
+async def test_credentials_are_not_handed_out_untold() -> None:
+    request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
+    with pytest.raises(StoreUnavailable):
+        await call(Trail(full=True), GET, request, pb.GetCredentialsResponse)
+
+
+async def test_by_a_trail_that_only_says_it_takes_them_they_would_be() -> None:
+    """The twin."""
+
+    class Lying(Trail):
+        """Takes nothing, and says otherwise."""
+
+        def note(self, entry: AuditEntry) -> bool:
+            """Drop it."""
+            return True
+
+    trail = Lying()
+    await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), pb.GetCredentialsResponse)
+    assert not trail.entries
