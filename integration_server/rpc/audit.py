@@ -6,6 +6,7 @@ Calls that were not let in are in the log, not here: anybody could fill the trai
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -78,15 +79,17 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
         behaviour: Any = handler.unary_unary  # typed for threads only
 
         async def answer(request: Message, context: Context) -> Message:
+            # Before the work: gRPC may have ended the call by its end, and its context must not be touched then.
+            entry = AuditEntry(self._clock(), self._caller_of(context), action, purpose=_purpose(context))
             try:
                 response: Message = await behaviour(request, context)
             except IntegrationServerError as error:
-                self._trail.note(self._entry(action, context, error.reason, request))
+                self._trail.note(_about(entry, error.reason, request))
                 raise
             except asyncio.CancelledError:
-                self._trail.note(self._entry(action, context, "CANCELLED", request))
+                self._trail.note(_about(entry, "CANCELLED", request))
                 raise
-            await self._tell(self._entry(action, context, SUCCESS, request, response), waits=method in CHANGES)
+            await self._tell(_about(entry, SUCCESS, request, response), waits=method in CHANGES)
             return response
 
         return grpc.unary_unary_rpc_method_handler(
@@ -106,17 +109,16 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
         except TimeoutError:
             self._log.warning("audit_entry_waits", action=entry.action, integration_id=entry.integration_id)
 
-    def _entry(self, action: Action, context: Context, outcome: str, *messages: Message) -> AuditEntry:
-        return AuditEntry(
-            time=self._clock(),
-            caller=self._caller_of(context),
-            action=action,
-            user_id=_field("user_id", *messages) or "",
-            integration_id=_field("integration_id", *messages) or 0,
-            integration_type=_field("integration_type", *messages) or "",
-            outcome=outcome,
-            purpose=_purpose(context),
-        )
+
+def _about(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
+    """The entry with its outcome, and with what the call's messages say of the integration."""
+    return replace(
+        entry,
+        user_id=_field("user_id", *messages) or "",
+        integration_id=_field("integration_id", *messages) or 0,
+        integration_type=_field("integration_type", *messages) or "",
+        outcome=outcome,
+    )
 
 
 def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # of the type that the contract gives it

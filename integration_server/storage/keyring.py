@@ -121,6 +121,8 @@ class Keyring:
         else:
             await self._keys.unwrap(check.wrapped_check, check.check_id, check.wrapping_key_id)
         if not self._active_id:
+            await self.reload()  # another server may have made both since the first look
+        if not self._active_id:
             raise KeyringError(
                 "the data keys are gone from the database, and the key check is not: restore the table data_keys"
             )

@@ -44,6 +44,7 @@ UpdateIntegration      ok       absent     absent      denied     denied    deni
 DisconnectIntegration  ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 CheckAllHealth         ok       empty      empty       denied     denied    denied   ok       empty     denied        unknown
 CheckHealth            ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
+ListHealthChecks       ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown

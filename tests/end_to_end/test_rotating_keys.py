@@ -132,7 +132,7 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
     )
     finished = await ended(tmp_path, environment, "keys", "rotate")
     assert finished.code == 1
-    assert f"Data key {new} seals all the others now: 19 values were re-sealed." in finished.out
+    assert f"Data key {new} seals all the others now: 20 values were re-sealed." in finished.out
     assert "Values that do not open, and stay as they are: 1" in finished.err
     assert "integrations.sealed_credentials of 7" in finished.err
     refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")

@@ -12,6 +12,7 @@ from integration_server.bootstrap import random_name
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.changes import SqlChanges
 from integration_server.storage.engine import Database, open_database
+from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.schema import migrate
@@ -40,6 +41,10 @@ class _ThroughPgbouncer:
     @pytest.fixture
     def integrations(self, database: Database) -> SqlIntegrations:
         return SqlIntegrations(database)
+
+    @pytest.fixture
+    def history(self, database: Database) -> SqlHealthHistory:
+        return SqlHealthHistory(database)
 
     @pytest.fixture
     def attempts(self, database: Database) -> SqlAttempts:

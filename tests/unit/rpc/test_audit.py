@@ -1,5 +1,6 @@
 """Calls are told of, and credentials are not handed out untold."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -43,13 +44,22 @@ class FakeContext:
     def __init__(self, purpose: str | None = None) -> None:
         self._purpose = purpose
 
+    def peer(self) -> str:
+        """Who calls."""
+        return "billing"
+
     def invocation_metadata(self) -> list[tuple[str, str]]:
         """With a purpose, if there is one."""
         return [] if self._purpose is None else [("x-purpose", self._purpose)]
 
 
 async def call(
-    trail: AuditTrail, method: str, request: Any, outcome: Callable[[], Any], purpose: str | None = None
+    trail: AuditTrail,
+    method: str,
+    request: Any,
+    outcome: Callable[[], Any],
+    purpose: str | None = None,
+    context: FakeContext | None = None,
 ) -> Any:
     """Call a handler that does this, behind the interceptor."""
 
@@ -64,9 +74,9 @@ async def call(
 
     details: Any = Details()
     details.method = method
-    interceptor = AuditInterceptor(trail, lambda _context: "billing", lambda: NOON)
+    interceptor = AuditInterceptor(trail, lambda asked: asked.peer(), lambda: NOON)
     handler: Any = await interceptor.intercept_service(continuation, details)
-    return await handler.unary_unary(request, FakeContext(purpose))
+    return await handler.unary_unary(request, context or FakeContext(purpose))
 
 
 def refused() -> Any:
@@ -102,6 +112,19 @@ async def test_a_refusal_is_told_of_by_its_reason() -> None:
     with pytest.raises(IntegrationNotFound):
         await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="eve"), refused)
     assert [(entry.user_id, entry.outcome) for entry in trail.entries] == [("eve", "INTEGRATION_NOT_FOUND")]
+
+
+async def test_a_call_that_has_ended_is_not_touched_any_more() -> None:
+    """gRPC frees it, and a server that asks it for more is gone."""
+    trail, context = Trail(), FakeContext("nightly")
+
+    def ended() -> Any:
+        context.invocation_metadata = context.peer = None  # type: ignore[method-assign,assignment]
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), ended, context=context)
+    assert [(entry.outcome, entry.purpose) for entry in trail.entries] == [("CANCELLED", "nightly")]
 
 
 async def test_credentials_are_not_handed_out_untold() -> None:
