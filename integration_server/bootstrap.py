@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from random import SystemRandom
 
@@ -371,8 +372,13 @@ def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Seque
 
 def reachable(server: Address) -> Address:
     """Where a server that listens there can be reached from this machine."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing listens there: it is what such addresses mean
-    return server._replace(host=here.get(server.host, server.host))
+    try:
+        address = ip_address(server.host)
+    except ValueError:
+        return server
+    if not address.is_unspecified:
+        return server
+    return server._replace(host="127.0.0.1" if address.version == 4 else "::1")
 
 
 def build_service(
