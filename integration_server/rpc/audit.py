@@ -51,7 +51,7 @@ NOT_AUDITED = frozenset(
 """RPCs that change nothing and hand out nothing secret."""
 
 _PURPOSE = "x-purpose"
-_LONGEST_PURPOSE = 128
+_LONGEST_TEXT = 128
 _LONGEST_WAIT = timedelta(seconds=2)
 """For an entry to be written. The change is made by then: an answer that never comes would only have it made again."""
 
@@ -114,9 +114,9 @@ def _about(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
     """The entry with its outcome, and with what the call's messages say of the integration."""
     return replace(
         entry,
-        user_id=_field("user_id", *messages) or "",
+        user_id=_fit(_field("user_id", *messages) or ""),
         integration_id=_field("integration_id", *messages) or 0,
-        integration_type=_field("integration_type", *messages) or "",
+        integration_type=_fit(_field("integration_type", *messages) or ""),
         outcome=outcome,
     )
 
@@ -133,4 +133,9 @@ def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # of the type
 def _purpose(context: Context) -> str:
     """What the caller gave as the reason, in the metadata; cut to what is fit to keep."""
     given = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
-    return "".join(filter(str.isprintable, str(given)))[:_LONGEST_PURPOSE]
+    return _fit(str(given))
+
+
+def _fit(text: str) -> str:
+    """What a caller gave, cut to what can be kept: it may have been refused for the very text."""
+    return "".join(filter(str.isprintable, text))[:_LONGEST_TEXT]

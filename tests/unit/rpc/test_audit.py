@@ -127,6 +127,13 @@ async def test_a_call_that_has_ended_is_not_touched_any_more() -> None:
     assert [(entry.outcome, entry.purpose) for entry in trail.entries] == [("CANCELLED", "nightly")]
 
 
+async def test_what_no_database_would_keep_is_cut() -> None:
+    trail = Trail()
+    with pytest.raises(IntegrationNotFound):
+        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="a\0da" + 300 * "x"), refused)
+    assert trail.entries[0].user_id == ("ada" + 300 * "x")[:128]
+
+
 async def test_credentials_are_not_handed_out_untold() -> None:
     request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
     with pytest.raises(StoreUnavailable):
