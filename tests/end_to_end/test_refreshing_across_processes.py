@@ -81,7 +81,11 @@ async def test_a_refresh_lost_in_a_crash_is_told_and_not_tried_in_a_loop(pair: R
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(work_first=True)})
     lost = asyncio.create_task(forced(pair.clients[0], integration_id))
-    await eventually(has_called(pair))
+
+    async def is_spent() -> bool:
+        return pair.refreshes() == ["ok"]
+
+    await eventually(is_spent)
     pair.commands[0].send(signal.SIGKILL)
     await asyncio.gather(lost, return_exceptions=True)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
