@@ -5,6 +5,8 @@ reads; and it counts a connection only once it has sent a request.
 """
 
 import asyncio
+import socket
+import struct
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
@@ -20,6 +22,8 @@ Waiting: TypeAlias = "dict[LimitedProtocol, None]"
 """Connections whose next request has not come yet, the longest waiting first."""
 
 _PIECE = 4 * 1024  # bytes
+_NO_LINGER = struct.pack("ii", 1, 0)  # on, for no seconds
+_UNREAD = 64 * 1024  # bytes that the kernel keeps for a client that does not read; by itself it may keep megabytes
 
 
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
@@ -45,18 +49,20 @@ class LimitedProtocol(H11Protocol):
         self._limits = limits
         self._waiting = waiting
         self._phase: object = None
+        self._cycle: object = None  # of the request whose phase it is
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Take the connection; if that is one too many, instead of the one that has been silent for longest."""
         super().connection_made(transport)
+        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)
         if len(self.connections) > self._limits.connections:
             longest = next(iter(self._waiting), None)
             if longest is None:
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
             else:
                 del self._waiting[longest]
-                longest.transport.abort()
+                longest.let_go()
         self._follow()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,11 +85,11 @@ class LimitedProtocol(H11Protocol):
         self._follow()
 
     def _follow(self) -> None:
-        """Note the phase. A new one begins to count."""
-        phase = self.conn.their_state
-        if phase is self._phase:
+        """Note the phase. A new one begins to count, and so does that of a next request."""
+        phase, cycle = self.conn.their_state, self.cycle
+        if phase is self._phase and cycle is self._cycle:
             return
-        self._phase = phase
+        self._phase, self._cycle = phase, cycle
         if phase is h11.IDLE:
             self._waiting[self] = None
         else:
@@ -99,7 +105,7 @@ class LimitedProtocol(H11Protocol):
         if may_answer and self._phase in (h11.IDLE, h11.SEND_BODY):
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self.transport.abort()
+            self.let_go()
 
     def _refuse(self, status: HTTPStatus) -> None:
         """Answer below the app, which may be waiting for more of the request, and end the connection."""
@@ -115,4 +121,13 @@ class LimitedProtocol(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # who does not read what was said before will not read this either
+            self.let_go()  # who does not read what was said before will not read this either
+
+    def let_go(self) -> None:
+        """End the connection with a reset: an orderly end would have the kernel wait for the client once more."""
+        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def _socket(self) -> socket.socket:
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        return connection

@@ -186,6 +186,20 @@ async def read_nothing(talk: Talk) -> None:
     await talk.drip(200 * (GET + b"\r\n"), every=0)
 
 
+async def test_requests_sent_at_once_have_their_time_each() -> None:
+    """As many as take several times as long together as one may."""
+    answer_time = timedelta(seconds=0.25)
+    async with limited(replace(USUAL, answer_time=answer_time)) as port, talking(port) as talk:
+        started = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() - started < 4 * answer_time.total_seconds():
+            await talk.say(500 * (GET + b"\r\n"))
+            for _ in range(500):
+                async with asyncio.timeout(DEADLINE):
+                    head = await talk.reader.readuntil(b"\r\n\r\n")
+                    length = int(head.lower().split(b"content-length: ")[1].split()[0])
+                    await talk.reader.readexactly(length)
+
+
 async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
     """Whether the attacker's connection is still there after so long."""
     async with talking(port) as talk:
