@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import GRPC_OPTIONS, AddressTaken, repeating, serving
+from integration_server.lifecycle import AddressTaken, GrpcLimits, repeating, serving, share_of_files
 from integration_server.providers import (
     google_calendar,
     google_my_business,
@@ -30,6 +30,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService, UseCases
+from integration_server.rpc.limits import CallLimits, peer_of
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
@@ -57,6 +58,7 @@ from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from integration_server.service.upkeep import Pace, Upkeep
 from integration_server.settings import Address, Settings
+from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.agenda import SqlAgenda
 from integration_server.storage.attempts import SqlAttempts
@@ -168,7 +170,7 @@ async def running_server(
         )
         service = build_service(settings, stores, providers, keyring, tasks, clock)
         health = Health([SERVICE_NAME])
-        server = build_grpc_server(IntegrationService(service.use_cases, clock), health, reflect=settings.dev_mode)
+        server = build_grpc_server(settings, IntegrationService(service.use_cases, clock), health)
 
         async def look() -> None:
             health.set_ready(await is_ready(integrations, keyring))
@@ -183,18 +185,21 @@ async def running_server(
         await stack.enter_async_context(repeating(service.use_cases.connecting.remove_abandoned, _SWEEP_EVERY))
         await stack.enter_async_context(repeating(service.use_cases.monitoring.prune, _PRUNE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
-        sidecar_url = await stack.enter_async_context(running_sidecar(settings.sidecar_address, grpc_address))
+        sidecar_url = await stack.enter_async_context(running_sidecar(settings, grpc_address))
         stack.callback(health.drain)
         yield Running(str(grpc_address), sidecar_url)
 
 
 @asynccontextmanager
-async def running_sidecar(listen: Address, server: Address) -> AsyncIterator[str]:
+async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[str]:
     """The sidecar on its address, a client of the server's; yields its own URL. Raises `AddressTaken`."""
+    listen = settings.sidecar_address
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(
-                run_sidecar(grpc_target=str(server), host=listen.host, port=listen.port)
+                run_sidecar(
+                    grpc_target=str(server), host=listen.host, port=listen.port, limits=http_limits_of(settings)
+                )
             )
         except OSError as error:
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
@@ -282,15 +287,46 @@ def build_service(
     return Service(use_cases, refreshing, upkeep)
 
 
-def build_grpc_server(service: IntegrationService, health: Health, *, reflect: bool) -> grpc.aio.Server:
-    """The server with its services; with reflection, so that grpcurl and the like can explore it, if wanted."""
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=GRPC_OPTIONS)
+def build_grpc_server(settings: Settings, service: IntegrationService, health: Health) -> grpc.aio.Server:
+    """The server with its services; in dev mode with reflection, so that grpcurl and the like can explore it."""
+    limits = CallLimits(
+        peer_of,
+        concurrency=settings.caller_max_concurrency,
+        per_second=settings.caller_max_calls_per_second,
+    )
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(), limits],
+        options=grpc_limits_of(settings).options(),
+    )
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if reflect:
+    if settings.dev_mode:
         names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server
+
+
+def grpc_limits_of(settings: Settings) -> GrpcLimits:
+    """What clients can take of the gRPC server: half of the open files at most."""
+    return GrpcLimits(
+        connections=share_of_files(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
+        streams_per_connection=settings.grpc_max_streams_per_connection,
+        message_bytes=settings.grpc_max_message_bytes,
+        metadata_bytes=settings.grpc_max_metadata_bytes,
+        handshake=timedelta(seconds=settings.grpc_handshake_seconds),
+        connection_idle=timedelta(seconds=settings.grpc_connection_idle_seconds),
+        connection_age=timedelta(seconds=settings.grpc_connection_age_seconds),
+    )
+
+
+def http_limits_of(settings: Settings) -> HttpLimits:
+    """What clients can take of the sidecar: a quarter of the open files at most."""
+    return HttpLimits(
+        connections=share_of_files(settings.sidecar_max_connections, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS"),
+        body_bytes=settings.sidecar_max_body_bytes,
+        head_time=timedelta(seconds=settings.sidecar_head_seconds),
+        body_time=timedelta(seconds=settings.sidecar_body_seconds),
+    )
 
 
 async def is_ready(integrations: SqlIntegrations, keyring: Keyring) -> bool:

@@ -18,7 +18,7 @@ from rich.table import Column, Table
 from integration_server.bootstrap import build_providers, running_server, running_sidecar, utc_now
 from integration_server.dev import run_dev
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import AddressTaken, stop_signals
+from integration_server.lifecycle import AddressTaken, raise_open_files, stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
@@ -83,7 +83,7 @@ async def _sidecar(settings: Settings) -> None:
     log = structlog.get_logger(__name__)
     async with (
         stop_signals() as stop,
-        running_sidecar(settings.sidecar_address, settings.grpc_address) as url,
+        running_sidecar(settings, settings.grpc_address) as url,
     ):
         log.info("serving", sidecar=url, grpc=str(settings.grpc_address))
         await stop.wait()
@@ -270,6 +270,7 @@ def _dev_key(path: Path) -> bytes:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end on uvloop; what an operator can mend is told in a line, not in a traceback."""
+    raise_open_files()
     try:
         return uvloop.run(work)
     except ProvidersError as error:

@@ -104,6 +104,21 @@ class Settings(BaseModel):
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
 
+    # Limits: docs/limits.md. A caller's calls at a time leave room for a thousand who wait for one refresh.
+    caller_max_concurrency: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
+    caller_max_calls_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 3_000
+    grpc_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    grpc_max_streams_per_connection: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
+    grpc_max_metadata_bytes: Annotated[int, Field(ge=4 * 1024, le=1024 * 1024)] = 16 * 1024
+    grpc_handshake_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    grpc_connection_idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
+    grpc_connection_age_seconds: Annotated[float, Field(gt=0, le=604_800)] = 1_800
+    sidecar_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    sidecar_head_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    sidecar_body_seconds: Annotated[float, Field(gt=0, le=300)] = 20
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
         """The settings in these variables; empty ones count as not set. Raises `SettingsError`."""

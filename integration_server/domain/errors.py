@@ -16,6 +16,7 @@ secret or a provider's own words.
     ├── ScopeMissing
     ├── CredentialsUnreadable
     ├── StoreUnavailable
+    ├── QuotaExceeded
     └── ProviderError
         ├── ProviderUnavailable     worth trying again
         ├── ProviderRejected        this code, key, token or grant is refused
@@ -197,6 +198,16 @@ class StoreUnavailable(IntegrationServerError):
 
     def __init__(self) -> None:
         super().__init__("the database is away")
+
+
+class QuotaExceeded(IntegrationServerError):
+    """A caller asks for more than one caller may."""
+
+    reason = "QUOTA_EXCEEDED"
+    retry_after = timedelta(seconds=1)
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"this caller has too many calls {what}")
 
 
 class ProviderError(IntegrationServerError):

@@ -1,16 +1,19 @@
 """What every provider has, by the names of the document's base class. See docs/adding-a-provider.md."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ValidationError
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
-from integration_server.providers.urls import origin_of
+from integration_server.providers.urls import DeclaredOrigins
 from integration_server.service.ports import Clock, NewAccount
 
 
@@ -28,7 +31,7 @@ class BaseProvider(ABC):
 
     A declaration is a class attribute or a property, as you like. `account_id_field` and
     `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
-    Requests go to the hosts of the declared URLs and nowhere else.
+    Requests go to the hosts of the declared URLs and patterns, and nowhere else.
     """
 
     issuer: str | None = None
@@ -38,6 +41,12 @@ class BaseProvider(ABC):
     account_id_field: str | None = None
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
+
+    config_model: type[BaseModel] | None = None
+    """What an integration's config may have; None for anything."""
+
+    host_patterns: Sequence[str] = ()
+    """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
 
     revokes_whole_account = False
     """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
@@ -114,6 +123,32 @@ class BaseProvider(ABC):
         }
         return {name: url for name, url in urls.items() if url is not None}
 
+    # --- config
+
+    def at(self, config: Mapping[str, Any]) -> "BaseProvider":
+        """The provider as an integration with this config sees it. Raises `InvalidField`."""
+        if self.config_model is None:
+            return self
+        try:
+            return self.located(self.config_model.model_validate(dict(config)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            problem = (
+                "is not known" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+            )
+            raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
+
+    def located(self, config: Any) -> Self:
+        """The provider where a config, an instance of `config_model`, says that the account is."""
+        return self
+
+    def with_attributes(self, **attributes: object) -> Self:
+        """A copy with some of what is declared set otherwise."""
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
+
     # --- OAuth 2, where the provider speaks it
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
@@ -131,6 +166,10 @@ class BaseProvider(ABC):
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Trade a code."""
         raise NotImplementedError(f"{self.integration_type} has no codes")
+
+    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+        """New tokens for these; for providers whose refreshing takes more than a refresh token."""
+        return await self.refresh_access_token(tokens.refresh_token or "")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew."""
@@ -192,7 +231,7 @@ class BaseProvider(ABC):
         content: str = "",
     ) -> HttpAnswer:
         """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes."""
-        origins = {origin_of(declared) for declared in self.declared_urls.values()}
+        origins = DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
         return await self._context.http.request(
             method, url, allowed_origins=origins, headers=headers, query=query, content=content
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.urls import url_problem
+from integration_server.providers.urls import host_pattern_problem, url_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -87,6 +87,10 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         problem = url_problem(url, dev_mode=dev_mode)
         if problem is not None:
             yield f"{name}: {problem}"
+    for pattern in provider.host_patterns:
+        problem = host_pattern_problem(pattern)
+        if problem is not None:
+            yield f"host_patterns: {pattern!r} {problem}"
 
 
 def _client_of(provider: BaseProvider) -> tuple[str | None, str] | str:

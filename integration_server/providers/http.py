@@ -1,4 +1,4 @@
-"""Outbound HTTP. The only module that knows httpx, so that another client is one file.
+"""Outbound HTTP. The only module that knows httpx, so that another client is one file (and `network.py`, under it).
 
 Nothing that httpx or its parser says is passed on, neither as message nor as cause: h11 quotes the bytes that
 it could not read, and they may be a token.
@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,18 +17,25 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Self, cast
 
+import httpcore
 import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.urls import LOOPBACK_HOSTS, origin_of, url_problem
+from integration_server.providers.addresses import is_public, is_public_or_loopback
+from integration_server.providers.network import CheckedNetwork
+from integration_server.providers.urls import origin_of, url_problem
 from integration_server.service.ports import Clock
 
 _LONGEST_WAIT = timedelta(days=1)  # what a provider may make us wait by Retry-After
 
 _SLICES = 10  # of a deadline
 
-_FAILURES = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError, zlib.error)
+_FAILURES = (
+    *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
+    *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
+    *(OSError, UnicodeError, zlib.error),
+)
 """What sending and reading can raise. TimeoutError is an OSError."""
 
 
@@ -65,7 +72,8 @@ class ProviderHttp:
 
     `deadline` covers everything from connecting to the last byte: timeouts of single reads never end on a
     body that drips. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers
-    usually wait. `transport` replaces the network in tests.
+    usually wait. `network` makes the connections: by default to public addresses only, and in dev mode to loopback.
+    `transport` replaces HTTP as a whole in tests.
     """
 
     def __init__(
@@ -75,13 +83,15 @@ class ProviderHttp:
         dev_mode: bool = False,
         deadline: timedelta = timedelta(seconds=10),
         body_limit: int = 1 << 20,
+        network: httpcore.AsyncNetworkBackend | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.dev_mode = dev_mode
         self._clock = clock
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
-        self._client = _client(transport)
+        network = network or CheckedNetwork(is_public_or_loopback if dev_mode else is_public)
+        self._client = _client(transport or _Transport(network))
         self._log = structlog.get_logger(__name__)
 
     async def __aenter__(self) -> Self:
@@ -101,7 +111,7 @@ class ProviderHttp:
         method: str,
         url: str,
         *,
-        allowed_origins: Collection[str],
+        allowed_origins: Container[str],
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         content: str | bytes = b"",
@@ -170,20 +180,60 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             counting.cancel()
 
 
-def _client(transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+def _client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=transport,
-        # Proxies of the environment are honoured, since many networks have no other way out; never for
-        # loopback, which a proxy could not reach.
-        mounts={f"all://{host}": None for host in LOOPBACK_HOSTS},
         headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "integration-server"},
         # The client is shared by all users, so it keeps no provider's cookie.
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
         timeout=httpx.Timeout(None),  # the deadline is in `request`
-        # One limit for all would let a provider that hangs starve the rest.
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+        # No proxy of the environment: it would look names up itself, and nobody here could judge the addresses.
+        trust_env=False,
         follow_redirects=False,
     )
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """httpx's own transport over a network of ours, which it has no parameter for."""
+
+    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            # One limit for all would let a provider that hangs starve the rest.
+            max_connections=None,
+            max_keepalive_connections=100,
+            keepalive_expiry=5,
+            network_backend=network,
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and answer as soon as the headers are there."""
+        url = request.url
+        answer = await self._pool.handle_async_request(
+            httpcore.Request(
+                request.method,
+                httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                headers=request.headers.raw,
+                content=request.stream,
+                extensions=request.extensions,
+            )
+        )
+        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._pool.aclose()
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._answer.aiter_stream()
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()
 
 
 def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:

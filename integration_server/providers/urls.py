@@ -1,6 +1,9 @@
 """Which URLs a provider may have: one grammar for declarations and requests, so that no parsers differ."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _URL = re.compile(
@@ -9,6 +12,8 @@ _URL = re.compile(
     r"(?:[/?](?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)?"
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_PATTERN = re.compile(rf"\*(?P<domain>(?:\.{_DNS_LABEL})+\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -29,3 +34,29 @@ def origin_of(url: str) -> str:
     if match is None:
         raise ValueError("not a URL")
     return f"{match['scheme']}://{match['host'].lower()}:{int(match['port'] or _DEFAULT_PORTS[match['scheme']])}"
+
+
+def host_pattern_problem(pattern: str) -> str | None:
+    """What is wrong with a pattern of hosts, or None: "*.shops.example" is right."""
+    if _PATTERN.fullmatch(pattern):
+        return None
+    return "is not '*.' and a domain of two labels or more in lower case, such as *.shops.example"
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredOrigins:
+    """The origins that a provider's requests may go to: an `x in` for what `origin_of` says."""
+
+    exact: frozenset[str]
+    domains: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> Self:
+        """The origins of URLs, and those with a host of one of the patterns, for https at its usual port."""
+        return cls(frozenset(map(origin_of, urls)), tuple(pattern.removeprefix("*") for pattern in host_patterns))
+
+    def __contains__(self, origin: object) -> bool:
+        """Whether an origin is among them. The star of a pattern stands for one label."""
+        return origin in self.exact or any(
+            re.fullmatch(rf"https://{_DNS_LABEL}{re.escape(domain)}:443", str(origin)) for domain in self.domains
+        )

@@ -41,6 +41,7 @@ _CODES: dict[type[IntegrationServerError], int] = {
     errors.ScopeMissing: code_pb2.FAILED_PRECONDITION,
     errors.CredentialsUnreadable: code_pb2.DATA_LOSS,
     errors.StoreUnavailable: code_pb2.UNAVAILABLE,
+    errors.QuotaExceeded: code_pb2.RESOURCE_EXHAUSTED,
     errors.ProviderUnavailable: code_pb2.UNAVAILABLE,
     errors.ProviderRejected: code_pb2.FAILED_PRECONDITION,
     errors.ProviderMisconfigured: code_pb2.UNAVAILABLE,

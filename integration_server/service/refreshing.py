@@ -179,7 +179,7 @@ class Refreshing:
             if not await self._leases.mark_called(lease):
                 return None  # it lapsed while we slept, and may be somebody else's
             try:
-                answer = await provider.refresh_access_token(current.tokens.refresh_token or "")
+                answer = await provider.renew(current.tokens)
             except ProviderError as error:
                 settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
                 return await self._after_failure(current.integration, error)

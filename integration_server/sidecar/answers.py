@@ -19,6 +19,9 @@ _REASONS = {
     HTTPStatus.NOT_FOUND: "NOT_FOUND",
     HTTPStatus.METHOD_NOT_ALLOWED: "METHOD_NOT_ALLOWED",
     HTTPStatus.REQUEST_URI_TOO_LONG: "QUERY_TOO_LONG",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "BODY_TOO_LARGE",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HEADERS_TOO_LARGE",
+    HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
 }
 
 
@@ -48,7 +51,7 @@ class Answers:
         return response
 
     def refusal(self, request: Request, error: Exception) -> Response:
-        """What the router or an endpoint refused with an `HTTPException`."""
+        """What was refused with an `HTTPException`."""
         refused = cast(HTTPException, error)  # Starlette's type for handlers knows no narrower one
         status = HTTPStatus(refused.status_code)
         response = self.failure(request, Failure(status, _REASONS[status], refused.detail))

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from integration_server.sidecar.answers import Answers
 from integration_server.sidecar.callback import CallbackEndpoint, HandleCallback
+from integration_server.sidecar.limits import HttpLimits, RequestLimits
 from integration_server.sidecar.middleware import AccessLog, FixedHeaders, safe_headers
 from integration_server.sidecar.pages import Pages
 from integration_server.sidecar.probes import CheckHealth, ReadinessProbe, live
@@ -18,7 +19,7 @@ from integration_server.sidecar.probes import CheckHealth, ReadinessProbe, live
 CALLBACK_PATH = "/api/v1/integrations/callback"
 
 
-def create_app(*, handle_callback: HandleCallback, check_health: CheckHealth) -> Starlette:
+def create_app(*, handle_callback: HandleCallback, check_health: CheckHealth, limits: HttpLimits) -> Starlette:
     """The app, over the RPCs that it is a client of."""
     pages = Pages()
     answers = Answers(pages)
@@ -33,6 +34,7 @@ def create_app(*, handle_callback: HandleCallback, check_health: CheckHealth) ->
         middleware=[
             Middleware(FixedHeaders, safe_headers(pages.policy)),
             Middleware(AccessLog, answers),
+            Middleware(RequestLimits, answers, limits),
         ],
         exception_handlers={HTTPException: answers.refusal},
     )

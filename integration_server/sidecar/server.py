@@ -11,6 +11,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
+from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.protocol import limited_protocol
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 _CHANNEL_OPTIONS = (
@@ -22,7 +24,7 @@ _CHANNEL_OPTIONS = (
 
 
 @asynccontextmanager
-async def run_sidecar(*, grpc_target: str, host: str, port: int) -> AsyncIterator[str]:
+async def run_sidecar(*, grpc_target: str, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
     """Yields the base URL. Port 0 takes one that is free.
 
     Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
@@ -30,7 +32,7 @@ async def run_sidecar(*, grpc_target: str, host: str, port: int) -> AsyncIterato
     """
     with _listener(host, port) as listener:
         async with grpc.aio.insecure_channel(grpc_target, options=_CHANNEL_OPTIONS) as channel:
-            server = _QuietServer(_config(_app_on(channel)))
+            server = _QuietServer(_config(_app_on(channel, limits), limits))
             # The socket listens already: a request that comes before the server is up waits in its backlog.
             serving = asyncio.create_task(server.serve([listener]), name="sidecar")
             try:
@@ -55,17 +57,18 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _app_on(channel: grpc.aio.Channel) -> Starlette:
+def _app_on(channel: grpc.aio.Channel, limits: HttpLimits) -> Starlette:
     return create_app(
         handle_callback=IntegrationServiceStub(channel).HandleCallback,
         check_health=HealthStub(channel).Check,
+        limits=limits,
     )
 
 
-def _config(app: Starlette) -> uvicorn.Config:
+def _config(app: Starlette, limits: HttpLimits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="h11",
+        http=limited_protocol(limits),
         ws="none",
         lifespan="off",
         # Its access log has the query in every line, and at its TRACE level whole requests: code and state.
@@ -75,12 +78,11 @@ def _config(app: Starlette) -> uvicorn.Config:
         # Nothing here depends on who calls: what a proxy says about that is not read.
         proxy_headers=False,
         server_header=False,
-        # Connections; more get a 503. Far above what people connecting accounts make, under a usual file limit.
-        limit_concurrency=800,
-        # Seconds for an idle connection: a browser comes once.
-        timeout_keep_alive=5,
-        # Bytes of request line and headers.
-        h11_max_incomplete_event_size=16 * 1024,
+        # As many are accepted at a time, each of them a file, before any is counted.
+        backlog=64,
+        timeout_keep_alive=round(limits.idle_time.total_seconds()),
+        # Of a head that is not complete yet; a complete one is measured by `RequestLimits`.
+        h11_max_incomplete_event_size=limits.head_bytes,
         # Seconds for requests under way: most wait for one answer of a provider, which rarely takes longer.
         timeout_graceful_shutdown=5,
     )

@@ -108,14 +108,26 @@ class Command:
 
 
 @asynccontextmanager
-async def started(directory: Path, environment: Mapping[str, str], *arguments: str) -> AsyncIterator[Command]:
-    """The command, running in the directory; ended at the latest when the block ends."""
-    with _started(directory, environment, arguments) as command:
+async def started(
+    directory: Path,
+    environment: Mapping[str, str],
+    *arguments: str,
+    module: str = "integration_server",
+    open_files: int | None = None,
+) -> AsyncIterator[Command]:
+    """The command, running in the directory; ended at the latest when the block ends.
+
+    It is that of another module, or may have no more than so many open files, if that is said.
+    """
+    command_line = [sys.executable, "-m", module, *arguments]
+    if open_files is not None:
+        command_line = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command_line]
+    with _started(directory, environment, command_line) as command:
         yield command
 
 
 @contextmanager
-def _started(directory: Path, environment: Mapping[str, str], arguments: Sequence[str]) -> Iterator[Command]:
+def _started(directory: Path, environment: Mapping[str, str], command_line: Sequence[str]) -> Iterator[Command]:
     number = len(list(directory.glob("*.out")))
     out_path, err_path = directory / f"{number}.out", directory / f"{number}.err"
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
@@ -123,7 +135,7 @@ def _started(directory: Path, environment: Mapping[str, str], arguments: Sequenc
         out_path.open("wb") as out,
         err_path.open("wb") as err,
         subprocess.Popen(
-            [sys.executable, "-m", "integration_server", *arguments],
+            command_line,
             cwd=directory,
             env={**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment},
             stdin=subprocess.DEVNULL,
@@ -145,9 +157,15 @@ async def run(directory: Path, environment: Mapping[str, str], *arguments: str) 
 
 
 @asynccontextmanager
-async def serving(directory: Path, environment: Mapping[str, str]) -> AsyncIterator[Command]:
+async def serving(
+    directory: Path,
+    environment: Mapping[str, str],
+    *,
+    module: str = "integration_server",
+    open_files: int | None = None,
+) -> AsyncIterator[Command]:
     """`serve`, once it says where: `Command.serving` has `grpc` and `sidecar`."""
-    async with started(directory, environment, "serve") as command:
+    async with started(directory, environment, "serve", module=module, open_files=open_files) as command:
         output = await command.says('"event": "serving"')
         (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
         command.serving.update(json.loads(line))

@@ -25,6 +25,7 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.ScopeMissing(["read", "write"]),
     errors.CredentialsUnreadable(),
     errors.StoreUnavailable(),
+    errors.QuotaExceeded("at a time"),
     errors.ProviderUnavailable(retry_after=timedelta(seconds=7)),
     errors.ProviderRejected("code", oauth_error="invalid_grant"),
     errors.ProviderMisconfigured(oauth_error="invalid_client"),

@@ -26,6 +26,7 @@ from integrations.v1.integration_service_pb2_grpc import (
     IntegrationServiceServicer,
     add_IntegrationServiceServicer_to_server,
 )
+from tests.fakes.limits import USUAL
 
 CALLBACK = "/api/v1/integrations/callback/stripe"
 QUERY = {"code": "the-code", "state": "the-state"}
@@ -77,7 +78,7 @@ class Backend:
 
 
 def sidecar(target: str, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[str]:
-    return run_sidecar(grpc_target=target, host=host, port=port)
+    return run_sidecar(grpc_target=target, host=host, port=port, limits=USUAL)
 
 
 @pytest.fixture

@@ -1,45 +1,16 @@
 """Outbound HTTP against real sockets, with servers that behave as badly as some do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpAnswer, ProviderHttp
-
-Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+from tests.integration.providers.servers import Behaviour, serving
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-
-
-@asynccontextmanager
-async def serving(behave: Behaviour) -> AsyncIterator[str]:
-    """A server that reads a request's head and then behaves; yields its URL."""
-    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):  # the other side may leave at any time
-            await reader.readuntil(b"\r\n\r\n")
-            await behave(reader, writer)
-            writer.close()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.append((writer, asyncio.get_running_loop().create_task(talk(reader, writer))))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        port = server.sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.close()
-        for writer, talking in connections:
-            writer.transport.abort()
-            talking.cancel()
-        await asyncio.gather(*(talking for _, talking in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop lets go of the sockets in its next round
 
 
 async def ask(behave: Behaviour, *, deadline: float = 5) -> HttpAnswer:
@@ -121,28 +92,25 @@ async def test_nobody_there_is_unavailable() -> None:
             await http.request("GET", url, allowed_origins={url})
 
 
-async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy that nobody serves."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("proxies")
+async def test_a_proxy_of_the_environment_is_not_asked() -> None:
     assert (await ask(answer)).is_success
 
 
-async def test_a_proxy_of_the_environment_is_asked_for_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = asyncio.Event()
-
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
-
-    async with serving(refuse) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy)
-        for name in ("NO_PROXY", "no_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        async with ProviderHttp(lambda: datetime.now(UTC)) as http:
-            with pytest.raises(ProviderUnavailable):
-                await http.request("GET", "https://acme.example/", allowed_origins={"https://acme.example:443"})
-    assert asked.is_set()
+@pytest.mark.usefixtures("proxies")
+async def test_a_plain_client_would_ask_it() -> None:
+    async with serving(answer) as url, httpx.AsyncClient() as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get(url)
 
 
 async def test_a_call_that_is_given_up_leaves_the_next_ones_alone() -> None:

@@ -69,6 +69,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
         integration_type = "Wrong Name"
         oauth_token_url = "http://acme.example/token"
         verify_url = "acme.example/me"
+        host_patterns = ("*.acme.example", "*.example")
 
     factory = ProviderFactory()
     factory.register("wrong", Wrong)
@@ -76,7 +77,10 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
     with pytest.raises(ProvidersError) as raised:
         factory.build(context(Network()))
     fields = [problem.split(": ")[1] for problem in raised.value.problems]
-    assert fields == ["integration_type", "integration_type", "oauth_token_url", "verify_url", "integration_type"]
+    assert fields == [
+        *("integration_type", "integration_type", "oauth_token_url", "verify_url", "host_patterns"),
+        "integration_type",
+    ]
     assert all(f"{__name__}." in problem for problem in raised.value.problems)
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration_server.providers.urls import origin_of, url_problem
+from integration_server.providers.urls import DeclaredOrigins, host_pattern_problem, origin_of, url_problem
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,64 @@ def test_httpx_goes_where_we_think_it_goes(url: str) -> None:
         return  # nothing is sent then
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     assert origin_of(url) == f"https://{host}:{parsed.port or 443}"
+
+
+# --- hosts of which every account has one
+
+
+@pytest.mark.parametrize("pattern", ["*.shops.example", "*.eu.shops.example", "*.xn--bcher-kva.example"])
+def test_takes_a_pattern_of_hosts(pattern: str) -> None:
+    assert host_pattern_problem(pattern) is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "",
+        "*",
+        "*.com",
+        "shops.example",
+        "shop*.shops.example",
+        "*.*.shops.example",
+        "*.shops.*",
+        "*.Shops.example",
+        "*.shops.example.",
+        "*.shops.example:8443",
+        "*.shops.example/path",
+        "https://*.shops.example",
+        "*.0.0.1",
+        "*.shops.example\n",
+        "*.-shops.example",
+        "*.(a|b).example",
+    ],
+)
+def test_refuses_what_would_match_too_much_or_nothing(pattern: str) -> None:
+    problem = host_pattern_problem(pattern)
+    assert problem is not None
+    assert problem.startswith("is not '*.' and a domain")
+
+
+def test_a_pattern_stands_for_one_label_on_https() -> None:
+    origins = DeclaredOrigins.of(["https://acme.example:8443/token"], ["*.shops.example"])
+    assert origin_of("https://ada-1.shops.example/admin") in origins
+    assert origin_of("https://ADA.Shops.example") in origins
+    assert origin_of("https://acme.example:8443/") in origins
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://ada.shops.example/",
+        "https://ada.shops.example:8443/",
+        "https://shops.example/",
+        "https://evil.ada.shops.example/",
+        "https://ada.shops.example.evil.example/",
+        "https://adashops.example/",
+        "https://ada.shopsXexample/",
+        "https://a_b.shops.example/",
+        "https://acme.example/",
+        "https://127.0.0.1/",
+    ],
+)
+def test_a_pattern_stands_for_nothing_else(url: str) -> None:
+    assert origin_of(url) not in DeclaredOrigins.of(["https://acme.example:8443/token"], ["*.shops.example"])

@@ -8,7 +8,13 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 from structlog.testing import capture_logs
 
-from integration_server.domain.errors import IntegrationServerError, InvalidField, ProviderUnavailable, StoreUnavailable
+from integration_server.domain.errors import (
+    IntegrationServerError,
+    InvalidField,
+    ProviderUnavailable,
+    QuotaExceeded,
+    StoreUnavailable,
+)
 from integration_server.rpc.errors import ErrorInterceptor, status_of
 from integrations.v1.error_reason_pb2 import ErrorReason
 from tests.fakes.edge import Details, Edge, FakeContext, Refused
@@ -32,6 +38,7 @@ CODES = {
     "INTEGRATION_PENDING": "FAILED_PRECONDITION",
     "PROVIDER_MISCONFIGURED": "UNAVAILABLE",
     "STORE_UNAVAILABLE": "UNAVAILABLE",
+    "QUOTA_EXCEEDED": "RESOURCE_EXHAUSTED",
     "REAUTHORIZATION_REQUIRED": "FAILED_PRECONDITION",
     "SCOPE_MISSING": "FAILED_PRECONDITION",
     "INTEGRATION_INACTIVE": "FAILED_PRECONDITION",
@@ -89,7 +96,7 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
     expected = ["ErrorInfo"]
     if isinstance(error, InvalidField):
         expected.append("BadRequest")
-    if isinstance(error, (StoreUnavailable, ProviderUnavailable)):
+    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded)):
         expected.append("RetryInfo")
     assert seen(error).kinds == expected
 

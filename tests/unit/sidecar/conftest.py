@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from integration_server.sidecar.app import create_app
+from tests.fakes.limits import USUAL
 from tests.unit.sidecar.fakes import FakeServer
 
 
@@ -17,6 +18,6 @@ def server() -> FakeServer:
 @pytest.fixture
 async def client(server: FakeServer) -> AsyncIterator[httpx.AsyncClient]:
     """Sends what a program sends; a browser's `Accept` is for the test to add."""
-    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health)
+    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=USUAL)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://sidecar.example") as client:
         yield client

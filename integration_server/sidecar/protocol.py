@@ -1,0 +1,118 @@
+"""uvicorn's HTTP protocol, with an end to everything that a client can make it wait for.
+
+uvicorn has a time for idle connections, but none for a head or a body that comes slowly, nor for an answer that nobody
+reads; and it counts a connection only once it has sent a request.
+"""
+
+import asyncio
+from functools import partial
+from http import HTTPStatus
+from typing import Any, TypeAlias, cast
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from integration_server.sidecar.limits import HttpLimits
+
+Waiting: TypeAlias = "dict[LimitedProtocol, None]"
+"""Connections whose next request has not come yet, the longest waiting first."""
+
+_PIECE = 4 * 1024  # bytes
+
+
+def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
+    """What uvicorn takes as its protocol: makes them for one server."""
+    waiting: Waiting = {}
+    return cast(type[asyncio.Protocol], partial(LimitedProtocol, limits=limits, waiting=waiting))
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection. It is in one phase at a time, and each phase has its time."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: HttpLimits,
+        waiting: Waiting,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._waiting = waiting
+        self._phase: object = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Take the connection; if that is one too many, instead of the one that has been silent for longest."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            longest = next(iter(self._waiting), None)
+            if longest is None:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            else:
+                del self._waiting[longest]
+                longest.transport.abort()
+        self._follow()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of it."""
+        super().connection_lost(exc)
+        self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what has come, in pieces: h11 measures a head only while it is not complete."""
+        for begin in range(0, len(data), _PIECE):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[begin : begin + _PIECE])
+
+    def handle_events(self) -> None:
+        """Handle what has come; uvicorn calls this whenever there may be something to do."""
+        super().handle_events()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Note the phase. A new one begins to count."""
+        phase = self.conn.their_state
+        if phase is self._phase:
+            return
+        self._phase = phase
+        if phase is h11.IDLE:
+            self._waiting[self] = None
+        else:
+            self._waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+        times = {h11.IDLE: self._limits.head_time, h11.SEND_BODY: self._limits.body_time}
+        time = times.get(phase, self._limits.answer_time)
+        self._timer = self.loop.call_later(time.total_seconds(), self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        may_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing()
+        if may_answer and self._phase in (h11.IDLE, h11.SEND_BODY):
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        else:
+            self.transport.abort()
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Answer below the app, which may be waiting for more of the request, and end the connection."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
+        for event in (
+            h11.Response(status_code=status, headers=headers, reason=status.phrase),
+            h11.Data(data=status.phrase.encode()),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # who does not read what was said before will not read this either

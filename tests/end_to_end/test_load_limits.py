@@ -1,0 +1,273 @@
+"""A server in a process of its own that may open few files, and clients that would take all of them, or its memory.
+
+The other half of each test is the same attack on the libraries alone, in `unlimited.py`.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_status import rpc_status
+
+from integration_server.rpc.health import LIVENESS
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import Command, server_environment, serving
+from tests.end_to_end.system import clients_of
+
+FILES = 200
+SILENT = 400  # twice as many as the server may have open
+DEADLINE = 30.0  # seconds; the machine may be busy
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+MIB = 1 << 20
+
+
+@asynccontextmanager
+async def server(directory: Path, database_url: str, **settings: str) -> AsyncIterator[Command]:
+    """The server, with few open files."""
+    environment = server_environment(database_url, **settings)
+    async with serving(directory, environment, open_files=FILES) as command:
+        yield command
+
+
+@asynccontextmanager
+async def unlimited(directory: Path) -> AsyncIterator[Command]:
+    """The libraries alone, with few open files."""
+    async with serving(directory, {}, module="tests.end_to_end.unlimited", open_files=FILES) as command:
+        yield command
+
+
+def open_files(command: Command) -> int:
+    return len(os.listdir(f"/proc/{command.process.pid}/fd"))  # noqa: PTH208  # only how many
+
+
+def resident(command: Command) -> int:
+    """Bytes of memory."""
+    pages = int(Path(f"/proc/{command.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@asynccontextmanager
+async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
+    """Connections that say a thing each and then nothing. The kernel takes them, whatever the server does."""
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    opened: list[socket.socket] = []
+    try:
+        for said in saying:
+            connection = socket.create_connection((host, int(port)), timeout=DEADLINE)
+            opened.append(connection)
+            with suppress(OSError):  # it may have been closed already
+                connection.sendall(said)
+            await asyncio.sleep(0)
+        yield
+    finally:
+        for connection in opened:
+            connection.close()
+
+
+async def is_serving(address: str, within: float) -> bool:
+    """Whether a client that was not connected before is answered in time."""
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        check = HealthStub(channel).Check
+        try:
+            answer = await check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=within, wait_for_ready=True)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def is_answering(sidecar: str, within: float) -> bool:
+    async with httpx.AsyncClient(trust_env=False, timeout=within) as client:
+        try:
+            return (await client.get(f"{sidecar}/healthz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+# --- connections that take files -----------------------------------------------------------------------------------
+
+SILENCES = {
+    "nothing": b"",
+    "preface": PREFACE,
+    "preface-and-settings": PREFACE + EMPTY_SETTINGS,
+}
+
+
+@pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
+async def test_silent_clients_of_grpc_do_not_take_all_files(said: bytes, sqlite_url: str, tmp_path: Path) -> None:
+    limits = {"GRPC_HANDSHAKE_SECONDS": "1", "GRPC_CONNECTION_IDLE_SECONDS": "1"}
+    async with server(tmp_path, sqlite_url, **limits) as command:
+        grpc_address = command.serving["grpc"]
+        assert await is_serving(grpc_address, DEADLINE)
+        async with connections(grpc_address, SILENT * [said]):
+            assert await is_serving(grpc_address, DEADLINE)
+            assert open_files(command) < FILES * 0.75
+            assert await is_answering(command.serving["sidecar"], DEADLINE)
+
+
+@pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
+async def test_without_the_limits_they_do(said: bytes, tmp_path: Path) -> None:
+    async with unlimited(tmp_path) as command:
+        assert await is_serving(command.serving["grpc"], DEADLINE)
+        async with connections(command.serving["grpc"], SILENT * [said]):
+            assert not await is_serving(command.serving["grpc"], 3)
+            assert open_files(command) == FILES
+
+
+async def test_a_connection_that_was_there_before_does_not_notice(sqlite_url: str, tmp_path: Path) -> None:
+    async with (
+        server(tmp_path, sqlite_url) as command,
+        clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
+    ):
+        request = pb.ListIntegrationsRequest(user_id="ada")
+        await clients.service.ListIntegrations(request)
+        async with connections(clients.grpc_address, SILENT * [b""]):
+            for _ in range(20):
+                await clients.service.ListIntegrations(request, timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+async def test_silent_clients_of_the_sidecar_do_not_take_all_files(
+    said: bytes, sqlite_url: str, tmp_path: Path
+) -> None:
+    async with server(tmp_path, sqlite_url) as command, connections(command.serving["sidecar"], SILENT * [said]):
+        assert await is_answering(command.serving["sidecar"], DEADLINE)
+        assert open_files(command) < FILES * 0.75
+        assert await is_serving(command.serving["grpc"], DEADLINE)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+async def test_on_uvicorn_alone_they_do(said: bytes, tmp_path: Path) -> None:
+    async with unlimited(tmp_path) as command:
+        assert await is_answering(command.serving["sidecar"], DEADLINE)
+        async with connections(command.serving["sidecar"], SILENT * [said]):
+            assert not await is_answering(command.serving["sidecar"], 3)
+            assert open_files(command) == FILES
+
+
+# --- requests that take memory -------------------------------------------------------------------------------------
+
+LARGE = 100 * MIB
+HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
+
+
+async def pour(sidecar: str) -> bytes:
+    """Send a large body in chunks, as far as it is taken; the status line of the answer."""
+    host, _, port = sidecar.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        with suppress(OSError):
+            writer.write(HEAD)
+            for _ in range(LARGE // MIB):
+                writer.write(CHUNK)
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+        with suppress(OSError):
+            async with asyncio.timeout(DEADLINE):
+                return await reader.readline()
+        return b""
+    finally:
+        writer.transport.abort()
+
+
+async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
+    """How much memory the process gains at most until the work is done."""
+    before = peak = resident(command)
+    while not work.done():
+        peak = max(peak, resident(command))
+        await asyncio.sleep(0.005)
+    return peak - before
+
+
+async def test_large_bodies_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+    async with server(tmp_path, sqlite_url) as command:
+        sidecar = command.serving["sidecar"]
+        assert await is_answering(sidecar, DEADLINE)
+        pouring = asyncio.gather(*(pour(sidecar) for _ in range(8)))
+        assert await peak_while(command, pouring) < LARGE // 2
+        assert all(status in {b"", b"HTTP/1.1 413 \r\n"} or b" 413 " in status for status in await pouring)
+        assert await is_answering(sidecar, DEADLINE)
+
+
+async def test_without_the_limit_they_do(tmp_path: Path) -> None:
+    async with unlimited(tmp_path) as command:
+        pouring = asyncio.ensure_future(pour(command.serving["sidecar"]))
+        assert await peak_while(command, pouring) > LARGE * 0.9
+        assert b" 405 " in await pouring
+
+
+async def test_ten_thousand_headers_and_huge_urls_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+    headers = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n"
+    huge = b"GET /" + b"x" * (5 * MIB)
+    async with server(tmp_path, sqlite_url) as command:
+        sidecar = command.serving["sidecar"]
+        assert await is_answering(sidecar, DEADLINE)
+        before = resident(command)
+        for said in (headers, huge):
+            async with connections(sidecar, 100 * [said]):
+                assert await is_answering(sidecar, DEADLINE)
+        assert resident(command) - before < 50 * MIB
+
+
+# --- calls ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_and_metadata_that_are_too_large_are_refused(sqlite_url: str, tmp_path: Path) -> None:
+    async with (
+        server(tmp_path, sqlite_url, GRPC_MAX_MESSAGE_BYTES="65536") as command,
+        clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
+    ):
+        service = clients.service
+        usual = pb.ListIntegrationsRequest(user_id="ada")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await service.ListIntegrations(pb.ListIntegrationsRequest(user_id="a" * 65_536))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await service.ListIntegrations(usual, metadata=[("x-long", "y" * 20_000)])
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await service.ListIntegrations(usual, metadata=[("x-long", "y" * 10_000)])
+
+
+async def test_a_caller_with_too_many_calls_is_told_and_health_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+    async with (
+        server(tmp_path, sqlite_url, CALLER_MAX_CALLS_PER_SECOND="20") as command,
+        clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
+    ):
+        request = pb.ListIntegrationsRequest(user_id="ada")
+        calls = [asyncio.ensure_future(clients.service.ListIntegrations(request)) for _ in range(200)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert 0 < len(refused) < 200
+        assert {reason_of(error) for error in refused} == {"QUOTA_EXCEEDED"}
+        for _ in range(100):
+            await clients.health.Check(health_pb2.HealthCheckRequest())
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is used of a call
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert status is not None
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(retry)
+    assert retry.retry_delay.ToTimedelta()
+    return info.reason

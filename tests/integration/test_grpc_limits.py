@@ -1,0 +1,194 @@
+"""What gRPC's channel arguments do to clients that take without asking, and what it would do without them."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from integration_server.lifecycle import GrpcLimits
+from tests.integration.providers.servers import certified
+
+DEADLINE = 20.0  # seconds; the machine may be busy
+SOON = timedelta(seconds=0.5)
+LONG = timedelta(seconds=60)
+LIMITS = GrpcLimits(
+    connections=100,
+    streams_per_connection=100,
+    message_bytes=4 << 20,
+    metadata_bytes=16 << 10,
+    handshake=LONG,
+    connection_idle=LONG,
+    connection_age=LONG,
+)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+HALF_A_HELLO = bytes.fromhex("16030102000100")
+
+
+class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
+    """Counts the calls that are under way, and answers when it may."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.most = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        await self.may_answer.wait()
+        self.under_way -= 1
+        return health_pb2.HealthCheckResponse()
+
+
+@asynccontextmanager
+async def serving(
+    options: Sequence[tuple[str, int]], servicer: Servicer | None = None, credentials: Any = None
+) -> AsyncIterator[int]:
+    server = grpc.aio.server(options=options)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), server)
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(grace=None)
+
+
+async def is_let_go(port: int, said: bytes, within: float) -> bool:
+    """Whether the server ends a connection that says this and nothing more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(said)
+        async with asyncio.timeout(within):
+            with suppress(ConnectionError):
+                await reader.read()
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def client(port: int) -> AsyncIterator[Any]:
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        yield health_pb2_grpc.HealthStub(channel).Check
+
+
+async def is_served(port: int) -> bool:
+    async with client(port) as check:
+        with suppress(grpc.aio.AioRpcError):
+            await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE, wait_for_ready=True)
+            return True
+    return False
+
+
+@pytest.mark.parametrize("said", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
+async def test_a_client_that_does_not_introduce_itself_is_let_go(said: bytes) -> None:
+    async with serving(replace(LIMITS, handshake=SOON).options()) as port:
+        assert await is_let_go(port, said, DEADLINE)
+        assert await is_served(port)
+    async with serving(()) as port:
+        assert not await is_let_go(port, said, 4 * SOON.total_seconds())
+
+
+async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path) -> None:
+    _, certificate = certified(tmp_path, "localhost")
+    pair = ((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair])
+    async with serving(replace(LIMITS, handshake=SOON).options(), credentials=credentials) as port:
+        assert await is_let_go(port, HALF_A_HELLO, DEADLINE)
+    async with serving((), credentials=credentials) as port:
+        assert not await is_let_go(port, HALF_A_HELLO, 4 * SOON.total_seconds())
+
+
+async def test_a_client_that_calls_nothing_is_let_go() -> None:
+    async with serving(replace(LIMITS, connection_idle=SOON).options()) as port:
+        assert await is_let_go(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
+        assert await is_served(port)
+    async with serving(()) as port:
+        assert not await is_let_go(port, PREFACE + EMPTY_SETTINGS, 4 * SOON.total_seconds())
+
+
+async def test_a_client_that_was_let_go_comes_back_without_noticing() -> None:
+    limits = replace(LIMITS, connection_idle=SOON, connection_age=SOON)
+    async with serving(limits.options()) as port, client(port) as check:
+        for _ in range(5):
+            await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+            await asyncio.sleep(0.6 * SOON.total_seconds())
+
+
+def connected(port: int, count: int) -> ExitStack:
+    """Connections that say nothing, until it is closed."""
+    connections = ExitStack()
+    for _ in range(count):
+        connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
+    return connections
+
+
+async def test_a_connection_over_the_limit_is_closed_and_one_later_is_taken() -> None:
+    async with serving(replace(LIMITS, connections=3).options()) as port:
+        with connected(port, 3):
+            assert await is_let_go(port, b"", DEADLINE)
+        assert await is_served(port)
+    async with serving(()) as port:
+        with connected(port, 3):
+            assert not await is_let_go(port, b"", 2 * SOON.total_seconds())
+
+
+@pytest.mark.parametrize(("streams", "most"), [(3, 3), (100, 10)], ids=["limited", "not"])
+async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams: int, most: int) -> None:
+    servicer = Servicer()
+    servicer.may_answer.clear()
+    options = replace(LIMITS, streams_per_connection=streams).options()
+    async with serving(options, servicer) as port, client(port) as check:
+        calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(10)]
+        while servicer.under_way < most:  # noqa: ASYNC110  # only the server knows
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        servicer.may_answer.set()
+        await asyncio.gather(*calls)
+    assert servicer.most == most
+
+
+BURST = 1000
+
+
+async def test_a_burst_over_the_streams_of_a_connection_is_answered_as_a_whole() -> None:
+    options = replace(LIMITS, streams_per_connection=50).options()
+    async with serving(options) as port, client(port) as check:
+        await asyncio.gather(*(check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)))
+
+
+async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
+    options = dict(replace(LIMITS, streams_per_connection=50).options()) | {"grpc.http.overload_protection": 1}
+    async with serving(list(options.items())) as port, client(port) as check:
+        calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert any(isinstance(answer, grpc.aio.AioRpcError) for answer in answers)
+
+
+@pytest.mark.parametrize("length", [10_000, 15_000, 17_000, 30_000])
+async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> None:
+    async with serving(LIMITS.options()) as port, client(port) as check:
+        call = check(health_pb2.HealthCheckRequest(), metadata=[("x", "y" * length)], timeout=DEADLINE)
+        if length < LIMITS.metadata_bytes:
+            await call
+            return
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

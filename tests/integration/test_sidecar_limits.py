@@ -1,0 +1,263 @@
+"""Clients that are slow, silent or greedy, over real sockets: the sidecar lets go of them, and goes on serving others.
+
+What uvicorn does with them by itself is the other half of each test.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import NoReturn
+
+import httpx
+import pytest
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from integration_server.sidecar.app import create_app
+from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.server import run_sidecar
+from tests.fakes.limits import USUAL
+
+DEADLINE = 20.0  # seconds; the machine may be busy
+SOON = timedelta(seconds=0.3)
+GET = b"GET /healthz HTTP/1.1\r\nHost: sidecar\r\n"
+POST = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\n"
+ANSWERED = b"HTTP/1.1 405 "  # to a POST of /healthz that came whole
+
+
+@dataclass
+class Talk:
+    """A connection of a client that writes what it likes, when it likes."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        with suppress(OSError):  # the server may have had enough
+            await self.writer.drain()
+
+    async def drip(self, data: bytes, every: float = 0.05) -> NoReturn:
+        """Say something again and again."""
+        while True:
+            await self.say(data)
+            await asyncio.sleep(every)
+
+    async def heard(self) -> bytes:
+        """All that the server says until it closes."""
+        async with asyncio.timeout(DEADLINE):
+            with suppress(ConnectionError):
+                return await self.reader.read()
+            return b""
+
+
+Attack = Callable[[Talk], Awaitable[None]]
+
+
+@asynccontextmanager
+async def talking(port: int) -> AsyncIterator[Talk]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield Talk(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@asynccontextmanager
+async def limited(limits: HttpLimits) -> AsyncIterator[int]:
+    """The sidecar; yields its port."""
+    async with run_sidecar(grpc_target="127.0.0.1:1", host="127.0.0.1", port=0, limits=limits) as url:
+        yield httpx.URL(url).port or 0
+
+
+async def nothing(*_arguments: object, **_options: object) -> NoReturn:
+    raise AssertionError("no test here gets this far")
+
+
+@asynccontextmanager
+async def unlimited() -> AsyncIterator[int]:
+    """The same app on uvicorn's own protocol."""
+    app = create_app(handle_callback=nothing, check_health=nothing, limits=USUAL)
+    config = uvicorn.Config(app, http=H11Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Not `serve`, which takes the process's signals.
+        serving = asyncio.create_task(server._serve([listener]))
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = server.force_exit = True
+            await serving
+
+
+async def is_served(port: int) -> bool:
+    async with asyncio.timeout(DEADLINE), httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as client:
+        return (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code == 200
+
+
+# --- slow and silent clients ---------------------------------------------------------------------------------------
+
+
+async def say_nothing(talk: Talk) -> None:
+    """Connect, and that is all."""
+
+
+async def begin(talk: Talk) -> None:
+    await talk.say(b"GET /heal")
+
+
+async def drip_headers(talk: Talk) -> None:
+    await talk.say(GET)
+    await talk.drip(b"X: y\r\n")
+
+
+async def drip_second_head(talk: Talk) -> None:
+    await talk.say(GET + b"\r\n")
+    await talk.drip(b"G")
+
+
+async def stop_in_body(talk: Talk) -> None:
+    await talk.say(POST + b"Content-Length: 1000\r\n\r\nx")
+
+
+async def drip_body(talk: Talk) -> None:
+    await talk.say(POST + b"Content-Length: 100000\r\n\r\n")
+    await talk.drip(b"x")
+
+
+async def drip_chunks(talk: Talk) -> None:
+    await talk.say(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    await talk.drip(b"1\r\nx\r\n")
+
+
+SLOW = [say_nothing, begin, drip_headers, drip_second_head, stop_in_body, drip_body, drip_chunks]
+
+
+async def while_attacked(port: int, attack: Attack) -> bytes:
+    """What an attacker hears until the connection is closed."""
+    async with talking(port) as talk:
+        attacking = asyncio.ensure_future(attack(talk))
+        try:
+            return await talk.heard()
+        finally:
+            attacking.cancel()
+            await asyncio.gather(attacking, return_exceptions=True)
+
+
+@pytest.mark.parametrize("attack", SLOW)
+async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
+    async with limited(replace(USUAL, head_time=SOON, body_time=SOON, idle_time=timedelta(seconds=60))) as port:
+        assert b"HTTP/1.1 408 " in await while_attacked(port, attack)
+        assert await is_served(port)
+
+
+@pytest.mark.parametrize("attack", SLOW)
+async def test_uvicorn_alone_would_wait_for_it(attack: Attack) -> None:
+    async with unlimited() as port:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(4 * SOON.total_seconds()):
+                await while_attacked(port, attack)
+
+
+async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> None:
+    async with limited(USUAL) as port, talking(port) as talk:
+        for part in (POST[:10], POST[10:], b"Content-Length: 4\r\n", b"Connection: close\r\n\r\n", b"a", b"b", b"cd"):
+            await talk.say(part)
+            await asyncio.sleep(0.01)
+        assert (await talk.heard()).startswith(ANSWERED)
+
+
+async def read_nothing(talk: Talk) -> None:
+    """Ask and ask, and never listen to the answers."""
+    talk.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    talk.reader._transport.pause_reading()  # type: ignore[attr-defined]  # there is no other way not to listen
+    await talk.drip(200 * (GET + b"\r\n"), every=0)
+
+
+async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
+    """Whether the attacker's connection is still there after so long."""
+    async with talking(port) as talk:
+        attacking = asyncio.ensure_future(attack(talk))
+        try:
+            async with asyncio.timeout(seconds):
+                while not talk.writer.is_closing():  # noqa: ASYNC110  # it is closed from the other side
+                    await asyncio.sleep(0.05)
+            return False
+        except TimeoutError:
+            return True
+        finally:
+            attacking.cancel()
+            await asyncio.gather(attacking, return_exceptions=True)
+
+
+async def test_a_client_that_does_not_listen_is_let_go() -> None:
+    async with limited(replace(USUAL, answer_time=SOON)) as port:
+        assert not await connections_after(port, read_nothing, DEADLINE)
+        assert await is_served(port)
+
+
+async def test_uvicorn_alone_would_keep_it() -> None:
+    async with unlimited() as port:
+        assert await connections_after(port, read_nothing, 8 * SOON.total_seconds())
+
+
+# --- too many of them ----------------------------------------------------------------------------------------------
+
+
+async def test_a_new_client_takes_the_place_of_the_one_that_has_been_silent_for_longest() -> None:
+    async with limited(replace(USUAL, connections=5)) as port, AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(talking(port)) for _ in range(20)]
+        for _ in range(3):
+            assert await is_served(port)
+        assert [await talk.heard() for talk in silent[:16]] == [b""] * 16
+
+
+async def test_where_none_is_silent_a_new_one_is_told_to_come_again() -> None:
+    async with limited(replace(USUAL, connections=3)) as port, AsyncExitStack() as stack:
+        busy = [await stack.enter_async_context(talking(port)) for _ in range(3)]
+        for talk in busy:
+            await talk.say(POST + b"Content-Length: 2\r\nConnection: close\r\n\r\na")
+        await asyncio.sleep(0.2)
+
+        async with talking(port) as one_more:
+            assert (await one_more.heard()).startswith(b"HTTP/1.1 503 ")
+        for talk in busy:
+            await talk.say(b"b")
+            assert (await talk.heard()).startswith(ANSWERED)
+        assert await is_served(port)
+
+
+# --- too large -----------------------------------------------------------------------------------------------------
+
+CHUNK = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+TOO_LARGE = {
+    "body": (POST + b"Content-Length: 1048577\r\n\r\n" + b"x" * 1000, {413}),
+    "body-of-a-terabyte": (POST + b"Content-Length: 1000000000000\r\n\r\n", {413}),
+    "chunks": (POST + b"Transfer-Encoding: chunked\r\n\r\n" + 17 * CHUNK, {413}),
+    "headers": (GET + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n", {400, 431}),
+    "header": (GET + b"X: " + b"x" * 1_000_000 + b"\r\n\r\n", {400, 431}),
+    "url": (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: sidecar\r\n\r\n", {400, 414}),
+    "url-of-usual-headers": (b"GET /" + b"x" * 12_000 + b" HTTP/1.1\r\nHost: sidecar\r\n\r\n", {414}),
+    "chunk-extension": (POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 100_000, {400}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+async def test_what_is_too_large_is_refused(name: str) -> None:
+    request, statuses = TOO_LARGE[name]
+    async with limited(replace(USUAL, body_time=timedelta(seconds=2))) as port, talking(port) as talk:
+        await talk.say(request)
+        async with asyncio.timeout(DEADLINE):
+            answer = await talk.reader.readline()
+        assert int(answer.split()[1]) in statuses
+        assert await is_served(port)
+
+
+async def test_an_expected_body_that_is_too_large_is_not_asked_for() -> None:
+    async with limited(USUAL) as port, talking(port) as talk:
+        await talk.say(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
+        async with asyncio.timeout(DEADLINE):
+            assert (await talk.reader.readline()).startswith(b"HTTP/1.1 413 ")
