@@ -1,13 +1,16 @@
 """What every provider has, by the names of the document's base class. See docs/adding-a-provider.md."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ValidationError
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
 from integration_server.providers.urls import DeclaredOrigins
@@ -38,6 +41,9 @@ class BaseProvider(ABC):
     account_id_field: str | None = None
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
+
+    config_model: type[BaseModel] | None = None
+    """What an integration's config may have; None for anything."""
 
     host_patterns: Sequence[str] = ()
     """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
@@ -117,6 +123,32 @@ class BaseProvider(ABC):
         }
         return {name: url for name, url in urls.items() if url is not None}
 
+    # --- config
+
+    def at(self, config: Mapping[str, Any]) -> "BaseProvider":
+        """The provider as an integration with this config sees it. Raises `InvalidField`."""
+        if self.config_model is None:
+            return self
+        try:
+            return self.located(self.config_model.model_validate(dict(config)))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            problem = (
+                "is not known" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+            )
+            raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
+
+    def located(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
+        """The provider where a config, an instance of `config_model`, says that the account is."""
+        return self
+
+    def with_attributes(self, **attributes: object) -> Self:
+        """A copy with some of what is declared set otherwise."""
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
+
     # --- OAuth 2, where the provider speaks it
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
@@ -134,6 +166,10 @@ class BaseProvider(ABC):
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Trade a code."""
         raise NotImplementedError(f"{self.integration_type} has no codes")
+
+    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+        """New tokens for these; for providers whose refreshing takes more than a refresh token."""
+        return await self.refresh_access_token(tokens.refresh_token or "")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew."""

@@ -30,7 +30,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
     UserMismatch,
 )
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.service.connections import Connections, configured
 from integration_server.service.ports import (
@@ -176,6 +176,8 @@ class Connecting:
     async def begin_connection(self, request: ConnectionRequest) -> Authorization:
         """Store an attempt and answer with the address to send the browser to."""
         provider = self._oauth_provider(request.integration_type)
+        current = await self._to_reconnect(request)
+        provider = provider.at(current.config if current else request.config)
         verifier = self._random_name()
         scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
         attempt = await self._new_attempt(request, scopes, verifier)
@@ -197,6 +199,15 @@ class Connecting:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         return configured(provider)
 
+    async def _to_reconnect(self, request: ConnectionRequest) -> Integration | None:
+        """The integration that is to be connected again; None for a new one."""
+        if not request.integration_id:
+            return None
+        current = await self._connections.existing(request.integration_id, request.user_id, request.integration_type)
+        if not current.is_connected:
+            raise IntegrationPending
+        return current
+
     async def _new_attempt(self, request: ConnectionRequest, scopes: tuple[str, ...], verifier: str) -> NewAttempt:
         attempt_id = self._random_name()
         redirect_uri = self._redirects.redirect_uri(request.integration_type, request.redirect_uri)
@@ -217,23 +228,20 @@ class Connecting:
         )
 
     async def _store(self, request: ConnectionRequest, attempt: NewAttempt) -> IntegrationId:
-        if not request.integration_id:
-            return await self._attempts.begin(
-                attempt,
-                NewIntegration(
-                    uid=self._random_name(),
-                    user_id=request.user_id,
-                    integration_type=request.integration_type,
-                    auth_method=AuthMethod.OAUTH2,
-                    name=request.name,
-                    config=request.config,
-                ),
-            )
-        current = await self._connections.existing(request.integration_id, request.user_id, request.integration_type)
-        if not current.is_connected:
-            raise IntegrationPending
-        await self._attempts.begin_again(attempt, current.integration_id)
-        return current.integration_id
+        if request.integration_id:
+            await self._attempts.begin_again(attempt, request.integration_id)
+            return request.integration_id
+        return await self._attempts.begin(
+            attempt,
+            NewIntegration(
+                uid=self._random_name(),
+                user_id=request.user_id,
+                integration_type=request.integration_type,
+                auth_method=AuthMethod.OAUTH2,
+                name=request.name,
+                config=request.config,
+            ),
+        )
 
     # --- the provider's answer ---------------------------------------------------------------------------------
 
@@ -351,6 +359,10 @@ class Connecting:
 
     async def _trade(self, provider: Provider, attempt: Attempt, callback: HeldCallback) -> IntegrationId:
         """Code to tokens to account to stored integration."""
+        target = await self._integrations.find(attempt.integration_id, attempt.user_id)
+        if target is None:
+            raise IntegrationNotFound  # disconnected while the user was at the provider
+        provider = provider.at(target.integration.config)
         place = verifier_place(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         verifier = (await self._sealer.open(attempt.sealed_verifier, place)).decode()
         extras = provider.read_callback(callback.query)
@@ -359,18 +371,12 @@ class Connecting:
         account = _UNKNOWN_ACCOUNT
         try:
             account = await _account_of(provider, tokens, attempt.scopes)
-            return await self._keep(attempt, account, tokens)
+            integration = await self._connections.commit(target.integration, account, tokens, attempt.scopes)
         except StoreUnavailable:
             raise  # and with it the knowledge whether they were kept
         except Exception:
             await self._revoking.discard(attempt, account, tokens)
             raise
-
-    async def _keep(self, attempt: Attempt, account: NewAccount, tokens: OAuthTokens) -> IntegrationId:
-        target = await self._integrations.find(attempt.integration_id, attempt.user_id)
-        if target is None:
-            raise IntegrationNotFound  # disconnected while the user was at the provider
-        integration = await self._connections.commit(target.integration, account, tokens, attempt.scopes)
         return integration.integration_id
 
     async def remove_abandoned(self) -> int:

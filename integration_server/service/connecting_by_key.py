@@ -42,7 +42,7 @@ class ConnectingByKey:
         provider = self._key_provider(request)
         begun = await self._begun(request, provider)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
-        account = await provider.verify_connection(key)
+        account = await provider.at(begun.config).verify_connection(key)
         return await self._tasks.run(self._connections.commit(begun, account, key))
 
     def _key_provider(self, request: KeyConnectionRequest) -> Provider:

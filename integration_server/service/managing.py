@@ -86,6 +86,8 @@ class Managing:
             raise IntegrationPending
         if change == Change():
             return current
+        if change.config is not None:
+            self._providers.get(current.integration_type).at(change.config)  # raises what is wrong with it
         changed = await self._integrations.update(
             integration_id,
             user_id,

@@ -136,7 +136,8 @@ class Monitoring:
     async def _verify(self, fresh: FreshCredentials) -> None:
         """Have the provider take the credentials, as a backend would."""
         integration = fresh.integration
-        await self._providers.get(integration.integration_type).verify_connection(fresh.credentials)
+        provider = self._providers.get(integration.integration_type).at(integration.config)
+        await provider.verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
 

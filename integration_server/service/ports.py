@@ -511,6 +511,12 @@ class Provider(Protocol):
         Zero where it is dead at once or nothing is documented; `timedelta.max` where a refresh spends nothing.
         """
 
+    def at(self, config: Mapping[str, Any]) -> "Provider":
+        """The provider as an integration with this config sees it: some have a host for each account.
+
+        Raises `InvalidField` for a config that is not right for this type.
+        """
+
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
 
@@ -523,8 +529,8 @@ class Provider(Protocol):
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Trade a code (RFC 6749 §4.1.3)."""
 
-    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
-        """Renew (RFC 6749 §6); the answer need not carry a refresh token."""
+    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+        """New tokens for these (RFC 6749 §6); what the answer leaves out stays as it was."""
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Ask the provider whether it takes the credentials, and whose they are."""

@@ -184,7 +184,7 @@ class Refreshing:
                 return None  # it lapsed while we slept, and may be somebody else's
             settled = False
             try:
-                answer = await provider.refresh_access_token(current.tokens.refresh_token or "")
+                answer = await provider.renew(current.tokens)
             except ProviderError as error:
                 settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
                 return await self._after_failure(current.integration, error)

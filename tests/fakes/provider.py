@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
@@ -42,6 +43,7 @@ class FakeProvider:
     rotates: bool = True
     can_revoke: bool = True
 
+    config_problem: Exception | None = None
     exchange_error: Exception | None = None
     refresh_error: Exception | None = None
     verify_error: Exception | None = None
@@ -55,6 +57,12 @@ class FakeProvider:
     revocations: list[Credentials] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
+
+    def at(self, config: Mapping[str, Any]) -> Provider:
+        """Itself, unless the test says what is wrong with the config."""
+        if self.config_problem is not None:
+            raise self.config_problem
+        return self
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """An address with all that it was told."""
@@ -83,13 +91,13 @@ class FakeProvider:
             raise ProviderRejected("code", oauth_error="invalid_grant")
         return self._tokens(len(self.exchanges), "access", "refresh")
 
-    async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
+    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens."""
-        self.refreshes.append(refresh_token)
+        self.refreshes.append(tokens.refresh_token or "")
         number = len(self.refreshes)
         await self._answer(self.refresh_error)
-        tokens = self._tokens(number, "renewed-access", "renewed-refresh")
-        return tokens if self.rotates else replace(tokens, refresh_token=None)
+        renewed = self._tokens(number, "renewed-access", "renewed-refresh")
+        return renewed if self.rotates else replace(renewed, refresh_token=None)
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""
