@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
 from integration_server.providers.urls import DeclaredOrigins
@@ -178,6 +179,21 @@ class BaseProvider(ABC):
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """End the credentials at the provider. False where it has no way to."""
         return False
+
+    # --- webhooks, where the provider sends them
+
+    @property
+    def takes_webhooks(self) -> bool:
+        """Whether it is known how its webhooks are verified."""
+        return False
+
+    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
+        """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
+        return ()
+
+    def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`."""
+        raise WebhookForged
 
     # --- using credentials
 

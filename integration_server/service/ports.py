@@ -14,6 +14,7 @@ from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 
 Clock = Callable[[], datetime]
 """Now, in UTC and aware of it."""
@@ -531,6 +532,16 @@ class Provider(Protocol):
 
     async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens for these (RFC 6749 §6); what the answer leaves out stays as it was."""
+
+    @property
+    def takes_webhooks(self) -> bool:
+        """Whether it is known how its webhooks are verified."""
+
+    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
+        """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
+
+    def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`."""
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Ask the provider whether it takes the credentials, and whose they are."""

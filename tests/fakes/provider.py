@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
 from integration_server.service.ports import NewAccount, Provider
 from tests.fakes.clock import SettableClock
 
@@ -49,6 +50,8 @@ class FakeProvider:
     verify_error: Exception | None = None
     revoke_error: Exception | None = None
     gate: asyncio.Event | None = None
+
+    takes_webhooks: bool = False
 
     challenges: list[str] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)
@@ -138,6 +141,14 @@ class FakeProvider:
             lifetime=self.lifetime,
             scopes=self.granted,
         )
+
+    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
+        """None but those that are stored."""
+        return ()
+
+    def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """Takes nothing."""
+        raise WebhookForged
 
 
 class FakeProviders:
