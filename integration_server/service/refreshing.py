@@ -151,7 +151,8 @@ class Refreshing:
             if current.integration.version != seen.version and not current.tokens.has_expired(self._clock()):
                 return current
             self._require_renewable(current, force=force)
-            if await self._leases.is_free(current.integration):
+            # Who has waited asks first: only those who find it free write.
+            if looks == 0 or await self._leases.is_free(current.integration):
                 lease = await self._leases.claim(current.integration, self._random_name())
                 renewed = await self._renew_under(lease, seen) if lease else None
                 if renewed is not None:
