@@ -6,6 +6,9 @@ CASES ?=  # how many for make test-fuzz
 ROUNDS ?= # how many for make test-faults
 SEED ?=   # and which
 
+# Half of the tests wait for processes and clocks.
+TEST_WORKERS ?= $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
+
 VENV := .venv
 BIN := $(VENV)/bin
 CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
@@ -60,7 +63,7 @@ run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; 
 
 .PHONY: test
 test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
-	@$(BIN)/python -m pytest --no-header -n auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --no-header -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # One after the other, since they load the machine, and each tells its rounds. A test has its own number of rounds and
 # takes a new seed, unless ROUNDS and SEED say otherwise: make test-faults SEED=42 ROUNDS=5 ARGS="-k frozen"

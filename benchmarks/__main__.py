@@ -30,7 +30,10 @@ app = typer.Typer(
 )
 
 Database = Annotated[DatabaseKind, typer.Option(help="Where the servers keep everything.")]
-Rate = Annotated[float, typer.Option(min=1, help="RPCs in a second, whether or not the earlier ones were answered.")]
+Rate = Annotated[
+    float,
+    typer.Option(min=1, help="RPCs in a second at each system, whether or not the earlier ones were answered."),
+]
 Seconds = Annotated[float, typer.Option(min=0.5, help="Length of a phase: a p99 of each RPC needs hundreds of them.")]
 RatioBound = Annotated[float, typer.Option("--bound", help="The p99 of an RPC may be so many times its reference.")]
 
@@ -48,9 +51,9 @@ def run_all(context: typer.Context) -> bool:
 def run_hanging(
     database: Database = DatabaseKind.POSTGRES,
     refreshes: Annotated[int, typer.Option(min=1, help="Refreshes that hang at once.")] = 100,
-    rounds: Annotated[int, typer.Option(min=1, help="Phases without and with them, in turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Phases, each beside a system without them.")] = 5,
     seconds: Seconds = 20,
-    rate: Rate = 100,
+    rate: Rate = 50,
     bound: RatioBound = 2,
 ) -> bool:
     """Refreshes that the provider never answers delay no other RPC."""
@@ -65,13 +68,12 @@ def run_ahead(
     minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 5,
     servers: Annotated[int, typer.Option(min=1, help="Server processes that share the work.")] = 1,
     provider_delay: Annotated[float, typer.Option(min=0, help="Seconds that the provider takes for a refresh.")] = 0.1,
-    idle_phases: Annotated[int, typer.Option(min=1, help="Phases of reference before, and again after.")] = 2,
     seconds: Seconds = 20,
-    rate: Rate = 100,
+    rate: Rate = 50,
     bound: RatioBound = 2,
 ) -> bool:
     """Tokens that expire in the same minute are all refreshed before they do, and nobody notices."""
-    plan = ahead.Plan(database, integrations, minutes, servers, provider_delay, idle_phases, seconds, rate, bound)
+    plan = ahead.Plan(database, integrations, minutes, servers, provider_delay, seconds, rate, bound)
     return _run("ahead", ahead.__doc__, plan, partial(ahead.measure, plan))
 
 

@@ -1,7 +1,7 @@
 """Ten thousand tokens that expire in the same minute are renewed before they do, and nobody notices.
 
 Nobody asks for them: the server has to do it by itself, within the calls at once that a provider is allowed, while
-RPCs about integrations of another type are as quick as before and afterwards.
+RPCs about integrations of another type are as quick as at a second server that has nothing to do besides.
 """
 
 import asyncio
@@ -9,22 +9,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from rich.progress import Progress, TaskID
 from sqlalchemy import select
 
 from benchmarks.harness import (
     Bound,
-    Call,
     NotMeasured,
     Phase,
     Result,
     compare,
     lateness_of,
-    load,
+    load_both,
     load_figures,
     speed_bounds,
-    typical,
 )
 from benchmarks.provider import TokenCalls
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
@@ -49,7 +48,7 @@ class Plan:
     """How much of it.
 
     Refreshes fall due over so many `minutes`; the provider takes `provider_delay` seconds for each. `seconds` is the
-    length of a phase of load, `rate` the RPCs in a second; there are `idle_phases` before and after.
+    length of a phase of load, `rate` the RPCs in a second at each of the two systems.
     """
 
     database: DatabaseKind
@@ -57,7 +56,6 @@ class Plan:
     minutes: float
     servers: int
     provider_delay: float
-    idle_phases: int
     seconds: float
     rate: float
     bound: float
@@ -115,39 +113,36 @@ class Outcome:
 
 
 async def measure(plan: Plan, progress: Progress) -> Result:
-    """Measure before, during and after."""
+    """Measure while they are refreshed, beside a system that has none."""
     task = progress.add_task("Starting", total=plan.integrations)
-    async with running_system(
-        plan.database, servers=plan.servers, BACKGROUND_CALLS_PER_PROVIDER=str(_AT_ONCE)
-    ) as system:
+    start = partial(running_system, plan.database, servers=plan.servers, BACKGROUND_CALLS_PER_PROVIDER=str(_AT_ONCE))
+    async with start() as reference, start() as system:
         await system.provider.break_token_endpoint(Fault(delay=plan.provider_delay))
-        calls = await healthy_calls(system)
+        both = partial(
+            load_both,
+            (await healthy_calls(reference), await healthy_calls(system)),
+            (reference.cpu_seconds, system.cpu_seconds),
+            plan.rate,
+        )
         timetable = _timetable(plan, system)
         progress.update(task, description=f"Connecting {plan.integrations:,}")
         expire_times = timetable.expire_times(plan.integrations)
         seeded = await seed(system, TROUBLED_TYPE, expire_times, timetable.lifetime)
-
-        progress.update(task, description="Reference: none due yet")
-        await load(calls, plan.rate, _WARM_UP, system.cpu_seconds)
-        before = await _idle(plan, system, calls)
+        progress.update(task, description="Warming up: none due yet")
+        await both(_WARM_UP)
         if utc_now() > timetable.begin:
-            raise NotMeasured(
-                "the integrations were put in so slowly that the reference was not idle: try fewer, with --integrations"
-            )
+            raise NotMeasured("the integrations were put in too slowly: try fewer, with --integrations")
         await asyncio.sleep((timetable.begin - utc_now()).total_seconds())
 
         progress.update(task, description="Refreshed")
-        during: list[Phase] = []
+        pairs: list[tuple[Phase, Phase]] = []
         async with asyncio.TaskGroup() as group:
             sampling = group.create_task(_sample(plan, system, timetable, progress, task))
             while not sampling.done():
-                during.append(await load(calls, plan.rate, plan.seconds, system.cpu_seconds))
-
-        progress.update(task, description="Reference: all done")
-        after = await _idle(plan, system, calls)
+                pairs.append(await both(plan.seconds))
         outcome = await _outcome(system, seeded)
     # The last of the phases was idle in part.
-    return _result(plan, [*before, *after], during[:-1] or during, sampling.result(), outcome)
+    return _result(plan, pairs[:-1] or pairs, sampling.result(), outcome)
 
 
 def _timetable(plan: Plan, system: System) -> Timetable:
@@ -155,17 +150,13 @@ def _timetable(plan: Plan, system: System) -> Timetable:
     window = min(_WINDOW, whole / 5)
     spread = whole - window
     usual = Settings.from_environment(system.environment).refresh_buffer
-    preparing = _WARM_UP + plan.idle_phases * plan.seconds + _START + plan.integrations / _SEEDED_PER_SECOND
+    preparing = _WARM_UP + _START + plan.integrations / _SEEDED_PER_SECOND
     return Timetable(
         begin=utc_now() + timedelta(seconds=preparing),
         spread=spread,
         buffer=OAuthTokens("", lifetime=_SPREAD * spread).buffer(usual),
         window=window,
     )
-
-
-async def _idle(plan: Plan, system: System, calls: Sequence[Call]) -> Sequence[Phase]:
-    return [await load(calls, plan.rate, plan.seconds, system.cpu_seconds) for _ in range(plan.idle_phases)]
 
 
 async def _sample(
@@ -198,21 +189,15 @@ async def _outcome(system: System, seeded: Sequence[Seeded]) -> Outcome:
     )
 
 
-def _result(
-    plan: Plan,
-    idle: Sequence[Phase],
-    during: Sequence[Phase],
-    samples: Sequence[Sample],
-    outcome: Outcome,
-) -> Result:
-    reference = typical(idle)
-    comparisons = compare([(reference, phase) for phase in during])
+def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[Sample], outcome: Outcome) -> Result:
+    comparisons = compare(pairs)
+    references, loads = zip(*pairs, strict=True)
     last = samples[-1]
     return Result(
         comparisons,
-        lateness=lateness_of([*idle, *during]),
+        lateness=lateness_of([*references, *loads]),
         figures={
-            **load_figures(idle, during),
+            **load_figures(references, loads),
             "refreshed": f"{last.token_calls.refreshed:,} in {last.seconds:.0f} s",
             "calls to the provider": f"{last.token_calls.calls:,}",
             "time left of the tightest token": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
@@ -224,11 +209,10 @@ def _result(
                 f"{last.token_calls.most_under_way} at most",
                 last.token_calls.most_under_way <= _AT_ONCE * plan.servers,
             ),
-            *speed_bounds(comparisons, plan.bound, [*idle, *during]),
+            *speed_bounds(comparisons, plan.bound, [*references, *loads]),
         ],
         raw={
-            "idle": [asdict(phase) for phase in idle],
-            "during": [asdict(phase) for phase in during],
+            "pairs": [[asdict(phase) for phase in pair] for pair in pairs],
             "samples": [asdict(sample) for sample in samples],
             "outcome": asdict(outcome),
         },

@@ -1,7 +1,7 @@
 """What benchmarks share: load at a steady rate, its figures, what they are compared with, and the report.
 
-A figure of one machine at one time says little. So each benchmark measures a reference in the same run, and its bounds
-are ratios.
+A figure of one machine at one time says little, and a neighbour may spoil any minute. So each benchmark measures a
+reference at the same time, and its bounds are ratios.
 """
 
 import asyncio
@@ -83,6 +83,24 @@ async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: 
     return Phase(latencies, lateness, dict(failures), [processor])
 
 
+async def load_both(
+    calls: tuple[Sequence[Call], Sequence[Call]],
+    cpu_seconds: tuple[Callable[[], float], Callable[[], float]],
+    rate: float,
+    seconds: float,
+) -> tuple[Phase, Phase]:
+    """The same load on two systems at the same time, each at this rate: what the machine does to one, it does to both.
+
+    The sendings alternate.
+    """
+
+    async def second() -> Phase:
+        await asyncio.sleep(1 / rate / 2)
+        return await load(calls[1], rate, seconds, cpu_seconds[1])
+
+    return await asyncio.gather(load(calls[0], rate, seconds, cpu_seconds[0]), second())
+
+
 async def _until(moment: float) -> None:
     # The loop's timers are good to a millisecond, which is what an RPC takes: the last bit is spun.
     await asyncio.sleep(max(0, moment - time.perf_counter() - 0.001))
@@ -103,11 +121,6 @@ def together(phases: Iterable[Phase]) -> Phase:
         failures.update(phase.failures)
         processor.extend(phase.processor)
     return Phase(latencies, lateness, dict(failures), processor)
-
-
-def typical(phases: Sequence[Phase]) -> Phase:
-    """The one in the middle by its p99, so that neither the worst nor the best of them is the reference."""
-    return sorted(phases, key=lambda phase: percentile(phase.of(ALL), 99))[(len(phases) - 1) // 2]
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

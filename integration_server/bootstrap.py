@@ -240,7 +240,7 @@ async def running_server(
     server_tasks: Callable[[], ServerTasks] = ServerTasks,
 ) -> AsyncIterator[Running]:
     """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
-    http = ProviderHttp(clock, dev_mode=settings.dev_mode)
+    http = ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout)
     providers = build_providers(settings, environment, http, clock, further_providers)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(http)

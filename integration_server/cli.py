@@ -27,7 +27,7 @@ from integration_server.bootstrap import (
 from integration_server.dev import run_dev
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import AddressTaken, raise_open_files, stop_signals
+from integration_server.lifecycle import AddressTaken, raise_open_files, settle_memory, stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
@@ -89,6 +89,7 @@ async def _serve(settings: Settings, environment: Mapping[str, str]) -> None:
     log = structlog.get_logger(__name__)
     key = await _prepared(settings)
     async with stop_signals() as stop, running_server(settings, environment, key=key) as running:
+        settle_memory()
         log.info("serving", grpc=running.grpc_address, sidecar=running.sidecar_url)
         await stop.wait()
         log.info("stopping")

@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 
 import structlog
 
@@ -71,7 +72,13 @@ def redact_text(text: str) -> str:
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A structlog processor, the last before the renderer: what comes after it is not looked at."""
-    return {_text(name): _under(_text(name), value) for name, value in event.items()}
+    return {_name(name): _under(_name(name), value) for name, value in event.items()}
+
+
+@lru_cache(maxsize=1024)
+def _name(name: object) -> str:
+    """The name of an event's field as text. There are few of them, and they come with every line."""
+    return _text(name)
 
 
 def _under(name: str, value: object) -> object:

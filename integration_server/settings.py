@@ -125,7 +125,8 @@ class Settings(BaseModel):
     direct_completion: bool | None = None
     log_level: Level = "INFO"
     refresh_buffer_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
-    # Longer than a call to a provider (10 s) and the commit after it; a crashed server's refresh is free after it.
+    provider_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10
+    # Longer than a call to a provider and the commit after it; a crashed server's refresh is free after it.
     refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
     spill_dir: Path = Path("data/spill")
     revocation_give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
@@ -328,6 +329,11 @@ class Settings(BaseModel):
     def shutdown_grace(self) -> timedelta:
         """How long calls in flight may take after a signal to stop."""
         return timedelta(seconds=self.shutdown_grace_seconds)
+
+    @property
+    def provider_timeout(self) -> timedelta:
+        """What one call to a provider may take, from connecting to the last byte."""
+        return timedelta(seconds=self.provider_timeout_seconds)
 
     @property
     def health_check_timeout(self) -> timedelta:

@@ -151,7 +151,8 @@ class Refreshing:
             if current.integration.version != seen.version and not current.tokens.has_expired(self._clock()):
                 return current
             self._require_renewable(current, force=force)
-            if await self._leases.is_free(current.integration):
+            # Who has waited asks first: only those who find it free write.
+            if looks == 0 or await self._leases.is_free(current.integration):
                 lease = await self._leases.claim(current.integration, self._random_name())
                 renewed = await self._renew_under(lease, seen) if lease else None
                 if renewed is not None:
@@ -173,6 +174,7 @@ class Refreshing:
     async def _renew_under(self, lease: Lease, seen: Integration) -> Renewed | None:
         """Refresh while the lease is ours. None if there is something new to look at instead."""
         settled = lease.called_ago is None  # as long as nobody has called, nothing is open
+        version = lease.version
         try:
             current = await self._current(seen)
             if current.integration.version != lease.version:
@@ -189,8 +191,10 @@ class Refreshing:
                 settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
                 return await self._after_failure(current.integration, error)
             renewed, settled = await self._commit(current.integration, current.tokens.renewed_by(answer))
+            version = renewed.integration.version
         finally:
-            await self._release(lease, settled=settled)
+            if version == lease.version:  # otherwise the commit of the next one has ended the lease
+                await self._release(lease, settled=settled)
         if renewed.tokens.has_expired(self._clock()):  # stored all the same: the refresh token may have rotated
             raise ProviderUnavailable("the provider answered with a token that has expired")
         return renewed

@@ -6,7 +6,7 @@ places of its own, so that one that hangs holds up no other, and one that only f
 """
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,22 +93,23 @@ class Upkeep:
                 task.add_done_callback(lambda done: self._running.pop(done.get_name()))
 
     async def _work_off(self, integration_type: str) -> None:
-        """Claim and do until nothing is due, or the provider needs a pause."""
+        """Claim and do until nothing is due, or the provider needs a pause; what is claimed then is due again later."""
         breaker = self._breakers[integration_type]
+        claimed: deque[StoredIntegration] = deque()
         async with asyncio.TaskGroup() as group:
             under_way: set[asyncio.Task[None]] = set()
             while True:
-                places = breaker.places(self._pace.at_once, self._clock()) - len(under_way)
-                for stored in await self._claim(integration_type, places):
-                    under_way.add(group.create_task(self._do_one(stored, breaker)))
+                places = breaker.places(self._pace.at_once, self._clock())
+                if not claimed and len(under_way) < places:
+                    claimed.extend(await self._claim(integration_type, places))
+                while claimed and len(under_way) < places:
+                    under_way.add(group.create_task(self._do_one(claimed.popleft(), breaker)))
                     await self._pause(1 / self._pace.per_second)  # spread, so that callers of ours get their turn
                 if not under_way:
                     return
                 _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
 
     async def _claim(self, integration_type: str, places: int) -> list[StoredIntegration]:
-        if places <= 0:
-            return []
         now = self._clock()
         with suppress(StoreUnavailable):  # the next look finds it due
             return list(await self._agenda.claim(self._work, integration_type, now, now + self._hold, places))

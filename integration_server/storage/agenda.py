@@ -49,6 +49,6 @@ class SqlAgenda:
             .values({due_time.name: due_again})
             .returning(integrations)
         )
-        async with self._database.writing() as connection:
+        async with self._database.writing_once() as connection:
             rows = (await connection.execute(claim)).all()
         return [stored_integration_of(row) for row in rows]

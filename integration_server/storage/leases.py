@@ -5,8 +5,9 @@ the provider is called, and survives a transaction pooler.
 """
 
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import and_, case, delete, exists, or_, select, update
+from sqlalchemy import Executable, and_, bindparam, case, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -17,6 +18,19 @@ from integration_server.storage.engine import Database
 from integration_server.storage.tables import refresh_leases
 
 _L = refresh_leases.c
+_OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
+_OURS = and_(_OF_INTEGRATION, _L.owner == bindparam("of_owner"))
+
+_IS_HELD = select(
+    exists().where(_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
+)
+_MARK = (
+    update(refresh_leases)
+    .where(_OURS, _L.expire_time > DatabaseTime())
+    .values(call_time=case((_L.call_time.is_(None), DatabaseTime()), else_=_L.call_time))
+)
+_END = delete(refresh_leases).where(_OURS)
+_LET_LAPSE = update(refresh_leases).where(_OURS).values(expire_time=DatabaseTime())
 
 
 class SqlRefreshLeases:
@@ -24,43 +38,23 @@ class SqlRefreshLeases:
 
     def __init__(self, database: Database, duration: timedelta) -> None:
         self._database = database
-        self._duration = duration
+        self._claims = {
+            "postgresql": _claim(postgresql.insert(refresh_leases), duration),
+            "sqlite": _claim(sqlite.insert(refresh_leases), duration),
+        }
 
     async def is_free(self, integration: Integration) -> bool:
         """Whether `claim` has a chance."""
-        is_held = exists().where(
-            _L.integration_id == integration.integration_id,
-            _L.version >= integration.version,
-            _L.expire_time > DatabaseTime(),
-        )
+        version = {"of_integration": integration.integration_id, "of_version": integration.version}
         async with self._database.reading() as connection:
-            return not await connection.scalar(select(is_held))
+            return not await connection.scalar(_IS_HELD, version)
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
         """A lease on this version. A lapsed one is taken over with its mark; one on an older version is void."""
+        new = {"integration_id": integration.integration_id, "version": integration.version, "owner": owner}
         try:
-            async with self._database.writing() as connection:
-                insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-                new = insert(refresh_leases).values(
-                    integration_id=integration.integration_id,
-                    version=integration.version,
-                    owner=owner,
-                    expire_time=DatabaseTime(self._duration),
-                )
-                claim = new.on_conflict_do_update(
-                    index_elements=[_L.integration_id],
-                    set_={
-                        "version": new.excluded.version,
-                        "owner": new.excluded.owner,
-                        "expire_time": new.excluded.expire_time,
-                        "call_time": case((_L.version == new.excluded.version, _L.call_time), else_=None),
-                    },
-                    where=or_(
-                        _L.version < new.excluded.version,
-                        and_(_L.version == new.excluded.version, _L.expire_time <= DatabaseTime()),
-                    ),
-                ).returning(_L.call_time, DatabaseTime().label("now"))
-                row = (await connection.execute(claim)).one_or_none()
+            async with self._database.writing_once() as connection:
+                row = (await connection.execute(self._claims[connection.dialect.name], new)).one_or_none()
         except IntegrityError:
             return None  # the integration is gone
         if row is None:
@@ -70,25 +64,36 @@ class SqlRefreshLeases:
 
     async def mark_called(self, lease: Lease) -> bool:
         """Note the call. An earlier mark stays: from then on the token may have been spent."""
-        mark = (
-            update(refresh_leases)
-            .where(
-                _L.integration_id == lease.integration_id,
-                _L.owner == lease.owner,
-                _L.expire_time > DatabaseTime(),
-            )
-            .values(call_time=case((_L.call_time.is_(None), DatabaseTime()), else_=_L.call_time))
-        )
-        async with self._database.writing() as connection:
-            return (await connection.execute(mark)).rowcount == 1
+        async with self._database.writing_once() as connection:
+            return (await connection.execute(_MARK, _ours(lease))).rowcount == 1
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
         """Give back a lease, if it is still the owner's."""
-        is_ours = (_L.integration_id == lease.integration_id, _L.owner == lease.owner)
-        statement = (
-            delete(refresh_leases).where(*is_ours)
-            if settled
-            else update(refresh_leases).where(*is_ours).values(expire_time=DatabaseTime())
-        )
-        async with self._database.writing() as connection:
-            await connection.execute(statement)
+        async with self._database.writing_once() as connection:
+            await connection.execute(_END if settled else _LET_LAPSE, _ours(lease))
+
+
+def _claim(new: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common
+    """The statement that claims, by either dialect's insert."""
+    new = new.values(
+        integration_id=bindparam("integration_id"),
+        version=bindparam("version"),
+        owner=bindparam("owner"),
+        expire_time=DatabaseTime(duration),
+    )
+    is_same_version = _L.version == new.excluded.version
+    claim: Executable = new.on_conflict_do_update(
+        index_elements=[_L.integration_id],
+        set_={
+            "version": new.excluded.version,
+            "owner": new.excluded.owner,
+            "expire_time": new.excluded.expire_time,
+            "call_time": case((is_same_version, _L.call_time), else_=None),
+        },
+        where=or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
+    ).returning(_L.call_time, DatabaseTime().label("now"))
+    return claim
+
+
+def _ours(lease: Lease) -> dict[str, object]:
+    return {"of_integration": lease.integration_id, "of_owner": lease.owner}

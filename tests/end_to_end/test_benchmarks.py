@@ -55,12 +55,12 @@ async def test_hanging_holds_where_nothing_is_asked_of_its_speed(tmp_path: Path)
     raw = kept(tmp_path, "hanging-sqlite")
     assert verdicts(raw)[:2] == [True, True], output
     assert code == (0 if all(verdicts(raw)) else 1), "an RPC may fail on a machine that is very busy"
-    assert "1 at least, 1 at most" in output
+    assert "1 at least" in output
     assert [len(raw["raw"]["pairs"][0][side]["latencies"]["GetCredentials"]) for side in (0, 1)] == [5, 5]
 
 
 async def test_ahead_sees_all_refreshed_and_fails_by_a_speed_that_cannot_be(tmp_path: Path) -> None:
-    code, output = await bench(tmp_path, "ahead", "--integrations=5", "--minutes=0.1", "--idle-phases=1", NO_HOPE)
+    code, output = await bench(tmp_path, "ahead", "--integrations=5", "--minutes=0.1", NO_HOPE)
 
     raw = kept(tmp_path, "ahead-sqlite")
     assert verdicts(raw)[:3] == [True, True, False], output

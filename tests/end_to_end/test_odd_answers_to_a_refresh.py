@@ -137,5 +137,6 @@ async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqli
 
         spent_by = spent(sandbox)
         sandbox.behaviour = replace(sandbox.behaviour, faults={})
+        await refresh_all()  # what the server began by itself before that is over then
         wanted = {name: afterwards(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
         assert differences(await refresh_all(), wanted) == {}

@@ -74,11 +74,10 @@ async def force(clients: Clients, integration_id: int) -> None:
 async def test_no_replica_serves_what_another_has_changed_for_a_second(tmp_path: Path, url: str) -> None:
     async with running_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):
-            for _ in range(3):
-                integration_id = await pair.clients[0].connect()
-                served = await served_for(pair, integration_id, change)
-                print(f"\n{change.__name__}: served for {served:.2f} s more")
-                assert served < LONGEST
+            integration_id = await pair.clients[0].connect()
+            served = await served_for(pair, integration_id, change)
+            print(f"\n{change.__name__}: served for {served:.2f} s more")
+            assert served < LONGEST
 
 
 async def test_a_refresh_is_one_for_both_and_its_token_is_served_by_both(tmp_path: Path, url: str) -> None:

@@ -24,8 +24,8 @@ from tests.end_to_end.rotating import fill, killed, reading, rotated, unreadable
 from tests.end_to_end.sandbox_files import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
 
-ROWS = 600
-KILLS = 3
+ROWS = 300
+KILLS = 1  # `make test-rotation` has 20
 DEADLINE = 120.0  # seconds for a rotation: many times what it takes
 
 

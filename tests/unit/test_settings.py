@@ -37,6 +37,7 @@ def test_a_key_is_all_that_production_needs() -> None:
     assert settings.public_url == "http://127.0.0.1:8080"
     assert settings.refresh_buffer == timedelta(minutes=5)
     assert settings.revocation_give_up == timedelta(hours=72)
+    assert settings.provider_timeout == timedelta(seconds=10)
     assert settings.health_check_timeout == timedelta(seconds=10)
     assert settings.shutdown_grace == timedelta(seconds=20)
     assert settings.database_pool_size == 5
@@ -79,6 +80,7 @@ def test_all_problems_are_told_at_once() -> None:
             "LOG_LEVEL": "LOUD",
             "REFRESH_BUFFER_SECONDS": "-1",
             "REVOCATION_GIVE_UP_HOURS": "0",
+            "PROVIDER_TIMEOUT_SECONDS": "0",
             "HEALTH_CHECK_TIMEOUT_SECONDS": "0",
             "SHUTDOWN_GRACE_SECONDS": "soon",
             "CALLER_MAX_CONCURRENCY": "0",
@@ -98,6 +100,7 @@ def test_all_problems_are_told_at_once() -> None:
         "DIRECT_COMPLETION",
         "LOG_LEVEL",
         "REFRESH_BUFFER_SECONDS",
+        "PROVIDER_TIMEOUT_SECONDS",
         "REVOCATION_GIVE_UP_HOURS",
         "HEALTH_CHECK_TIMEOUT_SECONDS",
         "SHUTDOWN_GRACE_SECONDS",

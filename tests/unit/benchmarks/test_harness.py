@@ -8,7 +8,18 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
-from benchmarks.harness import ALL, Call, Comparison, Phase, compare, load, percentile, speed_bounds, together, typical
+from benchmarks.harness import (
+    ALL,
+    Call,
+    Comparison,
+    Phase,
+    compare,
+    load,
+    load_both,
+    percentile,
+    speed_bounds,
+    together,
+)
 
 
 async def nothing() -> None:
@@ -74,6 +85,21 @@ async def test_counts_what_failed() -> None:
     assert seen.failures == {"Get: UNAVAILABLE": 2}
 
 
+async def test_loads_two_systems_in_turn_at_the_same_time() -> None:
+    order: list[str] = []
+
+    def noting(name: str) -> Sequence[Call]:
+        async def note() -> None:
+            order.append(name)
+
+        return [Call("Get", note)]
+
+    reference, other = await load_both((noting("reference"), noting("other")), (float, float), rate=50, seconds=0.2)
+
+    assert len(reference.of(ALL)) == len(other.of(ALL)) == 10
+    assert order.index("other") == 1, "each is sent between two of the other's"
+
+
 def test_percentiles() -> None:
     values = [float(value) for value in range(101)]
 
@@ -89,13 +115,6 @@ def test_compares_pair_by_pair_and_over_all() -> None:
     assert get.p99_ratios == everything.p99_ratios == [2, 1]
     assert get.ratio == 1.5
     assert (get.reference_p50, get.load_p50) == (5.5, 6)
-
-
-@pytest.mark.parametrize("noisy", [[], [50.0]], ids=["odd", "even"])
-def test_a_noisy_phase_is_not_the_reference(noisy: Sequence[float]) -> None:
-    phases = [phase(value, value) for value in (9.0, 1.0, 2.0, *noisy)]
-
-    assert typical(phases) == phases[2]
 
 
 def test_phases_together() -> None:
