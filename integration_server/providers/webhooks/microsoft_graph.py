@@ -11,7 +11,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from integration_server.providers.webhooks.reading import (
     plain_text,
     query_of,
 )
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
 
 _USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
 
@@ -45,13 +45,22 @@ class MicrosoftGraphScheme:
         token = query_of(request).get("validationToken")
         if token is not None:
             return ReceivedWebhook(answer=plain_text(token))
-        notifications = as_objects(json_object(request.body).get("value"))
-        if not notifications:
-            raise WebhookForged  # nothing in it shows whose it is
+        notifications = _notifications(request.body)
         for notification in notifications:
             state = notification.get("clientState")
             signer_of(keys.secrets, [state if isinstance(state, str) else ""], lambda secret: secret)
         return ReceivedWebhook([_event(notification, now) for notification in notifications])
+
+
+def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
+    """At least one, since what has none, or cannot be read, has nothing to show whose it is."""
+    try:
+        notifications = as_objects(json_object(body).get("value"))
+    except WebhookUnreadable:
+        raise WebhookForged from None
+    if not notifications:
+        raise WebhookForged
+    return notifications
 
 
 def _event(notification: Mapping[str, Any], now: datetime) -> WebhookEvent:

@@ -64,8 +64,8 @@ class TwilioScheme:
 
 
 def _form(request: WebhookRequest) -> Fields | None:
-    """The fields of the body; None where it is no form, and so not in the signature."""
-    if not request.body:
+    """The fields of the body; None where it is none, or should not be, and so is not in the signature."""
+    if not request.body and "bodySHA256" not in query_of(request):
         return ()
     media_type = (said_by_header(request, "Content-Type") or "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
