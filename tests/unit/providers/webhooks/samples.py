@@ -376,7 +376,8 @@ SAMPLES = (
     Sample(
         "sendgrid",
         SENDGRID,
-        *SENDGRID_KEYS,
+        next(iter(SENDGRID_KEYS)),
+        next(reversed(SENDGRID_KEYS)),
         _sendgrid,
         _json([{"email": "ada@example.com", "event": "dropped", "sg_event_id": "ZHJvcC0x", "timestamp": 1600112492}]),
         "X-Twilio-Email-Event-Webhook-Signature",
