@@ -132,6 +132,15 @@ def _meta(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     return post(body, {"X-Hub-Signature-256": f"sha256={hex_hmac(secret, body)}"})
 
 
+def signed_request(secret: str, value: object) -> bytes:
+    def encoded(octets: bytes) -> str:
+        return base64.urlsafe_b64encode(octets).decode().rstrip("=")
+
+    payload = encoded(json.dumps(value).encode())
+    signature = encoded(hmac.new(secret.encode(), payload.encode(), "sha256").digest())
+    return f"signed_request={signature}.{payload}".encode()
+
+
 def _slack(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     signature = hex_hmac(secret, f"v0:{seconds(at)}:".encode() + body)
     return post(body, {"X-Slack-Signature": f"v0={signature}", "X-Slack-Request-Timestamp": seconds(at)})
@@ -191,7 +200,9 @@ def _sendgrid(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     prefix = "X-Twilio-Email-Event-Webhook"
     # Whoever does not have the private key has one of their own.
     key = SENDGRID_KEYS.get(secret, _P256[1])
-    signature = base64.b64encode(key.sign(seconds(at).encode() + body, ec.ECDSA(SHA256()))).decode()
+    signature = base64.b64encode(
+        key.sign(seconds(at).encode() + body, ec.ECDSA(SHA256(), deterministic_signing=True))
+    ).decode()
     return post(body, {f"{prefix}-Signature": signature, f"{prefix}-Timestamp": seconds(at)})
 
 

@@ -1,7 +1,5 @@
 """What verified requests bring: whose it is, what it is, and what tells it from another."""
 
-import base64
-import hmac
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -20,6 +18,7 @@ from tests.unit.providers.webhooks.samples import (
     post,
     received,
     seconds,
+    signed_request,
     with_header,
     with_headers,
 )
@@ -307,15 +306,6 @@ def test_an_account_that_takes_our_access_back(
     (event,) = events_of(name, body, **headers)
     assert event.ends_grant
     assert event.account_id == account_id
-
-
-def signed_request(secret: str, value: object) -> bytes:
-    def encoded(octets: bytes) -> str:
-        return base64.urlsafe_b64encode(octets).decode().rstrip("=")
-
-    payload = encoded(json.dumps(value).encode())
-    signature = encoded(hmac.new(secret.encode(), payload.encode(), "sha256").digest())
-    return f"signed_request={signature}.{payload}".encode()
 
 
 def test_metas_deauthorize_callback_ends_the_users_grant() -> None:

@@ -1,9 +1,13 @@
+import base64
 import dataclasses
 import hmac
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -164,6 +168,84 @@ def _receives(scheme: WebhookScheme, request: WebhookRequest, keys: WebhookKeys)
 
 def test_secrets_are_in_no_repr() -> None:
     assert "hush" not in repr(WebhookKeys(["hush"], ["hush"]))
+
+
+# --- forms in which there is more than one to read
+
+
+def test_stripes_time_must_be_said_once() -> None:
+    """Else the one that is judged might not be the one that is signed."""
+    sample = next(sample for sample in SAMPLES if sample.name == "stripe")
+    old = sample.sign(sample.secret, sample.body, NOW - timedelta(days=1))
+    recorded = dict(old.headers)["Stripe-Signature"]
+    for value in (f"t={seconds(NOW)},".encode() + recorded, recorded + f",t={seconds(NOW)}".encode()):
+        assert not accepts(sample.scheme, with_header(old, "Stripe-Signature", value), sample.secret)
+
+
+def test_of_stripes_signatures_one_of_v1_must_fit() -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "stripe")
+    time, signature = dict(sample.request.headers)["Stripe-Signature"].split(b",")
+
+    def accepted(*parts: bytes) -> bool:
+        request = with_header(sample.request, "Stripe-Signature", b",".join(parts))
+        return accepts(sample.scheme, request, sample.secret)
+
+    other = b"v1=" + b"0" * 64
+    assert accepted(time, other, signature)
+    assert accepted(time, signature, other, b"v0=" + b"0" * 64)
+    assert accepted(signature, time)
+    assert not accepted(time, other)
+    assert not accepted(time, signature.replace(b"v1", b"v0"))
+    assert not accepted(time, signature.replace(b"v1", b"v11"))
+    assert not accepted(time)
+    assert not accepted(signature)
+
+
+def test_of_standard_signatures_one_of_v1_must_fit() -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "standard")
+    signature = dict(sample.request.headers)["webhook-signature"]
+
+    def accepted(value: bytes) -> bool:
+        return accepts(sample.scheme, with_header(sample.request, "webhook-signature", value), sample.secret)
+
+    assert accepted(b"v1,AAAA v1a,BBBB " + signature)
+    assert not accepted(signature.replace(b"v1,", b"v1a,"))
+    assert not accepted(signature.replace(b"v1,", b""))
+    assert not accepted(b"v1,")
+
+
+def test_a_standard_secret_without_a_key_is_not_the_empty_key() -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "standard")
+    for secret in ("whsec_", "whsec_!"):
+        assert not accepts(sample.scheme, sample.sign("whsec_", sample.body, NOW), secret)
+
+
+def test_a_signature_of_sendgrids_is_written_in_one_way() -> None:
+    """The last digit of base64 may have bits that say nothing."""
+    sample = next(sample for sample in SAMPLES if sample.name == "sendgrid")
+    for number in range(100):
+        request = sample.sign(sample.secret, b"[]" + b" " * number, NOW)
+        signature = dict(request.headers)[sample.signature_header]
+        if signature.endswith(b"="):
+            break
+    assert accepts(sample.scheme, request, sample.secret)
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = signature.rstrip(b"=")[-1:]
+    same_bytes = signature.replace(last + b"=", digits[digits.index(last) + 1 :][:1] + b"=")
+    assert base64.b64decode(same_bytes) == base64.b64decode(signature)
+    assert not accepts(sample.scheme, with_header(request, sample.signature_header, same_bytes), sample.secret)
+
+
+def test_a_key_of_another_curve_is_none_of_sendgrids() -> None:
+    sample = next(sample for sample in SAMPLES if sample.name == "sendgrid")
+    for key in (ec.derive_private_key(11, ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()):
+        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        message = seconds(NOW).encode() + sample.body
+        made = (
+            key.sign(message, ec.ECDSA(SHA256())) if isinstance(key, ec.EllipticCurvePrivateKey) else key.sign(message)
+        )
+        request = with_header(sample.request, sample.signature_header, base64.b64encode(made))
+        assert not accepts(sample.scheme, request, base64.b64encode(public).decode())
 
 
 # --- what is signed of a URL

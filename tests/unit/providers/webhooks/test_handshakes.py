@@ -24,6 +24,7 @@ from tests.unit.providers.webhooks.samples import (
     hex_hmac,
     received,
     seconds,
+    signed_request,
     with_header,
 )
 
@@ -175,6 +176,17 @@ def test_the_verify_token_signs_no_events() -> None:
     request = sample.sign("meatyhamhock", sample.body, NOW)
     with pytest.raises(WebhookForged):
         received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
+    request = WebhookRequest("POST", URL, [], signed_request("meatyhamhock", {"algorithm": "HMAC-SHA256"}))
+    with pytest.raises(WebhookForged):
+        received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
+    assert received(META, request, "meatyhamhock").events
+
+
+def test_a_signed_request_names_its_algorithm() -> None:
+    for algorithm in ("none", "HMAC-SHA1", None, ""):
+        request = WebhookRequest("POST", URL, [], signed_request("s", {"algorithm": algorithm, "user_id": "1"}))
+        with pytest.raises(WebhookForged):
+            received(META, request, "s")
 
 
 @pytest.mark.parametrize(
