@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -100,7 +101,7 @@ class Sample:
     covered: bytes | None = None
     lists_signatures: bool = False
 
-    @property
+    @cached_property
     def request(self) -> WebhookRequest:
         return self.sign(self.secret, self.body, NOW)
 

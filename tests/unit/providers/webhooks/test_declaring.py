@@ -1,9 +1,11 @@
 """What a provider makes of its scheme, and the providers that have one."""
 
+from pathlib import Path
+
 import pytest
 
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens
-from integration_server.domain.webhooks import WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookForged, WebhookRequest
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.google_calendar import GoogleCalendarProvider
@@ -13,13 +15,14 @@ from integration_server.providers.sendgrid import SendGridProvider
 from integration_server.providers.square import SquareProvider
 from integration_server.providers.stripe import StripeProvider
 from integration_server.providers.twilio import TwilioProvider
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme
 from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.scheme import WebhookScheme
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.standard import STANDARD
 from integration_server.service.ports import Provider
 from tests.unit.providers.support import NOW, Network, built
-from tests.unit.providers.webhooks.samples import SAMPLES, URL
+from tests.unit.providers.webhooks.samples import SAMPLES, URL, hex_hmac, post
 
 BY_NAME = {sample.name: sample for sample in SAMPLES}
 
@@ -186,3 +189,27 @@ def test_a_key_of_sendgrids_that_is_none_has_signed_nothing(key: str) -> None:
         provider.receive_webhook(sample.request, [key])
     request = sample.sign(sample.secret, sample.body, NOW)
     assert provider.receive_webhook(request, [key, sample.secret]).events
+
+
+def test_every_scheme_is_in_the_documents_table() -> None:
+    table = (Path(__file__).parents[4] / "docs" / "webhooks.md").read_text(encoding="utf-8")
+    for sample in SAMPLES:
+        for header in (sample.signature_header or "clientState", sample.timestamp_header or ""):
+            assert header.replace("X-Twilio-Email-Event-Webhook-Timestamp", "…-Timestamp") in table
+
+
+class Own(ApiKeyProvider):
+    """A provider outside of this repository, which signs in a way of its own."""
+
+    integration_type = "own"
+    verify_url = "https://own.example/me"
+    webhook_scheme = HmacScheme(
+        "X-Own-Signature", read=lambda verified: ReceivedWebhook([WebhookEvent("1", "t", None, verified.request.body)])
+    )
+
+
+def test_a_scheme_of_ones_own_is_declared_by_its_data() -> None:
+    request = post(b"any", {"X-Own-Signature": hex_hmac("s", b"any")})
+    provider = built(Own, Network(), OWN_WEBHOOK_SECRET="s")
+    (event,) = provider.receive_webhook(request, provider.webhook_secrets(None)).events
+    assert event.payload == b"any"

@@ -180,6 +180,8 @@ def test_stripes_time_must_be_said_once() -> None:
     recorded = dict(old.headers)["Stripe-Signature"]
     for value in (f"t={seconds(NOW)},".encode() + recorded, recorded + f",t={seconds(NOW)}".encode()):
         assert not accepts(sample.scheme, with_header(old, "Stripe-Signature", value), sample.secret)
+    twice = dict(sample.request.headers)["Stripe-Signature"] + f",t={seconds(NOW)}".encode()
+    assert not accepts(sample.scheme, with_header(sample.request, "Stripe-Signature", twice), sample.secret)
 
 
 def test_of_stripes_signatures_one_of_v1_must_fit() -> None:
@@ -223,11 +225,9 @@ def test_a_standard_secret_without_a_key_is_not_the_empty_key() -> None:
 def test_a_signature_of_sendgrids_is_written_in_one_way() -> None:
     """The last digit of base64 may have bits that say nothing."""
     sample = next(sample for sample in SAMPLES if sample.name == "sendgrid")
-    for number in range(100):
-        request = sample.sign(sample.secret, b"[]" + b" " * number, NOW)
-        signature = dict(request.headers)[sample.signature_header]
-        if signature.endswith(b"="):
-            break
+    requests = [sample.sign(sample.secret, b"[]" + b" " * number, NOW) for number in range(20)]
+    request = next(request for request in requests if dict(request.headers)[sample.signature_header].endswith(b"="))
+    signature = dict(request.headers)[sample.signature_header]
     assert accepts(sample.scheme, request, sample.secret)
     digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     last = signature.rstrip(b"=")[-1:]
