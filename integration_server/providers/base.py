@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
-from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookAnswer, WebhookForged, WebhookRequest
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
 from integration_server.providers.urls import DeclaredOrigins
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme, WebhookUnreadable
 from integration_server.service.ports import Clock, NewAccount
 
 
@@ -54,6 +55,9 @@ class BaseProvider(ABC):
 
     refresh_token_grace = timedelta(0)
     """For how long after a refresh the refresh token that it spent still works; `timedelta.max` if none is spent."""
+
+    webhook_scheme: WebhookScheme | None = None
+    """How its webhooks are verified and read; None where it sends none, or none that are signed."""
 
     shares_grants_with: Sequence[str] = ()
     """Set by the registry, which knows the other providers."""
@@ -185,15 +189,40 @@ class BaseProvider(ABC):
     @property
     def takes_webhooks(self) -> bool:
         """Whether it is known how its webhooks are verified."""
-        return False
+        return self.webhook_scheme is not None
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
         """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
-        return ()
+        if self.webhook_scheme is None:
+            return ()
+        source = self.webhook_scheme.secret_source
+        found: list[str | None] = []
+        if credentials is None:
+            own = self._setting("WEBHOOK_SECRET")
+            found = [
+                own or (self.client_secret if source is SecretSource.CLIENT_SECRET else None),
+                self._setting("WEBHOOK_SECRET_RETIRED"),
+            ]
+        elif isinstance(credentials, ApiKey):
+            found = [
+                credentials.webhook_secret,
+                credentials.api_secret if source is SecretSource.API_SECRET else None,
+            ]
+        return [secret for secret in found if secret]
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`."""
-        raise WebhookForged
+        """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`.
+
+        One that is the provider's and makes no sense is answered with 400 and brings nothing.
+        """
+        if self.webhook_scheme is None:
+            raise WebhookForged
+        token = self._setting("WEBHOOK_VERIFY_TOKEN")
+        keys = WebhookKeys([secret for secret in secrets if secret], [token] if token else [])
+        try:
+            return self.webhook_scheme.receive(request, keys, self._context.clock())
+        except WebhookUnreadable:
+            return ReceivedWebhook(answer=WebhookAnswer(400))
 
     # --- using credentials
 

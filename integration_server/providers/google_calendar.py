@@ -8,6 +8,7 @@
 
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
+from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
 
 
 class GoogleCalendarProvider(GoogleProvider):
@@ -23,6 +24,7 @@ class GoogleCalendarProvider(GoogleProvider):
     account_id_field = "id"
     account_label_field = "summary"
     api_base_url = "https://www.googleapis.com/calendar/v3"
+    webhook_scheme = GOOGLE_CHANNEL
 
 
 def register(factory: ProviderFactory) -> None:

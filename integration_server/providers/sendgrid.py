@@ -6,6 +6,7 @@
 
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.webhooks.sendgrid import SENDGRID
 
 
 class SendGridProvider(ApiKeyProvider):
@@ -15,6 +16,7 @@ class SendGridProvider(ApiKeyProvider):
     display_name = "SendGrid"
     verify_url = "https://api.sendgrid.com/v3/scopes"
     api_base_url = "https://api.sendgrid.com"
+    webhook_scheme = SENDGRID
 
 
 def register(factory: ProviderFactory) -> None:

@@ -21,6 +21,7 @@ from datetime import timedelta
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.square import SQUARE
 
 
 class SquareProvider(OAuth2Provider):
@@ -42,6 +43,7 @@ class SquareProvider(OAuth2Provider):
     verify_url = "https://connect.squareup.com/v2/locations"
     account_label_field = "locations.0.business_name"
     api_base_url = "https://connect.squareup.com/v2"
+    webhook_scheme = SQUARE
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """End all of the merchant's tokens."""

@@ -19,6 +19,7 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.stripe import STRIPE
 
 
 class StripeProvider(OAuth2Provider):
@@ -37,6 +38,7 @@ class StripeProvider(OAuth2Provider):
     verify_url = "https://api.stripe.com/v1/account"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"
+    webhook_scheme = STRIPE
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Disconnect the account from the platform."""

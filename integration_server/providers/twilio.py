@@ -12,6 +12,7 @@ from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.api_key import BasicAuthProvider
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.webhooks.twilio import TWILIO
 
 _ACCOUNT_SID = re.compile(r"AC[0-9a-fA-F]{32}")
 
@@ -24,6 +25,7 @@ class TwilioProvider(BasicAuthProvider):
     account_id_field = "sid"
     account_label_field = "friendly_name"
     api_base_url = "https://api.twilio.com"
+    webhook_scheme = TWILIO
 
     def verification_url(self, credentials: Credentials) -> str:
         """The account that the SID names."""

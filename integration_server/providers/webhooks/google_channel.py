@@ -1,0 +1,50 @@
+"""Google's push channels: `X-Goog-Channel-Token`.
+
+- Nothing is signed. The token is what was given when the channel was opened, and must be a secret:
+  developers.google.com/workspace/calendar/api/guides/push [H].
+- The body is empty; the headers say that something has changed, and with `X-Goog-Message-Number` which message of the
+  channel this is [H]. The payload is what they say, as JSON. The numbers may have gaps.
+- A channel's first message, "sync", says only that it is open [H], and brings no event.
+- Channels end by themselves [H]; only the address tells whose one is.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.providers.webhooks.checking import only_header, require_post, signer_of
+from integration_server.providers.webhooks.reading import as_payload, said_by_header
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+
+_SAID = (
+    "channel_id",
+    "channel_expiration",
+    "message_number",
+    "resource_id",
+    "resource_state",
+    "resource_uri",
+    "changed",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GoogleChannelScheme:
+    """A token that is compared."""
+
+    secret_source: SecretSource = SecretSource.OWN
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read."""
+        require_post(request)
+        signer_of(keys.secrets, [only_header(request, "X-Goog-Channel-Token")], lambda token: token)
+        headers = {name: said_by_header(request, f"X-Goog-{name.replace('_', '-')}") for name in _SAID}
+        said = {name: value for name, value in headers.items() if value is not None}
+        if not {"channel_id", "message_number", "resource_state"} <= said.keys():
+            raise WebhookUnreadable
+        if said["resource_state"] == "sync":
+            return ReceivedWebhook()
+        event_id = f"{said['channel_id']}:{said['message_number']}"
+        return ReceivedWebhook([WebhookEvent(event_id, said["resource_state"], None, as_payload(said))])
+
+
+GOOGLE_CHANNEL = GoogleChannelScheme()

@@ -1,0 +1,120 @@
+"""Facebook and Instagram: `X-Hub-Signature-256`, `hub.challenge` and `signed_request`.
+
+- HMAC-SHA256 in hex of the body, with the app's secret, after "sha256=":
+  developers.facebook.com/docs/graph-api/webhooks/getting-started [K].
+- An address is tried by a GET with `hub.mode=subscribe`, a `hub.challenge` to say back, and the `hub.verify_token` that
+  was typed in beside the address [K]: the setting `<TYPE>_WEBHOOK_VERIFY_TOKEN`.
+- There is no timestamp.
+- The body has entries, and an entry has changes or messages, none with an id [K]: the digest of one with its entry's id
+  and time is its id. The account is the entry's: a page, a user, or an Instagram account.
+- The deauthorize callback is a form with `signed_request`: signature and JSON in base64url, the former being the
+  HMAC-SHA256 of the latter as written, with the app's secret; it names `user_id` [K]. The data deletion callback has
+  the same form and wants another answer, so it must not be given this address.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from integration_server.domain.webhooks import (
+    ReceivedWebhook,
+    WebhookAnswer,
+    WebhookEvent,
+    WebhookForged,
+    WebhookRequest,
+)
+from integration_server.providers.json_answers import text_at
+from integration_server.providers.webhooks.checking import require_post, same, signer_of
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
+from integration_server.providers.webhooks.reading import (
+    UNKNOWN,
+    Verified,
+    as_objects,
+    as_payload,
+    digest,
+    form_of,
+    json_object,
+    plain_text,
+    query_of,
+)
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+
+_LISTS = ("changes", "messaging", "standby")
+
+
+@dataclass(frozen=True, slots=True)
+class MetaScheme:
+    """Its events, its challenge and its deauthorize callback."""
+
+    events: HmacScheme
+    secret_source: SecretSource = SecretSource.CLIENT_SECRET
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read."""
+        if request.method == "GET":
+            return ReceivedWebhook(answer=_challenge(query_of(request), keys))
+        if request.body.startswith(b"signed_request="):
+            require_post(request)
+            return ReceivedWebhook([_deauthorization(request.body, keys)])
+        return self.events.receive(request, keys, now)
+
+
+def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> WebhookAnswer:
+    challenge = text_at([query.get("hub.challenge")], "0")
+    token = query.get("hub.verify_token", "")
+    known = any(same(expected, token) for expected in keys.verify_tokens)
+    if not known or query.get("hub.mode") != "subscribe" or challenge is None:
+        raise WebhookForged
+    return plain_text(challenge)
+
+
+def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
+    fields = form_of(body) or ()
+    signature, dot, written = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
+    if not dot or not signature.isascii():
+        raise WebhookForged
+    signer_of(keys.secrets, [signature], lambda secret: _base64url(hmac_sha256(secret.encode(), written.encode())))
+    try:
+        payload = urlsafe_b64decode(written + "=" * (-len(written) % 4))
+    except ValueError:
+        raise WebhookUnreadable from None
+    request = json_object(payload)
+    if str(request.get("algorithm")).upper() != "HMAC-SHA256":
+        raise WebhookForged
+    user_id = text_at(request, "user_id")
+    return WebhookEvent(digest(payload), "deauthorize", user_id, payload, ends_grant=user_id is not None)
+
+
+def _base64url(value: bytes) -> str:
+    return urlsafe_b64encode(value).decode().rstrip("=")
+
+
+def _read(verified: Verified) -> ReceivedWebhook:
+    fields = json_object(verified.request.body)
+    topic = text_at(fields, "object") or UNKNOWN
+    entries = as_objects(fields.get("entry"))
+    return ReceivedWebhook([event for entry in entries for event in _of_entry(topic, entry)])
+
+
+def _of_entry(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
+    account_id = text_at(entry, "id") or text_at(entry, "uid")
+    shared = {name: value for name, value in entry.items() if name not in _LISTS}
+    lists = [name for name in _LISTS if name in entry]
+    for name in lists:
+        for item in as_objects(entry[name]):
+            kind = text_at(item, "field") or name
+            yield _event(f"{topic}.{kind}", account_id, {"object": topic, **shared, name: [item]})
+    if not lists:
+        yield _event(topic, account_id, {"object": topic, **entry})
+
+
+def _event(event_type: str, account_id: str | None, value: Mapping[str, Any]) -> WebhookEvent:
+    payload = as_payload(value)
+    return WebhookEvent(digest(payload), event_type, account_id, payload)
+
+
+META = MetaScheme(
+    HmacScheme("X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET)
+)

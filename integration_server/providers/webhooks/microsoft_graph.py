@@ -1,0 +1,78 @@
+"""Microsoft Graph: `clientState`.
+
+- Nothing is signed. Each notification says the `clientState` that was given when its subscription was made, and that
+  must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. All of a request are compared.
+- An address is tried with `?validationToken=…`, said back as text within ten seconds [H]. Anybody can have that answer.
+- Lifecycle notifications (`reauthorizationRequired`, `subscriptionRemoved`, `missed`) come the same way:
+  learn.microsoft.com/graph/change-notifications-lifecycle-events [H]. None of them means that our access has ended.
+- A notification's `id` is optional [H]. Without one, a change is known by its digest, since it has the resource's ETag
+  [K]; lifecycle notifications repeat word for word, so each delivery of those is an event of its own.
+- The account is the user in `resource`, "Users/{id}/…" [H].
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookForged, WebhookRequest
+from integration_server.providers.json_answers import text_at
+from integration_server.providers.webhooks.checking import require_post, signer_of
+from integration_server.providers.webhooks.reading import (
+    UNKNOWN,
+    as_objects,
+    as_payload,
+    digest,
+    json_object,
+    plain_text,
+    query_of,
+)
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+
+_USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class MicrosoftGraphScheme:
+    """A secret that is compared, in the body."""
+
+    secret_source: SecretSource = SecretSource.OWN
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read."""
+        require_post(request)
+        token = query_of(request).get("validationToken")
+        if token is not None:
+            return ReceivedWebhook(answer=plain_text(token))
+        notifications = _notifications(request.body)
+        for notification in notifications:
+            state = notification.get("clientState")
+            signer_of(keys.secrets, [state if isinstance(state, str) else ""], lambda secret: secret)
+        return ReceivedWebhook([_event(notification, now) for notification in notifications])
+
+
+def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
+    """At least one, since what has none, or cannot be read, has nothing to show whose it is."""
+    try:
+        notifications = as_objects(json_object(body).get("value"))
+    except WebhookUnreadable:
+        raise WebhookForged from None
+    if not notifications:
+        raise WebhookForged
+    return notifications
+
+
+def _event(notification: Mapping[str, Any], now: datetime) -> WebhookEvent:
+    payload = as_payload({name: value for name, value in notification.items() if name != "clientState"})
+    lifecycle = text_at(notification, "lifecycleEvent")
+    user = _USER.fullmatch(text_at(notification, "resource") or "")
+    return WebhookEvent(
+        event_id=text_at(notification, "id") or digest(payload, now.isoformat() if lifecycle else ""),
+        event_type=f"lifecycle.{lifecycle}" if lifecycle else text_at(notification, "changeType") or UNKNOWN,
+        account_id=user["id"] if user else None,
+        payload=payload,
+    )
+
+
+MICROSOFT_GRAPH = MicrosoftGraphScheme()

@@ -1,0 +1,35 @@
+"""Square: `x-square-hmacsha256-signature`.
+
+- HMAC-SHA256 in base64 of the notification URL and the body, with the subscription's signature key; the SDK's
+  `verify_signature` [H]. The URL is the one that the subscription has, so it must be what we are called by.
+- There is no timestamp [H]: only the event's id shows that a request was recorded and sent again. It is in the body,
+  and so signed.
+- Events have `event_id`, `type` and `merchant_id` [H]. `oauth.authorization.revoked`: the merchant, or Square, has
+  revoked our access [H].
+"""
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
+from integration_server.providers.webhooks.reading import Verified, event_of, json_object
+
+_ENDS_GRANT = frozenset({"oauth.authorization.revoked"})
+
+
+def _url_and_body(request: WebhookRequest, timestamp: str) -> bytes:
+    return request.url.encode() + request.body
+
+
+def _read(verified: Verified) -> ReceivedWebhook:
+    body = verified.request.body
+    event = event_of(
+        json_object(body),
+        body,
+        id_at="event_id",
+        type_at="type",
+        account_at="merchant_id",
+        ends_grant=_ENDS_GRANT,
+    )
+    return ReceivedWebhook([event])
+
+
+SQUARE = HmacScheme("x-square-hmacsha256-signature", read=_read, encode=base64_text, message=_url_and_body)

@@ -1,0 +1,46 @@
+"""Zoom: `x-zm-signature: v0=…`.
+
+- HMAC-SHA256 in hex of "v0:", `x-zm-request-timestamp` (seconds), ":" and body, with the app's secret token:
+  developers.zoom.us/docs/api/webhooks [H]. No tolerance is documented; five minutes are assumed, as the header is the
+  request's time and not the event's, which a repeated delivery would keep (`event_ts`).
+- An address is tried when it is saved and every 72 hours, with three seconds to answer: `endpoint.url_validation`,
+  signed like an event, whose `plainToken` is said back with its HMAC [H]. That HMAC has the key of our signatures, so
+  it is never made for what could be a message to sign.
+- Events have no id [H]; the digest of the body is one, since the body has the time of the event in milliseconds and
+  stays when it is sent again [K].
+- `app_deauthorized`: the user has removed our app [H]; `user_id` is theirs. Events of meetings are their host's.
+"""
+
+import re
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
+from integration_server.providers.json_answers import text_at
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0
+from integration_server.providers.webhooks.reading import UNKNOWN, Verified, digest, json_object, json_text
+from integration_server.providers.webhooks.scheme import WebhookUnreadable
+
+_PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_+/=.-]{1,255}")  # without ":", which every signed message has
+
+
+def _read(verified: Verified) -> ReceivedWebhook:
+    body = verified.request.body
+    fields = json_object(body)
+    event_type = text_at(fields, "event") or UNKNOWN
+    if event_type == "endpoint.url_validation":
+        token = text_at(fields, "payload.plainToken")
+        if token is None or not _PLAIN_TOKEN.fullmatch(token):
+            raise WebhookUnreadable
+        encrypted = hmac_sha256(verified.secret.encode(), token.encode()).hex()
+        return ReceivedWebhook(answer=json_text({"plainToken": token, "encryptedToken": encrypted}))
+    removed = event_type == "app_deauthorized"
+    account_id = text_at(fields, "payload.user_id" if removed else "payload.object.host_id")
+    return ReceivedWebhook([WebhookEvent(digest(body), event_type, account_id, body, ends_grant=removed)])
+
+
+ZOOM = HmacScheme(
+    "x-zm-signature",
+    read=_read,
+    prefix="v0=",
+    message=v0,
+    timestamp=Timestamp("x-zm-request-timestamp"),
+)

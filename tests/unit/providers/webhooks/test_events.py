@@ -1,0 +1,426 @@
+"""What verified requests bring: whose it is, what it is, and what tells it from another."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from integration_server.domain.webhooks import WebhookEvent, WebhookForged, WebhookRequest
+from integration_server.providers.webhooks.meta import META
+from integration_server.providers.webhooks.scheme import WebhookUnreadable
+from tests.unit.providers.webhooks.samples import (
+    NOW,
+    SAMPLES,
+    Sample,
+    hex_hmac,
+    post,
+    received,
+    seconds,
+    signed_request,
+    with_header,
+    with_headers,
+)
+
+BY_NAME = {sample.name: sample for sample in SAMPLES}
+
+
+def request_of(name: str, value: object) -> WebhookRequest:
+    sample = BY_NAME[name]
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return sample.sign(sample.secret, body, NOW)
+
+
+def events_of(name: str, value: object, **headers: str) -> list[WebhookEvent]:
+    request = request_of(name, value)
+    for header, text in headers.items():
+        request = with_header(request, header.replace("_", "-"), text.encode())
+    return list(received(BY_NAME[name].scheme, request, BY_NAME[name].secret).events)
+
+
+def said(event: WebhookEvent) -> tuple[str, str, str | None]:
+    return event.event_id, event.event_type, event.account_id
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stripe", ("evt_1", "charge.succeeded", "acct_1")),
+        ("square", ("ev1", "payment.created", "M1")),
+        ("shopify", ("b54557e4-bdd9-4b37-8a5f-bf7d70bcd043", "orders/create", "ada.myshopify.com")),
+        ("github", ("72d3162e-cc78-11e3-81ab-4c9367dc0958", "push", None)),
+        ("slack", ("Ev1", "message", "T1")),
+        ("zoom", (None, "meeting.started", "u1")),
+        ("hubspot", (None, "contact.creation", "62515")),
+        ("dropbox", (None, "list_folder", "dbid:AAH4f99")),
+        ("quickbooks", ("88cd52aa", "qbo.invoice.created.v1", "310687")),
+        ("xero", (None, "INVOICE.UPDATE", "t1")),
+        ("meta", (None, "page.feed", "1")),
+        ("twilio", (None, "message.delivered", "AC1")),
+        ("twilio-json", ("EZ1", "com.twilio.messaging.message.sent", "AC1")),
+        ("sendgrid", ("ZHJvcC0x", "dropped", None)),
+        ("google-channel", ("4ba78bf0-6a47-11e2-bcfd-0800200c9a66:10", "exists", None)),
+        ("microsoft-graph", (None, "created", "u1")),
+        ("standard", ("msg_1", "contact.created", None)),
+    ],
+)
+def test_says_what_it_is_and_whose(name: str, expected: tuple[str | None, str, str | None]) -> None:
+    sample = BY_NAME[name]
+    (event,) = received(sample.scheme, sample.request, sample.secret).events
+    event_id, event_type, account_id = expected
+    assert (event.event_type, event.account_id) == (event_type, account_id)
+    if event_id is None:
+        assert event.event_id.startswith("sha256-")
+    else:
+        assert event.event_id == event_id
+    assert isinstance(json.loads(event.payload), dict)
+
+
+# --- the same again, and another
+
+again = pytest.mark.parametrize(
+    "sample", [sample for sample in SAMPLES if sample.name != "dropbox"], ids=lambda sample: sample.name
+)
+
+
+@again
+def test_what_is_sent_again_has_the_same_id(sample: Sample) -> None:
+    later = NOW + timedelta(minutes=1)
+    first = received(sample.scheme, sample.request, sample.secret)
+    second = received(sample.scheme, sample.sign(sample.secret, sample.body, later), sample.secret, now=later)
+    assert [event.event_id for event in first.events] == [event.event_id for event in second.events]
+
+
+def test_dropbox_says_the_same_of_every_change_so_each_delivery_counts() -> None:
+    sample = BY_NAME["dropbox"]
+    times = [NOW, NOW + timedelta(seconds=1)]
+    ids = {received(sample.scheme, sample.request, sample.secret, now=now).events[0].event_id for now in times}
+    assert len(ids) == 2
+
+
+def test_another_try_of_hubspots_is_the_same_event() -> None:
+    event = {"eventId": 1, "portalId": 2, "subscriptionType": "contact.creation", "attemptNumber": 0}
+    (first,) = events_of("hubspot", [event])
+    (second,) = events_of("hubspot", [{**event, "attemptNumber": 1}])
+    (other,) = events_of("hubspot", [{**event, "occurredAt": 3}])
+    assert first.event_id == second.event_id != other.event_id
+
+
+def test_lifecycle_notifications_of_graph_repeat_word_for_word() -> None:
+    notification = {"subscriptionId": "s1", "clientState": "our-client-state", "lifecycleEvent": "missed"}
+    request = request_of("microsoft-graph", {"value": [notification]})
+    scheme, secret = BY_NAME["microsoft-graph"].scheme, BY_NAME["microsoft-graph"].secret
+    (first,) = received(scheme, request, secret).events
+    (second,) = received(scheme, request, secret, now=NOW + timedelta(seconds=1)).events
+    assert first.event_type == "lifecycle.missed"
+    assert first.event_id != second.event_id
+
+
+def test_an_id_that_is_no_id_becomes_a_digest() -> None:
+    for odd in ("", "x" * 300, "a\nb", ["a"], {"a": 1}, None, True):
+        (event,) = events_of("stripe", {"id": odd, "type": "charge.succeeded"})
+        assert event.event_id.startswith("sha256-")
+
+
+# --- batches
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "expected"),
+    [
+        (
+            "hubspot",
+            [
+                {"portalId": 1, "subscriptionType": "contact.creation", "eventId": 1},
+                {"portalId": 2, "subscriptionType": "deal.deletion", "eventId": 1},
+            ],
+            [("contact.creation", "1"), ("deal.deletion", "2")],
+        ),
+        ("dropbox", {"list_folder": {"accounts": ["a", "b", "a"]}}, [("list_folder", "a"), ("list_folder", "b")]),
+        (
+            "quickbooks",
+            {
+                "eventNotifications": [
+                    {
+                        "realmId": "r1",
+                        "dataChangeEvent": {
+                            "entities": [
+                                {"name": "Customer", "id": "1", "operation": "Create", "lastUpdated": "t"},
+                                {"name": "Invoice", "id": "1", "operation": "Void", "lastUpdated": "t"},
+                            ]
+                        },
+                    },
+                    {"realmId": "r2", "dataChangeEvent": {"entities": [{"name": "Bill", "operation": "Update"}]}},
+                ]
+            },
+            [("Customer.Create", "r1"), ("Invoice.Void", "r1"), ("Bill.Update", "r2")],
+        ),
+        (
+            "xero",
+            {
+                "events": [
+                    {"eventCategory": "CONTACT", "eventType": kind, "tenantId": "t"} for kind in ("CREATE", "UPDATE")
+                ]
+            },
+            [("CONTACT.CREATE", "t"), ("CONTACT.UPDATE", "t")],
+        ),
+        (
+            "meta",
+            {
+                "object": "page",
+                "entry": [
+                    {"id": "1", "time": 5, "changes": [{"field": "feed"}, {"field": "mention"}]},
+                    {"id": "2", "time": 5, "messaging": [{"message": {"mid": "m"}}]},
+                    {"uid": "3", "time": 5, "changed_fields": ["photos"]},
+                ],
+            },
+            [("page.feed", "1"), ("page.mention", "1"), ("page.messaging", "2"), ("page", "3")],
+        ),
+        (
+            "sendgrid",
+            [{"event": "open", "sg_event_id": "1"}, {"event": "click", "sg_event_id": "2"}],
+            [("open", None), ("click", None)],
+        ),
+        (
+            "microsoft-graph",
+            {
+                "value": [
+                    {"clientState": "our-client-state", "changeType": kind, "resource": "users/u/events/1"}
+                    for kind in ("created", "deleted")
+                ]
+            },
+            [("created", "u"), ("deleted", "u")],
+        ),
+    ],
+)
+def test_a_batch_is_taken_apart(name: str, body: object, expected: list[tuple[str, str | None]]) -> None:
+    events = events_of(name, body)
+    assert [(event.event_type, event.account_id) for event in events] == expected
+    assert len({event.event_id for event in events}) == len(events) == len({event.payload for event in events})
+    assert all(isinstance(json.loads(event.payload), dict) for event in events)
+
+
+def test_all_of_a_batch_of_graph_must_be_known() -> None:
+    good = {"clientState": "our-client-state", "changeType": "created", "resource": "users/u/events/1"}
+    for bad in ({**good, "clientState": "x"}, {"changeType": "created"}, {**good, "clientState": ["our-client-state"]}):
+        with pytest.raises(WebhookForged):
+            events_of("microsoft-graph", {"value": [good, bad]})
+    with pytest.raises(WebhookForged):
+        events_of("microsoft-graph", {"value": []})
+
+
+def test_payloads_of_graph_are_without_the_secret() -> None:
+    (event,) = received(
+        BY_NAME["microsoft-graph"].scheme, BY_NAME["microsoft-graph"].request, "our-client-state"
+    ).events
+    assert b"our-client-state" not in event.payload
+    assert b'"@odata.etag":"W/\\"1\\""' in event.payload
+
+
+def test_a_single_event_is_kept_as_it_came() -> None:
+    for name in ("stripe", "square", "shopify", "github", "slack", "zoom", "standard"):
+        sample = BY_NAME[name]
+        (event,) = received(sample.scheme, sample.request, sample.secret).events
+        assert event.payload == sample.body
+
+
+def test_large_numbers_of_a_batch_stay_whole() -> None:
+    (event,) = events_of("sendgrid", b'[{"event":"open","sg_event_id":"1","n":123456789012345678901234567890}]')
+    assert b"123456789012345678901234567890" in event.payload
+
+
+# --- forms
+
+
+def test_githubs_form_has_the_json_in_it() -> None:
+    (event,) = events_of("github", b"payload=%7B%22zen%22%3A%22a%2Bb%22%7D", X_GitHub_Event="ping")
+    assert (event.event_type, event.payload) == ("ping", b'{"zen":"a+b"}')
+
+
+def test_slacks_commands_and_interactions_are_forms() -> None:
+    (command,) = events_of("slack", b"command=%2Fhi&team_id=T1&text=a+b")
+    assert (command.event_type, command.account_id) == ("slash_command", "T1")
+    assert json.loads(command.payload) == {"command": "/hi", "team_id": "T1", "text": "a b"}
+    (press,) = events_of(
+        "slack", b"payload=%7B%22type%22%3A%22block_actions%22%2C%22team%22%3A%7B%22id%22%3A%22T2%22%7D%7D"
+    )
+    assert (press.event_type, press.account_id) == ("block_actions", "T2")
+    assert press.payload == b'{"type":"block_actions","team":{"id":"T2"}}'
+
+
+def test_twilios_fields_are_kept_as_json() -> None:
+    (event,) = events_of("twilio", b"CallSid=CA1&CallStatus=completed&AccountSid=AC1")
+    assert said(event)[1:] == ("call.completed", "AC1")
+    assert json.loads(event.payload) == {"CallSid": "CA1", "CallStatus": "completed", "AccountSid": "AC1"}
+
+
+# --- what ends our access
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "headers", "account_id"),
+    [
+        ("stripe", {"id": "evt_2", "type": "account.application.deauthorized", "account": "acct_1"}, {}, "acct_1"),
+        ("square", {"event_id": "e", "type": "oauth.authorization.revoked", "merchant_id": "M1"}, {}, "M1"),
+        (
+            "zoom",
+            {"event": "app_deauthorized", "event_ts": 1, "payload": {"account_id": "A1", "user_id": "u1"}},
+            {},
+            "u1",
+        ),
+        (
+            "shopify",
+            {"id": 1, "myshopify_domain": "ada.myshopify.com"},
+            {"X_Shopify_Topic": "app/uninstalled"},
+            "ada.myshopify.com",
+        ),
+        (
+            "github",
+            {"action": "revoked", "sender": {"id": 7, "login": "ada"}},
+            {"X_GitHub_Event": "github_app_authorization"},
+            "7",
+        ),
+        (
+            "slack",
+            {"type": "event_callback", "event_id": "E", "team_id": "T1", "event": {"type": "app_uninstalled"}},
+            {},
+            "T1",
+        ),
+        (
+            "slack",
+            {
+                "type": "event_callback",
+                "event_id": "E",
+                "team_id": "T1",
+                "event": {"type": "tokens_revoked", "tokens": {"oauth": [], "bot": ["U1"]}},
+            },
+            {},
+            "T1",
+        ),
+    ],
+)
+def test_an_account_that_takes_our_access_back(
+    name: str, body: object, headers: dict[str, str], account_id: str
+) -> None:
+    (event,) = events_of(name, body, **headers)
+    assert event.ends_grant
+    assert event.account_id == account_id
+
+
+def test_metas_deauthorize_callback_ends_the_users_grant() -> None:
+    value = {"algorithm": "HMAC-SHA256", "issued_at": 1, "user_id": "218471"}
+    (event,) = received(META, post(signed_request("s", value), {}), "s").events
+    assert (event.event_type, event.account_id, event.ends_grant) == ("deauthorize", "218471", True)
+    assert json.loads(event.payload) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "headers"),
+    [
+        # A topic is not signed: the body must be an uninstalled shop's, of the same shop.
+        ("shopify", {"id": 1}, {"X_Shopify_Topic": "app/uninstalled"}),
+        ("shopify", {"myshopify_domain": "eve.myshopify.com"}, {"X_Shopify_Topic": "app/uninstalled"}),
+        ("shopify", {"myshopify_domain": "ada.myshopify.com"}, {"X_Shopify_Topic": "shop/update"}),
+        ("github", {"action": "deleted", "sender": {"id": 7}}, {"X_GitHub_Event": "github_app_authorization"}),
+        ("github", {"action": "revoked", "sender": {"id": 7}}, {"X_GitHub_Event": "star"}),
+        # A user's own token is not the bot's.
+        (
+            "slack",
+            {"type": "event_callback", "event": {"type": "tokens_revoked", "tokens": {"oauth": ["U1"], "bot": []}}},
+            {},
+        ),
+        ("slack", {"type": "event_callback", "event": {"type": "message", "text": "app_uninstalled"}}, {}),
+        ("stripe", {"id": "evt_3", "type": "account.application.authorized", "account": "acct_1"}, {}),
+        ("square", {"type": "payment.created", "data": {"type": "oauth.authorization.revoked"}}, {}),
+        ("zoom", {"event": "meeting.ended", "payload": {"event": "app_deauthorized"}}, {}),
+    ],
+)
+def test_what_does_not_end_our_access(name: str, body: object, headers: dict[str, str]) -> None:
+    (event,) = events_of(name, body, **headers)
+    assert not event.ends_grant
+
+
+# --- signed, and senseless
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [sample for sample in SAMPLES if sample.signs_body and sample.name != "twilio"],
+    ids=lambda sample: sample.name,
+)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[",
+        b"null",
+        b"1",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"a":NaN}',
+        b"[" * 100_000,
+        b"[[]]",
+        b"[1]",
+        b'{"a":"\\ud800"}',
+    ],
+    ids=range(12),
+)
+def test_a_signed_body_without_sense_is_no_crash(sample: Sample, body: bytes) -> None:
+    request = sample.sign(sample.secret, body, NOW)
+    with pytest.raises(WebhookUnreadable):
+        received(sample.scheme, request, sample.secret)
+
+
+SENSELESS: list[tuple[str, Any]] = [
+    ("dropbox", {"list_folder": {"accounts": [1, None]}}),
+    ("dropbox", {"list_folder": {"accounts": "dbid:1"}}),
+    ("dropbox", {}),
+    ("xero", {"events": {}}),
+    ("xero", {"events": ["x"]}),
+    ("quickbooks", {"eventNotifications": [{"realmId": "1"}]}),
+    ("meta", {"object": "page"}),
+    ("meta", {"object": "page", "entry": [{"id": "1", "changes": "x"}]}),
+    ("meta", b"signed_request"),
+    ("slack", b"a=b"),
+    ("slack", {"type": "url_verification"}),
+    ("slack", b"payload=x"),
+    ("github", b"payload=x"),
+    ("zoom", {"event": "endpoint.url_validation", "payload": {}}),
+]
+
+
+@pytest.mark.parametrize(("name", "body"), SENSELESS)
+def test_nor_is_one_of_another_shape(name: str, body: object) -> None:
+    with pytest.raises(WebhookUnreadable):
+        events_of(name, body)
+
+
+def test_a_google_message_must_say_which_it_is() -> None:
+    sample = BY_NAME["google-channel"]
+    for missing in ("X-Goog-Channel-ID", "X-Goog-Message-Number", "X-Goog-Resource-State"):
+        request = with_headers(sample.request, lambda all_, gone=missing: [pair for pair in all_ if pair[0] != gone])  # type: ignore[misc]
+        with pytest.raises(WebhookUnreadable):
+            received(sample.scheme, request, sample.secret)
+
+
+def test_headers_that_only_tell_are_left_out_where_they_are_odd() -> None:
+    sample = BY_NAME["shopify"]
+    for value in (b"", b"\xff", b"x" * 300, b"a\tb"):
+        request = with_header(sample.request, "X-Shopify-Webhook-Id", value)
+        (event,) = received(sample.scheme, request, sample.secret).events
+        assert event.event_id.startswith("sha256-")
+    twice = replace(sample.request, headers=[*sample.request.headers, ("x-shopify-topic", b"app/uninstalled")])
+    (event,) = received(sample.scheme, twice, sample.secret).events
+    assert event.event_type == "unknown"
+
+
+def test_nothing_of_a_body_is_in_a_repr() -> None:
+    body = b'{"id":"evt_1","type":"t","secret":"hush"}'
+    sample = BY_NAME["stripe"]
+    request = sample.sign(sample.secret, body, NOW)
+    assert "hush" not in repr(request)
+    assert "hush" not in repr(received(sample.scheme, request, sample.secret))
+    signature = hex_hmac(sample.secret, seconds(NOW).encode() + b"." + body)
+    assert signature not in repr(request)

@@ -1,0 +1,231 @@
+"""How providers ask whether an address is ours."""
+
+import hmac
+import json
+from dataclasses import replace
+
+import pytest
+
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.providers.webhooks.dropbox import DROPBOX
+from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
+from integration_server.providers.webhooks.meta import META
+from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
+from integration_server.providers.webhooks.scheme import WebhookScheme, WebhookUnreadable
+from integration_server.providers.webhooks.slack import SLACK
+from integration_server.providers.webhooks.xero import XERO
+from integration_server.providers.webhooks.zoom import ZOOM
+from tests.unit.providers.webhooks.samples import (
+    NOW,
+    SAMPLES,
+    URL,
+    Sample,
+    accepts,
+    hex_hmac,
+    received,
+    seconds,
+    signed_request,
+    with_header,
+)
+
+BY_NAME = {sample.name: sample for sample in SAMPLES}
+
+
+def get(query: str) -> WebhookRequest:
+    return WebhookRequest("GET", f"{URL}?{query}", [], b"")
+
+
+def signed(sample: Sample, body: object) -> WebhookRequest:
+    return sample.sign(sample.secret, json.dumps(body).encode(), NOW)
+
+
+def answered(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> ReceivedWebhook:
+    """A handshake: an answer of 200, and no events."""
+    result = received(scheme, request, *secrets)
+    assert (result.answer.status, list(result.events)) == (200, [])
+    return result
+
+
+# --- Slack
+
+
+def test_slacks_challenge_is_said_back() -> None:
+    sample = BY_NAME["slack"]
+    request = signed(sample, {"token": "t", "challenge": "3eZbrw1aBm2rZgRN", "type": "url_verification"})
+    answer = answered(SLACK, request, sample.secret).answer
+    assert (answer.body, answer.headers["Content-Type"]) == (b'{"challenge":"3eZbrw1aBm2rZgRN"}', "application/json")
+    assert not accepts(SLACK, replace(request, headers=[]), sample.secret)
+
+
+# --- Zoom
+
+
+def test_zooms_token_comes_back_with_the_digest_of_the_secret_that_asked() -> None:
+    sample = BY_NAME["zoom"]
+    body = {"event": "endpoint.url_validation", "payload": {"plainToken": "qgg8vlvZRS6UYooatFL8Aw"}}
+    answer = answered(ZOOM, signed(sample, body), sample.other_secret, sample.secret).answer
+    assert json.loads(answer.body) == {
+        "plainToken": "qgg8vlvZRS6UYooatFL8Aw",
+        "encryptedToken": hex_hmac(sample.secret, b"qgg8vlvZRS6UYooatFL8Aw"),
+    }
+
+
+def test_zooms_challenge_signs_nothing_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer has the key of signatures, so whoever could ask for any token could sign any event."""
+    sample = BY_NAME["zoom"]
+    wanted = f'v0:{seconds(NOW)}:{{"event":"app_deauthorized","payload":{{"user_id":"u1"}}}}'
+    body = {"event": "endpoint.url_validation", "payload": {"plainToken": wanted}}
+    stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
+    with pytest.raises(WebhookForged):
+        received(ZOOM, stranger, sample.secret)
+    # And were the signature not looked at, a message to sign is no token.
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
+    with pytest.raises(WebhookUnreadable):
+        received(ZOOM, stranger, sample.secret)
+
+
+def test_twin_an_unguarded_challenge_would_have_signed_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = BY_NAME["zoom"]
+    token = "anything-goes"
+    with monkeypatch.context() as unguarded:
+        unguarded.setattr(hmac, "compare_digest", lambda a, b: True)
+        body = {"event": "endpoint.url_validation", "payload": {"plainToken": token}}
+        stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
+        stolen = json.loads(received(ZOOM, stranger, sample.secret).answer.body)["encryptedToken"]
+    assert stolen == hex_hmac(sample.secret, token.encode())
+
+
+# --- Xero
+
+
+def test_xeros_intent_to_receive_is_200_or_401_and_no_more() -> None:
+    """The body is that of developer.xero.com, Configuring your server."""
+    sample = BY_NAME["xero"]
+    body = {"events": [], "lastEventSequence": 0, "firstEventSequence": 0, "entropy": "S0m3r4Nd0mt3xt"}
+    answer = answered(XERO, signed(sample, body), sample.secret).answer
+    assert (answer.body, dict(answer.headers)) == (b"", {})
+    with pytest.raises(WebhookForged):
+        received(XERO, signed(sample, body), sample.other_secret)
+
+
+# --- Dropbox
+
+
+def test_dropboxs_challenge_is_said_back_as_text() -> None:
+    answer = answered(DROPBOX, get("challenge=Ab-1%3Cscript%3E"), "s").answer
+    assert answer.body == b"Ab-1<script>"
+    assert answer.headers == {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+
+
+@pytest.mark.parametrize(
+    "query", ["", "challenge=", "challenge=a&challenge=b", "challenge=%0Aa", f"challenge={'x' * 300}", "challenge=%FF"]
+)
+def test_and_nothing_else_is(query: str) -> None:
+    with pytest.raises(WebhookForged):
+        received(DROPBOX, get(query), "s")
+
+
+# --- Microsoft Graph
+
+
+def test_graphs_validation_token_is_said_back_as_text() -> None:
+    request = replace(get("validationToken=Validation%3A+Testing%2Bclient%20%26+%3Cb%3E"), method="POST")
+    answer = answered(MICROSOFT_GRAPH, request, "s").answer
+    assert answer.body == b"Validation: Testing+client & <b>"
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_notification_with_a_validation_token_brings_nothing() -> None:
+    sample = BY_NAME["microsoft-graph"]
+    request = replace(sample.request, url=f"{URL}?validationToken=x")
+    assert received(MICROSOFT_GRAPH, request, sample.secret).events == ()
+
+
+# --- Meta
+
+SUBSCRIBE = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyhamhock"
+
+
+def test_metas_challenge_is_said_back_to_who_knows_the_token() -> None:
+    result = received(META, get(SUBSCRIBE), "app-secret", verify_tokens=["meatyhamhock"])
+    assert (result.answer.body, result.events) == (b"1158201444", ())
+
+
+@pytest.mark.parametrize(
+    ("query", "tokens"),
+    [
+        (SUBSCRIBE, []),
+        (SUBSCRIBE, ["another"]),
+        (SUBSCRIBE.replace("subscribe", "unsubscribe"), ["meatyhamhock"]),
+        (SUBSCRIBE.replace("&hub.challenge=1158201444", ""), ["meatyhamhock"]),
+        (SUBSCRIBE.replace("meatyhamhock", ""), ["meatyhamhock"]),
+        (SUBSCRIBE + "&hub.verify_token=x", ["meatyhamhock"]),
+        (SUBSCRIBE.replace("meatyhamhock", "app-secret"), ["meatyhamhock"]),
+        ("", ["meatyhamhock"]),
+    ],
+)
+def test_and_to_nobody_else(query: str, tokens: list[str]) -> None:
+    with pytest.raises(WebhookForged):
+        received(META, get(query), "app-secret", verify_tokens=tokens)
+
+
+def test_the_verify_token_signs_no_events() -> None:
+    """It is typed into a page, and may be short: it is no key."""
+    sample = BY_NAME["meta"]
+    request = sample.sign("meatyhamhock", sample.body, NOW)
+    with pytest.raises(WebhookForged):
+        received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
+    request = WebhookRequest("POST", URL, [], signed_request("meatyhamhock", {"algorithm": "HMAC-SHA256"}))
+    with pytest.raises(WebhookForged):
+        received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
+    assert received(META, request, "meatyhamhock").events
+
+
+def test_a_signed_request_names_its_algorithm() -> None:
+    for algorithm in ("none", "HMAC-SHA1", None, ""):
+        request = WebhookRequest("POST", URL, [], signed_request("s", {"algorithm": algorithm, "user_id": "1"}))
+        with pytest.raises(WebhookForged):
+            received(META, request, "s")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"signed_request=",
+        b"signed_request=.",
+        b"signed_request=a",
+        b"signed_request=a.b.c",
+        b"signed_request=\xff.a",
+        b"signed_request=%C3%A9.a",
+        b"signed_request=a.b&signed_request=a.b",
+        b"signed_request=a.b&x=y",
+    ],
+)
+def test_a_signed_request_of_another_form_is_forged(body: bytes) -> None:
+    with pytest.raises(WebhookForged):
+        received(META, WebhookRequest("POST", URL, [], body), "s")
+    with pytest.raises(WebhookForged):
+        received(META, WebhookRequest("PUT", URL, [], body), "s")
+
+
+# --- Google
+
+
+def test_googles_first_message_only_says_that_the_channel_is_open() -> None:
+    sample = BY_NAME["google-channel"]
+    answered(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.secret)
+    with pytest.raises(WebhookForged):
+        received(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.other_secret)
+
+
+# --- all others
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [sample for sample in SAMPLES if sample.name not in {"dropbox", "meta", "twilio", "twilio-json"}],
+    ids=lambda sample: sample.name,
+)
+def test_others_are_not_asked_by_get(sample: Sample) -> None:
+    assert not accepts(sample.scheme, replace(sample.request, method="GET"), sample.secret)
