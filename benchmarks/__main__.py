@@ -65,7 +65,7 @@ def run_hanging(
 def run_ahead(
     database: Database = DatabaseKind.POSTGRES,
     integrations: Annotated[int, typer.Option(min=1, help="Tokens that expire in the same minute.")] = 10_000,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 5,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 7,
     servers: Annotated[int, typer.Option(min=1, help="Server processes that share the work.")] = 1,
     provider_delay: Annotated[float, typer.Option(min=0, help="Seconds that the provider takes for a refresh.")] = 0.1,
     seconds: Seconds = 20,

@@ -20,10 +20,15 @@ from integration_server.service.ports import AuditLog
 _MOST_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, slots=True)
+class AuditEntryLost(Exception):
+    """An entry that the log cannot take, whatever is done about it: a mistake of ours."""
+
+
+@dataclass(slots=True)
 class _Waiting:
     entry: AuditEntry
-    written: asyncio.Event = field(default_factory=asyncio.Event)
+    is_lost: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class AuditTrail:
@@ -63,11 +68,16 @@ class AuditTrail:
         return True
 
     async def record(self, entry: AuditEntry) -> None:
-        """Have an entry written, and return when it is. One of these is always taken: it tells of what is done."""
+        """Have an entry written, and return when it is. One of these is always taken: it tells of what is done.
+
+        Raises `AuditEntryLost`.
+        """
         waiting = _Waiting(entry)
         self._waiting.append(waiting)
         self._is_urgent.set()
-        await waiting.written.wait()
+        await waiting.settled.wait()
+        if waiting.is_lost:
+            raise AuditEntryLost
 
     async def _write_batches(self) -> None:
         while True:
@@ -85,9 +95,23 @@ class AuditTrail:
                 await asyncio.sleep(self._interval)
                 self._is_urgent.set()
 
-    async def _write_batch(self) -> None:
-        batch = self._waiting[:_MOST_AT_ONCE]
-        await self._log.append([waiting.entry for waiting in batch])
+    async def _write_batch(self, most: int = _MOST_AT_ONCE) -> None:
+        batch = self._waiting[:most]
+        try:
+            await self._log.append([waiting.entry for waiting in batch])
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if len(batch) > 1:  # one by one, so that one which the log cannot take takes none of the others with it
+                for _ in batch:
+                    await self._write_batch(most=1)
+                return
+            self._lose(batch[0], error)
         del self._waiting[: len(batch)]
         for waiting in batch:
-            waiting.written.set()
+            waiting.settled.set()
+
+    def _lose(self, waiting: _Waiting, error: Exception) -> None:
+        waiting.is_lost = True
+        entry, kind = waiting.entry, type(error).__qualname__
+        self._logger.error("audit_entry_lost", action=entry.action, integration_id=entry.integration_id, kind=kind)

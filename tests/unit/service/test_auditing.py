@@ -3,10 +3,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.auditing import AuditTrail
+from integration_server.service.auditing import AuditEntryLost, AuditTrail
 from tests.fakes.clock import NOON
 
 LONG = timedelta(hours=1)
@@ -23,6 +24,7 @@ class MemoryLog:
     def __init__(self) -> None:
         self.batches: list[Sequence[AuditEntry]] = []
         self.away = False
+        self.cannot_take: set[int] = set()
         self.written = asyncio.Event()
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
@@ -30,6 +32,8 @@ class MemoryLog:
         await asyncio.sleep(0)
         if self.away:
             raise StoreUnavailable
+        if any(one.integration_id in self.cannot_take for one in entries):
+            raise ValueError("secret")
         self.batches.append(entries)
         self.written.set()
 
@@ -82,3 +86,18 @@ async def test_too_many_reads_are_refused_and_a_change_never(log: MemoryLog) -> 
         assert [trail.note(entry(number)) for number in range(3)] == [True, True, False]
         await trail.record(entry(3))
     assert log.ids == [0, 1, 3]
+
+
+async def test_one_that_cannot_be_written_is_told_and_takes_no_other_with_it(log: MemoryLog) -> None:
+    log.cannot_take = {2}
+    with capture_logs() as logs:
+        async with AuditTrail(log, interval=LONG) as trail:
+            for number in (1, 2, 3):
+                trail.note(entry(number))
+            await trail.record(entry(4))
+            with pytest.raises(AuditEntryLost):
+                await trail.record(entry(2))
+            await trail.record(entry(5))
+    assert log.ids == [1, 3, 4, 5]
+    assert [(line["event"], line["kind"]) for line in logs] == [("audit_entry_lost", "ValueError")] * 2
+    assert "secret" not in str(logs)
