@@ -332,7 +332,7 @@ def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, cloc
     looks = [] if certificates is None else [certificates.look]
     if settings.policy_file is None:
         return Guard((), credentials, looks)
-    policy = Reloaded("policy", [settings.policy_file], read_policy)
+    policy = Reloaded("policy", [settings.policy_file], lambda contents: read_policy(contents, managing.own_name))
     issuers = build_issuers(settings, http, clock)
     tokens = IssuedTokens(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
 
@@ -341,7 +341,7 @@ def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, cloc
 
     doorkeeper = Doorkeeper(lambda: policy.value, tokens, clock, health_is_open=settings.health_open)
     looks += [policy.look, *(issuer.keys.look for issuer in issuers)]
-    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of))], credentials, looks)
+    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of, managing.own_name))], credentials, looks)
 
 
 def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
