@@ -19,12 +19,31 @@ from integration_server.domain.errors import ProviderUnavailable, StoreUnavailab
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import AddressTaken, GrpcLimits, repeating, serving, share_of_files
 from integration_server.providers import (
+    acuity,
+    booksy,
+    custom,
+    dropbox,
+    github,
+    gmail,
+    google_ads,
     google_calendar,
     google_my_business,
+    hubspot,
+    instagram,
+    mailchimp,
+    meta_business,
+    microsoft_outlook,
+    quickbooks,
+    salesforce,
     sendgrid,
+    shopify,
+    slack,
     square,
     stripe,
+    stripe_api_key,
     twilio,
+    xero,
+    zoom,
 )
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.declared import load_declared
@@ -98,7 +117,33 @@ Register = Callable[[ProviderFactory], None]
 
 SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twilio)
+BUILT_IN = (
+    acuity,
+    booksy,
+    custom,
+    dropbox,
+    github,
+    gmail,
+    google_ads,
+    google_calendar,
+    google_my_business,
+    hubspot,
+    instagram,
+    mailchimp,
+    meta_business,
+    microsoft_outlook,
+    quickbooks,
+    salesforce,
+    sendgrid,
+    shopify,
+    slack,
+    square,
+    stripe,
+    stripe_api_key,
+    twilio,
+    xero,
+    zoom,
+)
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
 _LOOK_EVERY = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look

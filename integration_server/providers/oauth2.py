@@ -4,6 +4,7 @@ Requests are made by Authlib's functions without I/O; docs/decisions/0002-oauth-
 """
 
 from abc import abstractmethod
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +19,7 @@ from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_r
 from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderError, ProviderRejected
+from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpAnswer
 from integration_server.providers.token_answer import error_code, require_no_error, tokens_in
@@ -237,6 +238,23 @@ class OAuth2Provider(BaseProvider):
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         _, headers, body = self._client_auth().prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
         return await self.send("POST", url, headers=headers, content=body)
+
+    def basic_authorization(self) -> str:
+        """Our client id and secret as HTTP Basic (RFC 7617), for endpoints that take no form."""
+        return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
+
+    async def revoke_by_call(self, credentials: Credentials, method: str) -> bool:
+        """Revoke by calling `revoke_url` with the access token itself, renewed first if it has ended."""
+        if not isinstance(credentials, OAuthTokens):
+            return False
+        try:
+            tokens = await self.unexpired(credentials)
+        except ProviderRejected:
+            return True  # what cannot be renewed is dead already
+        answer = await self.of(tokens).send(method, self.revoke_url or "", headers=self.request_auth(tokens).headers)
+        if not answer.is_success and not self.refuses_credentials(answer):
+            raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        return True
 
     def _client_auth(self) -> ClientAuth:
         if self.token_auth == "client_secret_basic":
