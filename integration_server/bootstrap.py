@@ -228,16 +228,22 @@ def build_providers(
     clock: Clock = utc_now,
     further: Sequence[Register] = (),
 ) -> ProviderRegistry:
-    """All providers that this server knows: built in, from packages, from `PROVIDERS_DIR`, and further ones."""
+    """All providers that this server knows."""
+    factory = registered_providers(settings)
+    for register in further:
+        register(factory)
+    return factory.build(ProviderContext(http, clock, environment))
+
+
+def registered_providers(settings: Settings) -> ProviderFactory:
+    """Those that are built in, from packages, and from `PROVIDERS_DIR`. Raises `ProvidersError`."""
     factory = ProviderFactory()
     for module in BUILT_IN:
         module.register(factory)
     load_entry_points(factory)
     if settings.providers_dir is not None:
         load_declared(settings.providers_dir, factory, dev_mode=settings.dev_mode)
-    for register in further:
-        register(factory)
-    return factory.build(ProviderContext(http, clock, environment))
+    return factory
 
 
 async def open_key_encryptions(settings: Settings, key: bytes | None) -> KeyEncryptions:
