@@ -30,6 +30,7 @@ class GitHubProvider(OAuth2Provider):
     display_name = "GitHub"
     oauth_authorize_url = "https://github.com/login/oauth/authorize"
     oauth_token_url = "https://github.com/login/oauth/access_token"
+    revoke_url = "https://api.github.com/applications/{client_id}/grant"
     revokes_whole_account = True
     required_scopes = ("read:user",)
     answered_scope_separator = ","
@@ -46,11 +47,6 @@ class GitHubProvider(OAuth2Provider):
     account_label_field = "login"
     api_base_url = "https://api.github.com"
 
-    @property
-    def revoke_url(self) -> str:
-        """The grant's own resource."""
-        return f"https://api.github.com/applications/{self.client_id}/grant"
-
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Delete the grant."""
         if not isinstance(credentials, OAuthTokens):
@@ -61,7 +57,8 @@ class GitHubProvider(OAuth2Provider):
             return True  # what cannot be renewed is dead already
         headers = {"Authorization": self.basic_authorization(), "Content-Type": "application/json"}
         body = json.dumps({"access_token": tokens.access_token})
-        answer = await self.send("DELETE", self.revoke_url, headers=headers, content=body)
+        ours = self.in_place(client_id=self.client_id)
+        answer = await ours.send("DELETE", self.revoke_url, headers=headers, content=body)
         if answer.status == 401:
             raise ProviderMisconfigured
         if not answer.is_success and answer.status not in {404, 422}:  # of these, there is no such token

@@ -47,7 +47,7 @@ def kinds_of(profile: Profile) -> set[str]:
         "refreshed": profile.authorize is not None and how == "refresh",
         "lasting": profile.authorize is not None and how == "never",
         "revoked": profile.revoke is not None,
-        "named accounts": profile.authorize is not None and "$" in (profile.account_id or ""),
+        "named accounts": profile.authorize is not None and "$" in profile.account_id,
         "config": bool(profile.bad_config),
         "particular": profile.authorize is not None and bool(profile.authorize.requires),
         "several scopes": profile.authorize is not None and len(profile.scopes) > 1,

@@ -123,8 +123,8 @@ class Profile(_Part):
     bad_config: Mapping[str, JsonObject] = {}
     settings: Mapping[str, str] = {}
     scopes: Sequence[str] = ()
-    account_id: str | None
-    account_label: str | None
+    account_id: str = ""
+    account_label: str = ""
     api_url: str | None = None
     request: Mapping[str, str] = {"Authorization": "Bearer $access_token"}
     authorize: Authorize | None = None

@@ -245,7 +245,7 @@ class Play:
                 raise NotAsDocumented("the client must authenticate with Basic")
             user, _, password = base64.b64decode(encoded).decode().partition(":")
             given = unquote_plus(user), unquote_plus(password)
-        elif how == "post":
+        else:
             if scheme:
                 raise NotAsDocumented("the client must authenticate in the form")
             given = form.get("client_id", ""), form.get("client_secret", "")

@@ -33,8 +33,8 @@ from integration_server.providers import (
     xero,
     zoom,
 )
-from integration_server.providers.factory import ProviderFactory
-from integration_server.service.ports import Provider, Providers
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.service.ports import Provider
 from tests.unit.providers.support import Network, context
 
 CATALOGUE = [
@@ -70,7 +70,7 @@ WITHOUT_SCOPES = {"mailchimp"}
 MORE_SETTINGS = {"google_ads": ["GOOGLE_ADS_DEVELOPER_TOKEN"]}
 
 
-def all_built() -> Providers:
+def all_built() -> ProviderRegistry:
     factory = ProviderFactory()
     for module, *_ in CATALOGUE:
         module.register(factory)
