@@ -28,7 +28,8 @@ general knowledge, not confirmed: the text is what was assumed, and the first to
 work. A row without either is what this server makes of the rows above it.
 
 **Config** is what an integration of the type may have in `config`: other fields are refused by name, but for
-`metadata`, which may have anything and is kept for the caller's own use. Types without any take whatever they are given.
+`metadata`, which may have anything and is kept for the caller's own use. Types without any take whatever they are
+given.
 """
 
 METHODS = {AuthMethod.OAUTH2: "OAuth 2", AuthMethod.API_KEY: "API key", AuthMethod.BASIC: "API key and secret"}

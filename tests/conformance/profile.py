@@ -7,6 +7,7 @@ In answers, "$name" stands for a value, and "${name}" for one within a text: `ac
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +138,7 @@ class Profile(_Part):
     accounts: Sequence[str] = Field(("1001", "1002"), min_length=2, max_length=2)
 
 
+@cache
 def read_profiles(directory: Path) -> Sequence[Profile]:
     """All profiles in a directory."""
     return [Profile.model_validate(tomllib.loads(path.read_text())) for path in sorted(directory.glob("*.toml"))]

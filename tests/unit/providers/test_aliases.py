@@ -65,7 +65,7 @@ class First(OAuth2Provider):
 
 class Second(First):
     integration_type = "second"
-    aliases = ("both",)
+    aliases = ("both", "unlike")
 
 
 def test_an_alias_that_is_taken_stops_the_start() -> None:
