@@ -99,6 +99,10 @@ lint: $(STAMP) ## Check style, types, architecture and the contract
 proto: $(STAMP) ## Compile protos/ into generated/
 	@$(BIN)/python protos/generate.py
 
+.PHONY: providers-doc
+providers-doc: $(STAMP) ## Write docs/providers.md from what the providers declare
+	@$(BIN)/python -m tools.providers_doc
+
 .PHONY: certs
 certs: $(STAMP) ## Make certificates for development in data/certs: see docs/callers.md
 	@$(BIN)/python tools/certificates.py

@@ -19,12 +19,31 @@ from integration_server.domain.errors import ProviderUnavailable, StoreUnavailab
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import AddressTaken, GrpcLimits, repeating, serving, share_of_files
 from integration_server.providers import (
+    acuity,
+    booksy,
+    custom,
+    dropbox,
+    github,
+    gmail,
+    google_ads,
     google_calendar,
     google_my_business,
+    hubspot,
+    instagram,
+    mailchimp,
+    meta_business,
+    microsoft_outlook,
+    quickbooks,
+    salesforce,
     sendgrid,
+    shopify,
+    slack,
     square,
     stripe,
+    stripe_api_key,
     twilio,
+    xero,
+    zoom,
 )
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.declared import load_declared
@@ -98,7 +117,33 @@ Register = Callable[[ProviderFactory], None]
 
 SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-BUILT_IN = (google_calendar, google_my_business, sendgrid, square, stripe, twilio)
+BUILT_IN = (
+    acuity,
+    booksy,
+    custom,
+    dropbox,
+    github,
+    gmail,
+    google_ads,
+    google_calendar,
+    google_my_business,
+    hubspot,
+    instagram,
+    mailchimp,
+    meta_business,
+    microsoft_outlook,
+    quickbooks,
+    salesforce,
+    sendgrid,
+    shopify,
+    slack,
+    square,
+    stripe,
+    stripe_api_key,
+    twilio,
+    xero,
+    zoom,
+)
 
 _SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
 _LOOK_EVERY = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
@@ -183,16 +228,22 @@ def build_providers(
     clock: Clock = utc_now,
     further: Sequence[Register] = (),
 ) -> ProviderRegistry:
-    """All providers that this server knows: built in, from packages, from `PROVIDERS_DIR`, and further ones."""
+    """All providers that this server knows."""
+    factory = registered_providers(settings)
+    for register in further:
+        register(factory)
+    return factory.build(ProviderContext(http, clock, environment))
+
+
+def registered_providers(settings: Settings) -> ProviderFactory:
+    """Those that are built in, from packages, and from `PROVIDERS_DIR`. Raises `ProvidersError`."""
     factory = ProviderFactory()
     for module in BUILT_IN:
         module.register(factory)
     load_entry_points(factory)
     if settings.providers_dir is not None:
         load_declared(settings.providers_dir, factory, dev_mode=settings.dev_mode)
-    for register in further:
-        register(factory)
-    return factory.build(ProviderContext(http, clock, environment))
+    return factory
 
 
 async def open_key_encryptions(settings: Settings, key: bytes | None) -> KeyEncryptions:
@@ -332,7 +383,7 @@ def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, cloc
     looks = [] if certificates is None else [certificates.look]
     if settings.policy_file is None:
         return Guard((), credentials, looks)
-    policy = Reloaded("policy", [settings.policy_file], read_policy)
+    policy = Reloaded("policy", [settings.policy_file], lambda contents: read_policy(contents, managing.own_name))
     issuers = build_issuers(settings, http, clock)
     tokens = IssuedTokens(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
 
@@ -341,7 +392,7 @@ def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, cloc
 
     doorkeeper = Doorkeeper(lambda: policy.value, tokens, clock, health_is_open=settings.health_open)
     looks += [policy.look, *(issuer.keys.look for issuer in issuers)]
-    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of))], credentials, looks)
+    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of, managing.own_name))], credentials, looks)
 
 
 def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:

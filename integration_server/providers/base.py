@@ -5,16 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookAnswer, WebhookForged, WebhookRequest
 from integration_server.providers.http import HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
-from integration_server.providers.urls import DeclaredOrigins
+from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, places_in
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme, WebhookUnreadable
 from integration_server.service.ports import Clock, NewAccount
 
@@ -28,15 +29,35 @@ class ProviderContext:
     environment: Mapping[str, str] = field(repr=False)
 
 
+class ProviderConfig(BaseModel):
+    """What an integration's config may have: subclasses add fields, and all others are refused by name.
+
+    `metadata` is for the caller's own settings, which the server keeps and never looks at.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    metadata: Mapping[str, Any] = Field(default_factory=dict)
+
+
 class BaseProvider(ABC):
     """One kind of integration: a `service.ports.Provider`. Subclasses declare, and override what differs.
 
     A declaration is a class attribute or a property, as you like. `account_id_field` and
     `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
     Requests go to the hosts of the declared URLs and patterns, and nowhere else.
+
+    A URL may leave places open, in braces: "https://{shop}.shops.example/token". `places` has what they are where
+    nothing else is known, `located` fills them from an integration's config, and whoever was given tokens keeps them
+    with these, so that `of` finds the account again without a config. Where a host is open, `host_patterns` says what
+    it may be.
     """
 
+    aliases: Sequence[str] = ()
+    """Other names for the type, which callers may use; what is stored and listed has `integration_type`."""
+
     issuer: str | None = None
+    verify_method = "GET"
     verify_url: str | None = None
     revoke_url: str | None = None
     api_base_url: str | None = None
@@ -45,7 +66,9 @@ class BaseProvider(ABC):
     required_fields: Sequence[str] = ()
 
     config_model: type[BaseModel] | None = None
-    """What an integration's config may have; None for anything."""
+    """What an integration's config may have, a `ProviderConfig` mostly; None for anything."""
+
+    places: Mapping[str, str] = MappingProxyType({})
 
     host_patterns: Sequence[str] = ()
     """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
@@ -117,7 +140,22 @@ class BaseProvider(ABC):
 
     @property
     def declared_urls(self) -> Mapping[str, str]:
-        """The URLs that are declared, by the name of their attribute."""
+        """The URLs whose hosts are declared, by the name of their attribute; what they leave open is filled."""
+        anything = dict.fromkeys(self.place_names, "x")
+        return {
+            name: fill(url, {**anything, **self.places})
+            for name, url in self.url_templates.items()
+            if not has_open_host(url)
+        }
+
+    @property
+    def place_names(self) -> frozenset[str]:
+        """The names of the places that declared URLs leave open."""
+        return frozenset(name for url in self.url_templates.values() for name in places_in(url))
+
+    @property
+    def url_templates(self) -> Mapping[str, str]:
+        """The URLs as they are declared, by the name of their attribute."""
         urls = {
             "issuer": self.issuer,
             "oauth_authorize_url": self.oauth_authorize_url,
@@ -147,6 +185,22 @@ class BaseProvider(ABC):
         """The provider where a config, an instance of `config_model`, says that the account is."""
         return self
 
+    def in_place(self, **places: str) -> Self:
+        """A copy with places filled. Raises `ValueError` where a value is more than a host or a segment of a path."""
+        for name in places:
+            fill(f"{{{name}}}", places)
+        return self.with_attributes(places={**self.places, **places})
+
+    def of(self, credentials: Credentials) -> Self:
+        """The provider where the account of these credentials is, as far as they tell."""
+        if not isinstance(credentials, OAuthTokens):
+            return self
+        return self.in_place(**{name: credentials.extras[name] for name in self.place_names & set(credentials.extras)})
+
+    def api_url(self, credentials: Credentials) -> str | None:
+        """The base of the API of the account that these credentials open; None where it has none."""
+        return None if self.api_base_url is None else fill(self.api_base_url, self.of(credentials).places)
+
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with some of what is declared set otherwise."""
         other = copy.copy(self)
@@ -174,7 +228,7 @@ class BaseProvider(ABC):
 
     async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens for these; for providers whose refreshing takes more than a refresh token."""
-        return await self.refresh_access_token(tokens.refresh_token or "")
+        return await self.of(tokens).refresh_access_token(tokens.refresh_token or "")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew."""
@@ -239,10 +293,10 @@ class BaseProvider(ABC):
         url = self.verification_url(credentials)
         if url is None:
             return self.account_of(credentials, {})
-        answer = await self.send("GET", url, headers=auth.headers, query=auth.query_params)
+        answer = await self.of(credentials).send(self.verify_method, url, headers=auth.headers, query=auth.query_params)
         if self.refuses_credentials(answer):
             raise ProviderRejected("credentials")
-        if not answer.is_success:
+        if not answer.is_success or self.is_failure(answer):
             raise ProviderUnavailable(retry_after=answer.retry_after)
         if self.account_id_field is None and self.account_label_field is None:
             return self.account_of(credentials, {})
@@ -258,6 +312,10 @@ class BaseProvider(ABC):
     def refuses_credentials(self, answer: HttpAnswer) -> bool:
         """Whether an answer to the verification speaks against the credentials."""
         return answer.status in {401, 403}
+
+    def is_failure(self, answer: HttpAnswer) -> bool:
+        """Whether an answer to the verification that looks like a success is none."""
+        return False
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
         """Whose the credentials are, by the fields of the verification's answer."""
@@ -275,10 +333,13 @@ class BaseProvider(ABC):
         query: Mapping[str, str] | None = None,
         content: str = "",
     ) -> HttpAnswer:
-        """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes."""
+        """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes.
+
+        What the URL leaves open is filled from `places`.
+        """
         origins = DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
         return await self._context.http.request(
-            method, url, allowed_origins=origins, headers=headers, query=query, content=content
+            method, fill(url, self.places), allowed_origins=origins, headers=headers, query=query, content=content
         )
 
     def _setting_name(self, name: str) -> str:

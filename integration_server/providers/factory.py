@@ -4,11 +4,11 @@ Nothing registers itself: each provider's module exports `register(factory)`, an
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import BaseProvider, ProviderContext
-from integration_server.providers.urls import host_pattern_problem, url_problem
+from integration_server.providers.urls import fill, host_pattern_problem, url_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -29,15 +29,16 @@ class ProviderRegistry:
 
     def __init__(self, providers: Iterable[BaseProvider]) -> None:
         self._providers = {provider.integration_type: provider for provider in providers}
+        self._aliases = {alias: provider for provider in self._providers.values() for alias in provider.aliases}
         for provider in self._providers.values():
             provider.shares_grants_with = self._sharing_grants_with(provider)
 
     def get(self, integration_type: str) -> BaseProvider:
-        """The provider of a type. Raises `UnknownIntegrationType`."""
-        try:
-            return self._providers[integration_type]
-        except KeyError:
-            raise UnknownIntegrationType from None
+        """The provider of a type, by its name or an alias. Raises `UnknownIntegrationType`."""
+        provider = self._providers.get(integration_type) or self._aliases.get(integration_type)
+        if provider is None:
+            raise UnknownIntegrationType
+        return provider
 
     def all(self) -> Sequence[BaseProvider]:
         """All of them, by type."""
@@ -73,9 +74,19 @@ class ProviderFactory:
             for integration_type, provider in providers.items()
             for problem in _problems_of(provider, integration_type, dev_mode=context.http.dev_mode)
         ]
+        problems += self._aliases_taken(providers)
         if problems:
             raise ProvidersError(problems)
         return ProviderRegistry(providers.values())
+
+    def _aliases_taken(self, providers: Mapping[str, BaseProvider]) -> Iterator[str]:
+        owners = {name: origin for name, (_, origin) in self._builds.items()}
+        for integration_type, provider in providers.items():
+            origin = self._builds[integration_type][1]
+            for alias in provider.aliases:
+                if alias in owners:
+                    yield f"{origin}: aliases: {alias!r} is taken by {owners[alias]}"
+                owners.setdefault(alias, origin)
 
 
 def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) -> Iterator[str]:
@@ -83,8 +94,9 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         yield f"integration_type: is {provider.integration_type!r}, but was registered as {registered_as!r}"
     if not INTEGRATION_TYPE.fullmatch(provider.integration_type):
         yield f"integration_type: {provider.integration_type!r} does not match {INTEGRATION_TYPE.pattern}"
-    for name, url in provider.declared_urls.items():
-        problem = url_problem(url, dev_mode=dev_mode)
+    anything = dict.fromkeys(provider.place_names, "x")
+    for name, url in provider.url_templates.items():
+        problem = url_problem(fill(url, anything), dev_mode=dev_mode)
         if problem is not None:
             yield f"{name}: {problem}"
     for pattern in provider.host_patterns:

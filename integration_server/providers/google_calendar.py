@@ -6,9 +6,18 @@
   `summary` the name that the user gave it [K].
 """
 
+from pydantic import Field
+
+from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
 from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
+
+
+class GoogleCalendarConfig(ProviderConfig):
+    """Which calendar is meant where a call names none."""
+
+    calendar_id: str = Field("primary", min_length=1, max_length=254)
 
 
 class GoogleCalendarProvider(GoogleProvider):
@@ -25,6 +34,7 @@ class GoogleCalendarProvider(GoogleProvider):
     account_label_field = "summary"
     api_base_url = "https://www.googleapis.com/calendar/v3"
     webhook_scheme = GOOGLE_CHANNEL
+    config_model = GoogleCalendarConfig
 
 
 def register(factory: ProviderFactory) -> None:

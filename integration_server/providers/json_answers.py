@@ -17,6 +17,15 @@ def read_object(body: bytes) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def read_array(body: bytes) -> list[Any] | None:
+    """The JSON array in a body; None if it is anything else."""
+    try:
+        value = from_json(body)
+    except ValueError:  # likewise
+        return None
+    return value if isinstance(value, list) else None
+
+
 def field_at(value: object, path: str) -> object:
     """The value at a dotted path, such as "locations.0.merchant_id"; None if there is none."""
     for name in path.split("."):

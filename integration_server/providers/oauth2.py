@@ -4,7 +4,11 @@ Requests are made by Authlib's functions without I/O; docs/decisions/0002-oauth-
 """
 
 from abc import abstractmethod
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import quote_plus
@@ -15,10 +19,11 @@ from authlib.oauth2.rfc6749.parameters import prepare_grant_uri, prepare_token_r
 from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderRejected
+from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpAnswer
-from integration_server.providers.token_answer import error_code, read_tokens, require_no_error
+from integration_server.providers.token_answer import error_code, require_no_error, tokens_in
+from integration_server.providers.urls import fill
 from integration_server.service.ports import NewAccount
 
 TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]
@@ -54,6 +59,25 @@ class OAuth2Provider(BaseProvider):
     uses_pkce = True
     """False only for a provider to which a code challenge means something else than RFC 7636 says."""
 
+    code_params: Mapping[str, str] = MappingProxyType({})
+    """Further parameters of the request that trades a code."""
+
+    answered_scope_separator: str | None = None
+    """What is between the scopes of an answer, where it is another than between those asked for."""
+
+    error_field = "error"
+    """Where the error code is in the token endpoint's answers, as a dotted path."""
+
+    error_codes: Mapping[str, str] = MappingProxyType({})
+    """What the provider's own error codes mean, in the words of RFC 6749 §5.2: `invalid_grant` ends a grant,
+    `invalid_client` is our fault, `temporarily_unavailable` passes."""
+
+    tokens_never_expire = False
+    """Whether access tokens last, whatever an answer says of their end."""
+
+    assumed_lifetime: timedelta | None = None
+    """How long access tokens are taken to last where the answer does not say."""
+
     scope_aliases: Mapping[str, str] = MappingProxyType({})
     """Scopes that the provider answers under another name."""
 
@@ -88,7 +112,7 @@ class OAuth2Provider(BaseProvider):
         challenge = {"code_challenge": code_challenge, "code_challenge_method": "S256"} if self.uses_pkce else {}
         return str(
             prepare_grant_uri(
-                add_params_to_uri(self.oauth_authorize_url, self.authorize_params.items()),
+                add_params_to_uri(fill(self.oauth_authorize_url, self.places), self.authorize_params.items()),
                 self.client_id,
                 "code",
                 redirect_uri=redirect_uri,
@@ -105,8 +129,21 @@ class OAuth2Provider(BaseProvider):
             redirect_uri=redirect_uri,
             code=code,
             code_verifier=code_verifier if self.uses_pkce else None,
+            **self.code_params,
         )
-        return await self._trade(body, "code")
+        answer = await self.trade(body, "code")
+        tokens = replace(answer, extras={**self.places, **answer.extras})
+        try:
+            return await self.completed(tokens)
+        except ProviderError:
+            if not self.revokes_whole_account:  # else it would end what other integrations have
+                with suppress(ProviderError):
+                    await self.revoke_credentials(tokens)
+            raise
+
+    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+        """Tokens that have just come for a code, with what else must be asked before they can be used."""
+        return tokens
 
     def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """Which of the scopes asked for were not granted. An answer without scopes means as asked."""
@@ -123,7 +160,13 @@ class OAuth2Provider(BaseProvider):
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew (RFC 6749 §6). Raises `ProviderError`."""
-        return await self._trade(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
+        return await self.trade(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
+
+    async def unexpired(self, tokens: OAuthTokens) -> OAuthTokens:
+        """These tokens, renewed if the access token has ended: for providers that revoke what they are called with."""
+        if tokens.refresh_token is None or not tokens.has_expired(self._context.clock()):
+            return tokens
+        return tokens.renewed_by(await self.renew(tokens))
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Revoke the refresh token, and its access tokens with it (RFC 7009 §2.1); or the access token."""
@@ -133,7 +176,7 @@ class OAuth2Provider(BaseProvider):
             body, _ = prepare_revoke_token_request(credentials.refresh_token, "refresh_token")
         else:
             body, _ = prepare_revoke_token_request(credentials.access_token, "access_token")
-        return self.read_revocation(await self._post_as_client(self.revoke_url, body))
+        return self.read_revocation(await self.of(credentials).post_as_client(self.revoke_url, body))
 
     def read_revocation(self, answer: HttpAnswer) -> bool:
         """True if the credentials are dead, False if none of their kind can be revoked; else raises `ProviderError`."""
@@ -141,7 +184,7 @@ class OAuth2Provider(BaseProvider):
             return True  # dead before we came, which RFC 7009 §2.2 does not count as an error
         if answer.is_refusal and error_code(answer) == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        require_no_error(answer, "revocation")
+        require_no_error(answer, "revocation", self.oauth_error)
         return True
 
     # --- using
@@ -161,25 +204,57 @@ class OAuth2Provider(BaseProvider):
 
     # --- the token endpoint
 
-    async def _trade(self, body: str, what: str) -> OAuthTokens:
-        answer = await self._post_as_client(self.oauth_token_url, body)
-        return self.read_tokens(answer, what)
+    async def trade(self, body: str, what: str) -> OAuthTokens:
+        """What the token endpoint gives for a form. Raises `ProviderError`."""
+        return self.read_tokens(await self.post_as_client(self.oauth_token_url, body), what)
 
     def read_tokens(self, answer: HttpAnswer, what: str) -> OAuthTokens:
         """The tokens that the answer to trading `what` carries. Raises `ProviderError`."""
-        return read_tokens(
-            answer,
-            what=what,
+        fields = require_no_error(answer, what, self.oauth_error)
+        tokens = tokens_in(
+            self.token_fields(fields),
             now=self._context.clock(),
-            scope_separator=self.scope_separator,
+            scope_separator=self.answered_scope_separator or self.scope_separator,
             extra_fields=self.extra_fields,
         )
+        if self.tokens_never_expire:
+            return replace(tokens, expire_time=None, lifetime=None)
+        if tokens.lifetime is None and self.assumed_lifetime is not None:
+            expire_time = self._context.clock() + self.assumed_lifetime
+            return replace(tokens, expire_time=expire_time, lifetime=self.assumed_lifetime)
+        return tokens
 
-    async def _post_as_client(self, url: str, body: str) -> HttpAnswer:
+    def token_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A successful answer's fields by the names of RFC 6749 §5.1, where the provider has others."""
+        return fields
+
+    def oauth_error(self, answer: HttpAnswer) -> str | None:
+        """The error code that an answer has, if any, in the words of RFC 6749 §5.2 where they fit."""
+        code = error_code(answer, self.error_field)
+        return self.error_codes.get(code, code) if code is not None else None
+
+    async def post_as_client(self, url: str, body: str) -> HttpAnswer:
         """POST a form with our client authentication (RFC 6749 §2.3.1)."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         _, headers, body = self._client_auth().prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
         return await self.send("POST", url, headers=headers, content=body)
+
+    def basic_authorization(self) -> str:
+        """Our client id and secret as HTTP Basic (RFC 7617), for endpoints that take no form."""
+        return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
+
+    async def revoke_by_call(self, credentials: Credentials, method: str) -> bool:
+        """Revoke by calling `revoke_url` with the access token itself, renewed first if it has ended."""
+        if not isinstance(credentials, OAuthTokens):
+            return False
+        try:
+            tokens = await self.unexpired(credentials)
+        except ProviderRejected:
+            return True  # what cannot be renewed is dead already
+        answer = await self.of(tokens).send(method, self.revoke_url or "", headers=self.request_auth(tokens).headers)
+        if not answer.is_success and not self.refuses_credentials(answer):
+            raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        return True
 
     def _client_auth(self) -> ClientAuth:
         if self.token_auth == "client_secret_basic":

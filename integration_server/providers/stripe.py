@@ -33,6 +33,7 @@ class StripeProvider(OAuth2Provider):
     revokes_whole_account = True
     required_scopes = ("read_write",)
     token_auth = "client_secret_post"
+    tokens_never_expire = True
     extra_fields = ("stripe_user_id",)
     account_id_extra = "stripe_user_id"
     verify_url = "https://api.stripe.com/v1/account"

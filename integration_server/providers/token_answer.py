@@ -33,7 +33,7 @@ Of an error only its code is kept, and only if it looks like one. The provider's
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -45,7 +45,7 @@ from integration_server.providers.http import HttpAnswer
 from integration_server.providers.json_answers import read_object, text_at
 
 _LONGEST_LIFE = timedelta(days=3650)
-_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
+_ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SCOPE = re.compile(r"[\x21-\x7e]{1,512}")  # RFC 6749 §3.3, and with quotes, which some use
 
 _OUR_FAULT = {"invalid_client", "unauthorized_client"}
@@ -139,6 +139,13 @@ def read_tokens(
     `extra_fields` are dotted paths of further values to keep.
     """
     fields = require_no_error(answer, what)
+    return tokens_in(fields, now=now, scope_separator=scope_separator, extra_fields=extra_fields)
+
+
+def tokens_in(
+    fields: Mapping[str, Any], *, now: datetime, scope_separator: str = " ", extra_fields: Sequence[str] = ()
+) -> OAuthTokens:
+    """The tokens in an answer's fields. Raises `ProviderUnavailable` if there are none."""
     tokens = _parse(fields)
     if tokens is None:
         raise ProviderUnavailable
@@ -155,15 +162,17 @@ def read_tokens(
     )
 
 
-def require_no_error(answer: HttpAnswer, what: str) -> Mapping[str, Any]:
+def require_no_error(
+    answer: HttpAnswer, what: str, read_code: Callable[[HttpAnswer], str | None] | None = None
+) -> Mapping[str, Any]:
     """The answer's JSON object, empty if it has none; or the error that it means (RFC 6749 §5.2).
 
     Raises `ProviderMisconfigured` where our client is refused, `ProviderRejected` where `what` is; and
     `ProviderUnavailable` for all that does not say so with an error code, since a status alone may come
-    from anything on the way. HTTP 200 with an `error` is an error.
+    from anything on the way. HTTP 200 with an `error` is an error. `read_code` reads codes of other kinds.
     """
     fields = read_object(answer.body) or {}
-    code = error_code(answer)
+    code = (read_code or error_code)(answer)
     if (answer.is_success or answer.is_refusal) and code is not None and code not in _PASSING:
         if code in _OUR_FAULT:
             raise ProviderMisconfigured(oauth_error=code)
@@ -173,10 +182,10 @@ def require_no_error(answer: HttpAnswer, what: str) -> Mapping[str, Any]:
     return fields
 
 
-def error_code(answer: HttpAnswer) -> str | None:
-    """The OAuth error code of an answer, if it has one that looks like one."""
-    code = (read_object(answer.body) or {}).get("error")
-    return code if isinstance(code, str) and _ERROR_CODE.fullmatch(code) else None
+def error_code(answer: HttpAnswer, path: str = "error") -> str | None:
+    """The error code of an answer, at a dotted path, if it has one that looks like one."""
+    code = text_at(read_object(answer.body), path)
+    return code if code is not None and _ERROR_CODE.fullmatch(code) else None
 
 
 def _parse(fields: Mapping[str, Any]) -> TokenAnswer | None:

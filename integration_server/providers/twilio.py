@@ -21,6 +21,7 @@ class TwilioProvider(BasicAuthProvider):
     """A Twilio account."""
 
     integration_type = "twilio"
+    aliases = ("sms_marketing",)
     display_name = "Twilio"
     account_id_field = "sid"
     account_label_field = "friendly_name"

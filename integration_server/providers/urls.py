@@ -1,7 +1,7 @@
 """Which URLs a provider may have: one grammar for declarations and requests, so that no parsers differ."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +13,8 @@ _URL = re.compile(
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+_PLACED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PATTERN = re.compile(rf"\*(?P<domain>(?:\.{_DNS_LABEL})+\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -26,6 +28,31 @@ def url_problem(url: str, *, dev_mode: bool) -> str | None:
     if match["scheme"] == "http" and not (dev_mode and match["host"].lower() in LOOPBACK_HOSTS):
         return "must be https; plain http is for loopback in dev mode only"
     return None
+
+
+def places_in(url: str) -> tuple[str, ...]:
+    """The names in braces that a declared URL leaves open: "https://{shop}.shops.example" has "shop"."""
+    return tuple(_PLACE.findall(url))
+
+
+def has_open_host(url: str) -> bool:
+    """Whether one of them is in the host."""
+    return bool(places_in(url.partition("://")[2].partition("/")[0]))
+
+
+def fill(url: str, places: Mapping[str, str]) -> str:
+    """The URL with its places filled: each by a host, a part of one, or one segment of a path, and by no more.
+
+    Raises `ValueError` for a place that is not known, or that holds anything else.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        placed = places.get(match[1], "")
+        if not _PLACED.fullmatch(placed):
+            raise ValueError(f"nothing fit to be {match[1]} in a URL is known")
+        return placed
+
+    return _PLACE.sub(value, url)
 
 
 def origin_of(url: str) -> str:

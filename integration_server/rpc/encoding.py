@@ -134,6 +134,7 @@ def integration_type(provider: Provider) -> integration_pb2.IntegrationTypeInfo:
         required_fields=provider.required_fields,
         configured=not provider.missing_settings,
         missing_settings=provider.missing_settings,
+        aliases=provider.aliases,
     )
 
 

@@ -28,7 +28,7 @@ from integration_server.rpc import decoding
 from integration_server.rpc.access import ABOUT_NO_USER, GROUPS, Group
 from integration_server.rpc.callers import CallerUnknown, Identity, Tokens, identity_of
 from integration_server.rpc.errors import Handler, status_of
-from integration_server.rpc.policy import Caller, Policy
+from integration_server.rpc.policy import Caller, NameOf, Policy
 from integration_server.service.ports import Clock
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -104,8 +104,9 @@ class Doorkeeper:
 class Confinement:
     """Keeps requests within what their callers may touch."""
 
-    def __init__(self, type_of: TypeOf) -> None:
+    def __init__(self, type_of: TypeOf, name_of: NameOf = str) -> None:
         self._types = RememberedTypes(type_of)
+        self._name_of = name_of
 
     async def confine(self, request: Message, admission: Admission) -> None:
         """Make a user's request its own, and raise what is to be said of one that reaches too far."""
@@ -117,7 +118,7 @@ class Confinement:
 
     async def _require_within(self, reach: Reach, request: Message) -> None:
         named = getattr(request, "integration_type", "")
-        if named and not reach.covers(named):
+        if named and not reach.covers(self._name_of(named)):
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
             integration_type = await self._types.of(

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,6 +23,9 @@ from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.reloading import Contents, Unusable
 from integration_server.rpc.access import ABOUT_NOTHING_STORED, FOR_SIDECAR, FOR_USERS, Group
 from integration_server.rpc.callers import Identity, Kind
+
+NameOf = Callable[[str], str]
+"""The own name of an integration type that may be named by an alias."""
 
 ALL_TYPES = "*"
 SIDECAR = "sidecar"
@@ -68,8 +71,8 @@ class Policy:
 # --- the file ----------------------------------------------------------------------------------------------------
 
 
-def read_policy(contents: Contents) -> Policy:
-    """The policy in a file's contents. Raises `Unusable` with all that is wrong."""
+def read_policy(contents: Contents, name_of: NameOf = str) -> Policy:
+    """The policy in a file's contents, its types by their own names. Raises `Unusable` with all that is wrong."""
     ((path, content),) = contents.items()
     try:
         document = tomllib.loads(content.decode())
@@ -82,7 +85,7 @@ def read_policy(contents: Contents) -> Policy:
         raise Unusable(*(f"{path}: {problem}" for problem in (*_told(error), *problems))) from None
     if problems:
         raise Unusable(*(f"{path}: {problem}" for problem in problems))
-    return declared.policy()
+    return declared.policy(name_of)
 
 
 def _lower_unless_uri(name: str) -> str:
@@ -135,8 +138,9 @@ class _Grant(_Part):
             raise PydanticCustomError("no_types", 'must name types, or be ["*"] for all, with these groups')
         return value
 
-    def rights(self) -> Rights:
-        return Rights(self.groups, EVERYTHING if ALL_TYPES in self.integration_types else Reach(self.integration_types))
+    def rights(self, name_of: NameOf) -> Rights:
+        named = self.integration_types
+        return Rights(self.groups, EVERYTHING if ALL_TYPES in named else Reach(frozenset(map(name_of, named))))
 
 
 class _Users(_Grant):
@@ -152,16 +156,16 @@ class _File(_Part):
     sidecar: _Names | None = None
     services: Mapping[Text, _Service] = {}
 
-    def policy(self) -> Policy:
+    def policy(self, name_of: NameOf) -> Policy:
         services = {
-            identity: Caller(name, service.rights())
+            identity: Caller(name, service.rights(name_of))
             for name, service in self.services.items()
             for identity in service.identities()
         }
         if self.sidecar is not None:
             sidecar = Caller(SIDECAR, Rights(FOR_SIDECAR, EVERYTHING))
             services.update(dict.fromkeys(self.sidecar.identities(), sidecar))
-        return Policy(services, Rights() if self.users is None else self.users.rights())
+        return Policy(services, Rights() if self.users is None else self.users.rights(name_of))
 
 
 def _told(error: ValidationError) -> Iterator[str]:

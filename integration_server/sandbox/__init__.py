@@ -21,7 +21,7 @@ from integration_server.sandbox.faults import (
 )
 from integration_server.sandbox.model import Account, ApiKey, Client, Grant, TokenCall, fingerprint
 from integration_server.sandbox.person import decide
-from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.server import run_sandbox, serving
 from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
     "decide",
     "fingerprint",
     "run_sandbox",
+    "serving",
 ]

@@ -15,7 +15,15 @@ from integration_server.sandbox.state import Sandbox
 
 @asynccontextmanager
 async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free.
+    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free."""
+    async with serving(create_app(sandbox), host, port) as base_url:
+        sandbox.issuer = base_url
+        yield base_url
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Serves an application, and yields its base URL.
 
     Requests under way at the end are cut off, as by a process that dies: a fault may hold one for ever.
     """
@@ -23,10 +31,9 @@ async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) 
         # Accepted sockets inherit it. asyncio would not set it on these, and answers would wait 40 ms for nothing.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         base_url = f"http://{host}:{listener.getsockname()[1]}"
-        sandbox.issuer = base_url
         server = _QuietServer(
             uvicorn.Config(
-                _ending_quietly(create_app(sandbox)),
+                _ending_quietly(app),
                 http=ReachableConnection,
                 lifespan="off",
                 log_config=None,

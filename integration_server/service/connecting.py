@@ -176,6 +176,7 @@ class Connecting:
     async def begin_connection(self, request: ConnectionRequest) -> Authorization:
         """Store an attempt and answer with the address to send the browser to."""
         provider = self._oauth_provider(request.integration_type)
+        request = replace(request, integration_type=provider.integration_type)  # where it went by an alias
         current = await self._to_reconnect(request)
         provider = provider.at(current.config if current else request.config)
         verifier = self._random_name()
@@ -264,13 +265,17 @@ class Connecting:
 
     async def _read_state(self, callback: Callback) -> AttemptName:
         began = await self._states.read(callback.state)
-        if began is None or callback.integration_type not in ("", began.integration_type):
+        if began is None or not self._is_for(callback.integration_type, began.integration_type):
             raise StateInvalid
         if not callback.reach.covers(began.integration_type):
             raise StateInvalid
         if self._clock() >= began.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return began
+
+    def _is_for(self, named: str, integration_type: str) -> bool:
+        """Whether a callback for the named type, none meaning any, is for this one."""
+        return named in ("", integration_type) or named in self._providers.get(integration_type).aliases
 
     async def _tell_refusal(self, began: AttemptName, error: str) -> Outcome:
         attempt = await self._attempts.take(began.attempt_id, self._clock())

@@ -56,11 +56,11 @@ class ConnectingByKey:
 
     async def _begun(self, request: KeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:
-            return await self._connections.existing(request.integration_id, request.user_id, request.integration_type)
+            return await self._connections.existing(request.integration_id, request.user_id, provider.integration_type)
         return NewIntegration(
             uid=self._random_name(),
             user_id=request.user_id,
-            integration_type=request.integration_type,
+            integration_type=provider.integration_type,
             auth_method=provider.auth_method,
             name=request.name,
             config=request.config,

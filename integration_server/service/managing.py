@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from integration_server.domain.errors import IntegrationNotFound, IntegrationPending
+from integration_server.domain.errors import IntegrationNotFound, IntegrationPending, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.service.paging import PageTokens
@@ -52,6 +52,13 @@ class Managing:
         """The types that this server knows and that are within reach, by name."""
         return [provider for provider in self._providers.all() if reach.covers(provider.integration_type)]
 
+    def own_name(self, integration_type: str) -> str:
+        """The name under which integrations of a type are stored; one that no type has stays as it is."""
+        try:
+            return self._providers.get(integration_type).integration_type
+        except UnknownIntegrationType:
+            return integration_type
+
     async def list_integrations(
         self,
         user_id: UserId,
@@ -62,7 +69,7 @@ class Managing:
     ) -> Page:
         """A page of the user's integrations, oldest first; an empty type means all within reach."""
         if integration_type:
-            self._providers.get(integration_type)
+            integration_type = self._providers.get(integration_type).integration_type
         this_list = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, this_list) or 0)
         types = {integration_type} if integration_type else reach.integration_types

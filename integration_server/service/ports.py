@@ -477,6 +477,10 @@ class Provider(Protocol):
         """The name of the kind, such as "google_calendar"."""
 
     @property
+    def aliases(self) -> Sequence[str]:
+        """Other names that callers may use for the kind."""
+
+    @property
     def display_name(self) -> str:
         """The name for people."""
 
@@ -557,7 +561,7 @@ class Providers(Protocol):
     """The providers that this server knows."""
 
     def get(self, integration_type: str) -> Provider:
-        """The provider of a type. Raises `UnknownIntegrationType`."""
+        """The provider of a type, by its name or an alias. Raises `UnknownIntegrationType`."""
 
     def all(self) -> Sequence[Provider]:
         """All of them, by name."""

@@ -29,7 +29,7 @@ ADDRESSES = {
 def recipe() -> str:
     """The page's one Python file."""
     page = (ROOT / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
-    (source,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    source, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return str(source)
 
 

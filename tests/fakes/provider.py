@@ -28,6 +28,7 @@ class FakeProvider:
 
     clock: SettableClock
     integration_type: str = "fake"
+    aliases: Sequence[str] = ()
     display_name: str = "Fake"
     auth_method: AuthMethod = AuthMethod.OAUTH2
     required_scopes: Sequence[str] = ("read",)
@@ -156,13 +157,14 @@ class FakeProviders:
 
     def __init__(self, *providers: Provider) -> None:
         self.by_type = {provider.integration_type: provider for provider in providers}
+        self._aliases = {alias: provider for provider in providers for alias in provider.aliases}
 
     def get(self, integration_type: str) -> Provider:
         """The one of a type."""
-        try:
-            return self.by_type[integration_type]
-        except KeyError:
-            raise UnknownIntegrationType from None
+        provider = self.by_type.get(integration_type) or self._aliases.get(integration_type)
+        if provider is None:
+            raise UnknownIntegrationType
+        return provider
 
     def all(self) -> Sequence[Provider]:
         """All, by type."""

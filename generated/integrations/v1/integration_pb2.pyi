@@ -144,7 +144,7 @@ class ErrorRate(_message.Message):
     def __init__(self, window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., checks: _Optional[int] = ..., failures: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
 
 class IntegrationTypeInfo(_message.Message):
-    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings")
+    __slots__ = ("integration_type", "display_name", "auth_method", "scopes", "required_fields", "configured", "missing_settings", "aliases")
     INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     AUTH_METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class IntegrationTypeInfo(_message.Message):
     REQUIRED_FIELDS_FIELD_NUMBER: _ClassVar[int]
     CONFIGURED_FIELD_NUMBER: _ClassVar[int]
     MISSING_SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
     integration_type: str
     display_name: str
     auth_method: AuthMethod
@@ -159,4 +160,5 @@ class IntegrationTypeInfo(_message.Message):
     required_fields: _containers.RepeatedScalarFieldContainer[str]
     configured: bool
     missing_settings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ...) -> None: ...
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, integration_type: _Optional[str] = ..., display_name: _Optional[str] = ..., auth_method: _Optional[_Union[AuthMethod, str]] = ..., scopes: _Optional[_Iterable[str]] = ..., required_fields: _Optional[_Iterable[str]] = ..., configured: _Optional[bool] = ..., missing_settings: _Optional[_Iterable[str]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...

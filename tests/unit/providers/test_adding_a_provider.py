@@ -29,7 +29,7 @@ def settings_shown() -> dict[str, str]:
 
 @pytest.fixture
 def declared(tmp_path: Path) -> ProviderRegistry:
-    acme, acme_key, _ = blocks("toml")
+    acme, acme_key, *_ = blocks("toml")
     (tmp_path / "acme.toml").write_text(acme)
     (tmp_path / "acme_key.toml").write_text(acme_key)
     factory = ProviderFactory()
@@ -44,7 +44,7 @@ def test_the_files_declare_providers_that_the_settings_complete(declared: Provid
 
 
 async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = blocks("python")
+    source, _ = blocks("python")
     (tmp_path / "my_service.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     factory = ProviderFactory()
@@ -59,5 +59,5 @@ async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_package_names_the_group_that_is_looked_at() -> None:
-    *_, package = blocks("toml")
+    _, _, package, *_ = blocks("toml")
     assert list(tomllib.loads(package)["project"]["entry-points"]) == [GROUP]

@@ -4,30 +4,73 @@ from types import ModuleType
 
 import pytest
 
+from integration_server.bootstrap import BUILT_IN
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers import (
+    acuity,
+    booksy,
+    custom,
+    dropbox,
+    github,
+    gmail,
+    google_ads,
     google_calendar,
     google_my_business,
+    hubspot,
+    instagram,
+    mailchimp,
+    meta_business,
+    microsoft_outlook,
+    quickbooks,
+    salesforce,
     sendgrid,
+    shopify,
+    slack,
     square,
     stripe,
+    stripe_api_key,
     twilio,
+    xero,
+    zoom,
 )
-from integration_server.providers.factory import ProviderFactory
-from integration_server.service.ports import Provider, Providers
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.service.ports import Provider
 from tests.unit.providers.support import Network, context
 
 CATALOGUE = [
+    (acuity, "acuity", "Acuity Scheduling", AuthMethod.BASIC),
+    (booksy, "booksy", "Booksy", AuthMethod.API_KEY),
+    (custom, "custom", "Custom", AuthMethod.API_KEY),
+    (dropbox, "dropbox", "Dropbox", AuthMethod.OAUTH2),
+    (github, "github", "GitHub", AuthMethod.OAUTH2),
+    (gmail, "gmail", "Gmail", AuthMethod.OAUTH2),
+    (google_ads, "google_ads", "Google Ads", AuthMethod.OAUTH2),
     (google_calendar, "google_calendar", "Google Calendar", AuthMethod.OAUTH2),
     (google_my_business, "google_my_business", "Google Business Profile", AuthMethod.OAUTH2),
+    (hubspot, "hubspot", "HubSpot", AuthMethod.OAUTH2),
+    (instagram, "instagram", "Instagram", AuthMethod.OAUTH2),
+    (mailchimp, "mailchimp", "Mailchimp", AuthMethod.OAUTH2),
+    (meta_business, "meta_business", "Meta Business", AuthMethod.OAUTH2),
+    (microsoft_outlook, "microsoft_outlook", "Microsoft Outlook", AuthMethod.OAUTH2),
+    (quickbooks, "quickbooks", "QuickBooks Online", AuthMethod.OAUTH2),
+    (salesforce, "salesforce", "Salesforce", AuthMethod.OAUTH2),
     (sendgrid, "sendgrid", "SendGrid", AuthMethod.API_KEY),
+    (shopify, "shopify", "Shopify", AuthMethod.OAUTH2),
+    (slack, "slack", "Slack", AuthMethod.OAUTH2),
     (square, "square", "Square", AuthMethod.OAUTH2),
     (stripe, "stripe", "Stripe", AuthMethod.OAUTH2),
+    (stripe_api_key, "stripe_api_key", "Stripe (API key)", AuthMethod.API_KEY),
     (twilio, "twilio", "Twilio", AuthMethod.BASIC),
+    (xero, "xero", "Xero", AuthMethod.OAUTH2),
+    (zoom, "zoom", "Zoom", AuthMethod.OAUTH2),
 ]
 
+ALIASES = {"mailchimp": ["email_marketing"], "twilio": ["sms_marketing"]}
+WITHOUT_SCOPES = {"mailchimp"}
+MORE_SETTINGS = {"google_ads": ["GOOGLE_ADS_DEVELOPER_TOKEN"]}
 
-def all_built() -> Providers:
+
+def all_built() -> ProviderRegistry:
     factory = ProviderFactory()
     for module, *_ in CATALOGUE:
         module.register(factory)
@@ -45,8 +88,9 @@ def test_is_in_the_catalogue(
     assert module.__doc__
     if auth_method is AuthMethod.OAUTH2:
         prefix = integration_type.upper()
-        assert list(provider.missing_settings) == [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET"]
-        assert provider.required_scopes
+        more = MORE_SETTINGS.get(integration_type, [])
+        assert list(provider.missing_settings) == [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET", *more]
+        assert bool(provider.required_scopes) == (integration_type not in WITHOUT_SCOPES)
         assert provider.issuer is None
     else:
         assert provider.missing_settings == ()
@@ -55,3 +99,14 @@ def test_is_in_the_catalogue(
 
 def test_lists_all_by_their_type() -> None:
     assert [provider.integration_type for provider in all_built().all()] == [row[1] for row in CATALOGUE]
+
+
+def test_the_server_knows_all_of_them() -> None:
+    assert {module.__name__ for module in BUILT_IN} == {module.__name__ for module, *_ in CATALOGUE}
+
+
+def test_a_type_goes_by_its_aliases_too() -> None:
+    providers = all_built()
+    assert {p.integration_type: list(p.aliases) for p in providers.all() if p.aliases} == ALIASES
+    for integration_type, aliases in ALIASES.items():
+        assert {providers.get(alias).integration_type for alias in aliases} == {integration_type}

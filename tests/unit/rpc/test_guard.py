@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from integration_server.domain.errors import IntegrationNotFound
+from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.rpc import guard
@@ -270,6 +270,18 @@ class LettingGoOn(Doorkeeper):
 
     def check_again(self, admission: Admission) -> None:
         """Whoever is in stays in."""
+
+
+async def test_a_type_is_reached_by_any_of_its_names(system: FakeSystem) -> None:
+    own_names = {"pretend_key": "fake_key", "pretend": "fake"}
+    confinement = Confinement(Guarded(system).type_of, lambda name: own_names.get(name, name))
+    caller = Caller("keys", Rights(ALL, Reach(frozenset({"fake_key"}))))
+    admission = Admission("/integrations.v1.IntegrationService/Connect", Identity(Kind.TOKEN, ("keys",)), caller)
+    for named in ("fake_key", "pretend_key"):
+        await confinement.confine(pb.ConnectRequest(user_id="ada", integration_type=named), admission)
+    for named in ("fake", "pretend"):
+        with pytest.raises(CallerNotAllowed):
+            await confinement.confine(pb.ConnectRequest(user_id="ada", integration_type=named), admission)
 
 
 async def watched(guarded: Guarded, doorkeeper: Doorkeeper) -> tuple[AsyncIterator[Any], KnownContext]:

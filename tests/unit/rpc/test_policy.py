@@ -143,3 +143,14 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 
 def test_every_group_has_an_rpc() -> None:
     assert set(GROUPS.values()) == set(Group)
+
+
+def test_a_type_is_granted_by_any_of_its_names() -> None:
+    text = GOOD.replace('["*"]', '["pretend", "other"]')
+    granted = read_policy({PATH: text.encode()}, own_name)
+    caller = granted.caller_of(Identity(Kind.CERTIFICATE, ("sync.example.org",)))
+    assert caller.rights.reach.integration_types == frozenset({"fake", "other"})
+
+
+def own_name(name: str) -> str:
+    return {"pretend": "fake"}.get(name, name)

@@ -1,0 +1,84 @@
+"""What is known of a provider, and from where: read out of the docstrings of its module and of those that it builds on.
+
+Each item of such a docstring ("- …") is one fact or more. A fact ends with how sure it is (`[H]`, `[M]`, `[K]`: see
+`providers/__init__.py`), and names its source before that: "Endpoints: docs.example.com/oauth [H]." What follows the
+last mark of an item is what is made of it here.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from integration_server.providers.base import BaseProvider
+
+_ITEM = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
+_FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])\][.,;]?\s*")
+_SOURCE = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}/[^\s,)]*[^\s,).:;]")
+
+
+class Confidence(StrEnum):
+    """How sure a fact is."""
+
+    HIGH = "H"
+    MEDIUM = "M"
+    KNOWLEDGE = "K"
+    OURS = ""
+    """No fact of the provider's, but what is made of one."""
+
+
+UNNAMED = {
+    Confidence.HIGH: "public documentation or software, gathered 2026-11-22",
+    Confidence.MEDIUM: "secondary sources",
+    Confidence.KNOWLEDGE: "general knowledge: not confirmed",
+    Confidence.OURS: "",
+}
+"""Where a fact is from that names no source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that is known."""
+
+    text: str
+    source: str
+    confidence: Confidence
+
+
+def facts_of(provider: BaseProvider) -> Sequence[Fact]:
+    """All facts of a provider: those of its own module first, then of what it builds on."""
+    modules = dict.fromkeys(one.__module__ for one in type(provider).__mro__ if issubclass(one, BaseProvider))
+    return [fact for name in modules for fact in facts_in(sys.modules[name].__doc__ or "")]
+
+
+def facts_in(docstring: str) -> Sequence[Fact]:
+    """The facts of one docstring; none if nothing in it is marked."""
+    text = inspect.cleandoc(docstring)
+    return [fact for item in _ITEM.findall(text) for fact in _facts(" ".join(item.split()))] if _marked(text) else []
+
+
+def _marked(text: str) -> bool:
+    return re.search(r"\[[HMK]\]", text) is not None
+
+
+def _facts(item: str) -> Iterator[Fact]:
+    named = _SOURCE.findall(item)
+    end = 0
+    for match in _FACT.finditer(item):
+        confidence = Confidence(match["mark"])
+        own = _SOURCE.findall(match["text"])
+        source = (own or named or [UNNAMED[confidence]])[-1 if own else 0]
+        if confidence is not Confidence.HIGH and not own:
+            source = UNNAMED[confidence]
+        yield Fact(_without_sources(match["text"]), source, confidence)
+        end = match.end()
+    rest = item[end:].strip()
+    if rest:
+        yield Fact(_without_sources(rest), "", Confidence.OURS)
+
+
+def _without_sources(text: str) -> str:
+    text = re.sub(rf":?\s*(?:{_SOURCE.pattern})", "", text).strip()
+    return text[:1].upper() + text[1:].rstrip(".,;: ")

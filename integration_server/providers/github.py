@@ -1,0 +1,73 @@
+"""GitHub: OAuth Apps, and the user's tokens of GitHub Apps.
+
+- Endpoints, and client id and secret in the form: docs.github.com/en/apps/oauth-apps/building-oauth-apps [H]. Answers
+  are JSON for `Accept: application/json`, which every request has [H].
+- Errors come with HTTP 200, in codes of GitHub's own:
+  docs.github.com/apps/oauth-apps/maintaining-oauth-apps/troubleshooting-oauth-app-access-token-request-errors [H].
+- Scopes are asked for with spaces, and answered with commas between them [H]. A GitHub App has permissions instead, and
+  answers no scopes [H].
+- Tokens of OAuth Apps do not expire [K]. Those of GitHub Apps last 8 hours, with a refresh token of 6 months that
+  serves once: docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app [H].
+- PKCE with S256: github.blog/changelog/2025-07-14-pkce-support-for-oauth-and-github-app-authentication [H].
+- Revoked by DELETE of the grant, with client id and secret as Basic; it ends all tokens of the user for the app:
+  docs.github.com/en/rest/apps/oauth-applications [H].
+"""
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.github import GITHUB
+
+
+class GitHubProvider(OAuth2Provider):
+    """A user's account at GitHub."""
+
+    integration_type = "github"
+    display_name = "GitHub"
+    oauth_authorize_url = "https://github.com/login/oauth/authorize"
+    oauth_token_url = "https://github.com/login/oauth/access_token"
+    revoke_url = "https://api.github.com/applications/{client_id}/grant"
+    revokes_whole_account = True
+    required_scopes = ("read:user",)
+    answered_scope_separator = ","
+    token_auth = "client_secret_post"
+    error_codes: Mapping[str, str] = MappingProxyType(
+        {
+            "bad_verification_code": "invalid_grant",
+            "bad_refresh_token": "invalid_grant",
+            "incorrect_client_credentials": "invalid_client",
+        }
+    )
+    verify_url = "https://api.github.com/user"
+    webhook_scheme = GITHUB
+    account_id_field = "id"
+    account_label_field = "login"
+    api_base_url = "https://api.github.com"
+
+    async def revoke_credentials(self, credentials: Credentials) -> bool:
+        """Delete the grant."""
+        if not isinstance(credentials, OAuthTokens):
+            return False
+        try:
+            tokens = await self.unexpired(credentials)
+        except ProviderRejected:
+            return True  # what cannot be renewed is dead already
+        headers = {"Authorization": self.basic_authorization(), "Content-Type": "application/json"}
+        body = json.dumps({"access_token": tokens.access_token})
+        ours = self.in_place(client_id=self.client_id)
+        answer = await ours.send("DELETE", self.revoke_url, headers=headers, content=body)
+        if answer.status == 401:
+            raise ProviderMisconfigured
+        if not answer.is_success and answer.status not in {404, 422}:  # of these, there is no such token
+            raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        return True
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(GitHubProvider.integration_type, GitHubProvider)

@@ -1,0 +1,43 @@
+"""What Meta's services have in common: the Graph API, and tokens that are exchanged instead of refreshed.
+
+- There are no refresh tokens. A token of 60 days is exchanged for another one, as long as it has not expired, and goes
+  on working: developers.facebook.com/docs/facebook-login/guides/access-tokens/get-long-lived [H]. So the access token
+  is kept as its own refresh token, which ends when it does.
+- Errors have numbers, in `error.code`: developers.facebook.com/docs/graph-api/guides/error-handling [H]. 190 and 102:
+  the token is dead. 1, 2, 4, 17, 32 and 613: later. 101: our client [K].
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from types import MappingProxyType
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.providers.http import HttpAnswer
+from integration_server.providers.oauth2 import OAuth2Provider
+
+
+class MetaProvider(OAuth2Provider):
+    """A service of Meta's."""
+
+    token_auth = "client_secret_post"
+    scope_separator = ","
+    error_field = "error.code"
+    error_codes: Mapping[str, str] = MappingProxyType(
+        {
+            "190": "invalid_grant",
+            "102": "invalid_grant",
+            "101": "invalid_client",
+            **dict.fromkeys(("1", "2", "4", "17", "32", "613"), "temporarily_unavailable"),
+        }
+    )
+    assumed_lifetime = timedelta(days=60)
+    refresh_token_grace = timedelta.max  # the exchanged token goes on working
+
+    def renewable(self, tokens: OAuthTokens) -> OAuthTokens:
+        """A long-lived token, which is what it is renewed with."""
+        return replace(tokens, refresh_token=tokens.access_token, refresh_token_expire_time=tokens.expire_time)
+
+    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+        """By number; the statuses are those of many errors."""
+        return answer.is_refusal and self.oauth_error(answer) not in {None, "temporarily_unavailable"}

@@ -1,0 +1,122 @@
+"""Xero.
+
+- Endpoints, and client id and secret as Basic: developer.xero.com/documentation/guides/oauth2/auth-flow [H].
+- `offline_access` asks for a refresh token [H]. Access tokens last 30 minutes; a refresh token lasts 60 days and is
+  replaced at each use, but works for another 30 minutes [H].
+- GET /connections lists the organisations, "tenants", that the user has connected, each with the `authEventId` of the
+  authorization that did it: raw.githubusercontent.com/XeroAPI/Xero-OpenAPI/master/xero-identity.yaml [H]. The access
+  token, a JWT, names its own in `authentication_event_id` [M].
+- The tenant is the one that `tenant_id` of the config names; else the first that this authorization connected; else the
+  only one. Requests name it in `Xero-Tenant-Id` [H].
+- Verified by the tenant still being listed.
+- Revoking ends the refresh token and, by it, all of the user's connections to the app [M].
+- PKCE is supported [M].
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.providers.base import ProviderConfig
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.json_answers import read_array, read_object, text_at
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.xero import XERO
+from integration_server.service.ports import NewAccount
+
+
+class XeroConfig(ProviderConfig):
+    """Which of a user's organisations."""
+
+    tenant_id: UUID | None = None
+
+
+class XeroProvider(OAuth2Provider):
+    """An organisation's books."""
+
+    integration_type = "xero"
+    display_name = "Xero"
+    oauth_authorize_url = "https://login.xero.com/identity/connect/authorize"
+    oauth_token_url = "https://identity.xero.com/connect/token"
+    revoke_url = "https://identity.xero.com/connect/revocation"
+    revokes_whole_account = True
+    required_scopes = ("openid", "profile", "email", "accounting.transactions", "accounting.contacts", "offline_access")
+    token_auth = "client_secret_basic"
+    refresh_token_grace = timedelta(minutes=30)
+    verify_url = "https://api.xero.com/connections"
+    webhook_scheme = XERO
+    account_id_extra = "tenant_id"
+    api_base_url = "https://api.xero.com/api.xro/2.0"
+    config_model = XeroConfig
+
+    wanted_tenant: str | None = None
+    """The tenant that a config names."""
+
+    def located(self, config: XeroConfig) -> "XeroProvider":
+        """For the tenant."""
+        return self if config.tenant_id is None else self.with_attributes(wanted_tenant=str(config.tenant_id))
+
+    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+        """Ask which tenants there are, and pick one."""
+        tenants = await self._tenants(tokens)
+        chosen = _chosen(tenants, self.wanted_tenant, _event_of(tokens.access_token))
+        if chosen is None:
+            raise ProviderRejected("tenant")
+        return replace(tokens, extras={**tokens.extras, "tenant_id": chosen})
+
+    def request_auth(self, credentials: Credentials) -> RequestAuth:
+        """The bearer header, and the tenant."""
+        auth = super().request_auth(credentials)
+        if not isinstance(credentials, OAuthTokens) or "tenant_id" not in credentials.extras:
+            return auth
+        return replace(auth, headers={**auth.headers, "Xero-Tenant-Id": credentials.extras["tenant_id"]})
+
+    async def verify_connection(self, credentials: Credentials) -> NewAccount:
+        """Ask whether the tenant is connected still."""
+        tenants = await self._tenants(credentials)
+        account = self.account_of(credentials, {})
+        for tenant in tenants:
+            if text_at(tenant, "tenantId") == account.account_id:
+                return replace(account, account_label=text_at(tenant, "tenantName"))
+        raise ProviderRejected("credentials")
+
+    async def _tenants(self, credentials: Credentials) -> Sequence[Mapping[str, Any]]:
+        headers = super().request_auth(credentials).headers
+        answer = await self.send("GET", self.verify_url, headers=headers)
+        if self.refuses_credentials(answer):
+            raise ProviderRejected("credentials")
+        tenants = read_array(answer.body)
+        if not answer.is_success or tenants is None:
+            raise ProviderUnavailable(retry_after=answer.retry_after)
+        return [tenant for tenant in tenants if isinstance(tenant, dict)]
+
+
+def _chosen(tenants: Sequence[Mapping[str, Any]], wanted: str | None, event: str | None) -> str | None:
+    ids = [text_at(tenant, "tenantId") for tenant in tenants]
+    if wanted is not None:
+        return wanted if wanted in ids else None
+    by_event = [text_at(tenant, "tenantId") for tenant in tenants if event and text_at(tenant, "authEventId") == event]
+    if by_event:
+        return by_event[0]
+    return ids[0] if len(ids) == 1 else None
+
+
+def _event_of(access_token: str) -> str | None:
+    """What a token that has come straight from Xero says of itself; there is no need to verify it."""
+    payload = access_token.split(".")[1] if access_token.count(".") == 2 else ""
+    try:
+        claims = read_object(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except binascii.Error:
+        return None
+    return text_at(claims, "authentication_event_id")
+
+
+def register(factory: ProviderFactory) -> None:
+    """Add it to the factory."""
+    factory.register(XeroProvider.integration_type, XeroProvider)

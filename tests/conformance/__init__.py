@@ -1,0 +1,1 @@
+"""One suite that every provider passes, against a server that plays that provider: docs/adding-a-provider.md, 4."""

@@ -1,0 +1,91 @@
+"""Which profiles are played, and what every test gets: `make test` plays ours, `--profiles DIR` others."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from integration_server.bootstrap import registered_providers
+from integration_server.providers.base import ProviderContext
+from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.providers.http import ProviderHttp
+from integration_server.sandbox import serving
+from integration_server.settings import Settings
+from tests.conformance.profile import Profile, read_profiles
+from tests.conformance.scene import Scene
+from tests.conformance.stage import CLIENT_ID, CLIENT_SECRET, Play, Stage, ToTheStage
+from tests.fakes.system import FakeSystem
+
+OURS = Path(__file__).with_name("profiles")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--profiles DIR`: of providers that are installed, or in PROVIDERS_DIR."""
+    parser.addoption("--profiles", type=Path, default=OURS, help="a directory of profiles of providers")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a `profile` runs for each that it is marked for."""
+    if "profile" not in metafunc.fixturenames:
+        return
+    suits = {mark.args[0] for mark in metafunc.definition.iter_markers("conformance")}
+    profiles = [p for p in read_profiles(metafunc.config.getoption("--profiles", OURS)) if suits & kinds_of(p)]
+    metafunc.parametrize("profile", profiles, ids=[p.integration_type for p in profiles], scope="module")
+
+
+def kinds_of(profile: Profile) -> set[str]:
+    """Which tests a profile is for."""
+    how = profile.renewal.how
+    kinds = {
+        "any": True,
+        "oauth2": profile.authorize is not None,
+        "key": profile.key is not None,
+        "verified key": profile.key is not None and profile.verify is not None,
+        "renewed": profile.authorize is not None and how != "never",
+        "refreshed": profile.authorize is not None and how == "refresh",
+        "lasting": profile.authorize is not None and how == "never",
+        "revoked": profile.revoke is not None,
+        "named accounts": profile.authorize is not None and "$" in profile.account_id,
+        "config": bool(profile.bad_config),
+        "particular": profile.authorize is not None and bool(profile.authorize.requires),
+        "several scopes": profile.authorize is not None and len(profile.scopes) > 1,
+    }
+    return {kind for kind, holds in kinds.items() if holds}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage() -> AsyncIterator[tuple[Stage, str]]:
+    """One server for all tests of a module, and its URL."""
+    stage = Stage()
+    async with serving(stage) as url:
+        yield stage, url
+
+
+@pytest.fixture(scope="module")
+def factory() -> ProviderFactory:
+    """The providers that a server would know: ours, of packages, and in PROVIDERS_DIR."""
+    return registered_providers(
+        Settings.from_environment({"PROVIDERS_DIR": os.environ.get("PROVIDERS_DIR", "")}, needs_key=False)
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def scene(profile: Profile, stage: tuple[Stage, str], factory: ProviderFactory) -> AsyncIterator[Scene]:
+    """The service, with the provider of a profile, and the server that plays it."""
+    playing, url = stage
+    system = FakeSystem()
+    play = playing.plays[profile.integration_type] = Play(profile, system.clock)
+    to_the_stage = ToTheStage(url, profile.integration_type)
+    http = ProviderHttp(system.clock, transport=to_the_stage)
+    async with http, system.tasks:
+
+        def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:
+            name = profile.integration_type.upper()
+            environment = {f"{name}_CLIENT_ID": CLIENT_ID, f"{name}_CLIENT_SECRET": client_secret, **profile.settings}
+            return factory.build(ProviderContext(http, system.clock, environment))
+
+        scene = Scene(profile, system, play, build, to_the_stage)
+        yield scene
+    assert play.complaints == scene.expected_complaints

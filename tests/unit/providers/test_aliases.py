@@ -1,0 +1,80 @@
+"""A type that goes by another name too is the same type, wherever the name is said."""
+
+import pytest
+
+from integration_server.domain.errors import StateInvalid
+from integration_server.domain.integration import UserId
+from integration_server.providers.factory import ProviderFactory, ProvidersError
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.sendgrid import SendGridProvider
+from integration_server.service.connecting_by_key import KeyConnectionRequest
+from tests.fakes.system import ADA, FakeSystem
+from tests.unit.providers.support import Network, context
+
+
+@pytest.fixture
+def system() -> FakeSystem:
+    system = FakeSystem()
+    system.provider.aliases = ("pretend",)
+    system.key_provider.aliases = ("pretend_key",)
+    system.providers.__init__(system.provider, system.key_provider)  # type: ignore[misc]  # with the aliases
+    return system
+
+
+async def test_what_is_stored_has_the_types_own_name(system: FakeSystem) -> None:
+    async with system.tasks:
+        begun = await system.begin(integration_type="pretend")
+        outcome = await system.call_back(begun.state, integration_type="pretend")
+        keyed = await system.connecting_by_key.connect_with_api_key(KeyConnectionRequest(ADA, "pretend_key", "k"))
+    assert system.row(outcome.integration_id).integration_type == "fake"
+    assert keyed.integration_type == "fake_key"
+
+
+async def test_lists_by_either_name(system: FakeSystem) -> None:
+    async with system.tasks:
+        connected = await system.connect()
+    for name in ("fake", "pretend"):
+        page = await system.managing.list_integrations(UserId("ada"), name, 10, "")
+        assert [row.integration_id for row in page.integrations] == [connected.integration_id]
+
+
+async def test_a_connection_is_made_anew_by_either_name(system: FakeSystem) -> None:
+    async with system.tasks:
+        connected = await system.connect()
+        begun = await system.begin(integration_type="pretend", integration_id=connected.integration_id)
+    assert begun.integration_id == connected.integration_id
+
+
+async def test_a_callback_of_another_type_stays_refused(system: FakeSystem) -> None:
+    begun = await system.begin(integration_type="pretend")
+    with pytest.raises(StateInvalid):
+        await system.call_back(begun.state, integration_type="pretend_key")
+
+
+def test_the_own_name_of_any_name(system: FakeSystem) -> None:
+    names = {name: system.managing.own_name(name) for name in ("fake", "pretend", "unknown")}
+    assert names == {"fake": "fake", "pretend": "fake", "unknown": "unknown"}
+
+
+class First(OAuth2Provider):
+    integration_type = "first"
+    aliases = ("sendgrid", "both")
+    oauth_authorize_url = "https://first.example/authorize"
+    oauth_token_url = "https://first.example/token"
+
+
+class Second(First):
+    integration_type = "second"
+    aliases = ("both", "unlike")
+
+
+def test_an_alias_that_is_taken_stops_the_start() -> None:
+    factory = ProviderFactory()
+    for provider in (SendGridProvider, First, Second):
+        factory.register(str(provider.integration_type), provider)
+    with pytest.raises(ProvidersError) as raised:
+        factory.build(context(Network()))
+    assert [problem.partition(": ")[2].partition(" by ")[0] for problem in raised.value.problems] == [
+        "aliases: 'sendgrid' is taken",
+        "aliases: 'both' is taken",
+    ]

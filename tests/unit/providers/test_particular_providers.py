@@ -1,0 +1,111 @@
+"""What some providers do and no profile shows."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.providers.github import GitHubProvider
+from integration_server.providers.google_ads import GoogleAdsProvider
+from integration_server.providers.instagram import InstagramProvider
+from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.salesforce import SalesforceProvider
+from integration_server.providers.slack import SlackProvider
+from integration_server.providers.xero import XeroProvider
+from tests.unit.providers.support import NOW, Network, built, json_response
+
+CALLBACK = "https://app.example/cb"
+TENANT, OTHER = "11111111-0000-4000-8000-000000000000", "22222222-0000-4000-8000-000000000000"
+
+
+async def test_slack_gives_the_users_token_where_there_is_no_bot() -> None:
+    user = {"id": "U1", "scope": "users:read,search:read", "access_token": "xoxp", "token_type": "user"}
+    network = Network(json_response({"ok": True, "team": {"id": "T1"}, "authed_user": user}))
+    tokens = await built(SlackProvider, network).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert (tokens.access_token, tokens.scopes) == ("xoxp", ("users:read", "search:read"))
+    assert tokens.extras == {"team.id": "T1", "authed_user.id": "U1"}
+
+
+async def test_slack_revokes_both_tokens() -> None:
+    network = Network(*[json_response({"ok": True, "revoked": True})] * 2)
+    tokens = OAuthTokens("xoxb", extras={"authed_user.access_token": "xoxp"})
+    assert await built(SlackProvider, network).revoke_credentials(tokens)
+    assert {request.headers["Authorization"] for request in network.requests} == {"Bearer xoxb", "Bearer xoxp"}
+
+
+async def test_slack_that_is_overloaded_says_so_with_200() -> None:
+    network = Network(json_response({"ok": False, "error": "internal_error"}))
+    with pytest.raises(ProviderUnavailable):
+        await built(SlackProvider, network).verify_connection(OAuthTokens("xoxb"))
+
+
+async def test_instagram_leaves_a_token_of_the_first_day_alone() -> None:
+    network = Network()
+    day = timedelta(days=1)
+    young = OAuthTokens("at", "at", NOW + 60 * day - timedelta(hours=1), lifetime=60 * day)
+    assert await built(InstagramProvider, network).renew(young) is young
+    assert network.requests == []
+
+
+@pytest.mark.parametrize(("number", "is_dead"), [(700082, True), (50173, True), (50076, True), (50196, False)])
+async def test_microsofts_numbers_tell_the_end_from_a_pause(number: int, is_dead: bool) -> None:
+    network = Network(json_response({"error": "invalid_grant", "error_codes": [number]}, 400))
+    with pytest.raises(ProviderRejected if is_dead else ProviderUnavailable) as raised:
+        await built(MicrosoftOutlookProvider, network).renew(OAuthTokens("at", "rt"))
+    assert raised.value.oauth_error == ("invalid_grant" if is_dead else None)
+
+
+async def test_salesforce_tokens_are_taken_to_last_an_hour() -> None:
+    answer = {"access_token": "at", "instance_url": "https://acme.my.salesforce.com"}
+    tokens = await built(SalesforceProvider, Network(json_response(answer))).exchange_code_for_tokens(
+        "c", CALLBACK, "v"
+    )
+    assert tokens.expire_time == NOW + timedelta(hours=1)
+
+
+def tenants(*ids: str) -> Any:
+    return json_response([{"tenantId": tenant, "tenantName": tenant[:1]} for tenant in ids])
+
+
+def xero(network: Network, **config: str) -> Any:
+    return built(XeroProvider, network).at(config)
+
+
+async def test_xero_takes_the_tenant_that_the_config_names() -> None:
+    network = Network(json_response({"access_token": "at"}), tenants(TENANT, OTHER))
+    tokens = await xero(network, tenant_id=OTHER).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert tokens.extras["tenant_id"] == OTHER
+
+
+async def test_xero_takes_the_only_one() -> None:
+    network = Network(json_response({"access_token": "at"}), tenants(TENANT))
+    tokens = await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert tokens.extras["tenant_id"] == TENANT
+
+
+@pytest.mark.parametrize("given", [(), (TENANT, OTHER)])
+async def test_xero_takes_none_of_several_by_chance(given: tuple[str, ...]) -> None:
+    network = Network(json_response({"access_token": "not.a.jwt"}), tenants(*given))
+    with pytest.raises(ProviderRejected, match="tenant"):
+        await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
+
+
+async def test_a_tenant_that_was_taken_away_is_told() -> None:
+    tokens = OAuthTokens("at", extras={"tenant_id": TENANT})
+    with pytest.raises(ProviderRejected):
+        await xero(Network(tenants(OTHER))).verify_connection(tokens)
+
+
+async def test_github_has_nothing_left_of_a_token_it_does_not_know() -> None:
+    network = Network(json_response({"message": "Not Found"}, 404))
+    assert await built(GitHubProvider, network).revoke_credentials(OAuthTokens("at"))
+    assert str(network.request.url) == "https://api.github.com/applications/our-id/grant"
+
+
+def test_google_ads_needs_a_developer_token() -> None:
+    assert built(GoogleAdsProvider, Network()).missing_settings == ["GOOGLE_ADS_DEVELOPER_TOKEN"]
+    provider = built(GoogleAdsProvider, Network(), GOOGLE_ADS_DEVELOPER_TOKEN="dev")
+    assert provider.missing_settings == []
+    assert provider.request_auth(OAuthTokens("at")).headers["developer-token"] == "dev"
