@@ -253,15 +253,13 @@ class SqlIntegrations:
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read."""
-        due_time = bindparam(None, refresh_due_time, UtcDateTime)
-        values = failure_values(failure) | {
-            "refresh_retry_time": retry_time,
-            "refresh_refusals": refusals,
-            # What is never refreshed ahead of need stays so.
-            "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),
-        }
-        if reauthorization_required:
-            values["reauthorization_required"] = True
+        values = setback_values(
+            failure,
+            reauthorization_required=reauthorization_required,
+            retry_time=retry_time,
+            refusals=refusals,
+            refresh_due_time=refresh_due_time,
+        )
         async with self._changing(integration.integration_id) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
@@ -417,6 +415,25 @@ def failure_values(failure: Failure) -> dict[str, Any]:
         "last_error_message": failure.message,
         "error_count": _T.error_count + 1,
     }
+
+
+def setback_values(
+    failure: Failure,
+    *,
+    reauthorization_required: bool,
+    retry_time: datetime | None = None,
+    refusals: int = 0,
+    refresh_due_time: datetime | None = None,
+) -> dict[str, Any]:
+    """The columns after a failure that says something of the grant."""
+    due_time = bindparam(None, refresh_due_time, UtcDateTime)
+    values = failure_values(failure) | {
+        "refresh_retry_time": retry_time,
+        "refresh_refusals": refusals,
+        # What is never refreshed ahead of need stays so.
+        "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),
+    }
+    return {**values, "reauthorization_required": True} if reauthorization_required else values
 
 
 # --- conditions --------------------------------------------------------------------------------------------------

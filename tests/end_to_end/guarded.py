@@ -20,7 +20,7 @@ TRUST_DOMAIN = "spiffe://integrations.example"
 
 POLICY = f"""
 [users]
-groups = ["read", "connect", "manage", "check", "callbacks"]
+groups = ["read", "connect", "manage", "check", "callbacks", "watch"]
 integration_types = ["*"]
 
 [sidecar]
@@ -29,12 +29,14 @@ certificates = ["{TRUST_DOMAIN}/sidecar"]
 [services.backend]
 certificates = ["{TRUST_DOMAIN}/backend"]
 tokens = ["backend"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "health", "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
+  "reflection"]
 integration_types = ["*"]
 
 [services.other_type]
 certificates = ["other-type.integrations.example"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "health", "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
+  "reflection"]
 integration_types = ["sandbox_api_key"]
 
 [services.bystander]

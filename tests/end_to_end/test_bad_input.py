@@ -52,7 +52,7 @@ METHODS: dict[str, Any] = {
 """One request that has the right form, for each method that takes any."""
 
 
-def with_fields(method: str, **fields: Any) -> Any:
+def with_fields(method: str, /, **fields: Any) -> Any:
     """The method's right request with other fields."""
     request = type(METHODS[method])()
     request.CopyFrom(METHODS[method])

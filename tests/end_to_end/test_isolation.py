@@ -48,6 +48,12 @@ ListHealthChecks       ok       absent     absent      denied     denied    deni
 RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ReceiveWebhook         denied   denied     denied      denied     denied    ok       denied   denied    denied        unknown
+ListWebhookEvents      ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+AckWebhookEvents       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+GetWebhookEndpoint     ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+SetWebhookSecret       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+WatchIntegrations      ok       quiet      quiet       denied     denied    denied   ok       quiet     denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -172,7 +178,7 @@ async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
 
 async def call(visitor: Visitor, path: str, method: MethodDescriptor, request: Message) -> Message:
     """Make a call of any kind; the first answer of a stream."""
-    is_stream = method.name in {"Watch", "ServerReflectionInfo"}
+    is_stream = method.server_streaming
     make: Callable[..., Any] = visitor.channel.unary_stream if is_stream else visitor.channel.unary_unary
     answer_class = message_factory.GetMessageClass(method.output_type)
     rpc = make(path, request_serializer=type(request).SerializeToString, response_deserializer=answer_class.FromString)
@@ -208,6 +214,17 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
         values["confirmation_token"] = await held(scene) if exists else FORGED
     elif "integration_id" in fields:
         values["integration_id"] = scene.integration_id if exists else ABSENT
+    if method.name == "ReceiveWebhook":
+        values |= {
+            "integration_type": HOOKED,
+            "endpoint": "app",
+            "url": "https://integrations.example",
+            "method": "POST",
+        }
+    if method.name in {"ListWebhookEvents", "AckWebhookEvents"}:
+        values |= {"consumer": "mail"}
+    if method.name == "AckWebhookEvents":
+        values["number"] = 1
     if method.name == "UpdateIntegration":
         values["name"] = "renamed"
     if method.name == "ServerReflectionInfo":
