@@ -472,10 +472,14 @@ class TestSwapping:
                 outcomes.append("refused")
             else:
                 assert place == own
-                # The one pair that is meant: what was an integration's credentials waits to be revoked.
-                assert {here, there} == {"integrations.sealed_credentials", "revocations.sealed_credentials"}
+                # The pairs that are meant: what was an integration's credentials waits to be revoked, and what was a
+                # webhook's secret is good beside the one that came after.
+                assert {here, there} in (
+                    {"integrations.sealed_credentials", "revocations.sealed_credentials"},
+                    {"webhook_secrets.sealed_secret", "webhook_secrets.sealed_former_secret"},
+                )
                 outcomes.append("opened")
-        assert outcomes.count("opened") == 2 * 6
+        assert outcomes.count("opened") == 2 * 2 * 6
         assert len(outcomes) == len(stored_values) * (len(stored_values) - 1)
 
     async def test_every_pair_of_key_ids(
