@@ -68,7 +68,7 @@ test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
 # One after the other, since they load the machine, and each tells its rounds. A test has its own number of rounds and
 # takes a new seed, unless ROUNDS and SEED say otherwise: make test-faults SEED=42 ROUNDS=5 ARGS="-k frozen"
 .PHONY: test-faults
-test-faults: $(STAMP) ## Run the long tests of refreshing under faults, about an hour (ROUNDS=, SEED=, ARGS="-k killed")
+test-faults: $(STAMP) ## Run the long tests of refreshing and webhooks under faults, about an hour (ROUNDS=, SEED=, ARGS="-k killed")
 	@$(BIN)/python -m pytest --no-header tests/faults --override-ini faulthandler_timeout=3600 \
 	    $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 

@@ -68,6 +68,7 @@ from integration_server.service.auditing import AuditTrail
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
+from integration_server.service.consuming import Consuming
 from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
@@ -75,6 +76,7 @@ from integration_server.service.ports import (
     Agenda,
     AttemptStore,
     Clock,
+    EventLog,
     HealthHistory,
     IntegrationLookup,
     IntegrationStore,
@@ -83,8 +85,11 @@ from integration_server.service.ports import (
     Revocations,
     Sealer,
     Spill,
+    WebhookEndpoints,
+    WebhookInbox,
     Work,
 )
+from integration_server.service.receiving import Receiving, RememberedEndpoints
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
 from integration_server.service.remembering import LOOK_EVERY, PRUNE_EVERY, Memory, RememberingLookup
@@ -93,6 +98,9 @@ from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
 from integration_server.service.upkeep import Pace, Upkeep
+from integration_server.service.watching import LOOK_EVERY as LOOK_AT_EVENTS_EVERY
+from integration_server.service.watching import Watching
+from integration_server.service.webhook_secrets import WebhookSecrets
 from integration_server.settings import Address, Settings, is_url
 from integration_server.sidecar.connection import Connection, Papers
 from integration_server.sidecar.limits import HttpLimits
@@ -103,6 +111,7 @@ from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.changes import SqlChanges
 from integration_server.storage.claims import WorkClaim
 from integration_server.storage.engine import Database, open_database
+from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryption, KeyEncryptions, KeyringError, LocalKey
@@ -111,6 +120,8 @@ from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocations
 from integration_server.storage.rotation import Rotation, RotationByAge
 from integration_server.storage.spill import SpillDirectory
+from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
+from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
 
 Register = Callable[[ProviderFactory], None]
@@ -173,6 +184,9 @@ class Stores:
     leases: RefreshLeases
     revocations: Revocations
     spill: Spill
+    endpoints: WebhookEndpoints
+    inbox: WebhookInbox
+    events: EventLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +212,9 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlRefreshLeases(database, settings.refresh_lease),
         SqlRevocations(database),
         SpillDirectory(settings.spill_dir),
+        SqlWebhookEndpoints(database),
+        SqlWebhookInbox(database, on_change),
+        SqlEventLog(database),
     )
 
 
@@ -332,12 +349,17 @@ async def running_server(
         await stack.enter_async_context(repeating(service.use_cases.monitoring.prune, _FORGET_EVERY))
         if settings.credentials_cache_size:
             await stack.enter_async_context(repeating(remembering.follow, LOOK_EVERY))
+        watching = service.use_cases.watching
+        await stack.enter_async_context(repeating(watching.look, LOOK_AT_EVENTS_EVERY))
+        await stack.enter_async_context(repeating(watching.prune, _FORGET_EVERY))
+        await stack.enter_async_context(repeating(service.use_cases.receiving.prune, _FORGET_EVERY))
         await stack.enter_async_context(repeating(changes.prune, PRUNE_EVERY))
         if settings.data_key_max_age is not None:
             by_age = rotation_by_age(database, keyring, settings.data_key_activation, settings.data_key_max_age)
             await stack.enter_async_context(repeating(by_age.look, _ROTATE_EVERY))
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await stack.enter_async_context(running_sidecar(settings, grpc_address))
+        stack.callback(watching.drain)
         stack.callback(health.drain)
         yield Running(str(grpc_address), sidecar_url)
 
@@ -357,7 +379,13 @@ async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(
-                run_sidecar(server=connection, host=listen.host, port=listen.port, limits=http_limits_of(settings))
+                run_sidecar(
+                    server=connection,
+                    host=listen.host,
+                    port=listen.port,
+                    limits=http_limits_of(settings),
+                    public_url=settings.public_url,
+                )
             )
         except OSError as error:
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
@@ -486,6 +514,15 @@ def build_service(
         deadline=settings.health_check_timeout,
         keep=settings.health_history,
     )
+    webhook_secrets = WebhookSecrets(
+        stores.endpoints,
+        providers,
+        sealer,
+        clock,
+        random_name,
+        public_url=settings.public_url,
+        grace=settings.webhook_secret_grace,
+    )
     use_cases = UseCases(
         connecting=Connecting(
             stores.attempts,
@@ -505,6 +542,21 @@ def build_service(
         revoking=revoking,
         credentials=credentials,
         monitoring=monitoring,
+        receiving=Receiving(
+            RememberedEndpoints(stores.endpoints, seconds_passed),
+            stores.inbox,
+            webhook_secrets,
+            providers,
+            sealer,
+            clock,
+            random_name,
+            trail.note,
+            keep=settings.webhook_retention,
+        ),
+        # Payloads are most of a message, not all of it.
+        consuming=Consuming(integrations, stores.inbox, sealer, largest_page=settings.grpc_max_message_bytes * 3 // 4),
+        webhook_secrets=webhook_secrets,
+        watching=Watching(stores.events, providers, sealer, keep=settings.event_retention),
     )
     pace = Pace(settings.background_calls_per_provider, settings.background_calls_per_second)
     upkeep = [

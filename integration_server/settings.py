@@ -133,6 +133,9 @@ class Settings(BaseModel):
     health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     health_check_interval_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 900  # 0: only when asked
     health_history_days: Annotated[float, Field(gt=0, le=3650)] = 30
+    webhook_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
+    webhook_secret_grace_hours: Annotated[float, Field(ge=0, le=720)] = 24
+    event_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
@@ -349,6 +352,21 @@ class Settings(BaseModel):
     def health_history(self) -> timedelta:
         """How long checks are kept."""
         return timedelta(days=self.health_history_days)
+
+    @property
+    def webhook_retention(self) -> timedelta:
+        """How long what webhooks have brought is kept, read or not."""
+        return timedelta(days=self.webhook_retention_days)
+
+    @property
+    def webhook_secret_grace(self) -> timedelta:
+        """How long a webhook secret stays good after a new one is set."""
+        return timedelta(hours=self.webhook_secret_grace_hours)
+
+    @property
+    def event_retention(self) -> timedelta:
+        """How old a cursor of those who watch may become."""
+        return timedelta(days=self.event_retention_days)
 
 
 _HERE = Address("127.0.0.1", 0)

@@ -26,6 +26,10 @@ class Action(StrEnum):
     UPDATE = "update"
     DISCONNECT = "disconnect"
     CHANGE_KEYS = "change_keys"
+    SET_WEBHOOK_SECRET = "set_webhook_secret"
+    READ_WEBHOOKS = "read_webhooks"
+    ACK_WEBHOOKS = "ack_webhooks"
+    LOSE_GRANT = "lose_grant"
 
 
 @dataclass(frozen=True, slots=True)

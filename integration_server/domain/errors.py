@@ -14,8 +14,11 @@ secret or a provider's own words.
     ├── IntegrationPending, IntegrationInactive
     ├── ReauthorizationRequired
     ├── ScopeMissing
+    ├── WebhooksNotSupported
+    ├── CursorExpired
     ├── CredentialsUnreadable
     ├── StoreUnavailable
+    ├── ServerStopping
     ├── QuotaExceeded
     ├── CallerNotAllowed
     └── ProviderError
@@ -182,6 +185,24 @@ class ScopeMissing(IntegrationServerError):
         super().__init__(f"not granted: {' '.join(scopes)}")
 
 
+class WebhooksNotSupported(IntegrationServerError):
+    """It is not known how this type's webhooks are verified."""
+
+    reason = "WEBHOOKS_NOT_SUPPORTED"
+
+    def __init__(self, integration_type: str) -> None:
+        super().__init__(f"{integration_type} has no webhooks here")
+
+
+class CursorExpired(IntegrationServerError):
+    """What follows the cursor is not kept any more, or the cursor is of another database."""
+
+    reason = "CURSOR_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the cursor is too old; begin without one, and list what there is")
+
+
 class CredentialsUnreadable(IntegrationServerError):
     """A sealed value does not open: altered, moved, or sealed with a key that is gone."""
 
@@ -199,6 +220,16 @@ class StoreUnavailable(IntegrationServerError):
 
     def __init__(self, message: str = "the database is away") -> None:
         super().__init__(message)
+
+
+class ServerStopping(IntegrationServerError):
+    """This server is about to stop, and ends what would go on."""
+
+    reason = "SERVER_STOPPING"
+    retry_after = timedelta(seconds=1)
+
+    def __init__(self) -> None:
+        super().__init__("this server is about to stop; begin again")
 
 
 class QuotaExceeded(IntegrationServerError):

@@ -13,6 +13,12 @@ class Reach:
         """Whether the type is within it."""
         return self.integration_types is None or integration_type in self.integration_types
 
+    def includes(self, other: "Reach") -> bool:
+        """Whether all that is within the other is within it."""
+        if self.integration_types is None or other.integration_types is None:
+            return self.integration_types is None
+        return other.integration_types <= self.integration_types
+
 
 EVERYTHING = Reach()
 NOTHING = Reach(frozenset())

@@ -18,15 +18,22 @@ class Group(StrEnum):
     CHECK = "check"
     CREDENTIALS = "credentials"
     CALLBACKS = "callbacks"
+    WATCH = "watch"
+    WEBHOOKS = "webhooks"
+    WEBHOOK_DELIVERY = "webhook_delivery"
     HEALTH = "health"
     REFLECTION = "reflection"
 
 
-FOR_USERS = frozenset({Group.READ, Group.CONNECT, Group.MANAGE, Group.CHECK, Group.CALLBACKS})
-"""What a policy may grant to users. Never credentials: they are for services, whatever the policy says."""
+FOR_USERS = frozenset({Group.READ, Group.CONNECT, Group.MANAGE, Group.CHECK, Group.CALLBACKS, Group.WATCH})
+"""What a policy may grant to users. Never credentials: they are for services, whatever the policy says. Nor webhooks:
+what they bring is for a backend, whose place a user could move."""
 
-FOR_SIDECAR = frozenset({Group.CALLBACKS, Group.HEALTH})
+FOR_SIDECAR = frozenset({Group.CALLBACKS, Group.WEBHOOK_DELIVERY, Group.HEALTH})
 """All that the sidecar does, and may."""
+
+FOR_SIDECAR_ONLY = frozenset({Group.WEBHOOK_DELIVERY})
+"""What a policy may grant to nobody else."""
 
 ABOUT_NOTHING_STORED = frozenset({Group.HEALTH, Group.REFLECTION})
 """Groups for which a caller needs no integration types."""
@@ -50,6 +57,12 @@ GROUPS: Mapping[str, Group] = {
     f"/{_INTEGRATIONS}/RefreshToken": Group.MANAGE,
     f"/{_INTEGRATIONS}/ListIntegrationTypes": Group.READ,
     f"/{_INTEGRATIONS}/GetCredentials": Group.CREDENTIALS,
+    f"/{_INTEGRATIONS}/ReceiveWebhook": Group.WEBHOOK_DELIVERY,
+    f"/{_INTEGRATIONS}/ListWebhookEvents": Group.WEBHOOKS,
+    f"/{_INTEGRATIONS}/AckWebhookEvents": Group.WEBHOOKS,
+    f"/{_INTEGRATIONS}/GetWebhookEndpoint": Group.WEBHOOKS,
+    f"/{_INTEGRATIONS}/SetWebhookSecret": Group.WEBHOOKS,
+    f"/{_INTEGRATIONS}/WatchIntegrations": Group.WATCH,
     f"/{_HEALTH}/Check": Group.HEALTH,
     f"/{_HEALTH}/List": Group.HEALTH,
     f"/{_HEALTH}/Watch": Group.HEALTH,

@@ -33,9 +33,14 @@ CHANGES: Mapping[str, Action] = {
     f"/{_SERVICE}/UpdateIntegration": Action.UPDATE,
     f"/{_SERVICE}/DisconnectIntegration": Action.DISCONNECT,
     f"/{_SERVICE}/RefreshToken": Action.REFRESH,
+    f"/{_SERVICE}/SetWebhookSecret": Action.SET_WEBHOOK_SECRET,
 }
 
-READS: Mapping[str, Action] = {f"/{_SERVICE}/GetCredentials": Action.READ_CREDENTIALS}
+READS: Mapping[str, Action] = {
+    f"/{_SERVICE}/GetCredentials": Action.READ_CREDENTIALS,
+    f"/{_SERVICE}/ListWebhookEvents": Action.READ_WEBHOOKS,
+    f"/{_SERVICE}/AckWebhookEvents": Action.ACK_WEBHOOKS,  # moves nothing but the reader's own place
+}
 
 NOT_AUDITED = frozenset(
     f"/{_SERVICE}/{name}"
@@ -46,9 +51,13 @@ NOT_AUDITED = frozenset(
         "CheckHealth",
         "ListHealthChecks",
         "ListIntegrationTypes",
+        "GetWebhookEndpoint",
+        "WatchIntegrations",
+        "ReceiveWebhook",
     )
 )
-"""RPCs that change nothing and hand out nothing secret."""
+"""RPCs that change nothing and hand out nothing secret; and webhooks, of which anybody could send any number. A grant
+that one has ended is told of by the use case."""
 
 _PURPOSE = "x-purpose"
 _LONGEST_TEXT = 128

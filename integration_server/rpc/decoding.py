@@ -12,6 +12,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.webhooks import WebhookRequest
+from integrations.v1 import integration_service_pb2 as pb
 
 LONGEST_USER_ID = 128
 LONGEST_NAME = 255
@@ -19,7 +21,11 @@ LONGEST_SCOPE = 255
 LONGEST_KEY = 4096
 LONGEST_URL = 2048
 LONGEST_PARAMETER = 8192  # of a callback; authorization codes of some providers run to two thousand characters
+LONGEST_WEBHOOK_URL = 16 * 1024
+LONGEST_CONSUMER = 64
+LONGEST_METHOD = 16
 MOST_SCOPES = 100
+MOST_HEADERS = 200
 LARGEST_CONFIG = 64 * 1024
 USUAL_PAGE, LARGEST_PAGE = 50, 200
 
@@ -124,3 +130,22 @@ def page_size(value: int) -> int:
     if value < 0:
         raise InvalidField("page_size", "is negative")
     return min(value or USUAL_PAGE, LARGEST_PAGE)
+
+
+def event_number(value: int) -> int:
+    """The number of a webhook event."""
+    if value <= 0:
+        raise InvalidField("number", "is required, and positive")
+    return value
+
+
+def webhook(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
+    """A request as it came to a webhook address."""
+    if len(request.headers) > MOST_HEADERS:
+        raise InvalidField("headers", f"has {len(request.headers)} headers; {MOST_HEADERS} is the most")
+    return WebhookRequest(
+        method=required_text("method", request.method, LONGEST_METHOD),
+        url=required_text("url", request.url, LONGEST_WEBHOOK_URL),
+        headers=tuple((header.name, header.value) for header in request.headers),
+        body=request.body,
+    )

@@ -5,12 +5,16 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status
 from integration_server.domain.revocation import RevocationState
+from integration_server.domain.webhooks import WebhookAnswer
+from integration_server.service.consuming import NumberedEvent
 from integration_server.service.credentials import UsableCredentials
 from integration_server.service.ports import Provider
-from integrations.v1 import credentials_pb2, integration_pb2, integration_service_pb2
+from integration_server.service.watching import Told
+from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, integration_service_pb2, webhook_pb2
 
 _STATUSES = {
     Status.ACTIVE: integration_pb2.STATUS_ACTIVE,
@@ -18,6 +22,14 @@ _STATUSES = {
     Status.ERROR: integration_pb2.STATUS_ERROR,
     Status.PENDING: integration_pb2.STATUS_PENDING,
     Status.EXPIRED: integration_pb2.STATUS_EXPIRED,
+}
+_EVENT_KINDS = {
+    EventKind.CREATED: event_pb2.INTEGRATION_EVENT_KIND_CREATED,
+    EventKind.UPDATED: event_pb2.INTEGRATION_EVENT_KIND_UPDATED,
+    EventKind.STATUS_CHANGED: event_pb2.INTEGRATION_EVENT_KIND_STATUS_CHANGED,
+    EventKind.CREDENTIALS_REFRESHED: event_pb2.INTEGRATION_EVENT_KIND_CREDENTIALS_REFRESHED,
+    EventKind.DISCONNECTED: event_pb2.INTEGRATION_EVENT_KIND_DISCONNECTED,
+    EventKind.WEBHOOK_RECEIVED: event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED,
 }
 _AUTH_METHODS = {
     AuthMethod.OAUTH2: integration_pb2.AUTH_METHOD_OAUTH2,
@@ -153,3 +165,39 @@ def credentials(value: UsableCredentials) -> credentials_pb2.Credentials:
         encoded.api_key.api_key = value.credentials.api_key
         encoded.api_key.api_secret = value.credentials.api_secret or ""
     return encoded
+
+
+def webhook_answer(value: WebhookAnswer) -> integration_service_pb2.ReceiveWebhookResponse:
+    """What to answer a provider."""
+    headers = [webhook_pb2.WebhookHeader(name=name, value=text.encode()) for name, text in value.headers.items()]
+    return integration_service_pb2.ReceiveWebhookResponse(status_code=value.status, headers=headers, body=value.body)
+
+
+def webhook_event(value: NumberedEvent) -> webhook_pb2.WebhookEvent:
+    """An event that a webhook has brought."""
+    return webhook_pb2.WebhookEvent(
+        number=value.number,
+        event_id=value.event_id,
+        event_type=value.event_type,
+        receive_time=timestamp(value.receive_time),
+        payload=value.payload,
+    )
+
+
+def told(value: Told) -> integration_service_pb2.WatchIntegrationsResponse:
+    """What a stream says."""
+    event = None if value.event is None else _integration_event(value.event)
+    return integration_service_pb2.WatchIntegrationsResponse(cursor=value.cursor, event=event)
+
+
+def _integration_event(value: IntegrationEvent) -> event_pb2.IntegrationEvent:
+    return event_pb2.IntegrationEvent(
+        kind=_EVENT_KINDS[value.kind],
+        event_time=timestamp(value.event_time),
+        integration_id=value.integration_id,
+        user_id=value.user_id,
+        integration_type=value.integration_type,
+        status_before=None if value.status_before is None else _STATUSES[value.status_before],
+        status_after=None if value.status_after is None else _STATUSES[value.status_after],
+        webhook_event_number=value.webhook_number,
+    )

@@ -5,8 +5,9 @@ waiting helps. Anything else is a fault of this program: it is logged, and the c
 """
 
 import traceback
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -19,6 +20,11 @@ from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+Found: TypeAlias = Any
+"""A `grpc.RpcMethodHandler` that is there; its types are those of threads."""
 
 DOMAIN = "integrations.v1"
 
@@ -39,8 +45,11 @@ _CODES: dict[type[IntegrationServerError], int] = {
     errors.IntegrationInactive: code_pb2.FAILED_PRECONDITION,
     errors.ReauthorizationRequired: code_pb2.FAILED_PRECONDITION,
     errors.ScopeMissing: code_pb2.FAILED_PRECONDITION,
+    errors.WebhooksNotSupported: code_pb2.FAILED_PRECONDITION,
+    errors.CursorExpired: code_pb2.FAILED_PRECONDITION,
     errors.CredentialsUnreadable: code_pb2.DATA_LOSS,
     errors.StoreUnavailable: code_pb2.UNAVAILABLE,
+    errors.ServerStopping: code_pb2.UNAVAILABLE,
     errors.QuotaExceeded: code_pb2.RESOURCE_EXHAUSTED,
     errors.CallerNotAllowed: code_pb2.PERMISSION_DENIED,
     errors.ProviderUnavailable: code_pb2.UNAVAILABLE,
@@ -74,7 +83,7 @@ def _packed(message: Message) -> PackedMessage:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Answers what a unary handler raises with the status that it means."""
+    """Answers what a handler raises with the status that it means, also in the midst of a stream of answers."""
 
     def __init__(self) -> None:
         self._log = structlog.get_logger(__name__)
@@ -86,28 +95,52 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """Wrap the handler of the call."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler.unary_unary is None:
-            return handler
-        method, behaviour = handler_call_details.method, handler.unary_unary
+        method = handler_call_details.method
+        if handler is not None and handler.unary_unary is not None:
+            return self._answering(handler, method)
+        if handler is not None and handler.unary_stream is not None:
+            return self._streaming(handler, method)
+        return handler
 
-        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+    def _answering(self, handler: Found, method: str) -> Handler:
+        async def answer(request: Message, context: Context) -> Message:
             try:
-                response: Message = await behaviour(request, context)  # type: ignore[arg-type]  # typed for threads only
+                response: Message = await handler.unary_unary(request, context)
                 return response
-            except grpc.aio.AbortError:
-                raise  # the handler has given its own status
-            except IntegrationServerError as error:
-                self._log.info("refused", method=method, reason=error.reason)
-                status = rpc_status.to_status(status_of(error))
             except Exception as error:
-                # An exception's text may quote what it choked on, so only its kind and place are logged.
-                place = "".join(traceback.format_tb(error.__traceback__))
-                self._log.error("fault", method=method, kind=type(error).__qualname__, place=place)
-                status = rpc_status.to_status(status_pb2.Status(code=code_pb2.INTERNAL, message="internal error"))
-            return await context.abort(status.code, status.details, status.trailing_metadata)
+                return await self._end(error, method, context)
 
         return grpc.unary_unary_rpc_method_handler(
             answer,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+
+    def _streaming(self, handler: Found, method: str) -> Handler:
+        async def answers(request: Message, context: Context) -> AsyncIterator[Message]:
+            try:
+                async with aclosing(handler.unary_stream(request, context)) as stream:
+                    async for response in stream:
+                        yield response
+            except Exception as error:
+                await self._end(error, method, context)
+
+        return grpc.unary_stream_rpc_method_handler(
+            answers,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    async def _end(self, error: Exception, method: str, context: Context) -> NoReturn:
+        """End a call with the status of what was raised."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error  # the handler has given its own status
+        if isinstance(error, IntegrationServerError):
+            self._log.info("refused", method=method, reason=error.reason)
+            status = rpc_status.to_status(status_of(error))
+        else:
+            # An exception's text may quote what it choked on, so only its kind and place are logged.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            self._log.error("fault", method=method, kind=type(error).__qualname__, place=place)
+            status = rpc_status.to_status(status_pb2.Status(code=code_pb2.INTERNAL, message="internal error"))
+        await context.abort(status.code, status.details, status.trailing_metadata)

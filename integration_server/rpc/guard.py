@@ -92,7 +92,9 @@ class Doorkeeper:
         expire_time = admission.identity.expire_time
         if expire_time is not None and self._clock() >= expire_time:
             raise CallerUnknown("the token has expired since")
-        self._allowed(admission.method, admission.identity)
+        caller = self._allowed(admission.method, admission.identity)
+        if not caller.rights.reach.includes(admission.caller.rights.reach):
+            raise CallerNotAllowed  # what the call is about to be told may be out of its reach by now
 
     def _allowed(self, method: str, identity: Identity) -> Caller:
         caller = self._policy().caller_of(identity)

@@ -1,5 +1,7 @@
 """`integrations.v1.IntegrationService`: each method decodes, calls one use case and encodes."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,11 +12,15 @@ from integration_server.rpc import decoding, encoding
 from integration_server.rpc.guard import current_reach
 from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
+from integration_server.service.consuming import Consuming
 from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Change, Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import Clock
+from integration_server.service.receiving import Receiving
 from integration_server.service.revoking import Revoking
+from integration_server.service.watching import Watching
+from integration_server.service.webhook_secrets import WebhookSecrets
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -33,6 +39,10 @@ class UseCases:
     revoking: Revoking
     credentials: GivingCredentials
     monitoring: Monitoring
+    receiving: Receiving
+    consuming: Consuming
+    webhook_secrets: WebhookSecrets
+    watching: Watching
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
@@ -230,6 +240,86 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             decoding.scopes("required_scopes", request.required_scopes),
         )
         return pb.GetCredentialsResponse(credentials=encoding.credentials(usable))
+
+    async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
+        """Take what a provider sends by itself."""
+        answer = await self._do.receiving.receive_webhook(
+            decoding.integration_type(request.integration_type),
+            decoding.required_text("endpoint", request.endpoint, decoding.LONGEST_NAME),
+            decoding.webhook(request),
+        )
+        return encoding.webhook_answer(answer)
+
+    async def ListWebhookEvents(
+        self, request: pb.ListWebhookEventsRequest, context: Context
+    ) -> pb.ListWebhookEventsResponse:
+        """List what webhooks have brought."""
+        page = await self._do.consuming.list_webhook_events(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.required_text("consumer", request.consumer, decoding.LONGEST_CONSUMER),
+            decoding.page_size(request.page_size),
+            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+        )
+        return pb.ListWebhookEventsResponse(
+            events=map(encoding.webhook_event, page.events), next_page_token=page.next_page_token
+        )
+
+    async def AckWebhookEvents(
+        self, request: pb.AckWebhookEventsRequest, context: Context
+    ) -> pb.AckWebhookEventsResponse:
+        """Move a consumer's place."""
+        number = await self._do.consuming.acknowledge_webhook_events(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.required_text("consumer", request.consumer, decoding.LONGEST_CONSUMER),
+            decoding.event_number(request.number),
+        )
+        return pb.AckWebhookEventsResponse(number=number)
+
+    async def GetWebhookEndpoint(
+        self, request: pb.GetWebhookEndpointRequest, context: Context
+    ) -> pb.GetWebhookEndpointResponse:
+        """Tell an integration's own webhook address."""
+        address = await self._do.webhook_secrets.get_webhook_endpoint(
+            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
+        )
+        return pb.GetWebhookEndpointResponse(
+            webhook_url=address.url,
+            has_secret=address.has_secret,
+            set_time=encoding.timestamp(address.set_time),
+            former_expire_time=encoding.timestamp(address.former_expire_time),
+        )
+
+    async def SetWebhookSecret(
+        self, request: pb.SetWebhookSecretRequest, context: Context
+    ) -> pb.SetWebhookSecretResponse:
+        """Set or make what an integration's own webhooks are signed with."""
+        done = await self._do.webhook_secrets.set_webhook_secret(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.key("webhook_secret", request.webhook_secret),
+            decoding.duration("former_ttl", request.former_ttl) if request.HasField("former_ttl") else None,
+        )
+        return pb.SetWebhookSecretResponse(
+            webhook_url=done.url,
+            webhook_secret=done.made,
+            former_expire_time=encoding.timestamp(done.former_expire_time),
+        )
+
+    async def WatchIntegrations(
+        self, request: pb.WatchIntegrationsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchIntegrationsResponse]:
+        """Tell of what happens to integrations."""
+        stream = self._do.watching.watch(
+            decoding.user_id(request.user_id) if request.user_id else None,
+            decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
+            decoding.text("cursor", request.cursor, decoding.LONGEST_PARAMETER),
+            current_reach(),
+        )
+        async with aclosing(stream):
+            async for told in stream:
+                yield encoding.told(told)
 
 
 def _change(request: pb.UpdateIntegrationRequest) -> Change:

@@ -21,7 +21,13 @@ from pydantic_core import PydanticCustomError
 from integration_server.domain.integration import UserId
 from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.reloading import Contents, Unusable
-from integration_server.rpc.access import ABOUT_NOTHING_STORED, FOR_SIDECAR, FOR_USERS, Group
+from integration_server.rpc.access import (
+    ABOUT_NOTHING_STORED,
+    FOR_SIDECAR,
+    FOR_SIDECAR_ONLY,
+    FOR_USERS,
+    Group,
+)
 from integration_server.rpc.callers import Identity, Kind
 
 NameOf = Callable[[str], str]
@@ -99,6 +105,12 @@ def _for_users(group: Group) -> Group:
     return group
 
 
+def _for_services(group: Group) -> Group:
+    if group in FOR_SIDECAR_ONLY:
+        raise PydanticCustomError("for_the_sidecar", "is for the sidecar only")
+    return group
+
+
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 CertificateName = Annotated[Text, AfterValidator(_lower_unless_uri)]
 
@@ -148,7 +160,7 @@ class _Users(_Grant):
 
 
 class _Service(_Names, _Grant):
-    pass
+    groups: frozenset[Annotated[Group, AfterValidator(_for_services)]]
 
 
 class _File(_Part):

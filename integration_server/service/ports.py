@@ -12,6 +12,7 @@ from typing import Any, NewType, Protocol
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
@@ -323,6 +324,170 @@ class IntegrationStore(Protocol):
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
+
+
+# --- webhooks ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWebhookSecrets:
+    """What an integration's own webhooks are signed with, sealed; and what they were signed with before, until when."""
+
+    sealed_secret: bytes = field(repr=False)
+    set_time: datetime
+    sealed_former_secret: bytes | None = field(default=None, repr=False)
+    former_expire_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEndpoint:
+    """An integration as its own webhook address finds it."""
+
+    stored: StoredIntegration
+    secrets: StoredWebhookSecrets | None
+
+
+class WebhookEndpoints(Protocol):
+    """Integrations' own webhook addresses, whose last part is the integration's `uid`, and their secrets."""
+
+    async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
+        """The connected integration of this type with this address, whoever's."""
+
+    async def find_of(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
+        """The user's integration, pending or not."""
+
+    async def set_secrets(
+        self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
+    ) -> bool:
+        """Put secrets in the place of those before. False, and nothing changed, if others are there by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewWebhookEvent:
+    """An event about to be stored for an integration. `uid` is what its payload is sealed for."""
+
+    integration: Integration
+    uid: str
+    event_id: str
+    event_type: str
+    sealed_payload: bytes = field(repr=False)
+    ends_grant: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptWebhookEvent:
+    """An event as it is stored."""
+
+    number: int
+    uid: str
+    event_id: str
+    event_type: str
+    receive_time: datetime
+    sealed_payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookPage:
+    """Events in their order, and whether more follow."""
+
+    events: Sequence[KeptWebhookEvent]
+    is_last: bool
+
+
+class WebhookInbox(Protocol):
+    """What webhooks have brought, kept until it is too old, and how far each consumer has got.
+
+    An integration's events are numbered from 1 on, without gaps, in the order in which they became visible.
+    """
+
+    async def addressees(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
+        """The connected integrations of these accounts, whoever's."""
+
+    async def known(
+        self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
+    ) -> Collection[tuple[IntegrationId, str]]:
+        """Which of these events these integrations have already. Only reads: a repeated delivery costs no more."""
+
+    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+        """Store those that are not known, all or none; which they were.
+
+        One that ends the grant sets that failure with it, unless the integration was connected again since `now`.
+        An integration that is gone by now gets nothing.
+        """
+
+    async def list(self, integration: Integration, after: int, limit: int, most_bytes: int) -> WebhookPage:
+        """An integration's events above a number: at most `limit`, and of at most so many bytes, but for the first."""
+
+    async def place(self, integration: Integration, consumer: str) -> int:
+        """The number that the consumer has acknowledged last; 0 for none."""
+
+    async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
+        """Move the consumer's place there, unless it is further; where it is. None if there is no such event yet."""
+
+    async def prune(self, before: datetime) -> int:
+        """Forget some of everybody's events that came before then; how many there were. 0: none is left."""
+
+
+# --- watching ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """What became visible between two looks: numbers that mean something to the store only. `low` belongs to it,
+    `high` does not; it is that of the next batch."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event and its number, by which the events of a batch are ordered."""
+
+    number: int
+    event: IntegrationEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A batch that ends now, with the first of its events, and the store's own time."""
+
+    batch: EventBatch
+    time: datetime
+    events: Sequence[LoggedEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class EventWish:
+    """Whose events, and of which types; None means all."""
+
+    user_id: UserId | None = None
+    integration_types: frozenset[str] | None = None
+
+    def covers(self, event: IntegrationEvent) -> bool:
+        """Whether an event is among them."""
+        return self.user_id in {None, event.user_id} and (
+            self.integration_types is None or event.integration_type in self.integration_types
+        )
+
+
+class EventLog(Protocol):
+    """What happened to integrations, in the order in which it became visible; kept for some time.
+
+    A batch that was ended by a look never changes afterwards, and nothing appears before its end.
+    """
+
+    async def end(self) -> tuple[int, datetime]:
+        """Where a batch that ends now has its end, and the store's own time."""
+
+    async def glance(self, low: int, limit: int) -> Glance:
+        """The batch from there up to now, for the one who looks all the time."""
+
+    async def read(self, batch: EventBatch, after: int, wish: EventWish, limit: int) -> Sequence[LoggedEvent]:
+        """Events of a batch with a number above `after`."""
+
+    async def prune(self, keep: timedelta) -> int:
+        """Forget some of what is older, on the store's own clock; how much it was. 0: nothing is left."""
 
 
 class Work(Enum):

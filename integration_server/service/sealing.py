@@ -66,6 +66,16 @@ def callback_place(attempt_id: str, user_id: str, integration_type: str) -> Plac
     return Place("connection_attempts", "sealed_callback", attempt_id, user_id, integration_type)
 
 
+def webhook_secret_place(uid: str, user_id: str, integration_type: str) -> Place:
+    """Where the secret of an integration's webhooks belongs. A former one keeps it, beside the one that came after."""
+    return Place("webhook_secrets", "sealed_secret", uid, user_id, integration_type)
+
+
+def payload_place(uid: str, user_id: str, integration_type: str) -> Place:
+    """Where the payload of a webhook event belongs. The uid is the event's."""
+    return Place("webhook_events", "sealed_payload", uid, user_id, integration_type)
+
+
 def chain_key_place(chain_id: str, *_owner: str) -> Place:
     """Where the key of a chain of the audit log belongs. A chain is nobody's."""
     return Place("audit_chains", "sealed_key", chain_id)

@@ -1,6 +1,6 @@
 """The sidecar's ASGI app: which path leads where."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -15,19 +15,30 @@ from integration_server.sidecar.limits import HttpLimits, RequestLimits
 from integration_server.sidecar.middleware import AccessLog, FixedHeaders, safe_headers
 from integration_server.sidecar.pages import Pages
 from integration_server.sidecar.probes import CheckHealth, ReadinessProbe, live
+from integration_server.sidecar.webhooks import ReceiveWebhook, WebhookEndpoint
 
 CALLBACK_PATH = "/api/v1/integrations/callback"
+WEBHOOK_PATH = "/api/v1/webhooks/{integration_type}/{endpoint}"
 
 
-def create_app(*, handle_callback: HandleCallback, check_health: CheckHealth, limits: HttpLimits) -> Starlette:
-    """The app, over the RPCs that it is a client of."""
+def create_app(
+    *,
+    handle_callback: HandleCallback,
+    receive_webhook: ReceiveWebhook,
+    check_health: CheckHealth,
+    limits: HttpLimits,
+    public_url: str,
+) -> Starlette:
+    """The app, over the RPCs that it is a client of. `public_url` is where it is for those outside."""
     pages = Pages()
     answers = Answers(pages)
     callback = CallbackEndpoint(handle_callback, answers)
+    webhook = WebhookEndpoint(receive_webhook, answers, public_url)
     app = Starlette(
         routes=[
-            _get_only(CALLBACK_PATH, callback.receive),
-            _get_only(f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
+            _only(["GET"], CALLBACK_PATH, callback.receive),
+            _only(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
+            _only(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             Route("/healthz", live),
             Route("/readyz", ReadinessProbe(check_health).ready),
         ],
@@ -43,8 +54,8 @@ def create_app(*, handle_callback: HandleCallback, check_health: CheckHealth, li
     return app
 
 
-def _get_only(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+def _only(methods: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     """A route without the HEAD that Starlette adds to GET: looking ahead at a link must not use its state up."""
     route = Route(path, endpoint)
-    route.methods = {"GET"}
+    route.methods = set(methods)
     return route

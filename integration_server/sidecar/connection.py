@@ -16,7 +16,12 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.pem import certificate_problems, pair_problems
 from integration_server.reloading import Contents, Reloaded, Unusable
-from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
+from integrations.v1.integration_service_pb2 import (
+    HandleCallbackRequest,
+    HandleCallbackResponse,
+    ReceiveWebhookRequest,
+    ReceiveWebhookResponse,
+)
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 if TYPE_CHECKING:
@@ -89,6 +94,11 @@ class Connection:
         """The RPC. `timeout` is in seconds."""
         line = self._lines.value
         return line.service.HandleCallback(request, timeout=timeout, metadata=line.metadata)
+
+    def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]:
+        """The RPC. `timeout` is in seconds."""
+        line = self._lines.value
+        return line.service.ReceiveWebhook(request, timeout=timeout, metadata=line.metadata)
 
     def check_health(self, request: HealthCheckRequest, *, timeout: float) -> Awaitable[HealthCheckResponse]:
         """The RPC. `timeout` is in seconds."""

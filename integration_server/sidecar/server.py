@@ -15,13 +15,22 @@ from integration_server.sidecar.protocol import limited_protocol
 
 
 @asynccontextmanager
-async def run_sidecar(*, server: Connection, host: str, port: int, limits: HttpLimits) -> AsyncIterator[str]:
-    """Yields the base URL. Port 0 takes one that is free. The connection to the server is closed in the end.
+async def run_sidecar(
+    *, server: Connection, host: str, port: int, limits: HttpLimits, public_url: str
+) -> AsyncIterator[str]:
+    """Yields the base URL, which outside may be `public_url`. Port 0 takes one that is free. The connection to the
+    server is closed in the end.
 
     Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
     says no. On leaving, no more connections are taken, and requests under way have some seconds to finish.
     """
-    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=limits)
+    app = create_app(
+        handle_callback=server.handle_callback,
+        receive_webhook=server.receive_webhook,
+        check_health=server.check_health,
+        limits=limits,
+        public_url=public_url,
+    )
     async with aclosing(server):
         with _listener(host, port) as listener:
             http = _QuietServer(_config(app, limits))

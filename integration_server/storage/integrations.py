@@ -6,11 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
-    Boolean,
     ColumnElement,
     Row,
-    Update,
     and_,
     bindparam,
     case,
@@ -74,7 +71,6 @@ class SqlIntegrations:
     def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
         self._on_change = on_change
-        self._record_failure = _record_failure()
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
@@ -257,20 +253,15 @@ class SqlIntegrations:
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read."""
-        values = {
-            "of_id": integration.integration_id,
-            "of_user": integration.user_id,
-            "of_version": integration.version,
-            "error_class": failure.error_class,
-            "error_time": failure.time,
-            "error_message": failure.message,
-            "retry_time": retry_time,
-            "refusals": refusals,
-            "due_time": refresh_due_time,
-            "is_dead": reauthorization_required,
-        }
+        values = setback_values(
+            failure,
+            reauthorization_required=reauthorization_required,
+            retry_time=retry_time,
+            refusals=refusals,
+            refresh_due_time=refresh_due_time,
+        )
         async with self._changing(integration.integration_id, once=True) as connection:
-            await connection.execute(self._record_failure, values)
+            await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
     async def update(
         self,
@@ -429,33 +420,31 @@ def failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
+def setback_values(
+    failure: Failure,
+    *,
+    reauthorization_required: bool,
+    retry_time: datetime | None = None,
+    refusals: int = 0,
+    refresh_due_time: datetime | None = None,
+) -> dict[str, Any]:
+    """The columns after a failure that says something of the grant."""
+    due_time = bindparam(None, refresh_due_time, UtcDateTime)
+    values = failure_values(failure) | {
+        "refresh_retry_time": retry_time,
+        "refresh_refusals": refusals,
+        # What is never refreshed ahead of need stays so.
+        "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),
+    }
+    return {**values, "reauthorization_required": True} if reauthorization_required else values
+
+
 # --- conditions --------------------------------------------------------------------------------------------------
 
 
-def is_of(
-    integration_id: IntegrationId | BindParameter[int], user_id: UserId | BindParameter[str]
-) -> tuple[ColumnElement[bool], ...]:
+def is_of(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
     """The user's integration, and nobody else's."""
     return (_T.integration_id == integration_id, _T.user_id == user_id)
-
-
-def _record_failure() -> Update:
-    """The statement, built once: where a provider fails, it is often run."""
-    return (
-        update(integrations)
-        .where(*is_of(bindparam("of_id"), bindparam("of_user")), _T.version == bindparam("of_version"))
-        .values(
-            last_error_class=bindparam("error_class"),
-            last_error_time=bindparam("error_time"),
-            last_error_message=bindparam("error_message"),
-            error_count=_T.error_count + 1,
-            refresh_retry_time=bindparam("retry_time"),
-            refresh_refusals=bindparam("refusals"),
-            # What is never refreshed ahead of need stays so.
-            refresh_due_time=case((_T.refresh_due_time.is_not(None), bindparam("due_time", type_=UtcDateTime))),
-            reauthorization_required=or_(_T.reauthorization_required, bindparam("is_dead", type_=Boolean)),
-        )
-    )
 
 
 def _is_at_version(integration: Integration) -> tuple[ColumnElement[bool], ...]:

@@ -8,8 +8,23 @@ from sqlalchemy import Column, Row, Select, Table, Update, bindparam, func, sele
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.ports import Place
-from integration_server.service.sealing import callback_place, chain_key_place, credentials_place, verifier_place
-from integration_server.storage.tables import audit_chains, connection_attempts, data_key_id, integrations, revocations
+from integration_server.service.sealing import (
+    callback_place,
+    chain_key_place,
+    credentials_place,
+    payload_place,
+    verifier_place,
+    webhook_secret_place,
+)
+from integration_server.storage.tables import (
+    audit_chains,
+    connection_attempts,
+    data_key_id,
+    integrations,
+    revocations,
+    webhook_events,
+    webhook_secrets,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +90,24 @@ SEALED_COLUMNS = (
         connection_attempts.c.attempt_id,
         (connection_attempts.c.attempt_id, connection_attempts.c.user_id, connection_attempts.c.integration_type),
         callback_place,
+    ),
+    SealedColumn(
+        webhook_secrets.c.sealed_secret,
+        webhook_secrets.c.integration_id,
+        (webhook_secrets.c.uid, webhook_secrets.c.user_id, webhook_secrets.c.integration_type),
+        webhook_secret_place,
+    ),
+    SealedColumn(
+        webhook_secrets.c.sealed_former_secret,
+        webhook_secrets.c.integration_id,
+        (webhook_secrets.c.uid, webhook_secrets.c.user_id, webhook_secrets.c.integration_type),
+        webhook_secret_place,
+    ),
+    SealedColumn(
+        webhook_events.c.sealed_payload,
+        webhook_events.c.webhook_event_id,
+        (webhook_events.c.uid, webhook_events.c.user_id, webhook_events.c.integration_type),
+        payload_place,
     ),
     SealedColumn(
         audit_chains.c.sealed_key,

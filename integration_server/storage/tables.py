@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     and_,
     func,
     literal_column,
@@ -105,6 +106,7 @@ integrations = Table(
     Column("refresh_refusals", Integer, nullable=False, server_default="0"),
     Column("refresh_due_time", UtcDateTime),
     Column("check_due_time", UtcDateTime),
+    Column("last_webhook_number", BigInteger, nullable=False, server_default="0"),
     Column("sealed_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
     Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
@@ -219,6 +221,69 @@ integration_changes = Table(
     sqlite_autoincrement=True,
 )
 """What changed lately, so that no replica serves what it remembers of it. On the database's clock."""
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
+    Column("uid", String(255), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("sealed_secret", LargeBinary, nullable=False),
+    Column("set_time", UtcDateTime, nullable=False),
+    Column("sealed_former_secret", LargeBinary),
+    Column("former_expire_time", UtcDateTime),
+)
+"""What integrations' own webhooks are signed with, where that was set, and was before. Sealed for the place of its
+integration, whose uid, user and type stand beside it."""
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("webhook_event_id", _Id, Identity(), primary_key=True),
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("event_id", String(255), nullable=False),
+    Column("uid", String(255), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("event_type", String(255), nullable=False),
+    Column("receive_time", UtcDateTime, nullable=False, index=True),
+    Column("sealed_payload", LargeBinary, nullable=False),
+    UniqueConstraint("integration_id", "number"),
+    UniqueConstraint("integration_id", "event_id"),
+    sqlite_autoincrement=True,
+)
+"""What webhooks have brought, numbered for each integration as `integrations.last_webhook_number` counts. `event_id` is
+the provider's; `uid` is the row's own, made before it, which its payload is bound to."""
+
+webhook_places = Table(
+    "webhook_places",
+    metadata,
+    Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
+    Column("consumer", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+"""How far each consumer has acknowledged an integration's webhook events."""
+
+integration_events = Table(
+    "integration_events",
+    metadata,
+    Column("event_number", _Id, Identity(), primary_key=True),
+    Column("transaction_id", BigInteger, index=True),
+    Column("integration_id", _Id, nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("integration_type", String(255), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("status_before", String(16)),
+    Column("status_after", String(16)),
+    Column("webhook_number", BigInteger),
+    Column("event_time", UtcDateTime, nullable=False, index=True),
+    Index("ix_integration_events_user_id_event_number", "user_id", "event_number"),
+    sqlite_autoincrement=True,
+)
+"""What happened to integrations, for those who watch: written by triggers, on the database's clock, and kept when the
+integration is gone. `transaction_id` is the writing transaction's, with PostgreSQL only; see `events.py`."""
 
 audit_chains = Table(
     "audit_chains",

@@ -6,7 +6,13 @@ from typing import Any
 from sqlalchemy import Executable, Row, delete
 
 from integration_server.storage.engine import open_database
-from integration_server.storage.tables import connection_attempts, health_checks, integrations, revocations
+from integration_server.storage.tables import (
+    connection_attempts,
+    health_checks,
+    integration_events,
+    integrations,
+    revocations,
+)
 
 
 async def execute(database_url: str, *statements: Executable) -> None:
@@ -24,4 +30,5 @@ async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
 
 async def wipe(database_url: str) -> None:
     """Remove everything but the keys."""
-    await execute(database_url, *map(delete, (connection_attempts, health_checks, integrations, revocations)))
+    tables = (connection_attempts, health_checks, integrations, revocations, integration_events)
+    await execute(database_url, *map(delete, tables))

@@ -13,14 +13,17 @@ from cryptography import x509
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.system import ShiftedClock, System, query_of, running_system
+from tests.hooked import APP_SECRET_SETTING, register_hooked
 from tests.tokens import TokenIssuer
 from tools.certificates import SERVER, Authority, Pair
 
 TRUST_DOMAIN = "spiffe://integrations.example"
 
+APP_SECRET = "the secret of the app's own webhooks"
+
 POLICY = f"""
 [users]
-groups = ["read", "connect", "manage", "check", "callbacks"]
+groups = ["read", "connect", "manage", "check", "callbacks", "watch"]
 integration_types = ["*"]
 
 [sidecar]
@@ -29,12 +32,14 @@ certificates = ["{TRUST_DOMAIN}/sidecar"]
 [services.backend]
 certificates = ["{TRUST_DOMAIN}/backend"]
 tokens = ["backend"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "health", "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
+  "reflection"]
 integration_types = ["*"]
 
 [services.other_type]
 certificates = ["other-type.integrations.example"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "health", "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
+  "reflection"]
 integration_types = ["sandbox_api_key"]
 
 [services.bystander]
@@ -165,7 +170,12 @@ async def running_guarded(database_url: str, folder: Path, **settings: str) -> A
     """Such a system on a migrated database. Callbacks have to be confirmed."""
     office = Office(folder)
     async with (
-        running_system(database_url, **{**office.settings, "DIRECT_COMPLETION": "false", **settings}) as system,
+        running_system(
+            database_url,
+            further_providers=[lambda factory, _: register_hooked(factory)],
+            environment={APP_SECRET_SETTING: APP_SECRET},
+            **{**office.settings, "DIRECT_COMPLETION": "false", **settings},
+        ) as system,
         AsyncExitStack() as stack,
     ):
         yield GuardedSystem(system, office, stack)

@@ -48,11 +48,19 @@ METHODS: dict[str, Any] = {
     "ListHealthChecks": pb.ListHealthChecksRequest(user_id="ada", integration_id=1),
     "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
     "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
+    "ReceiveWebhook": pb.ReceiveWebhookRequest(
+        integration_type="sandbox", endpoint="app", url="https://x.example", method="POST"
+    ),
+    "ListWebhookEvents": pb.ListWebhookEventsRequest(user_id="ada", integration_id=1, consumer="mail"),
+    "AckWebhookEvents": pb.AckWebhookEventsRequest(user_id="ada", integration_id=1, consumer="mail", number=1),
+    "GetWebhookEndpoint": pb.GetWebhookEndpointRequest(user_id="ada", integration_id=1),
+    "SetWebhookSecret": pb.SetWebhookSecretRequest(user_id="ada", integration_id=1),
+    "WatchIntegrations": pb.WatchIntegrationsRequest(user_id="ada"),
 }
 """One request that has the right form, for each method that takes any."""
 
 
-def with_fields(method: str, **fields: Any) -> Any:
+def with_fields(method: str, /, **fields: Any) -> Any:
     """The method's right request with other fields."""
     request = type(METHODS[method])()
     request.CopyFrom(METHODS[method])
@@ -63,8 +71,14 @@ def with_fields(method: str, **fields: Any) -> Any:
 async def answers_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, Refusal]:
     """How each request is refused, by the case's name."""
     return {
-        name: await refusal_of(getattr(system.service, method)(request)) for name, (method, request) in cases.items()
+        name: await refusal_of(first_answer(getattr(system.service, method)(request)))
+        for name, (method, request) in cases.items()
     }
+
+
+async def first_answer(call: Any) -> Any:
+    """The answer, or a stream's first."""
+    return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
 
 
 def fields_of(method: str, *kinds: int) -> Iterator[Any]:
@@ -83,8 +97,10 @@ async def test_every_method_that_takes_anything_is_tried() -> None:
 async def test_a_user_is_named_in_1_to_128_characters(system: System) -> None:
     wrong = {"empty": "", "129 characters": "ü" * 129, "NUL": "ada\0"}
     cases = {}
-    for method in METHODS.keys() - {"HandleCallback"}:
+    for method in METHODS.keys() - {"HandleCallback", "ReceiveWebhook"}:
         for name, user_id in wrong.items():
+            if method == "WatchIntegrations" and not user_id:
+                continue  # a service watches everybody's
             request = with_fields(method)
             request.user_id = user_id
             cases[f"{method}, {name}"] = (method, request)
@@ -118,7 +134,7 @@ async def test_an_integration_is_named_by_a_positive_number(system: System) -> N
 
 async def test_a_type_must_be_known_and_of_the_right_kind(system: System) -> None:
     unknown = Refusal(INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
-    methods = ("Connect", "ConnectWithApiKey", "ListIntegrations")
+    methods = ("Connect", "ConnectWithApiKey", "ListIntegrations", "WatchIntegrations")
     cases = {method: (method, with_fields(method, integration_type="no_such_type")) for method in methods}
     assert await answers_to(system, cases) == dict.fromkeys(cases, unknown)
 
@@ -181,6 +197,11 @@ async def test_texts_have_their_limits(system: System) -> None:
         "api_key": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", api_key="k" * 4097)),
         "api_secret": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", api_secret="k\r\nX-Evil: 1")),
         "page_token": ("ListIntegrations", with_fields("ListIntegrations", page_token="p" * 10_000)),
+        "cursor": ("WatchIntegrations", with_fields("WatchIntegrations", cursor="c" * 10_000)),
+        "consumer": ("ListWebhookEvents", with_fields("ListWebhookEvents", consumer="c" * 65)),
+        "endpoint": ("ReceiveWebhook", with_fields("ReceiveWebhook", endpoint="e" * 256)),
+        "method": ("ReceiveWebhook", with_fields("ReceiveWebhook", method="M" * 17)),
+        "url": ("ReceiveWebhook", with_fields("ReceiveWebhook", url="https://x.example/" + "u" * 16 * 1024)),
     }
     assert await answers_to(system, cases) == {field: invalid(field) for field in cases}
 

@@ -89,7 +89,9 @@ async def quiet_server(database_url: str, database: Database, *, looks_first: bo
         server = build_grpc_server(settings, servicer, Health([]), Guard(), trail, utc_now)
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
-        sidecar = run_sidecar(server=Connection(target), host="127.0.0.1", port=0, limits=http_limits_of(settings))
+        sidecar = run_sidecar(
+            server=Connection(target), host="127.0.0.1", port=0, limits=http_limits_of(settings), public_url=""
+        )
         url = await stack.enter_async_context(sidecar)
         yield await stack.enter_async_context(clients_of(target, url))
 

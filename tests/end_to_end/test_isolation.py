@@ -21,7 +21,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from integration_server.rpc.access import GROUPS
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.guarded import GuardedSystem, Visitor, begin, connect, running_guarded
+from tests.end_to_end.guarded import APP_SECRET, GuardedSystem, Visitor, begin, connect, running_guarded
+from tests.hooked import HOOKED, body_of, signed
 from tools.certificates import Pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -48,6 +49,12 @@ ListHealthChecks       ok       absent     absent      denied     denied    deni
 RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ReceiveWebhook         denied   denied     denied      denied     denied    ok       denied   denied    denied        unknown
+ListWebhookEvents      ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+AckWebhookEvents       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+GetWebhookEndpoint     ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+SetWebhookSecret       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+WatchIntegrations      ok       quiet      quiet       denied     denied    denied   ok       quiet     denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -65,6 +72,7 @@ class Scene:
     guarded: GuardedSystem
     callers: dict[str, Visitor]
     integration_id: int
+    hooked_id: int
 
     @property
     def backend(self) -> Visitor:
@@ -92,7 +100,18 @@ async def set_scene(guarded: GuardedSystem) -> Scene:
         "grace_as_ada": grace,
         "nobody": await guarded.nameless(),
     }
-    return Scene(guarded, callers, await connect(guarded, backend))
+    return Scene(guarded, callers, await connect(guarded, backend), await connect_hooked(guarded, backend))
+
+
+async def connect_hooked(guarded: GuardedSystem, backend: Visitor) -> int:
+    """An integration of ada's that has had a webhook."""
+    request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type=HOOKED, api_key="ada:key")
+    connected = await backend.service.ConnectWithApiKey(request)
+    body = body_of({"id": "e-1", "account": "ada"})
+    url = f"{guarded.system.sidecar_url}/api/v1/webhooks/{HOOKED}/app"
+    answer = await guarded.system.browser.post(url, content=body, headers=signed(body, APP_SECRET))
+    assert answer.status_code == 202
+    return int(connected.integration.integration_id)
 
 
 def other_type_certificate(guarded: GuardedSystem) -> Pair:
@@ -172,7 +191,7 @@ async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
 
 async def call(visitor: Visitor, path: str, method: MethodDescriptor, request: Message) -> Message:
     """Make a call of any kind; the first answer of a stream."""
-    is_stream = method.name in {"Watch", "ServerReflectionInfo"}
+    is_stream = method.server_streaming
     make: Callable[..., Any] = visitor.channel.unary_stream if is_stream else visitor.channel.unary_unary
     answer_class = message_factory.GetMessageClass(method.output_type)
     rpc = make(path, request_serializer=type(request).SerializeToString, response_deserializer=answer_class.FromString)
@@ -208,6 +227,14 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
         values["confirmation_token"] = await held(scene) if exists else FORGED
     elif "integration_id" in fields:
         values["integration_id"] = scene.integration_id if exists else ABSENT
+    if method.name == "ReceiveWebhook":
+        values |= {"integration_type": HOOKED, "endpoint": "app", "url": "https://x.example", "method": "POST"}
+    if exists and "Webhook" in method.name and "integration_id" in fields:
+        values["integration_id"] = scene.hooked_id
+    if method.name in {"ListWebhookEvents", "AckWebhookEvents"}:
+        values |= {"consumer": "mail"}
+    if method.name == "AckWebhookEvents":
+        values["number"] = 1
     if method.name == "UpdateIntegration":
         values["name"] = "renamed"
     if method.name == "ServerReflectionInfo":
@@ -237,13 +264,15 @@ async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(scene: S
         (path, method) for path, method in (await reflected_methods(scene.backend)).items() if method.name == name
     )
     outcome, visitor = CELLS[name, column], scene.callers[column]
-    if outcome in {"ok", "empty"}:
+    if outcome in {"ok", "empty", "quiet"}:
         if name == "DisconnectIntegration":
             scene = replace(scene, integration_id=await connect(scene.guarded, scene.backend, account="grace"))
         answer = await call(visitor, path, method, await request_for(scene, method, column))
         if outcome == "empty":
             nobodys = await call(scene.backend, path, method, message_factory.GetMessageClass(method.input_type)(**NEW))
             assert without_time(answer) == without_time(nobodys)
+        if outcome == "quiet":
+            assert not answer.HasField("event")  # see the test of streams below
         await tidy(scene)
         return
 
@@ -346,4 +375,44 @@ async def test_integrations_out_of_reach_are_not_there_in_lists_either(scene: Sc
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
     got = await service.GetCredentials(pb.GetCredentialsRequest(integration_id=other, user_id="ada"))
     assert got.credentials.api_key.api_key == key
+    await tidy(scene)
+
+
+async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scene: Scene) -> None:
+    wanted = {
+        "backend, for all": ("backend", pb.WatchIntegrationsRequest()),
+        "backend, for ada": ("backend", pb.WatchIntegrationsRequest(user_id="ada")),
+        "backend, for grace": ("backend", pb.WatchIntegrationsRequest(user_id="grace")),
+        "backend, the type": ("backend", pb.WatchIntegrationsRequest(integration_type="sandbox")),
+        "backend, another type": ("backend", pb.WatchIntegrationsRequest(integration_type=HOOKED)),
+        "a service of other types": ("other_type", pb.WatchIntegrationsRequest()),
+        "ada": ("ada", pb.WatchIntegrationsRequest()),
+        "grace": ("grace", pb.WatchIntegrationsRequest()),
+    }
+    streams = {}
+    for name, (column, request) in wanted.items():
+        visitor = scene.callers[column]
+        streams[name] = visitor.service.WatchIntegrations(request, metadata=visitor.metadata, timeout=30)
+        assert not (await streams[name].read()).HasField("event")
+    update = pb.UpdateIntegrationRequest(user_id="ada", integration_id=scene.integration_id, name="watched")
+    await scene.backend.service.UpdateIntegration(update)
+    # The same for grace, who is told of it next: nothing of ada's came before.
+    key = scene.guarded.system.sandbox.api_key.key
+    with_key = pb.ConnectWithApiKeyRequest(user_id="grace", integration_type="sandbox_api_key", api_key=key)
+    hers = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    with_key.user_id, with_key.integration_type, with_key.api_key = "ada", HOOKED, "other:key"
+    hooked = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    first_told = {name: (await stream.read()).event.integration_id for name, stream in streams.items()}
+    assert first_told == {
+        "backend, for all": scene.integration_id,
+        "backend, for ada": scene.integration_id,
+        "backend, for grace": hers,
+        "backend, the type": scene.integration_id,
+        "backend, another type": hooked,
+        "a service of other types": hers,
+        "ada": scene.integration_id,
+        "grace": hers,
+    }
+    for stream in streams.values():
+        stream.cancel()
     await tidy(scene)

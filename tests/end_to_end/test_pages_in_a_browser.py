@@ -234,7 +234,9 @@ class Spoilt:
     """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
-        self._app = create_app(handle_callback=_connected, check_health=_unasked, limits=USUAL)
+        self._app = create_app(
+            handle_callback=_connected, receive_webhook=_unasked, check_health=_unasked, limits=USUAL, public_url=""
+        )
         self._injected = injected.encode()
         self._without = without.encode()
         self.arrived: list[Request] = []

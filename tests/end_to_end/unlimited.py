@@ -28,7 +28,13 @@ async def main() -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    app = create_app(handle_callback=nothing, check_health=nothing, limits=replace(USUAL, body_bytes=1 << 40))
+    app = create_app(
+        handle_callback=nothing,
+        receive_webhook=nothing,
+        check_health=nothing,
+        limits=replace(USUAL, body_bytes=1 << 40),
+        public_url="",
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sidecar = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(json.dumps({"event": "serving", "grpc": f"127.0.0.1:{port}", "sidecar": sidecar}), flush=True)

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,15 +15,20 @@ from integration_server.bootstrap import BuildStores, Stores, running_server, sq
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.lifecycle import stop_signals
 from integration_server.logs import configure_logging
-from integration_server.service.ports import Lease, NewCredentials
+from integration_server.providers.factory import ProviderFactory
+from integration_server.service.ports import Lease, NewCredentials, NewWebhookEvent
 from integration_server.service.tasks import ServerTasks
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from tests.hooked import register_hooked
 
 T = TypeVar("T")
 
 AT_THE_COMMIT = "at the commit"
+WITH_WEBHOOKS = "with webhooks"
+WITHOUT_DEDUPLICATION = "with webhooks, without deduplication"
 
 
 class LeasesForAll:
@@ -84,12 +89,29 @@ class NeverCommitting(SqlIntegrations):
         raise AssertionError
 
 
+class Forgetful(SqlWebhookInbox):
+    """Without deduplication: every delivery is an event of its own."""
+
+    async def known(
+        self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
+    ) -> Collection[tuple[IntegrationId, str]]:
+        """Nothing is."""
+        del integration_ids, event_ids
+        return ()
+
+    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+        """Add them under names that none had before."""
+        renamed = [replace(event, event_id=f"{event.event_id} {event.uid}") for event in events]
+        return await super().add(renamed, now)
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """What `running_server` is given in place of its own."""
 
     build_stores: BuildStores = sql_stores
     server_tasks: Callable[[], ServerTasks] = ServerTasks
+    further_providers: Sequence[Callable[[ProviderFactory], None]] = ()
 
 
 def without_lease(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
@@ -106,12 +128,19 @@ def keeping_in(kind: type[SqlIntegrations]) -> BuildStores:
     return build
 
 
+def forgetting(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
+    """Nothing is known to have come before."""
+    return replace(sql_stores(settings, database, on_change), inbox=Forgetful(database, on_change))
+
+
 VARIANTS: Mapping[str, Variant] = {
     "": Variant(),
     "without lease": Variant(without_lease),
     "without shield": Variant(server_tasks=CallersTasks),
     "without fence": Variant(keeping_in(UnfencedIntegrations)),
     "never committing": Variant(keeping_in(NeverCommitting)),
+    WITH_WEBHOOKS: Variant(further_providers=[register_hooked]),
+    WITHOUT_DEDUPLICATION: Variant(forgetting, further_providers=[register_hooked]),
 }
 
 
@@ -128,6 +157,7 @@ async def serve(variant: Variant, environment: Mapping[str, str]) -> None:
             key=settings.encryption_key,
             build_stores=variant.build_stores,
             server_tasks=variant.server_tasks,
+            further_providers=variant.further_providers,
         ) as running,
     ):
         structlog.get_logger(__name__).info("serving", grpc=running.grpc_address, sidecar=running.sidecar_url)

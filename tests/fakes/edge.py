@@ -1,6 +1,7 @@
 """The gRPC edge without gRPC's transport: requests and answers as bytes, handlers behind the interceptor."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -113,21 +114,27 @@ class Edge:
         register(self._server)
 
     async def call(self, method: str, request: Message) -> Any:
-        """The answer. Raises `Refused`."""
+        """The answer; of a stream the first one. Raises `Refused`."""
         handler = await self._handler(method)
         context: Any = FakeContext()
         try:
-            answer: Any = await handler.unary_unary(_received(handler, request), context)
+            answer: Any = await _first_answer(handler, _received(handler, request), context)
         except grpc.aio.AbortError:
             raise context.refused from None
         return type(answer).FromString(handler.response_serializer(answer))
 
     async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
-        """The answers of a streaming method."""
+        """The answers of a streaming method, which raise `Refused`."""
         handler = await self._handler(method)
+        return self._answers(handler, _received(handler, request))
+
+    async def _answers(self, handler: Handler, request: Any) -> AsyncIterator[Any]:
         context: Any = FakeContext()
-        answers: Any = handler.unary_stream(_received(handler, request), context)
-        return aiter(answers)
+        try:
+            async for answer in handler.unary_stream(request, context):
+                yield answer
+        except grpc.aio.AbortError:
+            raise context.refused from None
 
     async def _handler(self, method: str) -> Handler:
         details = Details(f"/{self._service}/{method}")
@@ -136,6 +143,13 @@ class Edge:
             return self._server.handlers[details.method]
 
         return await self._interceptor.intercept_service(find, details)
+
+
+async def _first_answer(handler: Handler, request: Any, context: Any) -> Any:
+    if not handler.response_streaming:
+        return await handler.unary_unary(request, context)
+    async with aclosing(handler.unary_stream(request, context)) as answers:
+        return await anext(answers)
 
 
 def _received(handler: Handler, request: Message) -> Any:

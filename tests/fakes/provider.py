@@ -11,8 +11,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.ports import NewAccount, Provider
+from tests import hooked
 from tests.fakes.clock import SettableClock
 
 HOUR = timedelta(hours=1)
@@ -53,6 +54,7 @@ class FakeProvider:
     gate: asyncio.Event | None = None
 
     takes_webhooks: bool = False
+    app_secrets: Sequence[str] = ()
 
     challenges: list[str] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)
@@ -144,12 +146,15 @@ class FakeProvider:
         )
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """None but those that are stored."""
-        return ()
+        """The app's as the test says; an integration's that of its key."""
+        if credentials is None:
+            return self.app_secrets
+        secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
+        return [secret] if secret else []
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """Takes nothing."""
-        raise WebhookForged
+        """As `hooked.py` signs it."""
+        return hooked.receive(request, secrets)
 
 
 class FakeProviders:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
+from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.ports import (
@@ -28,6 +29,7 @@ from integration_server.service.ports import (
 )
 
 _NO_FAILURE: Mapping[str, Any] = {"last_error": None, "error_count": 0}
+_UPDATED = ("name", "config", "is_active", "account_id", "account_label", "scopes", "missing_scopes")
 _NO_SETBACK: Mapping[str, Any] = {
     **_NO_FAILURE,
     "reauthorization_required": False,
@@ -77,6 +79,7 @@ class Rows:
         self.checks: list[HealthCheck] = []
         self.leases: dict[IntegrationId, LeaseRow] = {}
         self.revocations: dict[int, RevocationRow] = {}
+        self.events: list[IntegrationEvent] = []
         self.away = False
         self._last_id = 0
         self._revocation_ids = itertools.count(1)
@@ -87,8 +90,8 @@ class Rows:
         if self.away:
             raise StoreUnavailable
 
-    def add(self, new: NewIntegration, now: datetime) -> Integration:
-        """A row that is still pending."""
+    def add(self, new: NewIntegration, now: datetime, **values: Any) -> Integration:
+        """A row that is still pending, unless these values say otherwise."""
         self._last_id += 1
         integration = Integration(
             integration_id=IntegrationId(self._last_id),
@@ -101,7 +104,10 @@ class Rows:
             name=new.name,
             config=new.config,
         )
-        self.integrations[integration.integration_id] = StoredIntegration(integration, None)
+        sealed = values.pop("sealed_credentials", None)
+        integration = replace(integration, **values)
+        self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
+        self.tell(EventKind.CREATED, None, integration)
         return integration
 
     def set(self, integration: Integration, **values: Any) -> Integration:
@@ -110,7 +116,36 @@ class Rows:
         sealed = values.pop("sealed_credentials", before.sealed_credentials)
         integration = replace(integration, **values)
         self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
+        self._tell_change(before.integration, integration)
         return integration
+
+    def tell(
+        self, kind: EventKind, before: Integration | None, after: Integration | None, webhook_number: int | None = None
+    ) -> None:
+        """Write down what happened, as a database's triggers do."""
+        row = after or before
+        assert row is not None
+        is_webhook = kind is EventKind.WEBHOOK_RECEIVED
+        self.events.append(
+            IntegrationEvent(
+                kind,
+                self.clock(),
+                row.integration_id,
+                row.user_id,
+                row.integration_type,
+                None if before is None or is_webhook else before.status(self.clock()),
+                None if after is None or is_webhook else after.status(self.clock()),
+                webhook_number,
+            )
+        )
+
+    def _tell_change(self, before: Integration, after: Integration) -> None:
+        if before.is_connected and any(getattr(before, name) != getattr(after, name) for name in _UPDATED):
+            self.tell(EventKind.UPDATED, before, after)
+        if before.is_connected and before.version != after.version:
+            self.tell(EventKind.CREDENTIALS_REFRESHED, before, after)
+        if before.status(self.clock()) != after.status(self.clock()):
+            self.tell(EventKind.STATUS_CHANGED, before, after)
 
     def put(self, grant: OrphanedGrant) -> int:
         """A grant in the outbox, due now."""
@@ -127,7 +162,9 @@ class Rows:
 
     def remove(self, integration_id: IntegrationId) -> None:
         """The row gone, with its attempts."""
-        self.integrations.pop(integration_id, None)
+        removed = self.integrations.pop(integration_id, None)
+        if removed is not None:
+            self.tell(EventKind.DISCONNECTED, removed.integration, None)
         for attempt_id, row in list(self.attempts.items()):
             if row.attempt.integration_id == integration_id:
                 del self.attempts[attempt_id]
@@ -231,9 +268,9 @@ class MemoryIntegrations:
         await self._rows.answer()
         if self._account(integration.user_id, integration.integration_type, account.account_id):
             return None
-        row = self._rows.add(integration, now)
-        return self._rows.set(
-            row,
+        return self._rows.add(
+            integration,
+            now,
             **asdict(credentials),
             **asdict(account),
             check_due_time=check_due_time,
@@ -256,11 +293,7 @@ class MemoryIntegrations:
         other = self._account(integration.user_id, integration.integration_type, account.account_id)
         if current is None or (other and other.integration_id != integration.integration_id):
             return None
-        if instead_of is not None:
-            pending = self._rows.find(instead_of, integration.user_id)
-            if pending and not pending.integration.is_connected:
-                self._rows.remove(instead_of)
-        return self._rows.set(
+        connected = self._rows.set(
             current,
             **asdict(credentials),
             **_NO_SETBACK,
@@ -272,6 +305,11 @@ class MemoryIntegrations:
             update_time=now,
             version=current.version + 1,
         )
+        if instead_of is not None:
+            pending = self._rows.find(instead_of, integration.user_id)
+            if pending and not pending.integration.is_connected:
+                self._rows.remove(instead_of)
+        return connected
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime

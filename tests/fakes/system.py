@@ -12,16 +12,20 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.connecting import Authorization, Callback, Connecting, ConnectionRequest, Outcome
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
 from integration_server.service.connections import Connections
+from integration_server.service.consuming import Consuming
 from integration_server.service.credentials import GivingCredentials
 from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import NewAccount, StoredIntegration
+from integration_server.service.receiving import Receiving, RememberedEndpoints
 from integration_server.service.redirects import RedirectPolicy
 from integration_server.service.refreshing import Patience, Refreshing
 from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
+from integration_server.service.watching import Watching
+from integration_server.service.webhook_secrets import WebhookSecrets
 from tests.fakes.clock import SettableClock
 from tests.fakes.names import CountingNames
 from tests.fakes.provider import FakeProvider, FakeProviders
@@ -36,6 +40,7 @@ from tests.fakes.store import (
     MemorySpill,
     Rows,
 )
+from tests.fakes.webhooks import MemoryEventLog, MemoryWebhookEndpoints, MemoryWebhookInbox
 
 ADA, EVE = UserId("ada"), UserId("eve")
 PUBLIC_URL = "https://hooks.example"
@@ -47,6 +52,9 @@ LEASE = timedelta(seconds=30)
 CHECK_INTERVAL = timedelta(minutes=15)
 HISTORY_KEPT = timedelta(days=30)
 GIVE_UP = timedelta(hours=72)
+SECRET_GRACE = timedelta(days=1)
+EVENTS_KEPT = timedelta(days=7)
+LARGEST_PAGE = 3 * 1024 * 1024
 
 
 @dataclass
@@ -61,6 +69,8 @@ class FakeSystem:
     health_deadline: timedelta = timedelta(seconds=10)
     first_answer: timedelta = timedelta(seconds=10)
 
+    heartbeat: timedelta = timedelta(seconds=15)
+
     waiting_passes: bool = False
 
     redirects: RedirectPolicy = field(default_factory=lambda: RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL]))
@@ -71,7 +81,7 @@ class FakeSystem:
 
     def __post_init__(self) -> None:
         self.rows = Rows(self.clock)
-        self.provider = FakeProvider(self.clock)
+        self.provider = FakeProvider(self.clock, takes_webhooks=True)
         self.key_provider = FakeProvider(
             self.clock,
             integration_type="fake_key",
@@ -79,6 +89,7 @@ class FakeSystem:
             auth_method=AuthMethod.API_KEY,
             required_scopes=(),
             required_fields=("api_key",),
+            takes_webhooks=True,
         )
         self.providers = FakeProviders(self.provider, self.key_provider)
         self.sealer = FakeSealer(checks_places=self.places_are_checked)
@@ -112,6 +123,21 @@ class FakeSystem:
         )
         self.connecting_by_key = ConnectingByKey(self.connections, self.providers, self.tasks, self.names)
         self.managing = Managing(self.integrations, self.providers, self.sealer, self.clock)
+        self.endpoints = MemoryWebhookEndpoints(self.rows)
+        self.inbox = MemoryWebhookInbox(self.rows)
+        self.log = MemoryEventLog(self.rows)
+        self.webhook_secrets = WebhookSecrets(
+            self.endpoints,
+            self.providers,
+            self.sealer,
+            self.clock,
+            self.names,
+            public_url=PUBLIC_URL,
+            grace=SECRET_GRACE,
+        )
+        self.receiving = self.another_receiver()
+        self.consuming = Consuming(self.integrations, self.inbox, self.sealer, largest_page=LARGEST_PAGE)
+        self.watching = Watching(self.log, self.providers, self.sealer, keep=EVENTS_KEPT, heartbeat=self.heartbeat)
         self.monitoring = Monitoring(
             self.integrations,
             self.history,
@@ -153,6 +179,20 @@ class FakeSystem:
             self.tasks,
             lambda: 0.5,
             times=RevocationTimes(claim=LEASE, first_answer=self.first_answer, give_up=GIVE_UP),
+        )
+
+    def another_receiver(self) -> Receiving:
+        """What receives webhooks, without the memory that it has of addresses."""
+        return Receiving(
+            RememberedEndpoints(self.endpoints, lambda: self.clock().timestamp()),
+            self.inbox,
+            self.webhook_secrets,
+            self.providers,
+            self.sealer,
+            self.clock,
+            self.names,
+            self.told.append,
+            keep=EVENTS_KEPT,
         )
 
     async def pause(self, seconds: float) -> None:

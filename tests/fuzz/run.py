@@ -228,6 +228,10 @@ class Fuzzer:
             {
                 "integration_id": [*ids, begun.integration_id],
                 "integration_ids": ids,
+                "consumer": ["mail"],
+                "endpoint": ["app"],
+                "method": ["GET", "POST"],
+                "url": ["https://x.example/api/v1/webhooks/sandbox/app"],
                 "user_id": ["ada", "ada", "ada", "grace", "mallory"],
                 "integration_type": [
                     "sandbox",

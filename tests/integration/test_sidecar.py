@@ -29,6 +29,7 @@ from integrations.v1.integration_service_pb2_grpc import (
 )
 from tests.fakes.limits import USUAL
 
+PUBLIC_URL = "https://integrations.example"
 CALLBACK = "/api/v1/integrations/callback/stripe"
 QUERY = {"code": "the-code", "state": "the-state"}
 BROWSER = {"Accept": "text/html,*/*;q=0.8"}
@@ -79,7 +80,7 @@ class Backend:
 
 
 def sidecar(target: str, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[str]:
-    return run_sidecar(server=Connection(target), host=host, port=port, limits=USUAL)
+    return run_sidecar(server=Connection(target), host=host, port=port, limits=USUAL, public_url=PUBLIC_URL)
 
 
 @pytest.fixture

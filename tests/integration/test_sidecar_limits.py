@@ -70,7 +70,9 @@ async def talking(port: int) -> AsyncIterator[Talk]:
 @asynccontextmanager
 async def limited(limits: HttpLimits) -> AsyncIterator[int]:
     """The sidecar; yields its port."""
-    async with run_sidecar(server=Connection("127.0.0.1:1"), host="127.0.0.1", port=0, limits=limits) as url:
+    async with run_sidecar(
+        server=Connection("127.0.0.1:1"), host="127.0.0.1", port=0, limits=limits, public_url=""
+    ) as url:
         yield httpx.URL(url).port or 0
 
 
@@ -81,7 +83,9 @@ async def nothing(*_arguments: object, **_options: object) -> NoReturn:
 @asynccontextmanager
 async def unlimited() -> AsyncIterator[int]:
     """The same app on uvicorn's own protocol."""
-    app = create_app(handle_callback=nothing, check_health=nothing, limits=USUAL)
+    app = create_app(
+        handle_callback=nothing, receive_webhook=nothing, check_health=nothing, limits=USUAL, public_url=""
+    )
     config = uvicorn.Config(app, http=H11Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

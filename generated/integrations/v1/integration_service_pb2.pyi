@@ -6,7 +6,9 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from integrations.v1 import credentials_pb2 as _credentials_pb2
+from integrations.v1 import event_pb2 as _event_pb2
 from integrations.v1 import integration_pb2 as _integration_pb2
+from integrations.v1 import webhook_pb2 as _webhook_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -316,3 +318,129 @@ class GetCredentialsResponse(_message.Message):
     CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
     credentials: _credentials_pb2.Credentials
     def __init__(self, credentials: _Optional[_Union[_credentials_pb2.Credentials, _Mapping]] = ...) -> None: ...
+
+class ReceiveWebhookRequest(_message.Message):
+    __slots__ = ("integration_type", "endpoint", "headers", "body", "url", "method")
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    integration_type: str
+    endpoint: str
+    headers: _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookHeader]
+    body: bytes
+    url: str
+    method: str
+    def __init__(self, integration_type: _Optional[str] = ..., endpoint: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., url: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
+
+class ReceiveWebhookResponse(_message.Message):
+    __slots__ = ("status_code", "headers", "body")
+    STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    status_code: int
+    headers: _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookHeader]
+    body: bytes
+    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ...) -> None: ...
+
+class ListWebhookEventsRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "consumer", "page_size", "page_token")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    consumer: str
+    page_size: int
+    page_token: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., consumer: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListWebhookEventsResponse(_message.Message):
+    __slots__ = ("events", "next_page_token")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookEvent]
+    next_page_token: str
+    def __init__(self, events: _Optional[_Iterable[_Union[_webhook_pb2.WebhookEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class AckWebhookEventsRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "consumer", "number")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    consumer: str
+    number: int
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., consumer: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+
+class AckWebhookEventsResponse(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class GetWebhookEndpointRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
+
+class GetWebhookEndpointResponse(_message.Message):
+    __slots__ = ("webhook_url", "has_secret", "set_time", "former_expire_time")
+    WEBHOOK_URL_FIELD_NUMBER: _ClassVar[int]
+    HAS_SECRET_FIELD_NUMBER: _ClassVar[int]
+    SET_TIME_FIELD_NUMBER: _ClassVar[int]
+    FORMER_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    webhook_url: str
+    has_secret: bool
+    set_time: _timestamp_pb2.Timestamp
+    former_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, webhook_url: _Optional[str] = ..., has_secret: _Optional[bool] = ..., set_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., former_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class SetWebhookSecretRequest(_message.Message):
+    __slots__ = ("integration_id", "user_id", "webhook_secret", "former_ttl")
+    INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
+    FORMER_TTL_FIELD_NUMBER: _ClassVar[int]
+    integration_id: int
+    user_id: str
+    webhook_secret: str
+    former_ttl: _duration_pb2.Duration
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., former_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class SetWebhookSecretResponse(_message.Message):
+    __slots__ = ("webhook_url", "webhook_secret", "former_expire_time")
+    WEBHOOK_URL_FIELD_NUMBER: _ClassVar[int]
+    WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
+    FORMER_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    webhook_url: str
+    webhook_secret: str
+    former_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, webhook_url: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., former_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class WatchIntegrationsRequest(_message.Message):
+    __slots__ = ("user_id", "integration_type", "cursor")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    INTEGRATION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    integration_type: str
+    cursor: str
+    def __init__(self, user_id: _Optional[str] = ..., integration_type: _Optional[str] = ..., cursor: _Optional[str] = ...) -> None: ...
+
+class WatchIntegrationsResponse(_message.Message):
+    __slots__ = ("cursor", "event")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    cursor: str
+    event: _event_pb2.IntegrationEvent
+    def __init__(self, cursor: _Optional[str] = ..., event: _Optional[_Union[_event_pb2.IntegrationEvent, _Mapping]] = ...) -> None: ...

@@ -109,6 +109,36 @@ class IntegrationServiceStub:
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.FromString,
                 _registered_method=True)
+        self.ReceiveWebhook = channel.unary_unary(
+                '/integrations.v1.IntegrationService/ReceiveWebhook',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhookEvents = channel.unary_unary(
+                '/integrations.v1.IntegrationService/ListWebhookEvents',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsResponse.FromString,
+                _registered_method=True)
+        self.AckWebhookEvents = channel.unary_unary(
+                '/integrations.v1.IntegrationService/AckWebhookEvents',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsResponse.FromString,
+                _registered_method=True)
+        self.GetWebhookEndpoint = channel.unary_unary(
+                '/integrations.v1.IntegrationService/GetWebhookEndpoint',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointResponse.FromString,
+                _registered_method=True)
+        self.SetWebhookSecret = channel.unary_unary(
+                '/integrations.v1.IntegrationService/SetWebhookSecret',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretResponse.FromString,
+                _registered_method=True)
+        self.WatchIntegrations = channel.unary_stream(
+                '/integrations.v1.IntegrationService/WatchIntegrations',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.FromString,
+                _registered_method=True)
 
 
 class IntegrationServiceServicer:
@@ -219,6 +249,56 @@ class IntegrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReceiveWebhook(self, request, context):
+        """Takes a request that came to a webhook address, and answers with what to say to the provider. What is not shown to
+        be the provider's is answered with 401, and an address that is not known with 404; neither leaves anything behind.
+        Of the sidecar only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhookEvents(self, request, context):
+        """Lists what an integration's webhooks have brought since the consumer's place, in order. Everything is listed until it
+        is acknowledged, or too old (seven days, unless the server is set up otherwise).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AckWebhookEvents(self, request, context):
+        """Moves a consumer's place: what it has acknowledged is not listed to it again. A place never moves back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWebhookEndpoint(self, request, context):
+        """Answers with an integration's own webhook address, to be registered at the provider.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetWebhookSecret(self, request, context):
+        """Sets the secret that an integration's own webhooks are signed with. The one before stays good for a while, so that
+        none is refused while the provider is told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchIntegrations(self, request, context):
+        """Tells of everything that happens to integrations, from a cursor on, until the caller ends it. Only over gRPC.
+
+        The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
+        been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
+        UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IntegrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -291,6 +371,36 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
                     servicer.GetCredentials,
                     request_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.SerializeToString,
+            ),
+            'ReceiveWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceiveWebhook,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookResponse.SerializeToString,
+            ),
+            'ListWebhookEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhookEvents,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsResponse.SerializeToString,
+            ),
+            'AckWebhookEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.AckWebhookEvents,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsResponse.SerializeToString,
+            ),
+            'GetWebhookEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhookEndpoint,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointResponse.SerializeToString,
+            ),
+            'SetWebhookSecret': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWebhookSecret,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretResponse.SerializeToString,
+            ),
+            'WatchIntegrations': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchIntegrations,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -676,6 +786,168 @@ class IntegrationService:
             '/integrations.v1.IntegrationService/GetCredentials',
             integrations_dot_v1_dot_integration__service__pb2.GetCredentialsRequest.SerializeToString,
             integrations_dot_v1_dot_integration__service__pb2.GetCredentialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/ReceiveWebhook',
+            integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.ReceiveWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhookEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/ListWebhookEvents',
+            integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.ListWebhookEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AckWebhookEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/AckWebhookEvents',
+            integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.AckWebhookEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhookEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/GetWebhookEndpoint',
+            integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.GetWebhookEndpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetWebhookSecret(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/SetWebhookSecret',
+            integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.SetWebhookSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchIntegrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/WatchIntegrations',
+            integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,30 @@ class IntegrationServiceStub:
     """Lists what can be connected here."""
     GetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]
     """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+    ReceiveWebhook: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ReceiveWebhookRequest, _integration_service_pb2.ReceiveWebhookResponse]
+    """Takes a request that came to a webhook address, and answers with what to say to the provider. What is not shown to
+    be the provider's is answered with 401, and an address that is not known with 404; neither leaves anything behind.
+    Of the sidecar only.
+    """
+    ListWebhookEvents: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListWebhookEventsRequest, _integration_service_pb2.ListWebhookEventsResponse]
+    """Lists what an integration's webhooks have brought since the consumer's place, in order. Everything is listed until it
+    is acknowledged, or too old (seven days, unless the server is set up otherwise).
+    """
+    AckWebhookEvents: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.AckWebhookEventsRequest, _integration_service_pb2.AckWebhookEventsResponse]
+    """Moves a consumer's place: what it has acknowledged is not listed to it again. A place never moves back."""
+    GetWebhookEndpoint: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetWebhookEndpointRequest, _integration_service_pb2.GetWebhookEndpointResponse]
+    """Answers with an integration's own webhook address, to be registered at the provider."""
+    SetWebhookSecret: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.SetWebhookSecretRequest, _integration_service_pb2.SetWebhookSecretResponse]
+    """Sets the secret that an integration's own webhooks are signed with. The one before stays good for a while, so that
+    none is refused while the provider is told.
+    """
+    WatchIntegrations: _grpc.UnaryStreamMultiCallable[_integration_service_pb2.WatchIntegrationsRequest, _integration_service_pb2.WatchIntegrationsResponse]
+    """Tells of everything that happens to integrations, from a cursor on, until the caller ends it. Only over gRPC.
+
+    The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
+    been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
+    UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class IntegrationServiceAsyncStub(IntegrationServiceStub):
@@ -113,6 +137,30 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Lists what can be connected here."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]  # type: ignore[assignment]
     """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+    ReceiveWebhook: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ReceiveWebhookRequest, _integration_service_pb2.ReceiveWebhookResponse]  # type: ignore[assignment]
+    """Takes a request that came to a webhook address, and answers with what to say to the provider. What is not shown to
+    be the provider's is answered with 401, and an address that is not known with 404; neither leaves anything behind.
+    Of the sidecar only.
+    """
+    ListWebhookEvents: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListWebhookEventsRequest, _integration_service_pb2.ListWebhookEventsResponse]  # type: ignore[assignment]
+    """Lists what an integration's webhooks have brought since the consumer's place, in order. Everything is listed until it
+    is acknowledged, or too old (seven days, unless the server is set up otherwise).
+    """
+    AckWebhookEvents: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.AckWebhookEventsRequest, _integration_service_pb2.AckWebhookEventsResponse]  # type: ignore[assignment]
+    """Moves a consumer's place: what it has acknowledged is not listed to it again. A place never moves back."""
+    GetWebhookEndpoint: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetWebhookEndpointRequest, _integration_service_pb2.GetWebhookEndpointResponse]  # type: ignore[assignment]
+    """Answers with an integration's own webhook address, to be registered at the provider."""
+    SetWebhookSecret: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.SetWebhookSecretRequest, _integration_service_pb2.SetWebhookSecretResponse]  # type: ignore[assignment]
+    """Sets the secret that an integration's own webhooks are signed with. The one before stays good for a while, so that
+    none is refused while the provider is told.
+    """
+    WatchIntegrations: _aio.UnaryStreamMultiCallable[_integration_service_pb2.WatchIntegrationsRequest, _integration_service_pb2.WatchIntegrationsResponse]  # type: ignore[assignment]
+    """Tells of everything that happens to integrations, from a cursor on, until the caller ends it. Only over gRPC.
+
+    The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
+    been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
+    UNAVAILABLE.
+    """
 
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
@@ -237,5 +285,65 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.GetCredentialsResponse, _abc.Awaitable[_integration_service_pb2.GetCredentialsResponse]]:
         """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+
+    @_abc_1.abstractmethod
+    def ReceiveWebhook(
+        self,
+        request: _integration_service_pb2.ReceiveWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.ReceiveWebhookResponse, _abc.Awaitable[_integration_service_pb2.ReceiveWebhookResponse]]:
+        """Takes a request that came to a webhook address, and answers with what to say to the provider. What is not shown to
+        be the provider's is answered with 401, and an address that is not known with 404; neither leaves anything behind.
+        Of the sidecar only.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWebhookEvents(
+        self,
+        request: _integration_service_pb2.ListWebhookEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.ListWebhookEventsResponse, _abc.Awaitable[_integration_service_pb2.ListWebhookEventsResponse]]:
+        """Lists what an integration's webhooks have brought since the consumer's place, in order. Everything is listed until it
+        is acknowledged, or too old (seven days, unless the server is set up otherwise).
+        """
+
+    @_abc_1.abstractmethod
+    def AckWebhookEvents(
+        self,
+        request: _integration_service_pb2.AckWebhookEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.AckWebhookEventsResponse, _abc.Awaitable[_integration_service_pb2.AckWebhookEventsResponse]]:
+        """Moves a consumer's place: what it has acknowledged is not listed to it again. A place never moves back."""
+
+    @_abc_1.abstractmethod
+    def GetWebhookEndpoint(
+        self,
+        request: _integration_service_pb2.GetWebhookEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.GetWebhookEndpointResponse, _abc.Awaitable[_integration_service_pb2.GetWebhookEndpointResponse]]:
+        """Answers with an integration's own webhook address, to be registered at the provider."""
+
+    @_abc_1.abstractmethod
+    def SetWebhookSecret(
+        self,
+        request: _integration_service_pb2.SetWebhookSecretRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.SetWebhookSecretResponse, _abc.Awaitable[_integration_service_pb2.SetWebhookSecretResponse]]:
+        """Sets the secret that an integration's own webhooks are signed with. The one before stays good for a while, so that
+        none is refused while the provider is told.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchIntegrations(
+        self,
+        request: _integration_service_pb2.WatchIntegrationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_integration_service_pb2.WatchIntegrationsResponse], _abc.AsyncIterator[_integration_service_pb2.WatchIntegrationsResponse]]:
+        """Tells of everything that happens to integrations, from a cursor on, until the caller ends it. Only over gRPC.
+
+        The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
+        been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
+        UNAVAILABLE.
+        """
 
 def add_IntegrationServiceServicer_to_server(servicer: IntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

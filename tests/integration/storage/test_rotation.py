@@ -17,7 +17,14 @@ from sqlalchemy import LargeBinary, insert, select, text, update
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.domain.integration import Integration
 from integration_server.service.ports import Place
-from integration_server.service.sealing import callback_place, chain_key_place, credentials_place, verifier_place
+from integration_server.service.sealing import (
+    callback_place,
+    chain_key_place,
+    credentials_place,
+    payload_place,
+    verifier_place,
+    webhook_secret_place,
+)
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.claims import WorkClaim
 from integration_server.storage.clock import DatabaseTime
@@ -34,6 +41,8 @@ from integration_server.storage.tables import (
     integrations,
     metadata,
     revocations,
+    webhook_events,
+    webhook_secrets,
 )
 from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
 from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, local, opened, settle
@@ -90,6 +99,7 @@ async def store_everywhere(database: Database, keyring: Keyring) -> None:
                 due_time=NOW,
             )
         )
+    await store_webhooks(database, keyring, row)
     chain_id = secrets.token_hex(16)
     chain_key = await keyring.seal(b"audit_chains.sealed_key", chain_key_place(chain_id))
     async with database.writing() as connection:
@@ -110,6 +120,37 @@ async def store_everywhere(database: Database, keyring: Keyring) -> None:
     callback = await keyring.seal(b"connection_attempts.sealed_callback", callback_place(*names))
     await SqlAttempts(database).begin(replace(attempt, sealed_verifier=verifier), new_integration())
     await SqlAttempts(database).hold(attempt.attempt_id, callback, NOW)
+
+
+async def store_webhooks(database: Database, keyring: Keyring, row: Integration) -> None:
+    """The same for what belongs to webhooks."""
+    owner = {
+        "integration_id": row.integration_id,
+        "uid": row.uid,
+        "user_id": row.user_id,
+        "integration_type": row.integration_type,
+    }
+    secret_place = webhook_secret_place(row.uid, row.user_id, row.integration_type)
+    event_place = payload_place(row.uid, row.user_id, row.integration_type)
+    async with database.writing() as connection:
+        await connection.execute(
+            insert(webhook_secrets).values(
+                **owner,
+                sealed_secret=await keyring.seal(b"webhook_secrets.sealed_secret", secret_place),
+                sealed_former_secret=await keyring.seal(b"webhook_secrets.sealed_former_secret", secret_place),
+                set_time=NOW,
+            )
+        )
+        await connection.execute(
+            insert(webhook_events).values(
+                **owner,
+                number=1,
+                event_id="event",
+                event_type="type",
+                receive_time=NOW,
+                sealed_payload=await keyring.seal(b"webhook_events.sealed_payload", event_place),
+            )
+        )
 
 
 async def values_under(database: Database, key_id: str) -> dict[str, list[Any]]:
@@ -431,10 +472,14 @@ class TestSwapping:
                 outcomes.append("refused")
             else:
                 assert place == own
-                # The one pair that is meant: what was an integration's credentials waits to be revoked.
-                assert {here, there} == {"integrations.sealed_credentials", "revocations.sealed_credentials"}
+                # The pairs that are meant: what was an integration's credentials waits to be revoked, and what was a
+                # webhook's secret is good beside the one that came after.
+                assert {here, there} in (
+                    {"integrations.sealed_credentials", "revocations.sealed_credentials"},
+                    {"webhook_secrets.sealed_secret", "webhook_secrets.sealed_former_secret"},
+                )
                 outcomes.append("opened")
-        assert outcomes.count("opened") == 2 * 6
+        assert outcomes.count("opened") == 2 * 2 * 6
         assert len(outcomes) == len(stored_values) * (len(stored_values) - 1)
 
     async def test_every_pair_of_key_ids(

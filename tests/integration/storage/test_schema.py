@@ -88,6 +88,9 @@ async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> 
             "fk_connection_attempts_integration_id",
             "fk_health_checks_integration_id",
             "fk_refresh_leases_integration_id",
+            "fk_webhook_events_integration_id",
+            "fk_webhook_places_integration_id",
+            "fk_webhook_secrets_integration_id",
         }
 
 

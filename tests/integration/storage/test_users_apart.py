@@ -72,5 +72,5 @@ async def test_a_query_without_the_user_lets_another_in(
     assert anns is not None
     before = await store.find(anns.integration_id, ANN)
     monkeypatch.setattr(sql, "is_of", lambda integration_id, _user_id: (sql._T.integration_id == integration_id,))
-    await ATTACKS[name](SqlIntegrations(database), anns)
+    await ATTACKS[name](store, anns)
     assert await store.find(anns.integration_id, ANN) != before

@@ -19,6 +19,10 @@ def servicer_of(system: FakeSystem) -> IntegrationService:
         revoking=system.revoking,
         credentials=system.credentials,
         monitoring=system.monitoring,
+        receiving=system.receiving,
+        consuming=system.consuming,
+        webhook_secrets=system.webhook_secrets,
+        watching=system.watching,
     )
     return IntegrationService(use_cases, system.clock)
 

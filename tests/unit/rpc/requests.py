@@ -22,8 +22,13 @@ _GOOD: dict[str, Any] = {
     "code": "code",
     "confirmation_token": "token",
     "api_key": "key",
+    "consumer": "mail",
+    "number": 1,
+    "endpoint": "app",
+    "url": "https://hooks.example/api/v1/webhooks/fake/app",
+    "method": "POST",
 }
-_TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key"}
+_TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key", "ReceiveWebhook": "fake"}
 
 NOBODYS = IntegrationId(999)
 """An id that was never given."""
@@ -36,13 +41,13 @@ def input_of(method: str) -> Descriptor:
     return _SERVICE.methods_by_name[method].input_type
 
 
-def good(method: str, **changes: Any) -> Any:
+def good(method: str, /, **changes: Any) -> Any:
     """A request with which nothing is wrong, on the first integration of the first user."""
     fields = input_of(method).fields_by_name
     values = {name: value for name, value in _GOOD.items() if name in fields}
     if method in _TYPES:
         values["integration_type"] = _TYPES[method]
-        del values["integration_id"]
+        values.pop("integration_id", None)
     request_class: Callable[..., Message] = getattr(pb, input_of(method).name)
     return request_class(**{**values, **changes})
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integration_server.rpc import decoding
+from integrations.v1.webhook_pb2 import WebhookHeader
 from tests.fakes.edge import Edge, Refused
 from tests.fakes.system import ADA, EVE, FakeSystem
 from tests.unit.rpc.conftest import edge_of
@@ -80,7 +81,8 @@ async def test_a_user_has_at_most_128_characters(edge: Edge, method: str, user_i
     await assert_field_is_told(edge, method, "user_id", good(method, user_id=user_id))
 
 
-@pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback"}))  # where it may not be known
+# Where it may not be known, and where a service may mean everybody.
+@pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback", "WatchIntegrations"}))
 async def test_a_user_must_be_named(edge: Edge, method: str) -> None:
     await assert_field_is_told(edge, method, "user_id", good(method, user_id=""))
 
@@ -103,6 +105,13 @@ async def test_a_users_name_is_opaque(edge: Edge, user_id: str) -> None:
         ("HandleCallback", "state"),
         ("HandleCallback", "code"),
         ("ConfirmConnection", "confirmation_token"),
+        ("ListWebhookEvents", "consumer"),
+        ("AckWebhookEvents", "consumer"),
+        ("AckWebhookEvents", "number"),
+        ("ReceiveWebhook", "integration_type"),
+        ("ReceiveWebhook", "endpoint"),
+        ("ReceiveWebhook", "url"),
+        ("ReceiveWebhook", "method"),
     ],
 )
 async def test_what_is_required_is_told(edge: Edge, system: FakeSystem, method: str, field: str) -> None:
@@ -114,7 +123,7 @@ async def test_what_is_required_is_told(edge: Edge, system: FakeSystem, method: 
     await assert_field_is_told(edge, method, field, request)
 
 
-@pytest.mark.parametrize("method", ["Connect", "ConnectWithApiKey", "ListIntegrations"])
+@pytest.mark.parametrize("method", ["Connect", "ConnectWithApiKey", "ListIntegrations", "WatchIntegrations"])
 async def test_an_unknown_type_is_told(edge: Edge, method: str) -> None:
     refused = await refusal(edge, method, good(method, integration_type="unheard_of"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
@@ -167,6 +176,8 @@ async def test_a_huge_number_is_not_our_fault(edge: Edge, method: str, field: st
     request = good(method, **{field: 2**bits - 1})
     if field == "page_size":
         await edge.call(method, request)
+    elif field == "number":
+        await assert_field_is_told(edge, method, field, request)  # of an event that has not been
     else:
         assert (await refusal(edge, method, request)).reason == "INTEGRATION_NOT_FOUND"
 
@@ -187,6 +198,23 @@ async def test_an_integration_must_be_named(edge: Edge, method: str) -> None:
 async def test_a_duration_is_one(edge: Edge, method: str, field: str, seconds: int, nanos: int) -> None:
     request = good(method, **{field: Duration(seconds=seconds, nanos=nanos)})
     await assert_field_is_told(edge, method, field, request)
+
+
+async def test_a_former_secret_is_not_kept_for_ever(edge: Edge) -> None:
+    request = good("SetWebhookSecret", former_ttl=Duration(seconds=30 * 86_400 + 1))
+    await assert_field_is_told(edge, "SetWebhookSecret", "former_ttl", request)
+
+
+@pytest.mark.parametrize("secret", ["key\r\nX-Evil: 1", "schlüssel", "k" * 4097])
+async def test_a_webhook_secret_is_not_quoted(edge: Edge, secret: str) -> None:
+    request = good("SetWebhookSecret", webhook_secret=secret)
+    await assert_field_is_told(edge, "SetWebhookSecret", "webhook_secret", request)
+    assert secret not in (await refusal(edge, "SetWebhookSecret", request)).message
+
+
+async def test_headers_are_counted(edge: Edge) -> None:
+    headers = [WebhookHeader(name="x", value=b"y")] * 201
+    await assert_field_is_told(edge, "ReceiveWebhook", "headers", good("ReceiveWebhook", headers=headers))
 
 
 async def test_the_longest_duration_is_one_too(edge: Edge) -> None:
@@ -234,9 +262,14 @@ async def test_a_config_has_at_most_64_kib(edge: Edge, method: str, field: str) 
 
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
-async def test_a_forged_page_token_is_told(edge: Edge, token: str) -> None:
-    request = good("ListIntegrations", page_token=token)
-    await assert_field_is_told(edge, "ListIntegrations", "page_token", request)
+@pytest.mark.parametrize("method", ["ListIntegrations", "ListHealthChecks", "ListWebhookEvents"])
+async def test_a_forged_page_token_is_told(edge: Edge, method: str, token: str) -> None:
+    await assert_field_is_told(edge, method, "page_token", good(method, page_token=token))
+
+
+@pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
+async def test_a_forged_cursor_is_told(edge: Edge, token: str) -> None:
+    await assert_field_is_told(edge, "WatchIntegrations", "cursor", good("WatchIntegrations", cursor=token))
 
 
 async def test_another_users_page_token_is_told(edge: Edge, system: FakeSystem) -> None:
@@ -353,7 +386,9 @@ def fill(data: st.DataObject, message: Any) -> None:
     for field in message.DESCRIPTOR.fields:
         if not data.draw(st.booleans(), label=field.name):
             continue
-        if field.message_type is None:
+        if field.message_type is not None and field.is_repeated:
+            fill(data, getattr(message, field.name).add())
+        elif field.message_type is None:
             value = data.draw(_any_value(field), label=field.name)
             if field.is_repeated:
                 getattr(message, field.name).extend(value)
@@ -367,7 +402,9 @@ def fill(data: st.DataObject, message: Any) -> None:
 
 def _any_value(field: Any) -> st.SearchStrategy[Any]:
     one: st.SearchStrategy[Any]
-    if field.cpp_type == field.CPPTYPE_STRING:
+    if field.type == field.TYPE_BYTES:
+        one = st.binary(max_size=200)
+    elif field.cpp_type == field.CPPTYPE_STRING:
         one = TEXTS
     elif field.cpp_type == field.CPPTYPE_BOOL:
         one = st.booleans()

@@ -1,3 +1,4 @@
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from integration_server.domain.errors import (
     InvalidField,
     ProviderUnavailable,
     QuotaExceeded,
+    ServerStopping,
     StoreUnavailable,
 )
 from integration_server.rpc.errors import ErrorInterceptor, status_of
@@ -46,6 +48,9 @@ CODES = {
     "PROVIDER_REJECTED": "FAILED_PRECONDITION",
     "CREDENTIALS_UNREADABLE": "DATA_LOSS",
     "CALLER_NOT_ALLOWED": "PERMISSION_DENIED",
+    "CURSOR_EXPIRED": "FAILED_PRECONDITION",
+    "WEBHOOKS_NOT_SUPPORTED": "FAILED_PRECONDITION",
+    "SERVER_STOPPING": "UNAVAILABLE",
 }
 
 
@@ -97,7 +102,7 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
     expected = ["ErrorInfo"]
     if isinstance(error, InvalidField):
         expected.append("BadRequest")
-    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded)):
+    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, ServerStopping)):
         expected.append("RetryInfo")
     assert seen(error).kinds == expected
 
@@ -167,11 +172,33 @@ async def test_a_status_that_a_handler_gave_itself_stands() -> None:
     assert not logs
 
 
-async def test_streams_and_unknown_methods_are_left_alone() -> None:
-    async def stream(request: object, context: object) -> None: ...
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("error", [InvalidField("cursor", "is old"), RuntimeError("hush-hush")], ids=repr)
+async def test_an_error_ends_a_stream_with_its_status(error: Exception, before: int) -> None:
+    closed = []
 
-    streaming: Any = grpc.unary_stream_rpc_method_handler(stream)
-    assert await intercepted(streaming) is streaming
+    async def stream(request: object, context: object) -> AsyncIterator[int]:
+        try:
+            for number in range(before):
+                yield number
+            raise error
+        finally:
+            closed.append(True)
+
+    handler = await intercepted(grpc.unary_stream_rpc_method_handler(stream))  # type: ignore[arg-type]
+    context = FakeContext()
+    answers = handler.unary_stream(Message(), context)
+    assert [await anext(answers) for _ in range(before)] == list(range(before))
+    with pytest.raises(grpc.aio.AbortError):
+        await anext(answers)
+    assert closed
+    assert context.refused is not None
+    is_ours = isinstance(error, InvalidField)
+    assert context.refused.code is (grpc.StatusCode.INVALID_ARGUMENT if is_ours else grpc.StatusCode.INTERNAL)
+    assert "hush" not in str(context.refused.wire)
+
+
+async def test_unknown_methods_are_left_alone() -> None:
     assert await intercepted(None) is None
 
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.domain.reach import EVERYTHING, Reach
+from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.rpc import guard
 from integration_server.rpc.access import FOR_USERS, Group
 from integration_server.rpc.callers import CallerUnknown, Identity, Kind, certificate_identity, identity_of
@@ -306,6 +306,31 @@ async def test_a_stream_ends_once_its_caller_would_not_be_let_in_any_more(system
         await anext(stream)
     assert context.refused is not None
     assert context.refused.reason == "CALLER_NOT_ALLOWED"
+
+
+async def test_a_stream_ends_once_its_caller_reaches_less_far(system: FakeSystem) -> None:
+    guarded = Guarded(system)
+    stream, context = await watched(guarded, guarded.doorkeeper)
+    assert await anext(stream)
+    guarded.rights["all"] = Rights(ALL, Reach(frozenset({"fake"})))
+    with pytest.raises(grpc.aio.AbortError):
+        await anext(stream)
+    assert context.refused is not None
+    assert context.refused.reason == "CALLER_NOT_ALLOWED"
+
+
+@pytest.mark.parametrize(
+    ("wider", "narrower"),
+    [
+        (EVERYTHING, EVERYTHING),
+        (EVERYTHING, Reach(frozenset({"a"}))),
+        (Reach(frozenset({"a", "b"})), Reach(frozenset({"a"}))),
+        (Reach(frozenset({"a"})), NOTHING),
+    ],
+)
+def test_a_reach_includes_what_is_no_wider(wider: Reach, narrower: Reach) -> None:
+    assert wider.includes(narrower)
+    assert wider == narrower or not narrower.includes(wider)
 
 
 async def test_a_stream_that_is_not_looked_at_again_goes_on(system: FakeSystem) -> None:

@@ -98,10 +98,22 @@ def test_a_certificate_with_the_names_of_two_services_is_neither() -> None:
 
 @pytest.mark.parametrize("group", sorted(set(Group) - FOR_USERS))
 def test_users_are_never_granted_what_is_for_services(group: Group) -> None:
-    assert group in {Group.CREDENTIALS, Group.HEALTH, Group.REFLECTION}
+    assert group in {
+        Group.CREDENTIALS,
+        Group.HEALTH,
+        Group.REFLECTION,
+        Group.WEBHOOKS,
+        Group.WEBHOOK_DELIVERY,
+    }
     assert problems_of(f'[users]\ngroups = ["{group}"]\nintegration_types = ["*"]\n') == [
         "users.groups.0: is never for users"
     ]
+
+
+def test_webhooks_are_delivered_by_the_sidecar_alone() -> None:
+    assert rights(Kind.TOKEN, "sidecar").groups >= {Group.WEBHOOK_DELIVERY}
+    granted = '[services.a]\ntokens = ["a"]\ngroups = ["webhook_delivery"]\nintegration_types = ["*"]\n'
+    assert problems_of(granted) == ["services.a.groups.0: is for the sidecar only"]
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -3,8 +3,10 @@
 import pytest
 
 from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
+from tests.contracts.event_contract import EventLogContract, Stores
 from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
+from tests.contracts.webhook_contract import WebhookEndpointsContract, WebhookInboxContract
 from tests.fakes.clock import SettableClock
 from tests.fakes.store import (
     MemoryAgenda,
@@ -14,6 +16,7 @@ from tests.fakes.store import (
     MemoryRevocations,
     Rows,
 )
+from tests.fakes.webhooks import MemoryEventLog, MemoryWebhookEndpoints, MemoryWebhookInbox
 
 
 @pytest.fixture
@@ -46,6 +49,28 @@ def agenda(rows: Rows) -> MemoryAgenda:
     return MemoryAgenda(rows)
 
 
+@pytest.fixture
+def inbox(rows: Rows) -> MemoryWebhookInbox:
+    return MemoryWebhookInbox(rows)
+
+
+@pytest.fixture
+def endpoints(rows: Rows) -> MemoryWebhookEndpoints:
+    return MemoryWebhookEndpoints(rows)
+
+
+@pytest.fixture
+def stores(rows: Rows) -> Stores:
+    return Stores(
+        MemoryIntegrations(rows),
+        MemoryAttempts(rows),
+        MemoryHealthHistory(rows),
+        MemoryAgenda(rows),
+        MemoryWebhookInbox(rows),
+        MemoryEventLog(rows),
+    )
+
+
 class TestMemoryIntegrations(IntegrationStoreContract, RefreshDueTimeContract):
     pass
 
@@ -63,4 +88,16 @@ class TestMemoryAttempts(AttemptStoreContract):
 
 
 class TestMemoryRevocations(RevocationsContract):
+    pass
+
+
+class TestMemoryWebhookInbox(WebhookInboxContract):
+    pass
+
+
+class TestMemoryWebhookEndpoints(WebhookEndpointsContract):
+    pass
+
+
+class TestMemoryEventLog(EventLogContract):
     pass

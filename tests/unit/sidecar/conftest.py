@@ -5,8 +5,6 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from integration_server.sidecar.app import create_app
-from tests.fakes.limits import USUAL
 from tests.unit.sidecar.fakes import FakeServer
 
 
@@ -18,6 +16,6 @@ def server() -> FakeServer:
 @pytest.fixture
 async def client(server: FakeServer) -> AsyncIterator[httpx.AsyncClient]:
     """Sends what a program sends; a browser's `Accept` is for the test to add."""
-    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=USUAL)
+    app = server.app()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://sidecar.example") as client:
         yield client

@@ -9,8 +9,18 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_status import rpc_status
+from starlette.applications import Starlette
 
-from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
+from integration_server.sidecar.app import create_app
+from integrations.v1.integration_service_pb2 import (
+    HandleCallbackRequest,
+    HandleCallbackResponse,
+    ReceiveWebhookRequest,
+    ReceiveWebhookResponse,
+)
+from tests.fakes.limits import USUAL
+
+PUBLIC_URL = "https://public.example"
 
 _T = TypeVar("_T")
 
@@ -25,7 +35,11 @@ class FakeServer:
     health_answer: HealthCheckResponse | Exception = field(
         default_factory=lambda: HealthCheckResponse(status=HealthCheckResponse.SERVING)
     )
+    webhook_answer: ReceiveWebhookResponse | Exception = field(
+        default_factory=lambda: ReceiveWebhookResponse(status_code=200)
+    )
     callbacks: list[HandleCallbackRequest] = field(default_factory=list)
+    webhooks: list[ReceiveWebhookRequest] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
 
     async def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> HandleCallbackResponse:
@@ -33,10 +47,25 @@ class FakeServer:
         self.deadlines.append(timeout)
         return _answer(self.callback_answer)
 
+    async def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> ReceiveWebhookResponse:
+        self.webhooks.append(request)
+        self.deadlines.append(timeout)
+        return _answer(self.webhook_answer)
+
     async def check_health(self, request: HealthCheckRequest, *, timeout: float) -> HealthCheckResponse:
         assert not request.service
         self.deadlines.append(timeout)
         return _answer(self.health_answer)
+
+    def app(self) -> Starlette:
+        """The sidecar's app over it."""
+        return create_app(
+            handle_callback=self.handle_callback,
+            receive_webhook=self.receive_webhook,
+            check_health=self.check_health,
+            limits=USUAL,
+            public_url=PUBLIC_URL,
+        )
 
 
 def _answer(answer: _T | Exception) -> _T:

@@ -6,10 +6,9 @@ import grpc
 import httpx
 import pytest
 
-from integration_server.sidecar.app import CALLBACK_PATH, create_app
+from integration_server.sidecar.app import CALLBACK_PATH
 from integration_server.sidecar.callback import MAX_QUERY
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
-from tests.fakes.limits import USUAL
 from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -247,7 +246,7 @@ async def test_looking_ahead_at_a_link_uses_nothing_up(client: httpx.AsyncClient
 
 
 async def test_with_starlettes_own_head_the_same_look_uses_the_state_up(server: FakeServer) -> None:
-    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=USUAL)
+    app = server.app()
     for route in app.routes:
         route.methods.add("HEAD")  # type: ignore[attr-defined]
 
@@ -290,7 +289,7 @@ async def test_a_slash_too_many_sends_code_and_state_nowhere(client: httpx.Async
 
 
 async def test_with_starlettes_redirect_the_same_slash_sends_them_to_any_host(server: FakeServer) -> None:
-    app = create_app(handle_callback=server.handle_callback, check_health=server.check_health, limits=USUAL)
+    app = server.app()
     app.router.redirect_slashes = True
 
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://x.example") as client:

@@ -1,0 +1,207 @@
+"""What webhooks have brought, in SQL: fulfils the port `WebhookInbox`.
+
+Events of an integration are stored one transaction after another: each holds the integration's row until it is
+committed. So what is known then is all that there is, and numbers become visible in their order.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from itertools import accumulate
+from typing import Any
+
+from sqlalchemy import Row, case, delete, func, insert, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from integration_server.domain.integration import Failure, Integration, IntegrationId
+from integration_server.service.ports import KeptWebhookEvent, NewWebhookEvent, WebhookPage
+from integration_server.storage.engine import Database
+from integration_server.storage.integrations import integration_of, is_of, setback_values
+from integration_server.storage.tables import integrations, webhook_events, webhook_places
+
+_I = integrations.c
+_E = webhook_events.c
+_P = webhook_places.c
+
+_COUNTED = [_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number]
+
+_PRUNED_AT_ONCE = 500  # short transactions, so that nobody waits for them
+
+_UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+
+
+class SqlWebhookInbox:
+    """A `WebhookInbox` over a SQL database. `on_change` is told at once which integration's grant has ended."""
+
+    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
+        self._database = database
+        self._on_change = on_change
+
+    async def addressees(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
+        """The connected integrations of these accounts, whoever's, in the order of their ids."""
+        query = (
+            select(integrations)
+            .where(
+                _I.account_id.in_(sorted(account_ids)),
+                _I.integration_type == integration_type,
+                _I.connect_time.is_not(None),
+            )
+            .order_by(_I.integration_id)
+        )
+        async with self._database.reading() as connection:
+            return [integration_of(row) for row in (await connection.execute(query)).all()]
+
+    async def known(
+        self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
+    ) -> Collection[tuple[IntegrationId, str]]:
+        """Which of these events these integrations have already."""
+        async with self._database.reading() as connection:
+            return await _known(connection, integration_ids, event_ids)
+
+    async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+        """Store those that are not known, all or none; which they were."""
+        by_integration: defaultdict[IntegrationId, list[NewWebhookEvent]] = defaultdict(list)
+        for event in events:
+            by_integration[event.integration.integration_id].append(event)
+        added: list[NewWebhookEvent] = []
+        try:
+            async with self._database.writing() as connection:
+                rows = await _locked(connection, by_integration)
+                known = set(await _known(connection, by_integration, {event.event_id for event in events}))
+                for row in rows:
+                    new = [
+                        event
+                        for event in _first_of_each(by_integration[row.integration_id])
+                        if (row.integration_id, event.event_id) not in known
+                    ]
+                    if new:
+                        await _append(connection, row, new, now)
+                    added += new
+        finally:
+            for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
+                self._on_change(integration_id)
+        return added
+
+    async def list(self, integration: Integration, after: int, limit: int, most_bytes: int) -> WebhookPage:
+        """An integration's events above a number: at most `limit`, and of at most so many bytes, but for the first."""
+        following = (
+            select(_E.number, func.length(_E.sealed_payload).label("size"))
+            .select_from(webhook_events.join(integrations))
+            .where(*is_of(integration.integration_id, integration.user_id), _E.number > after)
+            .order_by(_E.number)
+            .limit(limit + 1)
+        )
+        async with self._database.reading() as connection:
+            sizes = (await connection.execute(following)).all()
+            fitting = sum(total <= most_bytes for total in accumulate(row.size for row in sizes[:limit]))
+            page = sizes[: max(1, fitting)]
+            if not page:
+                return WebhookPage([], is_last=True)
+            within = (_E.integration_id == integration.integration_id, _E.number > after, _E.number <= page[-1].number)
+            rows = (await connection.execute(select(webhook_events).where(*within).order_by(_E.number))).all()
+        return WebhookPage([_kept(row) for row in rows], is_last=len(page) == len(sizes))
+
+    async def place(self, integration: Integration, consumer: str) -> int:
+        """The number that the consumer has acknowledged last; 0 for none."""
+        query = select(_P.number).where(_P.integration_id == integration.integration_id, _P.consumer == consumer)
+        async with self._database.reading() as connection:
+            return await connection.scalar(query) or 0
+
+    async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
+        """Move the consumer's place there, unless it is further; where it is. None if there is no such event yet."""
+        # The lock keeps the row from going before the place refers to it; SQLite's transaction does so by itself.
+        last = (
+            select(_I.last_webhook_number)
+            .where(*is_of(integration.integration_id, integration.user_id))
+            .with_for_update(read=True, key_share=True)
+        )
+        async with self._database.writing() as connection:
+            last_number = await connection.scalar(last)
+            if last_number is None or number > last_number:
+                return None
+            move = _UPSERTS[connection.dialect.name](webhook_places).values(
+                integration_id=integration.integration_id, consumer=consumer, number=number
+            )
+            further = case((_P.number > move.excluded.number, _P.number), else_=move.excluded.number)
+            return int(
+                (
+                    await connection.execute(
+                        move.on_conflict_do_update(
+                            index_elements=[_P.integration_id, _P.consumer], set_={"number": further}
+                        ).returning(_P.number)
+                    )
+                ).scalar_one()
+            )
+
+    async def prune(self, before: datetime) -> int:
+        """Forget some of everybody's events that came before then; how many there were."""
+        old = select(_E.webhook_event_id).where(_E.receive_time < before).order_by(_E.receive_time)
+        async with self._database.writing() as connection:
+            forget = delete(webhook_events).where(_E.webhook_event_id.in_(old.limit(_PRUNED_AT_ONCE)))
+            return (await connection.execute(forget)).rowcount
+
+
+async def _locked(connection: AsyncConnection, integration_ids: Collection[IntegrationId]) -> Sequence[Row[Any]]:
+    """The integrations that are there, kept from others' events, and from going, until the end of the transaction.
+
+    In the order of their ids, so that two transactions do not wait for each other.
+    """
+    query = (
+        select(*_COUNTED)
+        .where(_I.integration_id.in_(sorted(integration_ids)), _I.connect_time.is_not(None))
+        .order_by(_I.integration_id)
+        .with_for_update(key_share=True)
+    )
+    return (await connection.execute(query)).all()
+
+
+async def _known(
+    connection: AsyncConnection, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
+) -> Collection[tuple[IntegrationId, str]]:
+    query = select(_E.integration_id, _E.event_id).where(
+        _E.integration_id.in_(sorted(integration_ids)), _E.event_id.in_(sorted(event_ids))
+    )
+    return {(IntegrationId(row.integration_id), row.event_id) for row in (await connection.execute(query)).all()}
+
+
+async def _append(connection: AsyncConnection, row: Row[Any], events: Sequence[NewWebhookEvent], now: datetime) -> None:
+    """Number new events of a locked integration, store them, and note the end of its grant."""
+    stored = [
+        {
+            "integration_id": row.integration_id,
+            "number": number,
+            "event_id": event.event_id,
+            "uid": event.uid,
+            "user_id": row.user_id,
+            "integration_type": row.integration_type,
+            "event_type": event.event_type,
+            "receive_time": now,
+            "sealed_payload": event.sealed_payload,
+        }
+        for number, event in enumerate(events, start=row.last_webhook_number + 1)
+    ]
+    await connection.execute(insert(webhook_events).values(stored))
+    is_row = _I.integration_id == row.integration_id
+    count = {"last_webhook_number": row.last_webhook_number + len(events)}
+    await connection.execute(update(integrations).where(is_row).values(count))
+    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
+        await connection.execute(_end_grant(failure, now).where(is_row))
+
+
+def _end_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`
+    """For an integration that was connected before."""
+    values = setback_values(failure, reauthorization_required=True)
+    return update(integrations).where(_I.connect_time <= literal(now, _I.connect_time.type)).values(values)
+
+
+def _first_of_each(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
+    """Those that a delivery has twice, once."""
+    first: dict[str, NewWebhookEvent] = {}
+    for event in events:
+        first.setdefault(event.event_id, event)
+    return tuple(first.values())
+
+
+def _kept(row: Row[Any]) -> KeptWebhookEvent:
+    return KeptWebhookEvent(row.number, row.uid, row.event_id, row.event_type, row.receive_time, row.sealed_payload)

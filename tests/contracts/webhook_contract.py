@@ -1,0 +1,233 @@
+"""What every `WebhookInbox` and `WebhookEndpoints` has to do, whatever it keeps its rows in."""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from integration_server.domain.integration import Failure, Integration, IntegrationId
+from integration_server.service.ports import (
+    AttemptStore,
+    IntegrationStore,
+    NewWebhookEvent,
+    StoredWebhookSecrets,
+    WebhookEndpoint,
+    WebhookEndpoints,
+    WebhookInbox,
+    WebhookPage,
+)
+from tests.contracts.store_contract import ANN, BOB, LARGEST_ID, LATER, NOW, connected, now_of, pending
+
+ENDED = Failure("REAUTHORIZATION_REQUIRED", LATER, "the user has to connect this account again")
+PLENTY = 1 << 20
+
+_numbers: Iterator[int] = itertools.count()
+
+
+def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
+    """An event that nobody stored yet."""
+    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"sealed payload")
+    return replace(blank, **changes)
+
+
+def ids_of(page: WebhookPage) -> list[tuple[int, str]]:
+    """Numbers and names."""
+    return [(event.number, event.event_id) for event in page.events]
+
+
+async def all_of(inbox: WebhookInbox, integration: Integration) -> list[tuple[int, str]]:
+    """Everything of an integration."""
+    return ids_of(await inbox.list(integration, 0, 1000, PLENTY))
+
+
+class WebhookInboxContract:
+    """The tests; who inherits them provides the fixtures `inbox`, `integrations` and `attempts`."""
+
+    async def test_events_are_kept_as_they_came(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+        integration = await connected(integrations)
+        event = new_event(integration, "e-1", event_type="paid", sealed_payload=b"\0sealed")
+        assert list(await inbox.add([event], LATER)) == [event]
+        (kept,) = (await inbox.list(integration, 0, 10, PLENTY)).events
+        assert (kept.number, kept.uid, kept.event_id, kept.event_type) == (1, event.uid, "e-1", "paid")
+        assert (kept.receive_time, kept.sealed_payload) == (LATER, b"\0sealed")
+
+    async def test_events_are_numbered_for_each_integration_without_gaps(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        first, second = await connected(integrations), await connected(integrations, BOB)
+        await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")], NOW)
+        await inbox.add([new_event(second, "c")], LATER)
+        assert await all_of(inbox, first) == [(1, "a"), (2, "b")]
+        assert await all_of(inbox, second) == [(1, "a"), (2, "c")]
+
+    async def test_an_event_is_kept_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+        integration, other = await connected(integrations), await connected(integrations)
+        await inbox.add([new_event(integration, "a"), new_event(integration, "a")], NOW)
+        again = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
+        assert list(await inbox.add(again, LATER)) == again[1:]
+        assert list(await inbox.add(again, LATER)) == []
+        assert await all_of(inbox, integration) == [(1, "a"), (2, "b")]
+        both = [integration.integration_id, other.integration_id]
+        assert set(await inbox.known(both, ["a", "b", "c"])) == {(both[0], "a"), (both[0], "b"), (both[1], "a")}
+
+    async def test_many_at_once_keep_the_numbers_whole(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        integration = await connected(integrations)
+        deliveries = [[new_event(integration, f"e-{number % 10}")] for number in range(20)]
+        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in deliveries))
+        assert sum(map(len, added)) == 10
+        kept = await all_of(inbox, integration)
+        assert [number for number, _ in kept] == list(range(1, 11))
+        assert len({event_id for _, event_id in kept}) == 10
+
+    async def test_crossing_deliveries_do_not_wait_for_each_other(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        one, two = await connected(integrations), await connected(integrations)
+        crossing = [
+            [new_event(row, f"e-{number}") for row in (order)]
+            for number in range(10)
+            for order in ((one, two), (two, one))
+        ]
+        await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in crossing))
+        assert len(await all_of(inbox, one)) == len(await all_of(inbox, two)) == 10
+
+    async def test_what_is_not_there_or_pending_gets_nothing(
+        self, integrations: IntegrationStore, attempts: AttemptStore, inbox: WebhookInbox
+    ) -> None:
+        gone, unfinished = await connected(integrations), await pending(integrations, attempts)
+        await inbox.add([new_event(gone, "before")], NOW)
+        await integrations.remove(gone.integration_id, ANN)
+        assert not await inbox.add([new_event(gone, "a"), new_event(unfinished, "a")], NOW)
+        assert not await all_of(inbox, gone)
+        assert await inbox.acknowledge(gone, "c", 1) is None
+
+    async def test_another_user_finds_nothing(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+        anns = await connected(integrations)
+        await inbox.add([new_event(anns, "a")], NOW)
+        bobs = replace(anns, user_id=BOB)
+        assert not await all_of(inbox, bobs)
+        assert await inbox.acknowledge(bobs, "c", 1) is None
+
+    async def test_pages_end_at_a_number_or_a_size(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+        integration = await connected(integrations)
+        sizes = [100, 100, 100, 500, 100]
+        events = [new_event(integration, f"e-{at}", sealed_payload=b"x" * size) for at, size in enumerate(sizes)]
+        await inbox.add(events, NOW)
+        for after, limit, most, expected, is_last in (
+            (0, 2, 1000, [1, 2], False),
+            (0, 10, 250, [1, 2], False),
+            (2, 10, 100, [3], False),
+            (3, 10, 100, [4], False),  # larger than a page, and alone on one
+            (3, 2, 1000, [4, 5], True),
+            (4, 10, 1, [5], True),
+            (5, 10, 1000, [], True),
+        ):
+            page = await inbox.list(integration, after, limit, most)
+            assert ([event.number for event in page.events], page.is_last) == (expected, is_last)
+
+    async def test_a_place_moves_forward_only(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+        integration, other = await connected(integrations), await connected(integrations)
+        await inbox.add([new_event(integration, f"e-{number}") for number in range(3)], NOW)
+        assert await inbox.place(integration, "mail") == 0
+        assert await inbox.acknowledge(integration, "mail", 2) == 2
+        assert await inbox.acknowledge(integration, "mail", 1) == 2
+        assert await inbox.place(integration, "mail") == 2
+        assert await inbox.place(integration, "billing") == await inbox.place(other, "mail") == 0
+        assert await inbox.acknowledge(integration, "mail", 4) is None
+        assert await inbox.acknowledge(integration, "mail", LARGEST_ID) is None
+        assert await inbox.acknowledge(other, "mail", 1) is None
+        assert await inbox.place(integration, "mail") == 2
+
+    async def test_old_events_are_forgotten_and_their_numbers_not_given_again(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        integration = await connected(integrations)
+        await inbox.add([new_event(integration, "old")], NOW)
+        await inbox.add([new_event(integration, "new")], LATER)
+        assert await inbox.prune(LATER) == 1
+        assert await inbox.prune(LATER) == 0
+        assert await all_of(inbox, integration) == [(2, "new")]
+        assert await inbox.prune(LATER + timedelta(days=1)) == 1
+        await inbox.add([new_event(integration, "old")], LATER)
+        assert await all_of(inbox, integration) == [(3, "old")]
+
+    async def test_an_event_may_end_the_grant_in_the_same_commit(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        integration, bystander = await connected(integrations), await connected(integrations)
+        await inbox.add([new_event(bystander, "a"), new_event(integration, "a", ends_grant=ENDED)], LATER)
+        ended = await now_of(integrations, integration)
+        assert (ended.reauthorization_required, ended.last_error, ended.error_count) == (True, ENDED, 1)
+        assert ended.version == integration.version
+        assert await now_of(integrations, bystander) == bystander
+        await inbox.add([new_event(integration, "a", ends_grant=ENDED)], LATER)
+        assert await now_of(integrations, integration) == ended
+
+    async def test_one_that_was_connected_since_keeps_its_grant(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        integration = await connected(integrations)
+        await inbox.add([new_event(integration, "late", ends_grant=ENDED)], NOW - timedelta(seconds=1))
+        assert await now_of(integrations, integration) == integration
+        assert await all_of(inbox, integration) == [(1, "late")]
+
+    async def test_addressees_are_connected_and_have_the_account(
+        self, integrations: IntegrationStore, attempts: AttemptStore, inbox: WebhookInbox
+    ) -> None:
+        anns = await connected(integrations, ANN, "a-1")
+        bobs = await connected(integrations, BOB, "a-1")
+        second = await connected(integrations, ANN, "a-2")
+        await connected(integrations, ANN, "a-1", integration_type="other")
+        await connected(integrations, ANN, None)
+        await pending(integrations, attempts)
+        assert list(await inbox.addressees("acme", ["a-1"])) == [anns, bobs]
+        assert list(await inbox.addressees("acme", ["a-1", "a-2"])) == [anns, bobs, second]
+        assert list(await inbox.addressees("acme", ["a-3"])) == []
+
+
+class WebhookEndpointsContract:
+    """The tests; who inherits them provides the fixtures `endpoints`, `integrations` and `attempts`."""
+
+    async def test_an_address_finds_its_connected_integration(
+        self, integrations: IntegrationStore, attempts: AttemptStore, endpoints: WebhookEndpoints
+    ) -> None:
+        integration, unfinished = await connected(integrations), await pending(integrations, attempts)
+        stored = await integrations.find(integration.integration_id, ANN)
+        assert stored is not None
+        assert await endpoints.find("acme", integration.uid) == WebhookEndpoint(stored, None)
+        assert await endpoints.find("other", integration.uid) is None
+        assert await endpoints.find("acme", "no-such-uid") is None
+        assert await endpoints.find("acme", unfinished.uid) is None
+        found = await endpoints.find_of(unfinished.integration_id, ANN)
+        assert found is not None
+        assert found.stored.integration == unfinished
+        assert await endpoints.find_of(integration.integration_id, BOB) is None
+
+    async def test_secrets_take_the_place_of_those_that_were_seen(
+        self, integrations: IntegrationStore, endpoints: WebhookEndpoints
+    ) -> None:
+        integration = await connected(integrations)
+        first = StoredWebhookSecrets(b"first", NOW)
+        second = StoredWebhookSecrets(b"second", LATER, b"first", LATER + timedelta(days=1))
+        assert await endpoints.set_secrets(integration, None, first)
+        assert not await endpoints.set_secrets(integration, None, second)
+        assert await endpoints.set_secrets(integration, first, second)
+        assert not await endpoints.set_secrets(integration, first, second)
+        found = await endpoints.find("acme", integration.uid)
+        assert found is not None
+        assert found.secrets == second
+
+    async def test_nobody_sets_anothers_or_what_is_gone(
+        self, integrations: IntegrationStore, endpoints: WebhookEndpoints
+    ) -> None:
+        anns, gone = await connected(integrations), await connected(integrations)
+        first, second = StoredWebhookSecrets(b"first", NOW), StoredWebhookSecrets(b"second", NOW)
+        await integrations.remove(gone.integration_id, ANN)
+        assert not await endpoints.set_secrets(gone, None, first)
+        assert not await endpoints.set_secrets(replace(anns, integration_id=IntegrationId(10_000)), None, first)
+        assert await endpoints.set_secrets(anns, None, first)
+        assert not await endpoints.set_secrets(replace(anns, user_id=BOB), first, second)

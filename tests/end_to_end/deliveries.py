@@ -1,0 +1,268 @@
+"""Providers that send webhooks to several servers, each event twice, and again until it is accepted."""
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+import httpx
+
+from integrations.v1 import event_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.nursery import Nursery
+from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.system import Clients, clients_of
+from tests.hooked import APP_SECRET_SETTING, HOOKED, body_of, signed
+
+APP_SECRET = "the secret of the app's own webhooks"
+PATIENCE = 60.0  # seconds for one delivery, however often it has to be sent
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server with its sidecar."""
+
+    command: Command
+    clients: Clients
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.command.send(signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Those that a load balancer would know, the killed ones too."""
+
+    stack: AsyncExitStack
+    nursery: Nursery
+    directory: Path
+    environment: dict[str, str]
+    variant: str
+    all: list[Server] = field(default_factory=list)
+
+    async def start(self) -> Server:
+        """One more."""
+        command = await self.stack.enter_async_context(
+            self.nursery.serving(self.directory, self.environment, self.variant)
+        )
+        clients = clients_of(command.serving["grpc"], command.serving["sidecar"])
+        server = Server(command, await self.stack.enter_async_context(clients))
+        self.all.append(server)
+        return server
+
+
+@asynccontextmanager
+async def running_servers(
+    directory: Path, database_url: str, nursery: Nursery, variant: str, count: int = 2, **settings: str
+) -> AsyncIterator[Servers]:
+    """So many servers that share a database."""
+    environment = server_environment(
+        database_url, **{APP_SECRET_SETTING: APP_SECRET, "SPILL_DIR": str(directory / "spill"), **settings}
+    )
+    async with AsyncExitStack() as stack:
+        servers = Servers(stack, nursery, directory, environment, variant)
+        for _ in range(count):
+            await servers.start()
+        yield servers
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account at the provider, and the integration of it."""
+
+    name: str
+    user_id: str
+    integration_id: int
+    path: str
+    secret: str = field(repr=False)
+
+
+async def connected_accounts(server: Server, count: int) -> list[Account]:
+    """So many accounts, each of a user of its own, and with a webhook address of its own."""
+    accounts = []
+    for number in range(count):
+        name, user_id, secret = f"account-{number}", f"user-{number}", f"the secret of account {number}"
+        service = server.clients.service
+        connected = await service.ConnectWithApiKey(
+            pb.ConnectWithApiKeyRequest(
+                user_id=user_id, integration_type=HOOKED, api_key=f"{name}:key", webhook_secret=secret
+            )
+        )
+        integration_id = connected.integration.integration_id
+        endpoint = await service.GetWebhookEndpoint(
+            pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=user_id)
+        )
+        path = "/" + endpoint.webhook_url.split("/", 3)[3]
+        accounts.append(Account(name, user_id, integration_id, path, secret))
+    return accounts
+
+
+class Sending:
+    """Sends the events of all accounts. Each account's come one after another, as they happen there."""
+
+    def __init__(self, servers: Servers, chance: random.Random, seconds_between: float = 0) -> None:
+        self._servers = servers
+        self._chance = chance
+        self._seconds_between = seconds_between
+        self._client = httpx.AsyncClient(trust_env=False, timeout=15)
+        self.accepted: defaultdict[str, list[str]] = defaultdict(list)
+        self.outcomes: Counter[str] = Counter()
+
+    async def send_all(self, accounts: Sequence[Account], events: int) -> float:
+        """Send so many events of each account; how many seconds it took."""
+        begun = time.monotonic()
+        async with self._client:
+            await asyncio.gather(*(self._send_of(account, events) for account in accounts))
+        return time.monotonic() - begun
+
+    @property
+    def count(self) -> int:
+        """How many events have been accepted."""
+        return sum(map(len, self.accepted.values()))
+
+    async def _send_of(self, account: Account, events: int) -> None:
+        begun = time.monotonic() + self._chance.uniform(0, self._seconds_between)
+        for number in range(events):
+            await asyncio.sleep(max(0.0, begun + number * self._seconds_between - time.monotonic()))
+            event_id = f"event-{number}"
+            # Providers do send twice what was accepted once.
+            await asyncio.gather(self._deliver(account, event_id), self._deliver(account, event_id))
+            self.accepted[account.name].append(event_id)
+
+    async def _deliver(self, account: Account, event_id: str) -> None:
+        """Until it is accepted, by whichever server."""
+        body = body_of({"id": event_id, "account": account.name})
+        to_app = self._chance.random() < 0.5
+        path, secret = (f"/api/v1/webhooks/{HOOKED}/app", APP_SECRET) if to_app else (account.path, account.secret)
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                url = self._chance.choice(self._servers.all).clients.sidecar_url
+                try:
+                    answer = await self._client.post(url + path, content=body, headers=signed(body, secret))
+                except httpx.HTTPError as error:
+                    self.outcomes[type(error).__name__] += 1
+                else:
+                    self.outcomes[str(answer.status_code)] += 1
+                    if answer.is_success:
+                        return
+                await asyncio.sleep(0.05)
+
+
+async def inbox_of(clients: Clients, account: Account, consumer: str = "checker") -> list[tuple[int, str]]:
+    """All that a consumer is given, page by page."""
+    found: list[tuple[int, str]] = []
+    request = pb.ListWebhookEventsRequest(
+        integration_id=account.integration_id, user_id=account.user_id, consumer=consumer, page_size=7
+    )
+    while True:
+        page = await clients.service.ListWebhookEvents(request)
+        found += [(event.number, event.event_id) for event in page.events]
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
+
+
+class Watcher:
+    """Watches all integrations, at another server with the last cursor whenever a stream ends."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self.cursor = ""
+        self.streams = 0
+        self.told: list[event_pb2.IntegrationEvent] = []
+        self.begun = asyncio.Event()
+
+    async def watch(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            for server in list(reversed(self._servers.all)):
+                try:
+                    await self._watch_at(server)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+            await asyncio.sleep(0.05)
+
+    async def _watch_at(self, server: Server) -> None:
+        async for answer in server.clients.service.WatchIntegrations(
+            pb.WatchIntegrationsRequest(cursor=self.cursor), wait_for_ready=False
+        ):
+            self.streams += not self.begun.is_set()
+            self.begun.set()
+            self.cursor = answer.cursor
+            if answer.HasField("event"):
+                self.told.append(answer.event)
+
+    def webhooks_of(self, account: Account) -> list[int]:
+        """The numbers of the webhook events that were told of, in the order in which they were."""
+        return [
+            event.webhook_event_number
+            for event in self.told
+            if event.integration_id == account.integration_id
+            and event.kind == event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of it."""
+
+    seconds: float
+    accepted: int
+    lost: int
+    duplicates: int
+    out_of_order: int
+    not_told: int
+    outcomes: Counter[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accepted} accepted in {self.seconds:.1f} s ({60 * self.accepted / self.seconds:.0f} a minute), "
+            f"lost {self.lost}, duplicates {self.duplicates}, out of order {self.out_of_order}, "
+            f"not told {self.not_told}; answers: {dict(self.outcomes)}"
+        )
+
+
+async def send_while_one_is_killed(
+    servers: Servers, chance: random.Random, accounts_count: int, events: int, seconds_between: float = 0
+) -> Result:
+    """Send, kill a server midway, start another one, and look at what is there in the end."""
+    accounts = await connected_accounts(servers.all[0], accounts_count)
+    sending, watcher = Sending(servers, chance, seconds_between), Watcher(servers)
+    watching = asyncio.create_task(watcher.watch())
+    await asyncio.wait_for(watcher.begun.wait(), PATIENCE)
+    sent = asyncio.create_task(sending.send_all(accounts, events))
+    while sending.count < accounts_count * events / 2:
+        assert not sent.done(), sent.result()
+        await asyncio.sleep(0.01)
+    servers.all[-1].kill()  # the one that is watched
+    await servers.start()
+    seconds = await sent
+    lost = duplicates = out_of_order = 0
+    for account in accounts:
+        found = await inbox_of(servers.all[-1].clients, account)
+        ids = [event_id for _, event_id in found]
+        assert [number for number, _ in found] == list(range(1, len(found) + 1))
+        lost += len(set(sending.accepted[account.name]) - set(ids))
+        duplicates += len(ids) - len(set(ids))
+        out_of_order += list(dict.fromkeys(ids)) != sending.accepted[account.name]
+    not_told = await _not_told(watcher, accounts, events)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    return Result(seconds, sending.count, lost, duplicates, out_of_order, not_told, sending.outcomes)
+
+
+async def _not_told(watcher: Watcher, accounts: Sequence[Account], events: int) -> int:
+    """In how many accounts the watcher was not told of each event once, in order, within some seconds."""
+    expected = list(range(1, events + 1))
+    async with asyncio.timeout(PATIENCE):
+        while sum(len(watcher.webhooks_of(account)) for account in accounts) < events * len(accounts):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return sum(watcher.webhooks_of(account) != expected for account in accounts)

@@ -1,0 +1,261 @@
+"""Webhooks through the sidecar, stored, handed on and told of; the provider is one of the test's own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+import pytest_asyncio
+from sqlalchemy import select, update
+
+from integration_server.storage.tables import integrations, webhook_events
+from integrations.v1 import event_pb2, integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+from tests.end_to_end.databases import execute, fetch
+from tests.end_to_end.deliveries import APP_SECRET
+from tests.end_to_end.leaks import assert_nothing_left, rows_of
+from tests.end_to_end.refusals import Refusal, refusal_of
+from tests.end_to_end.system import PUBLIC_URL, System, running_system
+from tests.hooked import APP_SECRET_SETTING, HOOKED, body_of, register_hooked, signed
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECRET = "the secret of one integration"
+PAYLOAD = "what only the consumer should read"
+APP_PATH = f"/api/v1/webhooks/{HOOKED}/app"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
+    """One that knows the provider."""
+    async with running_system(
+        shared_database_url,
+        environment={APP_SECRET_SETTING: APP_SECRET},
+        further_providers=[lambda factory, _: register_hooked(factory)],
+    ) as running:
+        yield running
+
+
+async def connect(system: System, account: str = "acct-1", user_id: str = "ada", secret: str = SECRET) -> int:
+    connected = await system.service.ConnectWithApiKey(
+        pb.ConnectWithApiKeyRequest(
+            user_id=user_id, integration_type=HOOKED, api_key=f"{account}:key", webhook_secret=secret
+        )
+    )
+    return int(connected.integration.integration_id)
+
+
+async def path_of(system: System, integration_id: int, user_id: str = "ada") -> str:
+    """An integration's own webhook path."""
+    endpoint = await system.service.GetWebhookEndpoint(
+        pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=user_id)
+    )
+    assert endpoint.webhook_url.startswith(f"{PUBLIC_URL}/api/v1/webhooks/{HOOKED}/")
+    return str(endpoint.webhook_url.removeprefix(PUBLIC_URL))
+
+
+async def deliver(system: System, path: str, *events: Mapping[str, Any], secret: str = SECRET) -> httpx.Response:
+    body = body_of(*events)
+    return await system.browser.post(system.sidecar_url + path, content=body, headers=signed(body, secret))
+
+
+def listing(integration_id: int, **fields: Any) -> pb.ListWebhookEventsRequest:
+    return pb.ListWebhookEventsRequest(
+        **{"integration_id": integration_id, "user_id": "ada", "consumer": "mail", **fields}
+    )
+
+
+async def kept(system: System, integration_id: int, user_id: str = "ada") -> list[tuple[int, str, str]]:
+    page = await system.service.ListWebhookEvents(listing(integration_id, user_id=user_id, page_size=200))
+    return [(event.number, event.event_id, event.event_type) for event in page.events]
+
+
+async def test_an_event_comes_through_from_the_provider_to_the_consumer(system: System) -> None:
+    integration_id = await connect(system)
+    path = await path_of(system, integration_id)
+    answer = await deliver(system, path, {"id": "e-1", "type": "paid"})
+    assert (answer.status_code, answer.content) == (202, b"ok")
+    await deliver(system, APP_PATH, {"id": "e-2", "account": "acct-1"}, secret=APP_SECRET)
+    await deliver(system, path, {"id": "e-1", "type": "paid"})  # again
+    assert await kept(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
+    page = await system.service.ListWebhookEvents(listing(integration_id))
+    assert page.events[0].payload == b'{"id": "e-1", "type": "paid"}'
+    acked = await system.service.AckWebhookEvents(
+        pb.AckWebhookEventsRequest(integration_id=integration_id, user_id="ada", consumer="mail", number=1)
+    )
+    assert acked.number == 1
+    assert [number for number, _, _ in await kept(system, integration_id)] == [2]
+
+
+async def test_a_handshake_is_answered(system: System) -> None:
+    query = "challenge=hello%20there"
+    url = f"{system.sidecar_url}{APP_PATH}?{query}"
+    answer = await system.browser.get(url, headers=signed(query.encode(), APP_SECRET))
+    assert (answer.status_code, answer.content, answer.headers["x-hooked"]) == (200, b"hello there", "yes")
+    assert (await system.browser.get(url)).status_code == 401
+
+
+async def test_what_is_forged_or_goes_nowhere_leaves_nothing(system: System, shared_database_url: str) -> None:
+    integration_id = await connect(system)
+    path = await path_of(system, integration_id)
+    other = await path_of(system, await connect(system, "acct-2", secret="the secret of another one"))
+    assert (await deliver(system, path, {"id": "e"}, secret=APP_SECRET)).status_code == 401
+    assert (await deliver(system, other, {"id": "e"})).status_code == 401
+    assert (await deliver(system, APP_PATH, {"id": "e", "account": "acct-1"})).status_code == 401
+    assert (await system.browser.post(system.sidecar_url + path, content=body_of({"id": "e"}))).status_code == 401
+    for nowhere in (
+        path[:-1] + ("A" if path[-1] != "A" else "B"),
+        path.replace(HOOKED, "sandbox"),
+        "/api/v1/webhooks/sandbox/app",
+        "/api/v1/webhooks/no_such_type/app",
+    ):
+        assert (await deliver(system, nowhere, {"id": "e"})).status_code == 404
+    assert await fetch(shared_database_url, select(webhook_events)) == []
+
+
+async def test_a_body_that_is_too_large_is_refused(system: System) -> None:
+    body = b"x" * (10 * 1024 * 1024)
+    answer = await system.browser.post(system.sidecar_url + APP_PATH, content=body, headers=signed(body, APP_SECRET))
+    assert answer.status_code == 413
+
+
+async def test_a_large_event_is_handed_on_too(system: System) -> None:
+    integration_id = await connect(system)
+    path = await path_of(system, integration_id)
+    for number in range(6):
+        answer = await deliver(system, path, {"id": f"e-{number}", "text": "x" * 1_000_000})
+        assert answer.status_code == 202
+    request, seen = listing(integration_id, page_size=200), []
+    while True:
+        page = await system.service.ListWebhookEvents(request)
+        seen += [event.number for event in page.events]
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_secret_is_exchanged_without_a_gap(system: System, shared_database_url: str) -> None:
+    integration_id = await connect(system)
+    path = await path_of(system, integration_id)
+    which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
+    made = await system.service.SetWebhookSecret(pb.SetWebhookSecretRequest(**which))
+    assert made.webhook_url == PUBLIC_URL + path
+    assert made.HasField("former_expire_time")
+    await asyncio.sleep(1.1)  # what is remembered of the address is over
+    for at, secret in enumerate((SECRET, made.webhook_secret)):
+        assert (await deliver(system, path, {"id": f"e-{at}", "text": PAYLOAD}, secret=secret)).status_code == 202
+    secrets = {"webhook secret": [made.webhook_secret, SECRET], "payload": [PAYLOAD]}
+    places = {"rows": await rows_of(shared_database_url), "log": system.logs.getvalue().encode()}
+    assert_nothing_left(secrets, places)
+    endpoint = await system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which))
+    assert endpoint.has_secret
+    assert endpoint.former_expire_time == made.former_expire_time
+
+
+async def test_a_type_without_webhooks_is_told_as_such(system: System) -> None:
+    which: dict[str, Any] = {"integration_id": await system.connect(), "user_id": "ada"}
+    refused = await refusal_of(system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which)))
+    assert refused == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "WEBHOOKS_NOT_SUPPORTED")
+
+
+async def test_an_account_that_takes_our_access_back_is_not_served_any_more(system: System) -> None:
+    first, second = await connect(system), await connect(system, "acct-2")
+    for integration_id in (first, second):  # both are remembered
+        await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"))
+    bye = {"id": "bye", "account": "acct-1", "ends_grant": True}
+    await deliver(system, APP_PATH, bye, secret=APP_SECRET)
+    refused = await refusal_of(
+        system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=first, user_id="ada"))
+    )
+    assert refused.reason == "REAUTHORIZATION_REQUIRED"
+    assert (await system.get(first)).status == integration_pb2.STATUS_EXPIRED
+    assert (await system.get(second)).status == integration_pb2.STATUS_ACTIVE
+
+
+async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System, shared_database_url: str) -> None:
+    integration_id = await connect(system)
+    await deliver(system, await path_of(system, integration_id), {"id": "e-1"}, {"id": "e-2"})
+    rows = await fetch(shared_database_url, select(webhook_events).order_by(webhook_events.c.number))
+    first, second = (row.sealed_payload for row in rows)
+    for value in (second, first[:-1] + bytes([first[-1] ^ 1])):
+        is_first = webhook_events.c.number == 1
+        await execute(shared_database_url, update(webhook_events).where(is_first).values(sealed_payload=value))
+        refused = await refusal_of(system.service.ListWebhookEvents(listing(integration_id)))
+        assert refused == Refusal(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
+
+
+async def test_what_happens_is_told_while_it_happens(system: System) -> None:
+    stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
+    begin = await stream.read()
+    integration_id = await connect(system)
+    await deliver(system, await path_of(system, integration_id), {"id": "e-1"})
+    which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
+    await system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, is_active=False))
+    await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
+    told = [(await stream.read()).event for _ in range(5)]
+    stream.cancel()
+    kinds = event_pb2.IntegrationEventKind
+    assert [kinds.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_") for event in told] == [
+        "CREATED",
+        "WEBHOOK_RECEIVED",
+        "UPDATED",
+        "STATUS_CHANGED",
+        "DISCONNECTED",
+    ]
+    assert {event.integration_id for event in told} == {integration_id}
+    assert told[1].webhook_event_number == 1
+    again = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
+    assert not (await again.read()).HasField("event")
+    assert [(await again.read()).event for _ in range(5)] == told
+    again.cancel()
+
+
+async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: System, shared_database_url: str) -> None:
+    """So many events that no buffer on the way holds them all."""
+    integration_id = await connect(system)
+    slow, quick = (system.service.WatchIntegrations(pb.WatchIntegrationsRequest()) for _ in range(2))
+    for stream in (slow, quick):
+        await stream.read()
+    changes = 2000
+    rename = [update(integrations).values(name=str(number)) for number in range(changes)]
+    await execute(shared_database_url, *rename)
+    async with asyncio.timeout(60):
+        seen = [(await quick.read()).event for _ in range(changes)]
+        began = asyncio.get_running_loop().time()
+        await connect(system, "acct-3")  # while the slow one is far behind
+        assert (await quick.read()).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
+        assert asyncio.get_running_loop().time() - began < 5
+        assert [(await slow.read()).event for _ in range(changes)] == seen
+        assert (await slow.read()).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
+    assert {event.integration_id for event in seen} == {integration_id}
+    for stream in (slow, quick):
+        stream.cancel()
+
+
+async def test_a_cursor_that_is_too_old_is_told_as_such(shared_database_url: str) -> None:
+    async with running_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
+        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest())
+        cursor = (await stream.read()).cursor
+        stream.cancel()
+        await asyncio.sleep(1.1)
+        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(cursor=cursor))
+        assert await refusal_of(stream.read()) == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
+
+
+async def test_a_server_that_stops_says_so_to_those_who_watch(shared_database_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        async with running_system(shared_database_url) as system:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(system.grpc_address))
+            service: Any = IntegrationServiceStub(channel)
+            stream = service.WatchIntegrations(pb.WatchIntegrationsRequest())
+            await stream.read()
+            waiting = asyncio.ensure_future(refusal_of(stream.read()))
+            await asyncio.sleep(0.1)
+        refused = await waiting
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")

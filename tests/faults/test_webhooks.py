@@ -1,0 +1,23 @@
+"""5,000 webhooks a minute over two servers, one of which is killed midway, each event delivered twice."""
+
+from pathlib import Path
+
+from tests.end_to_end.deliveries import running_servers, send_while_one_is_killed
+from tests.end_to_end.nursery import Nursery
+from tests.end_to_end.variants import WITH_WEBHOOKS
+from tests.faults.conftest import Trial
+
+ACCOUNTS = 50
+EVENTS = 100  # of each
+MINUTE = 60.0
+
+
+async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+    trial: Trial, nursery: Nursery, tmp_path: Path, database_url: str
+) -> None:
+    for number in trial.rounds(1):
+        async with running_servers(tmp_path, database_url, nursery, WITH_WEBHOOKS) as servers:
+            result = await send_while_one_is_killed(servers, trial.chance(number), ACCOUNTS, EVENTS, MINUTE / EVENTS)
+        trial.say(str(result))
+        assert result.accepted == ACCOUNTS * EVENTS
+        assert (result.lost, result.duplicates, result.out_of_order, result.not_told) == (0, 0, 0, 0)
