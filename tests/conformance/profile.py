@@ -71,7 +71,7 @@ class Renewal(_Part):
 
 
 class Exchange(_Part):
-    """A request that trades an access token for another one."""
+    """A request that trades an access token for another one; `youngest`: seconds that it must be old by then."""
 
     method: Literal["GET", "POST"]
     url: str

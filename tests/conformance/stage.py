@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlencode
 
@@ -30,7 +30,6 @@ CLIENT_ID, CLIENT_SECRET = "our-id", "our-secret"
 PLAYED = "x-conformance-profile"
 NAMES = {0: ("Ada Lovelace", "ada@example.com"), 1: ("Grace Hopper", "grace@example.com")}
 TEN_YEARS = 3650 * 24 * 3600
-FOR_EVER = 1e9  # seconds
 
 
 class NotAsDocumented(Exception):
@@ -42,13 +41,15 @@ class Play:
     """One provider, played. `person` is who sits at the browser: 0 or 1 of the accounts, None refuses.
 
     `fault` answers the token endpoint, the resource and the revocation in place of the provider; `odd` is laid over the
-    tokens' answer; `complaints` has what was not as documented.
+    tokens' answer; with `always_answers_as_first` a refresh is answered as a code is. `complaints` has what was not as
+    documented.
     """
 
     profile: Profile
     clock: Callable[[], datetime]
     person: int | None = 0
     fault: Response | None = None
+    always_answers_as_first: bool = False
     odd: Mapping[str, object] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
 
@@ -70,6 +71,7 @@ class Play:
                 revoking_kills="grant" if profile.revoke is None else profile.revoke.kills,
             ),
         )
+        self._begun: dict[str, datetime] = {}
         self.client = Client(CLIENT_ID, CLIENT_SECRET, (), "ours")
 
     def _shaped(self, number: int) -> str:
@@ -182,7 +184,8 @@ class Play:
                     if not form.get(name):
                         raise NotAsDocumented(f"a refresh needs {name}")
                 issued = self.sandbox.refresh(self.client, form.get("refresh_token", ""), None)
-                return self._issue(issued, endpoint.refresh_answer or endpoint.answer)
+                template = None if self.always_answers_as_first else endpoint.refresh_answer
+                return self._issue(issued, template or endpoint.answer)
         except OAuthError as error:
             return self._error(endpoint.invalid_client if error.code == "invalid_client" else invalid_grant)
         raise NotAsDocumented(f"grant_type {grant_type!r} is not known")
@@ -208,10 +211,13 @@ class Play:
         asked = dict(request.query_params) if exchange.method == "GET" else await self._form(request)
         if exchange.needs_client and asked.get("client_secret") != CLIENT_SECRET:
             return self._error(endpoint.invalid_client)
+        token = asked.get(exchange.token_in, "")
+        if self.clock() - self._begun.get(token, self.clock()) < timedelta(seconds=exchange.youngest):
+            raise NotAsDocumented(f"the token is not {exchange.youngest} seconds old yet")
         before = self.sandbox.behaviour
         self.sandbox.behaviour = Behaviour(access_token_lifetime=exchange.lifetime)
         try:
-            return self._issue(self.sandbox.exchange(asked.get(exchange.token_in, "")), exchange.answer)
+            return self._issue(self.sandbox.exchange(token), exchange.answer)
         except OAuthError:
             return self._error(endpoint.invalid_grant)
         finally:
@@ -220,6 +226,7 @@ class Play:
     def _issue(self, issued: Issued, template: Mapping[str, Any]) -> Response:
         endpoint = self.profile.token
         assert endpoint is not None
+        self._begun[issued.access_token] = self.clock()
         account = self.sandbox.find_account(issued.access_token)
         values = {
             **self._about(self.accounts.index(account) if account in self.accounts else 0),

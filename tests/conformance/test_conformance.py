@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -155,12 +156,40 @@ async def test_renews_again_and_again(scene: Scene, profile: Profile) -> None:
         assert set(row.scopes) == set(integration.scopes)
 
 
+@pytest.mark.conformance("refreshed")
+@pytest.mark.parametrize("rotates", [True, False])
+async def test_takes_a_new_refresh_token_or_keeps_the_old_one(scene: Scene, profile: Profile, rotates: bool) -> None:
+    """Whichever the provider does today: apps can choose with some, and others have changed their ways."""
+    behaviour = scene.play.sandbox.behaviour
+    scene.play.sandbox.behaviour = replace(
+        behaviour, rotate_refresh_tokens=rotates, refresh_answer_has_refresh_token=rotates, refresh_grace=0
+    )
+    scene.play.always_answers_as_first = True
+    integration = await scene.connect()
+    refresh_tokens = [(await scene.tokens(integration)).refresh_token]
+    for _ in range(2):
+        scene.pass_a_life()
+        await scene.get_credentials(integration)
+        refresh_tokens.append((await scene.tokens(integration)).refresh_token)
+    assert len(set(refresh_tokens)) == (3 if rotates else 1)
+    assert scene.play.is_alive((await scene.tokens(integration)).access_token)
+
+
 async def age(scene: Scene, profile: Profile) -> None:
     """Let tokens grow old: to their end, where they can be renewed then."""
     if profile.renewal.how == "refresh":
         scene.pass_a_life()
     else:
         scene.system.clock.advance(SOON)
+
+
+@pytest.mark.conformance("renewed")
+async def test_renewing_at_once_does_no_harm(scene: Scene) -> None:
+    integration = await scene.connect()
+    for _ in range(2):
+        await scene.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
+    assert scene.play.is_alive((await scene.tokens(integration)).access_token)
+    assert scene.system.row(integration.integration_id).status(scene.system.clock()) is Status.ACTIVE
 
 
 @pytest.mark.conformance("refreshed")
