@@ -69,7 +69,7 @@ class SqlEventLog:
     async def prune(self, keep: timedelta) -> int:
         """Forget some of what is older; how much it was."""
         old = select(_E.event_number).where(_E.event_time < select(DatabaseTime(-keep)).scalar_subquery())
-        some = old.order_by(_E.event_time).limit(_PRUNED_AT_ONCE)
+        some = old.order_by(_E.event_time).limit(_PRUNED_AT_ONCE).with_for_update(skip_locked=True)
         async with self._database.writing() as connection:
             forget = delete(integration_events).where(_E.event_number.in_(some))
             return (await connection.execute(forget)).rowcount

@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Row, case, delete, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Row, case, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -67,17 +67,8 @@ class SqlWebhookInbox:
         added: list[NewWebhookEvent] = []
         try:
             async with self._database.writing() as connection:
-                rows = await _locked(connection, by_integration)
-                known = set(await _known(connection, by_integration, {event.event_id for event in events}))
-                for row in rows:
-                    new = [
-                        event
-                        for event in _first_of_each(by_integration[row.integration_id])
-                        if (row.integration_id, event.event_id) not in known
-                    ]
-                    if new:
-                        await _append(connection, row, new, now)
-                    added += new
+                for integration_id in sorted(by_integration):  # in order, so that none waits for another in a circle
+                    added += await _append(connection, _first_of_each(by_integration[integration_id]), now)
         finally:
             for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
                 self._on_change(integration_id)
@@ -137,23 +128,10 @@ class SqlWebhookInbox:
     async def prune(self, before: datetime) -> int:
         """Forget some of everybody's events that came before then; how many there were."""
         old = select(_E.webhook_event_id).where(_E.receive_time < before).order_by(_E.receive_time)
+        some = old.limit(_PRUNED_AT_ONCE).with_for_update(skip_locked=True)  # others may be at it too
         async with self._database.writing() as connection:
-            forget = delete(webhook_events).where(_E.webhook_event_id.in_(old.limit(_PRUNED_AT_ONCE)))
+            forget = delete(webhook_events).where(_E.webhook_event_id.in_(some))
             return (await connection.execute(forget)).rowcount
-
-
-async def _locked(connection: AsyncConnection, integration_ids: Collection[IntegrationId]) -> Sequence[Row[Any]]:
-    """The integrations that are there, kept from others' events, and from going, until the end of the transaction.
-
-    In the order of their ids, so that two transactions do not wait for each other.
-    """
-    query = (
-        select(*_COUNTED)
-        .where(_I.integration_id.in_(sorted(integration_ids)), _I.connect_time.is_not(None))
-        .order_by(_I.integration_id)
-        .with_for_update(key_share=True)
-    )
-    return (await connection.execute(query)).all()
 
 
 async def _known(
@@ -165,28 +143,45 @@ async def _known(
     return {(IntegrationId(row.integration_id), row.event_id) for row in (await connection.execute(query)).all()}
 
 
-async def _append(connection: AsyncConnection, row: Row[Any], events: Sequence[NewWebhookEvent], now: datetime) -> None:
-    """Number new events of a locked integration, store them, and note the end of its grant."""
-    stored = [
-        {
-            "integration_id": row.integration_id,
-            "number": number,
-            "event_id": event.event_id,
-            "uid": event.uid,
-            "user_id": row.user_id,
-            "integration_type": row.integration_type,
-            "event_type": event.event_type,
-            "receive_time": now,
-            "sealed_payload": event.sealed_payload,
-        }
-        for number, event in enumerate(events, start=row.last_webhook_number + 1)
-    ]
-    await connection.execute(insert(webhook_events).values(stored))
-    is_row = _I.integration_id == row.integration_id
-    count = {"last_webhook_number": row.last_webhook_number + len(events)}
-    await connection.execute(update(integrations).where(is_row).values(count))
-    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
+async def _append(
+    connection: AsyncConnection, events: Sequence[NewWebhookEvent], now: datetime
+) -> Sequence[NewWebhookEvent]:
+    """Number and store what is new of an integration's events, and end its grant if one says so; which were new."""
+    is_row = _I.integration_id == events[0].integration.integration_id
+    # Taken first, since that keeps others' events, and the row's going, back until the end of the transaction.
+    take = update(integrations).where(is_row, _I.connect_time.is_not(None)).returning(*_COUNTED)
+    row = (await connection.execute(take.values(_count(_I.last_webhook_number + len(events))))).one_or_none()
+    if row is None:
+        return ()
+    before = row.last_webhook_number - len(events)
+    known = await _known(connection, [row.integration_id], {event.event_id for event in events})
+    new = [event for event in events if (row.integration_id, event.event_id) not in known]
+    if len(new) < len(events):
+        await connection.execute(update(integrations).where(is_row).values(_count(before + len(new))))
+    if new:
+        values = [_values(event, number, row, now) for number, event in enumerate(new, start=before + 1)]
+        await connection.execute(insert(webhook_events), values)
+    for failure in {event.ends_grant for event in new if event.ends_grant is not None}:
         await connection.execute(_end_grant(failure, now).where(is_row))
+    return new
+
+
+def _count(last: ColumnElement[int] | int) -> dict[str, Any]:
+    return {"last_webhook_number": last}
+
+
+def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -> dict[str, Any]:
+    return {
+        "integration_id": row.integration_id,
+        "number": number,
+        "event_id": event.event_id,
+        "uid": event.uid,
+        "user_id": row.user_id,
+        "integration_type": row.integration_type,
+        "event_type": event.event_type,
+        "receive_time": now,
+        "sealed_payload": event.sealed_payload,
+    }
 
 
 def _end_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`

@@ -111,7 +111,9 @@ class Sending:
         self._servers = servers
         self._chance = chance
         self._seconds_between = seconds_between
-        self._client = httpx.AsyncClient(trust_env=False, timeout=15)
+        self._client = httpx.AsyncClient(
+            trust_env=False, timeout=15, limits=httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        )
         self.accepted: defaultdict[str, list[str]] = defaultdict(list)
         self.outcomes: Counter[str] = Counter()
 
