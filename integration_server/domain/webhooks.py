@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 
 class WebhookForged(Exception):
@@ -27,7 +26,7 @@ class WebhookAnswer:
     """What to answer the provider."""
 
     status: int = 200
-    headers: Mapping[str, str] = MappingProxyType({})
+    headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
 
 
@@ -52,4 +51,4 @@ class ReceivedWebhook:
     """A request that is the provider's: its events, none for a handshake, and the answer once they are stored."""
 
     events: Sequence[WebhookEvent] = ()
-    answer: WebhookAnswer = WebhookAnswer()
+    answer: WebhookAnswer = field(default_factory=WebhookAnswer)
