@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ValidationError
 
+from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
+from integration_server.domain.errors import (
+    AnswerTooLarge,
+    ApiNotDeclared,
+    InvalidField,
+    ProviderRejected,
+    ProviderUnavailable,
+)
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
-from integration_server.providers.http import HttpAnswer, ProviderHttp
+from integration_server.providers.http import AnswerTooLong, HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.quotas import quotas_of
 from integration_server.providers.urls import DeclaredOrigins
 from integration_server.service.ports import Clock, NewAccount
 
@@ -48,6 +57,12 @@ class BaseProvider(ABC):
 
     host_patterns: Sequence[str] = ()
     """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
+
+    rate_limits: Sequence[RateLimit] = ()
+    """What is documented of how often its API may be called."""
+
+    idempotency_key_header = "Idempotency-Key"
+    """Where it takes keys by which it knows a request that is repeated (draft-ietf-httpapi-idempotency-key-header)."""
 
     revokes_whole_account = False
     """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
@@ -201,6 +216,46 @@ class BaseProvider(ABC):
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """What lets a request to its API in. Raises `ProviderRejected` if no request can carry them."""
 
+    def api_url(self, credentials: Credentials) -> str | None:
+        """The base address of the account's own API; None where none is declared."""
+        return self.api_base_url
+
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiAnswer:
+        """Send a request to the account's API, let in by the credentials. Whatever is answered is an answer."""
+        base, auth = self.api_url(credentials), self.request_auth(credentials)
+        if base is None:
+            raise ApiNotDeclared
+        query = urlencode([*request.query, *auth.query_params.items()])
+        headers = [*request.headers, *auth.headers.items()]
+        if request.idempotency_key:
+            headers.append((self.idempotency_key_header, request.idempotency_key))
+        try:
+            answer = await self._context.http.request(
+                request.method,
+                f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
+                allowed_origins=self._origins(),
+                headers=headers,
+                content=request.body,
+                deadline=deadline,
+                body_limit=body_limit,
+            )
+        except AnswerTooLong:
+            raise AnswerTooLarge(body_limit) from None
+        return ApiAnswer(
+            answer.status,
+            answer.header_list,
+            answer.body,
+            self.asks_to_wait(answer),
+            answer.retry_after,
+            quotas_of(answer.headers, self._context.clock()),
+        )
+
+    def asks_to_wait(self, answer: HttpAnswer) -> bool:
+        """Whether an answer turns a request away for now (RFC 6585 §4, RFC 9110 §15.6.4)."""
+        return answer.status in {429, 503}
+
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Ask the provider whether it takes the credentials, and whose they are.
 
@@ -247,10 +302,12 @@ class BaseProvider(ABC):
         content: str = "",
     ) -> HttpAnswer:
         """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes."""
-        origins = DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
         return await self._context.http.request(
-            method, url, allowed_origins=origins, headers=headers, query=query, content=content
+            method, url, allowed_origins=self._origins(), headers=headers, query=query, content=content
         )
+
+    def _origins(self) -> DeclaredOrigins:
+        return DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"

@@ -1,7 +1,7 @@
 """What comes in: each field checked, and turned into the domain's words. Every refusal names its field."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
@@ -10,8 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.struct_pb2 import Struct
 
+from integration_server.domain.calls import ApiRequest
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import IntegrationId, UserId
+from integrations.v1 import integration_service_pb2 as pb
 
 LONGEST_USER_ID = 128
 LONGEST_NAME = 255
@@ -22,6 +24,9 @@ LONGEST_PARAMETER = 8192  # of a callback; authorization codes of some providers
 MOST_SCOPES = 100
 LARGEST_CONFIG = 64 * 1024
 USUAL_PAGE, LARGEST_PAGE = 50, 200
+LONGEST_PATH = 2048
+LONGEST_IDEMPOTENCY_KEY = 255
+MOST_HEADERS = MOST_PARAMETERS = 100
 
 # RFC 6749 §3.3: a scope is of visible ASCII characters other than quote and backslash.
 _SCOPE_CHARACTERS = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
@@ -117,6 +122,30 @@ def duration(field: str, value: Duration) -> timedelta:
     if value.seconds > 315_576_000_000 or value.nanos > 999_999_999:  # the limits of google.protobuf.Duration
         raise InvalidField(field, "is out of range")
     return value.ToTimedelta()
+
+
+def api_request(request: pb.CallProviderRequest) -> ApiRequest:
+    """A request to a provider's API: bounded; what it may say is for the use case to judge."""
+    return ApiRequest(
+        method=required_text("method", request.method, 16),
+        path=required_text("path", request.path, LONGEST_PATH),
+        query=_pairs("query", request.query, MOST_PARAMETERS),
+        headers=_pairs("headers", request.headers, MOST_HEADERS),
+        body=request.body,
+        idempotency_key=text("idempotency_key", request.idempotency_key, LONGEST_IDEMPOTENCY_KEY),
+    )
+
+
+def _pairs(field: str, values: Sequence[pb.HttpHeader | pb.QueryParameter], most: int) -> tuple[tuple[str, str], ...]:
+    if len(values) > most:
+        raise InvalidField(field, f"has {len(values)} entries; {most} is the most")
+    return tuple(
+        (
+            required_text(f"{field}[{index}].name", value.name, LONGEST_NAME),
+            text(f"{field}[{index}].value", value.value, LONGEST_PARAMETER),
+        )
+        for index, value in enumerate(values)
+    )
 
 
 def page_size(value: int) -> int:

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from integration_server.domain.calls import ApiAnswer
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status
@@ -152,3 +153,12 @@ def credentials(value: UsableCredentials) -> credentials_pb2.Credentials:
         encoded.api_key.api_key = value.credentials.api_key
         encoded.api_key.api_secret = value.credentials.api_secret or ""
     return encoded
+
+
+def api_answer(value: ApiAnswer) -> integration_service_pb2.CallProviderResponse:
+    """A provider's answer."""
+    return integration_service_pb2.CallProviderResponse(
+        status_code=value.status,
+        headers=[integration_service_pb2.HttpHeader(name=name, value=text) for name, text in value.headers],
+        body=value.body,
+    )

@@ -8,6 +8,7 @@ import grpc
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
 from integration_server.rpc.guard import current_reach
+from integration_server.service.calling import Calling
 from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
 from integration_server.service.credentials import GivingCredentials
@@ -33,6 +34,7 @@ class UseCases:
     revoking: Revoking
     credentials: GivingCredentials
     monitoring: Monitoring
+    calling: Calling
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
@@ -230,6 +232,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             decoding.scopes("required_scopes", request.required_scopes),
         )
         return pb.GetCredentialsResponse(credentials=encoding.credentials(usable))
+
+    async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
+        """Call the provider's API."""
+        answer = await self._do.calling.call_provider(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.api_request(request),
+        )
+        return encoding.api_answer(answer)
 
 
 def _change(request: pb.UpdateIntegrationRequest) -> Change:

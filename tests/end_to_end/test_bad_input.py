@@ -48,6 +48,7 @@ METHODS: dict[str, Any] = {
     "ListHealthChecks": pb.ListHealthChecksRequest(user_id="ada", integration_id=1),
     "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
     "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
+    "CallProvider": pb.CallProviderRequest(user_id="ada", integration_id=1, method="GET", path="/userinfo"),
 }
 """One request that has the right form, for each method that takes any."""
 
@@ -244,7 +245,7 @@ async def test_an_update_says_what_it_changes(system: System) -> None:
 
 async def test_a_pending_integration_is_neither_changed_nor_used(system: System) -> None:
     which = {"integration_id": (await system.begin()).integration_id}
-    methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials")
+    methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials", "CallProvider")
     cases = {method: (method, with_fields(method, **which)) for method in methods}
     pending = Refusal(FAILED_PRECONDITION, "INTEGRATION_PENDING")
     assert await answers_to(system, cases) == dict.fromkeys(cases, pending)

@@ -48,6 +48,12 @@ ListHealthChecks       ok       absent     absent      denied     denied    deni
 RefreshToken           ok       absent     absent      denied     denied    denied   ok       absent    absent        unknown
 ListIntegrationTypes   ok       ok         ok          denied     denied    denied   ok       ok        ok            unknown
 GetCredentials         ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+CallProvider           ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ListCalendars          ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ListEvents             ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+CreateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+UpdateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+DeleteEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -210,6 +216,8 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
         values["integration_id"] = scene.integration_id if exists else ABSENT
     if method.name == "UpdateIntegration":
         values["name"] = "renamed"
+    if method.name == "CallProvider":
+        values |= {"method": "GET", "path": "/userinfo"}
     if method.name == "ServerReflectionInfo":
         values["list_services"] = ""
     return request_class(**values)

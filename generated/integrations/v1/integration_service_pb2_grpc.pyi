@@ -70,6 +70,15 @@ class IntegrationServiceStub:
     """Lists what can be connected here."""
     GetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]
     """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+    CallProvider: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CallProviderRequest, _integration_service_pb2.CallProviderResponse]
+    """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+    What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+    is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+    each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+    safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+    does not tell whether the provider did what it was asked to. docs/calling.md says more.
+    """
 
 @_typing.type_check_only
 class IntegrationServiceAsyncStub(IntegrationServiceStub):
@@ -113,6 +122,15 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     """Lists what can be connected here."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]  # type: ignore[assignment]
     """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+    CallProvider: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CallProviderRequest, _integration_service_pb2.CallProviderResponse]  # type: ignore[assignment]
+    """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+    What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+    is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+    each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+    safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+    does not tell whether the provider did what it was asked to. docs/calling.md says more.
+    """
 
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
@@ -237,5 +255,20 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.GetCredentialsResponse, _abc.Awaitable[_integration_service_pb2.GetCredentialsResponse]]:
         """Answers with credentials that work, refreshed first where they must be. Only over gRPC."""
+
+    @_abc_1.abstractmethod
+    def CallProvider(
+        self,
+        request: _integration_service_pb2.CallProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.CallProviderResponse, _abc.Awaitable[_integration_service_pb2.CallProviderResponse]]:
+        """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+        What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+        is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+        each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+        safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+        does not tell whether the provider did what it was asked to. docs/calling.md says more.
+        """
 
 def add_IntegrationServiceServicer_to_server(servicer: IntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

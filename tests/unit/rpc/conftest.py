@@ -19,6 +19,7 @@ def servicer_of(system: FakeSystem) -> IntegrationService:
         revoking=system.revoking,
         credentials=system.credentials,
         monitoring=system.monitoring,
+        calling=system.calling,
     )
     return IntegrationService(use_cases, system.clock)
 

@@ -22,6 +22,8 @@ _GOOD: dict[str, Any] = {
     "code": "code",
     "confirmation_token": "token",
     "api_key": "key",
+    "method": "GET",
+    "path": "/things",
 }
 _TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key"}
 
@@ -36,7 +38,7 @@ def input_of(method: str) -> Descriptor:
     return _SERVICE.methods_by_name[method].input_type
 
 
-def good(method: str, **changes: Any) -> Any:
+def good(method: str, /, **changes: Any) -> Any:
     """A request with which nothing is wrong, on the first integration of the first user."""
     fields = input_of(method).fields_by_name
     values = {name: value for name, value in _GOOD.items() if name in fields}

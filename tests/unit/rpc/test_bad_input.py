@@ -361,13 +361,17 @@ def fill(data: st.DataObject, message: Any) -> None:
                 setattr(message, field.name, value)
         elif field.message_type.full_name == "google.protobuf.Struct":
             getattr(message, field.name).update(data.draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+        elif field.is_repeated:
+            fill(data, getattr(message, field.name).add())
         else:
             fill(data, getattr(message, field.name))
 
 
 def _any_value(field: Any) -> st.SearchStrategy[Any]:
     one: st.SearchStrategy[Any]
-    if field.cpp_type == field.CPPTYPE_STRING:
+    if field.type == field.TYPE_BYTES:
+        one = st.binary(max_size=20)
+    elif field.cpp_type == field.CPPTYPE_STRING:
         one = TEXTS
     elif field.cpp_type == field.CPPTYPE_BOOL:
         one = st.booleans()

@@ -13,6 +13,7 @@ from integration_server.domain.errors import (
     InvalidField,
     ProviderUnavailable,
     QuotaExceeded,
+    RateLimited,
     StoreUnavailable,
 )
 from integration_server.rpc.errors import ErrorInterceptor, status_of
@@ -46,6 +47,13 @@ CODES = {
     "PROVIDER_REJECTED": "FAILED_PRECONDITION",
     "CREDENTIALS_UNREADABLE": "DATA_LOSS",
     "CALLER_NOT_ALLOWED": "PERMISSION_DENIED",
+    "API_NOT_DECLARED": "FAILED_PRECONDITION",
+    "RATE_LIMITED": "RESOURCE_EXHAUSTED",
+    "ANSWER_TOO_LARGE": "RESOURCE_EXHAUSTED",
+    "RESOURCE_NOT_FOUND": "NOT_FOUND",
+    "RESOURCE_ALREADY_EXISTS": "ALREADY_EXISTS",
+    "ETAG_MISMATCH": "ABORTED",
+    "SYNC_TOKEN_EXPIRED": "FAILED_PRECONDITION",
 }
 
 
@@ -97,7 +105,7 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
     expected = ["ErrorInfo"]
     if isinstance(error, InvalidField):
         expected.append("BadRequest")
-    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded)):
+    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, RateLimited)):
         expected.append("RetryInfo")
     assert seen(error).kinds == expected
 

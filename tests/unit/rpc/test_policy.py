@@ -98,7 +98,7 @@ def test_a_certificate_with_the_names_of_two_services_is_neither() -> None:
 
 @pytest.mark.parametrize("group", sorted(set(Group) - FOR_USERS))
 def test_users_are_never_granted_what_is_for_services(group: Group) -> None:
-    assert group in {Group.CREDENTIALS, Group.HEALTH, Group.REFLECTION}
+    assert group in {Group.CREDENTIALS, Group.CALLS, Group.HEALTH, Group.REFLECTION}
     assert problems_of(f'[users]\ngroups = ["{group}"]\nintegration_types = ["*"]\n') == [
         "users.groups.0: is never for users"
     ]
