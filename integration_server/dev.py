@@ -29,8 +29,6 @@ SAMPLE_USER = "ada"
 
 _DEADLINE = 10.0  # seconds; everything here is on this machine
 _CLIENT_ID = "integration-server"
-_PLAYED = ("SANDBOX", "GOOGLE_CALENDAR")
-"""Types that the sandbox plays, as in the names of their settings; Google's only where it is not set up in earnest."""
 
 
 async def run_dev(
@@ -44,11 +42,11 @@ async def run_dev(
     """Start everything, connect the sample account, say where what is, and run until told to stop."""
     client_secret = secrets.token_urlsafe()
     own_google = bool(environment.get("GOOGLE_CALENDAR_CLIENT_ID"))
-    client = {f"{name}_CLIENT_ID": _CLIENT_ID for name in _PLAYED} | {
-        f"{name}_CLIENT_SECRET": client_secret for name in _PLAYED
-    }
+    played = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
+    client = {f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in played}
+    secret = {f"{name.upper()}_CLIENT_SECRET": client_secret for name in played}
     sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
-    callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name.lower()}" for name in _PLAYED]
+    callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in played]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
     async with AsyncExitStack() as stack:
         try:
@@ -58,25 +56,24 @@ async def run_dev(
         running = await stack.enter_async_context(
             running_server(
                 settings,
-                {**client, **{name: value for name, value in environment.items() if value}},
+                {**environment, **client, **secret},
                 key=key,
-                further_providers=[partial(_register, sandbox_url, own_google)],
+                further_providers=[partial(_register, sandbox_url, played)],
             )
         )
         _tell_where(console, running, sandbox_url)
         if settings.authenticates_callers:
             console.print("Callers are authenticated: see docs/callers.md for calls to make.")
         else:
-            types = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
-            _tell_what(console, running, [await _connect_sample_account(running, name) for name in types])
+            _tell_what(console, running, [await _connect_sample_account(running, name) for name in played])
         console.print("Ctrl-C stops all of it.")
         await stop.wait()
         console.print("Stopping.")
 
 
-def _register(sandbox_url: str, own_google: bool, factory: ProviderFactory) -> None:
+def _register(sandbox_url: str, played: Sequence[str], factory: ProviderFactory) -> None:
     register_sandbox(factory, sandbox_url)
-    if not own_google:
+    if "google_calendar" in played:  # it is not set up in earnest
         replace_google_calendar(factory, sandbox_url)
 
 
