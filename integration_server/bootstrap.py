@@ -49,6 +49,7 @@ from integration_server.providers.base import ProviderContext
 from integration_server.providers.declared import load_declared
 from integration_server.providers.entry_points import load_entry_points
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
+from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.network import CheckedNetwork
 from integration_server.providers.urls import origin_of
@@ -58,6 +59,7 @@ from integration_server.rpc.callers import Kind
 from integration_server.rpc.certificates import ServerCertificates
 from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.guard import CallerInterceptor, Confinement, Doorkeeper, caller_of
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService, UseCases
@@ -65,11 +67,13 @@ from integration_server.rpc.limits import CallLimits, peer_of
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tokens import IssuedTokens, Issuer, Keys, KeysAtUrl, KeysInFile, read_key_file
 from integration_server.service.auditing import AuditTrail
+from integration_server.service.calling import CallBounds, Calling
 from integration_server.service.connecting import Connecting
 from integration_server.service.connecting_by_key import ConnectingByKey
 from integration_server.service.connections import Connections
 from integration_server.service.consuming import Consuming
 from integration_server.service.credentials import GivingCredentials
+from integration_server.service.google_calendar import GoogleCalendar
 from integration_server.service.managing import Managing
 from integration_server.service.monitoring import Monitoring
 from integration_server.service.ports import (
@@ -97,11 +101,12 @@ from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
+from integration_server.service.throttling import NothingShared, SharedBudgets, Throttling
 from integration_server.service.upkeep import Pace, Upkeep
 from integration_server.service.watching import LOOK_EVERY as LOOK_AT_EVENTS_EVERY
 from integration_server.service.watching import Watching
 from integration_server.service.webhook_secrets import WebhookSecrets
-from integration_server.settings import Address, Settings, is_url
+from integration_server.settings import Address, Settings, SettingsError, is_url
 from integration_server.sidecar.connection import Connection, Papers
 from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
@@ -122,11 +127,17 @@ from integration_server.storage.rotation import Rotation, RotationByAge
 from integration_server.storage.spill import SpillDirectory
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
-from integrations.v1 import integration_service_pb2, integration_service_pb2_grpc
+from integrations.v1 import (
+    google_calendar_pb2,
+    google_calendar_pb2_grpc,
+    integration_service_pb2,
+    integration_service_pb2_grpc,
+)
 
 Register = Callable[[ProviderFactory], None]
 
 SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
+CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 BUILT_IN = (
     acuity,
@@ -194,8 +205,18 @@ class Service:
     """What the service can do when it is called, and what it does by itself."""
 
     use_cases: UseCases
+    google_calendar: GoogleCalendar
     refreshing: Refreshing
     upkeep: Sequence[Upkeep]
+
+
+@dataclass(frozen=True, slots=True)
+class Servicers:
+    """What answers calls."""
+
+    integrations: IntegrationService
+    google_calendar: GoogleCalendarService
+    health: Health
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
@@ -322,14 +343,17 @@ async def running_server(
         stores = build_stores(settings, database, memory.forget)
         remembering = RememberingLookup(memory, stores.integrations, changes, seconds_passed)
         lookup = remembering if settings.credentials_cache_size else stores.integrations
-        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock)
-        health = Health([SERVICE_NAME])
+        budgets = await stack.enter_async_context(shared_budgets(settings.rate_limit_url))
+        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock, budgets)
+        health = Health([SERVICE_NAME, CALENDARS_NAME])
         # Named by the operator, and mostly inside.
         keys_http = ProviderHttp(clock, dev_mode=settings.dev_mode, network=CheckedNetwork(anywhere))
         await stack.enter_async_context(keys_http)
         guard = build_guard(settings, keys_http, service.use_cases.managing, clock)
-        servicer = IntegrationService(service.use_cases, clock)
-        server = build_grpc_server(settings, servicer, health, guard, trail, clock)
+        servicers = Servicers(
+            IntegrationService(service.use_cases, clock), GoogleCalendarService(service.google_calendar), health
+        )
+        server = build_grpc_server(settings, servicers, guard, trail, clock)
 
         async def look() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
@@ -423,6 +447,22 @@ def build_guard(settings: Settings, http: ProviderHttp, managing: Managing, cloc
     return Guard([CallerInterceptor(doorkeeper, Confinement(type_of, managing.own_name))], credentials, looks)
 
 
+@asynccontextmanager
+async def shared_budgets(url: str | None) -> AsyncIterator[SharedBudgets]:
+    """What counts calls to providers for all servers that name the same storage; without one each counts its own."""
+    if url is None:
+        yield NothingShared()
+        return
+    try:
+        from integration_server.storage.budgets import RedisBudgets  # noqa: PLC0415  # an optional extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            ["RATE_LIMIT_URL: needs the extra `redis`: pip install 'integration-server[redis]'"]
+        ) from error
+    async with RedisBudgets(url) as budgets:
+        yield budgets
+
+
 def build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
     """Whose tokens are taken: the issuer of services', and that of users'."""
 
@@ -469,6 +509,7 @@ def build_service(
     tasks: ServerTasks,
     trail: AuditTrail,
     clock: Clock,
+    budgets: SharedBudgets,
 ) -> Service:
     """What the service can do over these parts, and what it does by itself."""
     integrations = stores.integrations
@@ -523,6 +564,19 @@ def build_service(
         public_url=settings.public_url,
         grace=settings.webhook_secret_grace,
     )
+    calling = Calling(
+        credentials,
+        integrations,
+        providers,
+        Throttling(budgets, seconds_passed, jitter),
+        tasks,
+        clock,
+        CallBounds(
+            timedelta(seconds=settings.provider_call_seconds),
+            settings.provider_call_max_request_bytes,
+            settings.provider_call_max_answer_bytes,
+        ),
+    )
     use_cases = UseCases(
         connecting=Connecting(
             stores.attempts,
@@ -557,6 +611,7 @@ def build_service(
         consuming=Consuming(integrations, stores.inbox, sealer, largest_page=settings.grpc_max_message_bytes * 3 // 4),
         webhook_secrets=webhook_secrets,
         watching=Watching(stores.events, providers, sealer, keep=settings.event_retention),
+        calling=calling,
     )
     pace = Pace(settings.background_calls_per_provider, settings.background_calls_per_second)
     upkeep = [
@@ -567,13 +622,13 @@ def build_service(
             (Work.CHECK, monitoring.check_due, 3 * settings.health_check_timeout),
         )
     ]
-    return Service(use_cases, refreshing, upkeep)
+    google_calendar = GoogleCalendar(credentials, calling, GoogleCalendarApi())
+    return Service(use_cases, google_calendar, refreshing, upkeep)
 
 
 def build_grpc_server(
     settings: Settings,
-    service: IntegrationService,
-    health: Health,
+    servicers: Servicers,
     guard: Guard,
     trail: AuditTrail,
     clock: Clock,
@@ -595,11 +650,12 @@ def build_grpc_server(
         ],
         options=grpc_limits_of(settings).options(),
     )
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, server)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(servicers.google_calendar, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicers.health, server)
     # Behind a guard the policy says who may explore the server.
     if settings.dev_mode or settings.authenticates_callers:
-        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server
 

@@ -388,11 +388,11 @@ def list_audit(
 
 
 async def _list_audit(settings: Settings, user_id: str, integration_id: int, limit: int) -> None:
-    table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose")
+    table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
     async with open_database(settings.database_url) as database:
         for entry in await list_audit_entries(database, user_id, integration_id, limit):
             which = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
-            told = (entry.caller, entry.action, entry.user_id, which, entry.outcome, entry.purpose)
+            told = (entry.caller, entry.action, entry.user_id, which, entry.outcome, entry.purpose, entry.details)
             table.add_row(f"{entry.time:%F %T} UTC", *(Text(text, overflow="fold") for text in told))
     Console().print(table)
 

@@ -6,8 +6,9 @@ callers are authenticated nothing is connected: what is here has no name that a 
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 import grpc
 import httpx
@@ -18,8 +19,9 @@ from integration_server.bootstrap import Running, running_server
 from integration_server.lifecycle import AddressTaken
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import Sandbox, decide, run_sandbox
+from integration_server.sandbox import SAMPLE_SCOPES, Sandbox, decide, run_sandbox
 from integration_server.settings import Address, Settings
 from integrations.v1 import integration_pb2, integration_service_pb2, integration_service_pb2_grpc
 
@@ -39,9 +41,13 @@ async def run_dev(
 ) -> None:
     """Start everything, connect the sample account, say where what is, and run until told to stop."""
     client_secret = secrets.token_urlsafe()
-    sandbox = Sandbox()
-    callback = f"{settings.public_url}/api/v1/integrations/callback/sandbox"
-    sandbox.register_client(_CLIENT_ID, client_secret, [callback], name="Integration Server")
+    own_google = bool(environment.get("GOOGLE_CALENDAR_CLIENT_ID"))
+    played = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
+    client = {f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in played}
+    secret = {f"{name.upper()}_CLIENT_SECRET": client_secret for name in played}
+    sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
+    callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in played]
+    sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
     async with AsyncExitStack() as stack:
         try:
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
@@ -50,19 +56,25 @@ async def run_dev(
         running = await stack.enter_async_context(
             running_server(
                 settings,
-                {**environment, "SANDBOX_CLIENT_ID": _CLIENT_ID, "SANDBOX_CLIENT_SECRET": client_secret},
+                {**environment, **client, **secret},
                 key=key,
-                further_providers=[lambda factory: register_sandbox(factory, sandbox_url)],
+                further_providers=[partial(_register, sandbox_url, played)],
             )
         )
         _tell_where(console, running, sandbox_url)
         if settings.authenticates_callers:
             console.print("Callers are authenticated: see docs/callers.md for calls to make.")
         else:
-            _tell_what(console, running, await _connect_sample_account(running))
+            _tell_what(console, running, [await _connect_sample_account(running, name) for name in played])
         console.print("Ctrl-C stops all of it.")
         await stop.wait()
         console.print("Stopping.")
+
+
+def _register(sandbox_url: str, played: Sequence[str], factory: ProviderFactory) -> None:
+    register_sandbox(factory, sandbox_url)
+    if "google_calendar" in played:  # it is not set up in earnest
+        replace_google_calendar(factory, sandbox_url)
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
@@ -78,6 +90,7 @@ def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
         verify_url = f"{base_url}/userinfo"
         account_id_field = "sub"
         account_label_field = "email"
+        api_base_url = base_url
 
     class SandboxKeyProvider(ApiKeyProvider):
         integration_type = "sandbox_api_key"
@@ -85,19 +98,34 @@ def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
         verify_url = f"{base_url}/api/account"
         account_id_field = "id"
         account_label_field = "name"
+        api_base_url = f"{base_url}/api"
         api_key_header = "X-Api-Key"
 
     for provider in (SandboxProvider, SandboxKeyProvider):
         factory.register(provider.integration_type, provider)
 
 
-async def _connect_sample_account(running: Running) -> integration_pb2.Integration:
+def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
+    """Have the sandbox play Google Calendar."""
+
+    class SandboxCalendarProvider(GoogleCalendarProvider):
+        display_name = "Google Calendar (played by the sandbox)"
+        oauth_authorize_url = f"{base_url}/oauth/authorize"
+        oauth_token_url = f"{base_url}/oauth/token"
+        revoke_url = f"{base_url}/oauth/revoke"
+        verify_url = f"{base_url}/calendar/v3/users/me/calendarList/primary"
+        api_base_url = f"{base_url}/calendar/v3"
+
+    factory.replace(SandboxCalendarProvider.integration_type, SandboxCalendarProvider)
+
+
+async def _connect_sample_account(running: Running, integration_type: str) -> integration_pb2.Integration:
     """What an app does: ask for the address, have the person decide, and let the browser come back."""
     async with grpc.aio.insecure_channel(running.grpc_address) as channel, httpx.AsyncClient() as browser:
         service = integration_service_pb2_grpc.IntegrationServiceStub(channel)
         begun = await service.Connect(
             integration_service_pb2.ConnectRequest(
-                user_id=SAMPLE_USER, integration_type="sandbox", name="Sample account"
+                user_id=SAMPLE_USER, integration_type=integration_type, name="Sample account"
             ),
             timeout=_DEADLINE,
         )
@@ -128,20 +156,21 @@ def _tell_where(console: Console, running: Running, sandbox_url: str) -> None:
     console.print(where)
 
 
-def _tell_what(console: Console, running: Running, integration: integration_pb2.Integration) -> None:
-    connected = Table("id", "user", "type", "account", "status", "token expires", title="Integration")
+def _tell_what(console: Console, running: Running, integrations: Sequence[integration_pb2.Integration]) -> None:
+    connected = Table("id", "user", "type", "account", "status", "token expires", title="Integrations")
     connected.title_justify = "left"
-    connected.add_row(
-        str(integration.integration_id),
-        integration.user_id,
-        integration.integration_type,
-        integration.account_label,
-        integration_pb2.Status.Name(integration.status).removeprefix("STATUS_"),
-        f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
-    )
+    for integration in integrations:
+        connected.add_row(
+            str(integration.integration_id),
+            integration.user_id,
+            integration.integration_type,
+            integration.account_label,
+            integration_pb2.Status.Name(integration.status).removeprefix("STATUS_"),
+            f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
+        )
     console.print(connected)
-    console.print("Next, in another terminal:\n")
-    console.print(_next_call(running, integration), highlight=False, soft_wrap=True)
+    console.print("Next, in another terminal (more of this kind: examples/README.md):\n")
+    console.print(_next_call(running, integrations[0]), highlight=False, soft_wrap=True)
 
 
 def _next_call(running: Running, integration: integration_pb2.Integration) -> str:

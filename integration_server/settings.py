@@ -138,6 +138,10 @@ class Settings(BaseModel):
     event_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
+    provider_call_seconds: Annotated[float, Field(gt=0, le=3600)] = 30  # where the caller sets no deadline
+    provider_call_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
+    provider_call_max_answer_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
+    rate_limit_url: str | None = Field(default=None, repr=False)  # may have a password in it
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
 
     # Limits: docs/limits.md. A caller's calls at a time leave room for a thousand who wait for one refresh.
@@ -293,6 +297,24 @@ class Settings(BaseModel):
     def _direct_in_dev(cls, value: bool | None, info: ValidationInfo) -> bool:
         return bool(info.data.get("dev_mode")) if value is None else value
 
+    @field_validator("grpc_max_message_bytes")
+    @classmethod
+    def _carries_answers(cls, value: int, info: ValidationInfo) -> int:
+        largest = info.data.get("provider_call_max_answer_bytes", 0)
+        if value < largest + _HEADERS_OF_AN_ANSWER:
+            raise ValueError(f"must be {_HEADERS_OF_AN_ANSWER} more than PROVIDER_CALL_MAX_ANSWER_BYTES")
+        return value
+
+    @field_validator("rate_limit_url")
+    @classmethod
+    def _is_redis(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+            raise ValueError("must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")
+        return value
+
     @property
     def authenticates_callers(self) -> bool:
         """Whether callers must show who they are."""
@@ -370,6 +392,7 @@ class Settings(BaseModel):
 
 
 _HERE = Address("127.0.0.1", 0)
+_HEADERS_OF_AN_ANSWER = 128 * 1024  # bytes; a provider may send 100 KiB of them
 
 
 def is_url(text: str) -> bool:

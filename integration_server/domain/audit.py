@@ -35,7 +35,8 @@ class Action(StrEnum):
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """One thing that was done, or refused. `user_id`, `integration_id` and `integration_type` are empty or 0 where they
-    are not known, `purpose` where the caller gave none. Nothing in it is secret."""
+    are not known, `purpose` where the caller gave none. `details` has method, path and status of a call to a provider.
+    Nothing in it is secret."""
 
     time: datetime
     caller: str
@@ -45,3 +46,4 @@ class AuditEntry:
     integration_type: str = ""
     outcome: str = SUCCESS
     purpose: str = ""
+    details: str = ""

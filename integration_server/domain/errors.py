@@ -21,10 +21,15 @@ secret or a provider's own words.
     ├── ServerStopping
     ├── QuotaExceeded
     ├── CallerNotAllowed
+    ├── ApiNotDeclared
+    ├── RateLimited
     └── ProviderError
         ├── ProviderUnavailable     worth trying again
         ├── ProviderRejected        this code, key, token or grant is refused
-        └── ProviderMisconfigured   our own client is refused
+        ├── ProviderMisconfigured   our own client is refused
+        ├── AnswerTooLarge          more than is passed on
+        ├── ResourceNotFound, ResourceAlreadyExists, EtagMismatch
+        └── SyncTokenExpired
 """
 
 from collections.abc import Iterable
@@ -251,6 +256,25 @@ class CallerNotAllowed(IntegrationServerError):
         super().__init__("the caller is not allowed to do this")
 
 
+class ApiNotDeclared(IntegrationServerError):
+    """It is not known where the API of this type is, so that no calls can be made to it."""
+
+    reason = "API_NOT_DECLARED"
+
+    def __init__(self) -> None:
+        super().__init__("no API address is declared for this type; calls need an api_base_url")
+
+
+class RateLimited(IntegrationServerError):
+    """The budget of calls to a provider is spent for longer than the caller can wait."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, retry_after: timedelta) -> None:
+        super().__init__("the budget of calls to this provider is spent for longer than this call can wait")
+        self.retry_after = retry_after
+
+
 class ProviderError(IntegrationServerError):
     """A provider did not do what was asked. `oauth_error` is its error code (RFC 6749 §5.2), where it gave one."""
 
@@ -295,3 +319,48 @@ class ProviderMisconfigured(ProviderError):
 
     def __init__(self, *, oauth_error: str | None = None) -> None:
         super().__init__("the provider refuses this server's client id or secret", oauth_error=oauth_error)
+
+
+class AnswerTooLarge(ProviderError):
+    """The provider's answer has a larger body than is passed on."""
+
+    reason = "ANSWER_TOO_LARGE"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the provider's answer has more than {limit} bytes, the most that is passed on")
+
+
+class ResourceNotFound(ProviderError):
+    """The account has no such thing, or not any more: a calendar, an event."""
+
+    reason = "RESOURCE_NOT_FOUND"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the account has no such {what}")
+
+
+class ResourceAlreadyExists(ProviderError):
+    """The account has, or had, something with this identifier."""
+
+    reason = "RESOURCE_ALREADY_EXISTS"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the account has, or had, this {what} already")
+
+
+class EtagMismatch(ProviderError):
+    """It is not any more as it was when the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the {what} has changed since it was read; read it again")
+
+
+class SyncTokenExpired(ProviderError):
+    """What changed since the sync token cannot be told any more."""
+
+    reason = "SYNC_TOKEN_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the sync token is too old or was made void; list all of it again, without one")

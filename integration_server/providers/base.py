@@ -7,14 +7,23 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import InvalidField, ProviderRejected, ProviderUnavailable
+from integration_server.domain.errors import (
+    AnswerTooLarge,
+    ApiNotDeclared,
+    InvalidField,
+    ProviderRejected,
+    ProviderUnavailable,
+)
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookAnswer, WebhookForged, WebhookRequest
-from integration_server.providers.http import HttpAnswer, ProviderHttp
+from integration_server.providers.http import AnswerTooLong, HttpAnswer, ProviderHttp
 from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.quotas import quotas_of
 from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, places_in
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme, WebhookUnreadable
 from integration_server.service.ports import Clock, NewAccount
@@ -72,6 +81,12 @@ class BaseProvider(ABC):
 
     host_patterns: Sequence[str] = ()
     """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
+
+    rate_limits: Sequence[RateLimit] = ()
+    """What is documented of how often its API may be called."""
+
+    idempotency_key_header = "Idempotency-Key"
+    """Where it takes keys by which it knows a request that is repeated (draft-ietf-httpapi-idempotency-key-header)."""
 
     revokes_whole_account = False
     """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
@@ -284,6 +299,42 @@ class BaseProvider(ABC):
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """What lets a request to its API in. Raises `ProviderRejected` if no request can carry them."""
 
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiAnswer:
+        """Send a request to the account's API, let in by the credentials. Whatever is answered is an answer."""
+        base, auth = self.api_url(credentials), self.request_auth(credentials)
+        if base is None:
+            raise ApiNotDeclared
+        query = urlencode([*request.query, *auth.query_params.items()])
+        headers = [*request.headers, *auth.headers.items()]
+        if request.idempotency_key:
+            headers.append((self.idempotency_key_header, request.idempotency_key))
+        try:
+            answer = await self._context.http.request(
+                request.method,
+                f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
+                allowed_origins=self._origins(),
+                headers=headers,
+                content=request.body,
+                deadline=deadline,
+                body_limit=body_limit,
+            )
+        except AnswerTooLong:
+            raise AnswerTooLarge(body_limit) from None
+        return ApiAnswer(
+            answer.status,
+            answer.header_list,
+            answer.body,
+            self.asks_to_wait(answer),
+            answer.retry_after,
+            quotas_of(answer.headers, self._context.clock()),
+        )
+
+    def asks_to_wait(self, answer: HttpAnswer) -> bool:
+        """Whether an answer turns a request away for now (RFC 6585 §4, RFC 9110 §15.6.4)."""
+        return answer.status in {429, 503}
+
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Ask the provider whether it takes the credentials, and whose they are.
 
@@ -337,10 +388,13 @@ class BaseProvider(ABC):
 
         What the URL leaves open is filled from `places`.
         """
-        origins = DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
+        url = fill(url, self.places)
         return await self._context.http.request(
-            method, fill(url, self.places), allowed_origins=origins, headers=headers, query=query, content=content
+            method, url, allowed_origins=self._origins(), headers=headers, query=query, content=content
         )
+
+    def _origins(self) -> DeclaredOrigins:
+        return DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"

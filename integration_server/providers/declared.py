@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.base import BaseProvider
@@ -94,6 +95,20 @@ HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-
 # Fields are named as the provider's attributes, and have the key of the file as alias.
 
 
+class RateLimitDeclaration(BaseModel):
+    """One `[[rate_limits]]`: so many calls in so many seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    calls: Annotated[int, Field(ge=1, le=1_000_000)]
+    seconds: Annotated[float, Field(ge=1, le=86_400)]
+    per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
+
+    def rate_limit(self) -> RateLimit:
+        """As the provider has it."""
+        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per)
+
+
 class Declaration(BaseModel):
     """What any provider declares. By itself it only tells what is wrong where `auth_method` is."""
 
@@ -107,10 +122,12 @@ class Declaration(BaseModel):
     account_id_field: FieldPath | None = None
     account_label_field: FieldPath | None = None
     api_base_url: Url | None = None
+    rate_limits: list[RateLimitDeclaration] = []
 
     def provider_class(self) -> type[BaseProvider]:
         """The generic provider with the declared values."""
         values = self.model_dump(exclude_unset=True)
+        values["rate_limits"] = tuple(limit.rate_limit() for limit in self.rate_limits)
         return types.new_class("DeclaredProvider", (self.generic_class,), exec_body=lambda body: body.update(values))
 
 

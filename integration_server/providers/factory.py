@@ -66,6 +66,10 @@ class ProviderFactory:
             raise ProvidersError([f"{origin}: integration_type: {integration_type!r} is taken by {first}"])
         self._builds[integration_type] = (build, origin)
 
+    def replace(self, integration_type: str, build: BuildProvider) -> None:
+        """Have a type played by another provider than its own: a pretend one, for development and tests."""
+        self._builds[integration_type] = (build, f"{build.__module__}.{getattr(build, '__qualname__', build)}")
+
     def build(self, context: ProviderContext) -> ProviderRegistry:
         """Build every provider. Raises `ProvidersError` with all that is wrong with their declarations."""
         providers = {integration_type: build(context) for integration_type, (build, _) in self._builds.items()}

@@ -18,7 +18,8 @@ from integration_server.providers.http import HttpAnswer
 from integration_server.providers.json_answers import field_at, read_object
 from integration_server.providers.oauth2 import OAuth2Provider
 
-_QUOTA_REASONS = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded"}
+_RATE_REASONS = {"rateLimitExceeded", "userRateLimitExceeded"}
+_QUOTA_REASONS = _RATE_REASONS | {"quotaExceeded", "dailyLimitExceeded"}
 
 
 class GoogleProvider(OAuth2Provider):
@@ -42,5 +43,12 @@ class GoogleProvider(OAuth2Provider):
 
     def refuses_credentials(self, answer: HttpAnswer) -> bool:
         """401 or 403, unless it is the quota that is spent."""
-        reason = field_at(read_object(answer.body), "error.errors.0.reason")
-        return super().refuses_credentials(answer) and reason not in _QUOTA_REASONS
+        return super().refuses_credentials(answer) and _reason(answer) not in _QUOTA_REASONS
+
+    def asks_to_wait(self, answer: HttpAnswer) -> bool:
+        """Also 403, where its reason is that there were too many calls: they are few enough again within minutes."""
+        return super().asks_to_wait(answer) or (answer.status == 403 and _reason(answer) in _RATE_REASONS)
+
+
+def _reason(answer: HttpAnswer) -> object:
+    return field_at(read_object(answer.body), "error.errors.0.reason")

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,18 +43,30 @@ class UrlNotAllowed(ValueError):
     """A request was about to leave for somewhere that its provider did not declare. Nothing was sent."""
 
 
+class AnswerTooLong(ProviderUnavailable):
+    """An answer came, and its body is larger than the limit."""
+
+
 class _BodyUnusable(OSError):
     """Larger than the limit, or encoded in a way that was not asked for."""
 
 
+class _BodyTooLarge(_BodyUnusable):
+    """Larger than the limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A provider's answer. Header names are lower case; the body is secret until it has been read."""
+    """A provider's answer. Header names are lower case; the body is secret until it has been read.
+
+    `header_list` has the headers in their order, with repeated ones apart.
+    """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     retry_after: timedelta | None = None
+    header_list: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
     @property
     def is_success(self) -> bool:
@@ -112,14 +124,17 @@ class ProviderHttp:
         url: str,
         *,
         allowed_origins: Container[str],
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
         query: Mapping[str, str] | None = None,
         content: str | bytes = b"",
+        deadline: timedelta | None = None,
+        body_limit: int | None = None,
     ) -> HttpAnswer:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
 
-        Raises `ProviderUnavailable` when there is no answer in time and within the size, with what its headers
-        may have said about when to come back; and `UrlNotAllowed` before anything is sent.
+        `deadline` and `body_limit` take the place of the usual ones. Raises `ProviderUnavailable` when there is no
+        answer in time and within the size, with what its headers may have said about when to come back; and
+        `UrlNotAllowed` before anything is sent.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
@@ -129,33 +144,40 @@ class ProviderHttp:
             raise UrlNotAllowed(f"{origin} is not among the hosts that the provider declared")
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
-        retry_after = None
+        kind, retry_after = ProviderUnavailable, None
         try:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             async with (
-                _timeout(self._deadline),
-                self._client.stream(method, target, headers=headers, content=content) as response,
+                _timeout(self._deadline if deadline is None else deadline.total_seconds()),
+                self._client.stream(method, target, headers=_listed(headers), content=content) as response,
             ):
                 retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
-                body = await self._read(response)
-                answer = HttpAnswer(response.status_code, dict(response.headers), body, retry_after)
+                body = await _read(response, self._body_limit if body_limit is None else body_limit)
+                told = dict(response.headers), body, retry_after, tuple(response.headers.multi_items())
+                answer = HttpAnswer(response.status_code, *told)
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
+            kind = AnswerTooLong if isinstance(error, _BodyTooLarge) else ProviderUnavailable
         else:
             log.info("provider_answered", status=answer.status, seconds=_since(begin))
             return answer
         log.warning("provider_did_not_answer", failure=failure, seconds=_since(begin))
-        raise ProviderUnavailable(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
+        raise kind(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
 
-    async def _read(self, response: httpx.Response) -> bytes:
-        """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
-        decode = _decoder(response.headers.get("Content-Encoding", "identity"))
-        body = bytearray()
-        async for chunk in cast(AsyncIterable[bytes], response.stream):
-            body += decode(chunk, self._body_limit + 1 - len(body))
-            if len(body) > self._body_limit:
-                raise _BodyUnusable
-        return bytes(body)
+
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
+    decode = _decoder(response.headers.get("Content-Encoding", "identity"))
+    body = bytearray()
+    async for chunk in cast(AsyncIterable[bytes], response.stream):
+        body += decode(chunk, limit + 1 - len(body))
+        if len(body) > limit:
+            raise _BodyTooLarge
+    return bytes(body)
+
+
+def _listed(headers: Mapping[str, str] | Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+    return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 
 @asynccontextmanager

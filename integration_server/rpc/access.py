@@ -6,7 +6,7 @@ from enum import StrEnum
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from integrations.v1 import integration_service_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2
 
 
 class Group(StrEnum):
@@ -17,6 +17,7 @@ class Group(StrEnum):
     MANAGE = "manage"
     CHECK = "check"
     CREDENTIALS = "credentials"
+    CALLS = "calls"
     CALLBACKS = "callbacks"
     WATCH = "watch"
     WEBHOOKS = "webhooks"
@@ -26,8 +27,8 @@ class Group(StrEnum):
 
 
 FOR_USERS = frozenset({Group.READ, Group.CONNECT, Group.MANAGE, Group.CHECK, Group.CALLBACKS, Group.WATCH})
-"""What a policy may grant to users. Never credentials: they are for services, whatever the policy says. Nor webhooks:
-what they bring is for a backend, whose place a user could move."""
+"""What a policy may grant to users. Never credentials, nor calls with them: they are for services, whatever the policy
+says. Nor webhooks: what they bring is for a backend, whose place a user could move."""
 
 FOR_SIDECAR = frozenset({Group.CALLBACKS, Group.WEBHOOK_DELIVERY, Group.HEALTH})
 """All that the sidecar does, and may."""
@@ -39,6 +40,7 @@ ABOUT_NOTHING_STORED = frozenset({Group.HEALTH, Group.REFLECTION})
 """Groups for which a caller needs no integration types."""
 
 _INTEGRATIONS = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
+_CALENDARS = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"].full_name
 
@@ -63,6 +65,12 @@ GROUPS: Mapping[str, Group] = {
     f"/{_INTEGRATIONS}/GetWebhookEndpoint": Group.WEBHOOKS,
     f"/{_INTEGRATIONS}/SetWebhookSecret": Group.WEBHOOKS,
     f"/{_INTEGRATIONS}/WatchIntegrations": Group.WATCH,
+    f"/{_INTEGRATIONS}/CallProvider": Group.CALLS,
+    f"/{_CALENDARS}/ListCalendars": Group.CALLS,
+    f"/{_CALENDARS}/ListEvents": Group.CALLS,
+    f"/{_CALENDARS}/CreateEvent": Group.CALLS,
+    f"/{_CALENDARS}/UpdateEvent": Group.CALLS,
+    f"/{_CALENDARS}/DeleteEvent": Group.CALLS,
     f"/{_HEALTH}/Check": Group.HEALTH,
     f"/{_HEALTH}/List": Group.HEALTH,
     f"/{_HEALTH}/Watch": Group.HEALTH,

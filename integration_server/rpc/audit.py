@@ -19,11 +19,12 @@ from integration_server.domain.errors import IntegrationServerError, StoreUnavai
 from integration_server.rpc.errors import Handler
 from integration_server.service.auditing import AuditTrail
 from integration_server.service.ports import Clock
-from integrations.v1 import integration_service_pb2
+from integrations.v1 import google_calendar_pb2, integration_service_pb2
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _SERVICE = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
+_CALENDARS = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 
 CHANGES: Mapping[str, Action] = {
     f"/{_SERVICE}/Connect": Action.CONNECT,
@@ -34,12 +35,18 @@ CHANGES: Mapping[str, Action] = {
     f"/{_SERVICE}/DisconnectIntegration": Action.DISCONNECT,
     f"/{_SERVICE}/RefreshToken": Action.REFRESH,
     f"/{_SERVICE}/SetWebhookSecret": Action.SET_WEBHOOK_SECRET,
+    f"/{_SERVICE}/CallProvider": Action.CALL,
+    f"/{_CALENDARS}/CreateEvent": Action.CALL,
+    f"/{_CALENDARS}/UpdateEvent": Action.CALL,
+    f"/{_CALENDARS}/DeleteEvent": Action.CALL,
 }
 
 READS: Mapping[str, Action] = {
     f"/{_SERVICE}/GetCredentials": Action.READ_CREDENTIALS,
     f"/{_SERVICE}/ListWebhookEvents": Action.READ_WEBHOOKS,
     f"/{_SERVICE}/AckWebhookEvents": Action.ACK_WEBHOOKS,  # moves nothing but the reader's own place
+    f"/{_CALENDARS}/ListCalendars": Action.CALL,
+    f"/{_CALENDARS}/ListEvents": Action.CALL,
 }
 
 NOT_AUDITED = frozenset(
@@ -61,6 +68,7 @@ that one has ended is told of by the use case."""
 
 _PURPOSE = "x-purpose"
 _LONGEST_TEXT = 128
+_LONGEST_DETAILS = 512
 _LONGEST_WAIT = timedelta(seconds=2)
 """For an entry to be written. The change is made by then: an answer that never comes would only have it made again."""
 
@@ -89,7 +97,8 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
 
         async def answer(request: Message, context: Context) -> Message:
             # Before the work: gRPC may have ended the call by its end, and its context must not be touched then.
-            entry = AuditEntry(self._clock(), self._caller_of(context), action, purpose=_purpose(context))
+            own = method.rpartition("/")[2] if method.startswith(f"/{_CALENDARS}/") else ""
+            entry = AuditEntry(self._clock(), self._caller_of(context), action, purpose=_purpose(context), details=own)
             try:
                 response: Message = await behaviour(request, context)
             except IntegrationServerError as error:
@@ -127,7 +136,14 @@ def _about(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
         integration_id=_field("integration_id", *messages) or 0,
         integration_type=_fit(_field("integration_type", *messages) or ""),
         outcome=outcome,
+        details=entry.details or _details(*messages),
     )
+
+
+def _details(*messages: Message) -> str:
+    """What was asked of a provider and how it answered: never a query or a body, where secrets and persons may be."""
+    told = (_field(name, *messages) for name in ("method", "path", "status_code"))
+    return _fit(" ".join(str(part) for part in told if part), _LONGEST_DETAILS)
 
 
 def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # of the type that the contract gives it
@@ -145,6 +161,6 @@ def _purpose(context: Context) -> str:
     return _fit(str(given))
 
 
-def _fit(text: str) -> str:
+def _fit(text: str, longest: int = _LONGEST_TEXT) -> str:
     """What a caller gave, cut to what can be kept: it may have been refused for the very text."""
-    return "".join(filter(str.isprintable, text))[:_LONGEST_TEXT]
+    return "".join(filter(str.isprintable, text))[:longest]

@@ -1,7 +1,7 @@
 """What comes in: each field checked, and turned into the domain's words. Every refusal names its field."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl
@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.struct_pb2 import Struct
 
+from integration_server.domain.calls import ApiRequest
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.webhooks import WebhookRequest
@@ -25,9 +26,12 @@ LONGEST_WEBHOOK_URL = 16 * 1024
 LONGEST_CONSUMER = 64
 LONGEST_METHOD = 16
 MOST_SCOPES = 100
-MOST_HEADERS = 200
+MOST_WEBHOOK_HEADERS = 200
 LARGEST_CONFIG = 64 * 1024
 USUAL_PAGE, LARGEST_PAGE = 50, 200
+LONGEST_PATH = 2048
+LONGEST_IDEMPOTENCY_KEY = 255
+MOST_HEADERS = MOST_PARAMETERS = 100
 
 # RFC 6749 §3.3: a scope is of visible ASCII characters other than quote and backslash.
 _SCOPE_CHARACTERS = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
@@ -125,6 +129,30 @@ def duration(field: str, value: Duration) -> timedelta:
     return value.ToTimedelta()
 
 
+def api_request(request: pb.CallProviderRequest) -> ApiRequest:
+    """A request to a provider's API: bounded; what it may say is for the use case to judge."""
+    return ApiRequest(
+        method=required_text("method", request.method, 16),
+        path=required_text("path", request.path, LONGEST_PATH),
+        query=_pairs("query", request.query, MOST_PARAMETERS),
+        headers=_pairs("headers", request.headers, MOST_HEADERS),
+        body=request.body,
+        idempotency_key=text("idempotency_key", request.idempotency_key, LONGEST_IDEMPOTENCY_KEY),
+    )
+
+
+def _pairs(field: str, values: Sequence[pb.HttpHeader | pb.QueryParameter], most: int) -> tuple[tuple[str, str], ...]:
+    if len(values) > most:
+        raise InvalidField(field, f"has {len(values)} entries; {most} is the most")
+    return tuple(
+        (
+            required_text(f"{field}[{index}].name", value.name, LONGEST_NAME),
+            text(f"{field}[{index}].value", value.value, LONGEST_PARAMETER),
+        )
+        for index, value in enumerate(values)
+    )
+
+
 def page_size(value: int) -> int:
     """How many to list: 0 means the usual number, and more than the most means the most."""
     if value < 0:
@@ -141,8 +169,8 @@ def event_number(value: int) -> int:
 
 def webhook(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
     """A request as it came to a webhook address."""
-    if len(request.headers) > MOST_HEADERS:
-        raise InvalidField("headers", f"has {len(request.headers)} headers; {MOST_HEADERS} is the most")
+    if len(request.headers) > MOST_WEBHOOK_HEADERS:
+        raise InvalidField("headers", f"has {len(request.headers)} headers; {MOST_WEBHOOK_HEADERS} is the most")
     return WebhookRequest(
         method=required_text("method", request.method, LONGEST_METHOD),
         url=required_text("url", request.url, LONGEST_WEBHOOK_URL),

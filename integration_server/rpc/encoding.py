@@ -4,6 +4,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from integration_server.domain.calls import ApiAnswer
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
@@ -200,4 +201,13 @@ def _integration_event(value: IntegrationEvent) -> event_pb2.IntegrationEvent:
         status_before=None if value.status_before is None else _STATUSES[value.status_before],
         status_after=None if value.status_after is None else _STATUSES[value.status_after],
         webhook_event_number=value.webhook_number,
+    )
+
+
+def api_answer(value: ApiAnswer) -> integration_service_pb2.CallProviderResponse:
+    """A provider's answer."""
+    return integration_service_pb2.CallProviderResponse(
+        status_code=value.status,
+        headers=[integration_service_pb2.HttpHeader(name=name, value=text) for name, text in value.headers],
+        body=value.body,
     )

@@ -10,6 +10,7 @@ import grpc
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
 from integration_server.rpc.guard import current_reach
+from integration_server.service.calling import Calling
 from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
 from integration_server.service.consuming import Consuming
@@ -43,6 +44,7 @@ class UseCases:
     consuming: Consuming
     webhook_secrets: WebhookSecrets
     watching: Watching
+    calling: Calling
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
@@ -320,6 +322,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         async with aclosing(stream):
             async for told in stream:
                 yield encoding.told(told)
+
+    async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
+        """Call the provider's API."""
+        answer = await self._do.calling.call_provider(
+            decoding.integration_id(request.integration_id),
+            decoding.user_id(request.user_id),
+            decoding.api_request(request),
+        )
+        return encoding.api_answer(answer)
 
 
 def _change(request: pb.UpdateIntegrationRequest) -> Change:

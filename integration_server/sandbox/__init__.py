@@ -6,6 +6,7 @@ made on both sides alike. Everything is in memory and gone when the process ends
 
 from integration_server.sandbox.app import create_app
 from integration_server.sandbox.behaviour import OMIT, Behaviour, Endpoint, Fault, Work
+from integration_server.sandbox.calendar import QUOTA_BODY
 from integration_server.sandbox.faults import (
     BAD_GATEWAY,
     BAD_JSON,
@@ -19,7 +20,7 @@ from integration_server.sandbox.faults import (
     Reset,
     ResetMidway,
 )
-from integration_server.sandbox.model import Account, ApiKey, Client, Grant, TokenCall, fingerprint
+from integration_server.sandbox.model import SAMPLE_SCOPES, Account, ApiKey, Client, Grant, TokenCall, fingerprint
 from integration_server.sandbox.person import decide
 from integration_server.sandbox.server import run_sandbox, serving
 from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
@@ -31,7 +32,9 @@ __all__ = [
     "HTML",
     "JSON_ARRAY",
     "OMIT",
+    "QUOTA_BODY",
     "REDIRECT",
+    "SAMPLE_SCOPES",
     "Account",
     "ApiKey",
     "Behaviour",

@@ -7,11 +7,15 @@ from starlette.routing import Route
 
 from integration_server.sandbox.authorization import AuthorizationEndpoint
 from integration_server.sandbox.behaviour import Endpoint, Work
+from integration_server.sandbox.calendar import CalendarApi
 from integration_server.sandbox.elsewhere import Elsewhere
 from integration_server.sandbox.pages import Pages
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.tokens import RevocationEndpoint, TokenEndpoint
+
+_CALENDAR = "/calendar/v3"
+_EVENTS = f"{_CALENDAR}/calendars/{{calendar_id}}/events"
 
 
 def create_app(sandbox: Sandbox) -> Starlette:
@@ -19,6 +23,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
     authorization = AuthorizationEndpoint(sandbox, Pages())
     resources = Resources(sandbox)
     elsewhere = Elsewhere(sandbox)
+    calendar = CalendarApi(sandbox)
 
     def route(method: str, path: str, endpoint: Endpoint, work: Work) -> Route:
         async def answer(request: Request) -> Response:
@@ -37,6 +42,13 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("GET", "/userinfo", "userinfo", resources.userinfo),
             route("GET", "/api/account", "account", resources.account),
             route("GET", "/healthz", "healthz", resources.healthz),
+            route("GET", f"{_CALENDAR}/users/me/calendarList", "calendar", calendar.list_calendars),
+            route("GET", f"{_CALENDAR}/users/me/calendarList/primary", "calendar", calendar.get_primary),
+            route("GET", _EVENTS, "calendar", calendar.list_events),
+            route("POST", _EVENTS, "calendar", calendar.insert),
+            route("PUT", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
+            route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
+            route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.delete),
             route("GET", "/elsewhere", "elsewhere", elsewhere.note),
             route("POST", "/elsewhere", "elsewhere", elsewhere.note),
         ]

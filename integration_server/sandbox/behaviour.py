@@ -12,7 +12,7 @@ from typing import Final, Literal
 from starlette.requests import Request
 from starlette.responses import Response
 
-Endpoint = Literal["authorize", "decide", "token", "revoke", "userinfo", "account", "healthz", "elsewhere"]
+Endpoint = Literal["authorize", "decide", "token", "revoke", "userinfo", "account", "healthz", "elsewhere", "calendar"]
 Work = Callable[[Request], Awaitable[Response]]
 
 

@@ -14,7 +14,7 @@ class Resources:
         self._sandbox = sandbox
 
     async def userinfo(self, request: Request) -> Response:
-        token = _find_bearer_token(request)
+        token = find_bearer_token(request)
         if token is None:
             # RFC 6750 §3.1: no error code for a request that carries no token at all.
             return _unauthorized('Bearer realm="sandbox"')
@@ -35,11 +35,12 @@ class Resources:
         expected = self._sandbox.api_key
         if (pair := decode_basic(request.headers.get("authorization", ""))) is not None:
             return _same(pair[0], expected.key) and _same(pair[1], expected.secret)
-        key = request.headers.get("x-api-key") or _find_bearer_token(request)
+        key = request.headers.get("x-api-key") or find_bearer_token(request)
         return key is not None and _same(key, expected.key)
 
 
-def _find_bearer_token(request: Request) -> str | None:
+def find_bearer_token(request: Request) -> str | None:
+    """The token that a request carries (RFC 6750 §2.1)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" and token else None
 

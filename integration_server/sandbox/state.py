@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from integration_server.sandbox.behaviour import Behaviour, Endpoint
+from integration_server.sandbox.diaries import Calendars
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import (
     SAMPLE_ACCOUNTS,
@@ -68,6 +69,7 @@ class Sandbox:
         self.most_under_way: Counter[Endpoint] = Counter()
         self.token_calls: list[TokenCall] = []
         self.brought_elsewhere: list[frozenset[str]] = []
+        self.calendars = Calendars(clock)
         self._clock = clock
         self._token = token
         self._clients: dict[str, Client] = {}

@@ -77,12 +77,34 @@ class GivingCredentials:
         required_scopes: Sequence[str],
     ) -> UsableCredentials:
         """Credentials good for `min_ttl`; None means the buffer, or half of the token's life if that is less."""
+        fresh = await self.usable(integration_id, user_id, min_ttl, required_scopes)
+        provider = self._providers.get(fresh.integration.integration_type)
+        return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
+
+    async def usable(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        min_ttl: timedelta | None = None,
+        required_scopes: Sequence[str] = (),
+    ) -> FreshCredentials:
+        """The credentials of an integration that may be used, refreshed first where they must be."""
         stored = _usable(await self._lookup.find(integration_id, user_id))
         _require_scopes(stored.integration, required_scopes)
         fresh = await self.fresh(stored, min_ttl)
         _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
-        provider = self._providers.get(fresh.integration.integration_type)
-        return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
+        return fresh
+
+    async def renewed(self, refused: FreshCredentials) -> FreshCredentials | None:
+        """Credentials newer than some that the provider refuses, from a refresh of ours or of somebody else.
+
+        None where there is nothing to renew them with.
+        """
+        credentials = refused.credentials
+        if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
+            return None
+        renewed = await self._refreshing.refresh(refused.integration, force=True)
+        return FreshCredentials(renewed.integration, renewed.tokens)
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> FreshCredentials:
         """The opened credentials of a usable integration, refreshed first where they must be.

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, NewType, Protocol
 
 from integration_server.domain.audit import AuditEntry
+from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
@@ -301,6 +302,9 @@ class IntegrationStore(Protocol):
         in a row it has refused without saying why. At `refresh_due_time` the server tries again by itself, if it
         refreshes this one by itself at all.
         """
+
+    async def record_call(self, integration: Integration, failure: Failure | None) -> None:
+        """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
 
     async def update(
         self,
@@ -720,6 +724,18 @@ class Provider(Protocol):
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
         """What lets a request to its API in."""
+
+    @property
+    def rate_limits(self) -> Sequence[RateLimit]:
+        """What it documents of how often its API may be called; calls stay within all of them."""
+
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiAnswer:
+        """Send a request to its API, let in by the credentials; whatever is answered is an answer.
+
+        Raises `ApiNotDeclared`; `AnswerTooLarge` over `body_limit` bytes; `ProviderUnavailable` where no answer comes.
+        """
 
 
 class Providers(Protocol):

@@ -62,6 +62,7 @@ class Chain:
 
 
 def _canonical(entry: AuditEntry) -> bytes:
+    """What is vouched for. Entries without details are as they were before there were any."""
     return json.dumps(
         [
             entry.time.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -72,6 +73,7 @@ def _canonical(entry: AuditEntry) -> bytes:
             entry.integration_type,
             entry.outcome,
             entry.purpose,
+            *([entry.details] if entry.details else []),
         ]
     ).encode()
 
@@ -198,6 +200,7 @@ def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
         "integration_type": entry.integration_type,
         "outcome": entry.outcome,
         "purpose": entry.purpose,
+        "details": entry.details,
         "mac": chain.head,
     }
 
@@ -213,4 +216,5 @@ def audit_entry_of(row: Row[Any]) -> AuditEntry:
         row.integration_type,
         row.outcome,
         row.purpose,
+        row.details,
     )

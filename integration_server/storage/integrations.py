@@ -263,6 +263,12 @@ class SqlIntegrations:
         async with self._changing(integration.integration_id, once=True) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
+    async def record_call(self, integration: Integration, failure: Failure | None) -> None:
+        """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
+        values = NO_FAILURE if failure is None else failure_values(failure)
+        async with self._changing(integration.integration_id) as connection:
+            await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
+
     async def update(
         self,
         integration_id: IntegrationId,

@@ -312,6 +312,7 @@ audit_entries = Table(
     Column("outcome", String(64), nullable=False),
     Column("purpose", String(255), nullable=False),
     Column("mac", LargeBinary, nullable=False),
+    Column("details", String(512), nullable=False, server_default=""),
     Index("ix_audit_entries_user_id_time", "user_id", "time"),
     Index("ix_audit_entries_time", "time"),
 )

@@ -424,6 +424,23 @@ class IntegrationStoreContract:
         await integrations.record_failure(before, FAILURE, reauthorization_required=True)
         assert await now_of(integrations, before) == current
 
+    async def test_a_calls_failure_is_counted_and_its_success_clears(self, integrations: IntegrationStore) -> None:
+        integration = await connected(integrations)
+        await integrations.record_failure(integration, FAILURE, retry_time=EXPIRY, refusals=3)
+        before = await now_of(integrations, integration)
+        other = replace(FAILURE, error_class="PROVIDER_REJECTED", time=LATER)
+        await integrations.record_call(integration, other)
+        assert await now_of(integrations, integration) == replace(before, last_error=other, error_count=2)
+        await integrations.record_call(integration, None)
+        # What a refresh has to wait for is not a call's to say.
+        assert await now_of(integrations, integration) == replace(before, last_error=None, error_count=0)
+
+    async def test_a_call_with_former_credentials_says_nothing(self, integrations: IntegrationStore) -> None:
+        before = await connected(integrations)
+        current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
+        await integrations.record_call(before, FAILURE)
+        assert await now_of(integrations, before) == current
+
     # --- updating and removing ---------------------------------------------------------------------------------
 
     async def test_updates_what_is_given(self, integrations: IntegrationStore) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 from cryptography import x509
 
+from integration_server.dev import replace_google_calendar
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.system import ShiftedClock, System, query_of, running_system
@@ -32,14 +33,14 @@ certificates = ["{TRUST_DOMAIN}/sidecar"]
 [services.backend]
 certificates = ["{TRUST_DOMAIN}/backend"]
 tokens = ["backend"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
-  "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
+  "health", "reflection"]
 integration_types = ["*"]
 
 [services.other_type]
 certificates = ["other-type.integrations.example"]
-groups = ["read", "connect", "manage", "check", "credentials", "callbacks", "watch", "webhooks", "health",
-  "reflection"]
+groups = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
+  "health", "reflection"]
 integration_types = ["sandbox_api_key"]
 
 [services.bystander]
@@ -172,7 +173,7 @@ async def running_guarded(database_url: str, folder: Path, **settings: str) -> A
     async with (
         running_system(
             database_url,
-            further_providers=[lambda factory, _: register_hooked(factory)],
+            further_providers=[lambda factory, _: register_hooked(factory), replace_google_calendar],
             environment={APP_SECRET_SETTING: APP_SECRET},
             **{**office.settings, "DIRECT_COMPLETION": "false", **settings},
         ) as system,
@@ -181,15 +182,27 @@ async def running_guarded(database_url: str, folder: Path, **settings: str) -> A
         yield GuardedSystem(system, office, stack)
 
 
-async def begin(guarded: GuardedSystem, visitor: Visitor, user_id: str = "ada", account: str = "ada") -> dict[str, str]:
+async def begin(
+    guarded: GuardedSystem,
+    visitor: Visitor,
+    user_id: str = "ada",
+    account: str = "ada",
+    integration_type: str = "sandbox",
+) -> dict[str, str]:
     """Begin a connection and play the person; the query that the provider's redirect has."""
-    begun = await visitor.service.Connect(pb.ConnectRequest(user_id=user_id, integration_type="sandbox"))
+    begun = await visitor.service.Connect(pb.ConnectRequest(user_id=user_id, integration_type=integration_type))
     return query_of(await guarded.system.decide(begun, account=account))
 
 
-async def connect(guarded: GuardedSystem, visitor: Visitor, user_id: str = "ada", account: str = "ada") -> int:
+async def connect(
+    guarded: GuardedSystem,
+    visitor: Visitor,
+    user_id: str = "ada",
+    account: str = "ada",
+    integration_type: str = "sandbox",
+) -> int:
     """Connect an account, the app's backend taking the callback; the integration's id."""
-    query = await begin(guarded, visitor, user_id, account)
+    query = await begin(guarded, visitor, user_id, account, integration_type)
     done = await visitor.service.HandleCallback(pb.HandleCallbackRequest(**query, user_id=user_id))
     assert done.success
     return int(done.integration_id)

@@ -16,6 +16,7 @@ scopes = ["read"]
 verify_url = "{sandbox_url}/userinfo"
 account_id_field = "sub"
 account_label_field = "email"
+api_base_url = "{sandbox_url}"
 refresh_token_grace_seconds = {refresh_token_grace_seconds}
 """)
     (directory / "sandbox_api_key.toml").write_text(f"""\
@@ -24,5 +25,6 @@ auth_method = "api_key"
 verify_url = "{sandbox_url}/api/account"
 account_id_field = "id"
 account_label_field = "name"
+api_base_url = "{sandbox_url}/api"
 api_key_header = "X-Api-Key"
 """)

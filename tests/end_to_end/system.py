@@ -22,15 +22,18 @@ import structlog
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from integration_server.bootstrap import running_server
-from integration_server.dev import register_sandbox
+from integration_server.dev import register_sandbox, replace_google_calendar
 from integration_server.providers.factory import ProviderFactory
-from integration_server.sandbox import Behaviour, Sandbox, decide, run_sandbox
+from integration_server.providers.google_calendar import GoogleCalendarProvider
+from integration_server.sandbox import SAMPLE_SCOPES, Behaviour, Sandbox, decide, run_sandbox
 from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.leaks import assert_nothing_left, files_of, rows_of
 
 if TYPE_CHECKING:
+    from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceAsyncStub
     from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
 
 PUBLIC_URL = "https://integrations.example"
@@ -79,6 +82,11 @@ class Clients:
     def service(self) -> "IntegrationServiceAsyncStub":
         """The service under test."""
         return IntegrationServiceStub(self.channel)
+
+    @property
+    def calendars(self) -> "GoogleCalendarServiceAsyncStub":
+        """The service of Google's calendars."""
+        return GoogleCalendarServiceStub(self.channel)
 
     @property
     def health(self) -> Any:
@@ -182,16 +190,24 @@ async def running_system(
 
     `further_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
     """
-    sandbox = sandbox or Sandbox(behaviour=Behaviour())
+    sandbox = sandbox or Sandbox(
+        behaviour=Behaviour(), scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes]
+    )
     client_secret = os.urandom(16).hex()
-    sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox"), APP_CALLBACK])
+    callbacks = [own_callback("sandbox"), own_callback("google_calendar"), APP_CALLBACK]
+    sandbox.register_client(CLIENT_ID, client_secret, callbacks)
     clock = ShiftedClock()
     async with (
         logs_kept() as logs,
         run_sandbox(sandbox) as sandbox_url,
         running_server(
             settings_for(database_url, **settings),
-            {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": client_secret, **(environment or {})},
+            {
+                "SANDBOX_CLIENT_ID": CLIENT_ID,
+                "SANDBOX_CLIENT_SECRET": client_secret,
+                **_client_of_calendars(further_providers, client_secret),
+                **(environment or {}),
+            },
             key=key,
             further_providers=[
                 partial(_register, register, sandbox_url) for register in (register_sandbox, *further_providers)
@@ -212,6 +228,12 @@ async def running_system(
         )
         yield system
     await system.assert_nothing_left(database_url, **files_of(database_url))
+
+
+def _client_of_calendars(further: Sequence[object], client_secret: str) -> Mapping[str, str]:
+    if replace_google_calendar not in further:
+        return {}
+    return {"GOOGLE_CALENDAR_CLIENT_ID": CLIENT_ID, "GOOGLE_CALENDAR_CLIENT_SECRET": client_secret}
 
 
 class Tee(io.StringIO):

@@ -56,6 +56,7 @@ METHODS: dict[str, Any] = {
     "GetWebhookEndpoint": pb.GetWebhookEndpointRequest(user_id="ada", integration_id=1),
     "SetWebhookSecret": pb.SetWebhookSecretRequest(user_id="ada", integration_id=1),
     "WatchIntegrations": pb.WatchIntegrationsRequest(user_id="ada"),
+    "CallProvider": pb.CallProviderRequest(user_id="ada", integration_id=1, method="GET", path="/userinfo"),
 }
 """One request that has the right form, for each method that takes any."""
 
@@ -265,7 +266,7 @@ async def test_an_update_says_what_it_changes(system: System) -> None:
 
 async def test_a_pending_integration_is_neither_changed_nor_used(system: System) -> None:
     which = {"integration_id": (await system.begin()).integration_id}
-    methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials")
+    methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials", "CallProvider")
     cases = {method: (method, with_fields(method, **which)) for method in methods}
     pending = Refusal(FAILED_PRECONDITION, "INTEGRATION_PENDING")
     assert await answers_to(system, cases) == dict.fromkeys(cases, pending)

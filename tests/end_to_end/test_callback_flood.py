@@ -19,6 +19,7 @@ from sqlalchemy.pool import Pool
 
 from integration_server.bootstrap import (
     Guard,
+    Servicers,
     build_grpc_server,
     build_providers,
     build_service,
@@ -30,11 +31,13 @@ from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
+from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.service.auditing import AuditTrail
 from integration_server.service.ports import IntegrationStore, Place, Sealer
 from integration_server.service.tasks import ServerTasks
+from integration_server.service.throttling import NothingShared
 from integration_server.sidecar.connection import Connection
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.audit import SqlAuditLog
@@ -84,9 +87,13 @@ async def quiet_server(database_url: str, database: Database, *, looks_first: bo
         stores = sql_stores(settings, database, lambda _: None)
         sealer = LooksFirst(keyring, stores.integrations) if looks_first else keyring
         trail = AuditTrail(SqlAuditLog(database, keyring))  # takes entries, and writes none while it is not entered
-        service = build_service(settings, stores, stores.integrations, providers, sealer, tasks, trail, utc_now)
-        servicer = IntegrationService(service.use_cases, utc_now)
-        server = build_grpc_server(settings, servicer, Health([]), Guard(), trail, utc_now)
+        service = build_service(
+            settings, stores, stores.integrations, providers, sealer, tasks, trail, utc_now, NothingShared()
+        )
+        servicers = Servicers(
+            IntegrationService(service.use_cases, utc_now), GoogleCalendarService(service.google_calendar), Health([])
+        )
+        server = build_grpc_server(settings, servicers, Guard(), trail, utc_now)
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
         sidecar = run_sidecar(

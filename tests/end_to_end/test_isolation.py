@@ -20,7 +20,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from integration_server.rpc.access import GROUPS
+from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
 from tests.end_to_end.guarded import APP_SECRET, GuardedSystem, Visitor, begin, connect, running_guarded
 from tests.hooked import HOOKED, body_of, signed
 from tools.certificates import Pair
@@ -55,6 +57,12 @@ AckWebhookEvents       ok       absent     absent      denied     denied    deni
 GetWebhookEndpoint     ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 SetWebhookSecret       ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 WatchIntegrations      ok       quiet      quiet       denied     denied    denied   ok       quiet     denied        unknown
+CallProvider           ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ListCalendars          ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ListEvents             ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+CreateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+UpdateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+DeleteEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 List                   ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
 Watch                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -73,6 +81,7 @@ class Scene:
     callers: dict[str, Visitor]
     integration_id: int
     hooked_id: int
+    calendar_id: int
 
     @property
     def backend(self) -> Visitor:
@@ -100,7 +109,13 @@ async def set_scene(guarded: GuardedSystem) -> Scene:
         "grace_as_ada": grace,
         "nobody": await guarded.nameless(),
     }
-    return Scene(guarded, callers, await connect(guarded, backend), await connect_hooked(guarded, backend))
+    return Scene(
+        guarded,
+        callers,
+        await connect(guarded, backend),
+        await connect_hooked(guarded, backend),
+        await connect(guarded, backend, integration_type="google_calendar"),
+    )
 
 
 async def connect_hooked(guarded: GuardedSystem, backend: Visitor) -> int:
@@ -226,7 +241,9 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
     elif method.name == "ConfirmConnection":
         values["confirmation_token"] = await held(scene) if exists else FORGED
     elif "integration_id" in fields:
-        values["integration_id"] = scene.integration_id if exists else ABSENT
+        is_of_calendars = method.containing_service.name == "GoogleCalendarService"
+        own = scene.calendar_id if is_of_calendars else scene.integration_id
+        values["integration_id"] = own if exists else ABSENT
     if method.name == "ReceiveWebhook":
         values |= {"integration_type": HOOKED, "endpoint": "app", "url": "https://x.example", "method": "POST"}
     if exists and "Webhook" in method.name and "integration_id" in fields:
@@ -237,9 +254,26 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
         values["number"] = 1
     if method.name == "UpdateIntegration":
         values["name"] = "renamed"
+    if method.name in {"CreateEvent", "UpdateEvent"}:
+        event_id = await new_event(scene) if method.name == "UpdateEvent" else ""
+        values["event"] = {"event_id": event_id, **A_DAY}
+    if method.name == "DeleteEvent":
+        values["event_id"] = await new_event(scene)
+    if method.name == "CallProvider":
+        values |= {"method": "GET", "path": "/userinfo"}
     if method.name == "ServerReflectionInfo":
         values["list_services"] = ""
     return request_class(**values)
+
+
+A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}
+
+
+async def new_event(scene: Scene) -> str:
+    """An event in ada's calendar."""
+    stub: Any = GoogleCalendarServiceStub(scene.backend.channel)
+    request = calendars.CreateEventRequest(user_id="ada", integration_id=scene.calendar_id, event=A_DAY)
+    return str((await stub.CreateEvent(request)).event.event_id)
 
 
 async def held(scene: Scene) -> str:
@@ -317,11 +351,11 @@ async def all_of_ada(scene: Scene) -> list[bytes]:
 
 async def tidy(scene: Scene) -> None:
     """Remove what a cell has connected or left pending."""
-    keep = scene.integration_id
+    keep = {scene.integration_id, scene.calendar_id}
     for user_id in ("ada", "grace"):
         listed = await scene.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
         for integration in listed.integrations:
-            if integration.integration_id != keep and integration.account_id != "ada":
+            if integration.integration_id not in keep and integration.account_id != "ada":
                 await scene.backend.service.DisconnectIntegration(
                     pb.DisconnectIntegrationRequest(integration_id=integration.integration_id, user_id=user_id)
                 )

@@ -33,6 +33,13 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.ProviderUnavailable(retry_after=timedelta(seconds=7)),
     errors.ProviderRejected("code", oauth_error="invalid_grant"),
     errors.ProviderMisconfigured(oauth_error="invalid_client"),
+    errors.ApiNotDeclared(),
+    errors.RateLimited(timedelta(seconds=7)),
+    errors.AnswerTooLarge(1000),
+    errors.ResourceNotFound("event"),
+    errors.ResourceAlreadyExists("event"),
+    errors.EtagMismatch("event"),
+    errors.SyncTokenExpired(),
 )
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
@@ -45,6 +46,10 @@ class FakeProvider:
     gives_refresh_token: bool = True
     rotates: bool = True
     can_revoke: bool = True
+
+    rate_limits: Sequence[RateLimit] = ()
+    answers: list[ApiAnswer | Exception] = field(default_factory=list)
+    calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 
     config_problem: Exception | None = None
     exchange_error: Exception | None = None
@@ -122,6 +127,17 @@ class FakeProvider:
         if isinstance(credentials, ApiKey):
             return RequestAuth(query_params={"key": credentials.api_key})
         return RequestAuth(headers={"Authorization": f"Bearer {credentials.access_token}"})
+
+    async def call_api(
+        self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
+    ) -> ApiAnswer:
+        """The next of the answers, or a plain one."""
+        self.calls.append((credentials, request))
+        await self._answer(None)
+        answer = self.answers.pop(0) if self.answers else ApiAnswer(200, (), b"{}")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def _answer(self, error: Exception | None) -> None:
         gate = self.gate

@@ -352,6 +352,14 @@ class MemoryIntegrations:
                 refresh_due_time=current.refresh_due_time and refresh_due_time,
             )
 
+    async def record_call(self, integration: Integration, failure: Failure | None) -> None:
+        """Count or clear, at the version that was seen."""
+        await self._rows.answer()
+        current = self._rows.current(integration)
+        if current is not None:
+            count = 0 if failure is None else current.error_count + 1
+            self._rows.set(current, last_error=failure, error_count=count)
+
     async def update(
         self,
         integration_id: IntegrationId,

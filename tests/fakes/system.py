@@ -1,6 +1,7 @@
 """The use cases over fakes: what bootstrap builds, without a world around it."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.calling import CallBounds, Calling
 from integration_server.service.connecting import Authorization, Callback, Connecting, ConnectionRequest, Outcome
 from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
 from integration_server.service.connections import Connections
@@ -24,6 +26,7 @@ from integration_server.service.revoking import RevocationTimes, Revoking
 from integration_server.service.schedule import Schedule
 from integration_server.service.sealing import Vault
 from integration_server.service.tasks import ServerTasks
+from integration_server.service.throttling import NothingShared, Throttling
 from integration_server.service.watching import Watching
 from integration_server.service.webhook_secrets import WebhookSecrets
 from tests.fakes.clock import SettableClock
@@ -72,6 +75,7 @@ class FakeSystem:
     heartbeat: timedelta = timedelta(seconds=15)
 
     waiting_passes: bool = False
+    call_bounds: CallBounds = field(default_factory=CallBounds)
 
     redirects: RedirectPolicy = field(default_factory=lambda: RedirectPolicy(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL]))
     clock: SettableClock = field(default_factory=SettableClock)
@@ -138,6 +142,16 @@ class FakeSystem:
         self.receiving = self.another_receiver()
         self.consuming = Consuming(self.integrations, self.inbox, self.sealer, largest_page=LARGEST_PAGE)
         self.watching = Watching(self.log, self.providers, self.sealer, keep=EVENTS_KEPT, heartbeat=self.heartbeat)
+        self.throttling = Throttling(NothingShared(), time.monotonic, lambda: 0.5)
+        self.calling = Calling(
+            self.credentials,
+            self.integrations,
+            self.providers,
+            self.throttling,
+            self.tasks,
+            self.clock,
+            self.call_bounds,
+        )
         self.monitoring = Monitoring(
             self.integrations,
             self.history,

@@ -139,6 +139,11 @@ class IntegrationServiceStub:
                 request_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.FromString,
                 _registered_method=True)
+        self.CallProvider = channel.unary_unary(
+                '/integrations.v1.IntegrationService/CallProvider',
+                request_serializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.FromString,
+                _registered_method=True)
 
 
 class IntegrationServiceServicer:
@@ -299,6 +304,19 @@ class IntegrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CallProvider(self, request, context):
+        """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+        What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+        is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+        each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+        safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+        does not tell whether the provider did what it was asked to. docs/calling.md says more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IntegrationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -401,6 +419,11 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
                     servicer.WatchIntegrations,
                     request_deserializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.SerializeToString,
+            ),
+            'CallProvider': grpc.unary_unary_rpc_method_handler(
+                    servicer.CallProvider,
+                    request_deserializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -948,6 +971,33 @@ class IntegrationService:
             '/integrations.v1.IntegrationService/WatchIntegrations',
             integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsRequest.SerializeToString,
             integrations_dot_v1_dot_integration__service__pb2.WatchIntegrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CallProvider(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.IntegrationService/CallProvider',
+            integrations_dot_v1_dot_integration__service__pb2.CallProviderRequest.SerializeToString,
+            integrations_dot_v1_dot_integration__service__pb2.CallProviderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,15 @@ class IntegrationServiceStub:
     been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
     UNAVAILABLE.
     """
+    CallProvider: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.CallProviderRequest, _integration_service_pb2.CallProviderResponse]
+    """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+    What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+    is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+    each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+    safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+    does not tell whether the provider did what it was asked to. docs/calling.md says more.
+    """
 
 @_typing.type_check_only
 class IntegrationServiceAsyncStub(IntegrationServiceStub):
@@ -160,6 +169,15 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
     been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
     UNAVAILABLE.
+    """
+    CallProvider: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.CallProviderRequest, _integration_service_pb2.CallProviderResponse]  # type: ignore[assignment]
+    """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+    What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+    is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+    each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+    safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+    does not tell whether the provider did what it was asked to. docs/calling.md says more.
     """
 
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -344,6 +362,21 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
         been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
         UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def CallProvider(
+        self,
+        request: _integration_service_pb2.CallProviderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_integration_service_pb2.CallProviderResponse, _abc.Awaitable[_integration_service_pb2.CallProviderResponse]]:
+        """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+
+        What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
+        is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
+        each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
+        safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
+        does not tell whether the provider did what it was asked to. docs/calling.md says more.
         """
 
 def add_IntegrationServiceServicer_to_server(servicer: IntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,9 +26,9 @@ CHAINS, BATCHES, BATCH = 3, 2, 4
 
 
 def entry(number: int) -> AuditEntry:
-    return AuditEntry(
-        NOON + timedelta(seconds=number), "billing", Action.UPDATE, "ada", number + 1, "acme", "OK", 'why "not" 🦆'
-    )
+    details = "" if number % 2 else "GET /things 200"  # as before there were any, and with some
+    told = "billing", Action.UPDATE, "ada", number + 1, "acme", "OK", 'why "not" 🦆', details
+    return AuditEntry(NOON + timedelta(seconds=number), *told)
 
 
 @pytest.fixture

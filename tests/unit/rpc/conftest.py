@@ -23,6 +23,7 @@ def servicer_of(system: FakeSystem) -> IntegrationService:
         consuming=system.consuming,
         webhook_secrets=system.webhook_secrets,
         watching=system.watching,
+        calling=system.calling,
     )
     return IntegrationService(use_cases, system.clock)
 

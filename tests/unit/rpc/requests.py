@@ -27,6 +27,7 @@ _GOOD: dict[str, Any] = {
     "endpoint": "app",
     "url": "https://hooks.example/api/v1/webhooks/fake/app",
     "method": "POST",
+    "path": "/things",
 }
 _TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key", "ReceiveWebhook": "fake"}
 

@@ -11,10 +11,11 @@ from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor
 from integration_server.service.auditing import AuditTrail
-from integrations.v1 import integration_pb2
+from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON
 
+CALENDARS = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"]
 SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
 GET = f"/{SERVICE.full_name}/GetCredentials"
 CONNECT = f"/{SERVICE.full_name}/ConnectWithApiKey"
@@ -86,7 +87,21 @@ def refused() -> Any:
 def test_every_rpc_is_told_of_or_is_not_on_purpose() -> None:
     told = {*CHANGES, *READS}
     assert not told & NOT_AUDITED
-    assert told | NOT_AUDITED == {f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods}
+    services = (SERVICE, CALENDARS)
+    methods = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
+    assert told | NOT_AUDITED == methods
+
+
+async def test_of_a_call_to_a_provider_method_path_and_status_are_told_and_nothing_else() -> None:
+    trail = Trail()
+    request = pb.CallProviderRequest(user_id="ada", integration_id=7, method="POST", path="/things", body=b"private")
+    request.query.add(name="q", value="private")
+    await call(trail, f"/{SERVICE.full_name}/CallProvider", request, lambda: pb.CallProviderResponse(status_code=404))
+    (entry,) = trail.entries
+    assert (entry.action, entry.outcome, entry.details) == (Action.CALL, "OK", "POST /things 404")
+    listing = google_calendar_pb2.ListEventsRequest(user_id="ada", integration_id=7)
+    await call(trail, f"/{CALENDARS.full_name}/ListEvents", listing, google_calendar_pb2.ListEventsResponse)
+    assert (trail.entries[1].action, trail.entries[1].details) == (Action.CALL, "ListEvents")
 
 
 async def test_a_read_is_told_of_with_its_purpose() -> None:

@@ -396,6 +396,8 @@ def fill(data: st.DataObject, message: Any) -> None:
                 setattr(message, field.name, value)
         elif field.message_type.full_name == "google.protobuf.Struct":
             getattr(message, field.name).update(data.draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+        elif field.is_repeated:
+            fill(data, getattr(message, field.name).add())
         else:
             fill(data, getattr(message, field.name))
 

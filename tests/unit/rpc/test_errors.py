@@ -14,6 +14,7 @@ from integration_server.domain.errors import (
     InvalidField,
     ProviderUnavailable,
     QuotaExceeded,
+    RateLimited,
     ServerStopping,
     StoreUnavailable,
 )
@@ -51,6 +52,13 @@ CODES = {
     "CURSOR_EXPIRED": "FAILED_PRECONDITION",
     "WEBHOOKS_NOT_SUPPORTED": "FAILED_PRECONDITION",
     "SERVER_STOPPING": "UNAVAILABLE",
+    "API_NOT_DECLARED": "FAILED_PRECONDITION",
+    "RATE_LIMITED": "RESOURCE_EXHAUSTED",
+    "ANSWER_TOO_LARGE": "RESOURCE_EXHAUSTED",
+    "RESOURCE_NOT_FOUND": "NOT_FOUND",
+    "RESOURCE_ALREADY_EXISTS": "ALREADY_EXISTS",
+    "ETAG_MISMATCH": "ABORTED",
+    "SYNC_TOKEN_EXPIRED": "FAILED_PRECONDITION",
 }
 
 
@@ -102,7 +110,7 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
     expected = ["ErrorInfo"]
     if isinstance(error, InvalidField):
         expected.append("BadRequest")
-    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, ServerStopping)):
+    if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, ServerStopping, RateLimited)):
         expected.append("RetryInfo")
     assert seen(error).kinds == expected
 

@@ -100,6 +100,7 @@ def test_a_certificate_with_the_names_of_two_services_is_neither() -> None:
 def test_users_are_never_granted_what_is_for_services(group: Group) -> None:
     assert group in {
         Group.CREDENTIALS,
+        Group.CALLS,
         Group.HEALTH,
         Group.REFLECTION,
         Group.WEBHOOKS,

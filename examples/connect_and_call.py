@@ -1,0 +1,70 @@
+"""Connects an account, and calls its provider's API without ever seeing its token.
+
+    make run                                                  # in another terminal
+    .venv/bin/python examples/connect_and_call.py --allow
+
+Without `--allow` it prints the address of the provider's page, and waits until somebody has decided there.
+"""
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+import grpc.aio
+import httpx
+
+from integration_server.sandbox import decide
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+
+
+async def connect_account(service: Any, user_id: str, *, allow: bool) -> int:
+    """Connect an account of the sandbox; the integration's id."""
+    begun = await service.Connect(pb.ConnectRequest(user_id=user_id, integration_type="sandbox"))
+    print("Send the browser to:", begun.authorization_url)
+    if allow:  # the person's part, at the sandbox's page
+        async with httpx.AsyncClient(follow_redirects=True) as browser:
+            await browser.get(await decide(browser, begun.authorization_url))
+    while True:
+        listed = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id, integration_type="sandbox"))
+        rows = {row.integration_id: row for row in listed.integrations}
+        # The row goes where the account turns out to be connected already.
+        if begun.integration_id not in rows or rows[begun.integration_id].is_connected:
+            return max(number for number, row in rows.items() if row.is_connected)
+        await asyncio.sleep(0.5)
+
+
+async def call_its_api(service: Any, user_id: str, integration_id: int) -> Any:
+    """What the provider says of the account. The server puts the token on the request, and renews it where it must."""
+    answer = await service.CallProvider(
+        pb.CallProviderRequest(
+            user_id=user_id,
+            integration_id=integration_id,
+            method="GET",
+            path="/userinfo",  # beneath the base address of the provider's API
+            headers=[pb.HttpHeader(name="Accept", value="application/json")],
+        ),
+        timeout=10,  # seconds, within which the server waits for the provider's limits, and repeats what is safe
+    )
+    if answer.status_code != 200:
+        raise RuntimeError(f"the provider answered with {answer.status_code}")
+    return json.loads(answer.body)
+
+
+async def main() -> None:
+    """Do both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", default="127.0.0.1:50051", help="where the server listens")
+    parser.add_argument("--user", default="grace", help="whose account it will be")
+    parser.add_argument("--allow", action="store_true", help="play the person at the sandbox's page")
+    options = parser.parse_args()
+    async with grpc.aio.insecure_channel(options.server) as channel:
+        service = IntegrationServiceStub(channel)
+        integration_id = await connect_account(service, options.user, allow=options.allow)
+        print("Connected: integration", integration_id)
+        print("The provider says:", await call_its_api(service, options.user, integration_id))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,150 @@
+"""Events of calendars, as Google has them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+
+
+class EventStatus(StrEnum):
+    """Whether an event takes place."""
+
+    CONFIRMED = "confirmed"
+    TENTATIVE = "tentative"
+    CANCELLED = "cancelled"
+
+
+class ResponseStatus(StrEnum):
+    """What somebody who was invited has answered."""
+
+    NEEDS_ACTION = "needsAction"
+    DECLINED = "declined"
+    TENTATIVE = "tentative"
+    ACCEPTED = "accepted"
+
+
+class ReminderMethod(StrEnum):
+    """How a user is reminded."""
+
+    POPUP = "popup"
+    EMAIL = "email"
+
+
+class Notify(StrEnum):
+    """Which attendees get a mail."""
+
+    ALL = "all"
+    EXTERNAL_ONLY = "externalOnly"
+    NONE = "none"
+
+
+class EventOrder(StrEnum):
+    """The order of a list of events."""
+
+    START_TIME = "startTime"
+    UPDATE_TIME = "updated"
+
+
+@dataclass(frozen=True, slots=True)
+class EventTime:
+    """A whole day, or a moment that is meant in a time zone, by its IANA name; empty where it is not said."""
+
+    when: date | datetime
+    time_zone: str = ""
+
+    @property
+    def is_day(self) -> bool:
+        """Whether it is a whole day."""
+        return not isinstance(self.when, datetime)
+
+
+@dataclass(frozen=True, slots=True)
+class Attendee:
+    """Somebody who takes part."""
+
+    email: str
+    display_name: str = ""
+    optional: bool = False
+    response_status: ResponseStatus | None = None
+    organizer: bool = False
+    is_self: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reminder:
+    """So many minutes before."""
+
+    method: ReminderMethod
+    minutes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reminders:
+    """As the calendar does, or otherwise."""
+
+    use_default: bool
+    overrides: Sequence[Reminder] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event. Of a deleted one there may be nothing but its id and status."""
+
+    event_id: str = ""
+    summary: str = ""
+    description: str = ""
+    location: str = ""
+    start: EventTime | None = None
+    end: EventTime | None = None
+    attendees: Sequence[Attendee] = ()
+    recurrence: Sequence[str] = ()
+    reminders: Reminders | None = None
+    status: EventStatus | None = None
+    etag: str = ""
+    recurring_event_id: str = ""
+    html_link: str = ""
+    create_time: datetime | None = None
+    update_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """A calendar, as the account shows it."""
+
+    calendar_id: str
+    summary: str = ""
+    description: str = ""
+    time_zone: str = ""
+    primary: bool = False
+    access_role: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarPage:
+    """Part of a list of calendars; `next_page_token` is empty on the last."""
+
+    calendars: Sequence[Calendar]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Part of a list of events; the last has a `next_sync_token` in place of a `next_page_token`."""
+
+    events: Sequence[Event]
+    next_page_token: str = ""
+    next_sync_token: str = ""
+    time_zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Which events to list."""
+
+    page_size: int
+    page_token: str = ""
+    sync_token: str = ""
+    time_min: datetime | None = None
+    time_max: datetime | None = None
+    single_events: bool = False
+    order_by: EventOrder | None = None

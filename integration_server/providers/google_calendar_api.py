@@ -1,0 +1,320 @@
+"""Google Calendar's API, version 3: what it wants to be asked, and what it answers. Fulfils `CalendarApi`.
+
+- Resources, parameters and limits: developers.google.com/calendar/api/v3/reference/{calendarList,events} [H].
+- A list's last page has `nextSyncToken`; 410 says that one is not good any more: …/calendar/api/guides/sync [H].
+- `If-Match` with an etag; 412 where it is another by now: …/calendar/api/guides/version-resources [H].
+- Errors and their reasons: …/calendar/api/guides/errors [H]. 409 is `duplicate`, also for an id that was deleted [K].
+  Deleting what was deleted answers 410 [K].
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from integration_server.domain.calendar import (
+    Attendee,
+    Calendar,
+    CalendarPage,
+    Event,
+    EventPage,
+    EventQuery,
+    EventStatus,
+    EventTime,
+    Notify,
+    Reminder,
+    ReminderMethod,
+    Reminders,
+    ResponseStatus,
+)
+from integration_server.domain.calls import ApiAnswer, ApiRequest
+from integration_server.domain.errors import (
+    EtagMismatch,
+    ProviderError,
+    ProviderRejected,
+    ProviderUnavailable,
+    ResourceAlreadyExists,
+    ResourceNotFound,
+    SyncTokenExpired,
+)
+from integration_server.providers.json_answers import field_at, read_object
+
+_JSON = ("Content-Type", "application/json")
+_SPENT = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class GoogleCalendarApi:
+    """Maps events to Google's JSON and back. It sends nothing."""
+
+    # --- asking
+
+    def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
+        """Ask for a page of calendars."""
+        return ApiRequest("GET", "/users/me/calendarList", _given(maxResults=page_size, pageToken=page_token))
+
+    def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
+        """Ask for a page of events."""
+        parameters = _given(
+            maxResults=query.page_size,
+            pageToken=query.page_token,
+            syncToken=query.sync_token,
+            timeMin=query.time_min and _moment(query.time_min),
+            timeMax=query.time_max and _moment(query.time_max),
+            singleEvents="true" if query.single_events else None,
+            orderBy=query.order_by,
+        )
+        return ApiRequest("GET", _path(calendar_id), parameters)
+
+    def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
+        """Ask for a new event."""
+        fields = {name: value for name, value in _written(event).items() if value}
+        return _writing("POST", _path(calendar_id), {**fields, **_given_id(event)}, "", notify)
+
+    def update_event(
+        self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
+    ) -> ApiRequest:
+        """Ask for a change of these fields of an event, or for all of it where none are named."""
+        written = _written(event)
+        path = _path(calendar_id, event.event_id)
+        if fields:
+            changed = {name: value or _CLEARED[name] for name, value in written.items() if name in fields}
+            for name in {"start", "end"} & changed.keys():
+                # A patch is laid over what is there: of a day that becomes a moment the day would stay.
+                changed[name] = {"date": None, "dateTime": None, **changed[name]}
+            return _writing("PATCH", path, changed, event.etag, notify)
+        return _writing("PUT", path, {name: value for name, value in written.items() if value}, event.etag, notify)
+
+    def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
+        """Ask for an event to be deleted."""
+        path = _path(calendar_id, event_id)
+        return ApiRequest("DELETE", path, _given(sendUpdates=notify), _conditions(etag))
+
+    # --- reading
+
+    def read_calendars(self, answer: ApiAnswer) -> CalendarPage:
+        """A page of calendars."""
+        fields = _read(answer, "calendar")
+        calendars = [_calendar(item) for item in _items(fields)]
+        return CalendarPage(calendars, _text(fields, "nextPageToken"))
+
+    def read_events(self, answer: ApiAnswer) -> EventPage:
+        """A page of events."""
+        if answer.status == 410:
+            raise SyncTokenExpired
+        fields = _read(answer, "calendar")
+        return EventPage(
+            [_event(item) for item in _items(fields)],
+            _text(fields, "nextPageToken"),
+            _text(fields, "nextSyncToken"),
+            _text(fields, "timeZone"),
+        )
+
+    def read_event(self, answer: ApiAnswer) -> Event:
+        """The event as it is now."""
+        return _event(_read(answer, "event"))
+
+    def read_deletion(self, answer: ApiAnswer) -> None:
+        """Nothing, if it is gone."""
+        _require_success(answer, "event")
+
+
+# --- events to JSON --------------------------------------------------------------------------------------------------
+
+_CLEARED: Mapping[str, Any] = {
+    "summary": "",
+    "description": "",
+    "location": "",
+    "attendees": [],
+    "recurrence": [],
+    "reminders": {"useDefault": True},
+    "status": "confirmed",
+}
+"""What stands for a field that is to have nothing in it."""
+
+
+def _written(event: Event) -> dict[str, Any]:
+    """All fields that can be written; None or empty where the event has nothing."""
+    return {
+        "summary": event.summary,
+        "description": event.description,
+        "location": event.location,
+        "start": event.start and _time(event.start),
+        "end": event.end and _time(event.end),
+        "attendees": [_attendee(attendee) for attendee in event.attendees],
+        "recurrence": list(event.recurrence),
+        "reminders": event.reminders and _reminders(event.reminders),
+        "status": event.status and event.status.value,
+    }
+
+
+def _time(time: EventTime) -> Mapping[str, str]:
+    zone = {"timeZone": time.time_zone} if time.time_zone else {}
+    if isinstance(time.when, datetime):
+        return {"dateTime": _moment(time.when), **zone}
+    return {"date": time.when.isoformat(), **zone}
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _attendee(attendee: Attendee) -> Mapping[str, Any]:
+    answered = {} if attendee.response_status is None else {"responseStatus": attendee.response_status.value}
+    named = {"displayName": attendee.display_name} if attendee.display_name else {}
+    return {"email": attendee.email, "optional": attendee.optional, **named, **answered}
+
+
+def _reminders(reminders: Reminders) -> Mapping[str, Any]:
+    overrides = [{"method": reminder.method.value, "minutes": reminder.minutes} for reminder in reminders.overrides]
+    return {"useDefault": reminders.use_default, "overrides": overrides}
+
+
+def _given_id(event: Event) -> Mapping[str, str]:
+    return {"id": event.event_id} if event.event_id else {}
+
+
+def _writing(method: str, path: str, fields: Mapping[str, Any], etag: str, notify: Notify | None) -> ApiRequest:
+    body = json.dumps(fields).encode()
+    return ApiRequest(method, path, _given(sendUpdates=notify), (_JSON, *_conditions(etag)), body)
+
+
+def _conditions(etag: str) -> Sequence[tuple[str, str]]:
+    return (("If-Match", etag),) if etag else ()
+
+
+def _path(calendar_id: str, event_id: str | None = None) -> str:
+    events = f"/calendars/{quote(calendar_id, safe='')}/events"
+    return events if event_id is None else f"{events}/{quote(event_id, safe='')}"
+
+
+def _given(**parameters: object) -> Sequence[tuple[str, str]]:
+    return tuple((name, str(value)) for name, value in parameters.items() if value)
+
+
+# --- JSON to events --------------------------------------------------------------------------------------------------
+
+
+def _read(answer: ApiAnswer, what: str) -> Mapping[str, Any]:
+    _require_success(answer, what)
+    fields = read_object(answer.body)
+    if fields is None:
+        raise ProviderUnavailable
+    return fields
+
+
+def _require_success(answer: ApiAnswer, what: str) -> None:
+    if not 200 <= answer.status < 300:
+        raise _problem(answer, what)
+
+
+def _problem(answer: ApiAnswer, what: str) -> ProviderError:
+    match answer.status:
+        case 401:
+            return ProviderRejected("credentials")
+        case 403 if field_at(read_object(answer.body), "error.errors.0.reason") in _SPENT:
+            return ProviderUnavailable("the account's or this app's quota is spent", retry_after=answer.retry_after)
+        case 404 | 410:
+            return ResourceNotFound(what)
+        case 409:
+            return ResourceAlreadyExists(what)
+        case 412:
+            return EtagMismatch(what)
+        case status if 400 <= status < 500:
+            return ProviderRejected("request")
+        case _:
+            return ProviderUnavailable(retry_after=answer.retry_after)
+
+
+def _items(fields: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return _objects(fields.get("items"))
+
+
+def _objects(value: object) -> Sequence[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _calendar(fields: Mapping[str, Any]) -> Calendar:
+    return Calendar(
+        calendar_id=_text(fields, "id"),
+        summary=_text(fields, "summaryOverride") or _text(fields, "summary"),
+        description=_text(fields, "description"),
+        time_zone=_text(fields, "timeZone"),
+        primary=fields.get("primary") is True,
+        access_role=_text(fields, "accessRole"),
+    )
+
+
+def _event(fields: Mapping[str, Any]) -> Event:
+    recurrence = fields.get("recurrence")
+    return Event(
+        event_id=_text(fields, "id"),
+        summary=_text(fields, "summary"),
+        description=_text(fields, "description"),
+        location=_text(fields, "location"),
+        start=_read_time(fields.get("start")),
+        end=_read_time(fields.get("end")),
+        attendees=[_read_attendee(item) for item in _objects(fields.get("attendees"))],
+        recurrence=[line for line in recurrence if isinstance(line, str)] if isinstance(recurrence, list) else (),
+        reminders=_read_reminders(fields.get("reminders")),
+        status=_one_of(EventStatus, fields.get("status")),
+        etag=_text(fields, "etag"),
+        recurring_event_id=_text(fields, "recurringEventId"),
+        html_link=_text(fields, "htmlLink"),
+        create_time=_read_moment(fields.get("created")),
+        update_time=_read_moment(fields.get("updated")),
+    )
+
+
+def _read_time(value: object) -> EventTime | None:
+    if not isinstance(value, dict):
+        return None
+    zone, moment = _text(value, "timeZone"), _read_moment(value.get("dateTime"))
+    if moment is not None:
+        return EventTime(moment, zone)
+    try:
+        return EventTime(date.fromisoformat(_text(value, "date")), zone)
+    except ValueError:
+        return None
+
+
+def _read_moment(value: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return moment and (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _read_attendee(fields: Mapping[str, Any]) -> Attendee:
+    return Attendee(
+        email=_text(fields, "email"),
+        display_name=_text(fields, "displayName"),
+        optional=fields.get("optional") is True,
+        response_status=_one_of(ResponseStatus, fields.get("responseStatus")),
+        organizer=fields.get("organizer") is True,
+        is_self=fields.get("self") is True,
+    )
+
+
+def _read_reminders(value: object) -> Reminders | None:
+    if not isinstance(value, dict):
+        return None
+    overrides = [
+        Reminder(method, item["minutes"])
+        for item in _objects(value.get("overrides"))
+        if (method := _one_of(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
+    ]
+    return Reminders(value.get("useDefault") is True, overrides)
+
+
+def _one_of(kind: type[E], value: object) -> E | None:
+    return kind(value) if isinstance(value, str) and value in list(kind) else None

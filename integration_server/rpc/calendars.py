@@ -1,0 +1,274 @@
+"""Events of calendars as messages, in both directions. Every refusal names its field."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from integration_server.domain import calendar as domain
+from integration_server.domain.errors import InvalidField
+from integration_server.rpc import decoding
+from integration_server.rpc.encoding import timestamp
+from integration_server.service.google_calendar import WRITABLE
+from integrations.v1 import google_calendar_pb2 as pb
+
+LARGEST_PAGE = 250
+LONGEST_DESCRIPTION = 8192
+LONGEST_LINE = 1000
+LONGEST_ETAG = 255
+MOST_ATTENDEES, MOST_LINES, MOST_REMINDERS = 200, 50, 5
+LONGEST_REMINDER = 4 * 7 * 24 * 60  # minutes
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_ZONE = re.compile(r"[A-Za-z0-9_+-]{1,32}(?:/[A-Za-z0-9_+-]{1,32}){0,2}")
+_LINE = re.compile(r"(?:RRULE|EXRULE|RDATE|EXDATE)[;:][\x21-\x7e]+")  # RFC 5545 §3.8.5
+_ETAG = re.compile(r"[\x21-\x7e]*")
+_EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
+
+E = TypeVar("E", bound=StrEnum)
+V = TypeVar("V", bound=int)
+
+_NOTIFY = {
+    pb.NOTIFY_UNSPECIFIED: None,
+    pb.NOTIFY_ALL: domain.Notify.ALL,
+    pb.NOTIFY_EXTERNAL_ONLY: domain.Notify.EXTERNAL_ONLY,
+    pb.NOTIFY_NONE: domain.Notify.NONE,
+}
+_ORDERS = {
+    pb.EVENT_ORDER_UNSPECIFIED: None,
+    pb.EVENT_ORDER_START_TIME: domain.EventOrder.START_TIME,
+    pb.EVENT_ORDER_UPDATE_TIME: domain.EventOrder.UPDATE_TIME,
+}
+_STATUSES = {
+    pb.EVENT_STATUS_UNSPECIFIED: None,
+    pb.EVENT_STATUS_CONFIRMED: domain.EventStatus.CONFIRMED,
+    pb.EVENT_STATUS_TENTATIVE: domain.EventStatus.TENTATIVE,
+    pb.EVENT_STATUS_CANCELLED: domain.EventStatus.CANCELLED,
+}
+_RESPONSES = {
+    pb.RESPONSE_STATUS_UNSPECIFIED: None,
+    pb.RESPONSE_STATUS_NEEDS_ACTION: domain.ResponseStatus.NEEDS_ACTION,
+    pb.RESPONSE_STATUS_DECLINED: domain.ResponseStatus.DECLINED,
+    pb.RESPONSE_STATUS_TENTATIVE: domain.ResponseStatus.TENTATIVE,
+    pb.RESPONSE_STATUS_ACCEPTED: domain.ResponseStatus.ACCEPTED,
+}
+_METHODS = {
+    pb.REMINDER_METHOD_UNSPECIFIED: None,
+    pb.REMINDER_METHOD_POPUP: domain.ReminderMethod.POPUP,
+    pb.REMINDER_METHOD_EMAIL: domain.ReminderMethod.EMAIL,
+}
+
+
+# --- in --------------------------------------------------------------------------------------------------------------
+
+
+def page_size(value: int) -> int:
+    """How many to list: 0 means the usual number, and more than the most means the most."""
+    if value < 0:
+        raise InvalidField("page_size", "is negative")
+    return min(value or decoding.USUAL_PAGE, LARGEST_PAGE)
+
+
+def calendar_id(value: str) -> str:
+    """A calendar, or none."""
+    return decoding.text("calendar_id", value, decoding.LONGEST_NAME)
+
+
+def etag(field: str, value: str) -> str:
+    """What a change depends on, or nothing. It goes into a header."""
+    if not _ETAG.fullmatch(decoding.text(field, value, LONGEST_ETAG)):
+        raise InvalidField(field, "has characters that an etag cannot have")
+    return value
+
+
+def notify(value: pb.Notify) -> domain.Notify | None:
+    """Who gets a mail."""
+    return _known("notify", _NOTIFY, value)
+
+
+def query(request: pb.ListEventsRequest) -> domain.EventQuery:
+    """Which events to list."""
+    return domain.EventQuery(
+        page_size=page_size(request.page_size),
+        page_token=decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+        sync_token=decoding.text("sync_token", request.sync_token, decoding.LONGEST_PARAMETER),
+        time_min=_moment("time_min", request.time_min) if request.HasField("time_min") else None,
+        time_max=_moment("time_max", request.time_max) if request.HasField("time_max") else None,
+        single_events=request.single_events,
+        order_by=_known("order_by", _ORDERS, request.order_by),
+    )
+
+
+def update_mask(paths: Sequence[str]) -> frozenset[str]:
+    """The fields to set; none means all of them."""
+    for path in paths:
+        if path not in WRITABLE:
+            raise InvalidField("update_mask", f"can name {', '.join(sorted(WRITABLE))}; not {path[:64]!r}")
+    return frozenset(paths)
+
+
+def event(value: pb.Event) -> domain.Event:
+    """An event, as it is to be written: what only goes out is left aside."""
+    return domain.Event(
+        event_id=decoding.text("event.event_id", value.event_id, 1024),
+        summary=decoding.text("event.summary", value.summary, 1024),
+        description=decoding.text("event.description", value.description, LONGEST_DESCRIPTION),
+        location=decoding.text("event.location", value.location, 1024),
+        start=_time("event.start", value.start) if value.HasField("start") else None,
+        end=_time("event.end", value.end) if value.HasField("end") else None,
+        attendees=[
+            _attendee(f"event.attendees[{index}]", attendee)
+            for index, attendee in enumerate(_at_most("event.attendees", value.attendees, MOST_ATTENDEES))
+        ],
+        recurrence=[
+            _line(f"event.recurrence[{index}]", line)
+            for index, line in enumerate(_at_most("event.recurrence", value.recurrence, MOST_LINES))
+        ],
+        reminders=_reminders(value.reminders) if value.HasField("reminders") else None,
+        status=_known("event.status", _STATUSES, value.status),
+        etag=etag("event.etag", value.etag),
+    )
+
+
+def _time(field: str, value: pb.EventTime) -> domain.EventTime:
+    zone = decoding.text(f"{field}.time_zone", value.time_zone, decoding.LONGEST_NAME)
+    if zone and not _ZONE.fullmatch(zone):
+        raise InvalidField(f"{field}.time_zone", "is not a time zone's IANA name, such as Europe/Zurich")
+    match value.WhichOneof("when"):
+        case "date":
+            return domain.EventTime(_day(f"{field}.date", value.date), zone)
+        case "date_time":
+            return domain.EventTime(_moment(f"{field}.date_time", value.date_time), zone)
+        case _:
+            raise InvalidField(field, "has neither date nor date_time")
+
+
+def _day(field: str, value: str) -> date:
+    try:
+        if _DAY.fullmatch(value):
+            return date.fromisoformat(value)
+    except ValueError:
+        pass
+    raise InvalidField(field, "is not a day, such as 2026-03-28")
+
+
+def _moment(field: str, value: Timestamp) -> datetime:
+    try:
+        return value.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidField(field, "is not a moment between the years 1 and 9999") from None
+
+
+def _attendee(field: str, value: pb.Attendee) -> domain.Attendee:
+    if not _EMAIL.fullmatch(decoding.required_text(f"{field}.email", value.email, decoding.LONGEST_NAME)):
+        raise InvalidField(f"{field}.email", "is not an e-mail address")
+    return domain.Attendee(
+        email=value.email,
+        display_name=decoding.text(f"{field}.display_name", value.display_name, decoding.LONGEST_NAME),
+        optional=value.optional,
+        response_status=_known(f"{field}.response_status", _RESPONSES, value.response_status),
+    )
+
+
+def _line(field: str, value: str) -> str:
+    if not _LINE.fullmatch(decoding.text(field, value, LONGEST_LINE)):
+        raise InvalidField(field, "is not an RRULE, EXRULE, RDATE or EXDATE line (RFC 5545 section 3.8.5)")
+    return value
+
+
+def _reminders(value: pb.Reminders) -> domain.Reminders:
+    field = "event.reminders.overrides"
+    overrides = []
+    for index, reminder in enumerate(_at_most(field, value.overrides, MOST_REMINDERS)):
+        method = _known(f"{field}[{index}].method", _METHODS, reminder.method)
+        if method is None:
+            raise InvalidField(f"{field}[{index}].method", "is required")
+        if not 0 <= reminder.minutes <= LONGEST_REMINDER:
+            raise InvalidField(f"{field}[{index}].minutes", f"is not between 0 and {LONGEST_REMINDER}")
+        overrides.append(domain.Reminder(method, reminder.minutes))
+    if value.use_default and overrides:
+        raise InvalidField("event.reminders.use_default", "does not go together with overrides")
+    return domain.Reminders(value.use_default, overrides)
+
+
+T = TypeVar("T")
+
+
+def _at_most(field: str, values: Sequence[T], most: int) -> Sequence[T]:
+    if len(values) > most:
+        raise InvalidField(field, f"has {len(values)} entries; {most} is the most")
+    return values
+
+
+def _known(field: str, meanings: Mapping[V, E | None], value: V) -> E | None:
+    if value not in meanings:
+        raise InvalidField(field, "is not known")
+    return meanings[value]
+
+
+# --- out -------------------------------------------------------------------------------------------------------------
+
+_TO_STATUS = {meaning: value for value, meaning in _STATUSES.items()}
+_TO_RESPONSE = {meaning: value for value, meaning in _RESPONSES.items()}
+_TO_METHOD = {meaning: value for value, meaning in _METHODS.items()}
+
+
+def calendar(value: domain.Calendar) -> pb.Calendar:
+    """A calendar."""
+    return pb.Calendar(
+        calendar_id=value.calendar_id,
+        summary=value.summary,
+        description=value.description,
+        time_zone=value.time_zone,
+        primary=value.primary,
+        access_role=value.access_role,
+    )
+
+
+def encoded(value: domain.Event) -> pb.Event:
+    """An event."""
+    return pb.Event(
+        event_id=value.event_id,
+        summary=value.summary,
+        description=value.description,
+        location=value.location,
+        start=None if value.start is None else _encoded_time(value.start),
+        end=None if value.end is None else _encoded_time(value.end),
+        attendees=map(_encoded_attendee, value.attendees),
+        recurrence=value.recurrence,
+        reminders=None if value.reminders is None else _encoded_reminders(value.reminders),
+        status=_TO_STATUS[value.status],
+        etag=value.etag,
+        recurring_event_id=value.recurring_event_id,
+        html_link=value.html_link,
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
+def _encoded_time(value: domain.EventTime) -> pb.EventTime:
+    if isinstance(value.when, datetime):
+        return pb.EventTime(date_time=timestamp(value.when), time_zone=value.time_zone)
+    return pb.EventTime(date=value.when.isoformat(), time_zone=value.time_zone)
+
+
+def _encoded_attendee(value: domain.Attendee) -> pb.Attendee:
+    return pb.Attendee(
+        email=value.email,
+        display_name=value.display_name,
+        optional=value.optional,
+        response_status=_TO_RESPONSE[value.response_status],
+        organizer=value.organizer,
+        is_self=value.is_self,
+    )
+
+
+def _encoded_reminders(value: domain.Reminders) -> pb.Reminders:
+    overrides = [
+        pb.Reminder(method=_TO_METHOD[reminder.method], minutes=max(0, min(reminder.minutes, 2**31 - 1)))
+        for reminder in value.overrides
+    ]
+    return pb.Reminders(use_default=value.use_default, overrides=overrides)

@@ -1,0 +1,144 @@
+"""Plays Google Calendar's API, version 3, as far as its documentation tells: developers.google.com/calendar/api.
+
+An account has the calendars "<its e-mail address>", which is also called "primary", and "team@example.com". Etags,
+pages, sync tokens and errors are as documented; recurring events are kept and not expanded. Nobody gets any mail.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from integration_server.sandbox.diaries import TEAM, ApiError, Diary
+from integration_server.sandbox.model import Account
+from integration_server.sandbox.resources import find_bearer_token
+from integration_server.sandbox.state import Sandbox
+
+QUOTA_BODY: Final = (
+    b'{"error": {"errors": [{"domain": "usageLimits", "reason": "rateLimitExceeded", '
+    b'"message": "Rate Limit Exceeded"}], "code": 403, "message": "Rate Limit Exceeded"}}'
+)
+"""What Google answers with 403 to too many calls."""
+
+_NOT_WITH_SYNC_TOKENS: Final = ("timeMin", "timeMax", "orderBy", "q", "updatedMin", "iCalUID")
+
+
+class CalendarApi:
+    """The API over HTTP."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._calendars = sandbox.calendars
+
+    async def list_calendars(self, request: Request) -> Response:
+        return await self._answer(request, self._list_calendars)
+
+    async def get_primary(self, request: Request) -> Response:
+        return await self._answer(request, lambda account, *_: JSONResponse(self._entry(account, account.email)))
+
+    async def list_events(self, request: Request) -> Response:
+        return await self._answer(request, self._list_events)
+
+    async def insert(self, request: Request) -> Response:
+        return await self._answer(request, self._insert)
+
+    async def change(self, request: Request) -> Response:
+        return await self._answer(request, self._change)
+
+    async def delete(self, request: Request) -> Response:
+        return await self._answer(request, self._delete)
+
+    async def _answer(self, request: Request, work: Callable[[Account, Request, dict[str, Any]], Response]) -> Response:
+        token = find_bearer_token(request)
+        account = self._sandbox.find_account(token) if token is not None else None
+        if account is None:
+            return _error(ApiError(401, "authError"))
+        try:
+            content = await request.json() if request.method in {"POST", "PUT", "PATCH"} else {}
+            return work(account, request, content)
+        except ValueError:
+            return _error(ApiError(400, "parseError"))
+        except ApiError as error:
+            return _error(error)
+
+    def _list_calendars(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+        entries = [self._entry(account, calendar_id) for calendar_id in (account.email, TEAM)]
+        page, token = _page(entries, request, usual=100, most=250)
+        return JSONResponse({"kind": "calendar#calendarList", "items": page, **token})
+
+    def _entry(self, account: Account, calendar_id: str) -> dict[str, Any]:
+        primary = {"primary": True} if calendar_id == account.email else {}
+        return {
+            "kind": "calendar#calendarListEntry",
+            "id": calendar_id,
+            "summary": account.name if primary else "Team",
+            "timeZone": "Europe/London",
+            "accessRole": "owner" if primary else "writer",
+            **primary,
+        }
+
+    def _list_events(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+        diary = self._calendars.diary(account, request.path_params["calendar_id"])
+        query = request.query_params
+        since = _since(query.get("syncToken"), diary)
+        if since is not None and any(name in query for name in _NOT_WITH_SYNC_TOKENS):
+            raise ApiError(400, "invalid")
+        if query.get("orderBy") == "startTime" and query.get("singleEvents") != "true":
+            raise ApiError(400, "invalid")
+        chosen = [event for event_id, event in diary.events.items() if _is_asked_for(event, diary, since, query)]
+        if query.get("orderBy"):
+            chosen.sort(key=lambda event: _begin(event) if query["orderBy"] == "startTime" else event["updated"])
+        page, token = _page(chosen, request, usual=250, most=2500)
+        token = token or {"nextSyncToken": f"sync-{self._calendars.number()}"}
+        return JSONResponse({"kind": "calendar#events", "timeZone": "Europe/London", "items": page, **token})
+
+    def _insert(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
+        diary = self._calendars.diary(account, request.path_params["calendar_id"])
+        return JSONResponse(self._calendars.insert(diary, content))
+
+    def _change(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
+        diary = self._calendars.diary(account, request.path_params["calendar_id"])
+        work = self._calendars.replace if request.method == "PUT" else self._calendars.patch
+        return JSONResponse(work(diary, request.path_params["event_id"], content, request.headers.get("if-match")))
+
+    def _delete(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+        diary = self._calendars.diary(account, request.path_params["calendar_id"])
+        self._calendars.delete(diary, request.path_params["event_id"], request.headers.get("if-match"))
+        return Response(status_code=204)
+
+
+def _is_asked_for(event: Mapping[str, Any], diary: Diary, since: int | None, query: Mapping[str, str]) -> bool:
+    if since is not None:
+        return diary.changes[event["id"]] > since
+    if event["status"] == "cancelled":
+        return False
+    end = event["end"].get("dateTime") or event["end"].get("date", "")
+    return end > query.get("timeMin", "") and ("timeMax" not in query or _begin(event) < query["timeMax"])
+
+
+def _begin(event: Mapping[str, Any]) -> str:
+    return str(event["start"].get("dateTime") or event["start"].get("date", ""))
+
+
+def _since(token: str | None, diary: Diary) -> int | None:
+    if token is None:
+        return None
+    number = token.removeprefix("sync-")
+    if not number.isdecimal() or int(number) < diary.oldest:
+        raise ApiError(410, "fullSyncRequired")
+    return int(number)
+
+
+def _page(
+    items: list[dict[str, Any]], request: Request, *, usual: int, most: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    size = min(int(request.query_params.get("maxResults", usual)), most)
+    begin = int(request.query_params.get("pageToken", "page-0").removeprefix("page-"))
+    page = items[begin : begin + size]
+    return page, {"nextPageToken": f"page-{begin + size}"} if begin + size < len(items) else {}
+
+
+def _error(error: ApiError) -> Response:
+    told = {"domain": "calendar", "reason": error.reason, "message": error.reason}
+    return JSONResponse({"error": {"errors": [told], "code": error.status, "message": error.reason}}, error.status)

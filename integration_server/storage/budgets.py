@@ -1,0 +1,88 @@
+"""Calls to providers, counted for all servers that share a Redis: a `SharedBudgets`.
+
+Redis is a help, not a need: while it does not answer, calls go on within what each server counts for itself, and it is
+asked again every few seconds.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from limits import RateLimitItem, RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+from integration_server.domain.calls import RateLimit
+
+_ANSWERS_WITHIN = 0.5  # seconds: it is beside us, and a call waits for it
+_ASKED_AGAIN_AFTER = 5.0
+_SHORTEST_WAIT = 0.02
+_MARGIN = 1  # second, and the least: Redis forgets in whole ones
+"""By how much windows are longer here than declared: between counting and arriving at the provider a call takes time,
+and not always the same, and the clocks of servers differ."""
+
+
+class RedisBudgets:
+    """Counts in moving windows of the `limits` library. Open it with `async with`."""
+
+    def __init__(self, url: str) -> None:
+        self._pool = ConnectionPool.from_url(
+            url, socket_timeout=_ANSWERS_WITHIN, socket_connect_timeout=_ANSWERS_WITHIN, max_connections=64
+        )
+        options: dict[str, Any] = {"connection_pool": self._pool}
+        storage = RedisStorage(f"async+{url}", implementation="redispy", key_prefix="integrations", **options)
+        self._windows = MovingWindowRateLimiter(storage)
+        self._away_until = 0.0
+        self._is_away = False
+        self._log = structlog.get_logger(__name__)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._stack.push_async_callback(self._pool.aclose)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> float:
+        """0 if a call was counted in each place; else the seconds after which to ask again."""
+        if not places or time.monotonic() < self._away_until:
+            return 0.0
+        try:
+            wait = await self._take([(name, _item(limit)) for name, limit in places])
+        except (RedisError, OSError) as error:  # TimeoutError is an OSError
+            self._away_until = time.monotonic() + _ASKED_AGAIN_AFTER
+            if not self._is_away:
+                self._is_away = True
+                self._log.warning("shared_budgets_away", kind=type(error).__name__)
+            return 0.0
+        if self._is_away:
+            self._is_away = False
+            self._log.info("shared_budgets_back")
+        return wait
+
+    async def _take(self, places: Sequence[tuple[str, RateLimitItem]]) -> float:
+        if len(places) > 1:  # look first: a place that is full should cost the others nothing
+            for name, item in places:
+                if not await self._windows.test(item, name):
+                    return await self._wait(name, item)
+        for name, item in places:
+            if not await self._windows.hit(item, name):
+                return await self._wait(name, item)
+        return 0.0
+
+    async def _wait(self, name: str, item: RateLimitItem) -> float:
+        stats = await self._windows.get_window_stats(item, name)
+        return max(_SHORTEST_WAIT, stats.reset_time - time.time())
+
+
+def _item(limit: RateLimit) -> RateLimitItem:
+    seconds = -int(-limit.window.total_seconds() // 1)  # rounded up
+    return RateLimitItemPerSecond(limit.calls, seconds + _MARGIN)

@@ -1,0 +1,96 @@
+"""The programs in examples/, run as they stand against what `make run` starts."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from integration_server.sandbox import Sandbox, decide, run_sandbox
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import ROOT, Command, free_port, output_paths, started
+from tests.end_to_end.system import clients_of
+
+EXAMPLES = ROOT / "examples"
+
+
+@asynccontextmanager
+async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Command, dict[str, str]]]:
+    """What `make run` starts, on free ports."""
+    names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
+    environment = {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}, **settings}
+    async with started(directory, environment, "dev") as command:
+        await command.says("Ctrl-C stops all of it.")
+        yield command, environment
+
+
+def run_example(directory: Path, name: str, *arguments: str) -> str:
+    """What it prints."""
+    out_path, err_path = output_paths(directory)
+    with out_path.open("wb") as out, err_path.open("wb") as err:
+        code = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), *arguments],
+            cwd=directory,
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}", "PATH": "/usr/bin:/bin"},
+            stdout=out,
+            stderr=err,
+            timeout=60,
+            check=False,
+        ).returncode
+    assert (code, err_path.read_text()) == (0, "")
+    return out_path.read_text()
+
+
+async def test_connect_and_call_and_calendar_sync_do_what_they_say(tmp_path: Path) -> None:
+    async with dev_server(tmp_path) as (_, environment):
+        server = ("--server", environment["GRPC_ADDRESS"])
+        called = run_example(tmp_path, "connect_and_call.py", "--allow", *server)
+        assert "Connected: integration" in called
+        assert "'email': 'ada@example.com'" in called
+        again = run_example(tmp_path, "connect_and_call.py", "--allow", *server)  # the account is there already
+        assert "'email': 'ada@example.com'" in again
+        synced = run_example(tmp_path, "calendar_sync.py", *server)
+        assert "Appointment #42" in synced
+        assert "On that day: 2024-01-15T10:00:00Z Appointment #42" in synced
+
+
+@pytest.fixture(scope="session")
+def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package installed in it."""
+    target = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(EXAMPLES / "acme-provider")],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    return target
+
+
+async def test_a_package_of_ones_own_is_found_by_its_entry_point(tmp_path: Path, installed_package: Path) -> None:
+    sandbox, secret = Sandbox(), "a-secret-of-acmes-0123456789"
+    async with run_sandbox(sandbox) as acme_url:
+        settings = {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'generated'}:{installed_package}",
+            "ACME_BASE_URL": acme_url,
+            "ACME_CLIENT_ID": "integration-server",
+            "ACME_CLIENT_SECRET": secret,
+        }
+        async with dev_server(tmp_path, **settings) as (_, environment):
+            sidecar_url = f"http://{environment['SIDECAR_ADDRESS']}"
+            callback = f"{sidecar_url}/api/v1/integrations/callback/acme"
+            sandbox.register_client("integration-server", secret, [callback])
+            async with clients_of(environment["GRPC_ADDRESS"], sidecar_url) as clients:
+                begun = await clients.begin(integration_type="acme")
+                answer = await clients.browser.get(await decide(clients.browser, begun.authorization_url))
+                assert answer.is_success
+                called = await clients.service.CallProvider(
+                    pb.CallProviderRequest(
+                        user_id="ada", integration_id=begun.integration_id, method="GET", path="/userinfo"
+                    )
+                )
+                assert called.status_code == 200
+                assert b"ada@example.com" in called.body

@@ -1,0 +1,230 @@
+"""Turns: within budgets, in fairness, and told at once where they come too late."""
+
+import asyncio
+import math
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.calls import ApiAnswer, LimitScope, Quota, RateLimit
+from integration_server.domain.errors import ProviderUnavailable, RateLimited
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.throttling import Budget, Gate, NothingShared, Window
+from tests.fakes.system import FakeSystem
+
+
+def limit(calls: int, seconds: float, scope: LimitScope = LimitScope.APP) -> RateLimit:
+    return RateLimit(calls, timedelta(seconds=seconds), scope)
+
+
+def gate(*limits: RateLimit) -> Gate:
+    return Gate("acme", limits, NothingShared(), time.monotonic, lambda: 1.0)
+
+
+@pytest.fixture
+async def sample() -> Integration:
+    return await FakeSystem().connect()
+
+
+def of(sample: Integration, user: str, number: int = 1) -> Integration:
+    return replace(sample, user_id=UserId(user), integration_id=IntegrationId(number))
+
+
+def told(*quotas: Quota, asks_to_wait: bool = False, retry_after: float | None = None) -> ApiAnswer:
+    pause = None if retry_after is None else timedelta(seconds=retry_after)
+    return ApiAnswer(429 if asks_to_wait else 200, (), b"", asks_to_wait, pause, quotas)
+
+
+# --- budgets, in numbers ---------------------------------------------------------------------------------------------
+
+
+def test_a_place_is_taken_until_a_window_after_the_answer() -> None:
+    window = Window(limit(2, 10))
+    window.begin()
+    window.begin()
+    assert window.blocked(0.0) == math.inf
+    window.end(5.0, was_sent=True)
+    assert window.blocked(5.0) == 10.0
+    assert window.blocked(14.5) == 0.5
+    assert window.blocked(15.0) == 0.0
+    window.end(15.0, was_sent=False)
+    assert window.is_empty(15.0)
+
+
+def test_no_window_of_time_ever_has_more_calls_than_allowed() -> None:
+    window, now, sent = Window(limit(3, 1)), 0.0, list[float]()
+    while len(sent) < 50:
+        if (wait := window.blocked(now)) == 0.0:
+            window.begin()
+            sent.append(now)
+            now += 0.01 * (len(sent) % 7)
+            window.end(now, was_sent=True)
+        else:
+            now += wait
+    assert max(sum(begin <= other < begin + 1 for other in sent) for begin in sent) == 3
+
+
+def test_an_estimate_counts_those_ahead() -> None:
+    window = Window(limit(2, 10))
+    assert [window.estimate(0.0, ahead) for ahead in (0, 1, 2, 3, 4, 5, 6)] == [0, 0, 10, 10, 20, 20, 30]
+    for end in (1.0, 4.0):
+        window.begin()
+        window.end(end, was_sent=True)
+    assert [window.estimate(5.0, ahead) for ahead in (0, 1, 2)] == [6.0, 9.0, 16.0]
+
+
+def test_several_windows_hold_at_once() -> None:
+    budget = Budget([limit(1, 1), limit(2, 10)], lambda: 1.0)
+    for now in (0.0, 1.0):
+        assert budget.blocked(now) == 0.0
+        budget.begin(now)
+        budget.end(now, was_sent=True)
+    assert budget.blocked(1.5) == 8.5
+
+
+def test_a_provider_that_says_wait_is_left_alone_and_then_tried_carefully() -> None:
+    budget = Budget([], lambda: 1.0)
+    budget.begin(0.0)
+    budget.learn(told(asks_to_wait=True, retry_after=5), 0.0)
+    budget.end(0.0, was_sent=True)
+    assert (budget.blocked(0.0), budget.blocked(4.0), budget.blocked(5.0)) == (5.0, 1.0, 0.0)
+    at_once = []
+    for round_number in range(4):
+        now, begun = 6.0 + round_number, 0
+        while budget.blocked(now) == 0.0 and begun < 100:
+            budget.begin(now)
+            begun += 1
+        at_once.append(begun)
+        for number in range(begun):
+            if number == 0:
+                budget.learn(told(), now)
+            budget.end(now, was_sent=True)
+    assert at_once == [1, 2, 4, 8]
+
+
+def test_without_a_time_the_pauses_grow() -> None:
+    budget, pauses, now = Budget([], lambda: 1.0), [], 0.0
+    for _ in range(8):
+        budget.begin(now)
+        budget.learn(told(asks_to_wait=True), now)
+        budget.end(now, was_sent=True)
+        pauses.append(budget.blocked(now))
+        now += pauses[-1]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_what_is_left_is_not_exceeded() -> None:
+    budget = Budget([], lambda: 1.0)
+    budget.begin(0.0)
+    budget.learn(told(Quota(2, timedelta(seconds=30))), 0.0)
+    budget.end(0.0, was_sent=True)
+    for _ in range(2):
+        assert budget.blocked(1.0) == 0.0
+        budget.begin(1.0)
+    assert budget.blocked(1.0) == 29.0
+    assert budget.blocked(30.0) == 0.0
+
+
+# --- turns -----------------------------------------------------------------------------------------------------------
+
+
+async def take(at: Gate, integration: Integration, within: float = 5.0, work: float = 0.0) -> None:
+    async with at.turn(integration, within, again=False):
+        await asyncio.sleep(work)
+
+
+async def test_a_flood_of_one_user_leaves_others_their_share(sample: Integration) -> None:
+    at, order = gate(limit(10, 0.05)), list[str]()
+
+    async def call(user: str) -> None:
+        async with at.turn(of(sample, user, len(user)), 5.0, again=False):
+            order.append(user)
+
+    flood = [asyncio.create_task(call("ada")) for _ in range(100)]
+    await asyncio.sleep(0.02)
+    others = [asyncio.create_task(call(user)) for user in ("grace", "linus") for _ in range(15)]
+    await asyncio.gather(*flood, *others)
+    after_the_flood_began = Counter(order[10:55])
+    print("shares of 45 turns while all three waited:", dict(after_the_flood_began))
+    assert max(after_the_flood_began.values()) - min(after_the_flood_began.values()) <= 3
+
+
+async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration) -> None:
+    """The twin: with everybody taken for one user, who comes later waits for all of the flood."""
+    at, order = gate(limit(10, 0.05)), list[str]()
+
+    async def call(user: str) -> None:
+        async with at.turn(of(sample, "everybody"), 5.0, again=False):
+            order.append(user)
+
+    flood = [asyncio.create_task(call("ada")) for _ in range(100)]
+    await asyncio.sleep(0.02)
+    others = [asyncio.create_task(call("grace")) for _ in range(15)]
+    await asyncio.gather(*flood, *others)
+    assert set(order[:100]) == {"ada"}
+
+
+async def test_an_integration_that_must_wait_holds_up_no_other(sample: Integration) -> None:
+    at = gate(limit(1, 60, LimitScope.INTEGRATION))
+    await take(at, of(sample, "ada", 1))
+    waiting = asyncio.create_task(take(at, of(sample, "ada", 1), within=90))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await take(at, of(sample, "ada", 2))
+        await take(at, of(sample, "grace", 3))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_who_comes_too_late_is_told_at_once(sample: Integration) -> None:
+    at = gate(limit(2, 60))
+    for _ in range(2):
+        await take(at, sample)
+    async with asyncio.timeout(1):
+        with pytest.raises(RateLimited) as refused:
+            await take(at, sample, within=30)
+    assert refused.value.retry_after is not None
+    assert 59 < refused.value.retry_after.total_seconds() <= 60
+
+
+async def test_a_provider_that_wants_no_calls_is_told_as_such(sample: Integration) -> None:
+    at = gate()
+    async with at.turn(sample, 1.0, again=False) as turn:
+        turn.answered(told(asks_to_wait=True, retry_after=60))
+    with pytest.raises(ProviderUnavailable):
+        await take(at, sample, within=30)
+
+
+async def test_who_gives_up_leaves_no_hole(sample: Integration) -> None:
+    at = gate(limit(1, 0.1))
+    async with at.turn(sample, 1.0, again=False):
+        late = asyncio.create_task(take(at, sample, within=0.3))
+        gone = asyncio.create_task(take(at, sample, within=5))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        with pytest.raises(RateLimited):
+            await late
+    async with asyncio.timeout(1):
+        await take(at, sample)
+    assert gone.cancelled()
+
+
+async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
+    class Shared:
+        """Full at first."""
+
+        asked = 0
+
+        async def take(self, places: object) -> float:
+            """Once no."""
+            self.asked += 1
+            return 0.05 if self.asked == 1 else 0.0
+
+    shared = Shared()
+    at = Gate("acme", [limit(5, 1)], shared, time.monotonic, lambda: 1.0)
+    begin = time.monotonic()
+    await take(at, sample)
+    assert (shared.asked, time.monotonic() - begin >= 0.05) == (2, True)
