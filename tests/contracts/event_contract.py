@@ -83,6 +83,12 @@ async def check(stores: Stores, integration: Integration) -> None:
     await stores.history.record(check_of(integration), LATER)
 
 
+async def call(stores: Stores, integration: Integration) -> None:
+    """A provider call that fails, and one that does not."""
+    await stores.integrations.record_call(integration, FAILURE)
+    await stores.integrations.record_call(await now_of(stores.integrations, integration), None)
+
+
 async def come_back(stores: Stores, integration: Integration) -> None:
     """Lose the grant, and be connected again."""
     await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
@@ -149,6 +155,7 @@ WRITES: dict[str, tuple[Write, list[Told]]] = {
         lambda s, it: s.integrations.record_failure(it, FAILURE, retry_time=LATER),
         [(CHANGED, ACTIVE, ERROR)],
     ),
+    "record_call": (call, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "record (of checks)": (check, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "update of the name": (
         lambda s, it: s.integrations.update(it.integration_id, ANN, LATER, name="other"),

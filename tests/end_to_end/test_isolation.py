@@ -244,28 +244,24 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
         is_of_calendars = method.containing_service.name == "GoogleCalendarService"
         own = scene.calendar_id if is_of_calendars else scene.integration_id
         values["integration_id"] = own if exists else ABSENT
-    if method.name == "ReceiveWebhook":
-        values |= {"integration_type": HOOKED, "endpoint": "app", "url": "https://x.example", "method": "POST"}
     if exists and "Webhook" in method.name and "integration_id" in fields:
         values["integration_id"] = scene.hooked_id
-    if method.name in {"ListWebhookEvents", "AckWebhookEvents"}:
-        values |= {"consumer": "mail"}
-    if method.name == "AckWebhookEvents":
-        values["number"] = 1
-    if method.name == "UpdateIntegration":
-        values["name"] = "renamed"
     if method.name in {"CreateEvent", "UpdateEvent"}:
         event_id = await new_event(scene) if method.name == "UpdateEvent" else ""
         values["event"] = {"event_id": event_id, **A_DAY}
     if method.name == "DeleteEvent":
         values["event_id"] = await new_event(scene)
-    if method.name == "CallProvider":
-        values |= {"method": "GET", "path": "/userinfo"}
-    if method.name == "ServerReflectionInfo":
-        values["list_services"] = ""
-    return request_class(**values)
+    return request_class(**values, **ALWAYS.get(method.name, {}))
 
 
+ALWAYS: Mapping[str, Mapping[str, Any]] = {
+    "ReceiveWebhook": {"integration_type": HOOKED, "endpoint": "app", "url": "https://x.example", "method": "POST"},
+    "ListWebhookEvents": {"consumer": "mail"},
+    "AckWebhookEvents": {"consumer": "mail", "number": 1},
+    "UpdateIntegration": {"name": "renamed"},
+    "CallProvider": {"method": "GET", "path": "/userinfo"},
+    "ServerReflectionInfo": {"list_services": ""},
+}
 A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}
 
 

@@ -35,6 +35,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "commit_refresh": lambda store, anns: store.commit_refresh(bobs(anns), new_credentials(b"bob's"), LATER),
     "record_failure": lambda store, anns: store.record_failure(bobs(anns), FAILURE),
+    "record_call": lambda store, anns: store.record_call(bobs(anns), FAILURE),
     "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, name="bob's"),
     "remove": lambda store, anns: store.remove(anns.integration_id, BOB),
 }
@@ -62,7 +63,9 @@ async def test_another_user_finds_nothing_and_changes_nothing(database: Database
     assert await store.find(anns.integration_id, ANN) == before
 
 
-@pytest.mark.parametrize("name", ["commit_connection", "commit_refresh", "record_failure", "update", "remove"])
+@pytest.mark.parametrize(
+    "name", ["commit_connection", "commit_refresh", "record_failure", "record_call", "update", "remove"]
+)
 async def test_a_query_without_the_user_lets_another_in(
     database: Database, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

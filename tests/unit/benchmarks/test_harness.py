@@ -97,7 +97,7 @@ async def test_loads_two_systems_in_turn_at_the_same_time() -> None:
     reference, other = await load_both((noting("reference"), noting("other")), (float, float), rate=50, seconds=0.2)
 
     assert len(reference.of(ALL)) == len(other.of(ALL)) == 10
-    assert order.index("other") == 1, "each is sent between two of the other's"
+    assert 0 < order.index("other") < 5, "neither waits for the other to be done"
 
 
 def test_percentiles() -> None:
