@@ -41,6 +41,11 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
         yield running
 
 
+def watch(system: System, request: pb.WatchIntegrationsRequest) -> Any:
+    """A stream, whose answers the types do not know."""
+    return system.service.WatchIntegrations(request)
+
+
 async def connect(system: System, account: str = "acct-1", user_id: str = "ada", secret: str = SECRET) -> int:
     connected = await system.service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(
@@ -191,7 +196,7 @@ async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System,
 
 
 async def test_what_happens_is_told_while_it_happens(system: System) -> None:
-    stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
+    stream = watch(system, pb.WatchIntegrationsRequest(user_id="ada"))
     begin = await stream.read()
     integration_id = await connect(system)
     await deliver(system, await path_of(system, integration_id), {"id": "e-1"})
@@ -210,7 +215,7 @@ async def test_what_happens_is_told_while_it_happens(system: System) -> None:
     ]
     assert {event.integration_id for event in told} == {integration_id}
     assert told[1].webhook_event_number == 1
-    again = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
+    again = watch(system, pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
     assert not (await again.read()).HasField("event")
     assert [(await again.read()).event for _ in range(5)] == told
     again.cancel()
@@ -219,7 +224,7 @@ async def test_what_happens_is_told_while_it_happens(system: System) -> None:
 async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: System, shared_database_url: str) -> None:
     """So many events that no buffer on the way holds them all."""
     integration_id = await connect(system)
-    slow, quick = (system.service.WatchIntegrations(pb.WatchIntegrationsRequest()) for _ in range(2))
+    slow, quick = (watch(system, pb.WatchIntegrationsRequest()) for _ in range(2))
     for stream in (slow, quick):
         await stream.read()
     changes = 2000
@@ -240,11 +245,11 @@ async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: Syst
 
 async def test_a_cursor_that_is_too_old_is_told_as_such(shared_database_url: str) -> None:
     async with running_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
-        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest())
+        stream = watch(system, pb.WatchIntegrationsRequest())
         cursor = (await stream.read()).cursor
         stream.cancel()
         await asyncio.sleep(1.1)
-        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(cursor=cursor))
+        stream = watch(system, pb.WatchIntegrationsRequest(cursor=cursor))
         assert await refusal_of(stream.read()) == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 

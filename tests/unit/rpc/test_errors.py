@@ -185,7 +185,7 @@ async def test_an_error_ends_a_stream_with_its_status(error: Exception, before: 
         finally:
             closed.append(True)
 
-    handler = await intercepted(grpc.unary_stream_rpc_method_handler(stream))  # type: ignore[arg-type]
+    handler = await intercepted(grpc.unary_stream_rpc_method_handler(stream))
     context = FakeContext()
     answers = handler.unary_stream(Message(), context)
     assert [await anext(answers) for _ in range(before)] == list(range(before))

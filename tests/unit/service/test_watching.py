@@ -260,7 +260,7 @@ async def test_an_unknown_type_is_refused(system: FakeSystem) -> None:
 
 async def test_a_server_that_stops_ends_every_stream(system: FakeSystem) -> None:
     waiting = [asyncio.ensure_future(anext(await begun(system))) for _ in range(3)]
-    await until(lambda: system.watching._feed.changed._waiters)  # type: ignore[attr-defined]
+    await until(lambda: system.watching._feed.changed._waiters)
     system.watching.drain()
     for one in waiting:
         with pytest.raises(ServerStopping):
