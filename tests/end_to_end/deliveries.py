@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc.aio
 import httpx
+import psutil
 
 from integrations.v1 import event_pb2
 from integrations.v1 import integration_service_pb2 as pb
@@ -34,6 +35,11 @@ class Server:
     def kill(self) -> None:
         """End it as a power cut would."""
         self.command.send(signal.SIGKILL)
+
+    def cpu_seconds(self) -> float:
+        """How much of a processor it has used so far."""
+        times = psutil.Process(self.command.process.pid).cpu_times()
+        return float(times.user + times.system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +223,7 @@ class Result:
     """What became of it."""
 
     seconds: float
+    cpu_seconds: float
     accepted: int
     lost: int
     duplicates: int
@@ -227,6 +234,7 @@ class Result:
     def __str__(self) -> str:
         return (
             f"{self.accepted} accepted in {self.seconds:.1f} s ({60 * self.accepted / self.seconds:.0f} a minute), "
+            f"{1000 * self.cpu_seconds / self.outcomes['202']:.1f} ms of CPU in the servers a delivery, "
             f"lost {self.lost}, duplicates {self.duplicates}, out of order {self.out_of_order}, "
             f"not told {self.not_told}; answers: {dict(self.outcomes)}"
         )
@@ -240,13 +248,17 @@ async def send_while_one_is_killed(
     sending, watcher = Sending(servers, chance, seconds_between), Watcher(servers)
     watching = asyncio.create_task(watcher.watch())
     await asyncio.wait_for(watcher.begun.wait(), PATIENCE)
+    begun = sum(server.cpu_seconds() for server in servers.all)
     sent = asyncio.create_task(sending.send_all(accounts, events))
     while sending.count < accounts_count * events / 2:
         assert not sent.done(), sent.result()
         await asyncio.sleep(0.01)
+    used = servers.all[-1].cpu_seconds()
     servers.all[-1].kill()  # the one that is watched
-    await servers.start()
+    newcomer = await servers.start()
+    begun += newcomer.cpu_seconds()
     seconds = await sent
+    used += sum(server.cpu_seconds() for server in (*servers.all[:-2], newcomer)) - begun
     lost = duplicates = out_of_order = 0
     for account in accounts:
         found = await inbox_of(servers.all[-1].clients, account)
@@ -258,7 +270,7 @@ async def send_while_one_is_killed(
     not_told = await _not_told(watcher, accounts, events)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    return Result(seconds, sending.count, lost, duplicates, out_of_order, not_told, sending.outcomes)
+    return Result(seconds, used, sending.count, lost, duplicates, out_of_order, not_told, sending.outcomes)
 
 
 async def _not_told(watcher: Watcher, accounts: Sequence[Account], events: int) -> int:

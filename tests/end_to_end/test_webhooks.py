@@ -41,6 +41,11 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
         yield running
 
 
+def watch(system: System, request: pb.WatchIntegrationsRequest) -> Any:
+    """A stream, whose answers the types do not know."""
+    return system.service.WatchIntegrations(request)
+
+
 async def connect(system: System, account: str = "acct-1", user_id: str = "ada", secret: str = SECRET) -> int:
     connected = await system.service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(
@@ -190,22 +195,15 @@ async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System,
         assert refused == Refusal(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
-async def told_by(stream: grpc.aio.UnaryStreamCall[Any, Any]) -> pb.WatchIntegrationsResponse:
-    """The next message."""
-    answer = await stream.read()
-    assert isinstance(answer, pb.WatchIntegrationsResponse)
-    return answer
-
-
 async def test_what_happens_is_told_while_it_happens(system: System) -> None:
-    stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
-    begin = await told_by(stream)
+    stream = watch(system, pb.WatchIntegrationsRequest(user_id="ada"))
+    begin = await stream.read()
     integration_id = await connect(system)
     await deliver(system, await path_of(system, integration_id), {"id": "e-1"})
     which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
     await system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, is_active=False))
     await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-    told = [(await told_by(stream)).event for _ in range(5)]
+    told = [(await stream.read()).event for _ in range(5)]
     stream.cancel()
     kinds = event_pb2.IntegrationEventKind
     assert [kinds.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_") for event in told] == [
@@ -217,29 +215,29 @@ async def test_what_happens_is_told_while_it_happens(system: System) -> None:
     ]
     assert {event.integration_id for event in told} == {integration_id}
     assert told[1].webhook_event_number == 1
-    again = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
-    assert not (await told_by(again)).HasField("event")
-    assert [(await told_by(again)).event for _ in range(5)] == told
+    again = watch(system, pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
+    assert not (await again.read()).HasField("event")
+    assert [(await again.read()).event for _ in range(5)] == told
     again.cancel()
 
 
 async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: System, shared_database_url: str) -> None:
     """So many events that no buffer on the way holds them all."""
     integration_id = await connect(system)
-    slow, quick = (system.service.WatchIntegrations(pb.WatchIntegrationsRequest()) for _ in range(2))
+    slow, quick = (watch(system, pb.WatchIntegrationsRequest()) for _ in range(2))
     for stream in (slow, quick):
-        await told_by(stream)
+        await stream.read()
     changes = 2000
     rename = [update(integrations).values(name=str(number)) for number in range(changes)]
     await execute(shared_database_url, *rename)
     async with asyncio.timeout(60):
-        seen = [(await told_by(quick)).event for _ in range(changes)]
+        seen = [(await quick.read()).event for _ in range(changes)]
         began = asyncio.get_running_loop().time()
         await connect(system, "acct-3")  # while the slow one is far behind
-        assert (await told_by(quick)).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
+        assert (await quick.read()).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
         assert asyncio.get_running_loop().time() - began < 5
-        assert [(await told_by(slow)).event for _ in range(changes)] == seen
-        assert (await told_by(slow)).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
+        assert [(await slow.read()).event for _ in range(changes)] == seen
+        assert (await slow.read()).event.kind == event_pb2.INTEGRATION_EVENT_KIND_CREATED
     assert {event.integration_id for event in seen} == {integration_id}
     for stream in (slow, quick):
         stream.cancel()
@@ -247,11 +245,11 @@ async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: Syst
 
 async def test_a_cursor_that_is_too_old_is_told_as_such(shared_database_url: str) -> None:
     async with running_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
-        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest())
-        cursor = (await told_by(stream)).cursor
+        stream = watch(system, pb.WatchIntegrationsRequest())
+        cursor = (await stream.read()).cursor
         stream.cancel()
         await asyncio.sleep(1.1)
-        stream = system.service.WatchIntegrations(pb.WatchIntegrationsRequest(cursor=cursor))
+        stream = watch(system, pb.WatchIntegrationsRequest(cursor=cursor))
         assert await refusal_of(stream.read()) == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 
@@ -261,7 +259,7 @@ async def test_a_server_that_stops_says_so_to_those_who_watch(shared_database_ur
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(system.grpc_address))
             service: Any = IntegrationServiceStub(channel)
             stream = service.WatchIntegrations(pb.WatchIntegrationsRequest())
-            await told_by(stream)
+            await stream.read()
             waiting = asyncio.ensure_future(refusal_of(stream.read()))
             await asyncio.sleep(0.1)
         refused = await waiting

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -107,15 +108,15 @@ async def test_the_secret_of_the_connection_is_a_former_one_from_then_on(system:
 async def test_a_secret_that_comes_with_a_new_key_is_newer(system: FakeSystem, integration: Integration) -> None:
     await set_secret(system, integration, "first")
     begun = system.clock()
-    which = integration.integration_id
-    await system.connect_key(api_key="key-2", webhook_secret="second", integration_id=which)
+    again: dict[str, Any] = {"integration_id": integration.integration_id}
+    await system.connect_key(api_key="key-2", webhook_secret="second", **again)
     system.clock.advance(timedelta(seconds=1))
     assert await good(system, integration, "first", "second") == [True, True]
     system.clock.now = begun + SECRET_GRACE
     assert await good(system, integration, "first", "second") == [False, True]
     await set_secret(system, integration, "third")
     assert await good(system, integration, "first", "second", "third") == [False, True, True]
-    await system.connect_key(api_key="key-3", integration_id=which)  # a key without a secret says nothing of it
+    await system.connect_key(api_key="key-3", **again)  # a key without a secret says nothing of it
     system.clock.advance(timedelta(seconds=1))
     assert await good(system, integration, "third") == [True]
 
