@@ -47,7 +47,7 @@ async def sync_appointment_to_calendar(appointment_id: int, user_id: str, channe
         event: Event = created.event
         return event
     except grpc.aio.AioRpcError as error:
-        logger.error("Failed to sync appointment: %s %s", error.code().name, error.details())
+        logger.exception("Failed to sync appointment: %s", error.details())
         raise
 
 

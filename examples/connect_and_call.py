@@ -9,7 +9,6 @@ Without `--allow` it prints the address of the provider's page, and waits until 
 import argparse
 import asyncio
 import json
-from typing import Any
 
 import grpc.aio
 import httpx
@@ -19,8 +18,9 @@ from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 
-async def connect_account(service: Any, user_id: str, *, allow: bool) -> int:
+async def connect_account(channel: grpc.aio.Channel, user_id: str, *, allow: bool) -> int:
     """Connect an account of the sandbox; the integration's id."""
+    service = IntegrationServiceStub(channel)
     begun = await service.Connect(pb.ConnectRequest(user_id=user_id, integration_type="sandbox"))
     print("Send the browser to:", begun.authorization_url)
     if allow:  # the person's part, at the sandbox's page
@@ -35,9 +35,9 @@ async def connect_account(service: Any, user_id: str, *, allow: bool) -> int:
         await asyncio.sleep(0.5)
 
 
-async def call_its_api(service: Any, user_id: str, integration_id: int) -> Any:
+async def call_its_api(channel: grpc.aio.Channel, user_id: str, integration_id: int) -> object:
     """What the provider says of the account. The server puts the token on the request, and renews it where it must."""
-    answer = await service.CallProvider(
+    answer = await IntegrationServiceStub(channel).CallProvider(
         pb.CallProviderRequest(
             user_id=user_id,
             integration_id=integration_id,
@@ -60,10 +60,9 @@ async def main() -> None:
     parser.add_argument("--allow", action="store_true", help="play the person at the sandbox's page")
     options = parser.parse_args()
     async with grpc.aio.insecure_channel(options.server) as channel:
-        service = IntegrationServiceStub(channel)
-        integration_id = await connect_account(service, options.user, allow=options.allow)
+        integration_id = await connect_account(channel, options.user, allow=options.allow)
         print("Connected: integration", integration_id)
-        print("The provider says:", await call_its_api(service, options.user, integration_id))
+        print("The provider says:", await call_its_api(channel, options.user, integration_id))
 
 
 if __name__ == "__main__":

@@ -574,7 +574,7 @@ def build_service(
         CallBounds(
             timedelta(seconds=settings.provider_call_seconds),
             settings.provider_call_max_request_bytes,
-            settings.provider_call_max_answer_bytes,
+            settings.largest_answer,
         ),
     )
     use_cases = UseCases(

@@ -297,14 +297,6 @@ class Settings(BaseModel):
     def _direct_in_dev(cls, value: bool | None, info: ValidationInfo) -> bool:
         return bool(info.data.get("dev_mode")) if value is None else value
 
-    @field_validator("grpc_max_message_bytes")
-    @classmethod
-    def _carries_answers(cls, value: int, info: ValidationInfo) -> int:
-        largest = info.data.get("provider_call_max_answer_bytes", 0)
-        if value < largest + _HEADERS_OF_AN_ANSWER:
-            raise ValueError(f"must be {_HEADERS_OF_AN_ANSWER} more than PROVIDER_CALL_MAX_ANSWER_BYTES")
-        return value
-
     @field_validator("rate_limit_url")
     @classmethod
     def _is_redis(cls, value: str | None) -> str | None:
@@ -359,6 +351,11 @@ class Settings(BaseModel):
     def provider_timeout(self) -> timedelta:
         """What one call to a provider may take, from connecting to the last byte."""
         return timedelta(seconds=self.provider_timeout_seconds)
+
+    @property
+    def largest_answer(self) -> int:
+        """Bytes that the body of a provider's answer may have: with its headers it must fit into a message."""
+        return min(self.provider_call_max_answer_bytes, max(1, self.grpc_max_message_bytes - _HEADERS_OF_AN_ANSWER))
 
     @property
     def health_check_timeout(self) -> timedelta:

@@ -5,6 +5,7 @@ Nothing registers itself: each provider's module exports `register(factory)`, an
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import BaseProvider, ProviderContext
@@ -103,6 +104,9 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         problem = url_problem(fill(url, anything), dev_mode=dev_mode)
         if problem is not None:
             yield f"{name}: {problem}"
+    for limit in provider.rate_limits:
+        if limit.calls < 1 or limit.window < timedelta(seconds=1):
+            yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
     for pattern in provider.host_patterns:
         problem = host_pattern_problem(pattern)
         if problem is not None:

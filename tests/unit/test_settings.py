@@ -299,7 +299,8 @@ LIMITS = [
     ),
     *("GRPC_MAX_MESSAGE_BYTES", "GRPC_MAX_METADATA_BYTES", "GRPC_HANDSHAKE_SECONDS", "GRPC_CONNECTION_IDLE_SECONDS"),
     *("GRPC_CONNECTION_AGE_SECONDS", "SIDECAR_MAX_CONNECTIONS", "SIDECAR_MAX_BODY_BYTES", "SIDECAR_HEAD_SECONDS"),
-    "SIDECAR_BODY_SECONDS",
+    *("SIDECAR_BODY_SECONDS", "PROVIDER_CALL_SECONDS", "PROVIDER_CALL_MAX_REQUEST_BYTES"),
+    "PROVIDER_CALL_MAX_ANSWER_BYTES",
 ]
 
 
@@ -315,6 +316,21 @@ def test_a_limits_default_is_told_where_settings_are_listed(name: str) -> None:
     root = Path(__file__).parents[2]
     assert f"# {name}={str(default).removesuffix('.0')}\n" in (root / ".env.example").read_text()
     assert f"`{name}`" in (root / "docs" / "limits.md").read_text()
+
+
+def test_a_providers_answer_fits_into_a_message() -> None:
+    small = Settings.from_environment({**PRODUCTION, "GRPC_MAX_MESSAGE_BYTES": "262144"})
+    assert small.largest_answer == 262144 - 131072
+    assert Settings.from_environment(PRODUCTION).largest_answer == 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://cache:6379", "redis://", "memcached://cache:11211"])
+def test_budgets_are_shared_over_redis(url: str) -> None:
+    problems = problems_of({**PRODUCTION, "RATE_LIMIT_URL": url})
+    assert names_of(problems) == ["RATE_LIMIT_URL"]
+    good = Settings.from_environment({**PRODUCTION, "RATE_LIMIT_URL": "rediss://:secret@cache:6379/1"})
+    assert good.rate_limit_url == "rediss://:secret@cache:6379/1"
+    assert "secret" not in repr(good)
 
 
 def test_the_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.domain.credentials import ApiKey, AuthMethod
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
 from integration_server.providers.declared import load_declared
@@ -200,3 +202,42 @@ def test_a_declared_type_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
     factory.register("acme", OAuth2Provider)
     with pytest.raises(ProvidersError, match=r"acme\.toml: integration_type: 'acme' is taken by .*OAuth2Provider"):
         load_declared(tmp_path, factory, dev_mode=False)
+
+
+def test_rate_limits_are_declared_too(tmp_path: Path) -> None:
+    limits = """
+[[rate_limits]]
+calls = 100
+seconds = 10
+
+[[rate_limits]]
+calls = 1000
+seconds = 60
+per = "app"
+"""
+    (tmp_path / "acme.toml").write_text(KEY_TOML + limits)
+    factory = ProviderFactory()
+    load_declared(tmp_path, factory, dev_mode=False)
+    provider = factory.build(context(Network())).get("acme")
+    assert provider.rate_limits == (
+        RateLimit(100, timedelta(seconds=10), LimitScope.INTEGRATION),
+        RateLimit(1000, timedelta(minutes=1), LimitScope.APP),
+    )
+    for wrong, field in (
+        ("calls = 0\nseconds = 1", "calls"),
+        ("calls = 1\nseconds = 0.5", "seconds"),
+        ('calls = 1\nseconds = 1\nper = "user"', "per"),
+        ("calls = 1", "seconds"),
+        ("calls = 1\nseconds = 1\nminutes = 1", "minutes"),
+    ):
+        (tmp_path / "acme.toml").write_text(f"{KEY_TOML}\n[[rate_limits]]\n{wrong}\n")
+        with pytest.raises(ProvidersError) as told:
+            load_declared(tmp_path, ProviderFactory(), dev_mode=False)
+        assert f"rate_limits.0.{field}" in str(told.value)
+
+
+KEY_TOML = """
+integration_type = "acme"
+auth_method = "api_key"
+verify_url = "https://api.acme.example/me"
+"""
