@@ -56,6 +56,13 @@ async def test_connect_and_call_and_calendar_sync_do_what_they_say(tmp_path: Pat
         assert "On that day: 2024-01-15T10:00:00Z Appointment #42" in synced
 
 
+async def test_webhook_consumer_handles_each_event_once(tmp_path: Path) -> None:
+    async with dev_server(tmp_path) as (_, environment):
+        consumed = run_example(tmp_path, "webhook_consumer.py", "--send", "3", "--server", environment["GRPC_ADDRESS"])
+    events = [line for line in consumed.splitlines() if line.startswith("Event ")]
+    assert events == [f'Event {n}: thing.happened {{"type": "thing.happened", "number": {n}}}' for n in (1, 2, 3)]
+
+
 @pytest.fixture(scope="session")
 def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package installed in it."""

@@ -1,0 +1,116 @@
+"""Reads what webhooks bring: waits for news, lists, handles, acknowledges. Whatever dies meanwhile, nothing is missed.
+
+    make run                                                  # in another terminal
+    .venv/bin/python examples/webhook_consumer.py --send 3
+
+With `--send` it plays the provider too: it connects an integration of type `custom`, and sends so many events to its
+address, signed as Standard Webhooks has it. It ends when these are handled; without `--send`, at Ctrl-C.
+"""
+
+import argparse
+import asyncio
+import base64
+import hashlib
+import hmac
+import time
+import uuid
+
+import grpc.aio
+import httpx
+from google.protobuf.struct_pb2 import Struct
+
+from integrations.v1 import event_pb2, webhook_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
+
+CONSUMER = "example"  # one name, one place: two programs of this name would share it
+
+
+async def consume(channel: grpc.aio.Channel, user_id: str, enough: int | None) -> None:
+    """Handle all that comes, or so many."""
+    service = IntegrationServiceStub(channel)
+    news = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id, integration_type="custom"))
+    await news.read()  # from here on everything is told
+    listed = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id, integration_type="custom"))
+    handled = 0
+    for row in listed.integrations:  # what came while nobody was here
+        handled += await catch_up(channel, user_id, row.integration_id)
+    while enough is None or handled < enough:
+        told = await news.read()
+        if not isinstance(told, pb.WatchIntegrationsResponse):
+            return  # the server ended the stream; one that goes on for ever begins again with the last cursor
+        if told.event.kind == event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED:
+            handled += await catch_up(channel, user_id, told.event.integration_id)
+
+
+async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int) -> int:
+    """Handle what is there, and say so; how many there were."""
+    service = IntegrationServiceStub(channel)
+    handled = 0
+    while True:
+        page = await service.ListWebhookEvents(
+            pb.ListWebhookEventsRequest(integration_id=integration_id, user_id=user_id, consumer=CONSUMER)
+        )
+        if not page.events:
+            return handled
+        for event in page.events:
+            handle(event)
+        handled += len(page.events)
+        await service.AckWebhookEvents(
+            pb.AckWebhookEventsRequest(
+                integration_id=integration_id, user_id=user_id, consumer=CONSUMER, number=page.events[-1].number
+            )
+        )
+
+
+def handle(event: webhook_pb2.WebhookEvent) -> None:
+    """What your backend does. After a crash an event may come again, with the same `event_id`."""
+    print(f"Event {event.number}: {event.event_type} {event.payload.decode()}", flush=True)
+
+
+# --- the provider's part ---------------------------------------------------------------------------------------------
+
+
+async def send(channel: grpc.aio.Channel, user_id: str, count: int) -> None:
+    """Connect an integration, have a secret made for its address, and send events there."""
+    service = IntegrationServiceStub(channel)
+    config = Struct()
+    config.update({"webhook_url": "https://provider.example/hooks"})
+    connected = await service.ConnectWithApiKey(
+        pb.ConnectWithApiKeyRequest(user_id=user_id, integration_type="custom", api_key=uuid.uuid4().hex, config=config)
+    )
+    made = await service.SetWebhookSecret(
+        pb.SetWebhookSecretRequest(integration_id=connected.integration.integration_id, user_id=user_id)
+    )
+    print("Sending to:", made.webhook_url)
+    async with httpx.AsyncClient() as client:
+        for number in range(1, count + 1):
+            body = f'{{"type": "thing.happened", "number": {number}}}'
+            answer = await client.post(made.webhook_url, content=body, headers=signed(body, made.webhook_secret))
+            answer.raise_for_status()
+
+
+def signed(body: str, secret: str) -> dict[str, str]:
+    """The headers of https://www.standardwebhooks.com."""
+    event_id, timestamp = f"msg_{uuid.uuid4().hex}", str(int(time.time()))
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{event_id}.{timestamp}.{body}".encode(), hashlib.sha256)
+    signature = f"v1,{base64.b64encode(digest).decode()}"
+    return {"webhook-id": event_id, "webhook-timestamp": timestamp, "webhook-signature": signature}
+
+
+async def main() -> None:
+    """Read the command line, and consume."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", default="127.0.0.1:50051", help="where the server listens")
+    parser.add_argument("--user", default="ada", help="whose integrations")
+    parser.add_argument("--send", type=int, metavar="COUNT", help="send so many events first")
+    options = parser.parse_args()
+    async with grpc.aio.insecure_channel(options.server) as channel:
+        if options.send:
+            await send(channel, options.user, options.send)
+        await consume(channel, options.user, options.send)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
