@@ -49,8 +49,8 @@ async def fill(database_url: str, encryption_key: str, rows: int) -> None:
                 await connection.execute(insert(integrations), values)
 
 
-def _batches(rows: int) -> Iterator[range]:
-    return (range(first, min(first + _AT_ONCE, rows + 1)) for first in range(1, rows + 1, _AT_ONCE))
+def _batches(rows: int, size: int = _AT_ONCE) -> Iterator[range]:
+    return (range(first, min(first + size, rows + 1)) for first in range(1, rows + 1, size))
 
 
 async def _row(vault: Vault, integration_id: int) -> Mapping[str, Any]:
@@ -87,7 +87,7 @@ async def read(clients: Clients, integration_id: int, load: Load) -> None:
 async def unreadable(clients: Sequence[Clients], rows: int) -> list[str]:
     """What does not read of all rows, asked for over all servers."""
     load = Load()
-    for ids in _batches(rows):
+    for ids in _batches(rows, 200):  # so few that none waits too long for a connection, even on a busy machine
         await asyncio.gather(*(read(clients[number % len(clients)], number, load) for number in ids))
     assert load.calls == rows
     return load.failures

@@ -18,6 +18,7 @@ from tests.end_to_end.replicas import forced, running_replicas
 from tests.faults.conftest import Trial
 from tests.faults.crowd import (
     LEASE,
+    PATIENCE,
     Window,
     connected,
     lost_of,
@@ -74,8 +75,16 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
             ]
             assert not unexpected, f"round {number}"
 
+            await nothing_spilled(tmp_path)
             assert not await lost_of(pair, members), f"round {number}"
             if not grace:
                 assert set(pair.refreshes()) == {"ok"}, f"round {number}: a refresh token was sent twice"
             await require_newest(pair, members)
             trial.say(f"{number} freezes: {told(seen)}; {overtaken} refreshes by the other server meanwhile")
+
+
+async def nothing_spilled(directory: Path) -> None:
+    """Wait for what woke up without a connection, and is kept on disk until it has one."""
+    async with asyncio.timeout(PATIENCE):
+        while any(directory.glob("spill/*.refresh")):  # noqa: ASYNC110  # another process sets no event of ours
+            await asyncio.sleep(0.1)
