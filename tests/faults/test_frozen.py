@@ -83,8 +83,12 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
             trial.say(f"{number} freezes: {told(seen)}; {overtaken} refreshes by the other server meanwhile")
 
 
+def is_spilled(directory: Path) -> bool:
+    return any(directory.glob("spill/*.refresh"))
+
+
 async def nothing_spilled(directory: Path) -> None:
     """Wait for what woke up without a connection, and is kept on disk until it has one."""
     async with asyncio.timeout(PATIENCE):
-        while any(directory.glob("spill/*.refresh")):  # noqa: ASYNC110  # another process sets no event of ours
+        while is_spilled(directory):  # noqa: ASYNC110  # another process sets no event of ours
             await asyncio.sleep(0.1)
