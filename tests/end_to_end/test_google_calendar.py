@@ -218,7 +218,7 @@ async def test_a_token_that_google_refuses_is_renewed(desk: Desk) -> None:
 
 
 async def test_only_calendars_have_events(desk: Desk) -> None:
-    other = {"user_id": "ada", "integration_id": await desk.system.connect()}
+    other: dict[str, Any] = {"user_id": "ada", "integration_id": await desk.system.connect()}
     for call in (
         desk.system.calendars.ListCalendars(pb.ListCalendarsRequest(**other)),
         desk.system.calendars.ListEvents(pb.ListEventsRequest(**other)),
