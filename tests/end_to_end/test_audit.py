@@ -30,7 +30,7 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
     environment = server_environment(postgres_url, ENCRYPTION_KEY=key, COLUMNS="250")
     listed = await run(tmp_path, environment, "audit", "list")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.out.splitlines() if "│" in line]
-    done = [(action, user, outcome, purpose) for _, _, action, user, _, outcome, purpose in rows][::-1]
+    done = [(action, user, outcome, purpose) for _, _, action, user, _, outcome, purpose, _ in rows][::-1]
     assert sorted(done) == sorted(
         [
             ("connect", "ada", "OK", ""),
