@@ -176,21 +176,21 @@ async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) 
 async def test_the_provider_sees_no_more_than_its_budget_and_everybody_gets_a_share(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    async with scene(tmp_path, sqlite_url, APP_LIMIT.format(calls=20, seconds=1)) as on:
+    async with scene(tmp_path, sqlite_url, APP_LIMIT.format(calls=5, seconds=1)) as on:
         flood, other = await with_key(on.clients, "ada"), await with_key(on.clients, "grace")
         flooding = [
             asyncio.create_task(flooded(on.clients.service.CallProvider(call(flood, "ada"), timeout=20)))
-            for _ in range(60)
+            for _ in range(30)
         ]
         await asyncio.sleep(0.1)
         begin = time.monotonic()
-        await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=20) for _ in range(15)))
+        await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=20) for _ in range(8)))
         meanwhile = [key for moment, key in on.api.arrivals if moment >= begin]
         share = meanwhile.count("key-of-grace") / len(meanwhile)
         print(f"share of the user who came into another's flood: {share:.2f} of {len(meanwhile)} calls")
         await asyncio.gather(*flooding)
-        assert share > 0.4
-        assert on.api.most_within(1.0) <= 20
+        assert share > 0.33  # a half, less what passed before she was there; in turn of arrival it would be a quarter
+        assert on.api.most_within(1.0) <= 6  # the budget, and one that was on its way for longer
 
 
 async def flooded(calling: Any) -> None:

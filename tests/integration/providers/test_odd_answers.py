@@ -166,7 +166,7 @@ def check_tokens(expected: Tokens, tokens: OAuthTokens) -> None:
 
 
 def check_failure(expected: Failure, error: ProviderError) -> None:
-    assert type(error) is expected.error
+    assert isinstance(error, expected.error)
     assert (error.oauth_error, error.retry_after) == (expected.oauth_error, expected.retry_after)
     assert "s3cret" not in told_by(error)
 
