@@ -182,7 +182,11 @@ async def test_the_provider_sees_no_more_than_its_budget_and_everybody_gets_a_sh
             asyncio.create_task(flooded(on.clients.service.CallProvider(call(flood, "ada"), timeout=20)))
             for _ in range(30)
         ]
-        await asyncio.sleep(0.1)
+
+        async def first_have_come() -> bool:
+            return len(on.api.arrivals) >= 20
+
+        await eventually(first_have_come)
         begin = time.monotonic()
         await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=20) for _ in range(8)))
         meanwhile = [key for moment, key in on.api.arrivals if moment >= begin]
