@@ -27,12 +27,12 @@ from benchmarks.harness import (
 )
 from benchmarks.provider import TokenCalls
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
-from integration_server.bootstrap import utc_now
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.sandbox import Fault
 from integration_server.settings import Settings
 from integration_server.storage.engine import open_database
 from integration_server.storage.tables import integrations
+from integration_server.wiring.world import utc_now
 
 _AT_ONCE = 8  # calls that a provider gets from each server
 _WINDOW = timedelta(minutes=1)  # in which all expire

@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 
 from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, Grant, Provider, running_provider
-from integration_server.bootstrap import build_providers, open_key_encryptions, utc_now
+from integration_server.bootstrap import build_providers
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
@@ -34,6 +34,8 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import integrations
+from integration_server.wiring.keys import open_key_encryptions
+from integration_server.wiring.world import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.processes import server_environment, serving

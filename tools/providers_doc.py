@@ -8,9 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from integration_server.bootstrap import BUILT_IN
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.built_in import BUILT_IN
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.facts import facts_of
 from integration_server.providers.http import ProviderHttp

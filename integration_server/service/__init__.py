@@ -1,1 +1,1 @@
-"""The use cases, one file a verb. They know the domain, and the rest of the world only through `ports.py`."""
+"""The use cases, one file a verb. They know the domain, and the rest of the world only through `ports`."""

@@ -17,16 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import Pool
 
-from integration_server.bootstrap import (
-    Guard,
-    Servicers,
-    build_grpc_server,
-    build_providers,
-    build_service,
-    http_limits_of,
-    sql_stores,
-    utc_now,
-)
+from integration_server.bootstrap import build_providers, build_service, sql_stores
 from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
@@ -42,6 +33,10 @@ from integration_server.sidecar.connection import Connection
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.engine import Database
+from integration_server.wiring.callers import Guard
+from integration_server.wiring.grpc_server import Servicers, build_grpc_server
+from integration_server.wiring.sidecar import http_limits_of
+from integration_server.wiring.world import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.system import CLIENT_ID, KEY, Clients, clients_of, settings_for
 from tests.hostile import forged_states

@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from integration_server.bootstrap import random_name
 from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.changes import SqlChanges
 from integration_server.storage.engine import Database, open_database
@@ -16,6 +15,7 @@ from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.schema import migrate
+from integration_server.wiring.world import random_name
 from tests.contracts.store_contract import (
     ANN,
     LATER,

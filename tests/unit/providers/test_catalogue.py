@@ -4,7 +4,6 @@ from types import ModuleType
 
 import pytest
 
-from integration_server.bootstrap import BUILT_IN
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers import (
     acuity,
@@ -33,6 +32,7 @@ from integration_server.providers import (
     xero,
     zoom,
 )
+from integration_server.providers.built_in import BUILT_IN
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.service.ports import Provider
 from tests.unit.providers.support import Network, context

@@ -1,0 +1,37 @@
+"""The commands. `--help` tells all of them."""
+
+import typer
+
+from integration_server.cli import audit, keys, operations, serving
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app = typer.Typer(
+        help="Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones "
+        "that work. Settings are environment variables, also read from .env; .env.example lists them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command()(serving.serve)
+    app.command()(serving.sidecar)
+    app.command()(serving.dev)
+    app.command()(operations.migrate)
+    app.command()(operations.types)
+    app.command()(operations.expiring)
+
+    keys_app = typer.Typer(help="The keys that credentials are sealed with.", no_args_is_help=True)
+    keys_app.command("show")(keys.show_keys)
+    keys_app.command("add")(keys.add_key)
+    keys_app.command("rotate")(keys.rotate_keys)
+    keys_app.command("rewrap")(keys.rewrap_keys)
+    keys_app.command("remove")(keys.remove_key)
+    app.add_typer(keys_app, name="keys")
+
+    audit_app = typer.Typer(help="The record of who did what to which integration.", no_args_is_help=True)
+    audit_app.command("verify")(audit.verify_audit)
+    audit_app.command("list")(audit.list_audit)
+    app.add_typer(audit_app, name="audit")
+
+    app(prog_name="python -m integration_server")

@@ -1,0 +1,189 @@
+"""The keys that credentials are sealed with: `keys ...`."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from integration_server.cli.shared import fail, prepared, run, settings_or_end
+from integration_server.domain.audit import OPERATOR, Action, AuditEntry
+from integration_server.settings import Settings
+from integration_server.storage.audit import SqlAuditLog
+from integration_server.storage.data_keys import (
+    DataKey,
+    count_sealed_values,
+    describe_data_keys,
+    remove_data_key,
+    rewrap,
+)
+from integration_server.storage.engine import Database, open_database
+from integration_server.storage.key_encryption import LocalKey
+from integration_server.storage.keyring import Keyring, open_keyring
+from integration_server.storage.rotation import Rotated, Rotation, Step
+from integration_server.wiring.keys import open_key_encryptions
+from integration_server.wiring.world import utc_now
+
+
+def show_keys() -> None:
+    """List the data keys by id: what each is for, how many values it seals, which key it is wrapped by."""
+    settings, _ = settings_or_end()
+    run(_show_keys(settings))
+
+
+def add_key() -> None:
+    """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
+    settings, _ = settings_or_end()
+    run(_add_key(settings))
+
+
+def rotate_keys(
+    new_key: Annotated[bool, typer.Option(help="Without: re-seal with the newest data key what others seal.")] = True,
+) -> None:
+    """Replace the data key: announce one, then re-seal everything with it while servers go on.
+
+    Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
+    """
+    settings, _ = settings_or_end()
+    run(_rotate_keys(settings, new_key=new_key))
+
+
+def rewrap_keys() -> None:
+    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
+    settings, _ = settings_or_end()
+    run(_rewrap_keys(settings))
+
+
+def remove_key(
+    data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also within the day: spilled refreshes and tokens may need it."),
+    ] = False,
+) -> None:
+    """Remove a data key that seals nothing any more, a day after another took its place."""
+    settings, _ = settings_or_end()
+    run(_remove_key(settings, data_key, force=force))
+
+
+async def _show_keys(settings: Settings) -> None:
+    key = await prepared(settings)
+    table = Table("data key", "use", "values", "wrapped by", "created")
+    async with open_database(settings.database_url) as database:
+        for data_key in await describe_data_keys(database):
+            values = await count_sealed_values(database, data_key.key_id)
+            table.add_row(
+                data_key.key_id,
+                _use_of(data_key),
+                f"{values:,}",
+                Text(data_key.wrapping_key_id, overflow="fold"),
+                f"{data_key.create_time:%F %T} UTC",
+            )
+    if table.row_count:
+        Console().print(table)
+    else:
+        typer.echo("There is no data key yet: the first start of the server makes one.")
+    _tell_wrapping_keys(settings, key)
+
+
+def _use_of(key: DataKey) -> str:
+    if key.is_announced:
+        return f"seals from {key.active_time:%F %T} UTC on"
+    if key.is_active:
+        return "seals new values" if key.is_settled else "seals new values, and is to re-seal the others"
+    return f"opens; may be removed from {key.remove_time:%F %T} UTC on"
+
+
+def _tell_wrapping_keys(settings: Settings, key: bytes | None) -> None:
+    if settings.kms_key_id is not None:
+        typer.echo(f"KMS_KEY_ID is {settings.kms_key_id}.")
+    for retired_id in settings.kms_key_ids_retired:
+        typer.echo(f"KMS_KEY_IDS_RETIRED has {retired_id}.")
+    if key is not None:
+        typer.echo(f"ENCRYPTION_KEY is key {LocalKey(key).key_id}.")
+    for retired in settings.encryption_keys_retired:
+        typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {LocalKey(retired).key_id}.")
+
+
+async def _add_key(settings: Settings) -> None:
+    keys = await open_key_encryptions(settings, await prepared(settings))
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, keys)
+        key_id = await keyring.add_data_key(settings.data_key_activation)
+        await _audited(database, keyring, f"add {key_id}")
+    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
+
+
+async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
+    keys = await open_key_encryptions(settings, await prepared(settings))
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, keys)
+        rotation = Rotation(database, keyring, activation=settings.data_key_activation)
+        with _progress() as progress:
+            rotated = await rotation.rotate(_shown_on(progress), new_key=new_key)
+        await _audited(database, keyring, f"rotate to {keyring.active_key_id}")
+        _tell(rotated, await _removable(database))
+    if rotated.unreadable:
+        fail(
+            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
+            *rotated.unreadable[:10],
+            "Their users have to connect again; `keys remove` refuses until the rows are gone.",
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=False
+    )
+
+
+def _shown_on(progress: Progress) -> Callable[[Step], Awaitable[None]]:
+    task = progress.add_task("Announcing", total=None)
+
+    async def after_step(step: Step) -> None:
+        if step.left:
+            progress.update(task, description=f"Until all servers know: {step.left.total_seconds():.0f} s")
+            return
+        progress.update(task, description="Re-sealing", completed=step.done, total=step.total)
+        await asyncio.sleep(step.took)  # half of the time is for others: on SQLite there is one writer
+
+    return after_step
+
+
+def _tell(rotated: Rotated, removable: Sequence[DataKey]) -> None:
+    what = "all the others" if rotated.unreadable else "everything"
+    typer.echo(f"Data key {rotated.key_id} seals {what} now: {rotated.resealed:,} values were re-sealed.")
+    for key in removable:
+        typer.echo(f"From {key.remove_time:%F %T} UTC on, this may go: keys remove {key.key_id}")
+
+
+async def _removable(database: Database) -> Sequence[DataKey]:
+    return [key for key in await describe_data_keys(database) if key.remove_time is not None]
+
+
+async def _rewrap_keys(settings: Settings) -> None:
+    keys = await open_key_encryptions(settings, await prepared(settings))
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, keys)
+        count = await rewrap(database, keys)
+        await _audited(database, keyring, f"rewrap with {keys.current_id}")
+    typer.echo(f"{count} data keys were wrapped again. Key {keys.current_id} wraps all of them now.")
+
+
+async def _remove_key(settings: Settings, key_id: str, *, force: bool) -> None:
+    keys = await open_key_encryptions(settings, await prepared(settings))
+    async with open_database(settings.database_url) as database:
+        keyring = await open_keyring(database, keys)
+        await remove_data_key(database, key_id, force=force)
+        await _audited(database, keyring, f"remove {key_id}")
+    typer.echo(f"Data key {key_id} is removed.")
+
+
+async def _audited(database: Database, keyring: Keyring, what: str) -> None:
+    """Tell the audit log of a change of keys."""
+    entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=what)
+    await SqlAuditLog(database, keyring).append([entry])

@@ -1,0 +1,68 @@
+"""What one refresh at a time, that loses nothing, is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.ports.integrations import NewCredentials
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to refresh one version of an integration's tokens, until it lapses on the database's clock.
+
+    `called_ago` is how long ago an earlier holder called the provider with this version's refresh token and has not
+    come back since: the token may be spent. None if nobody has.
+    """
+
+    integration_id: IntegrationId
+    version: int
+    owner: str
+    called_ago: timedelta | None
+
+
+class RefreshLeases(Protocol):
+    """One refresh at a time of each integration, over all processes and replicas that share the database."""
+
+    async def is_free(self, integration: Integration) -> bool:
+        """Whether `claim` has a chance. Only reads, so that many may wait."""
+
+    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+        """A lease on this version for `owner`. None while another's lasts, or if the integration is gone."""
+
+    async def mark_called(self, lease: Lease) -> bool:
+        """Note that the refresh token may be spent from now on. False if the lease is not the owner's any more."""
+
+    async def release(self, lease: Lease, *, settled: bool) -> None:
+        """Let others claim. Unless it is `settled` what became of the call, they learn that there was one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpilledRefresh:
+    """A refresh that the provider has answered and that could not be committed.
+
+    The last three say what to revoke if the integration is gone by then; a former version did not note them.
+    """
+
+    integration_id: IntegrationId
+    user_id: UserId
+    version: int
+    credentials: NewCredentials
+    uid: str | None = None
+    integration_type: str | None = None
+    account_id: str | None = None
+
+
+class Spill(Protocol):
+    """Where answers are kept, on this machine's disk, until the database is back."""
+
+    async def keep(self, refresh: SpilledRefresh) -> None:
+        """Keep it durably: on return it survives a crash of process and machine."""
+
+    async def kept(self) -> Sequence[SpilledRefresh]:
+        """All that is kept, also from before a restart."""
+
+    async def drop(self, refresh: SpilledRefresh) -> None:
+        """Forget one that has been committed, or overtaken."""

@@ -1,0 +1,88 @@
+"""The gRPC server, as the settings want it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from integration_server.lifecycle import GrpcLimits, share_of_files
+from integration_server.rpc.audit import AuditInterceptor
+from integration_server.rpc.deadlines import DeadlineInterceptor
+from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.google_calendar import GoogleCalendarService
+from integration_server.rpc.guard import caller_of
+from integration_server.rpc.health import Health
+from integration_server.rpc.integration_service import IntegrationService
+from integration_server.rpc.limits import CallLimits, peer_of
+from integration_server.service.auditing import AuditTrail
+from integration_server.service.ports import Clock
+from integration_server.settings import Settings
+from integration_server.wiring.callers import Guard
+from integrations.v1 import (
+    google_calendar_pb2,
+    google_calendar_pb2_grpc,
+    integration_service_pb2,
+    integration_service_pb2_grpc,
+)
+
+SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationService"].full_name
+CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
+HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Servicers:
+    """What answers calls."""
+
+    integrations: IntegrationService
+    google_calendar: GoogleCalendarService
+    health: Health
+
+
+def build_grpc_server(
+    settings: Settings,
+    servicers: Servicers,
+    guard: Guard,
+    trail: AuditTrail,
+    clock: Clock,
+) -> grpc.aio.Server:
+    """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
+    who = caller_of if guard.interceptors else peer_of
+    limits = CallLimits(
+        who,
+        concurrency=settings.caller_max_concurrency,
+        per_second=settings.caller_max_calls_per_second,
+    )
+    server = grpc.aio.server(
+        interceptors=[
+            ErrorInterceptor(),
+            DeadlineInterceptor(),
+            *guard.interceptors,
+            limits,
+            AuditInterceptor(trail, who, clock),
+        ],
+        options=grpc_limits_of(settings).options(),
+    )
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, server)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(servicers.google_calendar, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicers.health, server)
+    # Behind a guard the policy says who may explore the server.
+    if settings.dev_mode or settings.authenticates_callers:
+        names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return server
+
+
+def grpc_limits_of(settings: Settings) -> GrpcLimits:
+    """What clients can take of the gRPC server: half of the open files at most."""
+    return GrpcLimits(
+        connections=share_of_files(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
+        streams_per_connection=settings.grpc_max_streams_per_connection,
+        message_bytes=settings.grpc_max_message_bytes,
+        metadata_bytes=settings.grpc_max_metadata_bytes,
+        handshake=timedelta(seconds=settings.grpc_handshake_seconds),
+        connection_idle=timedelta(seconds=settings.grpc_connection_idle_seconds),
+        connection_age=timedelta(seconds=settings.grpc_connection_age_seconds),
+    )
