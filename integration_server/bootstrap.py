@@ -276,7 +276,7 @@ def build_service(
         random_name,
         jitter,
         trail.note,
-        patience=Patience(with_holder=1.5 * settings.refresh_lease, with_lost_call=3 * settings.refresh_lease),
+        patience=Patience(settings.refresh_lease),
     )
     credentials = GivingCredentials(
         lookup, integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer

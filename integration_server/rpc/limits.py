@@ -14,8 +14,8 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_status import rpc_status
 from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.rpc.errors import Handler, status_of
@@ -92,7 +92,7 @@ class CallLimits(grpc.aio.ServerInterceptor):
         caller = self._caller_of(context)
         if self._under_way[caller] >= self._concurrency:
             error = QuotaExceeded("under way")
-        elif not self._calls.hit(self._rate, caller):
+        elif not await self._calls.hit(self._rate, caller):
             error = QuotaExceeded("in this second")
         else:
             return caller

@@ -4,8 +4,8 @@
 - Within this process callers share one flight; between processes a lease in the database lets one refresh at a time.
 - The version is the fence: an answer is committed over the version that it renews or not at all, whoever holds the
   lease by then.
-- A mark before the call tells whoever takes a lapsed lease over that the refresh token may be spent. They wait for the
-  holder, and use the token again only if the provider documents that it still works.
+- A lapsed lease tells whoever takes it over that the refresh token may be spent. They wait for the holder, and use the
+  token again only if the provider documents that it still works.
 - An answer that cannot be committed is spilled to disk, and committed when the database is back.
 - An answer for an integration that has been disconnected meanwhile goes into the outbox, to be revoked.
 """
@@ -67,14 +67,19 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for others, before their token is given up.
+    """How long to wait for others, before their token is given up; `lease` is how long each has it."""
 
-    `with_holder`: for a holder of the lease to end; after an outage of the database, for spilled answers to be
-    committed. `with_lost_call`: for one that called the provider, to come back with the answer.
-    """
+    lease: timedelta = timedelta(seconds=30)
 
-    with_holder: timedelta = timedelta(seconds=45)
-    with_lost_call: timedelta = timedelta(seconds=90)
+    @property
+    def with_holder(self) -> timedelta:
+        """For a holder of the lease to end; after an outage of the database, for spilled answers to be committed."""
+        return 1.5 * self.lease
+
+    @property
+    def with_lost_call(self) -> timedelta:
+        """For one that called the provider, to come back with the answer."""
+        return 3 * self.lease
 
 
 class Refreshing:
@@ -124,17 +129,13 @@ class Refreshing:
         With `force` the provider is asked even during the pause after a failure. Raises `ReauthorizationRequired`,
         `ProviderUnavailable`, `ProviderMisconfigured` or `ProviderRejected`.
         """
-        flight = self._flights.get(seen.integration_id)
-        if flight is None:
-            flight = self._tasks.start(self._renew(seen, force=force))
-            self._flights[seen.integration_id] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
-        return await self._tasks.outcome(flight)
+        return await self._tasks.outcome(self._flight(seen, None, force=force))
 
     async def refresh_ahead(self, due: StoredIntegration) -> bool:
-        """Refresh before anybody has to wait for it; whether the provider is well, as far as that showed."""
+        """Refresh what was just read, before anybody has to wait for it; whether the provider is well, as far as that
+        showed."""
         try:
-            await self.refresh(due.integration)
+            await self._tasks.outcome(self._flight(due.integration, due, force=False))
         except (ProviderUnavailable, ProviderMisconfigured, ProviderNotConfigured):
             return False
         except IntegrationServerError:
@@ -143,24 +144,33 @@ class Refreshing:
 
     # --- one flight --------------------------------------------------------------------------------------------------
 
-    async def _renew(self, seen: Integration, *, force: bool) -> Renewed:
+    def _flight(self, seen: Integration, just_read: StoredIntegration | None, *, force: bool) -> asyncio.Task[Renewed]:
+        """The one that is under way, or a new one."""
+        flight = self._flights.get(seen.integration_id)
+        if flight is None:
+            flight = self._tasks.start(self._renew(seen, just_read, force=force))
+            self._flights[seen.integration_id] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(seen.integration_id))
+        return flight
+
+    async def _renew(self, seen: Integration, just_read: StoredIntegration | None, *, force: bool) -> Renewed:
         """Look until there are newer tokens, whoever gets them."""
         begun, looks = self._clock(), 0
+        current = await (self._current(seen) if just_read is None else self._opened(just_read))
         while True:
-            current = await self._current(seen)
             if current.integration.version != seen.version and not current.tokens.has_expired(self._clock()):
                 return current
             self._require_renewable(current, force=force)
             # Who has waited asks first: only those who find it free write.
             if looks == 0 or await self._leases.is_free(current.integration):
-                lease = await self._leases.claim(current.integration, self._random_name())
-                renewed = await self._renew_under(lease, seen) if lease else None
+                renewed = await self._renew_alone(current)
                 if renewed is not None:
                     return renewed
             if self._clock() - begun > self._patience.with_holder:
                 raise ProviderUnavailable("another refresh of this integration has not ended", retry_after=_SOON)
             looks += 1
             await self._pause(_LOOK_EVERY * min(looks, 10) * (0.5 + self._jitter()))
+            current = await self._current(seen)
 
     def _require_renewable(self, current: Renewed, *, force: bool) -> None:
         if current.tokens.refresh_token is None:
@@ -171,33 +181,46 @@ class Refreshing:
                 "the provider has failed lately, and gets a pause", retry_after=retry_time - self._clock()
             )
 
-    async def _renew_under(self, lease: Lease, seen: Integration) -> Renewed | None:
-        """Refresh while the lease is ours. None if there is something new to look at instead."""
-        settled = lease.called_ago is None  # as long as nobody has called, nothing is open
-        version = lease.version
+    async def _renew_alone(self, current: Renewed) -> Renewed | None:
+        """Refresh under a lease. None if there is none to be had, and so something new to look at, or soon."""
+        integration = current.integration
+        provider = configured(self._providers.get(integration.integration_type))
+        begun = self._clock()
+        lease = await self._claim(integration)
+        if lease is None:
+            return None
+        settled, version = False, lease.version
         try:
-            current = await self._current(seen)
-            if current.integration.version != lease.version:
-                settled = True
-                return None
-            provider = configured(self._providers.get(current.integration.integration_type))
-            await self._require_unspent(lease, current.integration, provider)
-            if not await self._leases.mark_called(lease):
+            await self._require_unspent(lease, integration, provider)
+            if self._clock() - begun >= self._patience.lease:
+                settled = lease.called_ago is None
                 return None  # it lapsed while we slept, and may be somebody else's
-            settled = False
             try:
                 answer = await provider.renew(current.tokens)
             except ProviderError as error:
                 settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
-                return await self._after_failure(current.integration, error)
-            renewed, settled = await self._commit(current.integration, current.tokens.renewed_by(answer))
+                return await self._after_failure(integration, error)
+            renewed, settled = await self._commit(integration, current.tokens.renewed_by(answer))
             version = renewed.integration.version
         finally:
-            if version == lease.version:  # otherwise the commit of the next one has ended the lease
+            if version == lease.version:  # otherwise it is void
                 await self._release(lease, settled=settled)
         if renewed.tokens.has_expired(self._clock()):  # stored all the same: the refresh token may have rotated
             raise ProviderUnavailable("the provider answered with a token that has expired")
         return renewed
+
+    async def _claim(self, integration: Integration) -> Lease | None:
+        """A lease, if it is to be had. One that was given and did not arrive must not look like a lost call."""
+        owner = self._random_name()
+        try:
+            return await self._leases.claim(integration, owner)
+        except (StoreUnavailable, asyncio.CancelledError) as error:
+            lost = Lease(integration.integration_id, integration.version, owner, called_ago=None)
+            if isinstance(error, StoreUnavailable):
+                self._unreleased.append((lost, True))
+            else:
+                await self._release(lost, settled=True)
+            raise
 
     async def _require_unspent(self, lease: Lease, integration: Integration, provider: Provider) -> None:
         """Use a refresh token that another has used, and not come back, only where the provider allows it."""
@@ -227,6 +250,9 @@ class Refreshing:
         stored = await self._integrations.find(seen.integration_id, seen.user_id)
         if stored is None:
             raise IntegrationNotFound
+        return await self._opened(stored)
+
+    async def _opened(self, stored: StoredIntegration) -> Renewed:
         stored.integration.require_usable()
         tokens = await self._vault.open(stored)
         if not isinstance(tokens, OAuthTokens):

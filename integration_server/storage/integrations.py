@@ -218,7 +218,10 @@ class SqlIntegrations:
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Replace the credentials of `integration.version` and clear its errors. None if the version is another."""
+        """Replace the credentials of `integration.version` and clear its errors. None if the version is another.
+
+        A lease on that version is void from then on.
+        """
         statement = (
             update(integrations)
             .where(*_is_at_version(integration))
@@ -232,14 +235,8 @@ class SqlIntegrations:
             )
             .returning(*_OPEN_COLUMNS)
         )
-        end_lease = delete(refresh_leases).where(
-            refresh_leases.c.integration_id == integration.integration_id,
-            refresh_leases.c.version == integration.version,
-        )
-        async with self._changing(integration.integration_id) as connection:
+        async with self._changing(integration.integration_id, once=True) as connection:
             row = (await connection.execute(statement)).one_or_none()
-            if row is not None:
-                await connection.execute(end_lease)
         return None if row is None else integration_of(row)
 
     async def record_failure(
@@ -266,7 +263,7 @@ class SqlIntegrations:
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
         values = NO_FAILURE if failure is None else failure_values(failure)
-        async with self._changing(integration.integration_id) as connection:
+        async with self._changing(integration.integration_id, once=True) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
     async def update(
@@ -287,7 +284,7 @@ class SqlIntegrations:
             .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
             .returning(*_OPEN_COLUMNS)
         )
-        async with self._changing(integration_id) as connection:
+        async with self._changing(integration_id, once=True) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
@@ -300,7 +297,7 @@ class SqlIntegrations:
             row = (await connection.execute(lock)).one_or_none()
             if row is None:
                 return None
-            # The locks keep a refresh from being marked between the look and the deletion: it finds no lease then.
+            # The lock keeps a refresh from being claimed between the look and the deletion.
             is_refreshing = await connection.scalar(_CALL_OF_VERSION, {"id": row.integration_id, "at": row.version})
             await connection.execute(delete(integrations).where(*is_of(integration_id, user_id)))
             revocation = None if row.connect_time is None else await add_claimed(connection, _orphaned(row), claim_for)

@@ -1,22 +1,23 @@
 """Leases on refreshes, in SQL: fulfils the port `RefreshLeases`.
 
 All times are the database's, read when the statement runs. A lease is a row, not a lock: it needs no connection while
-the provider is called, and survives a transaction pooler.
+the provider is called, and survives a transaction pooler. The row stays after the refresh: one of an older version than
+the integration's is void.
 """
 
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, and_, bindparam, case, delete, exists, or_, select, update
+from sqlalchemy import Executable, String, and_, bindparam, case, delete, exists, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
 
 from integration_server.domain.integration import Integration
 from integration_server.service.ports import Lease
 from integration_server.storage.clock import DatabaseTime
 from integration_server.storage.engine import Database
-from integration_server.storage.tables import refresh_leases
+from integration_server.storage.tables import integrations, is_on, refresh_leases
 
+_I = integrations.c
 _L = refresh_leases.c
 _OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
 _OURS = and_(_OF_INTEGRATION, _L.owner == bindparam("of_owner"))
@@ -24,12 +25,7 @@ _OURS = and_(_OF_INTEGRATION, _L.owner == bindparam("of_owner"))
 _IS_HELD = select(
     exists().where(_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
 )
-_MARK = (
-    update(refresh_leases)
-    .where(_OURS, _L.expire_time > DatabaseTime())
-    .values(call_time=case((_L.call_time.is_(None), DatabaseTime()), else_=_L.call_time))
-)
-_END = delete(refresh_leases).where(_OURS)
+_END = delete(refresh_leases).where(_OURS, _L.called_by == _L.owner)
 _LET_LAPSE = update(refresh_leases).where(_OURS).values(expire_time=DatabaseTime())
 
 
@@ -50,50 +46,51 @@ class SqlRefreshLeases:
             return not await connection.scalar(_IS_HELD, version)
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
-        """A lease on this version. A lapsed one is taken over with its mark; one on an older version is void."""
-        new = {"integration_id": integration.integration_id, "version": integration.version, "owner": owner}
-        try:
-            async with self._database.writing_once() as connection:
-                row = (await connection.execute(self._claims[connection.dialect.name], new)).one_or_none()
-        except IntegrityError:
-            return None  # the integration is gone
+        """A lease on this version, if it is still the integration's. A lapsed one is taken over with its mark."""
+        ours = {"of_integration": integration.integration_id, "of_version": integration.version, "of_owner": owner}
+        async with self._database.writing_once() as connection:
+            row = (await connection.execute(self._claims[connection.dialect.name], ours)).one_or_none()
         if row is None:
             return None
-        called_ago = None if row.call_time is None else row.now - row.call_time
+        called_ago = None if row.called_by == owner else row.now - row.call_time
         return Lease(integration.integration_id, integration.version, owner, called_ago)
-
-    async def mark_called(self, lease: Lease) -> bool:
-        """Note the call. An earlier mark stays: from then on the token may have been spent."""
-        async with self._database.writing_once() as connection:
-            return (await connection.execute(_MARK, _ours(lease))).rowcount == 1
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
         """Give back a lease, if it is still the owner's."""
+        ours = {"of_integration": lease.integration_id, "of_owner": lease.owner}
         async with self._database.writing_once() as connection:
-            await connection.execute(_END if settled else _LET_LAPSE, _ours(lease))
+            await connection.execute(_END if settled else _LET_LAPSE, ours)
 
 
-def _claim(new: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common
+def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common
     """The statement that claims, by either dialect's insert."""
-    new = new.values(
-        integration_id=bindparam("integration_id"),
-        version=bindparam("version"),
-        owner=bindparam("owner"),
-        expire_time=DatabaseTime(duration),
+    owner = bindparam("of_owner", type_=String(255))
+    columns = {
+        "integration_id": _I.integration_id,
+        "version": _I.version,
+        "owner": owner,
+        "expire_time": DatabaseTime(duration),
+        "call_time": DatabaseTime(),
+        "called_by": owner,
+    }
+    claimable = (
+        select(*columns.values())
+        .where(_I.integration_id == bindparam("of_integration"), _I.version == bindparam("of_version"), is_on)
+        # Whoever removes the integration meanwhile sees the lease, or this sees nothing to claim.
+        .with_for_update(read=True, key_share=True)
     )
+    new = insert.from_select(list(columns), claimable)
     is_same_version = _L.version == new.excluded.version
+    was_called = and_(is_same_version, _L.call_time.is_not(None))
     claim: Executable = new.on_conflict_do_update(
         index_elements=[_L.integration_id],
         set_={
             "version": new.excluded.version,
             "owner": new.excluded.owner,
             "expire_time": new.excluded.expire_time,
-            "call_time": case((is_same_version, _L.call_time), else_=None),
+            "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
+            "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
         },
         where=or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
-    ).returning(_L.call_time, DatabaseTime().label("now"))
+    ).returning(_L.call_time, _L.called_by, DatabaseTime().label("now"))
     return claim
-
-
-def _ours(lease: Lease) -> dict[str, object]:
-    return {"of_integration": lease.integration_id, "of_owner": lease.owner}

@@ -176,8 +176,10 @@ refresh_leases = Table(
     Column("owner", String(255), nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
     Column("call_time", UtcDateTime),
+    Column("called_by", String(255)),
 )
-"""Who refreshes what. Times are the database's; `call_time` stays until it is known what became of the call."""
+"""Who refreshes what. Times are the database's; `call_time` is when the provider was first called for this version, and
+`called_by` the owner who did. They stay until it is known what became of the call."""
 
 health_checks = Table(
     "health_checks",

@@ -43,11 +43,6 @@ class LeasesForAll:
         """Never in vain."""
         return Lease(integration.integration_id, integration.version, owner, called_ago=None)
 
-    async def mark_called(self, lease: Lease) -> bool:
-        """Leaves no mark."""
-        del lease
-        return True
-
     async def release(self, lease: Lease, *, settled: bool) -> None:
         """Nothing to release."""
 

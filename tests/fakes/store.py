@@ -53,7 +53,8 @@ class LeaseRow:
     version: int
     owner: str
     expire_time: datetime
-    call_time: datetime | None = None
+    call_time: datetime
+    called_by: str
 
 
 @dataclass(slots=True)
@@ -319,7 +320,6 @@ class MemoryIntegrations:
         current = self._rows.current(integration)
         if current is None:
             return None
-        self._rows.leases.pop(integration.integration_id, None)
         return self._rows.set(
             current,
             **asdict(credentials),
@@ -394,7 +394,7 @@ class MemoryIntegrations:
         if stored.sealed_credentials is not None:
             grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials)
             revocation = self._rows.claim(self._rows.put(grant), claim_for)
-        is_refreshing = lease is not None and lease.version == row.version and lease.call_time is not None
+        is_refreshing = lease is not None and lease.version == row.version
         return Removed(row, revocation, is_refreshing)
 
     async def ping(self) -> None:
@@ -522,25 +522,18 @@ class MemoryLeases:
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
         """Take it, with what is known of a call."""
         await self._rows.answer()
-        if not self._is_free(integration) or integration.integration_id not in self._rows.integrations:
+        current = self._rows.current(integration)
+        if current is None or not current.is_active or current.reauthorization_required:
             return None
-        before = self._rows.leases.get(integration.integration_id)
-        is_follower = self.exclusive and before is not None and before.version == integration.version
-        call_time = before.call_time if before and is_follower else None
-        self._rows.leases[integration.integration_id] = LeaseRow(
-            integration.version, owner, self._clock() + self._duration, call_time
-        )
-        called_ago = self._clock() - call_time if call_time else None
+        if not self._is_free(integration):
+            return None
+        now = self._clock()
+        row = self._rows.leases.get(integration.integration_id)
+        if row is None or row.version != integration.version or not self.exclusive:
+            row = LeaseRow(integration.version, owner, now, now, owner)
+        self._rows.leases[integration.integration_id] = replace(row, owner=owner, expire_time=now + self._duration)
+        called_ago = None if row.called_by == owner else now - row.call_time
         return Lease(integration.integration_id, integration.version, owner, called_ago)
-
-    async def mark_called(self, lease: Lease) -> bool:
-        """From now on."""
-        await self._rows.answer()
-        row = self._rows.leases.get(lease.integration_id)
-        if row is None or (self.exclusive and (row.owner != lease.owner or row.expire_time <= self._clock())):
-            return not self.exclusive
-        row.call_time = row.call_time or self._clock()
-        return True
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
         """Only one's own."""
@@ -548,10 +541,10 @@ class MemoryLeases:
         row = self._rows.leases.get(lease.integration_id)
         if row is None or row.owner != lease.owner:
             return
-        if settled:
-            del self._rows.leases[lease.integration_id]
-        else:
+        if not settled:
             row.expire_time = self._clock()
+        elif row.called_by == row.owner:
+            del self._rows.leases[lease.integration_id]
 
     def _is_free(self, integration: Integration) -> bool:
         row = self._rows.leases.get(integration.integration_id)

@@ -179,7 +179,7 @@ class FakeSystem:
             self.names,
             lambda: 0.5,
             self.told.append,
-            patience=Patience(with_holder=2 * LEASE, with_lost_call=3 * LEASE),
+            patience=Patience(LEASE),
             pause=self.pause,
         )
 

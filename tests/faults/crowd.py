@@ -25,8 +25,7 @@ class Window(StrEnum):
     """Where in a refresh the process was, as far as the database tells."""
 
     NOT_BEGUN = "before the claim"
-    CLAIMED = "claimed, not marked"
-    MARKED = "marked, not committed"
+    CLAIMED = "claimed, not committed"
     COMMITTED = "committed"
 
 
@@ -57,9 +56,7 @@ async def versions(database_url: str) -> dict[int, int]:
 
 async def windows(database_url: str, before: dict[int, int]) -> dict[int, Window]:
     """How far each refresh has come since `before`."""
-    query = select(
-        integrations.c.integration_id, integrations.c.version, refresh_leases.c.owner, refresh_leases.c.call_time
-    ).outerjoin(
+    query = select(integrations.c.integration_id, integrations.c.version, refresh_leases.c.owner).outerjoin(
         refresh_leases,
         (refresh_leases.c.integration_id == integrations.c.integration_id)
         & (refresh_leases.c.version == integrations.c.version),
@@ -68,8 +65,6 @@ async def windows(database_url: str, before: dict[int, int]) -> dict[int, Window
     for row in await fetch(database_url, query):
         if row.version > before[row.integration_id]:
             window = Window.COMMITTED
-        elif row.call_time is not None:
-            window = Window.MARKED
         else:
             window = Window.NOT_BEGUN if row.owner is None else Window.CLAIMED
         found[row.integration_id] = window

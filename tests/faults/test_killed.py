@@ -101,7 +101,7 @@ async def test_nothing_is_lost_unseen_when_a_server_is_killed(
                 assert not lost
             else:
                 assert set(replicas.refreshes()) == {"ok"}, "a refresh token was sent twice"
-                assert lost == [m for m in involved if found[m.integration_id] is Window.MARKED]
+                assert lost == [m for m in involved if found[m.integration_id] is Window.CLAIMED]
             losses += len(lost)
             for member in lost:
                 await survivor.connect(member.user_id, integration_id=member.integration_id)

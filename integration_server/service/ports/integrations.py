@@ -152,7 +152,7 @@ class IntegrationStore(Protocol):
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Replace the credentials of `integration.version`, and clear its errors and its lease.
+        """Replace the credentials of `integration.version`, and clear its errors. Leases on that version are void.
 
         None, and nothing changed, if the version is another: whoever holds a lease, or held one that has lapsed, may
         commit, and the first one does.

@@ -13,8 +13,9 @@ from integration_server.service.ports.integrations import NewCredentials
 class Lease:
     """The right to refresh one version of an integration's tokens, until it lapses on the database's clock.
 
-    `called_ago` is how long ago an earlier holder called the provider with this version's refresh token and has not
-    come back since: the token may be spent. None if nobody has.
+    It is marked from the beginning: whoever takes it over learns that the refresh token may be spent. `called_ago` is
+    how long ago an earlier holder began to call the provider with this version's refresh token, and has not come back
+    since. None if nobody has.
     """
 
     integration_id: IntegrationId
@@ -30,13 +31,16 @@ class RefreshLeases(Protocol):
         """Whether `claim` has a chance. Only reads, so that many may wait."""
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
-        """A lease on this version for `owner`. None while another's lasts, or if the integration is gone."""
+        """A lease on this version for `owner`, who is about to call the provider.
 
-    async def mark_called(self, lease: Lease) -> bool:
-        """Note that the refresh token may be spent from now on. False if the lease is not the owner's any more."""
+        None while another's lasts, or if the integration is gone, not in use, or of another version by now.
+        """
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
-        """Let others claim. Unless it is `settled` what became of the call, they learn that there was one."""
+        """Let others claim. Unless it is `settled` what became of the owner's call, they learn that there was one.
+
+        What an earlier holder's call came to is not settled by that.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,8 @@ class TestBlocks:
     async def test_many_writers_queue(self, database: Database, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as other:
             stores = [SqlIntegrations(database), SqlIntegrations(other)]
-            await asyncio.gather(*(connected(stores[number % 2]) for number in range(200)))
-        assert await count(database) == 200
+            await asyncio.gather(*(connected(stores[number % 2]) for number in range(50)))
+        assert await count(database) == 50
 
     async def test_mistakes_of_ours_pass(self, database: Database) -> None:
         for statement in ("SELECT nothing FROM nowhere", "no SQL"):

@@ -62,12 +62,10 @@ async def test_one_of_many_gets_the_lease(leases: SqlRefreshLeases, integration:
 async def test_a_lapsed_lease_can_be_taken_over_and_only_then(
     lapsing: SqlRefreshLeases, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    first = await lapsing.claim(integration, "first")
-    assert first is not None
+    assert await lapsing.claim(integration, "first")
     assert await leases.is_free(integration)
     assert await leases.claim(integration, "second")
     assert await leases.claim(integration, "third") is None
-    assert not await leases.mark_called(first)
 
 
 async def test_what_a_lost_holder_did_is_told(
@@ -76,7 +74,6 @@ async def test_what_a_lost_holder_did_is_told(
     lease = await leases.claim(integration, "lost")
     assert lease is not None
     assert lease.called_ago is None
-    assert await leases.mark_called(lease)
     await leases.release(lease, settled=False)
     for _ in range(2):  # however many look at it
         follower = await lapsing.claim(integration, "follower")
@@ -88,11 +85,22 @@ async def test_what_a_lost_holder_did_is_told(
 async def test_what_is_settled_is_forgotten(leases: SqlRefreshLeases, integration: Integration) -> None:
     lease = await leases.claim(integration, "first")
     assert lease is not None
-    await leases.mark_called(lease)
     await leases.release(lease, settled=True)
     follower = await leases.claim(integration, "second")
     assert follower is not None
     assert follower.called_ago is None
+
+
+async def test_who_settles_a_call_settles_no_earlier_one(
+    leases: SqlRefreshLeases, lapsing: SqlRefreshLeases, integration: Integration
+) -> None:
+    assert await lapsing.claim(integration, "lost")
+    follower = await lapsing.claim(integration, "follower")
+    assert follower is not None
+    await leases.release(follower, settled=True)
+    next_one = await leases.claim(integration, "next")
+    assert next_one is not None
+    assert next_one.called_ago is not None
 
 
 async def test_only_the_owner_releases(leases: SqlRefreshLeases, integration: Integration) -> None:
@@ -107,9 +115,7 @@ async def test_only_the_owner_releases(leases: SqlRefreshLeases, integration: In
 async def test_new_credentials_void_leases_on_the_old(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    lease = await leases.claim(integration, "old")
-    assert lease is not None
-    await leases.mark_called(lease)
+    assert await leases.claim(integration, "old")
     reconnected = await SqlIntegrations(database).commit_connection(
         integration, account("account-1"), new_credentials(), NOW
     )
@@ -128,7 +134,6 @@ async def test_who_has_seen_old_credentials_only_takes_no_mark_of_the_new_away(
     assert renewed is not None
     lease = await leases.claim(renewed, "lost")
     assert lease is not None
-    await leases.mark_called(lease)
     await leases.release(lease, settled=False)
     assert await lapsing.claim(integration, "late") is None
     follower = await leases.claim(renewed, "next")
@@ -152,6 +157,20 @@ async def test_a_committed_refresh_ends_its_lease_and_clears_what_befell_it(
     assert await leases.claim(renewed, "next")
 
 
+@pytest.mark.parametrize("what", ["switched off", "dead", "renewed"])
+async def test_an_integration_that_is_not_as_it_was_seen_gives_no_lease(
+    database: Database, leases: SqlRefreshLeases, integration: Integration, what: str
+) -> None:
+    store = SqlIntegrations(database)
+    if what == "switched off":
+        await store.update(integration.integration_id, integration.user_id, NOW, is_active=False)
+    elif what == "dead":
+        await store.record_failure(integration, FAILURE, reauthorization_required=True)
+    else:
+        await store.commit_refresh(integration, new_credentials(), NOW)
+    assert await leases.claim(integration, "late") is None
+
+
 async def test_an_integration_that_is_gone_gives_no_lease(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
@@ -160,32 +179,22 @@ async def test_an_integration_that_is_gone_gives_no_lease(
     assert await leases.claim(integration, "late") is None
 
 
-@pytest.mark.parametrize(("is_marked", "is_settled", "is_refreshing"), [(0, 0, 0), (1, 0, 1), (1, 1, 0)])
+@pytest.mark.parametrize("is_settled", [False, True])
 async def test_who_removes_learns_of_a_call_that_is_not_settled(
-    database: Database,
-    leases: SqlRefreshLeases,
-    integration: Integration,
-    is_marked: int,
-    is_settled: int,
-    is_refreshing: int,
+    database: Database, leases: SqlRefreshLeases, integration: Integration, is_settled: bool
 ) -> None:
     lease = await leases.claim(integration, "owner")
     assert lease is not None
-    if is_marked:
-        await leases.mark_called(lease)
-    if is_settled:
-        await leases.release(lease, settled=True)
+    await leases.release(lease, settled=is_settled)
     removed = await SqlIntegrations(database).remove(integration.integration_id, integration.user_id)
     assert removed is not None
-    assert removed.is_refreshing is bool(is_refreshing)
+    assert removed.is_refreshing is not is_settled
 
 
 async def test_a_call_on_former_credentials_is_none_of_the_removers(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    lease = await leases.claim(integration, "owner")
-    assert lease is not None
-    await leases.mark_called(lease)
+    assert await leases.claim(integration, "owner")
     store = SqlIntegrations(database)
     await store.commit_connection(integration, account("account-1"), new_credentials(), NOW)
     removed = await store.remove(integration.integration_id, integration.user_id)
@@ -193,7 +202,7 @@ async def test_a_call_on_former_credentials_is_none_of_the_removers(
     assert not removed.is_refreshing
 
 
-async def test_of_a_removal_and_a_mark_at_once_one_knows_of_the_other(
+async def test_of_a_removal_and_a_claim_at_once_one_knows_of_the_other(
     database: Database, leases: SqlRefreshLeases
 ) -> None:
     store = SqlIntegrations(database)
@@ -201,14 +210,13 @@ async def test_of_a_removal_and_a_mark_at_once_one_knows_of_the_other(
     async def race(number: int) -> None:
         row = await store.add_connected(new_integration(), account(f"racer-{number}"), new_credentials(), NOW)
         assert row is not None
-        early = await leases.claim(row, "owner") if number % 2 else None
-
-        async def claim_and_mark() -> bool:
-            lease = early or await leases.claim(row, "owner")
-            return lease is not None and await leases.mark_called(lease)
-
-        has_called, removed = await asyncio.gather(claim_and_mark(), store.remove(row.integration_id, row.user_id))
+        if number % 2:  # then a former version's lease is there
+            await leases.claim(row, "former owner")
+            renewed = await store.commit_refresh(row, new_credentials(), NOW)
+            assert renewed is not None
+            row = renewed
+        lease, removed = await asyncio.gather(leases.claim(row, "owner"), store.remove(row.integration_id, row.user_id))
         assert removed is not None
-        assert removed.is_refreshing is has_called
+        assert removed.is_refreshing is (lease is not None)
 
     await asyncio.gather(*(race(number) for number in range(80)))

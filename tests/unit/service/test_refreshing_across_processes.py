@@ -34,7 +34,6 @@ async def crash_after_the_call(system: FakeSystem, integration: Integration) -> 
     """What a process leaves that dies between the provider's answer and the commit; its lease has lapsed since."""
     lease = await system.leases.claim(integration, "dead process")
     assert lease is not None
-    assert await system.leases.mark_called(lease)
     system.clock.advance(LEASE)
     return lease
 
@@ -44,12 +43,6 @@ def status(system: FakeSystem, integration: Integration) -> Status:
 
 
 # --- holders that don't come back ----------------------------------------------------------------------------------
-
-
-async def test_a_holder_that_died_before_the_call_is_followed(system: FakeSystem, integration: Integration) -> None:
-    assert await system.leases.claim(integration, "dead process")
-    system.clock.advance(LEASE)
-    assert (await system.refreshing.refresh(integration)).tokens.access_token == "renewed-access-1"
 
 
 async def test_who_waits_for_a_holder_gives_up_in_the_end(integration: Integration, system: FakeSystem) -> None:
@@ -168,6 +161,7 @@ async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
 async def test_a_holder_that_slept_before_the_call_does_not_call(
     system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    system.provider.refresh_token_grace = HOUR
     sleeper = system.another_process()
     claim = system.leases.claim
 
@@ -221,7 +215,7 @@ async def test_an_answer_that_cannot_be_stored_is_kept_and_stored_later(
     tokens = await system.tokens(integration.integration_id)
     assert (tokens.access_token, tokens.refresh_token) == ("renewed-access-1", "renewed-refresh-1")
     assert not system.spill.refreshes
-    assert not system.rows.leases
+    assert await system.leases.is_free(system.row(integration.integration_id))
 
 
 async def test_without_the_spill_the_answer_is_lost(system: FakeSystem, integration: Integration) -> None:
@@ -286,21 +280,44 @@ async def test_an_answer_in_the_machines_own_spill_is_never_given_up(
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_a_mark_whose_commit_went_unanswered_is_not_a_call(
+@pytest.mark.parametrize("end", [StoreUnavailable, asyncio.CancelledError])
+async def test_a_lease_whose_commit_went_unanswered_is_not_a_call(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    claim = system.leases.claim
+
+    async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
+        await claim(seen, owner)
+        monkeypatch.undo()
+        raise end
+
+    monkeypatch.setattr(system.leases, "claim", claim_and_go)
+    with pytest.raises(end):
+        await system.refreshing.refresh(integration)
+    await system.refreshing.recover()
+    await system.another_process().refresh(integration)
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_an_earlier_call_outlives_a_lease_that_went_unanswered(
     system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mark_called = system.leases.mark_called
+    await crash_after_the_call(system, integration)
+    claim = system.leases.claim
 
-    async def mark_and_go(lease: Lease) -> bool:
-        await mark_called(lease)
+    async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
+        await claim(seen, owner)
         monkeypatch.undo()
         raise StoreUnavailable
 
-    monkeypatch.setattr(system.leases, "mark_called", mark_and_go)
+    monkeypatch.setattr(system.leases, "claim", claim_and_go)
     with pytest.raises(StoreUnavailable):
         await system.refreshing.refresh(integration)
-    await system.refreshing.refresh(integration)
-    assert system.provider.refreshes == ["refresh-1"]
+    await system.refreshing.recover()
+    system.clock.advance(LEASE)
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    assert not system.provider.refreshes
 
 
 async def test_a_spilled_answer_that_was_overtaken_is_dropped(system: FakeSystem, integration: Integration) -> None:

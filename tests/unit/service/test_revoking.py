@@ -418,18 +418,13 @@ async def test_a_refresh_that_was_lost_makes_a_revocation_doubtful(
 ) -> None:
     lease = await system.leases.claim(integration, "dead process")
     assert lease is not None
-    await system.leases.mark_called(lease)
     system.clock.advance(LEASE)
     assert await disconnect(system, integration) is PENDING
 
 
-async def test_a_refresh_that_has_not_called_yet_does_not_call_after_the_removal(
-    system: FakeSystem, integration: Integration
-) -> None:
-    lease = await system.leases.claim(integration, "another process")
-    assert lease is not None
+async def test_nobody_begins_to_refresh_after_the_removal(system: FakeSystem, integration: Integration) -> None:
     assert await disconnect(system, integration) is REVOKED
-    assert not await system.leases.mark_called(lease)
+    assert await system.leases.claim(integration, "another process") is None
 
 
 async def test_a_refresh_that_is_over_leaves_no_doubt(system: FakeSystem, integration: Integration) -> None:
