@@ -189,16 +189,16 @@ class Refreshing:
         lease = await self._claim(integration)
         if lease is None:
             return None
-        settled, version = False, lease.version
+        settled, version = True, lease.version
         try:
             await self._require_unspent(lease, integration, provider)
             if self._clock() - begun >= self._patience.lease:
-                settled = lease.called_ago is None
                 return None  # it lapsed while we slept, and may be somebody else's
+            settled = False
             try:
                 answer = await provider.renew(current.tokens)
             except ProviderError as error:
-                settled = lease.called_ago is None  # of an earlier holder's call this failure tells nothing
+                settled = True
                 return await self._after_failure(integration, error)
             renewed, settled = await self._commit(integration, current.tokens.renewed_by(answer))
             version = renewed.integration.version

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.middleware import safe_headers
 
 Waiting: TypeAlias = "dict[LimitedProtocol, None]"
 """Connections whose next request has not come yet, the longest waiting first."""
@@ -112,7 +113,8 @@ class LimitedProtocol(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
+        own = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
+        headers = [*safe_headers("default-src 'none'").items(), *own.items()]
         for event in (
             h11.Response(status_code=status, headers=headers, reason=status.phrase),
             h11.Data(data=status.phrase.encode()),

@@ -8,7 +8,7 @@ the integration's is void.
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Executable, String, and_, bindparam, case, delete, exists, or_, select, update
+from sqlalchemy import Executable, String, and_, bindparam, case, exists, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from integration_server.domain.integration import Integration
@@ -20,13 +20,33 @@ from integration_server.storage.tables import integrations, is_on, refresh_lease
 _I = integrations.c
 _L = refresh_leases.c
 _OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
-_OURS = and_(_OF_INTEGRATION, _L.owner == bindparam("of_owner"))
+_NOBODY = ""
+_IS_OURS = _L.owner == bindparam("of_owner")
+_WE_CALLED = _L.called_by == bindparam("of_owner")
 
 _IS_HELD = select(
     exists().where(_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
 )
-_END = delete(refresh_leases).where(_OURS, _L.called_by == _L.owner)
-_LET_LAPSE = update(refresh_leases).where(_OURS).values(expire_time=DatabaseTime())
+_LET_LAPSE = update(refresh_leases).where(_OF_INTEGRATION, _IS_OURS).values(owner=_NOBODY, expire_time=DatabaseTime())
+_SETTLE = (
+    update(refresh_leases)
+    .where(_OF_INTEGRATION, or_(_IS_OURS, _WE_CALLED))
+    .values(
+        owner=case((_IS_OURS, _NOBODY), else_=_L.owner),
+        expire_time=case((_IS_OURS, DatabaseTime()), else_=_L.expire_time),
+        # Who has taken the lease over may have called since then.
+        call_time=case(
+            (not_(_WE_CALLED), _L.call_time),
+            (or_(_IS_OURS, _L.owner == _NOBODY), None),
+            else_=DatabaseTime(),
+        ),
+        called_by=case(
+            (not_(_WE_CALLED), _L.called_by),
+            (or_(_IS_OURS, _L.owner == _NOBODY), None),
+            else_=_L.owner,
+        ),
+    )
+)
 
 
 class SqlRefreshLeases:
@@ -56,10 +76,10 @@ class SqlRefreshLeases:
         return Lease(integration.integration_id, integration.version, owner, called_ago)
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
-        """Give back a lease, if it is still the owner's."""
+        """Give back a lease, if it is still the owner's; and take the owner's mark away, if it is `settled`."""
         ours = {"of_integration": lease.integration_id, "of_owner": lease.owner}
         async with self._database.writing_once() as connection:
-            await connection.execute(_END if settled else _LET_LAPSE, ours)
+            await connection.execute(_SETTLE if settled else _LET_LAPSE, ours)
 
 
 def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common

@@ -53,8 +53,8 @@ class LeaseRow:
     version: int
     owner: str
     expire_time: datetime
-    call_time: datetime
-    called_by: str
+    call_time: datetime | None
+    called_by: str | None
 
 
 @dataclass(slots=True)
@@ -394,7 +394,7 @@ class MemoryIntegrations:
         if stored.sealed_credentials is not None:
             grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials)
             revocation = self._rows.claim(self._rows.put(grant), claim_for)
-        is_refreshing = lease is not None and lease.version == row.version
+        is_refreshing = lease is not None and lease.version == row.version and lease.call_time is not None
         return Removed(row, revocation, is_refreshing)
 
     async def ping(self) -> None:
@@ -529,22 +529,24 @@ class MemoryLeases:
             return None
         now = self._clock()
         row = self._rows.leases.get(integration.integration_id)
-        if row is None or row.version != integration.version or not self.exclusive:
-            row = LeaseRow(integration.version, owner, now, now, owner)
-        self._rows.leases[integration.integration_id] = replace(row, owner=owner, expire_time=now + self._duration)
-        called_ago = None if row.called_by == owner else now - row.call_time
+        call_time = row.call_time if row and row.version == integration.version and self.exclusive else None
+        called_by = row.called_by if row and call_time else owner
+        self._rows.leases[integration.integration_id] = LeaseRow(
+            integration.version, owner, now + self._duration, call_time or now, called_by
+        )
+        called_ago = None if call_time is None else now - call_time
         return Lease(integration.integration_id, integration.version, owner, called_ago)
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
         """Only one's own."""
         await self._rows.answer()
         row = self._rows.leases.get(lease.integration_id)
-        if row is None or row.owner != lease.owner:
+        if row is None:
             return
-        if not settled:
-            row.expire_time = self._clock()
-        elif row.called_by == row.owner:
-            del self._rows.leases[lease.integration_id]
+        if row.owner == lease.owner:
+            row.owner, row.expire_time = "", self._clock()
+        if settled and row.called_by == lease.owner:
+            row.call_time, row.called_by = (self._clock(), row.owner) if row.owner else (None, None)
 
     def _is_free(self, integration: Integration) -> bool:
         row = self._rows.leases.get(integration.integration_id)

@@ -11,6 +11,7 @@ from tests.fuzz.messages import Known, one_in_turn, texts
 
 DEADLINE = 60.0  # seconds; the slowest answer waits for a provider that is on this machine
 _PREFIX = "/api/v1/integrations/callback"
+_WEBHOOKS = "/api/v1/webhooks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,14 @@ _HEADERS = st.sampled_from(
 
 
 def http_cases(known: Known) -> st.SearchStrategy[HttpCase]:
-    """Requests; most of them to the callback's paths."""
+    """Requests; most of them to the paths of callbacks and webhooks."""
     types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
     paths = st.one_of(
         st.just(_PREFIX),
         types.map(lambda name: f"{_PREFIX}/{name}"),
         types.map(lambda name: f"{_PREFIX}/{name}"),
+        types.map(lambda name: f"{_WEBHOOKS}/{name}/app"),
+        st.builds(lambda name, endpoint: f"{_WEBHOOKS}/{name}/{quote(endpoint)}", types, texts),
         st.sampled_from(
             ["/", "/healthz", "/readyz", "*", "//evil.example/", "/../../etc/passwd", "http://evil.example/", ""]
         ),

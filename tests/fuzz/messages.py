@@ -11,13 +11,16 @@ from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import strategies as st
 
-from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1 import google_calendar_pb2, integration_service_pb2
 from tests.hostile import TEXTS
 
 T = TypeVar("T")
 
 METHODS: Sequence[MethodDescriptor] = [
-    method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods
+    method
+    for file in (integration_service_pb2.DESCRIPTOR, google_calendar_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
 ]
 
 PLANTED = "planted-secret-0123456789abcdef"
@@ -119,7 +122,10 @@ def _field(of: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[A
     elif of.message_type.full_name == Struct.DESCRIPTOR.full_name:
         one = st.dictionaries(st.text(max_size=5), json_values, max_size=3).map(_struct)
     elif of.message_type.full_name == FieldMask.DESCRIPTOR.full_name:
-        paths = st.sampled_from(["name", "config", "is_active", "user_id", "*", ""]) | texts
+        paths = (
+            st.sampled_from(["name", "config", "is_active", "user_id", "summary", "start", "attendees", "*", ""])
+            | texts
+        )
         one = st.lists(paths, max_size=3).map(lambda drawn: FieldMask(paths=drawn))
     elif of.message_type.GetOptions().map_entry:
         kinds = of.message_type.fields_by_name

@@ -232,6 +232,12 @@ class Fuzzer:
                 "endpoint": ["app"],
                 "method": ["GET", "POST"],
                 "url": ["https://x.example/api/v1/webhooks/sandbox/app"],
+                "calendar_id": ["primary"],
+                "event_id": ["event0"],
+                "email": ["grace@example.com"],
+                "date": ["2026-11-23"],
+                "time_zone": ["Europe/Berlin"],
+                "recurrence": ["RRULE:FREQ=DAILY"],
                 "user_id": ["ada", "ada", "ada", "grace", "mallory"],
                 "integration_type": [
                     "sandbox",

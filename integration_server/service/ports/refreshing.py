@@ -37,9 +37,10 @@ class RefreshLeases(Protocol):
         """
 
     async def release(self, lease: Lease, *, settled: bool) -> None:
-        """Let others claim. Unless it is `settled` what became of the owner's call, they learn that there was one.
+        """Let others claim, if the lease is still the owner's. Unless it is `settled` what became of the owner's call,
+        they learn that there was one.
 
-        What an earlier holder's call came to is not settled by that.
+        That can be settled by an owner who has lost the lease; what became of an earlier holder's call never is.
         """
 
 

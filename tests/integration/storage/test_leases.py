@@ -157,6 +157,36 @@ async def test_a_committed_refresh_ends_its_lease_and_clears_what_befell_it(
     assert await leases.claim(renewed, "next")
 
 
+async def test_who_lost_the_lease_before_the_call_leaves_no_mark(
+    leases: SqlRefreshLeases, lapsing: SqlRefreshLeases, integration: Integration
+) -> None:
+    sleeper = await lapsing.claim(integration, "sleeper")
+    waiting = await leases.claim(integration, "waiting")
+    assert sleeper is not None
+    assert waiting is not None
+    assert waiting.called_ago is not None
+    await leases.release(waiting, settled=True)
+    await leases.release(sleeper, settled=True)
+    follower = await leases.claim(integration, "follower")
+    assert follower is not None
+    assert follower.called_ago is None
+
+
+async def test_who_lost_the_lease_leaves_the_mark_of_the_one_who_has_it(
+    leases: SqlRefreshLeases, lapsing: SqlRefreshLeases, integration: Integration
+) -> None:
+    sleeper = await lapsing.claim(integration, "sleeper")
+    replaying = await leases.claim(integration, "replaying")
+    assert sleeper is not None
+    assert replaying is not None
+    await leases.release(sleeper, settled=True)
+    assert not await leases.is_free(integration)
+    await leases.release(replaying, settled=False)
+    follower = await leases.claim(integration, "follower")
+    assert follower is not None
+    assert follower.called_ago is not None
+
+
 @pytest.mark.parametrize("what", ["switched off", "dead", "renewed"])
 async def test_an_integration_that_is_not_as_it_was_seen_gives_no_lease(
     database: Database, leases: SqlRefreshLeases, integration: Integration, what: str

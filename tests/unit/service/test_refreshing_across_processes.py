@@ -177,6 +177,25 @@ async def test_a_holder_that_slept_before_the_call_does_not_call(
     assert system.provider.refreshes == ["refresh-1"]
 
 
+async def test_a_holder_that_slept_before_the_call_costs_nobody_the_grant(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = system.another_process()
+    claim = system.leases.claim
+
+    async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
+        lease = await claim(seen, owner)
+        monkeypatch.undo()
+        system.clock.advance(LEASE)
+        with pytest.raises(ProviderUnavailable):  # may be spent, as far as anybody else knows
+            await system.refreshing.refresh(seen)
+        return lease
+
+    monkeypatch.setattr(system.leases, "claim", sleep_after_claiming)
+    await sleeper.refresh(integration)
+    assert system.provider.refreshes == ["refresh-1"]
+
+
 async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integration: Integration) -> None:
     lapsed = await crash_after_the_call(system, integration)
     assert await system.leases.claim(integration, "another")
