@@ -192,8 +192,8 @@ class Refreshing:
         settled, version = True, lease.version
         try:
             await self._require_unspent(lease, integration, provider)
-            if self._clock() - begun >= self._patience.lease:
-                return None  # it lapsed while we slept, and may be somebody else's
+            if provider.refresh_token_grace and self._clock() - begun >= self._patience.lease:
+                return None  # we slept, and another may have used the token; without a grace our mark keeps all from it
             settled = False
             try:
                 answer = await provider.renew(current.tokens)

@@ -177,8 +177,17 @@ async def test_a_holder_that_slept_before_the_call_does_not_call(
     assert system.provider.refreshes == ["refresh-1"]
 
 
+@pytest.mark.parametrize(
+    ("slept", "meanwhile"),
+    [(LEASE, ProviderUnavailable), (3 * LEASE, ReauthorizationRequired)],
+    ids=["wait", "give up"],
+)
 async def test_a_holder_that_slept_before_the_call_costs_nobody_the_grant(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem,
+    integration: Integration,
+    monkeypatch: pytest.MonkeyPatch,
+    slept: timedelta,
+    meanwhile: type[Exception],
 ) -> None:
     sleeper = system.another_process()
     claim = system.leases.claim
@@ -186,14 +195,15 @@ async def test_a_holder_that_slept_before_the_call_costs_nobody_the_grant(
     async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
         lease = await claim(seen, owner)
         monkeypatch.undo()
-        system.clock.advance(LEASE)
-        with pytest.raises(ProviderUnavailable):  # may be spent, as far as anybody else knows
+        system.clock.advance(slept)
+        with pytest.raises(meanwhile):  # it may be spent, as far as anybody else knows
             await system.refreshing.refresh(seen)
         return lease
 
     monkeypatch.setattr(system.leases, "claim", sleep_after_claiming)
     await sleeper.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
+    assert status(system, integration) is Status.ACTIVE
 
 
 async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integration: Integration) -> None:
