@@ -78,7 +78,11 @@ def one_in_turn(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy
 
 def _scalar(of: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
     """Values for a field: mostly meaningful ones, where there are any."""
-    meaningful = [*known.of(of.name), *([PLANTED] if of.name in _SECRET_FIELDS else [])]
+    is_text = of.cpp_type == FieldDescriptor.CPPTYPE_STRING
+    named = [
+        value for value in known.of(of.name) if isinstance(value, str) is is_text
+    ]  # names mean more than one thing
+    meaningful = [*named, *([PLANTED] if of.name in _SECRET_FIELDS else [])]
     odd = _odd(of, meaningful)
     return one_in_turn([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
 
