@@ -9,6 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from datetime import date
 from functools import lru_cache
 
 import structlog
@@ -100,6 +101,8 @@ def _text(value: object) -> str:
     """As text, without secrets. Whatever a renderer would ask for its `repr` is asked here."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
+    elif isinstance(value, date):
+        value = value.isoformat()
     return redact_text(value if isinstance(value, str) else repr(value))
 
 

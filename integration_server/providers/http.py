@@ -224,7 +224,9 @@ class _Transport(httpx.AsyncBaseTransport):
             # One limit for all would let a provider that hangs starve the rest.
             max_connections=None,
             max_keepalive_connections=100,
-            keepalive_expiry=5,
+            # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. What is sent
+            # into one at that moment is lost, or was done: nobody can tell.
+            keepalive_expiry=1,
             network_backend=network,
         )
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -178,6 +179,13 @@ def test_no_secret_is_left_in_an_event(event: dict[str, Any]) -> None:
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS)
 def test_without_the_net_the_same_event_shows_it(event: dict[str, Any]) -> None:
     assert any(secret in logged(event) for secret in SECRETS)
+
+
+def test_times_are_told_as_a_person_writes_them() -> None:
+    event = redact(
+        None, "info", {"expire_time": datetime(2026, 11, 23, 6, 50, tzinfo=UTC), "ends": [date(2026, 12, 1)]}
+    )
+    assert event == {"expire_time": "2026-11-23T06:50:00+00:00", "ends": ["2026-12-01"]}
 
 
 def test_an_event_without_secrets_stays_as_it_is() -> None:
