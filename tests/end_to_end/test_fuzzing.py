@@ -13,7 +13,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import running_process
 from tests.fuzz.http import HttpCase
 from tests.fuzz.messages import METHODS, PLANTED, RpcCase
-from tests.fuzz.run import ALLOWED_GROWTH, Found, Fuzzer, IssuingSandbox
+from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Found, Fuzzer, IssuingSandbox
 
 CASES = 300
 
@@ -22,7 +22,7 @@ CASES = 300
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
     """For a server of its own."""
     sandbox = IssuingSandbox()
-    async with running_process(directory, database_url, sandbox=sandbox) as system:
+    async with running_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
         yield Fuzzer(system, sandbox)
 
 

@@ -13,7 +13,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as in tests/confte
 
 from integration_server.storage.schema import migrate
 from tests.end_to_end.processes import running_process
-from tests.fuzz.run import ALLOWED_GROWTH, Found, Fuzzer, IssuingSandbox, Report
+from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Found, Fuzzer, IssuingSandbox, Report
 from tests.postgres import run_postgres
 
 MIB = 1024 * 1024
@@ -32,7 +32,7 @@ async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
         print(f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}", flush=True)
 
     try:
-        async with running_process(directory, database_url, sandbox=sandbox) as system:
+        async with running_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
             report = await Fuzzer(system, sandbox).run(cases, seed, tell)
         print(
             f"{name}: " + ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.most_common()),
