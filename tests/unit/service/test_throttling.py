@@ -1,7 +1,6 @@
 """Turns: within budgets, in fairness, and told at once where they come too late."""
 
 import asyncio
-import math
 import time
 from collections import Counter
 from dataclasses import replace
@@ -9,10 +8,10 @@ from datetime import timedelta
 
 import pytest
 
-from integration_server.domain.calls import ApiAnswer, LimitScope, Quota, RateLimit
+from integration_server.domain.calls import ApiAnswer, LimitScope, RateLimit
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.throttling import Budget, Gate, NothingShared, Window
+from integration_server.service.throttling import Gate, NothingShared
 from tests.fakes.system import FakeSystem
 
 
@@ -31,104 +30,6 @@ async def sample() -> Integration:
 
 def of(sample: Integration, user: str, number: int = 1) -> Integration:
     return replace(sample, user_id=UserId(user), integration_id=IntegrationId(number))
-
-
-def told(*quotas: Quota, asks_to_wait: bool = False, retry_after: float | None = None) -> ApiAnswer:
-    pause = None if retry_after is None else timedelta(seconds=retry_after)
-    return ApiAnswer(429 if asks_to_wait else 200, (), b"", asks_to_wait, pause, quotas)
-
-
-# --- budgets, in numbers ---------------------------------------------------------------------------------------------
-
-
-def test_a_place_is_taken_until_a_window_after_the_answer() -> None:
-    window = Window(limit(2, 10))
-    window.begin()
-    window.begin()
-    assert window.blocked(0.0) == math.inf
-    window.end(5.0, was_sent=True)
-    assert window.blocked(5.0) == 10.0
-    assert window.blocked(14.5) == 0.5
-    assert window.blocked(15.0) == 0.0
-    window.end(15.0, was_sent=False)
-    assert window.is_empty(15.0)
-
-
-def test_no_window_of_time_ever_has_more_calls_than_allowed() -> None:
-    window, now, sent = Window(limit(3, 1)), 0.0, list[float]()
-    while len(sent) < 50:
-        if (wait := window.blocked(now)) == 0.0:
-            window.begin()
-            sent.append(now)
-            now += 0.01 * (len(sent) % 7)
-            window.end(now, was_sent=True)
-        else:
-            now += wait
-    assert max(sum(begin <= other < begin + 1 for other in sent) for begin in sent) == 3
-
-
-def test_an_estimate_counts_those_ahead() -> None:
-    window = Window(limit(2, 10))
-    assert [window.estimate(0.0, ahead) for ahead in (0, 1, 2, 3, 4, 5, 6)] == [0, 0, 10, 10, 20, 20, 30]
-    for end in (1.0, 4.0):
-        window.begin()
-        window.end(end, was_sent=True)
-    assert [window.estimate(5.0, ahead) for ahead in (0, 1, 2)] == [6.0, 9.0, 16.0]
-
-
-def test_several_windows_hold_at_once() -> None:
-    budget = Budget([limit(1, 1), limit(2, 10)], lambda: 1.0)
-    for now in (0.0, 1.0):
-        assert budget.blocked(now) == 0.0
-        budget.begin(now)
-        budget.end(now, was_sent=True)
-    assert budget.blocked(1.5) == 8.5
-
-
-def test_a_provider_that_says_wait_is_left_alone_and_then_tried_carefully() -> None:
-    budget = Budget([], lambda: 1.0)
-    budget.begin(0.0)
-    budget.learn(told(asks_to_wait=True, retry_after=5), 0.0)
-    budget.end(0.0, was_sent=True)
-    assert (budget.blocked(0.0), budget.blocked(4.0), budget.blocked(5.0)) == (5.0, 1.0, 0.0)
-    at_once = []
-    for round_number in range(4):
-        now, begun = 6.0 + round_number, 0
-        while budget.blocked(now) == 0.0 and begun < 100:
-            budget.begin(now)
-            begun += 1
-        at_once.append(begun)
-        for number in range(begun):
-            if number == 0:
-                budget.learn(told(), now)
-            budget.end(now, was_sent=True)
-    assert at_once == [1, 2, 4, 8]
-
-
-def test_without_a_time_the_pauses_grow() -> None:
-    budget, pauses, now = Budget([], lambda: 1.0), [], 0.0
-    for _ in range(8):
-        budget.begin(now)
-        budget.learn(told(asks_to_wait=True), now)
-        budget.end(now, was_sent=True)
-        pauses.append(budget.blocked(now))
-        now += pauses[-1]
-    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-
-
-def test_what_is_left_is_not_exceeded() -> None:
-    budget = Budget([], lambda: 1.0)
-    budget.begin(0.0)
-    budget.learn(told(Quota(2, timedelta(seconds=30))), 0.0)
-    budget.end(0.0, was_sent=True)
-    for _ in range(2):
-        assert budget.blocked(1.0) == 0.0
-        budget.begin(1.0)
-    assert budget.blocked(1.0) == 29.0
-    assert budget.blocked(30.0) == 0.0
-
-
-# --- turns -----------------------------------------------------------------------------------------------------------
 
 
 async def take(at: Gate, integration: Integration, within: float = 5.0, work: float = 0.0) -> None:
@@ -193,7 +94,7 @@ async def test_who_comes_too_late_is_told_at_once(sample: Integration) -> None:
 async def test_a_provider_that_wants_no_calls_is_told_as_such(sample: Integration) -> None:
     at = gate()
     async with at.turn(sample, 1.0, again=False) as turn:
-        turn.answered(told(asks_to_wait=True, retry_after=60))
+        turn.answered(ApiAnswer(429, (), b"", asks_to_wait=True, retry_after=timedelta(minutes=1)))
     with pytest.raises(ProviderUnavailable):
         await take(at, sample, within=30)
 
