@@ -113,13 +113,10 @@ class LimitedProtocol(H11Protocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        own = {"Content-Type": "text/plain; charset=utf-8", "Connection": "close"}
+        # Without a body, which an answer to HEAD could not have.
+        own = {"Content-Length": "0", "Connection": "close"}
         headers = [*safe_headers("default-src 'none'").items(), *own.items()]
-        for event in (
-            h11.Response(status_code=status, headers=headers, reason=status.phrase),
-            h11.Data(data=status.phrase.encode()),
-            h11.EndOfMessage(),
-        ):
+        for event in (h11.Response(status_code=status, headers=headers, reason=status.phrase), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         if self.transport.get_write_buffer_size():

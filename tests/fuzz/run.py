@@ -186,7 +186,10 @@ class Fuzzer:
 
     async def _judge_http(self, case: HttpCase) -> str:
         address = urlsplit(self._system.sidecar_url)
-        answer = await http.send(address.hostname or "", address.port or 0, case)
+        try:
+            answer = await http.send(address.hostname or "", address.port or 0, case)
+        except TimeoutError:
+            raise Found(f"no end of the answer to {case!r}") from None
         if answer.status >= 500 and answer.status != 503:
             raise Found(f"HTTP {answer.status} for {case!r}: {answer.raw[:300]!r}")
         self._has_no_secret(case, answer.raw)

@@ -133,6 +133,10 @@ async def stop_in_body(talk: Talk) -> None:
     await talk.say(POST + b"Content-Length: 1000\r\n\r\nx")
 
 
+async def stop_in_body_to_a_head(talk: Talk) -> None:
+    await talk.say(b"HEAD /healthz HTTP/1.1\r\nHost: sidecar\r\nContent-Length: 1000\r\n\r\nx")
+
+
 async def drip_body(talk: Talk) -> None:
     await talk.say(POST + b"Content-Length: 100000\r\n\r\n")
     await talk.drip(b"x")
@@ -144,7 +148,7 @@ async def drip_chunks(talk: Talk) -> None:
 
 
 DRIPPING = [drip_headers, drip_second_head, drip_body, drip_chunks]
-SLOW = [say_nothing, begin, stop_in_body, *DRIPPING]
+SLOW = [say_nothing, begin, stop_in_body, stop_in_body_to_a_head, *DRIPPING]
 
 
 async def while_attacked(port: int, attack: Attack) -> bytes:
