@@ -7,6 +7,7 @@ make run                                                  # in another terminal;
 import argparse
 import asyncio
 import logging
+import sys
 from datetime import UTC, datetime
 
 import grpc.aio
@@ -80,4 +81,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except grpc.aio.AioRpcError as error:
+        sys.exit(f"{error.code().name}: {error.details()}")

@@ -9,6 +9,7 @@ Without `--allow` it prints the address of the provider's page, and waits until 
 import argparse
 import asyncio
 import json
+import sys
 
 import grpc.aio
 import httpx
@@ -66,4 +67,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except grpc.aio.AioRpcError as error:
+        sys.exit(f"{error.code().name}: {error.details()}")

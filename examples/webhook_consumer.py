@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import sys
 import time
 import uuid
 
@@ -113,4 +114,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except grpc.aio.AioRpcError as error:
+        sys.exit(f"{error.code().name}: {error.details()}")
