@@ -10,7 +10,7 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, case, delete, func, insert, literal, select, update
+from sqlalchemy import Row, bindparam, case, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,7 +24,27 @@ _I = integrations.c
 _E = webhook_events.c
 _P = webhook_places.c
 
-_COUNTED = [_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number]
+_ADDRESSEES = (
+    select(integrations)
+    .where(
+        _I.account_id.in_(bindparam("account_ids", expanding=True)),
+        _I.integration_type == bindparam("type"),
+        _I.connect_time.is_not(None),
+    )
+    .order_by(_I.integration_id)
+)
+_KNOWN = select(_E.integration_id, _E.event_id).where(
+    _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
+    _E.event_id.in_(bindparam("event_ids", expanding=True)),
+)
+_TAKE = (
+    update(integrations)
+    .where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None))
+    .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
+    .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
+)
+_COUNT = update(integrations).where(_I.integration_id == bindparam("id")).values(last_webhook_number=bindparam("last"))
+_INSERT = insert(webhook_events)
 
 _PRUNED_AT_ONCE = 500  # short transactions, so that nobody waits for them
 
@@ -40,17 +60,9 @@ class SqlWebhookInbox:
 
     async def addressees(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
         """The connected integrations of these accounts, whoever's, in the order of their ids."""
-        query = (
-            select(integrations)
-            .where(
-                _I.account_id.in_(sorted(account_ids)),
-                _I.integration_type == integration_type,
-                _I.connect_time.is_not(None),
-            )
-            .order_by(_I.integration_id)
-        )
+        of_accounts = {"account_ids": sorted(account_ids), "type": integration_type}
         async with self._database.reading() as connection:
-            return [integration_of(row) for row in (await connection.execute(query)).all()]
+            return [integration_of(row) for row in (await connection.execute(_ADDRESSEES, of_accounts)).all()]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
@@ -137,37 +149,32 @@ class SqlWebhookInbox:
 async def _known(
     connection: AsyncConnection, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
 ) -> Collection[tuple[IntegrationId, str]]:
-    query = select(_E.integration_id, _E.event_id).where(
-        _E.integration_id.in_(sorted(integration_ids)), _E.event_id.in_(sorted(event_ids))
-    )
-    return {(IntegrationId(row.integration_id), row.event_id) for row in (await connection.execute(query)).all()}
+    among = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
+    return {
+        (IntegrationId(row.integration_id), row.event_id) for row in (await connection.execute(_KNOWN, among)).all()
+    }
 
 
 async def _append(
     connection: AsyncConnection, events: Sequence[NewWebhookEvent], now: datetime
 ) -> Sequence[NewWebhookEvent]:
     """Number and store what is new of an integration's events, and end its grant if one says so; which were new."""
-    is_row = _I.integration_id == events[0].integration.integration_id
+    integration_id = events[0].integration.integration_id
     # Taken first, since that keeps others' events, and the row's going, back until the end of the transaction.
-    take = update(integrations).where(is_row, _I.connect_time.is_not(None)).returning(*_COUNTED)
-    row = (await connection.execute(take.values(_count(_I.last_webhook_number + len(events))))).one_or_none()
+    row = (await connection.execute(_TAKE, {"id": integration_id, "more": len(events)})).one_or_none()
     if row is None:
         return ()
     before = row.last_webhook_number - len(events)
     known = await _known(connection, [row.integration_id], {event.event_id for event in events})
     new = [event for event in events if (row.integration_id, event.event_id) not in known]
     if len(new) < len(events):
-        await connection.execute(update(integrations).where(is_row).values(_count(before + len(new))))
+        await connection.execute(_COUNT, {"id": integration_id, "last": before + len(new)})
     if new:
         values = [_values(event, number, row, now) for number, event in enumerate(new, start=before + 1)]
-        await connection.execute(insert(webhook_events), values)
+        await connection.execute(_INSERT, values)
     for failure in {event.ends_grant for event in new if event.ends_grant is not None}:
-        await connection.execute(_end_grant(failure, now).where(is_row))
+        await connection.execute(_end_grant(failure, now).where(_I.integration_id == integration_id))
     return new
-
-
-def _count(last: ColumnElement[int] | int) -> dict[str, Any]:
-    return {"last_webhook_number": last}
 
 
 def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -> dict[str, Any]:

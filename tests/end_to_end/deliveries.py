@@ -1,4 +1,4 @@
-"""Providers that send webhooks to several servers, each event twice, and again until it is accepted."""
+"""Providers that send webhooks to several servers, some events twice, and each again until it is accepted."""
 
 import asyncio
 import random
@@ -112,12 +112,16 @@ async def connected_accounts(server: Server, count: int) -> list[Account]:
 
 
 class Sending:
-    """Sends the events of all accounts. Each account's come one after another, as they happen there."""
+    """Sends the events of all accounts. Each account's come one after another, as they happen there; a share of them is
+    sent twice at once."""
 
-    def __init__(self, servers: Servers, chance: random.Random, seconds_between: float = 0) -> None:
+    def __init__(
+        self, servers: Servers, chance: random.Random, seconds_between: float = 0, sent_twice: float = 1
+    ) -> None:
         self._servers = servers
         self._chance = chance
         self._seconds_between = seconds_between
+        self._sent_twice = sent_twice
         self._tls = ssl.create_default_context()  # never used, and slow to make: one for all clients
         self.accepted: defaultdict[str, list[str]] = defaultdict(list)
         self.outcomes: Counter[str] = Counter()
@@ -141,7 +145,8 @@ class Sending:
                 await asyncio.sleep(max(0.0, begun + number * self._seconds_between - time.monotonic()))
                 event_id = f"event-{number}"
                 # Providers do send twice what was accepted once.
-                await asyncio.gather(*(self._deliver(client, account, event_id) for _ in range(2)))
+                copies = 2 if self._chance.random() < self._sent_twice else 1
+                await asyncio.gather(*(self._deliver(client, account, event_id) for _ in range(copies)))
                 self.accepted[account.name].append(event_id)
 
     async def _deliver(self, client: httpx.AsyncClient, account: Account, event_id: str) -> None:
@@ -241,11 +246,16 @@ class Result:
 
 
 async def send_while_one_is_killed(
-    servers: Servers, chance: random.Random, accounts_count: int, events: int, seconds_between: float = 0
+    servers: Servers,
+    chance: random.Random,
+    accounts_count: int,
+    events: int,
+    seconds_between: float = 0,
+    sent_twice: float = 1,
 ) -> Result:
     """Send, kill a server midway, start another one, and look at what is there in the end."""
     accounts = await connected_accounts(servers.all[0], accounts_count)
-    sending, watcher = Sending(servers, chance, seconds_between), Watcher(servers)
+    sending, watcher = Sending(servers, chance, seconds_between, sent_twice), Watcher(servers)
     watching = asyncio.create_task(watcher.watch())
     await asyncio.wait_for(watcher.begun.wait(), PATIENCE)
     begun = sum(server.cpu_seconds() for server in servers.all)
