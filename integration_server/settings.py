@@ -158,6 +158,7 @@ class Settings(BaseModel):
     sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     sidecar_head_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     sidecar_body_seconds: Annotated[float, Field(gt=0, le=300)] = 20
+    sidecar_idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 75
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:

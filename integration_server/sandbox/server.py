@@ -39,6 +39,8 @@ async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Async
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
+                # Seconds; longer than clients keep their connections.
+                timeout_keep_alive=75,
                 # Seconds; for connections that arrive in the very moment in which the others are cut off.
                 timeout_graceful_shutdown=1,
             )

@@ -26,10 +26,11 @@ class HttpLimits:
     body_bytes: int
     head_time: timedelta
     body_time: timedelta
+    # Between two requests, in whole seconds. It has to be longer than whoever calls keeps connections, or a request is
+    # sent into one that is just being closed: load balancers keep theirs for 60 s.
+    idle_time: timedelta
     # Most wait for one answer of a provider: callback.DEADLINE.
     answer_time: timedelta = timedelta(seconds=60)
-    # Between two requests: a browser comes once.
-    idle_time: timedelta = timedelta(seconds=5)
     head_bytes: int = 16 * 1024
     headers: int = 100
     url_bytes: int = 10 * 1024

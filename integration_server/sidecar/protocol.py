@@ -7,6 +7,7 @@ reads; and it counts a connection only once it has sent a request.
 import asyncio
 import socket
 import struct
+from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
@@ -27,6 +28,15 @@ _NO_LINGER = struct.pack("ii", 1, 0)  # on, for no seconds
 _UNREAD = 64 * 1024  # bytes that the kernel keeps for a client that does not read; by itself it may keep megabytes
 
 
+class Phase(Enum):
+    """What a connection waits for."""
+
+    KEPT = "for a next request, of which nothing has come"
+    HEAD = "for the rest of a request's head"
+    BODY = "for the rest of its body"
+    ANSWER = "for the answer to be made"
+
+
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
     """What uvicorn takes as its protocol: makes them for one server."""
     waiting: Waiting = {}
@@ -34,7 +44,7 @@ def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection. It is in one phase at a time, and each phase has its time."""
+    """One connection. It is in one phase at a time, and each phase has its time; that of a kept one is uvicorn's."""
 
     def __init__(
         self,
@@ -49,7 +59,7 @@ class LimitedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = limits
         self._waiting = waiting
-        self._phase: object = None
+        self._phase: Phase | None = None
         self._cycle: object = None  # of the request whose phase it is
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,23 +97,31 @@ class LimitedProtocol(H11Protocol):
 
     def _follow(self) -> None:
         """Note the phase. A new one begins to count, and so does that of a next request."""
-        phase, cycle = self.conn.their_state, self.cycle
+        phase, cycle = self._current_phase(), self.cycle
         if phase is self._phase and cycle is self._cycle:
             return
         self._phase, self._cycle = phase, cycle
-        if phase is h11.IDLE:
+        self._waiting.pop(self, None)
+        if phase in (Phase.KEPT, Phase.HEAD):
             self._waiting[self] = None
-        else:
-            self._waiting.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
-        times = {h11.IDLE: self._limits.head_time, h11.SEND_BODY: self._limits.body_time}
+        # What was answered before may still have to be read while a connection is kept.
+        times = {Phase.HEAD: self._limits.head_time, Phase.BODY: self._limits.body_time}
         time = times.get(phase, self._limits.answer_time)
         self._timer = self.loop.call_later(time.total_seconds(), self._time_is_up)
 
+    def _current_phase(self) -> Phase:
+        if self.conn.their_state is h11.IDLE:
+            before: object = self.cycle  # None ahead of the first
+            return Phase.HEAD if before is None or self.conn.trailing_data[0] else Phase.KEPT
+        return Phase.BODY if self.conn.their_state is h11.SEND_BODY else Phase.ANSWER
+
     def _time_is_up(self) -> None:
+        if self._phase is Phase.KEPT and not self.transport.get_write_buffer_size():
+            return
         may_answer = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing()
-        if may_answer and self._phase in (h11.IDLE, h11.SEND_BODY):
+        if may_answer and self._phase in (Phase.HEAD, Phase.BODY):
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
         else:
             self.let_go()

@@ -61,4 +61,5 @@ def http_limits_of(settings: Settings) -> HttpLimits:
         body_bytes=settings.sidecar_max_body_bytes,
         head_time=timedelta(seconds=settings.sidecar_head_seconds),
         body_time=timedelta(seconds=settings.sidecar_body_seconds),
+        idle_time=timedelta(seconds=settings.sidecar_idle_seconds),
     )

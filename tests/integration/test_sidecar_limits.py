@@ -47,6 +47,14 @@ class Talk:
             await self.say(data)
             await asyncio.sleep(every)
 
+    async def answer(self) -> bytes:
+        """The head of one answer; its body is read too."""
+        async with asyncio.timeout(DEADLINE):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split()[0])
+            await self.reader.readexactly(length)
+            return head
+
     async def heard(self) -> bytes:
         """All that the server says until it closes."""
         async with asyncio.timeout(DEADLINE):
@@ -164,7 +172,7 @@ async def while_attacked(port: int, attack: Attack) -> bytes:
 
 @pytest.mark.parametrize("attack", SLOW)
 async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
-    async with limited(replace(USUAL, head_time=SOON, body_time=SOON, idle_time=timedelta(seconds=60))) as port:
+    async with limited(replace(USUAL, head_time=SOON, body_time=SOON)) as port:
         heard = await while_attacked(port, attack)
         # Whoever goes on talking to a closed connection loses what it has not read yet.
         is_told = b"HTTP/1.1 408 " in heard and b"Content-Security-Policy: default-src 'none'" in heard
@@ -188,6 +196,20 @@ async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> N
         assert (await talk.heard()).startswith(ANSWERED)
 
 
+async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_head_has() -> None:
+    async with limited(replace(USUAL, head_time=SOON, answer_time=SOON)) as port, talking(port) as talk:
+        for _ in range(3):
+            await talk.say(GET + b"\r\n")
+            assert (await talk.answer()).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(3 * SOON.total_seconds())
+
+
+async def test_a_connection_without_a_next_request_is_closed() -> None:
+    async with limited(replace(USUAL, idle_time=timedelta(seconds=1))) as port, talking(port) as talk:
+        await talk.say(GET + b"\r\n")
+        assert (await talk.heard()).startswith(b"HTTP/1.1 200 ")
+
+
 async def read_nothing(talk: Talk) -> None:
     """Ask and ask, and never listen to the answers."""
     talk.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -203,10 +225,7 @@ async def test_requests_sent_at_once_have_their_time_each() -> None:
         while asyncio.get_running_loop().time() - started < 4 * answer_time.total_seconds():
             await talk.say(500 * (GET + b"\r\n"))
             for _ in range(500):
-                async with asyncio.timeout(DEADLINE):
-                    head = await talk.reader.readuntil(b"\r\n\r\n")
-                    length = int(head.lower().split(b"content-length: ")[1].split()[0])
-                    await talk.reader.readexactly(length)
+                await talk.answer()
 
 
 async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
