@@ -155,8 +155,7 @@ async def test_a_provider_that_answers_429_for_a_while_has_calls_late_and_not_fa
         assert {answer.status_code for answer in answers} == {200}
         assert on.api.by_key() == {f"key-of-{user}": 30 for user in users}
         assert late >= 2
-        at_first = [moment for moment in on.api.refused if moment < begin + 0.5]
-        assert len(on.api.refused) - len(at_first) <= 2 * len(users)  # who waits is not turned away again and again
+        assert len(on.api.refused) < len(calls) / 2  # what one is told, the others heed
 
 
 async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) -> None:
