@@ -194,7 +194,9 @@ async def open_database(
         await database.close()
 
 
-def _engine(url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any]) -> AsyncEngine:
+def _engine(
+    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, only_reads: bool = False
+) -> AsyncEngine:
     return create_async_engine(
         url,
         connect_args={"timeout": timeout, **connect_args},
@@ -202,6 +204,7 @@ def _engine(url: URL, pool_size: int, timeout: float, connect_args: Mapping[str,
         max_overflow=0,
         pool_timeout=timeout,
         hide_parameters=True,
+        skip_autocommit_rollback=only_reads,  # there is nothing to roll back, and SQLite's thread would be woken for it
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN, and SQLite should not differ
     )
 
@@ -292,8 +295,9 @@ def _refuse_closed(connection: AdaptedConnection, _record: object, _proxy: objec
 
 def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, watch_timeout: float) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
-    readers, writers = (_engine(url, size, connect_timeout, {}) for size in (pool_size, 1))
-    watchers = _engine(url, 1, watch_timeout, {})
+    readers = _engine(url, pool_size, connect_timeout, {}, only_reads=True)
+    writers = _engine(url, 1, connect_timeout, {})
+    watchers = _engine(url, 1, watch_timeout, {}, only_reads=True)
     for engine in (readers, writers, watchers):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)

@@ -1,7 +1,8 @@
 """What webhooks have brought, in SQL: fulfils the port `WebhookInbox`.
 
 Events of an integration are stored one transaction after another: each holds the integration's row until it is
-committed. So what is known then is all that there is, and numbers become visible in their order.
+committed, so that numbers become visible in their order. That an event is new is found out before, where nobody waits;
+if it has come with another delivery meanwhile, its name stands in the way, and all is stored anew without it.
 """
 
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, case, delete, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Failure, Integration, IntegrationId
@@ -43,7 +45,6 @@ _TAKE = (
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
     .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
 )
-_COUNT = update(integrations).where(_I.integration_id == bindparam("id")).values(last_webhook_number=bindparam("last"))
 _INSERT = insert(webhook_events)
 
 _PRUNED_AT_ONCE = 500  # short transactions, so that nobody waits for them
@@ -68,11 +69,28 @@ class SqlWebhookInbox:
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events these integrations have already."""
+        among = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
         async with self._database.reading() as connection:
-            return await _known(connection, integration_ids, event_ids)
+            rows = (await connection.execute(_KNOWN, among)).all()
+        return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store those that are not known, all or none; which they were."""
+        new = _first_of_each(events)
+        while new:
+            try:
+                return await self._add(new, now)
+            except IntegrityError:
+                among = {event.integration.integration_id for event in new}, {event.event_id for event in new}
+                known = await self.known(*among)
+                left = [event for event in new if _key(event) not in known]
+                if len(left) == len(new):
+                    raise
+                new = left
+        return new
+
+    async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
+        """Store them all. Raises `IntegrityError` if one is there already."""
         by_integration: defaultdict[IntegrationId, list[NewWebhookEvent]] = defaultdict(list)
         for event in events:
             by_integration[event.integration.integration_id].append(event)
@@ -80,7 +98,8 @@ class SqlWebhookInbox:
         try:
             async with self._database.writing() as connection:
                 for integration_id in sorted(by_integration):  # in order, so that none waits for another in a circle
-                    added += await _append(connection, _first_of_each(by_integration[integration_id]), now)
+                    if await _append(connection, integration_id, by_integration[integration_id], now):
+                        added += by_integration[integration_id]
         finally:
             for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
                 self._on_change(integration_id)
@@ -146,35 +165,21 @@ class SqlWebhookInbox:
             return (await connection.execute(forget)).rowcount
 
 
-async def _known(
-    connection: AsyncConnection, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
-) -> Collection[tuple[IntegrationId, str]]:
-    among = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-    return {
-        (IntegrationId(row.integration_id), row.event_id) for row in (await connection.execute(_KNOWN, among)).all()
-    }
-
-
 async def _append(
-    connection: AsyncConnection, events: Sequence[NewWebhookEvent], now: datetime
-) -> Sequence[NewWebhookEvent]:
-    """Number and store what is new of an integration's events, and end its grant if one says so; which were new."""
-    integration_id = events[0].integration.integration_id
+    connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent], now: datetime
+) -> bool:
+    """Number and store an integration's events, and end its grant if one says so. False if it is gone."""
     # Taken first, since that keeps others' events, and the row's going, back until the end of the transaction.
     row = (await connection.execute(_TAKE, {"id": integration_id, "more": len(events)})).one_or_none()
     if row is None:
-        return ()
-    before = row.last_webhook_number - len(events)
-    known = await _known(connection, [row.integration_id], {event.event_id for event in events})
-    new = [event for event in events if (row.integration_id, event.event_id) not in known]
-    if len(new) < len(events):
-        await connection.execute(_COUNT, {"id": integration_id, "last": before + len(new)})
-    if new:
-        values = [_values(event, number, row, now) for number, event in enumerate(new, start=before + 1)]
-        await connection.execute(_INSERT, values)
-    for failure in {event.ends_grant for event in new if event.ends_grant is not None}:
+        return False
+    first = row.last_webhook_number - len(events) + 1
+    await connection.execute(
+        _INSERT, [_values(event, number, row, now) for number, event in enumerate(events, start=first)]
+    )
+    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
         await connection.execute(_end_grant(failure, now).where(_I.integration_id == integration_id))
-    return new
+    return True
 
 
 def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -> dict[str, Any]:
@@ -197,11 +202,15 @@ def _end_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `U
     return update(integrations).where(_I.connect_time <= literal(now, _I.connect_time.type)).values(values)
 
 
+def _key(event: NewWebhookEvent) -> tuple[IntegrationId, str]:
+    return event.integration.integration_id, event.event_id
+
+
 def _first_of_each(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
     """Those that a delivery has twice, once."""
-    first: dict[str, NewWebhookEvent] = {}
+    first: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
     for event in events:
-        first.setdefault(event.event_id, event)
+        first.setdefault(_key(event), event)
     return tuple(first.values())
 
 

@@ -83,6 +83,21 @@ class WebhookInboxContract:
         assert [number for number, _ in kept] == list(range(1, 11))
         assert len({event_id for _, event_id in kept}) == 10
 
+    async def test_deliveries_that_share_events_keep_each_once(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
+        one, two = await connected(integrations), await connected(integrations)
+        sharing = [
+            [new_event(one, f"e-{number}"), new_event(one, f"e-{number + 1}"), new_event(two, f"e-{number + 1}")]
+            for number in range(10)
+        ]
+        added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in sharing))
+        assert sum(map(len, added)) == 11 + 10
+        for integration, count in ((one, 11), (two, 10)):
+            kept = await all_of(inbox, integration)
+            assert [number for number, _ in kept] == list(range(1, count + 1))
+            assert len({event_id for _, event_id in kept}) == count
+
     async def test_crossing_deliveries_do_not_wait_for_each_other(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:

@@ -18,8 +18,6 @@ from integration_server.service.managing import Change
 from tests.fakes.provider import HOUR, until
 from tests.fakes.system import ADA, EVE, FakeSystem
 
-NO_TIME = timedelta(milliseconds=1)
-
 
 @pytest.fixture
 async def integration(system: FakeSystem) -> Integration:
@@ -32,6 +30,13 @@ async def check(system: FakeSystem, integration_id: int, user_id: UserId = ADA) 
 
 async def switch_off(system: FakeSystem, integration: Integration) -> None:
     await system.managing.update_integration(integration.integration_id, ADA, Change(is_active=False))
+
+
+def let_pass(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the running loop's clock be ahead by so much."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + time.total_seconds())
 
 
 # --- one -----------------------------------------------------------------------------------------------------------
@@ -207,28 +212,34 @@ async def test_nothing_connected_is_an_empty_report(system: FakeSystem) -> None:
     assert (await system.monitoring.check_all_health(ADA)).checks == ()
 
 
-async def test_a_provider_that_hangs_holds_up_only_its_own() -> None:
-    system = FakeSystem(health_deadline=NO_TIME)
+async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = system.add_provider("hanging")
-    slow = [await system.connect(integration_type="hanging")]
+    slow = await system.connect(integration_type="hanging")
     quick = await system.connect()
     hanging.gate = asyncio.Event()
 
-    report = await system.monitoring.check_all_health(ADA)
+    checking = asyncio.create_task(system.monitoring.check_all_health(ADA))
+    await until(lambda: [one.integration.integration_id for one in system.rows.checks] == [quick.integration_id])
+    let_pass(HOUR, monkeypatch)
+    report = await checking
     told = {one.integration.integration_id: (one.healthy, one.error_class) for one in report.checks}
     assert told == {
-        slow[0].integration_id: (False, "PROVIDER_UNAVAILABLE"),
+        slow.integration_id: (False, "PROVIDER_UNAVAILABLE"),
         quick.integration_id: (True, None),
     }
     assert hanging.at_once == 0
 
 
-async def test_a_refresh_that_outlasts_the_check_is_not_lost() -> None:
-    system = FakeSystem(health_deadline=NO_TIME)
+async def test_a_refresh_that_outlasts_the_check_is_not_lost(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     integration = await system.connect()
     system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
-    assert (await check(system, integration.integration_id)).error_class == "PROVIDER_UNAVAILABLE"
+    checking = asyncio.create_task(check(system, integration.integration_id))
+    await until(lambda: system.provider.at_once)
+    let_pass(HOUR, monkeypatch)
+    assert (await checking).error_class == "PROVIDER_UNAVAILABLE"
     system.provider.gate.set()
     await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
 
