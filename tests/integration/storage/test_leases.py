@@ -249,4 +249,5 @@ async def test_of_a_removal_and_a_claim_at_once_one_knows_of_the_other(
         assert removed is not None
         assert removed.is_refreshing is (lease is not None)
 
-    await asyncio.gather(*(race(number) for number in range(80)))
+    for first in range(0, 80, 8):  # no more at once than can wait for one writer
+        await asyncio.gather(*(race(number) for number in range(first, first + 8)))
