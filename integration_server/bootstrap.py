@@ -3,6 +3,7 @@
 Parts that take some choosing are put together in `wiring/`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from random import SystemRandom
 
 import structlog
 
-from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import repeating, serving
 from integration_server.providers.base import ProviderContext
@@ -73,11 +73,10 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocations
-from integration_server.storage.spill import SpillDirectory
+from integration_server.storage.spill import SpillDirectory, require_writable
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.wiring.budgets import shared_budgets
@@ -189,6 +188,7 @@ async def running_server(
     server_tasks: Callable[[], ServerTasks] = ServerTasks,
 ) -> AsyncIterator[Running]:
     """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
+    await asyncio.to_thread(require_writable, settings.spill_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
@@ -377,7 +377,8 @@ async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
     try:
         await integrations.ping()
         await keyring.reload()
-    except (StoreUnavailable, KeyringError) as error:
-        structlog.get_logger(__name__).warning("not_ready", kind=type(error).__name__, message=str(error))
+    except Exception as error:  # whatever it is: who cannot tell is not ready
+        first_line = str(error).partition("\n")[0]
+        structlog.get_logger(__name__).warning("not_ready", kind=type(error).__name__, message=first_line)
         return False
     return True

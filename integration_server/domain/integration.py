@@ -38,7 +38,8 @@ class Integration:
 
     `uid` is its immutable name, made before it is stored: sealed values are bound to it. `version` counts the changes
     of its credentials: who commits new ones must name the version that they replace. Until `refresh_retry_time` a
-    provider that failed is left alone; `refresh_refusals` is how often in a row it has refused without saying why.
+    provider that failed is left alone; `refresh_failures` is how many refreshes have failed in a row, and
+    `refresh_refusals` how many of the last were refused, though not said to be of a dead grant.
     From its due times on the server refreshes or checks it by itself, and never where they are None.
     """
 
@@ -66,6 +67,7 @@ class Integration:
     refresh_token_expire_time: datetime | None = None
     connect_time: datetime | None = None
     refresh_retry_time: datetime | None = None
+    refresh_failures: int = 0
     refresh_refusals: int = 0
     refresh_due_time: datetime | None = None
     check_due_time: datetime | None = None

@@ -98,12 +98,13 @@ class GivingCredentials:
     async def renewed(self, refused: FreshCredentials) -> FreshCredentials | None:
         """Credentials newer than some that the provider refuses, from a refresh of ours or of somebody else.
 
-        None where there is nothing to renew them with.
+        None where there is nothing to renew them with. Also raises `ProviderUnavailable` during the pause after a
+        failure: a provider that refuses everything for a while is not asked at each call.
         """
         credentials = refused.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
             return None
-        renewed = await self._refreshing.refresh(refused.integration, force=True)
+        renewed = await self._refreshing.refresh(refused.integration)
         return FreshCredentials(renewed.integration, renewed.tokens)
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> FreshCredentials:

@@ -11,6 +11,7 @@
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -120,7 +121,7 @@ class Refreshing:
         self._log = structlog.get_logger(__name__)
         self._deaths = DeathWatch()
         self._flights: dict[IntegrationId, asyncio.Task[Renewed]] = {}
-        self._unreleased: list[tuple[Lease, bool]] = []
+        self._unreleased: deque[tuple[Lease, bool]] = deque()
         self._away_until = clock()  # as far as this process knows
 
     async def refresh(self, seen: Integration, *, force: bool = False) -> Renewed:
@@ -243,7 +244,7 @@ class Refreshing:
     async def _release(self, lease: Lease, *, settled: bool) -> None:
         try:
             await self._leases.release(lease, settled=settled)
-        except StoreUnavailable:
+        except Exception:  # `recover` tries again, and tells
             self._unreleased.append((lease, settled))
 
     async def _current(self, seen: Integration) -> Renewed:
@@ -269,8 +270,10 @@ class Refreshing:
         try:
             committed = await self._integrations.commit_refresh(integration, new, self._clock())
             renewed = await self._overtaken(integration, new) if committed is None else Renewed(committed, tokens)
-        except StoreUnavailable:
-            await self._keep(integration, new)
+        except Exception as error:  # whatever it is, the provider gives this answer only once
+            if isinstance(error, IntegrationServerError) and not isinstance(error, StoreUnavailable):
+                raise  # about what there is by now instead
+            await self._keep(integration, new, error)
             return Renewed(replace(integration, scopes=new.scopes), tokens), False
         self._tell(self._entry(integration, SUCCESS))
         self._log.info(
@@ -286,7 +289,7 @@ class Refreshing:
             await self._revocations.add(_orphaned(integration, new))
             raise
 
-    async def _keep(self, integration: Integration, new: NewCredentials) -> None:
+    async def _keep(self, integration: Integration, new: NewCredentials, error: Exception) -> None:
         await self._spill.keep(
             SpilledRefresh(
                 integration.integration_id,
@@ -298,7 +301,7 @@ class Refreshing:
                 integration.account_id,
             )
         )
-        self._log.warning("refresh_spilled", **_names(integration))
+        self._log.warning("refresh_spilled", **_names(integration), kind=type(error).__qualname__)
 
     async def recover(self) -> None:
         """Do what could not be done while the database was away: commit what was spilled, also before a restart, and
@@ -309,20 +312,35 @@ class Refreshing:
         except StoreUnavailable:
             self._away_until = self._clock()
             raise
-        for refresh in await self._spill.kept():
-            is_committed = await self._recover(refresh)
-            await self._spill.drop(refresh)
-            self._log.warning(
-                "spilled_refresh_recovered", integration_id=refresh.integration_id, overtaken=not is_committed
-            )
-
+        trouble = [error for kept in await self._spill.kept() if (error := await self._recover(kept)) is not None]
         while self._unreleased:
-            lease, settled = self._unreleased[-1]
-            await self._leases.release(lease, settled=settled)
-            self._unreleased.pop()
+            lease, settled = self._unreleased.popleft()
+            try:
+                await self._leases.release(lease, settled=settled)
+            except Exception:
+                self._unreleased.append((lease, settled))
+                raise
+        if trouble:
+            raise ExceptionGroup("spilled refreshes cannot be stored", trouble)
 
-    async def _recover(self, refresh: SpilledRefresh) -> bool:
+    async def _recover(self, refresh: SpilledRefresh) -> Exception | None:
+        """Store an answer and drop it; or what keeps it from being stored, which keeps none of the others back."""
+        try:
+            is_committed = await self._committed(refresh)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            return error
+        await self._spill.drop(refresh)
+        self._log.warning(
+            "spilled_refresh_recovered", integration_id=refresh.integration_id, overtaken=not is_committed
+        )
+        return None
+
+    async def _committed(self, refresh: SpilledRefresh) -> bool:
         stored = await self._integrations.find(refresh.integration_id, refresh.user_id)
+        if stored is not None and refresh.uid not in {stored.integration.uid, None}:
+            raise LookupError("spilled for an integration of another database")
         if stored is not None and stored.integration.version == refresh.version:
             now = self._clock()
             if await self._integrations.commit_refresh(stored.integration, refresh.credentials, now) is not None:
@@ -350,6 +368,7 @@ class Refreshing:
             "refresh_failed", **_names(integration), error_class=error.reason, oauth_error=error.oauth_error
         )
         if isinstance(error, ProviderMisconfigured):
+            self._log.error("client_refused", integration_type=integration.integration_type)
             raise error  # no user can mend it, so no user's integration is marked
         met = setback(integration, error, self._clock(), self._jitter)
         if met.reauthorization_required:
@@ -366,11 +385,13 @@ class Refreshing:
 
     async def _record(self, integration: Integration, met: Setback) -> None:
         now = self._clock()
+        is_ours = isinstance(met.error, ProviderMisconfigured)
         await self._integrations.record_failure(
             integration,
-            Failure(met.error.reason, now, str(met.error)),
+            None if is_ours else Failure(met.error.reason, now, str(met.error)),
             reauthorization_required=met.reauthorization_required,
             retry_time=met.retry_time,
+            failures=met.failures,
             refusals=met.refusals,
             refresh_due_time=met.retry_time or now + _SOON,
         )

@@ -18,19 +18,24 @@ from integration_server.service.ports import Jitter
 
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(minutes=5)
-_MOST_REFUSALS = 8  # by then a provider that cannot say "invalid_grant" has meant it for some minutes
+_MOST_REFUSALS = 8  # by then, with the pauses between, a provider that does not say "invalid_grant" has meant it
 
 _EPIDEMIC_TIME = timedelta(minutes=1)
 _EPIDEMIC_DEATHS = 20
+_EPIDEMIC_PAUSE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Setback:
-    """What to tell the caller, and what to note of the integration."""
+    """What to tell the caller, and what to note of the integration.
+
+    `failures` and `refusals` count those in a row, with this one.
+    """
 
     error: IntegrationServerError
     reauthorization_required: bool = False
     retry_time: datetime | None = None
+    failures: int = 0
     refusals: int = 0
 
 
@@ -38,16 +43,21 @@ def setback(integration: Integration, error: ProviderError, now: datetime, jitte
     """What the provider's answer to a refresh means.
 
     `invalid_grant` ends the grant (RFC 6749 §5.2). A refusal without an error code may come from anything on the way,
-    so it counts as passing until it has come many times in a row. After the rest the provider gets a pause: as long as
-    it asked for, or longer after each failure, from the second one on.
+    and another code may be about this one request, so these count as passing until they have come many times in a row.
+    After a failure the provider gets a pause: as long as it asked for, or longer after each, from the second one on.
     """
     if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
         return Setback(ReauthorizationRequired(), reauthorization_required=True)
-    refusals = integration.refresh_refusals + 1 if isinstance(error, ProviderUnavailable) and error.is_refusal else 0
+    failures = integration.refresh_failures + 1
+    refusals = integration.refresh_refusals + 1 if _is_refusal(error) else 0
     if refusals >= _MOST_REFUSALS:
-        return Setback(ReauthorizationRequired(), reauthorization_required=True, refusals=refusals)
-    pause = max(error.retry_after or timedelta(0), _pause(integration.error_count, jitter))
-    return Setback(error, retry_time=now + pause if pause else None, refusals=refusals)
+        return Setback(ReauthorizationRequired(), reauthorization_required=True, failures=failures, refusals=refusals)
+    pause = max(error.retry_after or timedelta(0), _pause(integration.refresh_failures, jitter))
+    return Setback(error, retry_time=now + pause if pause else None, failures=failures, refusals=refusals)
+
+
+def _is_refusal(error: ProviderError) -> bool:
+    return isinstance(error, ProviderRejected) or (isinstance(error, ProviderUnavailable) and error.is_refusal)
 
 
 def _pause(failures_before: int, jitter: Jitter) -> timedelta:
@@ -59,11 +69,13 @@ def _pause(failures_before: int, jitter: Jitter) -> timedelta:
 class DeathWatch:
     """Tells the end of one grant from the end of our client: users don't leave by the dozen in a minute.
 
-    It counts in this process only, so that each replica comes to its own mind.
+    Once they seem to, no death of that type is believed until a refresh succeeds. It counts in this process only, so
+    that each replica comes to its own mind.
     """
 
     def __init__(self) -> None:
         self._outcomes: defaultdict[str, deque[tuple[datetime, bool]]] = defaultdict(deque)
+        self._epidemics: set[str] = set()
 
     def note(self, integration_type: str, *, died: bool, now: datetime) -> None:
         """Count the outcome of a refresh."""
@@ -71,15 +83,22 @@ class DeathWatch:
         outcomes.append((now, died))
         while outcomes[0][0] <= now - _EPIDEMIC_TIME:
             outcomes.popleft()
+        deaths = sum(died for _, died in outcomes)
+        if not died:
+            self._epidemics.discard(integration_type)
+        elif deaths >= _EPIDEMIC_DEATHS and 2 * deaths > len(outcomes):
+            self._epidemics.add(integration_type)
 
     def is_epidemic(self, integration_type: str) -> bool:
-        """Whether most refreshes of the last minute found their grant dead, and many did."""
-        outcomes = self._outcomes[integration_type]
-        deaths = sum(died for _, died in outcomes)
-        return deaths >= _EPIDEMIC_DEATHS and 2 * deaths > len(outcomes)
+        """Whether many refreshes within a minute, and most of them, found their grant dead, and none is well since."""
+        return integration_type in self._epidemics
 
 
 def as_our_fault(integration: Integration, now: datetime, jitter: Jitter) -> Setback:
     """A dead grant among too many to believe it: the integration stays as it is, to be tried again."""
-    pause = max(timedelta(minutes=1), _pause(integration.error_count, jitter))
-    return Setback(ProviderMisconfigured(), retry_time=now + pause)
+    return Setback(
+        ProviderMisconfigured(),
+        retry_time=now + _EPIDEMIC_PAUSE * (1 + jitter()),
+        failures=integration.refresh_failures,
+        refusals=integration.refresh_refusals,
+    )

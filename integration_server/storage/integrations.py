@@ -60,6 +60,7 @@ _NO_SETBACK: Mapping[str, Any] = {
     **NO_FAILURE,
     "reauthorization_required": False,
     "refresh_retry_time": None,
+    "refresh_failures": 0,
     "refresh_refusals": 0,
 }
 """For new credentials: what befell the old ones says nothing of them."""
@@ -242,10 +243,11 @@ class SqlIntegrations:
     async def record_failure(
         self,
         integration: Integration,
-        failure: Failure,
+        failure: Failure | None,
         *,
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
+        failures: int = 0,
         refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
@@ -254,6 +256,7 @@ class SqlIntegrations:
             failure,
             reauthorization_required=reauthorization_required,
             retry_time=retry_time,
+            failures=failures,
             refusals=refusals,
             refresh_due_time=refresh_due_time,
         )
@@ -363,6 +366,7 @@ def integration_of(row: Row[Any]) -> Integration:
         refresh_token_expire_time=row.refresh_token_expire_time,
         connect_time=row.connect_time,
         refresh_retry_time=row.refresh_retry_time,
+        refresh_failures=row.refresh_failures,
         refresh_refusals=row.refresh_refusals,
         refresh_due_time=row.refresh_due_time,
         check_due_time=row.check_due_time,
@@ -424,17 +428,19 @@ def failure_values(failure: Failure) -> dict[str, Any]:
 
 
 def setback_values(
-    failure: Failure,
+    failure: Failure | None,
     *,
     reauthorization_required: bool,
     retry_time: datetime | None = None,
+    failures: int = 0,
     refusals: int = 0,
     refresh_due_time: datetime | None = None,
 ) -> dict[str, Any]:
     """The columns after a failure that says something of the grant."""
     due_time = bindparam(None, refresh_due_time, UtcDateTime)
-    values = failure_values(failure) | {
+    values = ({} if failure is None else failure_values(failure)) | {
         "refresh_retry_time": retry_time,
+        "refresh_failures": failures,
         "refresh_refusals": refusals,
         # What is never refreshed ahead of need stays so.
         "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -33,23 +34,32 @@ def _decode(content: bytes) -> SpilledRefresh:
 
 
 class SpillDirectory:
-    """A `Spill` in a directory, which is made when it is needed. Several processes may share it."""
+    """A `Spill` in a directory, which is made when it is needed. Several processes may share it.
+
+    What the disk does not take is kept in memory, which is better than nowhere.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._unwritten: dict[Path, SpilledRefresh] = {}
         self._log = structlog.get_logger(__name__)
 
     async def keep(self, refresh: SpilledRefresh) -> None:
         """Write it to disk."""
-        await asyncio.to_thread(self._write, refresh)
+        try:
+            await asyncio.to_thread(self._write, refresh)
+        except OSError as error:
+            self._unwritten[self._path(refresh)] = refresh
+            self._log.error("spill_not_written", directory=str(self._directory), reason=error.strerror)
 
     async def kept(self) -> Sequence[SpilledRefresh]:
         """Read what is on disk. A file that cannot be read is left for an operator, and told of."""
-        return await asyncio.to_thread(self._read)
+        return [*await asyncio.to_thread(self._read), *self._unwritten.values()]
 
     async def drop(self, refresh: SpilledRefresh) -> None:
         """Remove its file."""
-        await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
+        if self._unwritten.pop(self._path(refresh), None) is None:
+            await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
 
     def _path(self, refresh: SpilledRefresh) -> Path:
         return self._directory / f"{refresh.integration_id}-{refresh.version}.refresh"
@@ -75,6 +85,16 @@ class SpillDirectory:
             except (OSError, ValueError, LookupError, TypeError) as error:
                 self._log.error("spilled_refresh_unreadable", path=str(path), kind=type(error).__name__)
         return refreshes
+
+
+def require_writable(directory: Path) -> None:
+    """Raises `OSError` if nothing can be spilled there; better now than when it is needed."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(1))
+    except OSError as error:
+        raise OSError(f"SPILL_DIR: nothing can be written to {directory}: {error.strerror}") from error
 
 
 def _sync(directory: Path) -> None:

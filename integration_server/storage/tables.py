@@ -104,6 +104,7 @@ integrations = Table(
     Column("version", BigInteger, nullable=False),
     Column("refresh_retry_time", UtcDateTime),
     Column("refresh_refusals", Integer, nullable=False, server_default="0"),
+    Column("refresh_failures", Integer, nullable=False, server_default="0"),
     Column("refresh_due_time", UtcDateTime),
     Column("check_due_time", UtcDateTime),
     Column("last_webhook_number", BigInteger, nullable=False, server_default="0"),

@@ -5,18 +5,25 @@ import base64
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, HealthListRequest
 from grpc_reflection.v1alpha import reflection_pb2
+from sqlalchemy import text
 
 from integration_server.bootstrap import running_server
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.databases import execute
+from tests.end_to_end.faults import Held
 from tests.end_to_end.refusals import Refusal, refusal_of
+from tests.end_to_end.replicas import eventually
 from tests.end_to_end.system import Clients, System, clients_of, running_system, settings_for
 from tests.postgres import PostgresServer, run_postgres
 
@@ -91,6 +98,46 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
         assert (await system.get(integration_id)).is_connected
         assert await system.bearer_token(integration_id)
         await connect_another(system)
+
+
+async def test_what_cannot_be_read_is_not_ready_and_loses_no_answer(database_url: str, tmp_path: Path) -> None:
+    async with running_system(database_url, SPILL_DIR=str(tmp_path / "spill")) as system, asyncio.timeout(60):
+        integration_id = await system.connect()
+        watch = system.health.Watch(HealthCheckRequest())
+        await until_watched(watch, SERVING)
+        for table in ("data_keys", "integrations"):
+            async with renamed(database_url, table):
+                await until_watched(watch, NOT_SERVING)
+            await until_watched(watch, SERVING)
+
+        held = Held(work_first=True)
+        system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
+        renewal = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
+        refreshing = asyncio.ensure_future(system.service.RefreshToken(renewal, timeout=30))
+        await held.reached_by(1)
+        async with renamed(database_url, "integrations"):
+            held.released.set()
+            assert (await refreshing).refreshed
+            await until_watched(watch, NOT_SERVING)
+        system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={})
+        await until_watched(watch, SERVING)
+        await eventually(partial(is_emptied, tmp_path / "spill"), 30)
+        assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated meanwhile
+
+
+@asynccontextmanager
+async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
+    """A table is not where it was, as while a backup is being played in."""
+    await execute(database_url, text(f"ALTER TABLE {table} RENAME TO {table}_away"))
+    try:
+        yield
+    finally:
+        await execute(database_url, text(f"ALTER TABLE {table}_away RENAME TO {table}"))
+
+
+async def is_emptied(directory: Path) -> bool:
+    """Nothing is left in it."""
+    return not await asyncio.to_thread(os.listdir, directory)
 
 
 async def until_watched(watch: Any, status: int) -> None:

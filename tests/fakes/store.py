@@ -34,6 +34,7 @@ _NO_SETBACK: Mapping[str, Any] = {
     **_NO_FAILURE,
     "reauthorization_required": False,
     "refresh_retry_time": None,
+    "refresh_failures": 0,
     "refresh_refusals": 0,
 }
 
@@ -331,10 +332,11 @@ class MemoryIntegrations:
     async def record_failure(
         self,
         integration: Integration,
-        failure: Failure,
+        failure: Failure | None,
         *,
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
+        failures: int = 0,
         refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
@@ -344,10 +346,11 @@ class MemoryIntegrations:
         if current is not None:
             self._rows.set(
                 current,
-                last_error=failure,
-                error_count=current.error_count + 1,
+                last_error=failure or current.last_error,
+                error_count=current.error_count + (failure is not None),
                 reauthorization_required=current.reauthorization_required or reauthorization_required,
                 refresh_retry_time=retry_time,
+                refresh_failures=failures,
                 refresh_refusals=refusals,
                 refresh_due_time=current.refresh_due_time and refresh_due_time,
             )

@@ -161,18 +161,20 @@ class IntegrationStore(Protocol):
     async def record_failure(
         self,
         integration: Integration,
-        failure: Failure,
+        failure: Failure | None,
         *,
         reauthorization_required: bool = False,
         retry_time: datetime | None = None,
+        failures: int = 0,
         refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read.
 
-        The last error is counted; until `retry_time` the provider should not be asked again; `refusals` is how often
-        in a row it has refused without saying why. At `refresh_due_time` the server tries again by itself, if it
-        refreshes this one by itself at all.
+        The failure becomes the last error and is counted; None leaves that as it is. Until `retry_time` the provider
+        should not be asked again; `failures` is how many refreshes have failed in a row, `refusals` how many of the
+        last were refused. At `refresh_due_time` the server tries again by itself, if it refreshes this one by itself at
+        all.
         """
 
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:

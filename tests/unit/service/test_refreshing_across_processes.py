@@ -1,10 +1,14 @@
 """Refreshing while processes die, sleep and lose their database. A `FakeSystem.another_process()` is a process."""
 
 import asyncio
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
+import structlog
+import structlog.testing
 
+from integration_server.domain.calls import ApiAnswer, ApiRequest
 from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
@@ -12,8 +16,8 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     StoreUnavailable,
 )
-from integration_server.domain.integration import Integration, Status
-from integration_server.service.ports import Lease
+from integration_server.domain.integration import Failure, Integration, Status
+from integration_server.service.ports import Lease, NewCredentials
 from integration_server.service.refreshing import Refreshing
 from tests.fakes.provider import HOUR, until
 from tests.fakes.store import MemorySpill
@@ -227,7 +231,7 @@ async def answer_while_away(system: FakeSystem, integration: Integration) -> str
     """The access token of a refresh that was answered while the database was away."""
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.refreshing.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await until(lambda: system.provider.at_once)
     system.rows.away = True
     system.provider.gate.set()
     return (await waiting).tokens.access_token
@@ -245,6 +249,83 @@ async def test_an_answer_that_cannot_be_stored_is_kept_and_stored_later(
     assert (tokens.access_token, tokens.refresh_token) == ("renewed-access-1", "renewed-refresh-1")
     assert not system.spill.refreshes
     assert await system.leases.is_free(system.row(integration.integration_id))
+
+
+async def test_an_answer_that_the_database_refuses_for_whatever_reason_is_kept(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise LookupError("no such table")
+
+    monkeypatch.setattr(system.integrations, "commit_refresh", refuse)
+    renewed = await system.refreshing.refresh(integration)
+    assert renewed.tokens.access_token == "renewed-access-1"
+    with pytest.raises(ExceptionGroup):
+        await system.refreshing.recover()
+    monkeypatch.undo()
+    await system.refreshing.recover()
+    assert (await system.tokens(integration.integration_id)).access_token == "renewed-access-1"
+
+
+async def test_an_answer_that_cannot_be_stored_keeps_none_of_the_others_back(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = [await system.connect_account(name) for name in ("first", "second")]
+    system.clock.advance(HOUR)
+    for integration in (first, second):
+        await answer_while_away(system, integration)
+        system.rows.away = False
+    commit = system.integrations.commit_refresh
+
+    async def refuse_the_first(
+        integration: Integration, credentials: NewCredentials, now: datetime
+    ) -> Integration | None:
+        if integration.integration_id == first.integration_id:
+            raise LookupError
+        return await commit(integration, credentials, now)
+
+    monkeypatch.setattr(system.integrations, "commit_refresh", refuse_the_first)
+    with pytest.raises(ExceptionGroup):
+        await system.refreshing.recover()
+    assert [kept.integration_id for kept in await system.spill.kept()] == [first.integration_id]
+
+
+async def test_an_answer_for_another_database_touches_nothing(system: FakeSystem, integration: Integration) -> None:
+    await answer_while_away(system, integration)
+    (kept,) = await system.spill.kept()
+    system.spill.refreshes = [replace(kept, uid="of another")]
+    system.rows.away = False
+    with pytest.raises(ExceptionGroup):
+        await system.refreshing.recover()
+    assert (await system.tokens(integration.integration_id)).access_token == "access-1"
+    assert len(await system.spill.kept()) == 1
+
+
+async def test_leases_that_come_back_while_others_are_released_are_not_forgotten(
+    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await system.connect_account("other")
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    release = system.leases.release
+
+    async def be_away(*_: object, **__: object) -> None:
+        raise StoreUnavailable
+
+    async def release_while_another_fails(lease: Lease, *, settled: bool) -> None:
+        monkeypatch.setattr(system.leases, "release", be_away)
+        with pytest.raises(ProviderUnavailable):
+            await system.refreshing.refresh(other)
+        monkeypatch.setattr(system.leases, "release", release)
+        await release(lease, settled=settled)
+
+    monkeypatch.setattr(system.leases, "release", be_away)
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    monkeypatch.setattr(system.leases, "release", release_while_another_fails)
+    await system.refreshing.recover()
+    for one in (integration, other):
+        assert await system.leases.is_free(system.row(one.integration_id))
 
 
 async def test_without_the_spill_the_answer_is_lost(system: FakeSystem, integration: Integration) -> None:
@@ -390,6 +471,31 @@ async def test_who_finds_the_grant_dead_looks_whether_another_has_won(
     assert status(system, integration) is Status.ACTIVE
 
 
+async def test_pauses_grow_with_failed_refreshes_only(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_error = ProviderUnavailable()
+    for _ in range(30):
+        await system.integrations.record_call(integration, Failure("X", system.clock(), "of a call"))
+    with pytest.raises(ProviderUnavailable):
+        await system.refreshing.refresh(integration)
+    assert system.row(integration.integration_id).refresh_retry_time is None
+    for _ in range(5):
+        await system.integrations.record_call(integration, None)  # calls go well, with a token that lasts a little
+        with pytest.raises(ProviderUnavailable):
+            await system.refreshing.refresh(integration, force=True)
+    retry_time = system.row(integration.integration_id).refresh_retry_time
+    assert retry_time is not None
+    assert retry_time - system.clock() > timedelta(seconds=20)
+
+
+async def test_a_client_that_is_refused_is_an_alarm_each_time(system: FakeSystem, integration: Integration) -> None:
+    system.provider.refresh_error = ProviderMisconfigured(oauth_error="invalid_client")
+    with structlog.testing.capture_logs() as logs, pytest.raises(ProviderMisconfigured):
+        await system.another_process().refresh(integration)
+    alarm = {"event": "client_refused", "log_level": "error", "integration_type": "fake"}
+    assert alarm in logs
+    assert status(system, integration) is Status.ACTIVE
+
+
 async def test_a_provider_that_fails_gets_longer_pauses(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     pauses = []
@@ -428,6 +534,34 @@ async def test_refusals_without_a_code_are_believed_in_the_end(system: FakeSyste
         await system.refreshing.refresh(integration, force=True)
 
 
+@pytest.mark.parametrize("code", ["invalid_token", "access_denied", "bad_refresh_token", "unsupported_grant_type"])
+async def test_refusals_with_other_codes_are_believed_in_the_end(
+    system: FakeSystem, integration: Integration, code: str
+) -> None:
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error=code)
+    for _ in range(24 * 60):
+        with pytest.raises((ProviderRejected, ProviderUnavailable, ReauthorizationRequired)):
+            await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+        system.clock.advance(timedelta(minutes=1))
+    assert len(system.provider.refreshes) == 8
+    assert status(system, integration) is Status.EXPIRED
+
+
+async def test_an_api_that_refuses_tokens_for_a_moment_ends_no_grant(system: FakeSystem) -> None:
+    integration = await system.connect()
+    system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
+    system.provider.answers = [ApiAnswer(401, (), b"{}") for _ in range(50)]
+    for _ in range(50):
+        with pytest.raises(ProviderUnavailable):
+            await system.calling.call_provider(integration.integration_id, ADA, ApiRequest("GET", "/things"))
+        system.clock.advance(timedelta(milliseconds=100))
+    assert len(system.provider.refreshes) == 4  # at once, at once, and after 1.5 s and 3 s
+    system.clock.advance(timedelta(minutes=1))
+    system.provider.refresh_error = None
+    renewed = await system.refreshing.refresh(system.row(integration.integration_id))
+    assert renewed.integration.status(system.clock()) is Status.ACTIVE
+
+
 async def test_outages_are_never_taken_for_refusals(system: FakeSystem, integration: Integration) -> None:
     for is_refusal in (False, True, False) * 10:
         system.provider.refresh_error = ProviderUnavailable(is_refusal=is_refusal)
@@ -445,6 +579,30 @@ async def test_many_grants_dying_at_once_are_our_alarm(system: FakeSystem) -> No
     marked = [one for one in integrations if system.row(one.integration_id).reauthorization_required]
     assert len(marked) == 19
     assert sum(isinstance(outcome, ProviderMisconfigured) for outcome in outcomes) == 21
+
+
+async def test_no_death_is_believed_until_one_grant_lives(system: FakeSystem) -> None:
+    integrations = [await system.connect_account(f"account-{number}") for number in range(40)]
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = DEAD
+
+    async def ask_all() -> int:
+        for integration in integrations:
+            with pytest.raises((ReauthorizationRequired, ProviderMisconfigured, ProviderUnavailable)):
+                await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+        return sum(status(system, integration) is Status.EXPIRED for integration in integrations)
+
+    for _ in range(60):
+        assert await ask_all() == 19
+        system.clock.advance(timedelta(minutes=1))
+    assert {status(system, integration) for integration in integrations} == {Status.EXPIRED, Status.ACTIVE}
+
+    system.clock.advance(timedelta(minutes=2))
+    system.provider.refresh_error = None
+    await system.refreshing.refresh(system.row(integrations[-1].integration_id))
+    system.provider.refresh_error = DEAD
+    with pytest.raises(ReauthorizationRequired):
+        await system.refreshing.refresh(system.row(integrations[-2].integration_id))
 
 
 async def test_one_grant_in_many_dying_is_the_users(system: FakeSystem, integration: Integration) -> None:

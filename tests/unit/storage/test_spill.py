@@ -5,7 +5,7 @@ import pytest
 
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.ports import NewCredentials, SpilledRefresh
-from integration_server.storage.spill import SpillDirectory
+from integration_server.storage.spill import SpillDirectory, require_writable
 
 REFRESH = SpilledRefresh(
     IntegrationId(7),
@@ -64,6 +64,23 @@ async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_b
         (directory / name).write_bytes(content)
     assert await spill.kept() == [REFRESH]
     assert len(modes(directory)) == 1 + 4
+
+
+async def test_what_the_disk_does_not_take_is_kept_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    spill = SpillDirectory(tmp_path / "file" / "spill")
+    await spill.keep(REFRESH)
+    assert await spill.kept() == [REFRESH]
+    await spill.drop(REFRESH)
+    assert await spill.kept() == []
+
+
+async def test_a_directory_that_takes_nothing_is_told_of(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"SPILL_DIR: .*/file/spill"):
+        require_writable(tmp_path / "file" / "spill")
 
 
 async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
