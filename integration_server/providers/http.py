@@ -31,6 +31,9 @@ _LONGEST_WAIT = timedelta(days=1)  # what a provider may make us wait by Retry-A
 
 _SLICES = 10  # of a deadline
 
+_GZIP = zlib.MAX_WBITS | 16
+_GZIP_BEGIN = b"\x1f"  # the first byte of a member: the second may come later
+
 _FAILURES = (
     *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
@@ -167,11 +170,12 @@ class ProviderHttp:
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
     """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
-    decode = _decoder(response.headers.get("Content-Encoding", "identity"))
-    body = bytearray()
+    decode = _decoder(response.headers.get("Content-Encoding", ""))
+    body, sent = bytearray(), 0
     async for chunk in cast(AsyncIterable[bytes], response.stream):
+        sent += len(chunk)
         body += decode(chunk, limit + 1 - len(body))
-        if len(body) > limit:
+        if max(sent, len(body)) > limit:
             raise _BodyTooLarge
     return bytes(body)
 
@@ -260,13 +264,35 @@ class _Body(httpx.AsyncByteStream):
         await self._answer.aclose()
 
 
-def _decoder(encoding: str) -> Callable[[bytes, int], bytes]:
-    """A function of a chunk and the most that it may return."""
-    if encoding == "identity":
-        return lambda chunk, _: chunk
-    if encoding == "gzip":
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress
+def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:
+    """A function of a chunk and the most that it may return, for a Content-Encoding (RFC 9110 §8.4)."""
+    names = [name.strip() for name in encodings.lower().split(",")]
+    match [name for name in names if name not in {"", "identity"}]:
+        case []:
+            return lambda chunk, _: chunk
+        case ["gzip" | "x-gzip"]:  # §8.4.1.3: the same
+            return _Gunzip()
     raise _BodyUnusable
+
+
+class _Gunzip:
+    """Inflates gzip, all of its members (RFC 1952 §2.2). What follows them and is none is padding, as for gzip(1)."""
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=_GZIP)
+        self._is_over = False
+
+    def __call__(self, chunk: bytes, most: int) -> bytes:
+        inflated = bytearray()
+        while chunk and len(inflated) < most:
+            if self._member.eof:
+                self._is_over = self._is_over or not chunk.startswith(_GZIP_BEGIN)
+                if self._is_over:
+                    break
+                self._member = zlib.decompressobj(wbits=_GZIP)
+            inflated += self._member.decompress(chunk, most - len(inflated))
+            chunk = self._member.unused_data
+        return bytes(inflated)
 
 
 def _retry_after(value: str | None, now: datetime) -> timedelta | None:

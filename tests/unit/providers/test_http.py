@@ -2,6 +2,7 @@ import asyncio
 import gzip
 import logging
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
@@ -180,11 +181,16 @@ async def test_a_body_at_the_limit_is_read() -> None:
             await http.request("GET", URL, allowed_origins=ORIGINS)
 
 
-def packed(content: bytes, encoding: str = "gzip") -> httpx.Response:
-    async def whole() -> AsyncIterator[bytes]:
-        yield gzip.compress(content)
+def encoded(encoding: str, *chunks: bytes) -> httpx.Response:
+    async def sent() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
 
-    return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Body(whole()))
+    return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Body(sent()))
+
+
+def packed(content: bytes, encoding: str = "gzip") -> httpx.Response:
+    return encoded(encoding, gzip.compress(content))
 
 
 async def test_inflates_what_is_small() -> None:
@@ -208,7 +214,58 @@ async def test_httpx_would_inflate_all_of_it() -> None:
         assert len((await client.get(URL)).content) == 50 << 20
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", " gzip\t", "x-gzip", "X-GZip", "gzip, identity", ",gzip"])
+async def test_gzip_goes_by_many_names(encoding: str) -> None:
+    assert (await answer_to(Network(packed(b"{}", encoding)))).body == b"{}"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "", " ", "identity,"])
+async def test_nothing_goes_by_many_names(encoding: str) -> None:
+    assert (await answer_to(Network(encoded(encoding, b"{}")))).body == b"{}"
+
+
+TWO_MEMBERS = gzip.compress(b'{"a": ') + gzip.compress(b"") + gzip.compress(b"1}")
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("padding", [b"", b"\0" * 512, b"\r\n", b"\n\x1f\x8b"])
+async def test_inflates_all_members_and_leaves_padding(size: int, padding: bytes) -> None:
+    body = TWO_MEMBERS + padding
+    chunks = (body[at : at + size] for at in range(0, len(body), size))
+    assert (await answer_to(Network(encoded("gzip", *chunks)))).body == b'{"a": 1}'
+
+
+def test_a_plain_decompressor_would_leave_the_second_member() -> None:
+    assert zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(TWO_MEMBERS) == b'{"a": '
+
+
+async def test_a_member_that_does_not_inflate_is_unusable() -> None:
+    with pytest.raises(ProviderUnavailable):
+        await answer_to(Network(encoded("gzip", TWO_MEMBERS, b"\x1f\x8b, and no more gzip")))
+
+
+async def asked_of(body: bytes, *, body_limit: int) -> HttpAnswer:
+    network = Network(encoded("gzip", body))
+    async with ProviderHttp(clock, transport=network, body_limit=body_limit) as http:
+        return await http.request("GET", URL, allowed_origins=ORIGINS)
+
+
+async def test_members_are_measured_together() -> None:
+    body = gzip.compress(b"x" * 600) * 2
+    assert len((await asked_of(body, body_limit=1200)).body) == 1200
+    with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
+        await asked_of(body, body_limit=1199)
+
+
+@pytest.mark.parametrize("rest", [gzip.compress(b""), b"\0"], ids=["members", "padding"])
+async def test_what_inflates_to_nothing_is_measured_as_it_was_sent(rest: bytes) -> None:
+    body = gzip.compress(b"{}") + rest * 1000
+    assert (await asked_of(body, body_limit=len(body))).body == b"{}"
+    with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
+        await asked_of(body, body_limit=len(body) - 1)
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "gzip, br", "gzipped", "g zip"])
 async def test_an_encoding_that_was_not_asked_for_is_unusable(encoding: str) -> None:
     with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
         await answer_to(Network(packed(b"{}", encoding)))
