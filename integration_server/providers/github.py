@@ -34,7 +34,6 @@ class GitHubProvider(OAuth2Provider):
     revoke_url = "https://api.github.com/applications/{client_id}/grant"
     revokes_whole_account = True
     required_scopes = ("read:user",)
-    answered_scope_separator = ","
     token_auth = "client_secret_post"
     error_codes: Mapping[str, str] = MappingProxyType(
         {

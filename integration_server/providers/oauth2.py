@@ -62,9 +62,6 @@ class OAuth2Provider(BaseProvider):
     code_params: Mapping[str, str] = MappingProxyType({})
     """Further parameters of the request that trades a code."""
 
-    answered_scope_separator: str | None = None
-    """What is between the scopes of an answer, where it is another than between those asked for."""
-
     error_field = "error"
     """Where the error code is in the token endpoint's answers, as a dotted path."""
 
@@ -154,7 +151,9 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNJUDGED:
             return True
-        return scope in tokens.scopes or self.scope_aliases.get(scope) in tokens.scopes
+        if scope in tokens.scopes or self.scope_aliases.get(scope) in tokens.scopes:
+            return True
+        return self._splits_at_commas and set(tokens.scopes).issuperset(scope.split(","))  # as it was when it was read
 
     # --- keeping
 
@@ -214,7 +213,7 @@ class OAuth2Provider(BaseProvider):
         tokens = tokens_in(
             self.token_fields(fields),
             now=self._context.clock(),
-            scope_separator=self.answered_scope_separator or self.scope_separator,
+            scope_separators=(self.scope_separator, ",") if self._splits_at_commas else (self.scope_separator,),
             extra_fields=self.extra_fields,
         )
         if self.tokens_never_expire:
@@ -223,6 +222,14 @@ class OAuth2Provider(BaseProvider):
             expire_time = self._context.clock() + self.assumed_lifetime
             return replace(tokens, expire_time=expire_time, lifetime=self.assumed_lifetime)
         return tokens
+
+    @property
+    def _splits_at_commas(self) -> bool:
+        """Some answer with commas between scopes, whatever they were asked with.
+
+        RFC 6749 §3.3 lets a scope have a comma: where one is known that has, answers are taken at their word.
+        """
+        return not any("," in scope for scope in self.required_scopes)
 
     def token_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """A successful answer's fields by the names of RFC 6749 §5.1, where the provider has others."""

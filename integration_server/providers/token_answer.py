@@ -2,7 +2,7 @@
 
 What comes of trading a code or a refresh token:
 
-    tokens                  2xx with a JSON object that has an access token and no `error`
+    tokens                  2xx with a JSON object or a form that has an access token and no `error`
     ProviderRejected        2xx or 4xx with an OAuth error code
     ProviderMisconfigured   the same, and the code is `invalid_client` or `unauthorized_client`
     ProviderUnavailable     all else, and at once except for the first:
@@ -13,9 +13,17 @@ What comes of trading a code or a refresh token:
         5xx, 429 and 408, whatever the body says
         4xx without an OAuth error code, and codes that pass: `temporarily_unavailable` and its like
         2xx with HTML, nothing, bad JSON, JSON that is no object, or no access token that can be used
+        a content coding that was not asked for; gzip and none go by any of their names (RFC 9110 §8.4.1)
 
 `ProviderUnavailable` has the answer's Retry-After, where the headers came and had one. Nothing is sent twice in
 here: after that error the code or the refresh token may be spent or not, and nobody on this side can tell.
+
+An `error` of null, "", false or 0 is none. One that passes is never a refusal (`is_refusal`), whatever its status.
+
+A body is read as JSON, whatever its media type: up to 64 KiB also with a byte order mark, with bytes that are no UTF-8,
+with half a character, with control characters, with numbers of any length (`json_answers.py`). One that is no JSON
+object is read as a form if it says that it is one, or if it says that it is plain text and has an `access_token` or an
+`error`, as old servers do.
 
 Only the access token must be right. Whatever else is odd is read as if it had been left out, since refusing
 the answer would lose a refresh token that the provider has already rotated:
@@ -24,9 +32,13 @@ the answer would lose a refresh token that the provider has already rotated:
   6749 §7.1).
 - `expires_in` may be a number or a numeric string. 0 and below: expired already. More than ten years,
   infinity included: ten years. Not a number: left out. Left out: `expires_at`, an ISO 8601 time (UTC unless
-  it says otherwise) or Unix seconds, likewise; and without either the token has no known end.
-- `scope` may be a string or a list; null, empty or left out means as asked (RFC 6749 §5.1).
-- A `refresh_token` that is no text, or empty, is none.
+  it says otherwise), Unix seconds, or Unix milliseconds where these seconds were after the year 9999, likewise; and
+  without either the token has no known end.
+- `scope` may be a string, with blanks or the given separators between scopes, or a list; null, empty or left out means
+  as asked (RFC 6749 §5.1).
+- A `refresh_token` that is no text, or empty, or that could not be read whole, is none. How long it lasts is in
+  `refresh_token_expires_in`, `x_refresh_token_expires_in` (Intuit) or `refresh_expires_in` (Keycloak), in seconds; 0
+  and below: not known.
 
 Of an error only its code is kept, and only if it looks like one. The provider's own words go nowhere.
 """
@@ -36,20 +48,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.json_answers import UNREADABLE, field_at, read_object, text_at
 
 _LONGEST_LIFE = timedelta(days=3650)
+_LAST_SECOND = datetime.max.replace(tzinfo=UTC).timestamp()  # some say by it that there is no end
 _ERROR_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SCOPE = re.compile(r"[\x21-\x7e]{1,512}")  # RFC 6749 §3.3, and with quotes, which some use
 
 _OUR_FAULT = {"invalid_client", "unauthorized_client"}
 _PASSING = {"temporarily_unavailable", "server_error", "slow_down"}
+
+_FORM = "application/x-www-form-urlencoded"
+_FORM_IN_DISGUISE = "text/plain"
+_SPEAKING = {"access_token", "error"}  # members by which a plain text is known to be a form
+_MOST_MEMBERS = 1000
 
 
 def _number(value: object) -> float | None:
@@ -66,8 +85,10 @@ def _number(value: object) -> float | None:
 
 def _unix_time(value: object) -> float | None:
     number = _number(value)
-    if number is not None or not isinstance(value, str):
-        return number
+    if number is not None:
+        return number / 1000 if number > _LAST_SECOND else number
+    if not isinstance(value, str):
+        return None
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
@@ -76,7 +97,7 @@ def _unix_time(value: object) -> float | None:
 
 
 def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and value and UNREADABLE not in value else None
 
 
 def _scope_text(value: object) -> str | None:
@@ -105,6 +126,7 @@ class TokenAnswer(BaseModel):
     refresh_token: Annotated[str | None, BeforeValidator(_text_or_none)] = Field(None, repr=False)
     refresh_token_expires_in: _Number = None
     x_refresh_token_expires_in: _Number = None
+    refresh_expires_in: _Number = None
     scope: Annotated[str | None, BeforeValidator(_scope_text)] = None
 
     def lifetime(self, now: datetime) -> timedelta | None:
@@ -117,13 +139,15 @@ class TokenAnswer(BaseModel):
 
     def refresh_token_lifetime(self) -> timedelta | None:
         """How long the refresh token is good for; None if nobody knows."""
-        seconds = self.refresh_token_expires_in or self.x_refresh_token_expires_in
+        seconds = self.refresh_token_expires_in or self.x_refresh_token_expires_in or self.refresh_expires_in
         return _bounded(seconds) if seconds is not None and seconds > 0 else None
 
-    def scopes(self, separator: str) -> tuple[str, ...] | None:
+    def scopes(self, separators: Sequence[str]) -> tuple[str, ...] | None:
         """The granted scopes; None if the answer does not say."""
-        parts = (self.scope or "").replace(separator, " ").split()
-        return tuple(dict.fromkeys(part for part in parts if _SCOPE.fullmatch(part))) or None
+        text = self.scope or ""
+        for separator in separators:
+            text = text.replace(separator, " ")
+        return tuple(dict.fromkeys(part for part in text.split() if _SCOPE.fullmatch(part))) or None
 
 
 def read_tokens(
@@ -131,19 +155,20 @@ def read_tokens(
     *,
     what: str,
     now: datetime,
-    scope_separator: str = " ",
+    scope_separators: Sequence[str] = (),
     extra_fields: Sequence[str] = (),
 ) -> OAuthTokens:
     """The tokens in an answer to trading `what` ("code", "grant"). Raises the errors of `require_no_error`.
 
-    `extra_fields` are dotted paths of further values to keep.
+    `scope_separators` are what may be between scopes besides blanks, `extra_fields` dotted paths of further values to
+    keep.
     """
     fields = require_no_error(answer, what)
-    return tokens_in(fields, now=now, scope_separator=scope_separator, extra_fields=extra_fields)
+    return tokens_in(fields, now=now, scope_separators=scope_separators, extra_fields=extra_fields)
 
 
 def tokens_in(
-    fields: Mapping[str, Any], *, now: datetime, scope_separator: str = " ", extra_fields: Sequence[str] = ()
+    fields: Mapping[str, Any], *, now: datetime, scope_separators: Sequence[str] = (), extra_fields: Sequence[str] = ()
 ) -> OAuthTokens:
     """The tokens in an answer's fields. Raises `ProviderUnavailable` if there are none."""
     tokens = _parse(fields)
@@ -157,7 +182,7 @@ def tokens_in(
         expire_time=None if lifetime is None else now + lifetime,
         lifetime=lifetime,
         refresh_token_expire_time=None if refresh_lifetime is None else now + refresh_lifetime,
-        scopes=tokens.scopes(scope_separator),
+        scopes=tokens.scopes(scope_separators),
         extras={path: text for path in extra_fields if (text := text_at(fields, path)) is not None},
     )
 
@@ -165,27 +190,45 @@ def tokens_in(
 def require_no_error(
     answer: HttpAnswer, what: str, read_code: Callable[[HttpAnswer], str | None] | None = None
 ) -> Mapping[str, Any]:
-    """The answer's JSON object, empty if it has none; or the error that it means (RFC 6749 §5.2).
+    """The answer's fields, or the error that it means (RFC 6749 §5.2).
 
     Raises `ProviderMisconfigured` where our client is refused, `ProviderRejected` where `what` is; and
     `ProviderUnavailable` for all that does not say so with an error code, since a status alone may come
     from anything on the way. HTTP 200 with an `error` is an error. `read_code` reads codes of other kinds.
     """
-    fields = read_object(answer.body) or {}
+    fields = _fields_of(answer)
     code = (read_code or error_code)(answer)
     if (answer.is_success or answer.is_refusal) and code is not None and code not in _PASSING:
         if code in _OUR_FAULT:
             raise ProviderMisconfigured(oauth_error=code)
         raise ProviderRejected(what, oauth_error=code)
     if not answer.is_success or fields.get("error"):
-        raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal and code is None)
     return fields
 
 
 def error_code(answer: HttpAnswer, path: str = "error") -> str | None:
     """The error code of an answer, at a dotted path, if it has one that looks like one."""
-    code = text_at(read_object(answer.body), path)
+    fields = _fields_of(answer)
+    code = text_at(fields, path) if field_at(fields, path) else None  # the number 0 is no error
     return code if code is not None and _ERROR_CODE.fullmatch(code) else None
+
+
+def _fields_of(answer: HttpAnswer) -> Mapping[str, Any]:
+    """The members of the JSON object or the form that an answer has; none if it has neither."""
+    return read_object(answer.body) or _form_in(answer)
+
+
+def _form_in(answer: HttpAnswer) -> Mapping[str, str]:
+    media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in {_FORM, _FORM_IN_DISGUISE}:
+        return {}
+    text = answer.body.decode("utf-8-sig", "replace").strip()
+    try:
+        fields = dict(parse_qsl(text, max_num_fields=_MOST_MEMBERS))
+    except ValueError:
+        return {}
+    return {} if media_type == _FORM_IN_DISGUISE and _SPEAKING.isdisjoint(fields) else fields
 
 
 def _parse(fields: Mapping[str, Any]) -> TokenAnswer | None:

@@ -52,9 +52,9 @@ def json_response(value: object, status: int = 200, **headers: str) -> httpx.Res
     return httpx.Response(status, headers={"Content-Type": "application/json", **names}, text=json.dumps(value))
 
 
-def http_answer(value: object, status: int = 200) -> HttpAnswer:
+def http_answer(value: object, status: int = 200, **headers: str) -> HttpAnswer:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return HttpAnswer(status, {}, body)
+    return HttpAnswer(status, {name.replace("_", "-"): text for name, text in headers.items()}, body)
 
 
 def context(

@@ -180,6 +180,31 @@ def test_compares_what_was_granted_with_what_was_asked(
     assert built(Aliasing, Network()).missing_scopes(asked, tokens) == missing
 
 
+@pytest.mark.parametrize("scope", ["read,write", "read, write", "write read", ["write", "read"], ["read,write"]])
+@pytest.mark.parametrize("separator", [" ", ",", "+"])
+async def test_takes_commas_between_scopes_whatever_they_were_asked_with(scope: object, separator: str) -> None:
+    network = Network(json_response({"access_token": "at", "scope": scope}))
+    provider = built(Acme, network).with_attributes(scope_separator=separator)
+    tokens = await provider.refresh_access_token("rt")
+    assert set(tokens.scopes or ()) == {"read", "write"}
+    assert provider.missing_scopes(["read", "write"], tokens) == []
+
+
+async def test_takes_a_comma_for_a_part_of_a_scope_where_scopes_have_commas() -> None:
+    network = Network(json_response({"access_token": "at", "scope": "read,write admin"}))
+    provider = built(Acme, network).with_attributes(required_scopes=("read,write",))
+    tokens = await provider.refresh_access_token("rt")
+    assert tokens.scopes == ("read,write", "admin")
+    assert provider.missing_scopes(["read,write", "read", "admin,read,write"], tokens) == ["read", "admin,read,write"]
+
+
+async def test_knows_a_callers_own_scope_that_was_split() -> None:
+    network = Network(json_response({"access_token": "at", "scope": "read my,own"}))
+    provider = built(Acme, network)
+    tokens = await provider.refresh_access_token("rt")
+    assert provider.missing_scopes(["read", "my,own", "my,other"], tokens) == ["my,other"]
+
+
 # --- verifying ---------------------------------------------------------------------------------------------
 
 

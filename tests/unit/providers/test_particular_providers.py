@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 
 from integration_server.domain.credentials import OAuthTokens
@@ -96,6 +97,19 @@ async def test_a_tenant_that_was_taken_away_is_told() -> None:
     tokens = OAuthTokens("at", extras={"tenant_id": TENANT})
     with pytest.raises(ProviderRejected):
         await xero(Network(tenants(OTHER))).verify_connection(tokens)
+
+
+async def test_github_is_understood_where_it_answers_with_forms() -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+    network = Network(
+        httpx.Response(200, headers=form, text="access_token=at&scope=read%3Auser%2Crepo&token_type=bearer"),
+        httpx.Response(200, headers=form, text="error=bad_refresh_token&error_description=It+has+expired."),
+    )
+    github = built(GitHubProvider, network)
+    assert await github.refresh_access_token("rt") == OAuthTokens("at", scopes=("read:user", "repo"))
+    with pytest.raises(ProviderRejected) as raised:
+        await github.refresh_access_token("rt")
+    assert raised.value.oauth_error == "invalid_grant"
 
 
 async def test_github_has_nothing_left_of_a_token_it_does_not_know() -> None:

@@ -1,9 +1,11 @@
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import from_json
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
@@ -23,9 +25,9 @@ def tokens_of(**fields: Any) -> OAuthTokens:
     return read_tokens(http_answer({"access_token": "at", **fields}), what="code", now=NOW)
 
 
-def failure_of(value: object, status: int = 400, *, what: str = "code") -> ProviderError:
+def failure_of(value: object, status: int = 400, *, what: str = "code", **headers: str) -> ProviderError:
     with pytest.raises(ProviderError) as raised:
-        read_tokens(http_answer(value, status), what=what, now=NOW)
+        read_tokens(http_answer(value, status, **headers), what=what, now=NOW)
     return raised.value
 
 
@@ -57,6 +59,109 @@ def test_an_unknown_token_type_must_not_be_used(token_type: object) -> None:
 @pytest.mark.parametrize("token", [None, "", 5, ["at"], "a b", "a\nb", "a\0b", "tökén", "x" * 16_385])
 def test_an_answer_without_a_token_that_can_be_sent_is_unusable(token: object) -> None:
     assert isinstance(failure_of({"access_token": token}, 200), ProviderUnavailable)
+
+
+# --- in what form it comes ---------------------------------------------------------------------------------
+
+ODD_JSON = {
+    "a byte order mark": b'\xef\xbb\xbf{"access_token": "at", "refresh_token": "rt"}',
+    "half a character": rb'{"name": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "bytes that are no UTF-8": b'{"name": "Caf\xe9", "access_token": "at", "refresh_token": "rt"}',
+    "a text of two lines": b'{"name": "a\nb", "access_token": "at", "refresh_token": "rt"}',
+    "a number of 5,000 digits": b'{"id": %s, "access_token": "at", "refresh_token": "rt"}' % (b"9" * 5000),
+    "half a character as scope": rb'{"scope": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "lists in lists": b'{"a": %s1%s, "access_token": "at", "refresh_token": "rt"}' % (b"[" * 250, b"]" * 250),
+}
+
+
+@pytest.mark.parametrize("name", ODD_JSON)
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=iso-8859-1", "text/html", ""])
+def test_tokens_are_read_beside_what_is_no_json(name: str, content_type: str) -> None:
+    answer = http_answer(ODD_JSON[name], content_type=content_type)
+    tokens = read_tokens(answer, what="grant", now=NOW, extra_fields=("name", "id"))
+    assert tokens == OAuthTokens(access_token="at", refresh_token="rt")
+
+
+@pytest.mark.parametrize("name", ODD_JSON)
+def test_a_strict_reader_would_refuse_them(name: str) -> None:
+    with pytest.raises(ValueError, match="line"):
+        from_json(ODD_JSON[name])
+
+
+@pytest.mark.parametrize("refresh_token", [rb"\ud83d", b"r\xe9"])
+def test_a_refresh_token_that_could_not_be_read_whole_is_none(refresh_token: bytes) -> None:
+    answer = http_answer(b'{"access_token": "at", "refresh_token": "%s"}' % refresh_token)
+    assert read_tokens(answer, what="code", now=NOW) == OAuthTokens(access_token="at")
+
+
+def test_an_access_token_that_could_not_be_read_whole_is_unusable() -> None:
+    assert isinstance(failure_of(b'{"access_token": "a\xe9"}', 200), ProviderUnavailable)
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_reads_an_expires_in_of_5_000_digits(sign: str) -> None:
+    answer = http_answer(b'{"access_token": "at", "expires_in": %s%s}' % (sign.encode(), b"9" * 5000))
+    assert read_tokens(answer, what="code", now=NOW).lifetime == (timedelta() if sign else TEN_YEARS)
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("content_type", [FORM, "Application/X-WWW-Form-URLencoded ; charset=utf-8", "text/plain"])
+@pytest.mark.parametrize("end", ["", "\r\n"])
+def test_reads_a_form(content_type: str, end: str) -> None:
+    members = {"access_token": "a+t", "refresh_token": "r t", "expires_in": 3600, "scope": "read,write", "id": 7}
+    answer = http_answer(f"{urlencode(members)}{end}".encode(), content_type=content_type)
+    assert read_tokens(answer, what="code", now=NOW, scope_separators=(",",), extra_fields=("id",)) == OAuthTokens(
+        access_token="a+t",
+        refresh_token="r t",
+        expire_time=NOW + timedelta(hours=1),
+        lifetime=timedelta(hours=1),
+        scopes=("read", "write"),
+        extras={"id": "7"},
+    )
+
+
+def test_json_that_says_it_is_a_form_is_json() -> None:
+    answer = http_answer({"access_token": "at"}, content_type=FORM)
+    assert read_tokens(answer, what="code", now=NOW).access_token == "at"
+
+
+@pytest.mark.parametrize("content_type", [FORM, "text/plain; charset=us-ascii"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_reads_an_error_in_a_form(content_type: str, status: int) -> None:
+    error = failure_of(b"error=invalid_grant&error_description=s3cret", status, content_type=content_type)
+    assert isinstance(error, ProviderRejected)
+    assert error.oauth_error == "invalid_grant"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"access_token=at", "text/html"),
+        (b"access_token=at", "application/json"),
+        (b"access_token=at", ""),
+        (b"access_token=", FORM),
+        (b"refresh_token=rt", FORM),
+        (b"Sign in, please", "text/plain"),
+        (b"", FORM),
+        (b"\xff\xfe\x00", FORM),
+        (b"a=b&" * 2000 + b"access_token=at", FORM),
+    ],
+)
+def test_what_is_no_form_of_tokens_is_unusable(body: bytes, content_type: str) -> None:
+    assert isinstance(failure_of(body, 200, content_type=content_type), ProviderUnavailable)
+
+
+@given(st.binary() | st.text().map(str.encode), st.sampled_from([FORM, "text/plain", "application/json"]))
+def test_whatever_bytes_come_are_tokens_or_a_provider_error(body: bytes, content_type: str) -> None:
+    for start in (b"", b'{"access_token": "at", "refresh_token": "', b"access_token=at&refresh_token="):
+        answer = http_answer(start + body + (b'"}' if start.startswith(b"{") else b""), content_type=content_type)
+        try:
+            tokens = read_tokens(answer, what="code", now=NOW, extra_fields=("extra",))
+        except ProviderError:
+            continue
+        assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # fit to be stored
 
 
 # --- how long it is good for -------------------------------------------------------------------------------
@@ -100,6 +205,11 @@ def test_an_expires_in_that_is_no_number_counts_as_left_out(expires_in: object) 
         ("2026-12-22T14:00:00+02:00", timedelta(days=30)),
         (int(NOW.timestamp()) + 60, timedelta(minutes=1)),
         (str(int(NOW.timestamp()) + 60), timedelta(minutes=1)),
+        (int(NOW.timestamp() + 60) * 1000, timedelta(minutes=1)),
+        (str(int(NOW.timestamp() + 60) * 1000), timedelta(minutes=1)),
+        (int(NOW.timestamp() - 60) * 1000, timedelta()),
+        (253_402_300_799, TEN_YEARS),  # the end of the year 9999, as which some say "never"
+        (253_402_300_799_999, TEN_YEARS),
         ("2020-01-01T00:00:00Z", timedelta()),
         ("9999-12-31T23:59:59Z", TEN_YEARS),
         (1e300, TEN_YEARS),
@@ -119,15 +229,16 @@ def test_expires_in_goes_before_expires_at_because_clocks_differ() -> None:
     assert tokens_of(expires_in=60, expires_at="2030-01-01T00:00:00Z").lifetime == timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("name", ["refresh_token_expires_in", "x_refresh_token_expires_in"])
+@pytest.mark.parametrize("name", ["refresh_token_expires_in", "x_refresh_token_expires_in", "refresh_expires_in"])
 def test_reads_how_long_the_refresh_token_is_good_for(name: str) -> None:
     tokens = tokens_of(refresh_token="rt", **{name: "8726400"})
     assert tokens.refresh_token_expire_time == NOW + timedelta(days=101)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, "never", None])
-def test_a_refresh_token_without_a_sensible_end_has_none(seconds: object) -> None:
-    assert tokens_of(refresh_token="rt", refresh_token_expires_in=seconds).refresh_token_expire_time is None
+@pytest.mark.parametrize("name", ["refresh_token_expires_in", "refresh_expires_in"])
+def test_a_refresh_token_without_a_sensible_end_has_none(name: str, seconds: object) -> None:
+    assert tokens_of(refresh_token="rt", **{name: seconds}).refresh_token_expire_time is None
 
 
 # --- what else is in it ------------------------------------------------------------------------------------
@@ -139,23 +250,28 @@ def test_a_refresh_token_that_is_no_text_is_none(refresh_token: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "separator", "scopes"),
+    ("scope", "separators", "scopes"),
     [
-        ("read write", " ", ("read", "write")),
-        ("read,write", ",", ("read", "write")),
-        ("read write", ",", ("read", "write")),
-        (" read  read ", " ", ("read",)),
-        (["read", "write", 7], " ", ("read", "write")),
-        ("read wr\0ite", " ", ("read",)),
-        ("", " ", None),
-        ([], " ", None),
-        (None, " ", None),
-        (7, " ", None),
+        ("read write", [], ("read", "write")),
+        ("read write", [" "], ("read", "write")),
+        ("read,write", [], ("read,write",)),
+        ("read,write", [","], ("read", "write")),
+        ("read, write", [","], ("read", "write")),
+        ("read write", [","], ("read", "write")),
+        ("read;write,delete", [";", ","], ("read", "write", "delete")),
+        (" read  read ", [], ("read",)),
+        (["read", "write", 7], [], ("read", "write")),
+        (["read", "write"], [","], ("read", "write")),
+        ("read wr\0ite", [], ("read",)),
+        ("", [], None),
+        ([], [], None),
+        (None, [], None),
+        (7, [], None),
     ],
 )
-def test_reads_scopes(scope: object, separator: str, scopes: tuple[str, ...] | None) -> None:
+def test_reads_scopes(scope: object, separators: list[str], scopes: tuple[str, ...] | None) -> None:
     answer = http_answer({"access_token": "at", "scope": scope})
-    assert read_tokens(answer, what="code", now=NOW, scope_separator=separator).scopes == scopes
+    assert read_tokens(answer, what="code", now=NOW, scope_separators=separators).scopes == scopes
 
 
 def test_keeps_the_extra_fields_that_are_declared_and_no_others() -> None:
@@ -196,9 +312,27 @@ def test_an_error_that_comes_with_http_200_is_an_error() -> None:
     assert isinstance(error, ProviderRejected)
 
 
-@pytest.mark.parametrize("nothing", [None, "", False])
+@pytest.mark.parametrize("nothing", [None, "", False, 0, 0.0, {}])
 def test_an_empty_error_beside_a_token_is_none(nothing: object) -> None:
     assert tokens_of(error=nothing).access_token == "at"
+
+
+def test_a_number_beside_a_token_is_an_error() -> None:
+    assert failure_of({"error": 1, "access_token": "at"}, 200).oauth_error == "1"
+
+
+@pytest.mark.parametrize("code", ["temporarily_unavailable", "server_error", "slow_down"])
+def test_a_code_that_passes_is_no_refusal(code: str) -> None:
+    error = failure_of({"error": code}, 400)
+    assert isinstance(error, ProviderUnavailable)
+    assert not error.is_refusal
+
+
+@pytest.mark.parametrize("fields", [{"message": "gone"}, {"error": "Not a code, but a sentence"}, {"error": 0}])
+def test_a_refusal_without_a_code_is_told_as_one(fields: object) -> None:
+    error = failure_of(fields, 400)
+    assert isinstance(error, ProviderUnavailable)
+    assert error.is_refusal
 
 
 @pytest.mark.parametrize(
