@@ -179,7 +179,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
-            return self._no_handler(method)
+            return self._no_handler()
         if self._doorkeeper.lets_all_in(method):
             return handler
         if handler.unary_unary is not None:
@@ -219,12 +219,12 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(answers, handler.request_deserializer, handler.response_serializer)
 
-    def _no_handler(self, method: str) -> Handler:
+    def _no_handler(self) -> Handler:
         async def nothing(_requests: object, context: Context) -> None:
             try:
                 await self._doorkeeper.identify(context)
             except CallerUnknown as error:  # who does not learn what there is
-                await self._turn_away(method, context, error)
+                await self._turn_away("unknown", context, error)  # the name is the client's own text
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # in gRPC's own words
 
         return grpc.stream_stream_rpc_method_handler(nothing)

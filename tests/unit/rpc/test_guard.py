@@ -8,6 +8,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
@@ -214,6 +215,25 @@ async def test_nobody_is_let_in_without_a_name(system: FakeSystem, token: str | 
     with pytest.raises(Refused) as refused:
         await Guarded(system).call("ListIntegrationTypes", pb.ListIntegrationTypesRequest(), token=token)
     assert refused.value.wire == (grpc.StatusCode.UNAUTHENTICATED, "the caller is not known", ())
+
+
+async def test_a_method_is_logged_where_there_is_one_of_that_name(system: FakeSystem) -> None:
+    """A name that nobody has given is the client's own text, and the client may be anybody."""
+    interceptor = Guarded(system).interceptor
+
+    async def find_nothing(_details: grpc.HandlerCallDetails) -> Any:
+        return None
+
+    invented: Any = await interceptor.intercept_service(find_nothing, Details("/key=" + "key=" * 4_000))
+    with capture_logs() as logs:
+        with pytest.raises(grpc.aio.AbortError):
+            await invented.stream_stream(None, KnownContext(None))
+        with pytest.raises(Refused):
+            await Guarded(system).call("ListIntegrationTypes", pb.ListIntegrationTypesRequest(), token=None)
+    assert [(entry["event"], entry["method"]) for entry in logs] == [
+        ("caller_unknown", "unknown"),
+        ("caller_unknown", "/integrations.v1.IntegrationService/ListIntegrationTypes"),
+    ]
 
 
 @pytest.mark.parametrize(
