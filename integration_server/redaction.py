@@ -19,18 +19,21 @@ REDACTED = "[redacted]"
 # As the end of a longer name too: access_token, X-Api-Key, clientSecret.
 _NAME = (
     r"[\w-]*(?:token|secret|passwd|password|authorization|cookie|credentials|assertion|signature|verifier"
-    r"|(?:api|encryption|private|data)[_-]?key)"
+    r"|(?:api|encryption|private|data)[_-]?key"
+    r"|pwd(?!\W{0,8}[/~]))"  # of a shell it is where it is
 )
 # What is also called so without being a secret: an error's code, a row's state. Of these only what looks random goes.
 _AMBIGUOUS_NAME = r"(?:code|state|key|nonce|sig)"
 _VALUE = r"[^\s\"'&,;\\<>)}\]]"
-_RANDOM = rf"(?={_VALUE}*(?-i:[a-z]))(?={_VALUE}*(?-i:[A-Z]|\d)){_VALUE}{{16,}}"
+# How far it is looked is bounded: in key=key=key=… each word begins a value that goes on to the end.
+_RANDOM = rf"(?={_VALUE}{{0,31}}?(?-i:[a-z]))(?={_VALUE}{{0,31}}?(?-i:[A-Z]|\d)){_VALUE}{{16,}}"
 
 # Where a word begins, also behind an escape: \nword, \u0022word, %22word.
 _START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
 
-# name=value, name: value, "name": "value", 'name': b'value', and the same where it was escaped once more.
-_BEFORE = r"(?P<before>{start}{name}[\\\"']{{0,4}}\s*(?:[=:]|%3D|%3A)\s*(?:b?[\\\"']{{1,4}})?)"
+# name=value, name: value, name => value, "name": "value", 'name': b'value', 'name': ['value'], and the same where it
+# was escaped once more.
+_BEFORE = r"(?P<before>{start}{name}[\\\"']{{0,4}}\s*(?:[=:]{{1,2}}>?|%3D|%3A)\s*(?:[\[(]\s*)?(?:b?[\\\"']{{1,4}})?)"
 _NAMED = re.compile(
     _BEFORE.format(start=r"(?<![\w-])", name=_NAME) + rf"(?:(?:Bearer|Basic|Token)\s+)?{_VALUE}+", re.IGNORECASE
 )
@@ -43,7 +46,8 @@ _SHAPES = re.compile(
     rf"""
       (?i:\bcookie\s*:\s*)[^\r\n]+                                              # all of them
     | \b(?:Bearer|Basic)\s+[\w.~+/=-]{{8,}}                                     # RFC 6750, RFC 7617
-    | (?<=://)[^\s/@:]*:[^\s/@]+(?=@)                                           # a URL's user and password
+    | (?i:\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{{0,63}}?(?:\d|[a-z][A-Z]))[\w.~+/=-]{{8,}}  # and no words
+    | (?<=://)[^\s/@:]*:[^\s/@]+(?:@[^\s/@\"'<>,;]*)*(?=@)                      # a URL's user and password
     | {_START}eyJ[\w-]{{8,}}\.[\w-]*(?:\.[\w-]*)*                               # a JWT or JWE: base64url of {{"
     | {_START}A[Q-Za-f][\w-]{{60,}}                                             # sealed by us: format 1, key id …
     | {_START}(?:
@@ -60,12 +64,23 @@ _SHAPES = re.compile(
       )
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*-----|$)
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,  # as _START is: otherwise a word could begin within a word, and be read once for each
 )
+
+_LONGEST = 16 * 1024
+"""Characters of a text: one of ours is shorter, and whoever sends a longer one must not make us read it."""
 
 
 def redact_text(text: str) -> str:
-    """The text without what looks like a secret."""
+    """The text without what looks like a secret, and no longer than is worth reading."""
+    if len(text) <= _LONGEST:
+        return _without_secrets(text)
+    # The word that is cut through goes whole: half a secret may not look like one.
+    begins = text[:_LONGEST].rsplit(maxsplit=1)[:-1]
+    return f"{''.join(map(_without_secrets, begins))} [cut: {len(text)} characters]".lstrip()
+
+
+def _without_secrets(text: str) -> str:
     for pattern in (_NAMED, _NAMED_AMBIGUOUSLY):
         text = pattern.sub(rf"\g<before>{REDACTED}", text)
     return _SHAPES.sub(REDACTED, text)

@@ -4,7 +4,9 @@ import base64
 import json
 import logging
 import os
+import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
+from integration_server import redaction
 from integration_server.logs import configure_logging
 from integration_server.redaction import REDACTED, exception_without_words, redact, redact_text
 
@@ -81,6 +84,12 @@ BY_NAME = [
     "code={}&state=x",
     '"state": "{}"',
     "postgresql://server:{}@db.example/integrations",
+    "redis://:p@{}@db.example,other.example",
+    "{{'access_token': ['{}']}}",
+    "got bearer {}",
+    "api_key => {}",
+    "secret := {}",
+    "uid=server;pwd={};",
 ]
 
 HARMLESS = [
@@ -94,6 +103,9 @@ HARMLESS = [
     'File "/srv/integration_server/service/refreshing.py", line 12, in refresh\n    await provider.refresh()\n',
     "8c1c2f0e-6d5b-4d5e-9e6a-0b0a0c0d0e0f",
     "127.0.0.1:50051",
+    "PWD=/srv/app OLDPWD='/srv' pwd: ~",
+    "an authorization entry that is not a bearer token; bearer authentication is required",
+    "http://127.0.0.1:8080/user@example.com and a@b.example",
     "https://accounts.example.com",
     "Ада",
     "",
@@ -117,17 +129,81 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert redact_text(text) == text
 
 
-@pytest.mark.parametrize("unit", ["a_", "token", "token=", "eyJ", "Bearer ", "state=a", "://a:", '\\"', "-"])
-def test_a_long_text_takes_its_time_only_once(unit: str) -> None:
-    """Ten times the text takes about ten times as long, not a hundred times."""
+# --- what it costs -------------------------------------------------------------------------------------------------
+
+
+def growth(unit: str, length: int = 1_024) -> float:
+    """How many times as long eight times the text takes: 8 where it is read once, 64 where once for each word."""
 
     def seconds(text: str) -> float:
         begin = time.process_time()
         redact_text(text)
         return time.process_time() - begin
 
-    shorter = min(seconds(unit * 2_000) for _ in range(5))
-    assert min(seconds(unit * 20_000) for _ in range(3)) < 40 * shorter + 0.05
+    text = unit * (length // len(unit))
+    return min(seconds(text * 8) for _ in range(3)) / min(seconds(text) for _ in range(25))
+
+
+MOST = 24
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a_", "token", "token=", "token ", "eyJ", "éeyJ", "Bearer ", "bearer a", "state=a", "key=", "key=[", "%41key=",
+        "://a:", "://a:@", "@", "pwd=/", "SG.aaaaaaaa", "cookie ", "-----BEGIN A", "-----BEGIN PRIVATE KEY-----", '\\"',
+    ],
+)  # fmt: skip
+def test_a_text_is_read_once(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    assert growth(unit) < MOST
+
+
+def without_bounds(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    assert "{0,31}?" in pattern.pattern
+    return re.compile(pattern.pattern.replace("{0,31}?", "*"), pattern.flags)
+
+
+def with_words_in_words(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(pattern.pattern, pattern.flags & ~re.ASCII)
+
+
+@pytest.mark.parametrize(
+    ("name", "undefended", "unit", "length"),
+    [("_NAMED_AMBIGUOUSLY", without_bounds, "key=", 1_024), ("_SHAPES", with_words_in_words, "éeyJ", 2_048)],
+)
+def test_without_its_defence_a_text_is_read_once_for_each_word(
+    name: str,
+    undefended: Callable[[re.Pattern[str]], re.Pattern[str]],
+    unit: str,
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The twins."""
+    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    assert growth(unit, length) < MOST
+    monkeypatch.setattr(redaction, name, undefended(getattr(redaction, name)))
+    assert growth(unit, length) > MOST
+
+
+def test_of_a_long_text_the_beginning_stays_and_how_long_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "so it begins, " + "and goes on " * 10_000
+    kept = redact_text(text)
+    assert kept.startswith("so it begins, and goes on ")
+    assert kept.endswith(f"[cut: {len(text)} characters]")
+    assert len(kept) < 17 * 1024
+    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    assert redact_text(text) == text
+
+
+@pytest.mark.parametrize("around", ["sk_live_{}", "postgresql://u:{}@db.example/x"])
+def test_no_half_of_a_secret_is_left_where_a_text_is_cut(around: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"before {around.format(RANDOM)}"
+    cut = text.index(RANDOM) + 7
+    monkeypatch.setattr(redaction, "_LONGEST", cut)
+    assert redact_text(text) == f"before [cut: {len(text)} characters]"
+    assert redact_text("x" * 100) == "[cut: 100 characters]"
+    assert RANDOM[:7] in redact_text(text[:cut])  # the twin: cut where the limit happens to be
 
 
 # --- events --------------------------------------------------------------------------------------------------------
