@@ -12,8 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import structlog
-from joserfc.errors import JoseError
-from joserfc.jwk import JWKRegistry, KeySet
+from joserfc.jwk import JWKRegistry, Key, KeySet
 from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
@@ -41,18 +40,33 @@ class Keys(Protocol):
 
 
 def read_keys(body: bytes) -> KeySet:
-    """The public signature keys of a JWK set. Raises `Unusable`."""
+    """The public signature keys of a JWK set, without those that are not understood. Raises `Unusable`."""
     try:
-        keys = [JWKRegistry.import_key(key) for key in json.loads(body)["keys"] if _is_for_signatures(key)]
-    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        published = list(json.loads(body)["keys"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Unusable(f"is not a JWK set ({type(error).__name__})") from None
+    keys, skipped = [], []
+    for number, jwk in enumerate(published, start=1):
+        try:
+            if _is_for_signatures(jwk):
+                keys.append(_imported(jwk))
+        except Exception as error:  # RFC 7517 §5: one that is not understood does not take the others along
+            skipped.append(f"{number}: {type(error).__name__}")
+    if skipped:
+        structlog.get_logger(__name__).warning("keys_skipped", skipped=skipped, of=len(published))
     if not keys:
-        raise Unusable("has no public key for signatures")
+        raise Unusable("has no public key for signatures that is understood")
     return KeySet(keys)
 
 
-def _is_for_signatures(key: dict[str, Any]) -> bool:
-    return key.get("kty") in {"RSA", "EC", "OKP"} and key.get("use", "sig") == "sig"
+def _is_for_signatures(jwk: dict[str, Any]) -> bool:
+    return jwk.get("kty") in {"RSA", "EC", "OKP"} and jwk.get("use", "sig") == "sig"
+
+
+def _imported(jwk: dict[str, Any]) -> Key:
+    key = JWKRegistry.import_key(jwk)
+    key.ensure_kid()  # which a set would ask for, and which reads the key
+    return key
 
 
 class KeysInFile:
@@ -91,38 +105,42 @@ class KeysAtUrl:
         self._keys = KeySet([])
         self._fetched: datetime | None = None
         self._tried: datetime | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._attempt: asyncio.Task[None] | None = None
         self._log = structlog.get_logger(__name__)
 
     async def known(self, kid: str | None) -> KeySet:
         """The keys, fetched anew if none of them is called `kid`."""
-        if not self._has(kid):
-            async with self._one_at_a_time:
-                if not self._has(kid):
-                    await self._try()
+        if not any(kid in {None, key.kid} for key in self._keys):
+            await self._ask()
         return self._keys
 
     async def look(self) -> None:
         """Fetch the keys if they are old."""
         if self._fetched is None or self._clock() - self._fetched >= _MAX_AGE:
-            async with self._one_at_a_time:
-                await self._try()
+            await self._ask()
 
-    def _has(self, kid: str | None) -> bool:
-        return any(kid in {None, key.kid} for key in self._keys)
+    async def _ask(self) -> None:
+        """Fetch, unless that was tried a moment ago. Whoever comes meanwhile waits for the same end, and no longer.
+
+        An attempt goes on without who began it: callers that leave at once would else keep new keys out.
+        """
+        if self._attempt is None or self._attempt.done():
+            if self._tried is not None and self._clock() - self._tried < _MIN_INTERVAL:
+                return
+            self._attempt = asyncio.create_task(self._try())
+        await asyncio.shield(self._attempt)
 
     async def _try(self) -> None:
-        now = self._clock()
-        if self._tried is not None and now - self._tried < _MIN_INTERVAL:
-            return
-        self._tried = now
+        began = self._clock()
         try:
             self._keys = read_keys(await self._fetch())
         except Exception as error:  # whatever it is, the keys that are here are better than none
             problem = str(error) if isinstance(error, Unusable) else type(error).__name__
             self._log.error("keys_not_fetched", problem=problem, kept=len(self._keys.keys))
         else:
-            self._fetched = now
+            self._fetched = began  # by its end a key may have been withdrawn
+        finally:
+            self._tried = self._clock()  # the end: one that has waited as long as the interval is not to be the next
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Tokens: each way of forging one fails, and succeeds once the defence that it runs into is switched off."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -227,6 +228,33 @@ def test_secrets_and_keys_for_encryption_are_not_taken() -> None:
     assert [key.kid for key in read_keys(json.dumps({"keys": keys}).encode())] == ["good"]
 
 
+ODD_KEYS: list[Any] = [
+    {"kty": "EC", "crv": "secp256k1", "kid": "x", "x": "AAAA", "y": "AAAA"},
+    {"kty": "EC", "crv": "brainpoolP256r1", "kid": "x", "x": "AAAA", "y": "AAAA"},
+    {"kty": "OKP", "crv": "X5", "kid": "x", "x": "AAAA"},
+    {"kty": "RSA", "kid": "x", "e": "AQAB"},
+    {"kty": "RSA", "kid": ["x"], "n": "AQAB", "e": "AQAB"},
+    {"kty": ["RSA"], "kid": "x"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_KEYS, ids=str)
+async def test_a_key_that_is_not_understood_does_not_take_the_others_along(odd: Any, issuer: TokenIssuer) -> None:
+    """RFC 7517 §5."""
+    body = json.dumps({"keys": [odd, *json.loads(issuer.jwks)["keys"], odd]}).encode()
+    with capture_logs() as logs:
+        keys = FixedKeys(body)
+    verifier = IssuedTokens([Issuer(Kind.TOKEN, issuer.issuer, AUDIENCE, keys)], ["ES256"], LEEWAY, lambda: NOW)
+    assert await is_believed(verifier, issuer.token("backend", NOW))
+    ((first, last),) = [entry["skipped"] for entry in logs if entry["event"] == "keys_skipped"]
+    assert (first.partition(":")[0], last.partition(":")[0]) == ("1", "3")
+    assert "AAAA" not in str(logs)
+    with pytest.raises(Unusable, match="that is understood"):
+        read_keys(json.dumps({"keys": [odd]}).encode())
+    with pytest.raises(Exception):  # the twin: the library alone, which makes a set of all or none  # noqa: B017, PT011
+        KeySet.import_key_set(json.loads(body))
+
+
 class Published:
     """An issuer's page with its keys."""
 
@@ -266,6 +294,84 @@ async def test_without_the_interval_each_forged_kid_is_a_fetch(
     for forged in range(100):
         await keys.known(f"forged-{forged}")
     assert page.fetched == 100
+
+
+class Hanging:
+    """A page that is not answered until it is let go, ten seconds later."""
+
+    def __init__(self, clock: SettableClock) -> None:
+        self.fetched = 0
+        self._clock = clock
+        self._let_go = asyncio.Event()
+
+    async def __call__(self) -> bytes:
+        self.fetched += 1
+        await self._let_go.wait()
+        self._clock.advance(timedelta(seconds=10))
+        raise TimeoutError
+
+    def let_go(self) -> None:
+        self._let_go.set()
+
+
+class Unshared(KeysAtUrl):
+    """The defence, switched off: each waits for its turn, and tries for itself where the interval is over by then."""
+
+    turn: asyncio.Lock
+    began: datetime | None = None
+
+    async def _ask(self) -> None:
+        async with self.turn:
+            if self.began is None or self._clock() - self.began >= tokens._MIN_INTERVAL:
+                self.began = self._clock()
+                await self._try()
+
+
+async def asked_by_thirty(keys: KeysAtUrl, page: Hanging) -> None:
+    async with asyncio.TaskGroup() as callers:
+        for forged in range(30):
+            callers.create_task(keys.known(f"forged-{forged}"))
+        await asyncio.sleep(0)
+        page.let_go()
+
+
+async def test_callers_wait_for_one_attempt_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SettableClock()
+    page = Hanging(clock)
+    keys = KeysAtUrl(page, clock)
+    await asked_by_thirty(keys, page)
+    await keys.known("forged-at-its-end")
+    assert page.fetched == 1
+    monkeypatch.setattr(tokens, "_MIN_INTERVAL", timedelta())  # the twin of the last one: no interval after the end
+    await keys.known("forged-at-its-end")
+    assert page.fetched == 2
+
+
+async def test_where_each_tries_for_itself_they_queue() -> None:
+    """The twin."""
+    clock = SettableClock()
+    page = Hanging(clock)
+    keys = Unshared(page, clock)
+    keys.turn = asyncio.Lock()
+    await asked_by_thirty(keys, page)
+    assert page.fetched == 30
+
+
+async def test_a_caller_that_leaves_does_not_take_the_attempt_along(issuer: TokenIssuer) -> None:
+    gate = asyncio.Event()
+
+    async def slow() -> bytes:
+        await gate.wait()
+        return issuer.jwks
+
+    keys = KeysAtUrl(slow, SettableClock())
+    leaving, staying = (asyncio.create_task(keys.known("one")) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert [key.kid for key in await staying] == ["one"]
+    assert leaving.cancelled()
 
 
 async def test_keys_that_cannot_be_fetched_stay_as_they_were(issuer: TokenIssuer) -> None:
