@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from integration_server.domain.audit import OPERATOR, SERVER
 from integration_server.domain.integration import UserId
 from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.reloading import Contents, Unusable
@@ -35,6 +36,10 @@ NameOf = Callable[[str], str]
 
 ALL_TYPES = "*"
 SIDECAR = "sidecar"
+USER = "user"
+
+_NOT_FOR_SERVICES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
+"""Callers in the audit log that are not services: one of the same name could not be told from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Policy:
         """The caller with its rights: none, for one that the policy does not know."""
         if identity.kind is Kind.USER:
             (user_id,) = identity.names
-            return Caller("user", self._users, UserId(user_id))
+            return Caller(USER, self._users, UserId(user_id))
         known = [self._services.get((identity.kind, name)) for name in identity.names]
         callers = {caller for caller in known if caller is not None}
         if len(callers) != 1:
@@ -111,7 +116,14 @@ def _for_services(group: Group) -> Group:
     return group
 
 
+def _not_anothers(name: str) -> str:
+    if name.strip().lower() in _NOT_FOR_SERVICES:
+        raise PydanticCustomError("anothers", "is not for a service: the audit log has another caller of that name")
+    return name
+
+
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ServiceName = Annotated[Text, AfterValidator(_not_anothers)]
 CertificateName = Annotated[Text, AfterValidator(_lower_unless_uri)]
 
 
@@ -166,7 +178,7 @@ class _Service(_Names, _Grant):
 class _File(_Part):
     users: _Users | None = None
     sidecar: _Names | None = None
-    services: Mapping[Text, _Service] = {}
+    services: Mapping[ServiceName, _Service] = {}
 
     def policy(self, name_of: NameOf) -> Policy:
         services = {

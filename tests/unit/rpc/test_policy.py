@@ -89,11 +89,9 @@ def test_an_empty_policy_grants_nothing() -> None:
 
 def test_a_certificate_with_the_names_of_two_services_is_neither() -> None:
     assert rights(Kind.CERTIFICATE, "sync.example.org", "spiffe://example.org/sidecar") == Rights()
-    namesakes = policy(
-        '[sidecar]\ncertificates = ["a"]\n[services.sidecar]\ncertificates = ["b"]\ngroups = ["health"]\n'
-    )
-    assert namesakes.caller_of(Identity(Kind.CERTIFICATE, ("a", "b"))).rights == Rights()
-    assert namesakes.caller_of(Identity(Kind.CERTIFICATE, ("b", "c"))).rights.groups == {Group.HEALTH}
+    two = policy('[sidecar]\ncertificates = ["a"]\n[services.other]\ncertificates = ["b"]\ngroups = ["health"]\n')
+    assert two.caller_of(Identity(Kind.CERTIFICATE, ("a", "b"))).rights == Rights()
+    assert two.caller_of(Identity(Kind.CERTIFICATE, ("b", "c"))).rights.groups == {Group.HEALTH}
 
 
 @pytest.mark.parametrize("group", sorted(set(Group) - FOR_USERS))
@@ -115,6 +113,22 @@ def test_webhooks_are_delivered_by_the_sidecar_alone() -> None:
     assert rights(Kind.TOKEN, "sidecar").groups >= {Group.WEBHOOK_DELIVERY}
     granted = '[services.a]\ntokens = ["a"]\ngroups = ["webhook_delivery"]\nintegration_types = ["*"]\n'
     assert problems_of(granted) == ["services.a.groups.0: is for the sidecar only"]
+
+
+@pytest.mark.parametrize("name", ["server", "operator", "user", "sidecar", "Server", " user"])
+def test_no_service_has_the_name_of_another_caller_in_the_audit_log(name: str) -> None:
+    granted = f'[services."{name}"]\ntokens = ["a"]\ngroups = ["health"]\n'
+    assert problems_of(granted) == [
+        f"services.{name}: is not for a service: the audit log has another caller of that name"
+    ]
+
+
+def test_were_a_service_named_so_it_could_not_be_told_from_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin."""
+    monkeypatch.setattr("integration_server.rpc.policy._NOT_FOR_SERVICES", frozenset())
+    namesake = policy('[services.user]\ntokens = ["a"]\ngroups = ["health"]\n')
+    callers = [namesake.caller_of(Identity(kind, ("a",))) for kind in (Kind.TOKEN, Kind.USER)]
+    assert [caller.name for caller in callers] == ["user", "user"]
 
 
 def test_all_problems_are_told_at_once() -> None:
