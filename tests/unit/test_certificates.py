@@ -10,7 +10,8 @@ from integration_server.pem import certificate_problems, pair_problems
 from integration_server.reloading import Unusable
 from integration_server.rpc.certificates import ServerCertificates
 from integration_server.sidecar.connection import Connection, Papers
-from tools.certificates import SERVER, Authority, write
+from tools import certificates
+from tools.certificates import FILES, SERVER, Authority, replace, write
 
 CERTIFICATE, KEY = Path("a.pem"), Path("a-key.pem")
 
@@ -30,6 +31,46 @@ def test_files_are_for_their_owner_only_and_made_once(tmp_path: Path) -> None:
         assert not pair_problems(CERTIFICATE, files[f"{name}.pem"], KEY, files[f"{name}-key.pem"])
     assert not write(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_where_one_is_missing_all_are_made_anew(missing: str, tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / missing).unlink()
+    before = contents(tmp_path)
+    assert write(tmp_path)
+    assert set(contents(tmp_path)) == set(FILES)
+    assert not set(before.values()) & set(contents(tmp_path).values())
+
+
+@pytest.mark.parametrize("written", range(len(FILES)))
+def test_what_was_interrupted_is_made_good(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all files had been there before."""
+    write(tmp_path)
+    monkeypatch.setattr(certificates, "RENEW_BEFORE", certificates.LIFETIME)
+    interrupt_after(written, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path)
+    monkeypatch.undo()
+    assert write(tmp_path)
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
+    for name in ("server", "sidecar", "client"):
+        x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes()).verify_directly_issued_by(authority)
+
+
+def interrupt_after(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter(range(times))
+
+    def replace_some(path: Path, content: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(path, content)
+
+    monkeypatch.setattr(certificates, "replace", replace_some)
 
 
 def test_what_does_not_go_together_is_told_by_name() -> None:
