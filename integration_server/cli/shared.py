@@ -19,7 +19,7 @@ from integration_server.reloading import Unusable
 from integration_server.settings import Settings, SettingsError, read_environment
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteFile, open_database, parse_database_url
-from integration_server.storage.key_encryption import KeyringError
+from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.storage.schema import schema_is_current
 
@@ -81,11 +81,17 @@ def _dev_key(path: Path) -> bytes:
     if not path.exists():
         new = path.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
+            file.write(secrets.token_bytes(KEY_BYTES))
         with suppress(FileExistsError):
             os.link(new, path)
         new.unlink()
-    return path.read_bytes()
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        fail(
+            f"{path} is no key: it must be {KEY_BYTES} bytes, as they are and not in base64; it is {len(key)} bytes.",
+            "Put back the one that was here: what it sealed opens with no other. Where none is, one is made.",
+        )
+    return key
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

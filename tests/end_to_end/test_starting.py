@@ -116,6 +116,22 @@ async def test_a_short_key_is_told_with_all_else_that_is_wrong_with_the_settings
     assert SHORT_KEY not in finished.err
 
 
+@pytest.mark.parametrize("content", [b"too small", SHORT_KEY.encode() * 2, b""], ids=["short", "base64", "empty"])
+async def test_a_key_file_that_holds_no_key_is_told_and_stays_as_it_is(
+    content: bytes, sqlite_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data" / "encryption.key"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
+    assert_refused(finished, "data/encryption.key is no key", "must be 32 bytes", f"it is {len(content)} bytes")
+    assert path.read_bytes() == content
+    assert not content or content.decode() not in finished.err
+    path.unlink()  # the twin: without it the same command makes one
+    finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
+    assert (finished.code, len(path.read_bytes())) == (0, 32)
+
+
 async def test_bad_provider_files_are_told_with_path_field_and_problem(sqlite_url: str, tmp_path: Path) -> None:
     providers = tmp_path / "providers"
     providers.mkdir()
