@@ -36,11 +36,11 @@ class Action(StrEnum):
 class AuditEntry:
     """One thing that was done, or refused. `user_id`, `integration_id` and `integration_type` are empty or 0 where they
     are not known, `purpose` where the caller gave none. `details` has method, path and status of a call to a provider.
-    Nothing in it is secret."""
+    `action` is another text only where somebody has altered what was written. Nothing in it is secret."""
 
     time: datetime
     caller: str
-    action: Action
+    action: Action | str
     user_id: str = ""
     integration_id: int = 0
     integration_type: str = ""

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from integration_server.domain.audit import Action, AuditEntry
+from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.service.ports import Sealer
 from integration_server.service.sealing import chain_key_place
@@ -31,6 +31,8 @@ _C = audit_chains.c
 _E = audit_entries.c
 
 _PAGE = 5000
+
+_OF_NO_CHAIN = select(func.count()).where(_E.chain_id.not_in(select(_C.chain_id)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Chain:
         """A chain without entries."""
         return cls(chain_id, number, key, 0, hashlib.sha256(f"{chain_id}/{number}".encode()).digest())
 
-    def followed_by(self, entry: AuditEntry) -> "Chain":
+    def followed_by(self, entry: "AuditEntry | Row[Any]") -> "Chain":
         """The chain after one more entry."""
         return replace(self, entries=self.entries + 1, head=self._mac(self.head + _canonical(entry)))
 
@@ -61,8 +63,8 @@ class Chain:
         return hmac.digest(self.key, content, "sha256")
 
 
-def _canonical(entry: AuditEntry) -> bytes:
-    """What is vouched for. Entries without details are as they were before there were any."""
+def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
+    """What is vouched for, of an entry or its row. Entries without details are as they were before there were any."""
     return json.dumps(
         [
             entry.time.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -136,12 +138,18 @@ class AuditVerification:
         """What is wrong, in words; nothing if all of it is as it was written."""
         async with self._database.reading() as connection:
             rows = (await connection.execute(select(audit_chains).order_by(_C.number))).all()
+            of_no_chain = await connection.scalar(_OF_NO_CHAIN)
         for row in rows:
             for number in range(self.chains + 1, row.number):
                 yield f"chain {number} is missing"
             self.chains = row.number
-            async for problem in self._problems_of_chain(row):
-                yield f"chain {row.number}: {problem}"
+            try:
+                async for problem in self._problems_of_chain(row):
+                    yield f"chain {row.number}: {problem}"
+            except (ValueError, TypeError):
+                yield f"chain {row.number}: an entry was altered, and is no entry any more"
+        if of_no_chain:
+            yield f"{of_no_chain} entries were put in that are of no chain"
 
     async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
         try:
@@ -153,28 +161,36 @@ class AuditVerification:
         told = replace(chain, entries=row.entries, head=row.head)
         if not hmac.compare_digest(told.seal, row.seal):
             yield "its length or its last entry was altered"
+        if row.entries == 0 and not hmac.compare_digest(chain.head, row.head):
+            yield "its number was altered"
         async for entry in self._entries_of(row.chain_id):
-            if entry.sequence != chain.entries + 1:
+            if entry.sequence <= chain.entries:
+                yield f"entry {entry.sequence} was put in"
+                return
+            if entry.sequence > chain.entries + 1:
                 break
-            chain = chain.followed_by(audit_entry_of(entry))
+            chain = chain.followed_by(entry)
             if not hmac.compare_digest(chain.head, entry.mac):
                 yield f"entry {entry.sequence} was altered, or what it follows"
                 return
-        if chain.entries < row.entries:
-            yield f"entry {chain.entries + 1} is missing"
+        else:
+            if chain.entries >= row.entries:
+                return
+        yield f"entry {chain.entries + 1} is missing"
 
     async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
         """In pages; what is written meanwhile is read as well."""
-        after, page = 0, select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence).limit(_PAGE)
+        every = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence).limit(_PAGE)
+        page = every
         while True:
             async with self._database.reading() as connection:
-                rows = (await connection.execute(page.where(_E.sequence > after))).all()
+                rows = (await connection.execute(page)).all()
             for row in rows:
                 self.entries += 1
                 yield row
             if len(rows) < _PAGE:
                 return
-            after = rows[-1].sequence
+            page = every.where(_E.sequence > rows[-1].sequence)
 
 
 async def list_audit_entries(database: Database, user_id: str, integration_id: int, limit: int) -> Sequence[AuditEntry]:
@@ -194,7 +210,7 @@ def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
         "sequence": chain.entries,
         "time": entry.time,
         "caller": entry.caller,
-        "action": entry.action.value,
+        "action": str(entry.action),
         "user_id": entry.user_id,
         "integration_id": entry.integration_id,
         "integration_type": entry.integration_type,
@@ -206,11 +222,11 @@ def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
 
 
 def audit_entry_of(row: Row[Any]) -> AuditEntry:
-    """The entry of a row."""
+    """The entry of a row, also if nobody here can have written it: who reads the log should see that."""
     return AuditEntry(
         row.time,
         row.caller,
-        Action(row.action),
+        row.action,
         row.user_id,
         row.integration_id,
         row.integration_type,

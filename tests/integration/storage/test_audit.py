@@ -8,13 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, select, text, update
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage import audit
 from integration_server.storage.audit import AuditVerification, SqlAuditLog, list_audit_entries
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, open_database
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import audit_chains, audit_entries
 from tests.fakes.clock import NOON
@@ -81,6 +81,7 @@ async def test_all_is_there_and_as_it_was_written(
         {"caller": "nobody"},
         {"time": NOON - timedelta(microseconds=1)},
         {"action": "disconnect"},
+        {"action": "unheard of"},
         {"user_id": "eve"},
         {"integration_id": 999},
         {"integration_type": ""},
@@ -88,7 +89,7 @@ async def test_all_is_there_and_as_it_was_written(
         {"purpose": ""},
         {"mac": bytes(32)},
     ],
-    ids="".join,
+    ids=str,
 )
 @pytest.mark.usefixtures("written")
 async def test_an_altered_entry_shows(database: Database, keyring: Keyring, values: dict[str, Any]) -> None:
@@ -138,6 +139,55 @@ async def test_an_entry_put_in_or_moved_shows(database: Database, keyring: Keyri
     put_in = {**row._mapping, "chain_id": second, "sequence": BATCHES * BATCH + 1}
     await change(database, insert(audit_entries).values(put_in))
     assert await problems(database, keyring) == ["chain 2: entry 9 was altered, or what it follows"]
+
+
+@pytest.mark.parametrize(
+    ("chain", "sequence", "told"),
+    [
+        ("its own", BATCHES * BATCH + 2, f"chain 2: entry {BATCHES * BATCH + 1} is missing"),
+        ("its own", 0, "chain 2: entry 0 was put in"),
+        ("its own", -7, "chain 2: entry -7 was put in"),
+        ("of nobody", 1, "1 entries were put in that are of no chain"),
+    ],
+)
+@pytest.mark.usefixtures("written")
+async def test_an_entry_put_in_where_none_follows_shows(
+    database: Database, keyring: Keyring, chain: str, sequence: int, told: str
+) -> None:
+    second = await chain_id(database, 2)
+    async with database.reading() as connection:
+        row = (await connection.execute(select(audit_entries).where(_E.chain_id == second, _E.sequence == 1))).one()
+    put_in = {**row._mapping, "chain_id": second if chain == "its own" else chain, "sequence": sequence}
+    await change(database, insert(audit_entries).values(put_in))
+    assert await problems(database, keyring) == [told]
+
+
+async def test_a_chain_removed_before_an_empty_one_shows(database: Database, keyring: Keyring) -> None:
+    for number in range(2):
+        await SqlAuditLog(database, keyring).append([entry(number)])
+    await SqlAuditLog(database, keyring)._begin()  # of a process that died before it wrote
+    assert await problems(database, keyring) == []
+    second = await chain_id(database, 2)
+    await change(
+        database,
+        delete(audit_entries).where(_E.chain_id == second),
+        delete(audit_chains).where(_C.chain_id == second),
+        update(audit_chains).where(_C.number == 3).values(number=2),
+    )
+    assert await problems(database, keyring) == ["chain 2: its number was altered"]
+
+
+async def test_what_is_no_action_is_listed_as_it_is(database: Database, written: list[AuditEntry]) -> None:
+    await change(database, update(audit_entries).where(_E.integration_id == 3).values(action="unheard of"))
+    assert await list_audit_entries(database, "", 3, 100) == [replace(written[2], action="unheard of")]
+
+
+async def test_a_time_that_is_none_shows(sqlite_url: str) -> None:
+    async with open_database(sqlite_url) as database:  # the other one would not take it
+        keyring = await opened(database)
+        await SqlAuditLog(database, keyring).append([entry(0), entry(1)])
+        await change(database, text("UPDATE audit_entries SET time = 'long ago' WHERE sequence = 2"))
+        assert await problems(database, keyring) == ["chain 1: an entry was altered, and is no entry any more"]
 
 
 @pytest.mark.usefixtures("written")
