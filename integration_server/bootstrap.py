@@ -232,7 +232,8 @@ async def running_server(
         if settings.credentials_cache_size:
             jobs.append((remembering.follow, LOOK_EVERY))
         if settings.data_key_max_age is not None:
-            by_age = rotation_by_age(database, keyring, settings.data_key_activation, settings.data_key_max_age)
+            activation, max_age = settings.data_key_activation, settings.data_key_max_age
+            by_age = rotation_by_age(database, keyring, trail, clock, activation, max_age)
             jobs.append((by_age.look, _ROTATE_EVERY))
         for upkeep in service.upkeep:
             await enter(upkeep)

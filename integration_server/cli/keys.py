@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -122,10 +123,10 @@ async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
     keys = await open_key_encryptions(settings, await prepared(settings))
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
-        rotation = Rotation(database, keyring, activation=settings.data_key_activation)
+        tell = partial(_audited, database, keyring)
+        rotation = Rotation(database, keyring, activation=settings.data_key_activation, tell=tell)
         with _progress() as progress:
             rotated = await rotation.rotate(_shown_on(progress), new_key=new_key)
-        await _audited(database, keyring, f"rotate to {keyring.active_key_id}")
         _tell(rotated, await _removable(database))
     if rotated.unreadable:
         fail(

@@ -6,6 +6,7 @@ Calls that were not let in are in the log, not here: anybody could fill the trai
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
+from integration_server.domain.integration import UserId
 from integration_server.rpc.errors import Handler
 from integration_server.service.auditing import AuditTrail
 from integration_server.service.ports import Clock
@@ -66,11 +68,18 @@ NOT_AUDITED = frozenset(
 """RPCs that change nothing and hand out nothing secret; and webhooks, of which anybody could send any number. A grant
 that one has ended is told of by the use case."""
 
+_USER: ContextVar[str] = ContextVar("user", default="")
+
 _PURPOSE = "x-purpose"
 _LONGEST_TEXT = 128
 _LONGEST_DETAILS = 512
 _LONGEST_WAIT = timedelta(seconds=2)
 """For an entry to be written. The change is made by then: an answer that never comes would only have it made again."""
+
+
+def tell_user(user_id: UserId) -> None:
+    """Have the entry of the call that is being answered name a user who is in neither its request nor its answer."""
+    _USER.set(user_id)  # of this call alone: gRPC runs each in a task of its own
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
@@ -101,13 +110,10 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
             entry = AuditEntry(self._clock(), self._caller_of(context), action, purpose=_purpose(context), details=own)
             try:
                 response: Message = await behaviour(request, context)
-            except IntegrationServerError as error:
-                self._trail.note(_about(entry, error.reason, request))
+            except BaseException as error:
+                self._trail.note(_about(entry, _kind_of(error), request))
                 raise
-            except asyncio.CancelledError:
-                self._trail.note(_about(entry, "CANCELLED", request))
-                raise
-            await self._tell(_about(entry, SUCCESS, request, response), waits=method in CHANGES)
+            await self._tell(_about(entry, _outcome_of(response), request, response), waits=method in CHANGES)
             return response
 
         return grpc.unary_unary_rpc_method_handler(
@@ -128,11 +134,22 @@ class AuditInterceptor(grpc.aio.ServerInterceptor):
             self._log.warning("audit_entry_waits", action=entry.action, integration_id=entry.integration_id)
 
 
+def _kind_of(error: BaseException) -> str:
+    if isinstance(error, IntegrationServerError):
+        return error.reason
+    return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+
+
+def _outcome_of(response: Message) -> str:
+    """Success, or why the answer says that it is none: refused at the provider, or still to be confirmed."""
+    return SUCCESS if getattr(response, "success", True) else _fit(getattr(response, "reason", "")) or "FAILED"
+
+
 def _about(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
     """The entry with its outcome, and with what the call's messages say of the integration."""
     return replace(
         entry,
-        user_id=_fit(_field("user_id", *messages) or ""),
+        user_id=_fit(_field("user_id", *messages) or _USER.get()),
         integration_id=_field("integration_id", *messages) or 0,
         integration_type=_fit(_field("integration_type", *messages) or ""),
         outcome=outcome,

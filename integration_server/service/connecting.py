@@ -104,9 +104,10 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a callback or confirmation ended; `reason` is empty on success."""
+    """How a callback or confirmation ended, and for which user; `reason` is empty on success."""
 
     success: bool
+    user_id: UserId
     integration_id: IntegrationId
     redirect_url: str = field(repr=False)
     message: str
@@ -285,6 +286,7 @@ class Connecting:
         reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
         return Outcome(
             success=False,
+            user_id=attempt.user_id,
             integration_id=attempt.integration_id if attempt.is_reconnection else IntegrationId(0),
             redirect_url=with_outcome(
                 attempt.return_url, success="false", reason=reason, integration_type=attempt.integration_type
@@ -306,6 +308,7 @@ class Connecting:
         token = await self._confirmations.make(began)
         return Outcome(
             success=False,
+            user_id=attempt.user_id,
             integration_id=attempt.integration_id,
             redirect_url=with_outcome(
                 attempt.return_url, confirmation_token=token, integration_type=attempt.integration_type
@@ -348,6 +351,7 @@ class Connecting:
             raise
         return Outcome(
             success=True,
+            user_id=attempt.user_id,
             integration_id=integration_id,
             redirect_url=with_outcome(
                 attempt.return_url,

@@ -49,6 +49,10 @@ AfterStep = Callable[[Step], Awaitable[None]]
 """Called between transactions; waits as long as others are to have the database. What it raises ends the rotation."""
 
 
+Tell = Callable[[str], Awaitable[object]]
+"""Called with what was done with which key, for the audit log."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rotated:
     """What became of a rotation. `unreadable` names rows whose value does not open, and stays as it is."""
@@ -74,12 +78,14 @@ class Rotation:
         keyring: Keyring,
         *,
         activation: timedelta,
+        tell: Tell,
         batch: int = _BATCH,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self._keyring = keyring
         self._activation = activation
+        self._tell = tell
         self._batch = batch
         self._pause = pause
 
@@ -99,13 +105,16 @@ class Rotation:
         await self._wait(key_id, self._activation, after_step)
         last = await self._reseal(key_id, after_step)
         await self._settle(key_id)
+        await self._tell(f"rotate to {key_id}")
         return Rotated(key_id, first.done + last.done, last.unreadable)
 
     async def _begin(self, *, new_key: bool) -> str:
         newest = (await describe_data_keys(self._database))[-1]
-        if newest.is_settled and new_key:
-            return await self._keyring.add_data_key(self._activation)
-        return newest.key_id
+        if not (newest.is_settled and new_key):
+            return newest.key_id
+        key_id = await self._keyring.add_data_key(self._activation)
+        await self._tell(f"add {key_id}")
+        return key_id
 
     async def _wait(self, key_id: str, since_active: timedelta, after_step: AfterStep) -> None:
         """Wait until the key has been active for this long, by the database's clock."""

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
+from integration_server.domain.audit import SERVER, Action, AuditEntry
+from integration_server.service.auditing import AuditTrail
+from integration_server.service.ports import Clock
 from integration_server.settings import Settings
 from integration_server.storage.claims import WorkClaim
 from integration_server.storage.engine import Database
@@ -37,11 +40,17 @@ async def _open_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryption]:
     return await open_aws_kms(key_ids)
 
 
-def rotation_by_age(database: Database, keyring: Keyring, activation: timedelta, max_age: timedelta) -> RotationByAge:
+def rotation_by_age(
+    database: Database, keyring: Keyring, trail: AuditTrail, clock: Clock, activation: timedelta, max_age: timedelta
+) -> RotationByAge:
     """What replaces data keys that are too old, in the background."""
+
+    async def tell(what: str) -> None:
+        await trail.record(AuditEntry(clock(), SERVER, Action.CHANGE_KEYS, purpose=what))
+
     return RotationByAge(
         database,
-        Rotation(database, keyring, activation=activation),
+        Rotation(database, keyring, activation=activation, tell=tell),
         WorkClaim(database, "data key rotation", random_name(), _ROTATION_CLAIM),
         max_age=max_age,
         share=_ROTATION_SHARE,

@@ -34,7 +34,7 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
     assert sorted(done) == sorted(
         [
             ("connect", "ada", "OK", ""),
-            ("complete", "", "OK", ""),
+            ("complete", "ada", "OK", ""),
             *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
             ("refresh", "ada", "OK", ""),  # by the server, which asked the provider

@@ -50,6 +50,10 @@ from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, local, opened, 
 AT_ONCE = timedelta(0)
 
 
+async def nobody(_what: str) -> None:
+    """Who is told."""
+
+
 async def no_wait(_step: Step) -> None:
     """For a rotation that has the database for itself."""
 
@@ -61,7 +65,7 @@ async def keyring(database: Database) -> Keyring:
 
 @pytest.fixture
 def rotation(database: Database, keyring: Keyring) -> Rotation:
-    return Rotation(database, keyring, activation=AT_ONCE, batch=7)
+    return Rotation(database, keyring, activation=AT_ONCE, tell=nobody, batch=7)
 
 
 async def stored(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
@@ -232,7 +236,7 @@ class TestRotating:
                     statement = update(data_keys).where(data_keys.c.key_id == newest).values(active_time=earlier)
                     await connection.execute(statement)
 
-        rotation = Rotation(database, keyring, activation=timedelta(seconds=40), pause=wait)
+        rotation = Rotation(database, keyring, activation=timedelta(seconds=40), tell=nobody, pause=wait)
         steps: list[Step] = []
 
         async def note(step: Step) -> None:
@@ -278,13 +282,31 @@ class TestRotating:
         with pytest.raises(KeyringError, match="still seals 1 of integrations"):
             await remove_data_key(database, old, force=True)
 
+    async def test_a_key_is_told_of_when_it_is_there_and_when_it_has_taken_over(
+        self, database: Database, keyring: Keyring
+    ) -> None:
+        told: list[str] = []
+
+        async def tell(what: str) -> None:
+            told.append(what)
+
+        async def die(_step: Step) -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            await Rotation(database, keyring, activation=timedelta(seconds=1), tell=tell).rotate(die)
+        key_id = (await describe_data_keys(database))[-1].key_id
+        assert told == [f"add {key_id}"]
+        await Rotation(database, keyring, activation=timedelta(seconds=1), tell=tell).rotate(no_wait)
+        assert told == [f"add {key_id}", f"rotate to {key_id}"]
+
     async def test_several_at_once_help_each_other(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
             keyrings = [await opened(database) for database in databases]
             rows = [await stored(databases[0], keyrings[0], b"%d" % number, number) for number in range(60)]
             rotations = [
-                Rotation(database, keyring, activation=timedelta(seconds=1), batch=5)
+                Rotation(database, keyring, activation=timedelta(seconds=1), tell=nobody, batch=5)
                 for database, keyring in zip(databases, keyrings, strict=True)
             ]
             rotated = await asyncio.gather(
@@ -350,7 +372,7 @@ class TestRefreshingMeanwhile:
                 await asyncio.wait(tasks, timeout=0.5)
 
             resealing.meanwhile = meanwhile
-            await Rotation(database, resealing, activation=AT_ONCE).rotate(no_wait)
+            await Rotation(database, resealing, activation=AT_ONCE, tell=nobody).rotate(no_wait)
             await asyncio.gather(*tasks)
             assert tasks
             assert await content_of(database, refreshing, row) == b"refreshed"
@@ -375,7 +397,9 @@ class TestRefreshingMeanwhile:
             where = integrations.c.integration_id == rows[1].integration_id
             async with elsewhere.writing() as connection:
                 await connection.execute(select(integrations.c.uid).where(where).with_for_update())
-                rotating = asyncio.create_task(Rotation(database, keyring, activation=AT_ONCE).rotate(no_wait))
+                rotating = asyncio.create_task(
+                    Rotation(database, keyring, activation=AT_ONCE, tell=nobody).rotate(no_wait)
+                )
                 async with asyncio.timeout(20):
                     while len((await values_under(database, old))["integrations.sealed_credentials"]) != 1:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)

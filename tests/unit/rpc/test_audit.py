@@ -9,7 +9,8 @@ import pytest
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
-from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor
+from integration_server.domain.integration import UserId
+from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor, tell_user
 from integration_server.service.auditing import AuditTrail
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
@@ -127,6 +128,28 @@ async def test_a_refusal_is_told_of_by_its_reason() -> None:
     with pytest.raises(IntegrationNotFound):
         await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="eve"), refused)
     assert [(entry.user_id, entry.outcome) for entry in trail.entries] == [("eve", "INTEGRATION_NOT_FOUND")]
+
+
+async def test_an_answer_that_is_no_success_is_told_of_by_its_reason_and_its_user() -> None:
+    def held() -> Any:
+        tell_user(UserId("ada"))
+        return pb.HandleCallbackResponse(success=False, reason="confirmation_required", integration_id=7)
+
+    trail = Trail()
+    await call(trail, f"/{SERVICE.full_name}/HandleCallback", pb.HandleCallbackRequest(state="sealed"), held)
+    assert trail.entries == [
+        AuditEntry(NOON, "billing", Action.COMPLETE, "ada", 7, outcome="confirmation_required"),
+    ]
+
+
+async def test_a_mistake_of_ours_is_told_of() -> None:
+    def fail() -> Any:
+        raise LookupError("secret")
+
+    trail = Trail()
+    with pytest.raises(LookupError):
+        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), fail)
+    assert [(entry.user_id, entry.outcome) for entry in trail.entries] == [("ada", "INTERNAL")]
 
 
 async def test_a_call_that_has_ended_is_not_touched_any_more() -> None:
