@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn, cast
 
 import grpc
 import structlog
@@ -28,30 +28,12 @@ from integration_server.rpc import decoding
 from integration_server.rpc.access import ABOUT_NO_USER, GROUPS, Group
 from integration_server.rpc.callers import CallerUnknown, Identity, Tokens, identity_of
 from integration_server.rpc.errors import Handler, status_of
+from integration_server.rpc.handlers import Context, Found, Payload, answer_of, answers_of, doing
 from integration_server.rpc.policy import Caller, NameOf, Policy
 from integration_server.service.ports import Clock
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-Found: TypeAlias = Any
-"""A `grpc.RpcMethodHandler` that is there; its types are those of threads."""
-
 TypeOf = Callable[[IntegrationId, UserId], Awaitable[str]]
 """The type of a user's integration. Raises `IntegrationNotFound`."""
-
-_CALLER: ContextVar[str] = ContextVar("caller", default="")
-_REACH: ContextVar[Reach] = ContextVar("reach", default=EVERYTHING)
-
-
-def current_reach() -> Reach:
-    """What the call that is being answered may touch: everything, where callers are not authenticated."""
-    return _REACH.get()
-
-
-def caller_of(context: Context) -> str:
-    """The name of the caller whose call is being answered, as the policy has it; empty where none are known."""
-    del context  # gRPC runs each call in a task of its own
-    return _CALLER.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +43,29 @@ class Admission:
     method: str
     identity: Identity
     caller: Caller
+
+
+_ADMISSION: ContextVar[Admission | None] = ContextVar("admission", default=None)
+"""Of the call that is being answered: gRPC runs each in a task of its own. None where callers are not authenticated."""
+
+
+def current_reach() -> Reach:
+    """What the call that is being answered may touch: everything, where callers are not authenticated."""
+    admission = _ADMISSION.get()
+    return EVERYTHING if admission is None else admission.caller.rights.reach
+
+
+def caller_of(_context: Context) -> str:
+    """The name of the caller whose call is being answered, as the policy has it; empty where none are known."""
+    admission = _ADMISSION.get()
+    return "" if admission is None else admission.caller.name
+
+
+def limited_as(context: Context) -> str:
+    """Whose limits the call that is being answered counts towards: a service's, or one user's."""
+    admission = _ADMISSION.get()
+    user_id = None if admission is None else admission.caller.user_id
+    return caller_of(context) if user_id is None else f"{caller_of(context)}/{user_id}"
 
 
 class Doorkeeper:
@@ -163,12 +168,10 @@ class RememberedTypes:
 
 
 class CallerInterceptor(grpc.aio.ServerInterceptor):
-    """Stands before every handler, also those of health and reflection, and where there is none."""
+    """Lets callers in: stands before every handler, also those of health and reflection, and where there is none."""
 
-    def __init__(self, doorkeeper: Doorkeeper, confinement: Confinement) -> None:
+    def __init__(self, doorkeeper: Doorkeeper) -> None:
         self._doorkeeper = doorkeeper
-        self._confinement = confinement
-        self._log = structlog.get_logger(__name__)
 
     async def intercept_service(
         self,
@@ -182,49 +185,25 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
             return self._no_handler()
         if self._doorkeeper.lets_all_in(method):
             return handler
-        if handler.unary_unary is not None:
-            return self._guarded_call(method, handler)
-        if handler.unary_stream is not None:
-            return self._guarded_stream(method, handler)
-        if handler.stream_stream is not None:
-            return self._guarded_conversation(method, handler)
-        raise NotImplementedError(f"{method} is of a kind that nothing guards")
 
-    # Without a deserializer gRPC hands over the bytes: they are parsed once the caller is let in.
+        async def answer(request: Payload, context: Context) -> Payload:
+            await self._admit(method, context)
+            return await answer_of(handler)(request, context)
 
-    def _guarded_call(self, method: str, handler: Found) -> Handler:
-        async def answer(raw: bytes, context: Context) -> Message:
+        async def answers(request: Payload, context: Context) -> AsyncIterator[Payload]:
             admission = await self._admit(method, context)
-            response: Message = await handler.unary_unary(await self._read(raw, handler, admission, context), context)
-            return response
-
-        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
-
-    def _guarded_stream(self, method: str, handler: Found) -> Handler:
-        async def answers(raw: bytes, context: Context) -> AsyncIterator[Message]:
-            admission = await self._admit(method, context)
-            request = await self._read(raw, handler, admission, context)
-            async for response in handler.unary_stream(request, context):
+            async for response in answers_of(handler)(request, context):
                 await self._check_again(admission, context)
                 yield response
 
-        return grpc.unary_stream_rpc_method_handler(answers, response_serializer=handler.response_serializer)
-
-    def _guarded_conversation(self, method: str, handler: Found) -> Handler:
-        async def answers(requests: AsyncIterator[Message], context: Context) -> AsyncIterator[Message]:
-            admission = await self._admit(method, context)
-            async for response in handler.stream_stream(requests, context):
-                await self._check_again(admission, context)
-                yield response
-
-        return grpc.stream_stream_rpc_method_handler(answers, handler.request_deserializer, handler.response_serializer)
+        return doing(handler, answer, answers)
 
     def _no_handler(self) -> Handler:
         async def nothing(_requests: object, context: Context) -> None:
             try:
                 await self._doorkeeper.identify(context)
             except CallerUnknown as error:  # who does not learn what there is
-                await self._turn_away("unknown", context, error)  # the name is the client's own text
+                await _turn_away("unknown", context, error)  # the name is the client's own text
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # in gRPC's own words
 
         return grpc.stream_stream_rpc_method_handler(nothing)
@@ -233,37 +212,75 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         try:
             admission = await self._doorkeeper.admit(method, context)
         except CallerUnknown as error:
-            await self._turn_away(method, context, error)
+            await _turn_away(method, context, error)
         except CallerNotAllowed as error:
-            await self._refuse(method, context, error)
-        _CALLER.set(admission.caller.name)
-        _REACH.set(admission.caller.rights.reach)  # of this call alone: gRPC runs each in a task of its own
+            await _refuse(method, context, error)
+        _ADMISSION.set(admission)
         return admission
 
     async def _check_again(self, admission: Admission, context: Context) -> None:
         try:
             self._doorkeeper.check_again(admission)
         except CallerUnknown as error:
-            await self._turn_away(admission.method, context, error)
+            await _turn_away(admission.method, context, error)
         except CallerNotAllowed as error:
-            await self._refuse(admission.method, context, error)
+            await _refuse(admission.method, context, error)
 
-    async def _read(self, raw: bytes, handler: Found, admission: Admission, context: Context) -> Message:
+
+class ConfinementInterceptor(grpc.aio.ServerInterceptor):
+    """Reads requests of callers who were let in, and keeps them within what these may touch.
+
+    That may look into the database: what limits a caller's calls stands before it.
+    """
+
+    def __init__(self, doorkeeper: Doorkeeper, confinement: Confinement) -> None:
+        self._doorkeeper = doorkeeper
+        self._confinement = confinement
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of the call."""
+        handler: Found = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or self._doorkeeper.lets_all_in(method) or handler.stream_stream is not None:
+            return cast("Handler", handler)  # a conversation, which is reflection's, is about no user
+        if handler.stream_unary is not None:
+            raise NotImplementedError(f"{method} is of a kind that nothing confines")
+
+        async def answer(raw: bytes, context: Context) -> Payload:
+            return await handler.unary_unary(await self._read(raw, handler, context), context)
+
+        async def answers(raw: bytes, context: Context) -> AsyncIterator[Payload]:
+            async for response in handler.unary_stream(await self._read(raw, handler, context), context):
+                yield response
+
+        # Without a deserializer gRPC hands over the bytes: they are parsed once the caller is let in.
+        return doing(handler, answer, answers, decodes=False)
+
+    async def _read(self, raw: bytes, handler: Found, context: Context) -> Message:
+        admission = _ADMISSION.get()
+        if admission is None:
+            raise RuntimeError("nobody was let in")
         try:
             request = _decoded(raw, handler)
             await self._confinement.confine(request, admission)
         except IntegrationServerError as error:
-            await self._refuse(admission.method, context, error, caller=admission.caller.name)
+            await _refuse(admission.method, context, error, caller=admission.caller.name)
         return request
 
-    async def _turn_away(self, method: str, context: Context, error: CallerUnknown) -> NoReturn:
-        self._log.info("caller_unknown", method=method, problem=str(error))
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the caller is not known")
 
-    async def _refuse(self, method: str, context: Context, error: IntegrationServerError, **who: str) -> NoReturn:
-        self._log.info("refused", method=method, reason=error.reason, **who)
-        status = rpc_status.to_status(status_of(error))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+async def _turn_away(method: str, context: Context, error: CallerUnknown) -> NoReturn:
+    structlog.get_logger(__name__).info("caller_unknown", method=method, problem=str(error))
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the caller is not known")
+
+
+async def _refuse(method: str, context: Context, error: IntegrationServerError, **who: str) -> NoReturn:
+    structlog.get_logger(__name__).info("refused", method=method, reason=error.reason, **who)
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
 
 
 def _decoded(raw: bytes, handler: Found) -> Message:

@@ -4,9 +4,9 @@ Whether a call is one too many is decided before its handler runs. Both limits a
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import grpc
 import structlog
@@ -18,24 +18,11 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.errors import QuotaExceeded
 from integration_server.rpc.errors import Handler, status_of
+from integration_server.rpc.handlers import Context, Found, Payload, answer_of, answers_of, doing
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 CallerOf: TypeAlias = Callable[[Context], str]
 
-Found: TypeAlias = Any
-"""A `grpc.RpcMethodHandler` that is there; its types are those of threads."""
-
-Payload: TypeAlias = Any
-"""A message, or a stream of them."""
-
 _HEALTH = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
-
-_MAKES: Mapping[tuple[bool, bool], Callable[..., Handler]] = {  # by whether request and answer are streams
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 
 
 def peer_of(context: Context) -> str:
@@ -73,18 +60,14 @@ class CallLimits(grpc.aio.ServerInterceptor):
     def _limited(self, handler: Found, method: str) -> Handler:
         async def answer(request: Payload, context: Context) -> Payload:
             with self._slot(await self._admitted(context, method)):
-                return await (handler.unary_unary or handler.stream_unary)(request, context)
+                return await answer_of(handler)(request, context)
 
         async def answers(request: Payload, context: Context) -> AsyncIterator[Payload]:
             with self._slot(await self._admitted(context, method)):
-                async for response in (handler.unary_stream or handler.stream_stream)(request, context):
+                async for response in answers_of(handler)(request, context):
                     yield response
 
-        return _MAKES[handler.request_streaming, handler.response_streaming](
-            answers if handler.response_streaming else answer,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return doing(handler, answer, answers)
 
     async def _admitted(self, context: Context, method: str) -> str:
         """The caller, unless it is at a limit: then the call ends."""

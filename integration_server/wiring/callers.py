@@ -15,7 +15,7 @@ from integration_server.providers.urls import origin_of
 from integration_server.reloading import Reloaded
 from integration_server.rpc.callers import Kind
 from integration_server.rpc.certificates import ServerCertificates
-from integration_server.rpc.guard import CallerInterceptor, Confinement, Doorkeeper
+from integration_server.rpc.guard import CallerInterceptor, Confinement, ConfinementInterceptor, Doorkeeper
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tokens import IssuedTokens, Issuer, Keys, KeysAtUrl, KeysInFile, read_key_file
 from integration_server.service.managing import Managing
@@ -25,9 +25,13 @@ from integration_server.settings import Settings, is_url
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What stands before the servicers, and what must be looked at again and again for it."""
+    """What stands before the servicers, and what must be looked at again and again for it.
 
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    `admitting` lets callers in, and `confining` keeps their requests within what they may touch.
+    """
+
+    admitting: Sequence[grpc.aio.ServerInterceptor] = ()
+    confining: Sequence[grpc.aio.ServerInterceptor] = ()
     credentials: grpc.ServerCredentials | None = None
     looks: Sequence[Callable[[], Awaitable[None]]] = ()
 
@@ -51,7 +55,7 @@ def _build_guard(settings: Settings, http: ProviderHttp, managing: Managing, clo
     credentials = None if certificates is None else certificates.credentials()
     looks = [] if certificates is None else [certificates.look]
     if settings.policy_file is None:
-        return Guard((), credentials, looks)
+        return Guard(credentials=credentials, looks=looks)
     policy = Reloaded("policy", [settings.policy_file], lambda contents: read_policy(contents, managing.own_name))
     issuers = _build_issuers(settings, http, clock)
     tokens = IssuedTokens(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
@@ -61,7 +65,8 @@ def _build_guard(settings: Settings, http: ProviderHttp, managing: Managing, clo
 
     doorkeeper = Doorkeeper(lambda: policy.value, tokens, clock, health_is_open=settings.health_open)
     looks += [policy.look, *(issuer.keys.look for issuer in issuers)]
-    return Guard([CallerInterceptor(doorkeeper, Confinement(type_of, managing.own_name))], credentials, looks)
+    confining = ConfinementInterceptor(doorkeeper, Confinement(type_of, managing.own_name))
+    return Guard([CallerInterceptor(doorkeeper)], [confining], credentials, looks)
 
 
 def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:

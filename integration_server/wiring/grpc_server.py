@@ -12,7 +12,7 @@ from integration_server.rpc.audit import AuditInterceptor
 from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.google_calendar import GoogleCalendarService
-from integration_server.rpc.guard import caller_of
+from integration_server.rpc.guard import caller_of, limited_as
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.limits import CallLimits, peer_of
@@ -49,9 +49,8 @@ def build_grpc_server(
     clock: Clock,
 ) -> grpc.aio.Server:
     """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
-    who = caller_of if guard.interceptors else peer_of
     limits = CallLimits(
-        who,
+        limited_as if guard.admitting else peer_of,
         concurrency=settings.caller_max_concurrency,
         per_second=settings.caller_max_calls_per_second,
     )
@@ -59,9 +58,10 @@ def build_grpc_server(
         interceptors=[
             ErrorInterceptor(),
             DeadlineInterceptor(),
-            *guard.interceptors,
+            *guard.admitting,
             limits,
-            AuditInterceptor(trail, who, clock),
+            *guard.confining,
+            AuditInterceptor(trail, caller_of if guard.admitting else peer_of, clock),
         ],
         options=grpc_limits_of(settings).options(),
     )

@@ -1,7 +1,9 @@
 """The guard over the servicer over fakes. Each attack has its twin: with the named defence switched off it succeeds."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,7 +18,17 @@ from integration_server.domain.reach import EVERYTHING, NOTHING, Reach
 from integration_server.rpc import guard
 from integration_server.rpc.access import FOR_USERS, Group
 from integration_server.rpc.callers import CallerUnknown, Identity, Kind, certificate_identity, identity_of
-from integration_server.rpc.guard import Admission, CallerInterceptor, Confinement, Doorkeeper, RememberedTypes
+from integration_server.rpc.guard import (
+    Admission,
+    CallerInterceptor,
+    Confinement,
+    ConfinementInterceptor,
+    Doorkeeper,
+    RememberedTypes,
+    caller_of,
+    limited_as,
+)
+from integration_server.rpc.limits import CallLimits
 from integration_server.rpc.policy import Caller, Policy, Rights
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
@@ -49,7 +61,9 @@ class Guarded:
         self.server = FakeServer()
         self.system = system
         pb_grpc.add_IntegrationServiceServicer_to_server(servicer_of(system), self.server)  # type: ignore[arg-type]
-        self.interceptor = CallerInterceptor(self.doorkeeper, confinement or Confinement(self.type_of))
+        self.confinement = confinement or Confinement(self.type_of)
+        self.between: CallLimits | None = None
+        self.innermost: CallLimits | None = None
 
     def policy(self) -> Policy:
         callers = {(Kind.TOKEN, name): Caller(name, rights) for name, rights in self.rights.items()}
@@ -64,13 +78,21 @@ class Guarded:
         async def find(details: grpc.HandlerCallDetails) -> Any:
             return self.server.handlers[details.method]
 
-        path = f"/integrations.v1.IntegrationService/{method}"
-        handler: Any = await self.interceptor.intercept_service(find, Details(path))
+        handler = await self.guarded(find, f"/integrations.v1.IntegrationService/{method}")
         context: Any = KnownContext(token)
         try:
             return await handler.unary_unary(request.SerializeToString(), context)
         except grpc.aio.AbortError:
             raise context.refused from None
+
+    async def guarded(self, find: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], path: str) -> Any:
+        """The handler that is found, behind all of the guard."""
+        confining = ConfinementInterceptor(self.doorkeeper, self.confinement)
+        behind: Callable[[grpc.HandlerCallDetails], Awaitable[Any]] = find
+        for interceptor in (self.innermost, confining, self.between, CallerInterceptor(self.doorkeeper)):
+            if interceptor is not None:
+                behind = partial(interceptor.intercept_service, behind)
+        return await behind(Details(path))
 
 
 class KnownContext(FakeContext):
@@ -127,7 +149,7 @@ async def test_unconfined_a_user_reads_what_is_anothers(system: FakeSystem) -> N
     """The twin."""
     integration_id = (await system.connect(GRACE)).integration_id
     guarded = Guarded(system)
-    guarded.interceptor = CallerInterceptor(guarded.doorkeeper, Unconfined(guarded.type_of))
+    guarded.confinement = Unconfined(guarded.type_of)
     answer = await guarded.call("GetIntegration", get(integration_id, "grace"), token="user ada")
     assert answer.integration.user_id == "grace"
 
@@ -173,7 +195,7 @@ async def test_unconfined_a_service_changes_what_is_out_of_its_reach(system: Fak
     """The twin."""
     integration_id = (await system.connect(ADA)).integration_id
     guarded = Guarded(system)
-    guarded.interceptor = CallerInterceptor(guarded.doorkeeper, Unconfined(guarded.type_of))
+    guarded.confinement = Unconfined(guarded.type_of)
     request = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", name="mine now")
     assert (await guarded.call("UpdateIntegration", request, token="token keys")).integration.name == "mine now"
 
@@ -185,6 +207,44 @@ async def test_a_state_or_confirmation_of_a_type_out_of_reach_is_none(system: Fa
             await Guarded(system).call(
                 "HandleCallback", pb.HandleCallbackRequest(state=state, code="code", user_id="ada"), token="token keys"
             )
+
+
+@pytest.mark.parametrize("limits_stand_before", [True, False], ids=["before it", "twin: behind it"])
+async def test_a_caller_who_has_no_calls_left_has_nothing_looked_up(
+    system: FakeSystem, limits_stand_before: bool
+) -> None:
+    looked_up = []
+
+    async def type_of(integration_id: IntegrationId, user_id: UserId) -> str:
+        looked_up.append((integration_id, user_id))
+        raise IntegrationNotFound
+
+    guarded = Guarded(system, Confinement(type_of))
+    limits = CallLimits(limited_as, concurrency=0, per_second=1)
+    guarded.between, guarded.innermost = (limits, None) if limits_stand_before else (None, limits)
+    with pytest.raises(Refused) as refused:
+        await guarded.call("GetIntegration", get(NOBODYS, "ada"), token="token keys")
+    expected = ("QUOTA_EXCEEDED", 0) if limits_stand_before else ("INTEGRATION_NOT_FOUND", 1)
+    assert (refused.value.reason, len(looked_up)) == expected
+
+
+@pytest.mark.parametrize(("key", "others_are_refused"), [(limited_as, False), (caller_of, True)], ids=["", "twin"])
+async def test_a_user_has_limits_of_its_own(
+    system: FakeSystem, key: Callable[[Any], str], others_are_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # all within one second
+    guarded = Guarded(system)
+    guarded.between = CallLimits(key, concurrency=10, per_second=1)
+    request = pb.ListIntegrationsRequest()
+    await guarded.call("ListIntegrations", request, token="user ada")
+    with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
+        await guarded.call("ListIntegrations", request, token="user ada")
+    if others_are_refused:
+        with pytest.raises(Refused, match="RESOURCE_EXHAUSTED"):
+            await guarded.call("ListIntegrations", request, token="user grace")
+    else:
+        await guarded.call("ListIntegrations", request, token="user grace")
+        await guarded.call("ListIntegrations", pb.ListIntegrationsRequest(user_id="ada"), token="token all")
 
 
 async def test_types_are_looked_up_once_and_few_are_kept() -> None:
@@ -219,12 +279,11 @@ async def test_nobody_is_let_in_without_a_name(system: FakeSystem, token: str | 
 
 async def test_a_method_is_logged_where_there_is_one_of_that_name(system: FakeSystem) -> None:
     """A name that nobody has given is the client's own text, and the client may be anybody."""
-    interceptor = Guarded(system).interceptor
 
     async def find_nothing(_details: grpc.HandlerCallDetails) -> Any:
         return None
 
-    invented: Any = await interceptor.intercept_service(find_nothing, Details("/key=" + "key=" * 4_000))
+    invented = await Guarded(system).guarded(find_nothing, "/key=" + "key=" * 4_000)
     with capture_logs() as logs:
         with pytest.raises(grpc.aio.AbortError):
             await invented.stream_stream(None, KnownContext(None))
@@ -311,8 +370,8 @@ async def watched(guarded: Guarded, doorkeeper: Doorkeeper) -> tuple[AsyncIterat
     async def find(details: grpc.HandlerCallDetails) -> Any:
         return server.handlers[details.method]
 
-    interceptor = CallerInterceptor(doorkeeper, Confinement(guarded.type_of))
-    handler: Any = await interceptor.intercept_service(find, Details("/grpc.health.v1.Health/Watch"))
+    guarded.doorkeeper = doorkeeper
+    handler = await guarded.guarded(find, "/grpc.health.v1.Health/Watch")
     context = KnownContext("token all")
     return handler.unary_stream(b"", context), context
 

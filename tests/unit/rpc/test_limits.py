@@ -227,7 +227,8 @@ def test_a_caller_without_a_name_is_an_address_whatever_its_port(peer: str, call
     assert peer_of(context) == caller
 
 
-async def test_a_name_counts_where_there_is_one() -> None:
+async def test_a_name_counts_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # all within one second
     handlers = Handlers()
     handlers.may_answer.set()
     call = await unary(CallLimits(lambda _context: "calendar-sync", concurrency=10, per_second=1), handlers)
