@@ -152,6 +152,7 @@ class Settings(BaseModel):
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
     grpc_max_metadata_bytes: Annotated[int, Field(ge=4 * 1024, le=1024 * 1024)] = 16 * 1024
     grpc_handshake_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    grpc_message_seconds: Annotated[float, Field(gt=0, le=300)] = 20
     grpc_connection_idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
     grpc_connection_age_seconds: Annotated[float, Field(gt=0, le=604_800)] = 1_800
     sidecar_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 500

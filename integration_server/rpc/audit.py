@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.rpc.errors import Handler
+from integration_server.rpc.handlers import Handler
 from integration_server.service.auditing import AuditTrail
 from integration_server.service.ports import Clock
 from integrations.v1 import google_calendar_pb2, integration_service_pb2

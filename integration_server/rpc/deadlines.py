@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import Message
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.rpc.errors import Handler
+from integration_server.rpc.handlers import Handler
 from integration_server.service.deadlines import Effort
 
 T = TypeVar("T")

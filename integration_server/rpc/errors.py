@@ -5,9 +5,9 @@ waiting helps. Anything else is a fault of this program: it is logged, and the c
 """
 
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import NoReturn
 
 import grpc
 import structlog
@@ -18,13 +18,7 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
-
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-Found: TypeAlias = Any
-"""A `grpc.RpcMethodHandler` that is there; its types are those of threads."""
+from integration_server.rpc.handlers import Context, Handler, Payload, answer_of, answers_of, doing
 
 DOMAIN = "integrations.v1"
 
@@ -103,40 +97,24 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         """Wrap the handler of the call."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is not None and handler.unary_unary is not None:
-            return self._answering(handler, method)
-        if handler is not None and handler.unary_stream is not None:
-            return self._streaming(handler, method)
-        return handler
+        if handler is None:
+            return handler
 
-    def _answering(self, handler: Found, method: str) -> Handler:
-        async def answer(request: Message, context: Context) -> Message:
+        async def answer(request: Payload, context: Context) -> Payload:
             try:
-                response: Message = await handler.unary_unary(request, context)
-                return response
+                return await answer_of(handler)(request, context)
             except Exception as error:
                 return await self._end(error, method, context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-
-    def _streaming(self, handler: Found, method: str) -> Handler:
-        async def answers(request: Message, context: Context) -> AsyncIterator[Message]:
+        async def answers(request: Payload, context: Context) -> AsyncGenerator[Payload, None]:
             try:
-                async with aclosing(handler.unary_stream(request, context)) as stream:
+                async with aclosing(answers_of(handler)(request, context)) as stream:
                     async for response in stream:
                         yield response
             except Exception as error:
                 await self._end(error, method, context)
 
-        return grpc.unary_stream_rpc_method_handler(
-            answers,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return doing(handler, answer, answers)
 
     async def _end(self, error: Exception, method: str, context: Context) -> NoReturn:
         """End a call with the status of what was raised."""

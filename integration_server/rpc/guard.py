@@ -1,34 +1,33 @@
 """Nobody gets in without a name, and nobody gets at what is not theirs: stands before every handler.
 
-It decides before a request is decoded, so that what an unknown caller sends is never parsed. What is refused for what
+It decides before a request is read, so that what an unknown caller sends is never parsed. What is refused for what
 the caller itself said (its RPC, its type, another's user_id) is told as CALLER_NOT_ALLOWED; what would tell of things
 that are stored is answered as if they were not there. docs/callers.md has the rules.
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc_status import rpc_status
 
 from integration_server.domain.errors import (
     CallerNotAllowed,
     IntegrationNotFound,
     IntegrationServerError,
-    InvalidField,
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.reach import EVERYTHING, Reach
 from integration_server.rpc import decoding
 from integration_server.rpc.access import ABOUT_NO_USER, GROUPS, Group
 from integration_server.rpc.callers import CallerUnknown, Identity, Tokens, identity_of
-from integration_server.rpc.errors import Handler, status_of
-from integration_server.rpc.handlers import Context, Found, Payload, answer_of, answers_of, doing
+from integration_server.rpc.errors import status_of
+from integration_server.rpc.handlers import Context, Found, Handler, Payload, answer_of, answers_of, doing
 from integration_server.rpc.policy import Caller, NameOf, Policy
 from integration_server.service.ports import Clock
 
@@ -190,7 +189,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
             await self._admit(method, context)
             return await answer_of(handler)(request, context)
 
-        async def answers(request: Payload, context: Context) -> AsyncIterator[Payload]:
+        async def answers(request: Payload, context: Context) -> AsyncGenerator[Payload, None]:
             admission = await self._admit(method, context)
             async for response in answers_of(handler)(request, context):
                 await self._check_again(admission, context)
@@ -206,7 +205,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
                 await _turn_away("unknown", context, error)  # the name is the client's own text
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")  # in gRPC's own words
 
-        return grpc.stream_stream_rpc_method_handler(nothing)
+        return grpc.stream_unary_rpc_method_handler(nothing)  # nothing of the request is waited for
 
     async def _admit(self, method: str, context: Context) -> Admission:
         try:
@@ -228,7 +227,7 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
 
 
 class ConfinementInterceptor(grpc.aio.ServerInterceptor):
-    """Reads requests of callers who were let in, and keeps them within what these may touch.
+    """Keeps requests within what the callers who were let in may touch.
 
     That may look into the database: what limits a caller's calls stands before it.
     """
@@ -250,26 +249,25 @@ class ConfinementInterceptor(grpc.aio.ServerInterceptor):
         if handler.stream_unary is not None:
             raise NotImplementedError(f"{method} is of a kind that nothing confines")
 
-        async def answer(raw: bytes, context: Context) -> Payload:
-            return await handler.unary_unary(await self._read(raw, handler, context), context)
+        async def answer(request: Message, context: Context) -> Payload:
+            await self._confine(request, context)
+            return await handler.unary_unary(request, context)
 
-        async def answers(raw: bytes, context: Context) -> AsyncIterator[Payload]:
-            async for response in handler.unary_stream(await self._read(raw, handler, context), context):
+        async def answers(request: Message, context: Context) -> AsyncGenerator[Payload, None]:
+            await self._confine(request, context)
+            async for response in handler.unary_stream(request, context):
                 yield response
 
-        # Without a deserializer gRPC hands over the bytes: they are parsed once the caller is let in.
-        return doing(handler, answer, answers, decodes=False)
+        return doing(handler, answer, answers)
 
-    async def _read(self, raw: bytes, handler: Found, context: Context) -> Message:
+    async def _confine(self, request: Message, context: Context) -> None:
         admission = _ADMISSION.get()
         if admission is None:
             raise RuntimeError("nobody was let in")
         try:
-            request = _decoded(raw, handler)
             await self._confinement.confine(request, admission)
         except IntegrationServerError as error:
             await _refuse(admission.method, context, error, caller=admission.caller.name)
-        return request
 
 
 async def _turn_away(method: str, context: Context, error: CallerUnknown) -> NoReturn:
@@ -281,11 +279,3 @@ async def _refuse(method: str, context: Context, error: IntegrationServerError, 
     structlog.get_logger(__name__).info("refused", method=method, reason=error.reason, **who)
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-def _decoded(raw: bytes, handler: Found) -> Message:
-    try:
-        request: Message = handler.request_deserializer(raw)
-    except DecodeError:
-        raise InvalidField("request", "cannot be decoded") from None
-    return request

@@ -1,11 +1,11 @@
 """gRPC's handlers, and what interceptors make of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
 
-from integration_server.rpc.errors import Handler
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -16,7 +16,7 @@ Payload: TypeAlias = Any
 """A message, or a stream of them."""
 
 Answer: TypeAlias = Callable[[Payload, Context], Awaitable[Payload]]
-Answers: TypeAlias = Callable[[Payload, Context], AsyncIterator[Payload]]
+Answers: TypeAlias = Callable[[Payload, Context], AsyncGenerator[Payload, None]]
 
 _MAKES: Mapping[tuple[bool, bool], Callable[..., Handler]] = {  # by whether request and answer are streams
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -38,10 +38,11 @@ def answers_of(handler: Found) -> Answers:
     return behaviour
 
 
-def doing(handler: Found, answer: Answer, answers: Answers, *, decodes: bool = True) -> Handler:
-    """A handler of the same kind that does one or the other instead; without `decodes` it is given bytes."""
-    return _MAKES[handler.request_streaming, handler.response_streaming](
+def doing(handler: Found, answer: Answer, answers: Answers, *, streams_bytes: bool = False) -> Handler:
+    """A handler of the same kind that does one or the other instead; with `streams_bytes` it is given a stream of them,
+    whatever was given before."""
+    return _MAKES[handler.request_streaming or streams_bytes, handler.response_streaming](
         answers if handler.response_streaming else answer,
-        request_deserializer=handler.request_deserializer if decodes else None,
+        request_deserializer=None if streams_bytes else handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )

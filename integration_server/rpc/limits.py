@@ -4,7 +4,7 @@ Whether a call is one too many is decided before its handler runs. Both limits a
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -17,8 +17,8 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.errors import QuotaExceeded
-from integration_server.rpc.errors import Handler, status_of
-from integration_server.rpc.handlers import Context, Found, Payload, answer_of, answers_of, doing
+from integration_server.rpc.errors import status_of
+from integration_server.rpc.handlers import Context, Found, Handler, Payload, answer_of, answers_of, doing
 
 CallerOf: TypeAlias = Callable[[Context], str]
 
@@ -62,7 +62,7 @@ class CallLimits(grpc.aio.ServerInterceptor):
             with self._slot(await self._admitted(context, method)):
                 return await answer_of(handler)(request, context)
 
-        async def answers(request: Payload, context: Context) -> AsyncIterator[Payload]:
+        async def answers(request: Payload, context: Context) -> AsyncGenerator[Payload, None]:
             with self._slot(await self._admitted(context, method)):
                 async for response in answers_of(handler)(request, context):
                     yield response

@@ -16,6 +16,7 @@ from integration_server.rpc.guard import caller_of, limited_as
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.limits import CallLimits, peer_of
+from integration_server.rpc.reading import ReadingInterceptor
 from integration_server.service.auditing import AuditTrail
 from integration_server.service.ports import Clock
 from integration_server.settings import Settings
@@ -57,9 +58,10 @@ def build_grpc_server(
     server = grpc.aio.server(
         interceptors=[
             ErrorInterceptor(),
-            DeadlineInterceptor(),
             *guard.admitting,
             limits,
+            ReadingInterceptor(within=timedelta(seconds=settings.grpc_message_seconds)),
+            DeadlineInterceptor(),
             *guard.confining,
             AuditInterceptor(trail, caller_of if guard.admitting else peer_of, clock),
         ],

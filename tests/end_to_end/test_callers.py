@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,24 @@ async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_pat
         assert await code_of(nobody.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
     async with running_system(sqlite_url) as open_to_all:
         assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
+
+
+async def test_of_a_stranger_no_request_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+    """One whose request never comes is turned away at once. The twin is with gRPC's limits: by itself it waits."""
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async with running_guarded(sqlite_url, tmp_path) as guarded:
+        nobody, backend = await guarded.nameless(), await guarded.backend()
+        for service, method in (
+            ("integrations.v1.IntegrationService", "ListIntegrations"),
+            ("no.such.Service", "Nothing"),
+        ):
+            call: Any = nobody.channel.stream_unary(f"/{service}/{method}")
+            assert await code_of(call(never(), timeout=DEADLINE)) == grpc.StatusCode.UNAUTHENTICATED
+        assert await ask(backend) == grpc.StatusCode.OK
 
 
 # --- the policy ------------------------------------------------------------------------------------------------------

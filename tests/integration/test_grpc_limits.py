@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from integration_server.lifecycle import GrpcLimits
+from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.reading import ReadingInterceptor
 from tests.integration.providers.servers import certified
 
 DEADLINE = 20.0  # seconds; the machine may be busy
@@ -52,9 +54,12 @@ class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has 
 
 @asynccontextmanager
 async def serving(
-    options: Sequence[tuple[str, int]], servicer: Servicer | None = None, credentials: Any = None
+    options: Sequence[tuple[str, int]],
+    servicer: Servicer | None = None,
+    credentials: Any = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[int]:
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=options, interceptors=interceptors)
     health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), server)
     if credentials is None:
         port = server.add_insecure_port("127.0.0.1:0")
@@ -192,3 +197,77 @@ async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# --- requests that never come --------------------------------------------------------------------------------------
+
+
+async def never() -> AsyncIterator[bytes]:
+    """A request of which nothing comes: to gRPC it is the same as one whose last byte does not."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+@asynccontextmanager
+async def silent_caller(port: int) -> AsyncIterator[Callable[[], Any]]:
+    """What begins a call and sends no request."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
+        yield lambda: call(never(), timeout=DEADLINE)
+
+
+async def refusal(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    return refused.value.code()
+
+
+async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
+    reading = ReadingInterceptor(within=timedelta(seconds=0.2))
+    async with (
+        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        silent_caller(port) as begin,
+        client(port) as check,
+    ):
+        assert await refusal(begin()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+
+
+async def test_by_grpc_alone_it_is() -> None:
+    async with serving([]) as port, silent_caller(port) as begin:
+        call = begin()
+        done, _ = await asyncio.wait([asyncio.ensure_future(call.code())], timeout=1)
+        assert not done
+        call.cancel()
+
+
+async def test_only_so_many_slow_requests_are_waited_for() -> None:
+    reading = ReadingInterceptor(within=LONG, promptly=0.1, slow_at_once=2)
+    async with (
+        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        silent_caller(port) as begin,
+        client(port) as check,
+    ):
+        for _ in range(2):  # what is given up makes room
+            calls = [begin() for _ in range(5)]
+            waiting = {asyncio.ensure_future(call.code()) for call in calls}
+            refused: list[grpc.StatusCode] = []
+            while len(refused) < 3:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                refused += [one.result() for one in done]
+            assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+            await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+            assert len(waiting) == 2
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(waiting)
+
+
+async def test_a_call_without_a_request_is_refused() -> None:
+    reading = ReadingInterceptor(within=LONG)
+    async with (
+        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        call: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
+        assert await refusal(call(iter(()), timeout=DEADLINE)) is grpc.StatusCode.INVALID_ARGUMENT

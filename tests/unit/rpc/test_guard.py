@@ -81,7 +81,7 @@ class Guarded:
         handler = await self.guarded(find, f"/integrations.v1.IntegrationService/{method}")
         context: Any = KnownContext(token)
         try:
-            return await handler.unary_unary(request.SerializeToString(), context)
+            return await handler.unary_unary(handler.request_deserializer(request.SerializeToString()), context)
         except grpc.aio.AbortError:
             raise context.refused from None
 
@@ -286,7 +286,7 @@ async def test_a_method_is_logged_where_there_is_one_of_that_name(system: FakeSy
     invented = await Guarded(system).guarded(find_nothing, "/key=" + "key=" * 4_000)
     with capture_logs() as logs:
         with pytest.raises(grpc.aio.AbortError):
-            await invented.stream_stream(None, KnownContext(None))
+            await invented.stream_unary(None, KnownContext(None))
         with pytest.raises(Refused):
             await Guarded(system).call("ListIntegrationTypes", pb.ListIntegrationTypesRequest(), token=None)
     assert [(entry["event"], entry["method"]) for entry in logs] == [
@@ -373,7 +373,7 @@ async def watched(guarded: Guarded, doorkeeper: Doorkeeper) -> tuple[AsyncIterat
     guarded.doorkeeper = doorkeeper
     handler = await guarded.guarded(find, "/grpc.health.v1.Health/Watch")
     context = KnownContext("token all")
-    return handler.unary_stream(b"", context), context
+    return handler.unary_stream(health_pb2.HealthCheckRequest(), context), context
 
 
 async def test_a_stream_ends_once_its_caller_would_not_be_let_in_any_more(system: FakeSystem) -> None:
