@@ -1,6 +1,7 @@
 """gRPC's handlers, and what interceptors make of them."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -46,3 +47,35 @@ def doing(handler: Found, answer: Answer, answers: Answers, *, streams_bytes: bo
         request_deserializer=None if streams_bytes else handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
+
+
+class OnceForEachMethod(grpc.aio.ServerInterceptor):
+    """Interceptors, the outermost first, that look at nothing of a call but its method: what they make of a handler is
+    made once. gRPC would have each of them wrap it anew for every call."""
+
+    def __init__(self, *interceptors: grpc.aio.ServerInterceptor) -> None:
+        self._interceptors = interceptors
+        self._made: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap the handler of the call, or take what was made of it before."""
+        method = handler_call_details.method
+        if method not in self._made:
+            found = await continuation(handler_call_details)
+            made = await self._make(found, handler_call_details)
+            if found is None:
+                return made  # the name is the client's own, who may have any number of them
+            self._made[method] = made
+        return self._made[method]
+
+    async def _make(self, found: Handler, details: grpc.HandlerCallDetails) -> Handler:
+        async def behind(_: grpc.HandlerCallDetails) -> Handler:
+            return found
+
+        for interceptor in reversed(self._interceptors):
+            behind = partial(interceptor.intercept_service, behind)
+        return await behind(details)

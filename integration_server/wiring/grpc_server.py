@@ -13,6 +13,7 @@ from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.guard import caller_of, limited_as
+from integration_server.rpc.handlers import OnceForEachMethod
 from integration_server.rpc.health import Health
 from integration_server.rpc.integration_service import IntegrationService
 from integration_server.rpc.limits import CallLimits, peer_of
@@ -55,16 +56,17 @@ def build_grpc_server(
         concurrency=settings.caller_max_concurrency,
         per_second=settings.caller_max_calls_per_second,
     )
+    interceptors = OnceForEachMethod(
+        ErrorInterceptor(),
+        *guard.admitting,
+        limits,
+        ReadingInterceptor(within=timedelta(seconds=settings.grpc_message_seconds)),
+        DeadlineInterceptor(),
+        *guard.confining,
+        AuditInterceptor(trail, caller_of if guard.admitting else peer_of, clock),
+    )
     server = grpc.aio.server(
-        interceptors=[
-            ErrorInterceptor(),
-            *guard.admitting,
-            limits,
-            ReadingInterceptor(within=timedelta(seconds=settings.grpc_message_seconds)),
-            DeadlineInterceptor(),
-            *guard.confining,
-            AuditInterceptor(trail, caller_of if guard.admitting else peer_of, clock),
-        ],
+        interceptors=[interceptors],
         options=grpc_limits_of(settings).options(),
     )
     integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, server)
