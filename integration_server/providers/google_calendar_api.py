@@ -77,16 +77,17 @@ class GoogleCalendarApi:
     def update_event(
         self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
     ) -> ApiRequest:
-        """Ask for a change of these fields of an event, or for all of it where none are named."""
+        """Ask for a change of these fields of an event, or of all that it has here where none are named.
+
+        Never for its replacement: what an event has at Google and not here (who may see it, its colour) is to stay.
+        """
         written = _written(event)
-        path = _path(calendar_id, event.event_id)
-        if fields:
-            changed = {name: value or _CLEARED[name] for name, value in written.items() if name in fields}
-            for name in {"start", "end"} & changed.keys():
-                # A patch is laid over what is there: of a day that becomes a moment the day would stay.
-                changed[name] = {"date": None, "dateTime": None, **changed[name]}
-            return _writing("PATCH", path, changed, event.etag, notify)
-        return _writing("PUT", path, {name: value for name, value in written.items() if value}, event.etag, notify)
+        wanted = fields or {name for name, value in written.items() if value or name in _CLEARED}
+        changed = {name: value or _CLEARED[name] for name, value in written.items() if name in wanted}
+        for name in {"start", "end"} & changed.keys():
+            # A patch is laid over what is there: of a day that becomes a moment the day would stay.
+            changed[name] = {"date": None, "dateTime": None, **changed[name]}
+        return _writing("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
 
     def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
         """Ask for an event to be deleted."""
@@ -130,7 +131,7 @@ _CLEARED: Mapping[str, Any] = {
     "location": "",
     "attendees": [],
     "recurrence": [],
-    "reminders": {"useDefault": True},
+    "reminders": {"useDefault": True, "overrides": []},
     "status": "confirmed",
 }
 """What stands for a field that is to have nothing in it."""

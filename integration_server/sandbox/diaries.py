@@ -12,7 +12,18 @@ from integration_server.sandbox.model import Account
 TEAM: Final = "team@example.com"
 
 _WRITABLE: Final = frozenset(
-    {"summary", "description", "location", "start", "end", "attendees", "recurrence", "reminders", "status"}
+    {
+        "summary",
+        "description",
+        "location",
+        "start",
+        "end",
+        "attendees",
+        "recurrence",
+        "reminders",
+        "status",
+        "visibility",
+    }
 )
 
 

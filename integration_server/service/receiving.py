@@ -112,7 +112,8 @@ class Receiving:
             return UNKNOWN
         if endpoint == APP:
             return await self._receive_for_app(provider, request)
-        found = await self._endpoints.find(integration_type, endpoint) if _UID.fullmatch(endpoint) else None
+        # Of the provider, which may go by an alias in the address.
+        found = await self._endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
         if found is None:
             return UNKNOWN
         return await self._receive_for(found, provider, request)

@@ -25,20 +25,28 @@ from integration_server.service.turns import Queue, Waiter
 _SWEEP_EVERY = 1000  # turns
 
 
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A place in which no further call is counted for so many seconds."""
+
+    name: str
+    wait: float
+
+
 class SharedBudgets(Protocol):
     """Counts calls for several processes. It never fails: while it cannot count it lets calls go."""
 
-    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> float:
-        """0 if a call was counted in each of the named places; else the seconds after which to ask again."""
+    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> "Full | None":
+        """None if a call was counted in each of the named places; else one that is full."""
 
 
 class NothingShared:
     """For a process that is alone."""
 
-    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> float:
+    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> Full | None:
         """Let all calls go."""
         del places
-        return 0.0
+        return None
 
 
 class Gate:
@@ -55,7 +63,7 @@ class Gate:
         self._type = integration_type
         self._limits = {scope: [limit for limit in limits if limit.scope is scope] for scope in LimitScope}
         self._shared = shared
-        self._shared_until = 0.0
+        self._full_until: dict[str, float] = {}
         self._now = monotonic
         self._jitter = jitter
         self._app = Budget(self._limits[LimitScope.APP], jitter)
@@ -79,7 +87,7 @@ class Gate:
             self._end(integration.integration_id, was_sent=True)
 
     async def _wait(self, waiter: Waiter, within: float, *, again: bool) -> None:
-        self._require_in_time(waiter, within)
+        self._require_in_time(waiter, within, again=again)
         self._queue.add(waiter, in_front=again)
         self._wake()
         try:
@@ -92,13 +100,15 @@ class Gate:
             self._give_up(waiter)
             raise
 
-    def _require_in_time(self, waiter: Waiter, within: float) -> None:
+    def _require_in_time(self, waiter: Waiter, within: float, *, again: bool) -> None:
         now = self._now()
-        app = self._app.estimate(now, self._queue.ahead_of(waiter.user_id))
-        own = self._budget_of(waiter.integration_id).estimate(
-            now, self._queue.waiting_for(waiter.user_id, waiter.integration_id)
-        )
-        estimate = max(app, own, self._shared_until - now)
+        user_id, integration_id = waiter.user_id, waiter.integration_id
+        in_app, in_own = self._queue.ahead_of(user_id), self._queue.waiting_for(user_id, integration_id)
+        if again:
+            in_app = in_own = 0  # it goes in front
+        app = self._app.estimate(now, in_app)
+        own = self._budget_of(integration_id).estimate(now, in_own)
+        estimate = max(app, own, self._full_for(self._type, now), self._full_for(self._own_name(integration_id), now))
         if estimate > within:
             raise self._too_late(waiter, estimate, now)
 
@@ -127,14 +137,13 @@ class Gate:
         while self._queue:
             waiter, wait = self._next()
             if waiter is not None:
-                wait = await self._shared.take(self._places(waiter.integration_id))
-                if waiter.turn.done():
-                    continue  # gave up meanwhile
-                if wait <= 0:
+                full = await self._shared.take(self._places(waiter.integration_id))
+                if full is not None:
+                    self._full_until[full.name] = self._now() + full.wait
+                elif not waiter.turn.done():  # did not give up meanwhile
                     self._queue.remove(waiter)
                     self._begin(waiter)
-                    continue
-                self._shared_until = self._now() + wait
+                continue
             self._changed.clear()
             try:
                 async with asyncio.timeout(None if math.isinf(wait) else wait):
@@ -145,12 +154,13 @@ class Gate:
     def _next(self) -> tuple[Waiter | None, float]:
         """Whose turn it is; or None, and the seconds after which to look again."""
         now = self._now()
-        wait = max(self._app.blocked(now), self._shared_until - now)
+        wait = max(self._app.blocked(now), self._full_for(self._type, now))
         if wait > 0:
             return None, wait
         soonest = math.inf
         for waiter in self._queue.heads():
-            blocked = self._budget_of(waiter.integration_id).blocked(now)
+            own = self._budget_of(waiter.integration_id).blocked(now)
+            blocked = max(own, self._full_for(self._own_name(waiter.integration_id), now))
             if blocked <= 0:
                 return waiter, 0.0
             soonest = min(soonest, blocked)
@@ -158,8 +168,15 @@ class Gate:
 
     def _places(self, integration_id: IntegrationId) -> Sequence[tuple[str, RateLimit]]:
         app = [(self._type, limit) for limit in self._limits[LimitScope.APP]]
-        own = [(f"{self._type}/{integration_id}", limit) for limit in self._limits[LimitScope.INTEGRATION]]
+        own = [(self._own_name(integration_id), limit) for limit in self._limits[LimitScope.INTEGRATION]]
         return [*app, *own]
+
+    def _own_name(self, integration_id: IntegrationId) -> str:
+        return f"{self._type}/{integration_id}"
+
+    def _full_for(self, name: str, now: float) -> float:
+        """Seconds for which a shared place is full, as far as is known."""
+        return self._full_until.get(name, 0.0) - now
 
     # --- counting
 
@@ -177,6 +194,7 @@ class Gate:
         self._turns += 1
         if self._turns % _SWEEP_EVERY == 0:
             self._budgets = {key: budget for key, budget in self._budgets.items() if not budget.is_empty(now)}
+            self._full_until = {name: until for name, until in self._full_until.items() if until > now}
 
     def _learner(self, integration_id: IntegrationId) -> Budget:
         """Whose budget answers tell of: where only the app has limits that is the app's, else the account's."""

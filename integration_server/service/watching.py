@@ -158,7 +158,7 @@ class Watching:
         An empty type means all within reach. Raises `CursorExpired` or `ServerStopping`.
         """
         if integration_type:
-            self._providers.get(integration_type)
+            integration_type = self._providers.get(integration_type).integration_type  # where it went by an alias
         types = frozenset({integration_type}) if integration_type else reach.integration_types
         wish = EventWish(user_id, types)
         with self._feed.watched():

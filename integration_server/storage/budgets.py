@@ -18,6 +18,7 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from integration_server.domain.calls import RateLimit
+from integration_server.service.throttling import Full
 
 _ANSWERS_WITHIN = 0.5  # seconds: it is beside us, and a call waits for it
 _ASKED_AGAIN_AFTER = 5.0
@@ -51,36 +52,36 @@ class RedisBudgets:
     ) -> None:
         await self._stack.aclose()
 
-    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> float:
-        """0 if a call was counted in each place; else the seconds after which to ask again."""
+    async def take(self, places: Sequence[tuple[str, RateLimit]]) -> Full | None:
+        """None if a call was counted in each place; else one that is full."""
         if not places or time.monotonic() < self._away_until:
-            return 0.0
+            return None
         try:
-            wait = await self._take([(name, _item(limit)) for name, limit in places])
+            full = await self._take([(name, _item(limit)) for name, limit in places])
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             self._away_until = time.monotonic() + _ASKED_AGAIN_AFTER
             if not self._is_away:
                 self._is_away = True
                 self._log.warning("shared_budgets_away", kind=type(error).__name__)
-            return 0.0
+            return None
         if self._is_away:
             self._is_away = False
             self._log.info("shared_budgets_back")
-        return wait
+        return full
 
-    async def _take(self, places: Sequence[tuple[str, RateLimitItem]]) -> float:
+    async def _take(self, places: Sequence[tuple[str, RateLimitItem]]) -> Full | None:
         if len(places) > 1:  # look first: a place that is full should cost the others nothing
             for name, item in places:
                 if not await self._windows.test(item, name):
-                    return await self._wait(name, item)
+                    return await self._full(name, item)
         for name, item in places:
             if not await self._windows.hit(item, name):
-                return await self._wait(name, item)
-        return 0.0
+                return await self._full(name, item)
+        return None
 
-    async def _wait(self, name: str, item: RateLimitItem) -> float:
+    async def _full(self, name: str, item: RateLimitItem) -> Full:
         stats = await self._windows.get_window_stats(item, name)
-        return max(_SHORTEST_WAIT, stats.reset_time - time.time())
+        return Full(name, max(_SHORTEST_WAIT, stats.reset_time - time.time()))
 
 
 def _item(limit: RateLimit) -> RateLimitItem:

@@ -45,7 +45,7 @@ class Token(_Part):
     """The token endpoint."""
 
     url: str
-    client: Literal["post", "basic"]
+    client: Literal["post", "basic", "none"]
     code_requires: Mapping[str, str] = {}
     refresh_requires: Sequence[str] = ()
     answer: JsonObject

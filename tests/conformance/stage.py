@@ -252,6 +252,10 @@ class Play:
                 raise NotAsDocumented("the client must authenticate with Basic")
             user, _, password = base64.b64decode(encoded).decode().partition(":")
             given = unquote_plus(user), unquote_plus(password)
+        elif how == "none":
+            if scheme or "client_secret" in form:
+                raise NotAsDocumented("a public client has no secret (RFC 6749 §2.1)")
+            given = form.get("client_id", ""), CLIENT_SECRET
         else:
             if scheme:
                 raise NotAsDocumented("the client must authenticate in the form")

@@ -70,3 +70,31 @@ def test_one_that_does_otherwise_than_its_provider_documents_does_not(outside: P
     assert run.returncode == 1
     assert "test_connects[acme]" in run.stdout
     assert "test_connects[my_service]" not in run.stdout
+
+
+PUBLIC = """\
+integration_type = "public"
+auth_method = "oauth2"
+authorize_url = "https://public.example/authorize"
+token_url = "https://public.example/token"
+token_auth = "none"
+"""
+ITS_PROFILE = """\
+integration_type = "public"
+[authorize]
+url = "https://public.example/authorize"
+has_scopes = false
+pkce = "taken"
+[token]
+url = "https://public.example/token"
+client = "none"
+answer = { access_token = "$access_token", expires_in = "$expires_in", refresh_token = "$refresh_token" }
+"""
+
+
+def test_a_public_client_with_nothing_to_ask_passes(tmp_path: Path) -> None:
+    for folder, content in (("providers", PUBLIC), ("profiles", ITS_PROFILE)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "public.toml").write_text(content)
+    run = run_suite(tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr

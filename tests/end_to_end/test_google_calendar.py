@@ -1,5 +1,6 @@
 """Google's calendars over the whole system, with the sandbox playing Google by its documentation."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,6 +119,22 @@ async def test_a_mask_changes_its_fields_and_no_others(desk: Desk) -> None:
     assert changed.start == created.start
     whole = await desk.update(event(event_id=created.event_id, location="Home"))
     assert (whole.summary, whole.location, whole.description) == ("", "Home", "")
+
+
+async def test_what_an_event_has_at_google_alone_stays(desk: Desk) -> None:
+    created = await desk.create(summary="Cut")
+
+    async def call(method: str, path: str, body: bytes = b"") -> Any:
+        request = integration_service_pb2.CallProviderRequest(**desk.which, method=method, path=path, body=body)
+        answer = await desk.system.service.CallProvider(request)
+        assert answer.status_code == 200
+        return json.loads(answer.body)
+
+    events = "/calendars/primary/events"
+    await call("PATCH", f"{events}/{created.event_id}", b'{"visibility": "private"}')
+    await desk.update(event(event_id=created.event_id, summary="Shave"))
+    (left,) = (await call("GET", events))["items"]
+    assert (left["summary"], left["visibility"]) == ("Shave", "private")
 
 
 async def test_an_etag_keeps_two_from_undoing_each_other(desk: Desk) -> None:

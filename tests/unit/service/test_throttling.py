@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ import pytest
 from integration_server.domain.calls import ApiAnswer, LimitScope, RateLimit
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.throttling import Gate, NothingShared
+from integration_server.service.throttling import Full, Gate, NothingShared
 from tests.fakes.system import FakeSystem
 
 
@@ -119,13 +120,64 @@ async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
 
         asked = 0
 
-        async def take(self, places: object) -> float:
+        async def take(self, places: object) -> Full | None:
             """Once no."""
             self.asked += 1
-            return 0.05 if self.asked == 1 else 0.0
+            return Full("acme", 0.05) if self.asked == 1 else None
 
     shared = Shared()
     at = Gate("acme", [limit(5, 1)], shared, time.monotonic, lambda: 1.0)
     begin = time.monotonic()
     await take(at, sample)
     assert (shared.asked, time.monotonic() - begin >= 0.05) == (2, True)
+
+
+@pytest.mark.parametrize(("place", "others_wait"), [("acme/1", False), ("acme", True)], ids=["own", "the app's"])
+async def test_a_shared_budget_that_is_full_holds_up_those_whose_it_is(
+    sample: Integration, place: str, others_wait: bool
+) -> None:
+    class Shared:
+        """Full for Ada's integration, once."""
+
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        async def take(self, places: Sequence[tuple[str, RateLimit]]) -> Full | None:
+            """No more calls of hers."""
+            names = [name for name, _ in places]
+            if "acme/1" in names and not self.said:
+                self.said = names
+                return Full(place, 3600)
+            return None
+
+    limits = [limit(5, 1), limit(5, 1, LimitScope.INTEGRATION)]
+    shared = Shared()
+    at = Gate("acme", limits, shared, time.monotonic, lambda: 1.0)
+    waiting = asyncio.create_task(take(at, of(sample, "ada", 1), within=7200))
+    while not shared.said:  # noqa: ASYNC110  # in the loop's next rounds
+        await asyncio.sleep(0)
+    if others_wait:
+        with pytest.raises(RateLimited):
+            await take(at, of(sample, "grace", 2))
+    else:
+        await take(at, of(sample, "grace", 2))
+    with pytest.raises(RateLimited):
+        await take(at, of(sample, "ada", 1))
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_call_that_goes_in_front_is_not_refused_for_those_behind_it(sample: Integration, again: bool) -> None:
+    at = gate(limit(1, 0.1, LimitScope.INTEGRATION))
+    await take(at, sample)
+    behind = [asyncio.create_task(take(at, sample, within=3600)) for _ in range(500)]
+    await asyncio.sleep(0)
+    if again:
+        async with at.turn(sample, 20.0, again=True):
+            pass
+    else:
+        with pytest.raises(RateLimited):
+            await take(at, sample, within=20.0)
+    for task in behind:
+        task.cancel()
+    await asyncio.gather(*behind, return_exceptions=True)
