@@ -28,7 +28,10 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class ApiAnswer:
-    """An answer. `asks_to_wait`: the request was turned away for now, until `retry_after` where that was said."""
+    """An answer. `asks_to_wait`: the request was turned away for now, until `retry_after` where that was said.
+
+    `refuses_token`: the token is dead, though the status does not say so; `is_unauthorized` is either.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]] = field(repr=False)
@@ -36,6 +39,12 @@ class ApiAnswer:
     asks_to_wait: bool = False
     retry_after: timedelta | None = None
     quotas: Sequence[Quota] = ()
+    refuses_token: bool = False
+
+    @property
+    def is_unauthorized(self) -> bool:
+        """Whether the credentials as such were refused (RFC 6750 §3.1), by the status or in the provider's own way."""
+        return self.status == 401 or self.refuses_token
 
 
 class LimitScope(StrEnum):

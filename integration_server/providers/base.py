@@ -329,7 +329,12 @@ class BaseProvider(ABC):
             self.asks_to_wait(answer),
             answer.retry_after,
             quotas_of(answer.headers, self._context.clock()),
+            self.refuses_token(answer),
         )
+
+    def refuses_token(self, answer: HttpAnswer) -> bool:
+        """Whether an answer of the API says that the access token is dead, with another status than 401."""
+        return False
 
     def asks_to_wait(self, answer: HttpAnswer) -> bool:
         """Whether an answer turns a request away for now (RFC 6585 §4, RFC 9110 §15.6.4)."""

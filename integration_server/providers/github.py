@@ -5,7 +5,7 @@
 - Errors come with HTTP 200, in codes of GitHub's own:
   docs.github.com/apps/oauth-apps/maintaining-oauth-apps/troubleshooting-oauth-app-access-token-request-errors [H].
 - Scopes are asked for with spaces, and answered with commas between them [H]. A GitHub App has permissions instead, and
-  answers no scopes [H].
+  answers no scopes [H]. A scope that another one includes is left out of the answer [M].
 - Tokens of OAuth Apps do not expire [K]. Those of GitHub Apps last 8 hours, with a refresh token of 6 months that
   serves once: docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app [H].
 - PKCE with S256: github.blog/changelog/2025-07-14-pkce-support-for-oauth-and-github-app-authentication [H].
@@ -14,7 +14,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
@@ -34,6 +34,19 @@ class GitHubProvider(OAuth2Provider):
     revoke_url = "https://api.github.com/applications/{client_id}/grant"
     revokes_whole_account = True
     required_scopes = ("read:user",)
+    implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType(
+        {
+            "repo": ("repo:status", "repo_deployment", "public_repo", "repo:invite", "security_events"),
+            "user": ("read:user", "user:email", "user:follow"),
+            "project": ("read:project",),
+            "write:packages": ("read:packages",),
+            **{
+                f"{more}:{what}": (f"{less}:{what}",)
+                for what in ("org", "public_key", "repo_hook", "gpg_key", "ssh_signing_key")
+                for more, less in (("admin", "write"), ("write", "read"))
+            },
+        }
+    )
     token_auth = "client_secret_post"
     error_codes: Mapping[str, str] = MappingProxyType(
         {

@@ -14,7 +14,10 @@ from types import MappingProxyType
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.http import HttpAnswer
+from integration_server.providers.json_answers import field_at, read_object
 from integration_server.providers.oauth2 import OAuth2Provider
+
+_DEAD_TOKENS = (190, 102)
 
 
 class MetaProvider(OAuth2Provider):
@@ -37,6 +40,10 @@ class MetaProvider(OAuth2Provider):
     def renewable(self, tokens: OAuthTokens) -> OAuthTokens:
         """A long-lived token, which is what it is renewed with."""
         return replace(tokens, refresh_token=tokens.access_token, refresh_token_expire_time=tokens.expire_time)
+
+    def refuses_token(self, answer: HttpAnswer) -> bool:
+        """By the number alone, mostly with HTTP 400."""
+        return answer.is_refusal and field_at(read_object(answer.body), "error.code") in _DEAD_TOKENS
 
     def refuses_credentials(self, answer: HttpAnswer) -> bool:
         """By number; the statuses are those of many errors."""

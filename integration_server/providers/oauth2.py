@@ -5,7 +5,7 @@ Requests are made by Authlib's functions without I/O; docs/decisions/0002-oauth-
 
 from abc import abstractmethod
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +74,9 @@ class OAuth2Provider(BaseProvider):
 
     assumed_lifetime: timedelta | None = None
     """How long access tokens are taken to last where the answer does not say."""
+
+    implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Scopes that a scope includes, and that answers leave out beside it."""
 
     scope_aliases: Mapping[str, str] = MappingProxyType({})
     """Scopes that the provider answers under another name."""
@@ -151,9 +154,21 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNJUDGED:
             return True
-        if scope in tokens.scopes or self.scope_aliases.get(scope) in tokens.scopes:
+        granted = self._with_implied(tokens.scopes)
+        if scope in granted or self.scope_aliases.get(scope) in granted:
             return True
         return self._splits_at_commas and set(tokens.scopes).issuperset(scope.split(","))  # as it was when it was read
+
+    def implied_by(self, scope: str) -> Collection[str]:
+        """What a scope grants as well, and answers leave out for it."""
+        return self.implied_scopes.get(scope, ())
+
+    def _with_implied(self, scopes: Iterable[str]) -> Collection[str]:
+        granted, new = set[str](), set(scopes)
+        while new:
+            granted |= new
+            new = {implied for scope in new for implied in self.implied_by(scope)} - granted
+        return granted
 
     # --- keeping
 

@@ -3,7 +3,8 @@
 - Every shop has a host of its own, `{shop}.myshopify.com`, also for its OAuth:
   shopify.dev/docs/apps/build/authentication-authorization/access-tokens/authorization-code-grant [H]. `shop` is
   required in the config.
-- Client id and secret in the form; scopes have commas between them [H].
+- Client id and secret in the form; scopes have commas between them [H]. A scope to read is left out of the answer
+  beside the one to write the same [K].
 - The callback is signed: `hmac` is over the other parameters, sorted, with our secret, as Shopify's own library has it:
   github.com/Shopify/shopify_python_api [H]. It must be right, and its `shop` the one that the user was sent to.
 - `expiring=1` makes offline tokens expire after 60 minutes, with a refresh token of 90 days that is replaced at each
@@ -20,7 +21,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -72,6 +73,10 @@ class ShopifyProvider(OAuth2Provider):
     def located(self, config: ShopifyConfig) -> "ShopifyProvider":
         """At the shop."""
         return self.in_place(shop=config.shop)
+
+    def implied_by(self, scope: str) -> Collection[str]:
+        """Who may write may read."""
+        return (scope.replace("write_", "read_", 1),) if scope.startswith(("write_", "unauthenticated_write_")) else ()
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """Nothing to keep: the shop is known, and the callback must be from it. Raises `InvalidField`."""

@@ -32,6 +32,7 @@ from integration_server.providers.webhooks.slack import SLACK
 _DEAD = frozenset(
     {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "user_removed_from_team"}
 )
+_LONGEST_ERROR = 4096
 _USER_TOKEN = "authed_user.access_token"
 
 
@@ -93,7 +94,15 @@ class SlackProvider(OAuth2Provider):
 
     def refuses_credentials(self, answer: HttpAnswer) -> bool:
         """What is said with HTTP 200 too."""
-        return super().refuses_credentials(answer) or text_at(read_object(answer.body), "error") in _DEAD
+        return super().refuses_credentials(answer) or self._error_of(answer) in _DEAD
+
+    def _error_of(self, answer: HttpAnswer) -> str | None:
+        # Errors are short; what is long is not worth the reading.
+        return text_at(read_object(answer.body), "error") if len(answer.body) <= _LONGEST_ERROR else None
+
+    def refuses_token(self, answer: HttpAnswer) -> bool:
+        """Whatever the method, `error` says so, with HTTP 200."""
+        return self._error_of(answer) in _DEAD
 
     def is_failure(self, answer: HttpAnswer) -> bool:
         """Whatever is not `"ok": true`."""

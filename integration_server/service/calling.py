@@ -159,7 +159,7 @@ class _Call:
                     raise
                 was_lost = True  # a connection may be lost; one that is lost twice is more than that
                 continue
-            if answer.status == 401 and not was_renewed:
+            if answer.is_unauthorized and not was_renewed:
                 was_renewed = True
                 renewed = await self._renew(self.fresh)
                 if renewed is not None:
@@ -203,8 +203,8 @@ def _keys(request: ApiRequest) -> Sequence[str]:
 
 
 def _against(answer: ApiAnswer) -> ProviderError | None:
-    """What an answer says against its integration: only 401 speaks of the credentials as such."""
-    return ProviderRejected("credentials") if answer.status == 401 else None
+    """What an answer says against its integration."""
+    return ProviderRejected("credentials") if answer.is_unauthorized else None
 
 
 def _seconds_given(usual: timedelta) -> float:

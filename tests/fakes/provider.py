@@ -178,14 +178,13 @@ class FakeProviders:
 
     def __init__(self, *providers: Provider) -> None:
         self.by_type = {provider.integration_type: provider for provider in providers}
-        self._aliases = {alias: provider for provider in providers for alias in provider.aliases}
 
     def get(self, integration_type: str) -> Provider:
         """The one of a type."""
-        provider = self.by_type.get(integration_type) or self._aliases.get(integration_type)
-        if provider is None:
-            raise UnknownIntegrationType
-        return provider
+        for provider in self.by_type.values():
+            if integration_type in (provider.integration_type, *provider.aliases):
+                return provider
+        raise UnknownIntegrationType
 
     def all(self) -> Sequence[Provider]:
         """All, by type."""

@@ -6,13 +6,17 @@ from typing import Any
 import httpx
 import pytest
 
+from integration_server.domain.calls import ApiRequest
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.providers.github import GitHubProvider
 from integration_server.providers.google_ads import GoogleAdsProvider
 from integration_server.providers.instagram import InstagramProvider
+from integration_server.providers.meta_business import MetaBusinessProvider
 from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.salesforce import SalesforceProvider
+from integration_server.providers.shopify import ShopifyProvider
 from integration_server.providers.slack import SlackProvider
 from integration_server.providers.xero import XeroProvider
 from tests.unit.providers.support import NOW, Network, built, json_response
@@ -123,3 +127,40 @@ def test_google_ads_needs_a_developer_token() -> None:
     provider = built(GoogleAdsProvider, Network(), GOOGLE_ADS_DEVELOPER_TOKEN="dev")
     assert provider.missing_settings == []
     assert provider.request_auth(OAuthTokens("at")).headers["developer-token"] == "dev"
+
+
+@pytest.mark.parametrize(
+    ("provider", "body", "status", "is_dead"),
+    [
+        (SlackProvider, {"ok": False, "error": "token_expired"}, 200, True),
+        (SlackProvider, {"ok": False, "error": "channel_not_found"}, 200, False),
+        (SlackProvider, {"ok": True, "text": "token_expired"}, 200, False),
+        (MetaBusinessProvider, {"error": {"code": 190}}, 400, True),
+        (MetaBusinessProvider, {"error": {"code": 100}}, 400, False),
+        (GitHubProvider, {"message": "Bad credentials"}, 401, True),
+    ],
+)
+async def test_a_dead_token_is_known_whatever_the_status(
+    provider: type[OAuth2Provider], body: dict[str, Any], status: int, is_dead: bool
+) -> None:
+    network = Network(json_response(body, status))
+    answer = await built(provider, network).call_api(
+        OAuthTokens("at"), ApiRequest("GET", "/things"), deadline=timedelta(seconds=9), body_limit=1000
+    )
+    assert answer.is_unauthorized is is_dead
+
+
+@pytest.mark.parametrize(
+    ("provider", "asked", "granted", "missing"),
+    [
+        (GitHubProvider, ("read:user", "user"), ("user",), []),
+        (GitHubProvider, ("read:org", "repo", "public_repo"), ("admin:org", "repo"), []),
+        (GitHubProvider, ("read:user", "user"), ("read:user",), ["user"]),
+        (ShopifyProvider, ("read_products", "write_products"), ("write_products",), []),
+        (ShopifyProvider, ("read_products", "read_orders"), ("write_products",), ["read_orders"]),
+    ],
+)
+def test_a_wider_scope_has_the_narrower_ones_in_it(
+    provider: type[OAuth2Provider], asked: tuple[str, ...], granted: tuple[str, ...], missing: list[str]
+) -> None:
+    assert built(provider, Network()).missing_scopes(asked, OAuthTokens("at", scopes=granted)) == missing

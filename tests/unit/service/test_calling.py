@@ -103,6 +103,14 @@ async def test_a_token_that_is_refused_is_renewed_once(
     assert len(system.provider.refreshes) == 1
 
 
+async def test_one_that_is_refused_in_the_providers_own_way_is_renewed_too(
+    system: FakeSystem, mine: Integration
+) -> None:
+    system.provider.answers = [replace(OK, refuses_token=True), OK]
+    assert await call(system, mine) == OK
+    assert tokens_of(system) == ["access-1", "renewed-access-1"]
+
+
 async def test_one_that_is_refused_again_is_an_answer_that_speaks_against_the_integration(
     system: FakeSystem, mine: Integration
 ) -> None:

@@ -71,6 +71,13 @@ async def test_a_repeated_delivery_is_answered_again_and_kept_once(
     assert await kept(system, integration) == [(1, "a"), (2, "b")]
 
 
+async def test_an_address_may_have_another_of_the_types_names(system: FakeSystem, integration: Integration) -> None:
+    system.key_provider.aliases = ("pretend_key",)
+    signed_request = request(body_of({"id": "a"}), SECRET)
+    assert await system.receiving.receive_webhook("pretend_key", integration.uid, signed_request) == TAKEN
+    assert await kept(system, integration) == [(1, "a")]
+
+
 async def test_a_forged_one_is_refused_and_leaves_nothing(system: FakeSystem, integration: Integration) -> None:
     for secret in (WRONG, "", APP_SECRET):
         assert await deliver(system, integration, {"id": "a"}, secret=secret) == FORGED

@@ -105,6 +105,19 @@ async def test_what_happened_while_nobody_watched_is_told(system: FakeSystem) ->
     assert len({one.cursor for one in told}) == 1200
 
 
+async def test_a_type_is_watched_by_any_of_its_names(system: FakeSystem) -> None:
+    system.provider.aliases = ("pretend",)
+    integration = await system.connect()
+    stream = watch(system, integration_type="pretend")
+    await anext(stream)
+    await system.watching.look()
+    async with aclosing(stream):
+        await rename(system, integration.integration_id, "new")
+        (told,) = await read(system, stream, 1)
+    assert told.event is not None
+    assert told.event.kind is EventKind.UPDATED
+
+
 async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
     streams = {
         "adas": watch(system, user_id=ADA),
