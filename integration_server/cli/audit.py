@@ -16,7 +16,7 @@ from integration_server.wiring.keys import open_key_encryptions
 
 
 def verify_audit() -> None:
-    """Check that no entry of the audit log was altered or removed; the exit code is 1 if one was."""
+    """Check that no entry of the audit log was altered, put in or removed; the exit code is 1 if one was."""
     settings, _ = settings_or_end()
     run(_verify_audit(settings))
 
@@ -45,7 +45,10 @@ async def _list_audit(settings: Settings, user_id: str, integration_id: int, lim
     table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
     async with open_database(settings.database_url) as database:
         for entry in await list_audit_entries(database, user_id, integration_id, limit):
+            if entry is None:
+                table.add_row("?", *[""] * 6, "cannot be read: see `audit verify`")
+                continue
             which = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
             told = (entry.caller, entry.action, entry.user_id, which, entry.outcome, entry.purpose, entry.details)
-            table.add_row(f"{entry.time:%F %T} UTC", *(Text(text, overflow="fold") for text in told))
+            table.add_row(f"{entry.time:%F %T} UTC", *(Text(str(text), overflow="fold") for text in told))
     Console().print(table)

@@ -2,9 +2,9 @@
 
 Each writing process has a chain of its own, with a key of its own that lies sealed beside it. Every entry carries a MAC
 over itself and the MAC before it, and the chain one over its length and its last MAC; chains are numbered without gaps.
-So who can write to the database, and has no data key, can neither alter an entry nor remove one, nor a whole chain but
-the newest, without `verify` telling. A chain whose last write is uncertain is left, and another is begun: an entry may
-then be in both.
+So who can write to the database, and has no data key, can neither alter an entry, put one in, nor remove one, nor a
+whole chain but the newest, without `AuditVerification` telling. A chain whose last write is uncertain is left, and
+another is begun: an entry may then be in both.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Row, Select, func, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
@@ -32,7 +32,11 @@ _E = audit_entries.c
 
 _PAGE = 5000
 
-_OF_NO_CHAIN = select(func.count()).where(_E.chain_id.not_in(select(_C.chain_id)))
+_CHAINS: Select[Any] = select(_C.chain_id, _C.number, _C.sealed_key, _C.entries, _C.head, _C.seal).order_by(_C.number)
+
+_UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
+"""What comes of a row that nobody here can have written: a time before year 1, a length below 0, and on SQLite, where
+any column takes anything, a text that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +140,34 @@ class AuditVerification:
 
     async def problems(self) -> AsyncIterator[str]:
         """What is wrong, in words; nothing if all of it is as it was written."""
+        with_entries = [chain_id async for chain_id in self._chains_with_entries()]
         async with self._database.reading() as connection:
-            rows = (await connection.execute(select(audit_chains).order_by(_C.number))).all()
-            of_no_chain = await connection.scalar(_OF_NO_CHAIN)
+            rows = (await connection.execute(_CHAINS)).all()  # after those: each is begun before it has an entry
         for row in rows:
-            for number in range(self.chains + 1, row.number):
-                yield f"chain {number} is missing"
-            self.chains = row.number
             try:
+                for number in range(self.chains + 1, row.number):
+                    yield f"chain {number} is missing"
+                self.chains = row.number
                 async for problem in self._problems_of_chain(row):
                     yield f"chain {row.number}: {problem}"
-            except (ValueError, TypeError):
-                yield f"chain {row.number}: an entry was altered, and is no entry any more"
-        if of_no_chain:
-            yield f"{of_no_chain} entries were put in that are of no chain"
+            except _UNREADABLE:
+                yield f"chain {row.number}: what is kept of it was altered"
+        begun = {row.chain_id for row in rows}
+        for chain_id in with_entries:
+            if chain_id not in begun:
+                yield f"entries of chain {chain_id!r} were put in: there is no such chain"
+
+    async def _chains_with_entries(self) -> AsyncIterator[str]:
+        """One step through the index for each: to look at every entry at once can take longer than a statement may."""
+        first = select(func.min(_E.chain_id))
+        following = first
+        while True:
+            async with self._database.reading() as connection:
+                chain_id = await connection.scalar(following)
+            if chain_id is None:
+                return
+            yield chain_id
+            following = first.where(_E.chain_id > chain_id)
 
     async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
         try:
@@ -163,45 +181,77 @@ class AuditVerification:
             yield "its length or its last entry was altered"
         if row.entries == 0 and not hmac.compare_digest(chain.head, row.head):
             yield "its number was altered"
-        async for entry in self._entries_of(row.chain_id):
-            if entry.sequence <= chain.entries:
-                yield f"entry {entry.sequence} was put in"
-                return
-            if entry.sequence > chain.entries + 1:
-                break
-            chain = chain.followed_by(entry)
-            if not hmac.compare_digest(chain.head, entry.mac):
-                yield f"entry {entry.sequence} was altered, or what it follows"
-                return
-        else:
-            if chain.entries >= row.entries:
-                return
-        yield f"entry {chain.entries + 1} is missing"
+        async for problem in self._problems_of_entries(row, chain):
+            yield problem
+
+    async def _problems_of_entries(self, row: Row[Any], chain: Chain) -> AsyncIterator[str]:
+        try:
+            async for entry in self._entries_of(row.chain_id):
+                if entry.sequence <= chain.entries:
+                    yield f"entry {entry.sequence} was put in"
+                    continue
+                if entry.sequence > chain.entries + 1:
+                    break
+                longer = chain.followed_by(entry)
+                if not hmac.compare_digest(longer.head, entry.mac):
+                    raise ValueError  # as if it could not be read
+                chain = longer
+            else:
+                if chain.entries >= row.entries:
+                    return
+            yield f"entry {chain.entries + 1} is missing"
+        except _UNREADABLE:
+            yield f"entry {chain.entries + 1} was altered, or what it follows"
 
     async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
         """In pages; what is written meanwhile is read as well."""
-        every = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence).limit(_PAGE)
-        page = every
+        every = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence)
+        rest, size = every, _PAGE
         while True:
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(page)).all()
+            try:
+                async with self._database.reading() as connection:
+                    rows = (await connection.execute(rest.limit(size))).all()
+            except _UNREADABLE:
+                if size == 1:
+                    raise
+                size = 1  # as far as the one that cannot be read
+                continue
             for row in rows:
                 self.entries += 1
                 yield row
-            if len(rows) < _PAGE:
+            if len(rows) < size:
                 return
-            page = every.where(_E.sequence > rows[-1].sequence)
+            rest = every.where(_E.sequence > rows[-1].sequence)
 
 
-async def list_audit_entries(database: Database, user_id: str, integration_id: int, limit: int) -> Sequence[AuditEntry]:
-    """The newest entries first; an empty user and 0 mean all."""
+async def list_audit_entries(
+    database: Database, user_id: str, integration_id: int, limit: int
+) -> Sequence[AuditEntry | None]:
+    """The newest entries first; an empty user and 0 mean all. None stands for one that cannot be read any more."""
     query = select(audit_entries).order_by(_E.time.desc(), _E.sequence.desc()).limit(limit)
     if user_id:
         query = query.where(_E.user_id == user_id)
     if integration_id:
         query = query.where(_E.integration_id == integration_id)
+    try:
+        async with database.reading() as connection:
+            return [_entry_of(row) for row in (await connection.execute(query)).all()]
+    except _UNREADABLE:
+        return await _each_that_can_be_read(database, query)
+
+
+async def _each_that_can_be_read(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
     async with database.reading() as connection:
-        return [audit_entry_of(row) for row in (await connection.execute(query)).all()]
+        keys = (await connection.execute(query.with_only_columns(_E.chain_id, _E.sequence))).all()
+    entries: list[AuditEntry | None] = []
+    for key in keys:
+        one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
+        try:
+            async with database.reading() as connection:
+                entries.append(_entry_of((await connection.execute(one)).one()))
+        except _UNREADABLE:
+            entries.append(None)
+    return entries
 
 
 def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
@@ -221,7 +271,7 @@ def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
     }
 
 
-def audit_entry_of(row: Row[Any]) -> AuditEntry:
+def _entry_of(row: Row[Any]) -> AuditEntry:
     """The entry of a row, also if nobody here can have written it: who reads the log should see that."""
     return AuditEntry(
         row.time,

@@ -147,7 +147,7 @@ async def test_an_entry_put_in_or_moved_shows(database: Database, keyring: Keyri
         ("its own", BATCHES * BATCH + 2, f"chain 2: entry {BATCHES * BATCH + 1} is missing"),
         ("its own", 0, "chain 2: entry 0 was put in"),
         ("its own", -7, "chain 2: entry -7 was put in"),
-        ("of nobody", 1, "1 entries were put in that are of no chain"),
+        ("of nobody", 1, "entries of chain 'of nobody' were put in: there is no such chain"),
     ],
 )
 @pytest.mark.usefixtures("written")
@@ -162,7 +162,23 @@ async def test_an_entry_put_in_where_none_follows_shows(
     assert await problems(database, keyring) == [told]
 
 
-async def test_a_chain_removed_before_an_empty_one_shows(database: Database, keyring: Keyring) -> None:
+@pytest.mark.usefixtures("written")
+async def test_an_entry_put_in_hides_nothing_else(database: Database, keyring: Keyring) -> None:
+    second = await chain_id(database, 2)
+    async with database.reading() as connection:
+        row = (await connection.execute(select(audit_entries).where(_E.chain_id == second, _E.sequence == 1))).one()
+    await change(
+        database,
+        insert(audit_entries).values({**row._mapping, "sequence": 0}),
+        update(audit_entries).where(_E.chain_id == second, _E.sequence == 5).values(caller="nobody"),
+    )
+    assert await problems(database, keyring) == [
+        "chain 2: entry 0 was put in",
+        "chain 2: entry 5 was altered, or what it follows",
+    ]
+
+
+async def put_an_empty_chain_in_anothers_place(database: Database, keyring: Keyring) -> None:
     for number in range(2):
         await SqlAuditLog(database, keyring).append([entry(number)])
     await SqlAuditLog(database, keyring)._begin()  # of a process that died before it wrote
@@ -174,7 +190,24 @@ async def test_a_chain_removed_before_an_empty_one_shows(database: Database, key
         delete(audit_chains).where(_C.chain_id == second),
         update(audit_chains).where(_C.number == 3).values(number=2),
     )
+
+
+async def test_a_chain_removed_before_an_empty_one_shows(database: Database, keyring: Keyring) -> None:
+    await put_an_empty_chain_in_anothers_place(database, keyring)
     assert await problems(database, keyring) == ["chain 2: its number was altered"]
+
+
+async def test_by_beginnings_without_their_numbers_it_would_not(
+    database: Database, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin."""
+
+    def numberless(chain_id: str, number: int, key: bytes) -> audit.Chain:
+        return audit.Chain(chain_id, number, key, 0, hashlib.sha256(chain_id.encode()).digest())
+
+    monkeypatch.setattr(audit.Chain, "beginning", numberless)
+    await put_an_empty_chain_in_anothers_place(database, keyring)
+    assert await problems(database, keyring) == []
 
 
 async def test_what_is_no_action_is_listed_as_it_is(database: Database, written: list[AuditEntry]) -> None:
@@ -182,12 +215,42 @@ async def test_what_is_no_action_is_listed_as_it_is(database: Database, written:
     assert await list_audit_entries(database, "", 3, 100) == [replace(written[2], action="unheard of")]
 
 
-async def test_a_time_that_is_none_shows(sqlite_url: str) -> None:
-    async with open_database(sqlite_url) as database:  # the other one would not take it
+async def test_what_cannot_be_read_shows_and_the_others_are_read_and_listed(
+    database: Database, keyring: Keyring, written: list[AuditEntry]
+) -> None:
+    # PostgreSQL takes it, and Python has no such time; SQLite takes any text.
+    await change(database, text("UPDATE audit_entries SET time = '0044-03-15 BC' WHERE integration_id = 11"))
+    verification = AuditVerification(database, keyring)
+    told = [problem async for problem in verification.problems()]
+    assert told == ["chain 2: entry 3 was altered, or what it follows"]
+    assert verification.chains == CHAINS
+    listed = await list_audit_entries(database, "", 0, 100)
+    assert listed.count(None) == 1
+    assert [one for one in listed if one is not None] == [one for one in written[::-1] if one.integration_id != 11]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("time = 'long ago'", "chain 1: entry 2 was altered, or what it follows"),
+        ("caller = CAST(x'ff' AS TEXT)", "chain 1: entry 2 was altered, or what it follows"),
+        ("purpose = x'00'", "chain 1: entry 2 was altered, or what it follows"),
+        ("mac = 'text'", "chain 1: entry 2 was altered, or what it follows"),
+    ],
+)
+async def test_what_only_sqlite_takes_shows(sqlite_url: str, assignment: str, told: str) -> None:
+    async with open_database(sqlite_url) as database:
         keyring = await opened(database)
-        await SqlAuditLog(database, keyring).append([entry(0), entry(1)])
-        await change(database, text("UPDATE audit_entries SET time = 'long ago' WHERE sequence = 2"))
-        assert await problems(database, keyring) == ["chain 1: an entry was altered, and is no entry any more"]
+        await SqlAuditLog(database, keyring).append([entry(0), entry(1), entry(2)])
+        await change(database, text(f"UPDATE audit_entries SET {assignment} WHERE sequence = 2"))
+        assert await problems(database, keyring) == [told]
+        assert len(await list_audit_entries(database, "", 0, 100)) == 3
+
+
+@pytest.mark.usefixtures("written")
+async def test_a_length_that_is_none_shows(database: Database, keyring: Keyring) -> None:
+    await change(database, update(audit_chains).where(_C.number == 2).values(entries=-1))
+    assert await problems(database, keyring) == ["chain 2: what is kept of it was altered"]
 
 
 @pytest.mark.usefixtures("written")
@@ -233,7 +296,7 @@ async def test_after_a_write_that_may_have_failed_another_chain_is_begun(databas
     with pytest.raises(StoreUnavailable):
         await log.append(batch)
     await log.append(batch)
-    assert [one.integration_id for one in await list_audit_entries(database, "", 0, 10)] == [2, 1]
+    assert await list_audit_entries(database, "", 0, 10) == [entry(1), entry(0)]
     assert await problems(database, keyring) == [
         "chain 1: its length or its last entry was altered",
         "chain 1: entry 2 is missing",
