@@ -5,7 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 SUCCESS = "OK"
-"""The outcome of what succeeded; otherwise it is a reason of `errors.py`."""
+"""The outcome of what succeeded; otherwise it is a reason: of `errors.py`, or of an answer that is no success."""
 
 SERVER = "server"
 """The caller of what a server does by itself."""

@@ -6,7 +6,6 @@ Calls that were not let in are in the log, not here: anybody could fill the trai
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -17,9 +16,8 @@ from google.protobuf.message import Message
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
-from integration_server.domain.integration import UserId
 from integration_server.rpc.handlers import Handler
-from integration_server.service.auditing import AuditTrail
+from integration_server.service.auditing import AuditTrail, told_user
 from integration_server.service.ports import Clock
 from integrations.v1 import google_calendar_pb2, integration_service_pb2
 
@@ -68,18 +66,11 @@ NOT_AUDITED = frozenset(
 """RPCs that change nothing and hand out nothing secret; and webhooks, of which anybody could send any number. A grant
 that one has ended is told of by the use case."""
 
-_USER: ContextVar[str] = ContextVar("user", default="")
-
 _PURPOSE = "x-purpose"
 _LONGEST_TEXT = 128
 _LONGEST_DETAILS = 512
 _LONGEST_WAIT = timedelta(seconds=2)
 """For an entry to be written. The change is made by then: an answer that never comes would only have it made again."""
-
-
-def tell_user(user_id: UserId) -> None:
-    """Have the entry of the call that is being answered name a user who is in neither its request nor its answer."""
-    _USER.set(user_id)  # of this call alone: gRPC runs each in a task of its own
 
 
 class AuditInterceptor(grpc.aio.ServerInterceptor):
@@ -149,7 +140,7 @@ def _about(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
     """The entry with its outcome, and with what the call's messages say of the integration."""
     return replace(
         entry,
-        user_id=_fit(_field("user_id", *messages) or _USER.get()),
+        user_id=_fit(_field("user_id", *messages) or told_user()),
         integration_id=_field("integration_id", *messages) or 0,
         integration_type=_fit(_field("integration_type", *messages) or ""),
         outcome=outcome,

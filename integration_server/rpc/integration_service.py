@@ -9,7 +9,6 @@ import grpc
 
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
-from integration_server.rpc.audit import tell_user
 from integration_server.rpc.guard import current_reach
 from integration_server.service.calling import Calling
 from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
@@ -91,7 +90,6 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 reach=current_reach(),
             )
         )
-        tell_user(outcome.user_id)
         return pb.HandleCallbackResponse(
             success=outcome.success,
             integration_id=outcome.integration_id,

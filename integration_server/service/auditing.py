@@ -6,6 +6,7 @@ with the next batch, at most a second later. A crash can lose that second of rea
 
 import asyncio
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -15,9 +16,23 @@ import structlog
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import UserId
 from integration_server.service.ports import AuditLog
 
 _MOST_AT_ONCE = 1000
+
+_NOBODY = UserId("")
+_user: ContextVar[UserId] = ContextVar("user", default=_NOBODY)
+
+
+def tell_user(user_id: UserId) -> None:
+    """Have the entry of this call name a user whom its request may not name. Only who is known for certain."""
+    _user.set(user_id)  # of this call alone: gRPC answers each in a task of its own
+
+
+def told_user() -> UserId:
+    """Whom `tell_user` was called with in this call; empty if it was not."""
+    return _user.get()
 
 
 class AuditEntryLost(Exception):

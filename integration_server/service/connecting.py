@@ -32,6 +32,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.reach import EVERYTHING, Reach
+from integration_server.service.auditing import tell_user
 from integration_server.service.connections import Connections, configured
 from integration_server.service.ports import (
     Attempt,
@@ -104,10 +105,9 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a callback or confirmation ended, and for which user; `reason` is empty on success."""
+    """How a callback or confirmation ended; `reason` is empty on success."""
 
     success: bool
-    user_id: UserId
     integration_id: IntegrationId
     redirect_url: str = field(repr=False)
     message: str
@@ -270,6 +270,7 @@ class Connecting:
             raise StateInvalid
         if not callback.reach.covers(began.integration_type):
             raise StateInvalid
+        tell_user(began.user_id)  # who finishes may be a sidecar, which knows nobody
         if self._clock() >= began.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return began
@@ -286,7 +287,6 @@ class Connecting:
         reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
         return Outcome(
             success=False,
-            user_id=attempt.user_id,
             integration_id=attempt.integration_id if attempt.is_reconnection else IntegrationId(0),
             redirect_url=with_outcome(
                 attempt.return_url, success="false", reason=reason, integration_type=attempt.integration_type
@@ -308,7 +308,6 @@ class Connecting:
         token = await self._confirmations.make(began)
         return Outcome(
             success=False,
-            user_id=attempt.user_id,
             integration_id=attempt.integration_id,
             redirect_url=with_outcome(
                 attempt.return_url, confirmation_token=token, integration_type=attempt.integration_type
@@ -351,7 +350,6 @@ class Connecting:
             raise
         return Outcome(
             success=True,
-            user_id=attempt.user_id,
             integration_id=integration_id,
             redirect_url=with_outcome(
                 attempt.return_url,

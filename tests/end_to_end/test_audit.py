@@ -4,9 +4,14 @@ from pathlib import Path
 
 import asyncpg
 import grpc
+import httpx
 import pytest
+from sqlalchemy import select
 
+from integration_server.storage.tables import audit_entries
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.databases import fetch
+from tests.end_to_end.guarded import begin, running_guarded
 from tests.end_to_end.processes import new_key, run, running_process, server_environment
 
 
@@ -48,9 +53,40 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
 
     connection = await asyncpg.connect(postgres_url)
     try:
-        await connection.execute("UPDATE audit_entries SET user_id = 'ada' WHERE user_id = 'eve'")
+        await connection.execute(
+            "UPDATE audit_entries SET user_id = 'ada', time = '0044-03-15 BC' WHERE user_id = 'eve'"
+        )
     finally:
         await connection.close()
     altered = await run(tmp_path, environment, "audit", "verify")
     assert altered.code == 1
     assert "was altered" in altered.err
+    listed = await run(tmp_path, environment, "audit", "list")
+    assert (listed.code, listed.out.count("cannot be read: see `audit verify`")) == (0, 1)
+    assert listed.out.count("nightly sync") == 3
+
+
+async def test_what_a_sidecar_brings_is_told_of_with_whose_it_is_and_how_it_ended(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    async with running_guarded(sqlite_url, tmp_path) as guarded, httpx.AsyncClient() as browser:
+        backend = await guarded.backend()
+        callback = guarded.system.sidecar_url + "/api/v1/integrations/callback/sandbox"
+        held = await browser.get(callback, params=await begin(guarded, backend))
+        token = held.json()["confirmation_token"]
+        await backend.service.ConfirmConnection(pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada"))
+        refused = {"error": "access_denied", **await begin(guarded, backend)}
+        del refused["code"]
+        await browser.get(callback, params=refused)
+        await browser.get(callback, params=refused)
+        await browser.get(callback, params={**refused, "state": "forged"})
+    columns = (audit_entries.c.caller, audit_entries.c.action, audit_entries.c.user_id, audit_entries.c.outcome)
+    assert sorted(map(tuple, await fetch(sqlite_url, select(*columns)))) == [
+        ("backend", "confirm", "ada", "OK"),
+        ("backend", "connect", "ada", "OK"),
+        ("backend", "connect", "ada", "OK"),
+        ("sidecar", "complete", "", "STATE_INVALID"),
+        ("sidecar", "complete", "ada", "STATE_USED"),
+        ("sidecar", "complete", "ada", "access_denied"),
+        ("sidecar", "complete", "ada", "confirmation_required"),
+    ]

@@ -10,8 +10,8 @@ import pytest
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor, tell_user
-from integration_server.service.auditing import AuditTrail
+from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor
+from integration_server.service.auditing import AuditTrail, tell_user
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON

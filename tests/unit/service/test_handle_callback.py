@@ -19,6 +19,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import IntegrationId, Status
+from integration_server.service.auditing import told_user
 from integration_server.service.ports import NewAccount
 from tests.fakes.provider import parameter, until
 from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
@@ -90,6 +91,17 @@ async def test_a_state_is_good_once_even_after_a_failed_exchange(system: FakeSys
     system.provider.exchange_error = None
     with pytest.raises(StateUsed):
         await system.call_back(begun.state)
+
+
+async def test_the_audit_log_has_whose_callback_it_was_however_it_ends(system: FakeSystem) -> None:
+    begun = await system.begin()
+    with pytest.raises(StateInvalid):
+        await system.call_back(begun.state + "A")
+    assert told_user() == ""
+    system.provider.exchange_error = ProviderUnavailable()
+    with pytest.raises(ProviderUnavailable):
+        await system.call_back(begun.state)
+    assert told_user() == ADA
 
 
 async def test_a_state_ends_with_its_ten_minutes(system: FakeSystem) -> None:
