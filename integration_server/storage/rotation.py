@@ -104,8 +104,8 @@ class Rotation:
         # A server that has not looked yet may still seal with the former key, until then.
         await self._wait(key_id, self._activation, after_step)
         last = await self._reseal(key_id, after_step)
+        await self._tell(f"rotate to {key_id}")  # rather twice than not at all: until it is settled, somebody goes on
         await self._settle(key_id)
-        await self._tell(f"rotate to {key_id}")
         return Rotated(key_id, first.done + last.done, last.unreadable)
 
     async def _begin(self, *, new_key: bool) -> str:

@@ -17,7 +17,7 @@ from integration_server.storage.clock import DatabaseTime
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey, parse_key
-from integration_server.storage.tables import data_keys, integrations
+from integration_server.storage.tables import audit_entries, data_keys, integrations
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.processes import Finished, new_key, server_environment, serving, started
 from tests.end_to_end.rotating import fill, killed, reading, rotated, unreadable
@@ -69,6 +69,12 @@ async def data_key_ids(database_url: str) -> list[str]:
         return [key.key_id for key in await describe_data_keys(database)]
 
 
+async def changes_told(database_url: str) -> set[tuple[str, str]]:
+    """Who changed which key, by the audit log."""
+    told = select(audit_entries.c.caller, audit_entries.c.purpose).where(audit_entries.c.action == "change_keys")
+    return {(row.caller, row.purpose) for row in await fetch(database_url, told)}
+
+
 async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Path, database_url: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -108,6 +114,8 @@ async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path
             while not await is_settled(database_url, keys=2):  # noqa: ASYNC110  # servers elsewhere set no event of ours
                 await asyncio.sleep(0.1)
         assert await unreadable(clients, 50) == []
+    new = next(key for key in await data_key_ids(database_url) if key != old)
+    assert await changes_told(database_url) == {("server", f"add {new}"), ("server", f"rotate to {new}")}
     shown = await ended(tmp_path, environment, "keys", "show")
     (line,) = (line for line in shown.out.splitlines() if old in line)
     assert "opens; may be removed from" in line
@@ -126,6 +134,7 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
 
     old, new = await data_key_ids(sqlite_url)
     assert new in added.out
+    assert await changes_told(sqlite_url) == {("operator", f"add {new}")}
     broken = bytes.fromhex("01" + old) + bytes(40)
     await execute(
         sqlite_url, update(integrations).where(integrations.c.integration_id == 7).values(sealed_credentials=broken)
@@ -133,6 +142,7 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
     finished = await ended(tmp_path, environment, "keys", "rotate")
     assert finished.code == 1
     assert f"Data key {new} seals all the others now: 20 values were re-sealed." in finished.out
+    assert await changes_told(sqlite_url) == {("operator", f"add {new}"), ("operator", f"rotate to {new}")}
     assert "Values that do not open, and stay as they are: 1" in finished.err
     assert "integrations.sealed_credentials of 7" in finished.err
     refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")

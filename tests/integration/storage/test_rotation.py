@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import LargeBinary, insert, select, text, update
 
-from integration_server.domain.errors import CredentialsUnreadable
+from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.service.ports import Place
 from integration_server.service.sealing import (
@@ -299,6 +299,15 @@ class TestRotating:
         assert told == [f"add {key_id}"]
         await Rotation(database, keyring, activation=timedelta(seconds=1), tell=tell).rotate(no_wait)
         assert told == [f"add {key_id}", f"rotate to {key_id}"]
+
+    async def test_what_cannot_be_told_of_is_not_settled(self, database: Database, keyring: Keyring) -> None:
+        async def tell(_what: str) -> None:
+            raise StoreUnavailable
+
+        await keyring.add_data_key()
+        with pytest.raises(StoreUnavailable):
+            await Rotation(database, keyring, activation=AT_ONCE, tell=tell).rotate(no_wait)
+        assert not (await describe_data_keys(database))[-1].is_settled
 
     async def test_several_at_once_help_each_other(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
