@@ -105,9 +105,9 @@ async def test_a_refusal_is_an_answer_and_leaves_nothing_behind(system: System) 
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def careful_system(shared_database_url: str) -> AsyncIterator[System]:
+async def careful_system(database_url: str) -> AsyncIterator[System]:
     """One that has each connection confirmed by the signed-in user."""
-    async with running_system(shared_database_url, DIRECT_COMPLETION="false") as system:
+    async with running_system(database_url, DIRECT_COMPLETION="false") as system:
         yield system
 
 
