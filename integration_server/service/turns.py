@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from integration_server.domain.integration import IntegrationId, UserId
 
@@ -49,10 +50,13 @@ class Queue:
             del self._users[waiter.user_id]
 
     def heads(self) -> Iterator[Waiter]:
-        """The first of each integration, in the order of their turns."""
+        """The first of each integration, in the order of their turns.
+
+        One whose task was cancelled is in here until that task goes on, and is passed over meanwhile.
+        """
         for queues in self._users.values():
             for queue in queues.values():
-                yield queue[0]
+                yield from islice((waiter for waiter in queue if not waiter.turn.done()), 1)
 
     def ahead_of(self, user_id: UserId) -> int:
         """How many have their turn before one more of this user's has."""

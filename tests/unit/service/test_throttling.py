@@ -114,6 +114,32 @@ async def test_who_gives_up_leaves_no_hole(sample: Integration) -> None:
     assert gone.cancelled()
 
 
+async def test_who_is_cancelled_as_a_place_gets_free_is_passed_over(sample: Integration) -> None:
+    """The pump goes on before the task that was cancelled does; it never came back to let that one go on."""
+
+    class Shared:
+        """Counts how often it is asked."""
+
+        asked = 0
+
+        async def take(self, places: object) -> Full | None:
+            """Let go, at once: a pump that asks for ever is ended by this."""
+            self.asked += 1
+            assert self.asked < 10
+            return None
+
+    now, shared = 0.0, Shared()
+    at = Gate("acme", [limit(1, 1)], shared, lambda: now, lambda: 1.0)
+    async with at.turn(sample, 5.0, again=False):
+        gone, stays = (asyncio.create_task(take(at, sample)) for _ in range(2))
+        await asyncio.sleep(0.01)  # both wait, and the pump for a place
+    now = 2.0  # the turn's end has woken the pump
+    gone.cancel()
+    await stays
+    assert gone.cancelled()
+    assert shared.asked == 2
+
+
 async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
     class Shared:
         """Full at first."""
