@@ -8,11 +8,12 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from integration_server.domain.calls import LimitScope
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import BUILT_IN
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.facts import facts_of
+from integration_server.providers.facts import Fact, facts_of, webhook_facts_of
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
 
@@ -32,6 +33,7 @@ work. A row without either is what this server makes of the rows above it.
 given.
 """
 
+UNITS = {name: timedelta(**{name: 1}) for name in ("days", "hours", "minutes", "seconds")}
 METHODS = {AuthMethod.OAUTH2: "OAuth 2", AuthMethod.API_KEY: "API key", AuthMethod.BASIC: "API key and secret"}
 
 
@@ -73,8 +75,16 @@ def section(provider: BaseProvider) -> Iterator[str]:
     yield ""
     yield from table(("declared", "as"), declarations(provider))
     yield ""
-    facts = ((fact.text, link(fact.source), fact.confidence.value) for fact in facts_of(provider))
-    yield from table(("fact", "source", "confidence"), facts)
+    yield from table(("fact", "source", "confidence"), map(row_of, facts_of(provider)))
+    if provider.webhook_scheme is not None:
+        title, facts = webhook_facts_of(provider.webhook_scheme)
+        yield from ("", f"Webhooks, {title}:", "")
+        yield from table(("fact", "source", "confidence"), map(row_of, facts))
+
+
+def row_of(fact: Fact) -> Sequence[str]:
+    """A fact's row."""
+    return (fact.text, link(fact.source), fact.confidence.value)
 
 
 def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
@@ -87,6 +97,11 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         yield "fields of `ConnectWithApiKey`", codes(provider.required_fields)
     if provider.missing_settings:
         yield "settings", codes(provider.missing_settings)
+    for limit in provider.rate_limits:
+        whose = "all accounts together" if limit.scope is LimitScope.APP else "one account"
+        yield "rate limit", f"{limit.calls:,} calls in {in_words(limit.window)}, {whose}"
+    if provider.renew_after != timedelta.max:
+        yield "renewed after", in_words(provider.renew_after)
     if isinstance(provider, OAuth2Provider):
         yield "client authentication", f"`{provider.token_auth}`"
         yield "PKCE", "S256" if provider.uses_pkce else "not sent"
@@ -111,7 +126,10 @@ def renewal(provider: BaseProvider) -> str:
 
 def in_words(time: timedelta) -> str:
     """A length of time."""
-    return f"{time.days} days" if time.days else f"{time.seconds // 60} minutes"
+    number, unit = next(
+        (time // one, name) for name, one in UNITS.items() if time % one == timedelta(0) and time >= one
+    )
+    return f"{number} {unit}" if number > 1 else f"a {unit.removesuffix('s')}"
 
 
 def revocation(provider: BaseProvider) -> str:

@@ -94,6 +94,9 @@ class BaseProvider(ABC):
     refresh_token_grace = timedelta(0)
     """For how long after a refresh the refresh token that it spent still works; `timedelta.max` if none is spent."""
 
+    renew_after = timedelta.max
+    """The age at which an access token is renewed though it lasts longer; `timedelta.max`: only its end counts."""
+
     webhook_scheme: WebhookScheme | None = None
     """How its webhooks are verified and read; None where it sends none, or none that are signed."""
 

@@ -147,6 +147,9 @@ class OAuth2Declaration(Declaration):
     refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(
         timedelta(0), alias="refresh_token_grace_seconds"
     )
+    renew_after: Annotated[timedelta, Field(strict=False, ge=timedelta(seconds=5))] = Field(
+        timedelta.max, alias="renew_after_seconds"
+    )
     authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}
 
 

@@ -1,4 +1,5 @@
-"""What is known of a provider, and from where: read out of the docstrings of its module and of those that it builds on.
+"""What is known of a provider, and from where: read out of the docstrings of its module, of those that it builds on,
+and of its webhooks' scheme.
 
 Each item of such a docstring ("- …") is one fact or more. A fact ends with how sure it is (`[H]`, `[M]`, `[K]`: see
 `providers/__init__.py`), and names its source before that: "Endpoints: docs.example.com/oauth [H]." What follows the
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from integration_server.providers.base import BaseProvider
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme
+from integration_server.providers.webhooks.scheme import WebhookScheme
 
 _ITEM = re.compile(r"^- (.*(?:\n  .*)*)", re.MULTILINE)
-_FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])\][.,;]?\s*")
+_FACT = re.compile(r"(?P<text>.+?)\s*\[(?P<mark>[HMK])\][.,:;]?\s*")
 _SOURCE = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}/[^\s,)]*[^\s,).:;]")
 
 
@@ -48,19 +51,25 @@ class Fact:
 
 
 def facts_of(provider: BaseProvider) -> Sequence[Fact]:
-    """All facts of a provider: those of its own module first, then of what it builds on."""
+    """All facts of a provider: those of its own module first, then of what it builds on, if that is about providers."""
     modules = dict.fromkeys(one.__module__ for one in type(provider).__mro__ if issubclass(one, BaseProvider))
-    return [fact for name in modules for fact in facts_in(sys.modules[name].__doc__ or "")]
+    own, *others = map(_docstring, modules)
+    return [*facts_in(own), *(fact for text in others if _FACT.search(text) for fact in facts_in(text))]
+
+
+def webhook_facts_of(scheme: WebhookScheme) -> tuple[str, Sequence[Fact]]:
+    """What a scheme is called, and its facts."""
+    text = _docstring(scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__)
+    return text.partition("\n")[0].rstrip("."), facts_in(text)
 
 
 def facts_in(docstring: str) -> Sequence[Fact]:
-    """The facts of one docstring; none if nothing in it is marked."""
-    text = inspect.cleandoc(docstring)
-    return [fact for item in _ITEM.findall(text) for fact in _facts(" ".join(item.split()))] if _marked(text) else []
+    """The facts of one docstring."""
+    return [fact for item in _ITEM.findall(docstring) for fact in _facts(" ".join(item.split()))]
 
 
-def _marked(text: str) -> bool:
-    return re.search(r"\[[HMK]\]", text) is not None
+def _docstring(module: str) -> str:
+    return inspect.cleandoc(sys.modules[module].__doc__ or "")
 
 
 def _facts(item: str) -> Iterator[Fact]:

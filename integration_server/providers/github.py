@@ -11,12 +11,16 @@
 - PKCE with S256: github.blog/changelog/2025-07-14-pkce-support-for-oauth-and-github-app-authentication [H].
 - Revoked by DELETE of the grant, with client id and secret as Basic; it ends all tokens of the user for the app:
   docs.github.com/en/rest/apps/oauth-applications [H].
+- 5,000 requests an hour for one user, and 900 points a minute, of which a request takes one, or five where it writes:
+  docs.github.com/rest/using-the-rest-api/rate-limits-for-the-rest-api [H]. Points are not counted here, only requests.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from types import MappingProxyType
 
+from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
 from integration_server.providers.factory import ProviderFactory
@@ -60,6 +64,7 @@ class GitHubProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "login"
     api_base_url = "https://api.github.com"
+    rate_limits = (RateLimit(5_000, timedelta(hours=1)), RateLimit(900, timedelta(minutes=1)))
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Delete the grant."""

@@ -4,6 +4,8 @@
 - Verified by the mailbox's profile: developers.google.com/gmail/api/reference/rest/v1/users/getProfile [H].
 - A change of the user's password ends refresh tokens with Gmail scopes:
   developers.google.com/identity/protocols/oauth2 [H].
+- Limits count units, of which a request takes 1 to 100: developers.google.com/gmail/api/reference/quota [H]. So none is
+  declared, and what answers tell is kept to.
 """
 
 from integration_server.providers.factory import ProviderFactory

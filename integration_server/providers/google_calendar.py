@@ -4,10 +4,15 @@
 - Verified by the user's own calendar, which the keyword "primary" names:
   developers.google.com/calendar/api/v3/reference/calendarList/get [H]. Its `id` is the account's e-mail address, its
   `summary` the name that the user gave it [K].
+- 600 requests a minute for one user, and 10,000 for our project:
+  developers.google.com/workspace/calendar/api/guides/quota [H]. Projects from before May 2026 keep theirs [H].
 """
+
+from datetime import timedelta
 
 from pydantic import Field
 
+from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
@@ -33,6 +38,10 @@ class GoogleCalendarProvider(GoogleProvider):
     account_id_field = "id"
     account_label_field = "summary"
     api_base_url = "https://www.googleapis.com/calendar/v3"
+    rate_limits = (
+        RateLimit(600, timedelta(minutes=1)),
+        RateLimit(10_000, timedelta(minutes=1), LimitScope.APP),
+    )
     webhook_scheme = GOOGLE_CHANNEL
     config_model = GoogleCalendarConfig
 

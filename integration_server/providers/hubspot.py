@@ -10,6 +10,7 @@
   developers.hubspot.com/docs/methods/oauth2/delete-refresh-token [H].
 - `optional_scopes` of the config may be left out by accounts that do not have them: `optional_scope` [H].
 - Verified by the account's details, which the scope `oauth` allows [K].
+- 100 requests in ten seconds to one account: developers.hubspot.com/apisbytier [H]. Newer figures are higher [K].
 - PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
 """
 
@@ -18,6 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from integration_server.domain.calls import RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -46,6 +48,7 @@ class HubSpotProvider(OAuth2Provider):
     account_id_field = "portalId"
     account_label_field = "uiDomain"
     api_base_url = "https://api.hubapi.com"
+    rate_limits = (RateLimit(100, timedelta(seconds=10)),)
     config_model = HubSpotConfig
 
     def located(self, config: HubSpotConfig) -> "HubSpotProvider":

@@ -2,7 +2,8 @@
 
 - There are no refresh tokens. A token of 60 days is exchanged for another one, as long as it has not expired, and goes
   on working: developers.facebook.com/docs/facebook-login/guides/access-tokens/get-long-lived [H]. So the access token
-  is kept as its own refresh token, which ends when it does.
+  is kept as its own refresh token, which ends when it does, and renewed when half of its life is over: an outage at the
+  end of it would be the end of the grant.
 - Errors have numbers, in `error.code`: developers.facebook.com/docs/graph-api/guides/error-handling [H]. 190 and 102:
   the token is dead. 1, 2, 4, 17, 32 and 613: later. 101: our client [K].
 """
@@ -35,6 +36,7 @@ class MetaProvider(OAuth2Provider):
         }
     )
     assumed_lifetime = timedelta(days=60)
+    renew_after = timedelta(days=30)
     refresh_token_grace = timedelta.max  # the exchanged token goes on working
 
     def renewable(self, tokens: OAuthTokens) -> OAuthTokens:

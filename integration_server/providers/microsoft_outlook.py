@@ -11,6 +11,8 @@
   [K]. `interaction_required` and its like end it too [M].
 - Nothing revokes a single token [M]; the user removes the app at Microsoft.
 - Verified by GET /me of Graph, for which User.Read is enough [H].
+- 10,000 requests in ten minutes to one mailbox: learn.microsoft.com/graph/throttling-limits [H]. No more than four at
+  once [M], which nothing here sees to.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from types import MappingProxyType
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 from pydantic import Field
 
+from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
@@ -60,6 +63,7 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "userPrincipalName"
     api_base_url = "https://graph.microsoft.com/v1.0"
+    rate_limits = (RateLimit(10_000, timedelta(minutes=10)),)
     config_model = MicrosoftConfig
 
     def located(self, config: MicrosoftConfig) -> "MicrosoftOutlookProvider":

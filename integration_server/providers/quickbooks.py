@@ -9,14 +9,18 @@
 - Revoking takes JSON, as Intuit's own library does: github.com/intuit/oauth-pythonclient [H].
 - Verified by the company's own resource [H]. `environment` of the config is "production" or "sandbox", which has a host
   of its own [H].
+- 500 requests a minute to one company, and ten a second:
+  developer.intuit.com/app/developer/qbo/docs/learn/limits-and-throttles [H].
 - PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
 """
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Literal
 
+from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.providers.base import ProviderConfig
@@ -50,6 +54,7 @@ class QuickBooksProvider(OAuth2Provider):
     account_id_extra = "realmId"
     account_label_field = "CompanyInfo.CompanyName"
     api_base_url = "https://{host}/v3/company/{realmId}"
+    rate_limits = (RateLimit(500, timedelta(minutes=1)), RateLimit(10, timedelta(seconds=1)))
     config_model = QuickBooksConfig
 
     def located(self, config: QuickBooksConfig) -> "QuickBooksProvider":

@@ -16,6 +16,8 @@
 - Requests carry `X-Shopify-Access-Token` [H]. Verified by the shop's own resource [K], in a version that Shopify
   serves with its oldest one when it is gone [H].
 - Revoking is DELETE /admin/api_permissions/current.json, which uninstalls the app from the shop [K].
+- How many calls a shop takes hangs on its plan, from two a second on:
+  shopify.dev/docs/api/admin-rest/usage/rate-limits [H]. So no limit is declared, and what answers tell is kept to.
 - PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
 """
 

@@ -12,6 +12,8 @@
   challenge is sent.
 - Verified by auth.test [H], revoked by auth.revoke, which ends the token that it is called with [H]. An account is a
   workspace; all who install the app there get the same bot token, where tokens are not rotated [K].
+- Limits are for each method, from one a minute on: docs.slack.dev/apis/web-api/rate-limits [H]. So none is declared,
+  and what answers tell is kept to.
 """
 
 from collections.abc import Mapping

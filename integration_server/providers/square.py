@@ -6,7 +6,8 @@
   serve once and end after 90 days. We keep a secret and want the former, so no challenge is sent: state, redirect URI
   and secret guard the code.
 - `session=false` makes the seller sign in, rather than connect whoever happens to be signed in [H].
-- Access tokens last 30 days, told as an ISO 8601 `expires_at`; `merchant_id` comes with them [H].
+- Access tokens last 30 days, told as an ISO 8601 `expires_at`; `merchant_id` comes with them [H]. They are to be
+  renewed when seven days old, or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
 - Token errors have Square's own shape, without an OAuth error code [M], so none is taken for final.
 - Verified by ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
 - Revoking takes `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application, whichever
@@ -34,6 +35,7 @@ class SquareProvider(OAuth2Provider):
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
     revokes_whole_account = True
     refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
+    renew_after = timedelta(days=7)
     required_scopes = ("MERCHANT_PROFILE_READ",)
     authorize_params: Mapping[str, str] = {"session": "false"}
     uses_pkce = False

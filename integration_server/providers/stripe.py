@@ -11,10 +11,14 @@
   client is refused.
 - PKCE is not documented. A large public catalogue of connectors sends it [M], and RFC 6749 §3.1 has unknown parameters
   ignored, so it is sent.
+- 100 requests a second to one account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
+  Only the first holds for all, so only that is declared.
 """
 
+from datetime import timedelta
 from urllib.parse import urlencode
 
+from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.providers.factory import ProviderFactory
@@ -39,6 +43,7 @@ class StripeProvider(OAuth2Provider):
     verify_url = "https://api.stripe.com/v1/account"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"
+    rate_limits = (RateLimit(100, timedelta(seconds=1)),)
     webhook_scheme = STRIPE
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:

@@ -4,8 +4,13 @@
 - Verified by GET /v1/account, which answers for the key's own account [K]; a restricted key needs to be allowed to
   read it, or is refused [K].
 - There is nothing to revoke: the user rolls the key at Stripe.
+- 100 requests a second to one account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
+  Only the first holds for all, so only that is declared.
 """
 
+from datetime import timedelta
+
+from integration_server.domain.calls import RateLimit
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.webhooks.stripe import STRIPE
@@ -21,6 +26,7 @@ class StripeApiKeyProvider(ApiKeyProvider):
     account_id_field = "id"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"
+    rate_limits = (RateLimit(100, timedelta(seconds=1)),)
 
 
 def register(factory: ProviderFactory) -> None:

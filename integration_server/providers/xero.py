@@ -9,6 +9,7 @@
 - The tenant is the one that `tenant_id` of the config names; else the first that this authorization connected; else the
   only one. Requests name it in `Xero-Tenant-Id` [H].
 - Verified by the tenant still being listed.
+- 60 calls a minute and 5,000 a day to one tenant, and 10,000 a minute to all: developer.xero.com/faq/limits [H].
 - Revoking ends the refresh token and, by it, all of the user's connections to the app [M].
 - PKCE is supported [M].
 """
@@ -21,6 +22,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
@@ -53,6 +55,11 @@ class XeroProvider(OAuth2Provider):
     webhook_scheme = XERO
     account_id_extra = "tenant_id"
     api_base_url = "https://api.xero.com/api.xro/2.0"
+    rate_limits = (
+        RateLimit(60, timedelta(minutes=1)),
+        RateLimit(5_000, timedelta(days=1)),
+        RateLimit(10_000, timedelta(minutes=1), LimitScope.APP),
+    )
     config_model = XeroConfig
 
     wanted_tenant: str | None = None

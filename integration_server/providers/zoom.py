@@ -6,6 +6,8 @@
 - A dead refresh token is answered with `invalid_request` and the reason "Invalid Token!" [M].
 - Revoking takes a token, and answers `{"status": "success"}` [H]; it removes the app from the user's account [M].
 - Verified by GET /v2/users/me, which user:read:user allows [H].
+- Limits hang on the account's plan and on what is asked for: developers.zoom.us/docs/commerce/rate-limits [H]. So none
+  is declared, and what answers tell is kept to.
 - PKCE is supported [M].
 """
 

@@ -113,7 +113,7 @@ class Connections:
             is_renewable=credentials.refresh_token is not None,
             access_token_expire_time=credentials.expire_time,
             refresh_token_expire_time=credentials.refresh_token_expire_time,
-            refresh_due_time=self._schedule.refresh_due_time(credentials),
+            refresh_due_time=self._schedule.refresh_due_time(credentials, provider.renew_after),
         )
 
 

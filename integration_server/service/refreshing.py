@@ -133,8 +133,8 @@ class Refreshing:
         return await self._tasks.outcome(self._flight(seen, None, force=force))
 
     async def refresh_ahead(self, due: StoredIntegration) -> bool:
-        """Refresh what was just read, before anybody has to wait for it; whether the provider is well, as far as that
-        showed."""
+        """Refresh what was just read, before anybody has to wait for it, or note that it has ended and cannot be
+        refreshed; whether the provider is well, as far as that showed."""
         try:
             await self._tasks.outcome(self._flight(due.integration, due, force=False))
         except (ProviderUnavailable, ProviderMisconfigured, ProviderNotConfigured):
@@ -161,7 +161,7 @@ class Refreshing:
         while True:
             if current.integration.version != seen.version and not current.tokens.has_expired(self._clock()):
                 return current
-            self._require_renewable(current, force=force)
+            await self._require_renewable(current, force=force)
             # Who has waited asks first: only those who find it free write.
             if looks == 0 or await self._leases.is_free(current.integration):
                 renewed = await self._renew_alone(current)
@@ -173,8 +173,12 @@ class Refreshing:
             await self._pause(_LOOK_EVERY * min(looks, 10) * (0.5 + self._jitter()))
             current = await self._current(seen)
 
-    def _require_renewable(self, current: Renewed, *, force: bool) -> None:
+    async def _require_renewable(self, current: Renewed, *, force: bool) -> None:
         if current.tokens.refresh_token is None:
+            if current.tokens.has_expired(self._clock()):  # only time did that, so nobody has noted it yet
+                self._log.warning("token_has_ended", **_names(current.integration))
+                met = Setback(ReauthorizationRequired(), reauthorization_required=True)
+                await self._record(current.integration, met)
             raise ReauthorizationRequired
         retry_time = current.integration.refresh_retry_time
         if retry_time is not None and retry_time > self._clock() and not force:

@@ -23,13 +23,18 @@ class Schedule:
     check_interval: timedelta | None
     jitter: Jitter
 
-    def refresh_due_time(self, tokens: OAuthTokens) -> datetime | None:
-        """When to renew tokens, before anybody has to wait for it. None where that is not possible or of no use."""
-        if tokens.refresh_token is None or tokens.expire_time is None or tokens.lifetime is None:
+    def refresh_due_time(self, tokens: OAuthTokens, renew_after: timedelta = timedelta.max) -> datetime | None:
+        """When to renew tokens: before anybody has to wait for it, and before they are older than `renew_after`.
+
+        The end of tokens that cannot be renewed: somebody has to note it. None where renewing ahead is of no use.
+        """
+        if tokens.refresh_token is None:
+            return tokens.expire_time
+        if tokens.expire_time is None or tokens.lifetime is None or tokens.lifetime < _SHORTEST_LIFE:
             return None
-        if tokens.lifetime < _SHORTEST_LIFE:
-            return None
-        return tokens.expire_time - tokens.buffer(self.buffer) - tokens.lifetime / _SPREAD * self.jitter()
+        begin = tokens.expire_time - tokens.lifetime
+        longest = min(tokens.lifetime - tokens.buffer(self.buffer), renew_after)
+        return begin + longest - min(tokens.lifetime, renew_after) / _SPREAD * self.jitter()
 
     def first_check_time(self, now: datetime) -> datetime | None:
         """When to check an integration that has just been connected."""

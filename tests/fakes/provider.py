@@ -48,6 +48,7 @@ class FakeProvider:
     can_revoke: bool = True
 
     rate_limits: Sequence[RateLimit] = ()
+    renew_after: timedelta = timedelta.max
     answers: list[ApiAnswer | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.service.ports import (
     Attempt,
     Clock,
@@ -135,18 +135,22 @@ class Rows:
                 row.integration_id,
                 row.user_id,
                 row.integration_type,
-                None if before is None or is_webhook else before.status(self.clock()),
-                None if after is None or is_webhook else after.status(self.clock()),
+                None if before is None or is_webhook else self._noted_status(before),
+                None if after is None or is_webhook else self._noted_status(after),
                 webhook_number,
             )
         )
+
+    def _noted_status(self, integration: Integration) -> Status:
+        """The status, but for ends that nobody has noted yet."""
+        return replace(integration, access_token_expire_time=None).status(self.clock())
 
     def _tell_change(self, before: Integration, after: Integration) -> None:
         if before.is_connected and any(getattr(before, name) != getattr(after, name) for name in _UPDATED):
             self.tell(EventKind.UPDATED, before, after)
         if before.is_connected and before.version != after.version:
             self.tell(EventKind.CREDENTIALS_REFRESHED, before, after)
-        if before.status(self.clock()) != after.status(self.clock()):
+        if self._noted_status(before) != self._noted_status(after):
             self.tell(EventKind.STATUS_CHANGED, before, after)
 
     def put(self, grant: OrphanedGrant) -> int:

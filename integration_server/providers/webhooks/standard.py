@@ -1,8 +1,8 @@
 """Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`.
 
-- The specification, version 1.0.0, at github.com/standard-webhooks/standard-webhooks [H]: HMAC-SHA256 in base64 of
-  id, ".", time, "." and body, as "v1,…", several of them between spaces while a secret is rolled; the secret is base64
-  after "whsec_"; five minutes. Signatures with a private key ("v1a") are not taken.
+- HMAC-SHA256 in base64 of id, ".", time, "." and body, as "v1,…", several of them between spaces while a secret is
+  rolled; the secret is base64 after "whsec_"; five minutes: version 1.0.0 of the specification,
+  github.com/standard-webhooks/standard-webhooks [H]. Signatures with a private key ("v1a") are not taken.
 - The id is signed, and the same when a message is sent again [H]. The body is JSON with a `type` [H].
 
 Why not the package `standardwebhooks`: it asks the machine's clock and no other, takes headers as a dict, in which one

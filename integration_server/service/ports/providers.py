@@ -57,6 +57,10 @@ class Provider(Protocol):
         Zero where it is dead at once or nothing is documented; `timedelta.max` where a refresh spends nothing.
         """
 
+    @property
+    def renew_after(self) -> timedelta:
+        """The age at which an access token is renewed though it lasts longer; `timedelta.max`: only its end counts."""
+
     def at(self, config: Mapping[str, Any]) -> "Provider":
         """The provider as an integration with this config sees it: some have a host for each account.
 

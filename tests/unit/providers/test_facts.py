@@ -1,9 +1,11 @@
 """What is known of the providers is marked, and docs/providers.md says the same."""
 
+import re
+
 import pytest
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.providers.facts import Confidence, Fact, facts_in, facts_of
+from integration_server.providers.facts import Confidence, Fact, facts_in, facts_of, webhook_facts_of
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 from tools import providers_doc
 
@@ -25,8 +27,11 @@ def test_reads_facts_with_their_sources() -> None:
     ]
 
 
-def test_what_is_not_marked_is_no_fact() -> None:
-    assert facts_in("How it works.\n\n- Like this.\n") == []
+def test_a_fact_may_explain_itself() -> None:
+    assert facts_in("Acme.\n\n- Named in a header [H]: a caller sets it.\n") == [
+        Fact("Named in a header", "public documentation or software, gathered 2026-11-22", Confidence.HIGH),
+        Fact("A caller sets it", "", Confidence.OURS),
+    ]
 
 
 @pytest.mark.parametrize("integration_type", [row[1] for row in CATALOGUE])
@@ -34,12 +39,21 @@ def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built().get(integration_type)
     facts = facts_of(provider)
     if integration_type == "custom":
-        assert facts == []  # nothing is known of it
+        assert {fact.confidence for fact in facts} == {Confidence.OURS}  # nothing is known of it
         return
     assert all(fact.text for fact in facts)
     assert any(fact.confidence is not Confidence.OURS for fact in facts)
     if provider.auth_method is AuthMethod.OAUTH2:
         assert any(fact.confidence is Confidence.HIGH and "/" in fact.source for fact in facts)
+
+
+@pytest.mark.parametrize("integration_type", [row[1] for row in CATALOGUE])
+def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
+    provider = all_built().get(integration_type)
+    if provider.webhook_scheme is not None:
+        title, facts = webhook_facts_of(provider.webhook_scheme)
+        assert re.search("`.+`", title)
+        assert any(fact.confidence is not Confidence.OURS for fact in facts)
 
 
 def test_the_page_is_as_the_declarations_are() -> None:

@@ -11,6 +11,7 @@ from tests.fakes.provider import HOUR
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 QUARTER = timedelta(minutes=15)
+DAY = timedelta(days=1)
 
 
 def tokens(lifetime: timedelta) -> OAuthTokens:
@@ -37,10 +38,32 @@ def test_tokens_are_renewed_in_the_tenth_of_their_life_before_their_buffer(
     assert schedule(1).refresh_due_time(tokens(lifetime)) == NOON + earliest
 
 
+@pytest.mark.parametrize(
+    ("lifetime", "latest", "earliest"),
+    [
+        (30 * DAY, 7 * DAY, 6.3 * DAY),
+        (7 * DAY, 7 * DAY - 5 * MINUTE, 6.3 * DAY - 5 * MINUTE),
+        (DAY, DAY - 5 * MINUTE, None),
+    ],
+)
+def test_tokens_are_not_left_to_grow_older_than_they_should(
+    lifetime: timedelta, latest: timedelta, earliest: timedelta | None
+) -> None:
+    assert schedule(0).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + latest
+    if earliest is not None:
+        assert schedule(1).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + earliest
+
+
+def test_the_end_of_a_token_that_cannot_be_renewed_is_due_when_it_comes() -> None:
+    for lifetime in (HOUR, 4 * SECOND, -SECOND):
+        last = replace(tokens(lifetime), refresh_token=None)
+        assert schedule(0.5).refresh_due_time(last, MINUTE) == NOON + lifetime
+    assert schedule(0.5).refresh_due_time(OAuthTokens("access")) is None
+
+
 def test_some_tokens_are_never_renewed_ahead() -> None:
     usual = tokens(HOUR)
     for without in (
-        replace(usual, refresh_token=None),
         replace(usual, expire_time=None, lifetime=None),
         tokens(4 * SECOND),
         tokens(-SECOND),

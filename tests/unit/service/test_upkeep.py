@@ -10,6 +10,7 @@ from integration_server.domain.errors import (
     ProviderMisconfigured,
     ProviderRejected,
     ProviderUnavailable,
+    ReauthorizationRequired,
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, Status
@@ -88,6 +89,35 @@ async def test_tokens_are_renewed_before_anybody_asks(system: FakeSystem) -> Non
     for row in rows:
         assert system.row(row.integration_id).version == row.version + 1
         assert (system.row(row.integration_id).refresh_due_time or NOON) > system.clock()
+
+
+async def test_the_end_of_a_token_that_cannot_be_renewed_is_noted_and_told(system: FakeSystem) -> None:
+    system.provider.gives_refresh_token = False
+    integration = await system.connect()
+    async with refreshing(system) as upkeep:
+        system.clock.advance(timedelta(minutes=59))
+        await done(upkeep)
+        assert not system.row(integration.integration_id).reauthorization_required
+        system.clock.advance(timedelta(minutes=1))
+        for _ in range(3):  # once is enough
+            system.clock.advance(timedelta(minutes=5))
+            await done(upkeep)
+    noted = system.row(integration.integration_id)
+    assert noted.reauthorization_required
+    assert noted.last_error is not None
+    assert noted.error_count == 1
+    ends = [(event.status_before, event.status_after) for event in system.rows.events][-1:]
+    assert ends == [(Status.ACTIVE, Status.EXPIRED)]
+    assert system.provider.refreshes == []
+
+
+async def test_who_asks_for_a_token_that_has_ended_notes_it(system: FakeSystem) -> None:
+    system.provider.gives_refresh_token = False
+    integration = await system.connect()
+    system.clock.advance(timedelta(hours=1))
+    with pytest.raises(ReauthorizationRequired):
+        await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+    assert system.row(integration.integration_id).reauthorization_required
 
 
 async def test_many_processes_renew_each_once(system: FakeSystem) -> None:
