@@ -1,13 +1,15 @@
 """What servers do by themselves: refresh before anybody asks, and check health. Two of them share each database."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from integration_server.sandbox import Fault
-from integrations.v1 import integration_pb2
+from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.replicas import Replicas, eventually, running_replicas
 
@@ -69,3 +71,22 @@ async def test_a_provider_that_is_down_shows_and_comes_back(pair: Replicas) -> N
     await eventually(lambda: status_is(integration_pb2.STATUS_ACTIVE), within=120)
     rates = (await history(pair, integration_id)).error_rates
     assert all(0 < rate.rate < 1 and rate.failures < rate.checks for rate in rates)
+
+
+async def test_who_watches_is_told_of_the_end_of_a_token_that_cannot_be_renewed(pair: Replicas) -> None:
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, access_token_lifetime=3, issue_refresh_token=False)
+    stream: Any = pair.clients[0].service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
+    await stream.read()
+    integration_id = await pair.clients[1].connect()
+    changes: list[tuple[int, int]] = []
+    async with asyncio.timeout(60):
+        while len(changes) < 2:
+            told = (await stream.read()).event
+            if told.kind == event_pb2.INTEGRATION_EVENT_KIND_STATUS_CHANGED:
+                changes.append((told.status_before, told.status_after))
+    stream.cancel()
+    assert changes == [
+        (integration_pb2.STATUS_PENDING, integration_pb2.STATUS_ACTIVE),
+        (integration_pb2.STATUS_ACTIVE, integration_pb2.STATUS_EXPIRED),
+    ]
+    assert (await pair.clients[0].get(integration_id)).status == integration_pb2.STATUS_EXPIRED
