@@ -78,6 +78,12 @@ def _url(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _only_place(value: str, info: ValidationInfo) -> str:
+    if info.data.get("api_key_header") is not None:
+        raise PydanticCustomError("place", "does not go with api_key_header: a key has one place")
+    return value
+
+
 def _param_name(value: str) -> str:
     if value in RESERVED_PARAMS:
         raise PydanticCustomError("reserved", "is set by the server itself")
@@ -88,6 +94,7 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Url = Annotated[str, AfterValidator(_url)]
 FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
 Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
+ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
 
 
@@ -166,6 +173,7 @@ class ApiKeyDeclaration(KeyDeclaration):
     generic_class = ApiKeyProvider
 
     api_key_header: HeaderName | None = None
+    api_key_query_param: Annotated[ParamName, AfterValidator(_only_place)] | None = None
 
 
 class BasicDeclaration(KeyDeclaration):

@@ -64,21 +64,28 @@ async def stage() -> AsyncIterator[tuple[Stage, str]]:
 
 
 @pytest.fixture(scope="module")
-def factory() -> ProviderFactory:
+def settings() -> Settings:
+    """Which providers there are, and whether they may be at plain http on this machine."""
+    given = {name: os.environ[name] for name in ("PROVIDERS_DIR", "DEV_MODE") if name in os.environ}
+    return Settings.from_environment(given, needs_key=False)
+
+
+@pytest.fixture(scope="module")
+def factory(settings: Settings) -> ProviderFactory:
     """The providers that a server would know: ours, of packages, and in PROVIDERS_DIR."""
-    return registered_providers(
-        Settings.from_environment({"PROVIDERS_DIR": os.environ.get("PROVIDERS_DIR", "")}, needs_key=False)
-    )
+    return registered_providers(settings)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def scene(profile: Profile, stage: tuple[Stage, str], factory: ProviderFactory) -> AsyncIterator[Scene]:
+async def scene(
+    profile: Profile, stage: tuple[Stage, str], settings: Settings, factory: ProviderFactory
+) -> AsyncIterator[Scene]:
     """The service, with the provider of a profile, and the server that plays it."""
     playing, url = stage
     system = FakeSystem()
     play = playing.plays[profile.integration_type] = Play(profile, system.clock)
     to_the_stage = ToTheStage(url, profile.integration_type)
-    http = ProviderHttp(system.clock, transport=to_the_stage)
+    http = ProviderHttp(system.clock, dev_mode=settings.dev_mode, transport=to_the_stage)
     async with http, system.tasks:
 
         def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:

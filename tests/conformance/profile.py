@@ -109,11 +109,12 @@ class Revocation(_Part):
 
 
 class Key(_Part):
-    """A key that is right, and how a request carries it."""
+    """A key that is right, and how a request carries it: in headers (`auth`) or in its query."""
 
     api_key: str
     api_secret: str = ""
-    auth: Mapping[str, str]
+    auth: Mapping[str, str] = {}
+    query: Mapping[str, str] = {}
 
 
 class Profile(_Part):

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderError
 from integration_server.domain.integration import Integration, UserId
 from integration_server.providers.base import BaseProvider
@@ -125,11 +125,10 @@ class Scene:
         """An integration's tokens, as they are stored."""
         return await self.system.tokens(integration.integration_id)
 
-    async def get_credentials(self, integration: Integration) -> Mapping[str, str]:
-        """The headers that a backend is given."""
+    async def get_credentials(self, integration: Integration) -> RequestAuth:
+        """What a backend is given to put on its requests."""
         usable = await self.system.credentials.get_credentials(integration.integration_id, ADA, None, ())
-        assert usable.request_auth.query_params == {}
-        return usable.request_auth.headers
+        return usable.request_auth
 
     async def failure_of(self, integration: Integration) -> ProviderError:
         """What a forced refresh fails with."""

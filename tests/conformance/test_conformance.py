@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from integration_server.domain.credentials import ApiKey
+from integration_server.domain.credentials import ApiKey, RequestAuth
 from integration_server.domain.errors import (
     InvalidField,
     ProviderError,
@@ -23,7 +23,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.service.managing import Change
 from tests.conformance.profile import Profile
 from tests.conformance.scene import Scene
-from tests.conformance.stage import CLIENT_SECRET, key_headers
+from tests.conformance.stage import CLIENT_SECRET, auth_of
 from tests.fakes.system import ADA
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -60,8 +60,8 @@ async def test_connects(scene: Scene, profile: Profile) -> None:
 async def test_credentials_are_ready_to_use(scene: Scene, profile: Profile) -> None:
     integration = await scene.connect()
     tokens = await scene.tokens(integration)
-    headers = await scene.get_credentials(integration)
-    assert headers == scene.expected(profile.request, access_token=tokens.access_token)
+    auth = await scene.get_credentials(integration)
+    assert auth == RequestAuth(scene.expected(profile.request, access_token=tokens.access_token))
     assert scene.provider.api_url(tokens) == scene.expected(profile.api_url)
 
 
@@ -123,7 +123,7 @@ async def test_an_odd_expiry_loses_nothing(scene: Scene, odd: dict[str, object])
     scene.play.odd = odd
     integration = await scene.connect()
     assert integration.status(scene.system.clock()) is Status.ACTIVE
-    assert await scene.get_credentials(integration)
+    assert await scene.get_credentials(integration) != RequestAuth()
 
 
 @pytest.mark.conformance("config")
@@ -361,7 +361,7 @@ async def test_a_key_is_kept_and_given(scene: Scene, profile: Profile) -> None:
     assert (integration.account_label or "") == scene.expected(profile.account_label)
     key = profile.key
     assert key is not None
-    assert await scene.get_credentials(integration) == key_headers(key.auth, key.api_key, key.api_secret)
+    assert await scene.get_credentials(integration) == auth_of(key)
     assert scene.provider.api_url(ApiKey(key.api_key, key.api_secret)) == profile.api_url
     state = await scene.system.revoking.disconnect_integration(integration.integration_id, ADA)
     assert state is RevocationState.NOT_SUPPORTED

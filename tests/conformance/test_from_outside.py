@@ -92,9 +92,45 @@ answer = { access_token = "$access_token", expires_in = "$expires_in", refresh_t
 """
 
 
-def test_a_public_client_with_nothing_to_ask_passes(tmp_path: Path) -> None:
-    for folder, content in (("providers", PUBLIC), ("profiles", ITS_PROFILE)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "public.toml").write_text(content)
+KEYED = """\
+integration_type = "keyed"
+auth_method = "api_key"
+verify_url = "https://keyed.example/me"
+api_key_query_param = "key"
+"""
+ITS_KEY = """\
+integration_type = "keyed"
+[verify]
+url = "https://keyed.example/me"
+answer = {}
+[key]
+api_key = "k 1"
+query = { key = "$api_key" }
+"""
+
+
+@pytest.mark.parametrize(("declared", "documented"), [(PUBLIC, ITS_PROFILE), (KEYED, ITS_KEY)], ids=["public", "keyed"])
+def test_a_public_client_with_nothing_to_ask_and_a_key_in_a_query_pass(
+    tmp_path: Path, declared: str, documented: str
+) -> None:
+    play(tmp_path, declared, documented)
     run = run_suite(tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_provider_on_this_machine_passes_in_dev_mode_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ("https://public.example", "http://127.0.0.1:8090")
+    play(tmp_path, PUBLIC.replace(*here), ITS_PROFILE.replace(*here))
+    monkeypatch.delenv("DEV_MODE", raising=False)
+    refused = run_suite(tmp_path, "-k", "test_connects")
+    assert "plain http is for loopback in dev mode only" in refused.stdout + refused.stderr
+    monkeypatch.setenv("DEV_MODE", "1")
+    run = run_suite(tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def play(folder: Path, declared: str, documented: str) -> None:
+    """A provider and its profile."""
+    for kind, content in (("providers", declared), ("profiles", documented)):
+        (folder / kind).mkdir()
+        (folder / kind / "one.toml").write_text(content)

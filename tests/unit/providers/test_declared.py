@@ -106,6 +106,23 @@ async def test_a_key_and_a_pair_need_only_somewhere_to_be_tried(tmp_path: Path) 
     assert network.request.headers["X-Api-Key"] == "k"
 
 
+async def test_a_key_may_go_into_the_query(tmp_path: Path) -> None:
+    queried = KEYED.replace('api_key_header = "X-Api-Key"', 'api_key_query_param = "key"')
+    network = Network(json_response({}))
+    providers = loaded(written(tmp_path, keyed=queried), network=network)
+    await providers.get("keyed").verify_connection(ApiKey("k y"))
+    assert network.request.url == "https://keyed.example/me?key=k+y"
+    (told,) = problems_with(tmp_path, keyed=f"{queried}api_key_header = 'X-Key'\n")
+    assert told.startswith("keyed.toml: api_key_query_param: does not go with api_key_header")
+
+
+def test_tokens_may_be_renewed_before_their_end(tmp_path: Path) -> None:
+    providers = loaded(written(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 604800\n"))
+    assert providers.get("minimal").renew_after == timedelta(days=7)
+    (told,) = problems_with(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 0\n")
+    assert told.startswith("minimal.toml: renew_after_seconds: ")
+
+
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("not TOML")
     assert loaded(tmp_path).all() == []
