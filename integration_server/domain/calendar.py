@@ -60,12 +60,15 @@ class EventTime:
 
 @dataclass(frozen=True, slots=True)
 class Attendee:
-    """Somebody who takes part."""
+    """Somebody who takes part, with so many guests; or a resource, such as a room."""
 
     email: str
     display_name: str = ""
     optional: bool = False
     response_status: ResponseStatus | None = None
+    comment: str = ""
+    additional_guests: int = 0
+    resource: bool = False
     organizer: bool = False
     is_self: bool = False
 

@@ -164,9 +164,15 @@ def _moment(moment: datetime) -> str:
 
 
 def _attendee(attendee: Attendee) -> Mapping[str, Any]:
-    answered = {} if attendee.response_status is None else {"responseStatus": attendee.response_status.value}
-    named = {"displayName": attendee.display_name} if attendee.display_name else {}
-    return {"email": attendee.email, "optional": attendee.optional, **named, **answered}
+    given = {
+        "displayName": attendee.display_name,
+        "responseStatus": attendee.response_status and attendee.response_status.value,
+        "comment": attendee.comment,
+        "additionalGuests": attendee.additional_guests,
+        "resource": attendee.resource,
+    }
+    known = {name: value for name, value in given.items() if value}
+    return {"email": attendee.email, "optional": attendee.optional, **known}
 
 
 def _reminders(reminders: Reminders) -> Mapping[str, Any]:
@@ -303,6 +309,9 @@ def _read_attendee(fields: Mapping[str, Any]) -> Attendee:
         response_status=_one_of(ResponseStatus, fields.get("responseStatus")),
         organizer=fields.get("organizer") is True,
         is_self=fields.get("self") is True,
+        comment=_text(fields, "comment"),
+        additional_guests=_number(fields.get("additionalGuests")),
+        resource=fields.get("resource") is True,
     )
 
 
@@ -315,6 +324,10 @@ def _read_reminders(value: object) -> Reminders | None:
         if (method := _one_of(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
     ]
     return Reminders(value.get("useDefault") is True, overrides)
+
+
+def _number(value: object) -> int:
+    return max(0, min(value, 2**31 - 1)) if isinstance(value, int) else 0
 
 
 def _one_of(kind: type[E], value: object) -> E | None:

@@ -165,11 +165,16 @@ def _moment(field: str, value: Timestamp) -> datetime:
 def _attendee(field: str, value: pb.Attendee) -> domain.Attendee:
     if not _EMAIL.fullmatch(decoding.required_text(f"{field}.email", value.email, decoding.LONGEST_NAME)):
         raise InvalidField(f"{field}.email", "is not an e-mail address")
+    if value.additional_guests < 0:
+        raise InvalidField(f"{field}.additional_guests", "is less than 0")
     return domain.Attendee(
         email=value.email,
         display_name=decoding.text(f"{field}.display_name", value.display_name, decoding.LONGEST_NAME),
         optional=value.optional,
         response_status=_known(f"{field}.response_status", _RESPONSES, value.response_status),
+        comment=decoding.text(f"{field}.comment", value.comment, LONGEST_LINE),
+        additional_guests=value.additional_guests,
+        resource=value.resource,
     )
 
 
@@ -263,6 +268,9 @@ def _encoded_attendee(value: domain.Attendee) -> pb.Attendee:
         response_status=_TO_RESPONSE[value.response_status],
         organizer=value.organizer,
         is_self=value.is_self,
+        comment=value.comment,
+        additional_guests=value.additional_guests,
+        resource=value.resource,
     )
 
 

@@ -87,6 +87,8 @@ async def test_an_event_is_as_it_was_written(desk: Desk) -> None:
         attendees=[
             pb.Attendee(email="grace@example.com", display_name="Grace", optional=True),
             pb.Attendee(email="linus@example.com", response_status=pb.RESPONSE_STATUS_ACCEPTED),
+            pb.Attendee(email="joe@example.com", comment="May be late", additional_guests=2),
+            pb.Attendee(email="room-1@resource.example.com", resource=True),
         ],
         recurrence=["RRULE:FREQ=WEEKLY;COUNT=3", "EXDATE;TZID=Europe/Zurich:20260404T110000"],
         reminders=pb.Reminders(overrides=[pb.Reminder(method=pb.REMINDER_METHOD_EMAIL, minutes=60)]),
@@ -259,6 +261,9 @@ async def test_what_is_wrong_is_told_by_its_field_and_changes_nothing(desk: Desk
         "event.start.time_zone": event(start=at("2026-03-28T10:00:00Z", "../etc")),
         "event.attendees": event(attendees=attendees),
         "event.attendees[0].email": event(attendees=[pb.Attendee(email="nobody")]),
+        "event.attendees[0].additional_guests": event(
+            attendees=[pb.Attendee(email="joe@example.com", additional_guests=-1)]
+        ),
         "event.recurrence[1]": event(recurrence=["RRULE:FREQ=DAILY", "DTSTART:20260101"]),
         "event.reminders.overrides[0].method": event(reminders=pb.Reminders(overrides=[pb.Reminder(minutes=1)])),
         "event.etag": event(etag='"a"\r\nX-Evil: 1'),

@@ -243,20 +243,26 @@ class EventTime(_message.Message):
     def __init__(self, date: _Optional[str] = ..., date_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time_zone: _Optional[str] = ...) -> None: ...
 
 class Attendee(_message.Message):
-    __slots__ = ("email", "display_name", "optional", "response_status", "organizer", "is_self")
+    __slots__ = ("email", "display_name", "optional", "response_status", "organizer", "is_self", "comment", "additional_guests", "resource")
     EMAIL_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     OPTIONAL_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_STATUS_FIELD_NUMBER: _ClassVar[int]
     ORGANIZER_FIELD_NUMBER: _ClassVar[int]
     IS_SELF_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    ADDITIONAL_GUESTS_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
     email: str
     display_name: str
     optional: bool
     response_status: ResponseStatus
     organizer: bool
     is_self: bool
-    def __init__(self, email: _Optional[str] = ..., display_name: _Optional[str] = ..., optional: _Optional[bool] = ..., response_status: _Optional[_Union[ResponseStatus, str]] = ..., organizer: _Optional[bool] = ..., is_self: _Optional[bool] = ...) -> None: ...
+    comment: str
+    additional_guests: int
+    resource: bool
+    def __init__(self, email: _Optional[str] = ..., display_name: _Optional[str] = ..., optional: _Optional[bool] = ..., response_status: _Optional[_Union[ResponseStatus, str]] = ..., organizer: _Optional[bool] = ..., is_self: _Optional[bool] = ..., comment: _Optional[str] = ..., additional_guests: _Optional[int] = ..., resource: _Optional[bool] = ...) -> None: ...
 
 class Reminders(_message.Message):
     __slots__ = ("use_default", "overrides")
