@@ -154,7 +154,9 @@ class Receiving:
     async def _receive_for(
         self, endpoint: WebhookEndpoint, provider: Provider, request: WebhookRequest
     ) -> WebhookAnswer:
-        """To one integration, whatever account its events name: the address says whose they are."""
+        """To one integration, whatever account its events name: the address says whose they are. But the end of another
+        account's grant is not the end of this one's.
+        """
         integration = endpoint.stored.integration
         try:
             provider = provider.at(integration.config)
@@ -165,7 +167,7 @@ class Receiving:
         received = self._verified(provider, request, secrets) if secrets else None
         if received is None:
             return FORGED
-        await self._store([(integration, event) for event in received.events])
+        await self._store([(integration, _as_told_to(integration, event)) for event in received.events])
         return received.answer
 
     def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook | None:
@@ -222,6 +224,12 @@ class Receiving:
 
 def _names(integration: Integration) -> dict[str, object]:
     return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}
+
+
+def _as_told_to(integration: Integration, event: WebhookEvent) -> WebhookEvent:
+    """The event, which ends a grant only if that is not another account's."""
+    is_anothers = None not in {event.account_id, integration.account_id} and event.account_id != integration.account_id
+    return replace(event, ends_grant=event.ends_grant and not is_anothers)
 
 
 def _storable(event: WebhookEvent) -> WebhookEvent:

@@ -11,6 +11,7 @@ from integration_server.domain.audit import SERVER, Action
 from integration_server.domain.errors import InvalidField, StoreUnavailable
 from integration_server.domain.integration import Integration, Status
 from integration_server.domain.webhooks import WebhookAnswer, WebhookRequest
+from integration_server.service.ports import NewAccount
 from integration_server.service.receiving import FORGED, UNKNOWN
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
 from tests.hooked import body_of, signed
@@ -177,6 +178,26 @@ async def test_an_account_that_takes_our_access_back_has_to_connect_again(
     assert system.row(theirs.integration_id).status(system.clock()) is Status.ACTIVE
     (entry,) = [entry for entry in system.told if entry.action is Action.LOSE_GRANT]
     assert (entry.caller, entry.integration_id, entry.user_id) == (SERVER, ours.integration_id, ADA)
+
+
+@pytest.mark.parametrize(
+    ("own", "account", "status"),
+    [
+        ("a-1", "a-1", Status.EXPIRED),
+        ("a-1", None, Status.EXPIRED),
+        (None, "a-1", Status.EXPIRED),
+        ("a-1", "a-2", Status.ACTIVE),
+    ],
+)
+async def test_at_an_address_of_its_own_only_the_end_of_its_own_grant_counts(
+    system: FakeSystem, own: str | None, account: str | None, status: Status
+) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    system.key_provider.account = NewAccount(own, None)
+    integration = await system.connect_key(webhook_secret=SECRET)
+    await deliver(system, integration, {"id": "bye", "account": account, "ends_grant": True})
+    assert await kept(system, integration) == [(1, "bye")]
+    assert system.row(integration.integration_id).status(system.clock()) is status
 
 
 # --- floods ----------------------------------------------------------------------------------------------------------
