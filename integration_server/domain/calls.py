@@ -31,6 +31,7 @@ class ApiAnswer:
     """An answer. `asks_to_wait`: the request was turned away for now, until `retry_after` where that was said.
 
     `refuses_token`: the token is dead, though the status does not say so; `is_unauthorized` is either.
+    `is_to_repetition`: the request had been sent before, without an answer, and may have been carried out then.
     """
 
     status: int
@@ -40,6 +41,7 @@ class ApiAnswer:
     retry_after: timedelta | None = None
     quotas: Sequence[Quota] = ()
     refuses_token: bool = False
+    is_to_repetition: bool = False
 
     @property
     def is_unauthorized(self) -> bool:

@@ -4,7 +4,7 @@
 - A list's last page has `nextSyncToken`; 410 says that one is not good any more: …/calendar/api/guides/sync [H].
 - `If-Match` with an etag; 412 where it is another by now: …/calendar/api/guides/version-resources [H].
 - Errors and their reasons: …/calendar/api/guides/errors [H]. 409 is `duplicate`, also for an id that was deleted [K].
-  Deleting what was deleted answers 410 [K].
+  Deleting what was deleted answers 410 [K]; after a request that was lost, that is what was wanted.
 """
 
 import json
@@ -42,6 +42,7 @@ from integration_server.domain.errors import (
 from integration_server.providers.json_answers import field_at, read_object
 
 _JSON = ("Content-Type", "application/json")
+_GONE = {404, 410}
 _SPENT = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
 
 E = TypeVar("E", bound=StrEnum)
@@ -120,7 +121,8 @@ class GoogleCalendarApi:
 
     def read_deletion(self, answer: ApiAnswer) -> None:
         """Nothing, if it is gone."""
-        _require_success(answer, "event")
+        if not (answer.is_to_repetition and answer.status in _GONE):
+            _require_success(answer, "event")
 
 
 # --- events to JSON --------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def _problem(answer: ApiAnswer, what: str) -> ProviderError:
             return ProviderRejected("credentials")
         case 403 if field_at(read_object(answer.body), "error.errors.0.reason") in _SPENT:
             return ProviderUnavailable("the account's or this app's quota is spent", retry_after=answer.retry_after)
-        case 404 | 410:
+        case status if status in _GONE:
             return ResourceNotFound(what)
         case 409:
             return ResourceAlreadyExists(what)

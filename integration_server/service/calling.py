@@ -166,7 +166,7 @@ class _Call:
                     self.fresh = renewed
                     continue
             if not answer.asks_to_wait:
-                return answer
+                return replace(answer, is_to_repetition=was_lost)
             if not self._is_safe:
                 raise ProviderUnavailable("the provider says wait", retry_after=answer.retry_after)
 
