@@ -25,7 +25,13 @@ from integration_server.providers.http import AnswerTooLong, HttpAnswer, Provide
 from integration_server.providers.json_answers import read_object, text_at
 from integration_server.providers.quotas import quotas_of
 from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, places_in
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import (
+    ParticularScheme,
+    SecretSource,
+    WebhookKeys,
+    WebhookScheme,
+    WebhookUnreadable,
+)
 from integration_server.service.ports import Clock, NewAccount
 
 
@@ -281,6 +287,11 @@ class BaseProvider(ABC):
                 credentials.api_secret if source is SecretSource.API_SECRET else None,
             ]
         return [secret for secret in found if secret]
+
+    def webhook_secret_problem(self, secret: str) -> str | None:
+        """What is wrong with a secret, as the end of a sentence; None if webhooks can be verified with it."""
+        scheme = self.webhook_scheme
+        return scheme.secret_problem(secret) if isinstance(scheme, ParticularScheme) else None
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`.

@@ -52,6 +52,9 @@ class ConnectingByKey:
         for name in provider.required_fields:
             if not getattr(request, name):
                 raise InvalidField(name, "is required for this integration type")
+        problem = provider.webhook_secret_problem(request.webhook_secret) if request.webhook_secret else None
+        if problem is not None:
+            raise InvalidField("webhook_secret", problem)
         return configured(provider)
 
     async def _begun(self, request: KeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:

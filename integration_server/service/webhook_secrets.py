@@ -23,6 +23,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.ports import (
     Clock,
     Place,
+    Provider,
     Providers,
     RandomName,
     Sealer,
@@ -111,7 +112,9 @@ class WebhookSecrets:
     async def set_webhook_secret(
         self, integration_id: IntegrationId, user_id: UserId, secret: str, grace: timedelta | None
     ) -> SecretSet:
-        """Set the secret, or make one if it is empty. The same once more changes nothing."""
+        """Set the secret, or make one if it is empty; raises `InvalidField` if the provider's have another form. The
+        same once more changes nothing.
+        """
         grace = self._grace if grace is None else grace
         if grace > _LONGEST_GRACE:
             raise InvalidField("former_ttl", f"is longer than {_LONGEST_GRACE.days} days")
@@ -121,6 +124,9 @@ class WebhookSecrets:
             if secret and opened.current and hmac.compare_digest(secret.encode(), opened.current.encode()):
                 return SecretSet(self._url(endpoint), "", _unless_over(opened, now))
             made = "" if secret else self._make()
+            problem = self._provider_of(endpoint).webhook_secret_problem(secret or made)
+            if problem is not None:
+                raise InvalidField("webhook_secret", problem)
             new = await self._sealed(endpoint.stored.integration, secret or made, opened.current, now, grace)
             if await self._endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
                 return SecretSet(self._url(endpoint), made, new.former_expire_time)
@@ -133,9 +139,12 @@ class WebhookSecrets:
         integration = endpoint.stored.integration
         if not integration.is_connected:
             raise IntegrationPending
-        if not self._providers.get(integration.integration_type).takes_webhooks:
+        if not self._provider_of(endpoint).takes_webhooks:
             raise WebhooksNotSupported(integration.integration_type)
         return endpoint
+
+    def _provider_of(self, endpoint: WebhookEndpoint) -> Provider:
+        return self._providers.get(endpoint.stored.integration.integration_type)
 
     def _url(self, endpoint: WebhookEndpoint) -> str:
         integration = endpoint.stored.integration
@@ -157,7 +166,7 @@ class WebhookSecrets:
     async def _opened(self, endpoint: WebhookEndpoint) -> _Secrets:
         integration = endpoint.stored.integration
         credentials = await self._vault.open(endpoint.stored)
-        provider = self._providers.get(integration.integration_type)
+        provider = self._provider_of(endpoint)
         given = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         stored = endpoint.secrets
         if stored is None:

@@ -169,6 +169,10 @@ class FakeProvider:
         secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         return [secret] if secret else []
 
+    def webhook_secret_problem(self, secret: str) -> str | None:
+        """Any text is good, but "bad"."""
+        return "is bad" if secret == "bad" else None
+
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """As `hooked.py` signs it."""
         return hooked.receive(request, secrets)

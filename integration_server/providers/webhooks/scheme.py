@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
 
@@ -52,3 +52,11 @@ class WebhookScheme(Protocol):
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """What the request brings. Raises `WebhookForged`, and `WebhookUnreadable` for one that is not forged."""
+
+
+@runtime_checkable
+class ParticularScheme(WebhookScheme, Protocol):
+    """A scheme whose secrets have a form."""
+
+    def secret_problem(self, secret: str) -> str | None:
+        """What is wrong with a secret, as the end of a sentence; None if requests can be verified with it."""

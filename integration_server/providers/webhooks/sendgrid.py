@@ -25,14 +25,21 @@ from integration_server.providers.webhooks.scheme import SecretSource, WebhookKe
 _PREFIX = "X-Twilio-Email-Event-Webhook-"
 
 
-def signed_by_p256(key: str, signature: bytes, message: bytes) -> bool:
-    """Whether the owner of a public key, in base64 of DER, made the signature (FIPS 186-5)."""
-    der = base64_bytes(key)
+def p256_key(text: str) -> ec.EllipticCurvePublicKey | None:
+    """A public key of the curve P-256 (FIPS 186-5), in base64 of DER."""
     try:
-        public_key = load_der_public_key(der or b"")
+        key = load_der_public_key(base64_bytes(text) or b"")
     except (ValueError, UnsupportedAlgorithm):
-        return False
-    if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
+        return None
+    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        return key
+    return None
+
+
+def signed_by_p256(key: str, signature: bytes, message: bytes) -> bool:
+    """Whether the owner of a public key made the signature."""
+    public_key = p256_key(key)
+    if public_key is None:
         return False
     try:
         public_key.verify(signature, message, ec.ECDSA(SHA256()))
@@ -67,6 +74,10 @@ class SendGridScheme:
                 for fields in as_objects(read_json(request.body))
             ]
         )
+
+    def secret_problem(self, secret: str) -> str | None:
+        """That it is no public key."""
+        return None if p256_key(secret) else "is not SendGrid's public key (P-256) in base64, as its settings show it"
 
 
 SENDGRID = SendGridScheme()

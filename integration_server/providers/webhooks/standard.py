@@ -50,6 +50,10 @@ class StandardScheme:
         stored_id = text_at([event_id], "0") or digest(event_id)
         return ReceivedWebhook([WebhookEvent(stored_id, event_type, None, request.body)])
 
+    def secret_problem(self, secret: str) -> str | None:
+        """That it is no key."""
+        return None if _key(secret) else 'is not base64, with or without "whsec_" before it'
+
 
 def _key(secret: str) -> bytes:
     """The key that a secret is written for; empty where it is none, and then nothing is signed with it."""

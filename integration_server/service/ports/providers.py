@@ -89,6 +89,9 @@ class Provider(Protocol):
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
         """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
 
+    def webhook_secret_problem(self, secret: str) -> str | None:
+        """What is wrong with a secret, as the end of a sentence; None if webhooks can be verified with it."""
+
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`."""
 

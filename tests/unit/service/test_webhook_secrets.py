@@ -87,6 +87,14 @@ async def test_the_same_secret_again_changes_nothing(system: FakeSystem, integra
     assert await good(system, integration, "first", "second") == [True, True]
 
 
+async def test_one_that_nothing_can_be_verified_with_is_refused(system: FakeSystem, integration: Integration) -> None:
+    for setting in (set_secret(system, integration, "bad"), system.connect_key(webhook_secret="bad")):
+        with pytest.raises(InvalidField) as refused:
+            await setting
+        assert refused.value.field == "webhook_secret"
+    assert system.ids() == [integration.integration_id]
+
+
 async def test_one_is_made_where_none_is_given_and_told_once(system: FakeSystem, integration: Integration) -> None:
     first, second = await set_secret(system, integration), await set_secret(system, integration)
     assert first.made != second.made

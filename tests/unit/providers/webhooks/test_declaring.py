@@ -1,8 +1,11 @@
 """What a provider makes of its scheme, and the providers that have one."""
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookForged, WebhookRequest
@@ -49,6 +52,15 @@ class Custom(ApiKeyProvider):
     integration_type = "custom"
     verify_url = "https://custom.example/me"
     webhook_scheme = STANDARD
+
+
+def public_key_of(curve: ec.EllipticCurve) -> str:
+    """A new one, as SendGrid shows them."""
+    key = ec.generate_private_key(curve).public_key()
+    return b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+P256, P384 = public_key_of(ec.SECP256R1()), public_key_of(ec.SECP384R1())
 
 
 @pytest.mark.parametrize(
@@ -141,6 +153,24 @@ def test_an_integrations_secrets_are_in_its_credentials(
     provider_class: type[BaseProvider], credentials: Credentials, expected: list[str]
 ) -> None:
     assert built(provider_class, Network()).webhook_secrets(credentials) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "secret", "is_good"),
+    [
+        (Custom, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", True),
+        (Custom, "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", True),
+        (Custom, "whsec_", False),
+        (Custom, "correct horse battery staple", False),
+        (SendGridProvider, P256, True),
+        (SendGridProvider, P384, False),
+        (SendGridProvider, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", False),
+        (TwilioProvider, "anything", True),
+    ],
+    ids=range(8),
+)
+def test_some_secrets_have_a_form(provider_class: type[BaseProvider], secret: str, is_good: bool) -> None:
+    assert (built(provider_class, Network()).webhook_secret_problem(secret) is None) == is_good
 
 
 def test_the_verify_token_is_a_setting() -> None:
