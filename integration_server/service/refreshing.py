@@ -385,7 +385,22 @@ class Refreshing:
                 self._log.error("many_grants_refused", integration_type=integration.integration_type)
                 met = as_our_fault(integration, self._clock(), self._jitter)
         await self._record(integration, met)
+        if met.reauthorization_required:
+            self._deaths.believe(integration, self._clock())
+        await self._take_back(integration.integration_type)
         raise met.error from error
+
+    async def _take_back(self, integration_type: str) -> None:
+        """Have those tried again whose deaths were believed before so many came that none is."""
+        now = self._clock()
+        for believed in self._deaths.taken_back(integration_type, now):
+            retry_time = as_our_fault(believed, now, self._jitter).retry_time
+            try:
+                await self._integrations.take_back_failure(believed, retry_time)
+            except StoreUnavailable:
+                self._deaths.believe(believed, now)
+                raise
+            self._log.warning("death_taken_back", **_names(believed))
 
     async def _record(self, integration: Integration, met: Setback) -> None:
         now = self._clock()

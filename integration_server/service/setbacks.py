@@ -1,8 +1,10 @@
 """What a failed refresh means for its integration: try again later, connect again, or mend our own client."""
 
 from collections import defaultdict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from integration_server.domain.errors import (
     IntegrationServerError,
@@ -69,20 +71,20 @@ def _pause(failures_before: int, jitter: Jitter) -> timedelta:
 class DeathWatch:
     """Tells the end of one grant from the end of our client: users don't leave by the dozen in a minute.
 
-    Once they seem to, no death of that type is believed until a refresh succeeds. It counts in this process only, so
-    that each replica comes to its own mind.
+    Once they seem to, no death of that type is believed until a refresh succeeds, nor are those that were believed in
+    the minute before. It counts in this process only, so that each replica comes to its own mind.
     """
 
     def __init__(self) -> None:
         self._outcomes: defaultdict[str, deque[tuple[datetime, bool]]] = defaultdict(deque)
         self._epidemics: set[str] = set()
+        self._believed: defaultdict[str, deque[tuple[datetime, Integration]]] = defaultdict(deque)
 
     def note(self, integration_type: str, *, died: bool, now: datetime) -> None:
         """Count the outcome of a refresh."""
         outcomes = self._outcomes[integration_type]
         outcomes.append((now, died))
-        while outcomes[0][0] <= now - _EPIDEMIC_TIME:
-            outcomes.popleft()
+        _forget(outcomes, now)
         deaths = sum(died for _, died in outcomes)
         if not died:
             self._epidemics.discard(integration_type)
@@ -92,6 +94,25 @@ class DeathWatch:
     def is_epidemic(self, integration_type: str) -> bool:
         """Whether many refreshes within a minute, and most of them, found their grant dead, and none is well since."""
         return integration_type in self._epidemics
+
+    def believe(self, integration: Integration, now: datetime) -> None:
+        """Remember for a minute that the grant of an integration was noted as dead."""
+        believed = self._believed[integration.integration_type]
+        believed.append((now, integration))
+        _forget(believed, now)
+
+    def taken_back(self, integration_type: str, now: datetime) -> Iterator[Integration]:
+        """Those whose death is not believed any more, each once; all that is asked for is taken back."""
+        if self.is_epidemic(integration_type):
+            believed = self._believed[integration_type]
+            _forget(believed, now)
+            while believed:
+                yield believed.popleft()[1]
+
+
+def _forget(entries: deque[tuple[datetime, Any]], now: datetime) -> None:
+    while entries and entries[0][0] <= now - _EPIDEMIC_TIME:
+        entries.popleft()
 
 
 def as_our_fault(integration: Integration, now: datetime, jitter: Jitter) -> Setback:

@@ -263,6 +263,13 @@ class SqlIntegrations:
         async with self._changing(integration.integration_id, once=True) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
+    async def take_back_failure(self, integration: Integration, retry_time: datetime | None) -> None:
+        """Undo that the end of the grant was noted, unless the credentials were replaced since it was."""
+        values = {**_NO_SETBACK, "refresh_retry_time": retry_time, "refresh_due_time": _due_again(retry_time)}
+        is_noted = (*_is_at_version(integration), _T.reauthorization_required.is_(True))
+        async with self._changing(integration.integration_id, once=True) as connection:
+            await connection.execute(update(integrations).where(*is_noted).values(values))
+
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
         values = NO_FAILURE if failure is None else failure_values(failure)
@@ -437,15 +444,18 @@ def setback_values(
     refresh_due_time: datetime | None = None,
 ) -> dict[str, Any]:
     """The columns after a failure that says something of the grant."""
-    due_time = bindparam(None, refresh_due_time, UtcDateTime)
     values = ({} if failure is None else failure_values(failure)) | {
         "refresh_retry_time": retry_time,
         "refresh_failures": failures,
         "refresh_refusals": refusals,
-        # What is never refreshed ahead of need stays so.
-        "refresh_due_time": case((_T.refresh_due_time.is_not(None), due_time)),
+        "refresh_due_time": _due_again(refresh_due_time),
     }
     return {**values, "reauthorization_required": True} if reauthorization_required else values
+
+
+def _due_again(due_time: datetime | None) -> ColumnElement[datetime | None]:
+    """The next due time; what is never refreshed ahead of need stays so."""
+    return case((_T.refresh_due_time.is_not(None), bindparam(None, due_time, UtcDateTime)))
 
 
 # --- conditions --------------------------------------------------------------------------------------------------

@@ -89,6 +89,12 @@ async def call(stores: Stores, integration: Integration) -> None:
     await stores.integrations.record_call(await now_of(stores.integrations, integration), None)
 
 
+async def take_back(stores: Stores, integration: Integration) -> None:
+    """Lose the grant, and not believe it."""
+    await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
+    await stores.integrations.take_back_failure(integration, LATER)
+
+
 async def come_back(stores: Stores, integration: Integration) -> None:
     """Lose the grant, and be connected again."""
     await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
@@ -155,6 +161,7 @@ WRITES: dict[str, tuple[Write, list[Told]]] = {
         lambda s, it: s.integrations.record_failure(it, FAILURE, retry_time=LATER),
         [(CHANGED, ACTIVE, ERROR)],
     ),
+    "take_back_failure": (take_back, [(CHANGED, ACTIVE, EXPIRED), (CHANGED, EXPIRED, ACTIVE)]),
     "record_call": (call, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "record (of checks)": (check, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "update of the name": (

@@ -418,6 +418,34 @@ class IntegrationStoreContract:
         await integrations.record_failure(integration, FAILURE)
         assert (await now_of(integrations, integration)).reauthorization_required
 
+    async def test_the_end_of_a_grant_can_be_taken_back(self, integrations: IntegrationStore) -> None:
+        on_demand = await connected(integrations, ANN, "a")
+        by_itself = await integrations.commit_refresh(
+            await connected(integrations, ANN, "b"), new_credentials(refresh_due_time=NOW), LATER
+        )
+        assert by_itself is not None
+        for integration, due_time in ((on_demand, None), (by_itself, EXPIRY)):
+            noted: dict[str, Any] = {"reauthorization_required": True, "failures": 3, "refusals": 2}
+            await integrations.record_failure(integration, FAILURE, **noted, refresh_due_time=LATER)
+            await integrations.take_back_failure(integration, EXPIRY)
+            assert await now_of(integrations, integration) == replace(
+                integration, refresh_retry_time=EXPIRY, refresh_due_time=due_time
+            )
+
+    async def test_what_is_not_an_end_or_of_other_credentials_is_not_taken_back(
+        self, integrations: IntegrationStore
+    ) -> None:
+        before = await connected(integrations)
+        await integrations.record_failure(before, FAILURE)
+        as_it_is = await now_of(integrations, before)
+        await integrations.take_back_failure(before, EXPIRY)
+        assert await now_of(integrations, before) == as_it_is
+        current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
+        assert current is not None
+        await integrations.record_failure(current, FAILURE, reauthorization_required=True)
+        await integrations.take_back_failure(before, EXPIRY)
+        assert (await now_of(integrations, before)).reauthorization_required
+
     async def test_a_failure_of_former_credentials_is_forgotten(self, integrations: IntegrationStore) -> None:
         before = await connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)

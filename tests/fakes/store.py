@@ -359,6 +359,14 @@ class MemoryIntegrations:
                 refresh_due_time=current.refresh_due_time and refresh_due_time,
             )
 
+    async def take_back_failure(self, integration: Integration, retry_time: datetime | None) -> None:
+        """Clear what was noted, at the version that was seen."""
+        await self._rows.answer()
+        current = self._rows.current(integration)
+        if current is not None and current.reauthorization_required:
+            due_time = current.refresh_due_time and retry_time
+            self._rows.set(current, **{**_NO_SETBACK, "refresh_retry_time": retry_time, "refresh_due_time": due_time})
+
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count or clear, at the version that was seen."""
         await self._rows.answer()

@@ -177,6 +177,12 @@ class IntegrationStore(Protocol):
         all.
         """
 
+    async def take_back_failure(self, integration: Integration, retry_time: datetime | None) -> None:
+        """Undo that `record_failure` has noted the end of the grant, unless the credentials were replaced since it was.
+
+        The provider is not asked before `retry_time`, and then by the server itself, as after a failure.
+        """
+
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
 

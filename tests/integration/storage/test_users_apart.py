@@ -24,6 +24,14 @@ def bobs(integration: Integration) -> Integration:
     return replace(integration, user_id=BOB)
 
 
+async def one_of_anns(store: SqlIntegrations) -> Integration:
+    """Connected, and its grant noted as dead, so that there is something to take back."""
+    anns = await store.add_connected(new_integration(), ACCOUNT, new_credentials(), NOW)
+    assert anns is not None
+    await store.record_failure(anns, FAILURE, reauthorization_required=True)
+    return anns
+
+
 # Bob, with the very id, version and account of ann's integration.
 ATTACKS: dict[str, Attack] = {
     "find": lambda store, anns: store.find(anns.integration_id, BOB),
@@ -35,6 +43,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "commit_refresh": lambda store, anns: store.commit_refresh(bobs(anns), new_credentials(b"bob's"), LATER),
     "record_failure": lambda store, anns: store.record_failure(bobs(anns), FAILURE),
+    "take_back_failure": lambda store, anns: store.take_back_failure(bobs(anns), LATER),
     "record_call": lambda store, anns: store.record_call(bobs(anns), FAILURE),
     "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, name="bob's"),
     "remove": lambda store, anns: store.remove(anns.integration_id, BOB),
@@ -56,23 +65,22 @@ def test_every_method_of_the_store_is_attacked_or_is_for_no_user() -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_another_user_finds_nothing_and_changes_nothing(database: Database, name: str) -> None:
     store = SqlIntegrations(database)
-    anns = await store.add_connected(new_integration(), ACCOUNT, new_credentials(), NOW)
-    assert anns is not None
+    anns = await one_of_anns(store)
     before = await store.find(anns.integration_id, ANN)
     assert not await ATTACKS[name](store, anns)
     assert await store.find(anns.integration_id, ANN) == before
 
 
 @pytest.mark.parametrize(
-    "name", ["commit_connection", "commit_refresh", "record_failure", "record_call", "update", "remove"]
+    "name",
+    ["commit_connection", "commit_refresh", "record_failure", "take_back_failure", "record_call", "update", "remove"],
 )
 async def test_a_query_without_the_user_lets_another_in(
     database: Database, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The twin, for all that changes a row."""
     store = SqlIntegrations(database)
-    anns = await store.add_connected(new_integration(), ACCOUNT, new_credentials(), NOW)
-    assert anns is not None
+    anns = await one_of_anns(store)
     before = await store.find(anns.integration_id, ANN)
     monkeypatch.setattr(sql, "is_of", lambda integration_id, _user_id: (sql._T.integration_id == integration_id,))
     await ATTACKS[name](store, anns)

@@ -1,6 +1,7 @@
 """Refreshing while processes die, sleep and lose their database. A `FakeSystem.another_process()` is a process."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -16,6 +17,7 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     StoreUnavailable,
 )
+from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.ports import Lease, NewCredentials
 from integration_server.service.refreshing import Refreshing
@@ -576,9 +578,50 @@ async def test_many_grants_dying_at_once_are_our_alarm(system: FakeSystem) -> No
     outcomes = await asyncio.gather(
         *(system.refreshing.refresh(integration) for integration in integrations), return_exceptions=True
     )
-    marked = [one for one in integrations if system.row(one.integration_id).reauthorization_required]
-    assert len(marked) == 19
     assert sum(isinstance(outcome, ProviderMisconfigured) for outcome in outcomes) == 21
+    for one in integrations:  # also the first nineteen, whose deaths were believed
+        row = system.row(one.integration_id)
+        assert not row.reauthorization_required
+        assert row.last_error is None
+        assert row.refresh_retry_time is not None
+        assert row.refresh_due_time == row.refresh_retry_time
+    changes = [event.status_after for event in system.rows.events if event.kind is EventKind.STATUS_CHANGED]
+    assert Counter(changes[-38:]) == {Status.EXPIRED: 19, Status.ACTIVE: 19}
+
+
+async def test_deaths_that_could_not_be_taken_back_are_so_with_the_next(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unavailable(integration: Integration, retry_time: datetime | None) -> None:
+        raise StoreUnavailable
+
+    integrations = [await system.connect_account(f"account-{number}") for number in range(22)]
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = DEAD
+    for integration in integrations[:19]:
+        with pytest.raises(ReauthorizationRequired):
+            await system.refreshing.refresh(integration)
+    with monkeypatch.context() as patch:
+        patch.setattr(system.integrations, "take_back_failure", unavailable)
+        with pytest.raises(StoreUnavailable):
+            await system.refreshing.refresh(integrations[19])
+    assert sum(system.row(one.integration_id).reauthorization_required for one in integrations) == 19
+    with pytest.raises(ProviderMisconfigured):
+        await system.refreshing.refresh(integrations[20])
+    assert sum(system.row(one.integration_id).reauthorization_required for one in integrations) == 0
+
+
+async def test_deaths_of_more_than_a_minute_before_stay_believed(system: FakeSystem) -> None:
+    integrations = [await system.connect_account(f"account-{number}") for number in range(30)]
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = DEAD
+    for number, integration in enumerate(integrations):
+        with pytest.raises((ReauthorizationRequired, ProviderMisconfigured)):
+            await system.refreshing.refresh(integration)
+        if number == 5:
+            system.clock.advance(timedelta(minutes=1))
+    dead = [number for number, one in enumerate(integrations) if status(system, one) is Status.EXPIRED]
+    assert dead == [0, 1, 2, 3, 4, 5]
 
 
 async def test_no_death_is_believed_until_one_grant_lives(system: FakeSystem) -> None:
@@ -593,9 +636,8 @@ async def test_no_death_is_believed_until_one_grant_lives(system: FakeSystem) ->
         return sum(status(system, integration) is Status.EXPIRED for integration in integrations)
 
     for _ in range(60):
-        assert await ask_all() == 19
+        assert await ask_all() == 0
         system.clock.advance(timedelta(minutes=1))
-    assert {status(system, integration) for integration in integrations} == {Status.EXPIRED, Status.ACTIVE}
 
     system.clock.advance(timedelta(minutes=2))
     system.provider.refresh_error = None
