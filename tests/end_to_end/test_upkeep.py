@@ -80,13 +80,12 @@ async def test_who_watches_is_told_of_the_end_of_a_token_that_cannot_be_renewed(
     integration_id = await pair.clients[1].connect()
     changes: list[tuple[int, int]] = []
     async with asyncio.timeout(60):
-        while len(changes) < 2:
+        while not changes or changes[-1][1] != integration_pb2.STATUS_EXPIRED:
             told = (await stream.read()).event
             if told.kind == event_pb2.INTEGRATION_EVENT_KIND_STATUS_CHANGED:
                 changes.append((told.status_before, told.status_after))
     stream.cancel()
-    assert changes == [
-        (integration_pb2.STATUS_PENDING, integration_pb2.STATUS_ACTIVE),
-        (integration_pb2.STATUS_ACTIVE, integration_pb2.STATUS_EXPIRED),
-    ]
+    assert changes[0] == (integration_pb2.STATUS_PENDING, integration_pb2.STATUS_ACTIVE)
+    # A check that was under way at the end may have found the token refused before the end was noted.
+    assert changes[-1][0] in {integration_pb2.STATUS_ACTIVE, integration_pb2.STATUS_ERROR}
     assert (await pair.clients[0].get(integration_id)).status == integration_pb2.STATUS_EXPIRED
