@@ -100,6 +100,8 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
     for limit in provider.rate_limits:
         whose = "all accounts together" if limit.scope is LimitScope.APP else "one account"
         yield "rate limit", f"{limit.calls:,} calls in {in_words(limit.window)}, {whose}"
+    if provider.calls_at_once is not None:
+        yield "calls at once", f"{provider.calls_at_once}, one account"
     if provider.renew_after != timedelta.max:
         yield "renewed after", in_words(provider.renew_after)
     if isinstance(provider, OAuth2Provider):

@@ -91,6 +91,9 @@ class BaseProvider(ABC):
     rate_limits: Sequence[RateLimit] = ()
     """What is documented of how often its API may be called."""
 
+    calls_at_once: int | None = None
+    """How many calls for one account its API takes at a time; None where nothing is documented of it."""
+
     idempotency_key_header = "Idempotency-Key"
     """Where it takes keys by which it knows a request that is repeated (draft-ietf-httpapi-idempotency-key-header)."""
 

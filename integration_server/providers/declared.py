@@ -130,6 +130,7 @@ class Declaration(BaseModel):
     account_label_field: FieldPath | None = None
     api_base_url: Url | None = None
     rate_limits: list[RateLimitDeclaration] = []
+    calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
     def provider_class(self) -> type[BaseProvider]:
         """The generic provider with the declared values."""

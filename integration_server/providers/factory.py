@@ -107,6 +107,8 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
+    if provider.calls_at_once is not None and provider.calls_at_once < 1:
+        yield f"calls_at_once: {provider.calls_at_once} is less than 1"
     for pattern in provider.host_patterns:
         problem = host_pattern_problem(pattern)
         if problem is not None:

@@ -7,7 +7,7 @@
 - Each account's API is in a data centre, `{dc}.api.mailchimp.com`, which the metadata resource tells [H]. It wants
   `Authorization: OAuth` [H]; the API takes Bearer too [M].
 - Verified by the metadata: `user_id` names the account, `accountname` is its name [M].
-- An account takes ten calls at once, and no rate is documented [M]; so no limit is declared.
+- An account takes ten calls at once; no rate is documented [M].
 - Nothing revokes a token [K]; the user removes the app at Mailchimp.
 - PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
 """
@@ -37,6 +37,7 @@ class MailchimpProvider(OAuth2Provider):
     account_id_field = "user_id"
     account_label_field = "accountname"
     api_base_url = "https://{dc}.api.mailchimp.com/3.0"
+    calls_at_once = 10
     host_patterns = ("*.api.mailchimp.com",)
 
     async def completed(self, tokens: OAuthTokens) -> OAuthTokens:

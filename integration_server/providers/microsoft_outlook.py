@@ -12,7 +12,7 @@
 - Nothing revokes a single token [M]; the user removes the app at Microsoft.
 - Verified by GET /me of Graph, for which User.Read is enough [H].
 - 10,000 requests in ten minutes to one mailbox: learn.microsoft.com/graph/throttling-limits [H]. No more than four at
-  once [M], which nothing here sees to.
+  once [M].
 """
 
 from collections.abc import Mapping
@@ -64,6 +64,7 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     account_label_field = "userPrincipalName"
     api_base_url = "https://graph.microsoft.com/v1.0"
     rate_limits = (RateLimit(10_000, timedelta(minutes=10)),)
+    calls_at_once = 4
     config_model = MicrosoftConfig
 
     def located(self, config: MicrosoftConfig) -> "MicrosoftOutlookProvider":

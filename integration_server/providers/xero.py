@@ -9,7 +9,8 @@
 - The tenant is the one that `tenant_id` of the config names; else the first that this authorization connected; else the
   only one. Requests name it in `Xero-Tenant-Id` [H].
 - Verified by the tenant still being listed.
-- 60 calls a minute and 5,000 a day to one tenant, and 10,000 a minute to all: developer.xero.com/faq/limits [H].
+- 60 calls a minute, 5,000 a day and five at a time to one tenant, and 10,000 a minute to all:
+  developer.xero.com/faq/limits [H].
 - Revoking ends the refresh token and, by it, all of the user's connections to the app [M].
 - PKCE is supported [M].
 """
@@ -60,6 +61,7 @@ class XeroProvider(OAuth2Provider):
         RateLimit(5_000, timedelta(days=1)),
         RateLimit(10_000, timedelta(minutes=1), LimitScope.APP),
     )
+    calls_at_once = 5
     config_model = XeroConfig
 
     wanted_tenant: str | None = None

@@ -69,11 +69,14 @@ class Window:
 
 
 class Budget:
-    """What may be called now of all that shares a budget: by its windows, and by what the provider's answers told."""
+    """What may be called now of all that shares a budget: by its windows, by how many calls are taken at a time, and by
+    what the provider's answers told.
+    """
 
-    def __init__(self, limits: Iterable[RateLimit], jitter: Jitter) -> None:
+    def __init__(self, limits: Iterable[RateLimit], jitter: Jitter, calls_at_once: int | None = None) -> None:
         self._windows = [Window(limit) for limit in limits]
         self._jitter = jitter
+        self._most_at_once = math.inf if calls_at_once is None else calls_at_once
         self._under_way = 0
         self._pauses = 0
         self._paused_until = 0.0
@@ -128,7 +131,8 @@ class Budget:
 
     def blocked(self, now: float) -> float:
         """Seconds until a call may begin; infinite if that hangs on calls under way."""
-        if self._at_once is not None and self._under_way >= self._at_once and now >= self._paused_until:
+        is_recovering = self._at_once is not None and self._under_way >= self._at_once and now >= self._paused_until
+        if is_recovering or self._under_way >= self._most_at_once:
             return math.inf
         return max(self.told_to_wait(now), *(window.blocked(now) for window in self._windows), 0.0)
 

@@ -173,7 +173,7 @@ class _Call:
     async def _attempt(self) -> ApiAnswer:
         provider, integration = self._provider(), self.fresh.integration
         require_no_credentials(self._request, provider.request_auth(self.fresh.credentials))
-        gate = self._throttling.gate(integration.integration_type, provider.rate_limits)
+        gate = self._throttling.gate(provider)
         async with gate.turn(integration, self._left(), again=self.was_sent) as turn:
             self.was_sent = True
             self._used.append(self.fresh)

@@ -19,7 +19,7 @@ from integration_server.domain.calls import ApiAnswer, LimitScope, RateLimit
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.budgets import SHORTEST_PAUSE, Budget
-from integration_server.service.ports import Jitter
+from integration_server.service.ports import Jitter, Provider
 from integration_server.service.turns import Queue, Waiter
 
 _SWEEP_EVERY = 1000  # turns
@@ -59,8 +59,11 @@ class Gate:
         shared: SharedBudgets,
         monotonic: Callable[[], float],
         jitter: Jitter,
+        *,
+        calls_at_once: int | None = None,
     ) -> None:
         self._type = integration_type
+        self._calls_at_once = calls_at_once
         self._limits = {scope: [limit for limit in limits if limit.scope is scope] for scope in LimitScope}
         self._shared = shared
         self._full_until: dict[str, float] = {}
@@ -205,7 +208,7 @@ class Gate:
         budget = self._budgets.get(integration_id)
         if budget is None:
             limits = self._limits[LimitScope.INTEGRATION]
-            budget = self._budgets[integration_id] = Budget(limits, self._jitter)
+            budget = self._budgets[integration_id] = Budget(limits, self._jitter, self._calls_at_once)
         return budget
 
 
@@ -231,8 +234,16 @@ class Throttling:
         self._jitter = jitter
         self._gates: dict[str, Gate] = {}
 
-    def gate(self, integration_type: str, limits: Sequence[RateLimit]) -> Gate:
-        """The gate to a provider with these limits."""
+    def gate(self, provider: Provider) -> Gate:
+        """The gate to a provider, within its limits."""
+        integration_type = provider.integration_type
         if integration_type not in self._gates:
-            self._gates[integration_type] = Gate(integration_type, limits, self._shared, self._monotonic, self._jitter)
+            self._gates[integration_type] = Gate(
+                integration_type,
+                provider.rate_limits,
+                self._shared,
+                self._monotonic,
+                self._jitter,
+                calls_at_once=provider.calls_at_once,
+            )
         return self._gates[integration_type]

@@ -49,6 +49,7 @@ class FakeProvider:
 
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
+    calls_at_once: int | None = None
     answers: list[ApiAnswer | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 

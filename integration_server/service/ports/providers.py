@@ -108,6 +108,10 @@ class Provider(Protocol):
     def rate_limits(self) -> Sequence[RateLimit]:
         """What it documents of how often its API may be called; calls stay within all of them."""
 
+    @property
+    def calls_at_once(self) -> int | None:
+        """How many calls for one account its API takes at a time; None where nothing is documented of it."""
+
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiAnswer:

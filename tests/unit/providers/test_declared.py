@@ -223,6 +223,8 @@ def test_a_declared_type_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
 
 def test_rate_limits_are_declared_too(tmp_path: Path) -> None:
     limits = """
+calls_at_once = 4
+
 [[rate_limits]]
 calls = 100
 seconds = 10
@@ -240,6 +242,9 @@ per = "app"
         RateLimit(100, timedelta(seconds=10), LimitScope.INTEGRATION),
         RateLimit(1000, timedelta(minutes=1), LimitScope.APP),
     )
+    assert provider.calls_at_once == 4
+    (told,) = problems_with(tmp_path, acme=f"{KEY_TOML}calls_at_once = 0\n")
+    assert told.startswith("acme.toml: calls_at_once: ")
     for wrong, field in (
         ("calls = 0\nseconds = 1", "calls"),
         ("calls = 1\nseconds = 0.5", "seconds"),
@@ -248,9 +253,9 @@ per = "app"
         ("calls = 1\nseconds = 1\nminutes = 1", "minutes"),
     ):
         (tmp_path / "acme.toml").write_text(f"{KEY_TOML}\n[[rate_limits]]\n{wrong}\n")
-        with pytest.raises(ProvidersError) as told:
+        with pytest.raises(ProvidersError) as raised:
             load_declared(tmp_path, ProviderFactory(), dev_mode=False)
-        assert f"rate_limits.0.{field}" in str(told.value)
+        assert f"rate_limits.0.{field}" in str(raised.value)
 
 
 KEY_TOML = """

@@ -1,5 +1,8 @@
+from datetime import timedelta
+
 import pytest
 
+from integration_server.domain.calls import RateLimit
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.factory import ProviderFactory, ProvidersError
@@ -69,6 +72,8 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
         integration_type = "Wrong Name"
         oauth_token_url = "http://acme.example/token"
         verify_url = "acme.example/me"
+        rate_limits = (RateLimit(0, timedelta(seconds=1)),)
+        calls_at_once = 0
         host_patterns = ("*.acme.example", "*.example")
 
     factory = ProviderFactory()
@@ -78,7 +83,8 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
         factory.build(context(Network()))
     fields = [problem.split(": ")[1] for problem in raised.value.problems]
     assert fields == [
-        *("integration_type", "integration_type", "oauth_token_url", "verify_url", "host_patterns"),
+        *("integration_type", "integration_type", "oauth_token_url", "verify_url"),
+        *("rate_limits", "calls_at_once", "host_patterns"),
         "integration_type",
     ]
     assert all(f"{__name__}." in problem for problem in raised.value.problems)

@@ -69,6 +69,24 @@ async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration
     assert set(order[:100]) == {"ada"}
 
 
+@pytest.mark.parametrize("calls_at_once", [3, None])
+async def test_an_account_gets_no_more_calls_at_a_time_than_its_api_takes(
+    sample: Integration, calls_at_once: int | None
+) -> None:
+    at = Gate("acme", [], NothingShared(), time.monotonic, lambda: 1.0, calls_at_once=calls_at_once)
+    under_way, most = Counter[int](), Counter[int]()
+
+    async def call(number: int) -> None:
+        async with at.turn(of(sample, "ada", number), 5.0, again=False):
+            under_way[number] += 1
+            most[number] = max(most[number], under_way[number])
+            await asyncio.sleep(0.001)
+            under_way[number] -= 1
+
+    await asyncio.gather(*(call(number) for number in (1, 2) for _ in range(20)))
+    assert most == dict.fromkeys((1, 2), calls_at_once or 20)
+
+
 async def test_an_integration_that_must_wait_holds_up_no_other(sample: Integration) -> None:
     at = gate(limit(1, 60, LimitScope.INTEGRATION))
     await take(at, of(sample, "ada", 1))
