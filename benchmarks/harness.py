@@ -104,7 +104,7 @@ async def load_both(
 async def _until(moment: float) -> None:
     # The loop's timers are good to a millisecond, which is what an RPC takes: the last bit is spun.
     await asyncio.sleep(max(0, moment - time.perf_counter() - 0.001))
-    while time.perf_counter() < moment:  # noqa: ASYNC110
+    while time.perf_counter() < moment:  # noqa: ASYNC110  # the clock sets no event
         await asyncio.sleep(0)
 
 

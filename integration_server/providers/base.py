@@ -34,6 +34,9 @@ from integration_server.providers.webhooks.scheme import (
 )
 from integration_server.service.ports import Clock, NewAccount
 
+SHORTEST_RENEW_AFTER = timedelta(seconds=5)
+"""What is due is looked for once a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:

@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.domain.credentials import AuthMethod
 from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
-from integration_server.providers.base import BaseProvider
+from integration_server.providers.base import SHORTEST_RENEW_AFTER, BaseProvider
 from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, TokenAuth
 from integration_server.providers.urls import url_problem
@@ -155,7 +155,7 @@ class OAuth2Declaration(Declaration):
     refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(
         timedelta(0), alias="refresh_token_grace_seconds"
     )
-    renew_after: Annotated[timedelta, Field(strict=False, ge=timedelta(seconds=5))] = Field(
+    renew_after: Annotated[timedelta, Field(strict=False, ge=SHORTEST_RENEW_AFTER)] = Field(
         timedelta.max, alias="renew_after_seconds"
     )
     authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}

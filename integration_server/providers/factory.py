@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from integration_server.domain.errors import UnknownIntegrationType
-from integration_server.providers.base import BaseProvider, ProviderContext
+from integration_server.providers.base import SHORTEST_RENEW_AFTER, BaseProvider, ProviderContext
 from integration_server.providers.urls import fill, host_pattern_problem, url_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -107,6 +107,8 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
+    if provider.renew_after < SHORTEST_RENEW_AFTER:
+        yield f"renew_after: {provider.renew_after} is less than {SHORTEST_RENEW_AFTER}"
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
     for pattern in provider.host_patterns:

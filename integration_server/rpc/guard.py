@@ -142,7 +142,7 @@ def _make_own(request: Message, user_id: UserId) -> None:
     if named not in {"", user_id}:
         # Before anything is looked at: neither answer depends on what the other user has.
         raise IntegrationNotFound if getattr(request, "integration_id", 0) else CallerNotAllowed
-    setattr(request, "user_id", user_id)  # noqa: B010
+    setattr(request, "user_id", user_id)  # noqa: B010  # likewise
 
 
 class RememberedTypes:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,11 +15,15 @@ from sqlalchemy import Connection, bindparam, inspect, text
 
 import integration_server
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import Integration, Status
+from integration_server.service.ports import EventBatch, EventWish
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import Database, open_database
+from integration_server.storage.events import SqlEventLog
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate, schema_is_current
 from integration_server.storage.tables import UtcDateTime, metadata
+from tests.contracts.store_contract import ANN, FAILURE, LATER, NOW, connected, new_credentials, now_of
 from tests.postgres import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
@@ -146,6 +151,35 @@ async def test_data_keys_from_before_announcements_go_on(empty_url: str) -> None
         async with database.reading() as connection:
             rows = (await connection.execute(text("SELECT key_id, state FROM data_keys ORDER BY key_id"))).all()
     assert [tuple(row) for row in rows] == [("a", "retired"), ("b", "active"), ("c", "retired")]
+
+
+async def test_ends_of_tokens_from_before_are_noted_and_told(empty_url: str) -> None:
+    await alembic("upgrade", "0013", DATABASE_URL=empty_url)
+    async with open_database(empty_url) as database:
+        integrations = SqlIntegrations(database)
+
+        async def of(account_id: str, **credentials: Any) -> Integration:
+            begun = await connected(integrations, ANN, account_id)
+            committed = await integrations.commit_refresh(begun, new_credentials(**credentials), LATER)
+            assert committed is not None
+            return committed
+
+        last = await of("a", is_renewable=False, access_token_expire_time=NOW)
+        lasting = await of("b", is_renewable=False, access_token_expire_time=None)
+        renewable = await of("c", refresh_due_time=LATER)
+
+        async def due_times() -> list[datetime | None]:
+            return [(await now_of(integrations, one)).refresh_due_time for one in (last, lasting, renewable)]
+
+        assert await due_times() == [None, None, LATER]
+        await migrate(empty_url)
+        assert await due_times() == [NOW, None, LATER]
+        await integrations.record_failure(last, FAILURE, reauthorization_required=True)
+        end, _ = await SqlEventLog(database).end()
+        told = (await SqlEventLog(database).read(EventBatch(0, end), 0, EventWish(), 100))[-1].event
+        assert (told.status_before, told.status_after) == (Status.ACTIVE, Status.EXPIRED)
+        await alembic("downgrade", "0013", DATABASE_URL=empty_url)
+        assert await due_times() == [None, None, LATER]
 
 
 async def test_alembic_prints_the_sql_and_touches_nothing(empty_url: str) -> None:

@@ -73,6 +73,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
         oauth_token_url = "http://acme.example/token"
         verify_url = "acme.example/me"
         rate_limits = (RateLimit(0, timedelta(seconds=1)),)
+        renew_after = timedelta(0)
         calls_at_once = 0
         host_patterns = ("*.acme.example", "*.example")
 
@@ -84,7 +85,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
     fields = [problem.split(": ")[1] for problem in raised.value.problems]
     assert fields == [
         *("integration_type", "integration_type", "oauth_token_url", "verify_url"),
-        *("rate_limits", "calls_at_once", "host_patterns"),
+        *("rate_limits", "renew_after", "calls_at_once", "host_patterns"),
         "integration_type",
     ]
     assert all(f"{__name__}." in problem for problem in raised.value.problems)
