@@ -104,7 +104,7 @@ providers-doc: $(STAMP) ## Write docs/providers.md from what the providers decla
 	@$(BIN)/python -m tools.providers_doc
 
 .PHONY: certs
-certs: $(STAMP) ## Make certificates for development in data/certs: see docs/callers.md
+certs: $(STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md
 	@$(BIN)/python tools/certificates.py
 
 .PHONY: migrate

@@ -10,16 +10,16 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import ahead, hanging
+from benchmarks import proactive_refresh, slow_provider
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
 Measure = Callable[[Progress], Coroutine[Any, Any, Result]]
 
 
-def end(held: bool) -> None:
+def end(all_hold: bool) -> None:
     """Tell by the exit code whether every bound held."""
-    raise typer.Exit(0 if held else 1)
+    raise typer.Exit(0 if all_hold else 1)
 
 
 app = typer.Typer(
@@ -43,12 +43,12 @@ def run_all(context: typer.Context) -> bool:
     """Run all of them with their defaults, unless one is named."""
     if context.invoked_subcommand is not None:
         return True
-    held = [run_hanging(), run_ahead()]
-    return all(held)
+    all_hold = [run_slow_provider(), run_proactive_refresh()]
+    return all(all_hold)
 
 
-@app.command("hanging")
-def run_hanging(
+@app.command("slow-provider")
+def run_slow_provider(
     database: Database = DatabaseKind.POSTGRES,
     refreshes: Annotated[int, typer.Option(min=1, help="Refreshes that hang at once.")] = 100,
     rounds: Annotated[int, typer.Option(min=1, help="Phases, each beside a system without them.")] = 5,
@@ -57,12 +57,12 @@ def run_hanging(
     bound: RatioBound = 2,
 ) -> bool:
     """Refreshes that the provider never answers delay no other RPC."""
-    plan = hanging.Plan(database, refreshes, rounds, seconds, rate, bound)
-    return _run("hanging", hanging.__doc__, plan, partial(hanging.measure, plan))
+    plan = slow_provider.Plan(database, refreshes, rounds, seconds, rate, bound)
+    return _run("slow-provider", slow_provider.__doc__, plan, partial(slow_provider.measure, plan))
 
 
-@app.command("ahead")
-def run_ahead(
+@app.command("proactive-refresh")
+def run_proactive_refresh(
     database: Database = DatabaseKind.POSTGRES,
     integrations: Annotated[int, typer.Option(min=1, help="Tokens that expire in the same minute.")] = 10_000,
     minutes: Annotated[float, typer.Option(min=0.1, help="Time over which their refreshes fall due.")] = 7,
@@ -73,11 +73,11 @@ def run_ahead(
     bound: RatioBound = 2,
 ) -> bool:
     """Tokens that expire in the same minute are all refreshed before they do, and nobody notices."""
-    plan = ahead.Plan(database, integrations, minutes, servers, provider_delay, seconds, rate, bound)
-    return _run("ahead", ahead.__doc__, plan, partial(ahead.measure, plan))
+    plan = proactive_refresh.Plan(database, integrations, minutes, servers, provider_delay, seconds, rate, bound)
+    return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
-def _run(name: str, what: str | None, plan: hanging.Plan | ahead.Plan, measure: Measure) -> bool:
+def _run(name: str, what: str | None, plan: slow_provider.Plan | proactive_refresh.Plan, measure: Measure) -> bool:
     console = Console()
     console.rule(f"{name} on {plan.database}")
     console.print(" ".join((what or "").split()), highlight=False)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 RESULTS = Path("build/bench")  # of the folder that it is run in
 ALL = "all"
-_PUNCTUAL = 0.01  # seconds
+_MAX_LATENESS = 0.01  # seconds
 
 
 # --- load --------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class Phase:
     failures: Mapping[str, int]
     processor: Sequence[float]
 
-    def of(self, name: str) -> Sequence[float]:
+    def latencies_of(self, name: str) -> Sequence[float]:
         """The latencies of one RPC, or of `ALL`."""
         return list(itertools.chain(*self.latencies.values())) if name == ALL else self.latencies[name]
 
@@ -77,7 +77,7 @@ async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: 
     async with asyncio.TaskGroup() as group:
         for number, call in zip(range(round(rate * seconds)), itertools.cycle(calls), strict=False):
             due = begin + number / rate
-            await _until(due)
+            await _sleep_until(due)
             group.create_task(send(call, due))
     processor = (cpu_seconds() - used) / (time.perf_counter() - begin)
     return Phase(latencies, lateness, dict(failures), [processor])
@@ -101,14 +101,14 @@ async def load_both(
     return await asyncio.gather(load(calls[0], rate, seconds, cpu_seconds[0]), second())
 
 
-async def _until(moment: float) -> None:
+async def _sleep_until(moment: float) -> None:
     # The loop's timers are good to a millisecond, which is what an RPC takes: the last bit is spun.
     await asyncio.sleep(max(0, moment - time.perf_counter() - 0.001))
     while time.perf_counter() < moment:  # noqa: ASYNC110  # the clock sets no event
         await asyncio.sleep(0)
 
 
-def together(phases: Iterable[Phase]) -> Phase:
+def merge_phases(phases: Iterable[Phase]) -> Phase:
     """Several stretches as one."""
     latencies: dict[str, list[float]] = {}
     lateness: list[float] = []
@@ -154,14 +154,17 @@ def compare(pairs: Sequence[tuple[Phase, Phase]]) -> Sequence[Comparison]:
 
 
 def _compare(name: str, pairs: Sequence[tuple[Phase, Phase]]) -> Comparison:
-    references, loads = (together(side).of(name) for side in zip(*pairs, strict=True))
+    references, loads = (merge_phases(side).latencies_of(name) for side in zip(*pairs, strict=True))
     return Comparison(
         name,
         reference_p50=percentile(references, 50),
         load_p50=percentile(loads, 50),
         reference_p99=percentile(references, 99),
         load_p99=percentile(loads, 99),
-        p99_ratios=[percentile(load.of(name), 99) / percentile(reference.of(name), 99) for reference, load in pairs],
+        p99_ratios=[
+            percentile(load.latencies_of(name), 99) / percentile(reference.latencies_of(name), 99)
+            for reference, load in pairs
+        ],
     )
 
 
@@ -198,34 +201,34 @@ class NotMeasured(Exception):
 def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[Phase]) -> Sequence[Bound]:
     """No RPC is slower than so many times its reference, and none failed."""
     slowest = max(comparisons, key=lambda comparison: comparison.ratio)
-    failures = together(phases).failures
+    failures = merge_phases(phases).failures
     return [
         Bound(
             f"the p99 of each RPC is at most {bound:g} times its reference",
             f"{slowest.ratio:.2f} times at most ({slowest.name})",
             slowest.ratio <= bound,
         ),
-        Bound("no RPC of the load fails", counted(failures) or "none did", not failures),
+        Bound("no RPC of the load fails", format_counts(failures) or "none did", not failures),
     ]
 
 
-def counted(outcomes: Mapping[str, int]) -> str:
+def format_counts(outcomes: Mapping[str, int]) -> str:
     """How often each came."""
     return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
 
 
 def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping[str, str]:
     """How much there was to measure, and what the servers used."""
-    shares = (statistics.mean(together(phases).processor) for phases in (references, loads))
+    shares = (statistics.mean(merge_phases(phases).processor) for phases in (references, loads))
     return {
-        "RPCs measured": f"{len(together([*references, *loads]).of(ALL)):,}",
+        "RPCs measured": f"{len(merge_phases([*references, *loads]).latencies_of(ALL)):,}",
         "processor that the servers use": " → ".join(f"{share:.0%}" for share in shares),
     }
 
 
 def lateness_of(phases: Iterable[Phase]) -> float:
     """The p99 of how late the load was sent, in seconds."""
-    return percentile(together(phases).lateness, 99)
+    return percentile(merge_phases(phases).lateness, 99)
 
 
 def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
@@ -239,11 +242,11 @@ def report(console: Console, name: str, parameters: Mapping[str, object], result
         mark = "[green]holds   [/]" if bound.holds else "[red]BROKEN  [/]"
         console.print(f"{mark}  {bound.text}: {bound.measured}", highlight=False)
     late = f"the load was sent late by {1000 * result.lateness:.1f} ms (p99)"
-    if result.lateness > _PUNCTUAL:
+    if result.lateness > _MAX_LATENESS:
         console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy to tell how fast anything is")
     else:
         console.print(f"in time   {late}", highlight=False)
-    path = _keep(name, parameters, result)
+    path = _write_results(name, parameters, result)
     console.print(f"Raw figures: {path}\n", highlight=False, soft_wrap=True)
     return all(bound.holds for bound in result.bounds)
 
@@ -263,7 +266,7 @@ def _latency_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
-def _keep(name: str, parameters: Mapping[str, object], result: Result) -> Path:
+def _write_results(name: str, parameters: Mapping[str, object], result: Result) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {

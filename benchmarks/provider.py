@@ -45,8 +45,8 @@ class TokenCalls:
 
     calls: int
     refreshed: int
-    under_way: int
-    most_under_way: int
+    in_flight: int
+    max_in_flight: int
 
 
 class Provider:
@@ -56,29 +56,29 @@ class Provider:
         self.url = url
         self.client = client
         self._pipe = pipe
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def issue_grants(self, prefix: str, count: int) -> Sequence[Grant]:
         """Grants of so many accounts, whose names begin with the prefix."""
-        return await self._ask(partial(_issue_grants, self.client.client_id, prefix, count))
+        return await self._call(partial(_issue_grants, self.client.client_id, prefix, count))
 
     async def break_token_endpoint(self, fault: Fault) -> None:
         """Have the token endpoint be out of order in this way from now on."""
-        await self._ask(partial(_break_token_endpoint, fault))
+        await self._call(partial(_break_token_endpoint, fault))
 
     async def token_calls(self) -> TokenCalls:
         """What has come to the token endpoint so far."""
-        return await self._ask(_token_calls)
+        return await self._call(_token_calls)
 
-    async def _ask(self, function: Callable[[Sandbox], T]) -> T:
+    async def _call(self, function: Callable[[Sandbox], T]) -> T:
         # Shielded: whoever asks next must not get this answer.
         return await asyncio.shield(asyncio.create_task(self._exchange(function)))
 
     async def _exchange(self, function: Callable[[Sandbox], T]) -> T:
-        async with self._asking:
+        async with self._lock:
             await asyncio.to_thread(self._pipe.send, function)
-            answer: T = await asyncio.to_thread(self._pipe.recv)
-            return answer
+            result: T = await asyncio.to_thread(self._pipe.recv)
+            return result
 
 
 @asynccontextmanager
@@ -140,6 +140,6 @@ def _token_calls(sandbox: Sandbox) -> TokenCalls:
     return TokenCalls(
         calls=sandbox.calls["token"],
         refreshed=sum(call.outcome == "ok" for call in sandbox.token_calls),
-        under_way=sandbox.under_way["token"],
-        most_under_way=sandbox.most_under_way["token"],
+        in_flight=sandbox.in_flight["token"],
+        max_in_flight=sandbox.max_in_flight["token"],
     )

@@ -25,17 +25,17 @@ from integration_server.bootstrap import build_providers
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
-from integration_server.service.connections import Connections
-from integration_server.service.ports import NewIntegration
-from integration_server.service.schedule import Schedule
-from integration_server.service.sealing import Vault
+from integration_server.service.background.due_times import Schedule
+from integration_server.service.connections.account_linking import AccountLinker
+from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.integrations.ports import NewIntegration
 from integration_server.settings import Settings
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import integrations
 from integration_server.wiring.keys import open_key_encryptions
-from integration_server.wiring.world import utc_now
+from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.processes import server_environment, serving
@@ -169,21 +169,23 @@ async def seed(
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, await open_key_encryptions(settings, settings.encryption_key))
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
-        connections = Connections(SqlIntegrations(database), providers, Vault(keyring), utc_now, schedule)
+        account_linker = AccountLinker(
+            SqlIntegrations(database), providers, CredentialCipher(keyring), utc_now, schedule
+        )
         rows = [
-            await _row(connections, integration_type, number, grant, expire_time, lifetime)
+            await _row(account_linker, integration_type, number, grant, expire_time, lifetime)
             for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
         ]
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             await connection.execute(insert(integrations), rows)
         query = select(integrations.c.integration_id, integrations.c.user_id, integrations.c.access_token_expire_time)
-        async with database.reading() as connection:
+        async with database.read_connection() as connection:
             found = await connection.execute(query.where(integrations.c.integration_type == integration_type))
     return [Seeded(*row) for row in found]
 
 
 async def _row(
-    connections: Connections,
+    account_linker: AccountLinker,
     integration_type: str,
     number: int,
     grant: Grant,
@@ -196,7 +198,7 @@ async def _row(
     now = utc_now()
     return {
         **new_integration_values(new, now),
-        **asdict(await connections.sealed(new, tokens, SCOPES)),
+        **asdict(await account_linker.encrypted(new, tokens, SCOPES)),
         "account_id": grant.account_id,
         "account_label": grant.account_id,
         "connect_time": now,

@@ -22,23 +22,23 @@ from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 async def connect_account(channel: grpc.aio.Channel, user_id: str, *, allow: bool) -> int:
     """Connect an account of the sandbox; the integration's id."""
     service = IntegrationServiceStub(channel)
-    begun = await service.Connect(pb.ConnectRequest(user_id=user_id, integration_type="sandbox"))
-    print("Send the browser to:", begun.authorization_url)
+    connect_response = await service.Connect(pb.ConnectRequest(user_id=user_id, integration_type="sandbox"))
+    print("Send the browser to:", connect_response.authorization_url)
     if allow:  # the person's part, at the sandbox's page
         async with httpx.AsyncClient(follow_redirects=True) as browser:
-            await browser.get(await decide(browser, begun.authorization_url))
+            await browser.get(await decide(browser, connect_response.authorization_url))
     while True:
         listed = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id, integration_type="sandbox"))
         rows = {row.integration_id: row for row in listed.integrations}
         # The row goes where the account turns out to be connected already.
-        if begun.integration_id not in rows or rows[begun.integration_id].is_connected:
+        if connect_response.integration_id not in rows or rows[connect_response.integration_id].is_connected:
             return max(number for number, row in rows.items() if row.is_connected)
         await asyncio.sleep(0.5)
 
 
 async def call_its_api(channel: grpc.aio.Channel, user_id: str, integration_id: int) -> object:
     """What the provider says of the account. The server puts the token on the request, and renews it where it must."""
-    answer = await IntegrationServiceStub(channel).CallProvider(
+    response = await IntegrationServiceStub(channel).CallProvider(
         pb.CallProviderRequest(
             user_id=user_id,
             integration_id=integration_id,
@@ -48,9 +48,9 @@ async def call_its_api(channel: grpc.aio.Channel, user_id: str, integration_id: 
         ),
         timeout=10,  # seconds, within which the server waits for the provider's limits, and repeats what is safe
     )
-    if answer.status_code != 200:
-        raise RuntimeError(f"the provider answered with {answer.status_code}")
-    return json.loads(answer.body)
+    if response.status_code != 200:
+        raise RuntimeError(f"the provider answered with {response.status_code}")
+    return json.loads(response.body)
 
 
 async def main() -> None:

@@ -27,21 +27,21 @@ from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 CONSUMER = "example"  # one name, one place: two programs of this name would share it
 
 
-async def consume(channel: grpc.aio.Channel, user_id: str, enough: int | None) -> None:
+async def consume(channel: grpc.aio.Channel, user_id: str, max_events: int | None) -> None:
     """Handle all that comes, or so many."""
     service = IntegrationServiceStub(channel)
-    news = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id, integration_type="custom"))
-    await news.read()  # from here on everything is told
+    stream = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id, integration_type="custom"))
+    await stream.read()  # from here on everything is told
     listed = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id, integration_type="custom"))
     handled = 0
     for row in listed.integrations:  # what came while nobody was here
         handled += await catch_up(channel, user_id, row.integration_id)
-    while enough is None or handled < enough:
-        told = await news.read()
-        if not isinstance(told, pb.WatchIntegrationsResponse):
+    while max_events is None or handled < max_events:
+        change = await stream.read()
+        if not isinstance(change, pb.WatchIntegrationsResponse):
             return  # the server ended the stream; one that goes on for ever begins again with the last cursor
-        if told.event.kind == event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED:
-            handled += await catch_up(channel, user_id, told.event.integration_id)
+        if change.event.kind == event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED:
+            handled += await catch_up(channel, user_id, change.event.integration_id)
 
 
 async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int) -> int:
@@ -59,7 +59,7 @@ async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int)
         handled += len(page.events)
         await service.AckWebhookEvents(
             pb.AckWebhookEventsRequest(
-                integration_id=integration_id, user_id=user_id, consumer=CONSUMER, number=page.events[-1].number
+                integration_id=integration_id, user_id=user_id, consumer=CONSUMER, through_number=page.events[-1].number
             )
         )
 
@@ -80,18 +80,20 @@ async def send(channel: grpc.aio.Channel, user_id: str, count: int) -> None:
     connected = await service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(user_id=user_id, integration_type="custom", api_key=uuid.uuid4().hex, config=config)
     )
-    made = await service.SetWebhookSecret(
+    endpoint = await service.SetWebhookSecret(
         pb.SetWebhookSecretRequest(integration_id=connected.integration.integration_id, user_id=user_id)
     )
-    print("Sending to:", made.webhook_url)
+    print("Sending to:", endpoint.webhook_url)
     async with httpx.AsyncClient() as client:
         for number in range(1, count + 1):
             body = f'{{"type": "thing.happened", "number": {number}}}'
-            answer = await client.post(made.webhook_url, content=body, headers=signed(body, made.webhook_secret))
-            answer.raise_for_status()
+            response = await client.post(
+                endpoint.webhook_url, content=body, headers=signature_headers(body, endpoint.webhook_secret)
+            )
+            response.raise_for_status()
 
 
-def signed(body: str, secret: str) -> dict[str, str]:
+def signature_headers(body: str, secret: str) -> dict[str, str]:
     """The headers of https://www.standardwebhooks.com."""
     event_id, timestamp = f"msg_{uuid.uuid4().hex}", str(int(time.time()))
     key = base64.b64decode(secret.removeprefix("whsec_"))

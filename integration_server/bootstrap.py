@@ -13,88 +13,85 @@ from random import SystemRandom
 import structlog
 
 from integration_server.domain.integration import IntegrationId
-from integration_server.lifecycle import repeating, serving
+from integration_server.lifecycle import periodic_job, serving
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.built_in import BUILT_IN
-from integration_server.providers.declared import load_declared
-from integration_server.providers.entry_points import load_entry_points
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
+from integration_server.providers.plugins import load_plugins
+from integration_server.providers.toml_providers import load_toml_providers
 from integration_server.rpc.google_calendar import GoogleCalendarService
-from integration_server.rpc.health import Health
+from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
-from integration_server.service.auditing import AuditTrail
-from integration_server.service.calling import CallBounds, Calling
-from integration_server.service.connecting import Connecting
-from integration_server.service.connecting_by_key import ConnectingByKey
-from integration_server.service.connections import Connections
-from integration_server.service.consuming import Consuming
-from integration_server.service.credentials import GivingCredentials
-from integration_server.service.google_calendar import GoogleCalendar
-from integration_server.service.managing import Managing
-from integration_server.service.monitoring import Monitoring
-from integration_server.service.ports import (
-    Agenda,
-    AttemptStore,
-    Clock,
-    EventLog,
-    HealthHistory,
-    IntegrationLookup,
-    IntegrationStore,
-    Providers,
-    RefreshLeases,
-    Revocations,
-    Sealer,
-    Spill,
-    WebhookEndpoints,
-    WebhookInbox,
-    Work,
+from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.background.background_worker import BackgroundWorker, WorkerLimits
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.background.due_times import Schedule
+from integration_server.service.background.ports import DueWork, HealthHistory, JobKind
+from integration_server.service.calendar.google_calendar import GoogleCalendar
+from integration_server.service.common_types import Aead, Clock
+from integration_server.service.connections.account_linking import AccountLinker
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
+from integration_server.service.connections.oauth_connection import OAuthConnectionService
+from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
+from integration_server.service.connections.revocation import RevocationService, RevocationTimes
+from integration_server.service.connections.revocation_ports import RevocationOutbox
+from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.integration_cache import (
+    POLL_INTERVAL,
+    PRUNE_INTERVAL,
+    CachedLookup,
+    RaceSafeCache,
 )
-from integration_server.service.receiving import Receiving, RememberedEndpoints
-from integration_server.service.redirects import RedirectPolicy
-from integration_server.service.refreshing import Patience, Refreshing
-from integration_server.service.remembering import LOOK_EVERY, PRUNE_EVERY, Memory, RememberingLookup
-from integration_server.service.revoking import RevocationTimes, Revoking
-from integration_server.service.schedule import Schedule
-from integration_server.service.sealing import Vault
-from integration_server.service.tasks import ServerTasks
-from integration_server.service.throttling import SharedBudgets, Throttling
-from integration_server.service.upkeep import Pace, Upkeep
-from integration_server.service.watching import LOOK_EVERY as LOOK_AT_EVENTS_EVERY
-from integration_server.service.watching import Watching
-from integration_server.service.webhook_secrets import WebhookSecrets
+from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
+from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
+from integration_server.service.events.event_stream import POLL_INTERVAL as EVENT_POLL_INTERVAL
+from integration_server.service.events.event_stream import EventStream
+from integration_server.service.events.ports import EventLog
+from integration_server.service.health.health_checks import HealthChecker
+from integration_server.service.integrations.integration_manager import IntegrationManager
+from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
+from integration_server.service.provider_port import Providers
+from integration_server.service.proxy.calls import ApiProxy, ProxyLimits
+from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
+from integration_server.service.webhooks.ports import WebhookEndpoints, WebhookInbox
+from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
+from integration_server.service.webhooks.webhook_ingestion import EndpointCache, WebhookIngestion
+from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 from integration_server.settings import Settings
-from integration_server.storage.agenda import SqlAgenda
-from integration_server.storage.attempts import SqlAttempts
 from integration_server.storage.audit import SqlAuditLog
-from integration_server.storage.changes import SqlChanges
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.keyring import Keyring, open_keyring
-from integration_server.storage.leases import SqlRefreshLeases
-from integration_server.storage.revocations import SqlRevocations
-from integration_server.storage.spill import SpillDirectory, require_writable
+from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
+from integration_server.storage.refresh_leases import SqlRefreshLeases
+from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
-from integration_server.wiring.budgets import shared_budgets
-from integration_server.wiring.callers import guarding
+from integration_server.wiring.auth import open_auth_stack
+from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, Servicers, build_grpc_server
 from integration_server.wiring.keys import open_key_encryptions, rotation_by_age
 from integration_server.wiring.sidecar import running_sidecar
-from integration_server.wiring.world import random_name, seconds_passed, utc_now
+from integration_server.wiring.system import monotonic, random_token, utc_now
 
 Register = Callable[[ProviderFactory], None]
-Job = tuple[Callable[[], Awaitable[object]], timedelta]
+PeriodicJob = tuple[Callable[[], Awaitable[object]], timedelta]
 """What is done again and again, and how often."""
 
-_SWEEP_EVERY = timedelta(seconds=30)  # abandoned connections go within this time of their end
-_LOOK_EVERY = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
-_WORK_EVERY = timedelta(seconds=1)  # what is due, or waited for the database, is begun within this time
-_FORGET_EVERY = timedelta(minutes=10)  # checks that are too old
-_ROTATE_EVERY = timedelta(seconds=30)  # a data key that is too old is seen within this time
+_SWEEP_INTERVAL = timedelta(seconds=30)  # abandoned connections go within this time of their end
+_POLL_INTERVAL = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
+_DUE_WORK_INTERVAL = timedelta(seconds=1)  # what is due, or waited for the database, is begun within this time
+_RETENTION_INTERVAL = timedelta(minutes=10)  # checks that are too old
+_ROTATION_INTERVAL = timedelta(seconds=30)  # a data key that is too old is seen within this time
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +108,11 @@ class Stores:
 
     integrations: IntegrationStore
     history: HealthHistory
-    agenda: Agenda
-    attempts: AttemptStore
+    due_work: DueWork
+    attempts: AuthorizationAttemptStore
     leases: RefreshLeases
-    revocations: Revocations
-    spill: Spill
+    revocations: RevocationOutbox
+    journal: RefreshJournal
     endpoints: WebhookEndpoints
     inbox: WebhookInbox
     events: EventLog
@@ -127,8 +124,8 @@ class Service:
 
     use_cases: UseCases
     google_calendar: GoogleCalendar
-    refreshing: Refreshing
-    upkeep: Sequence[Upkeep]
+    refresher: TokenRefresher
+    worker: Sequence[BackgroundWorker]
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
@@ -140,11 +137,11 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
     return Stores(
         SqlIntegrations(database, on_change),
         SqlHealthHistory(database),
-        SqlAgenda(database),
-        SqlAttempts(database),
+        SqlDueWork(database),
+        SqlAuthorizationAttempts(database),
         SqlRefreshLeases(database, settings.refresh_lease),
-        SqlRevocations(database),
-        SpillDirectory(settings.spill_dir),
+        SqlRevocationOutbox(database),
+        FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database),
         SqlWebhookInbox(database, on_change),
         SqlEventLog(database),
@@ -156,11 +153,11 @@ def build_providers(
     environment: Mapping[str, str],
     http: ProviderHttp,
     clock: Clock = utc_now,
-    further: Sequence[Register] = (),
+    extra: Sequence[Register] = (),
 ) -> ProviderRegistry:
     """All providers that this server knows."""
     factory = registered_providers(settings)
-    for register in further:
+    for register in extra:
         register(factory)
     return factory.build(ProviderContext(http, clock, environment))
 
@@ -170,9 +167,9 @@ def registered_providers(settings: Settings) -> ProviderFactory:
     factory = ProviderFactory()
     for module in BUILT_IN:
         module.register(factory)
-    load_entry_points(factory)
+    load_plugins(factory)
     if settings.providers_dir is not None:
-        load_declared(settings.providers_dir, factory, dev_mode=settings.dev_mode)
+        load_toml_providers(settings.providers_dir, factory, dev_mode=settings.dev_mode)
     return factory
 
 
@@ -182,67 +179,67 @@ async def running_server(
     environment: Mapping[str, str],
     *,
     key: bytes | None,
-    further_providers: Sequence[Register] = (),
+    extra_providers: Sequence[Register] = (),
     clock: Clock = utc_now,
     build_stores: BuildStores = sql_stores,
-    server_tasks: Callable[[], ServerTasks] = ServerTasks,
+    server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
 ) -> AsyncIterator[Running]:
     """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
-    await asyncio.to_thread(require_writable, settings.spill_dir)
+    await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
-        providers = build_providers(settings, environment, http, clock, further_providers)
+        providers = build_providers(settings, environment, http, clock, extra_providers)
         database = await enter(open_database(settings.database_url, pool_size=settings.database_pool_size))
         keyring = await open_keyring(database, await open_key_encryptions(settings, key))
         trail = await enter(AuditTrail(SqlAuditLog(database, keyring)))
         tasks = await enter(server_tasks())
-        memory, changes = Memory(settings.credentials_cache_size, seconds_passed), SqlChanges(database)
-        stores = build_stores(settings, database, memory.forget)
-        remembering = RememberingLookup(memory, stores.integrations, changes, seconds_passed)
-        lookup = remembering if settings.credentials_cache_size else stores.integrations
-        budgets = await enter(shared_budgets(settings.rate_limit_url))
-        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock, budgets)
+        cache, change_feed = RaceSafeCache(settings.credentials_cache_size, monotonic), SqlChangeFeed(database)
+        stores = build_stores(settings, database, cache.invalidate)
+        cached_lookup = CachedLookup(cache, stores.integrations, change_feed, monotonic)
+        lookup = cached_lookup if settings.credentials_cache_size else stores.integrations
+        distributed_limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
+        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock, distributed_limiter)
 
-        guard = await enter(guarding(settings, service.use_cases.managing, clock))
-        health = Health([SERVICE_NAME, CALENDARS_NAME])
+        auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
+        health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
         servicers = Servicers(
             IntegrationService(service.use_cases, clock), GoogleCalendarService(service.google_calendar), health
         )
-        server = build_grpc_server(settings, servicers, guard, trail, clock)
-        port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, guard.credentials))
+        server = build_grpc_server(settings, servicers, auth, trail, clock)
+        port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
 
-        async def look() -> None:
+        async def poll() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
 
         use_cases = service.use_cases
-        jobs: list[Job] = [
-            (look, _LOOK_EVERY),
-            *((look_again, _LOOK_EVERY) for look_again in guard.looks),
-            (service.refreshing.recover, _WORK_EVERY),
-            (use_cases.revoking.revoke_due, _WORK_EVERY),
-            *((upkeep.look, _WORK_EVERY) for upkeep in service.upkeep),
-            (use_cases.watching.look, LOOK_AT_EVENTS_EVERY),
-            (use_cases.connecting.remove_abandoned, _SWEEP_EVERY),
-            (use_cases.monitoring.prune, _FORGET_EVERY),
-            (use_cases.watching.prune, _FORGET_EVERY),
-            (use_cases.receiving.prune, _FORGET_EVERY),
-            (changes.prune, PRUNE_EVERY),
+        jobs: list[PeriodicJob] = [
+            (poll, _POLL_INTERVAL),
+            *((reload, _POLL_INTERVAL) for reload in auth.reloaders),
+            (service.refresher.recover, _DUE_WORK_INTERVAL),
+            (use_cases.revocation_service.revoke_due, _DUE_WORK_INTERVAL),
+            *((worker.poll, _DUE_WORK_INTERVAL) for worker in service.worker),
+            (use_cases.event_stream.poll, EVENT_POLL_INTERVAL),
+            (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
+            (use_cases.health_checker.prune, _RETENTION_INTERVAL),
+            (use_cases.event_stream.prune, _RETENTION_INTERVAL),
+            (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
+            (change_feed.prune, PRUNE_INTERVAL),
         ]
         if settings.credentials_cache_size:
-            jobs.append((remembering.follow, LOOK_EVERY))
+            jobs.append((cached_lookup.poll, POLL_INTERVAL))
         if settings.data_key_max_age is not None:
-            activation, max_age = settings.data_key_activation, settings.data_key_max_age
-            by_age = rotation_by_age(database, keyring, trail, clock, activation, max_age)
-            jobs.append((by_age.look, _ROTATE_EVERY))
-        for upkeep in service.upkeep:
-            await enter(upkeep)
-        for work, every in jobs:
-            await enter(repeating(work, every))
+            activation_delay, max_age = settings.data_key_activation, settings.data_key_max_age
+            by_age = rotation_by_age(database, keyring, trail, clock, activation_delay, max_age)
+            jobs.append((by_age.poll, _ROTATION_INTERVAL))
+        for worker in service.worker:
+            await enter(worker)
+        for job, interval in jobs:
+            await enter(periodic_job(job, interval))
 
         grpc_address = settings.grpc_address._replace(port=port)
         sidecar_url = await enter(running_sidecar(settings, grpc_address))
-        stack.callback(use_cases.watching.drain)
+        stack.callback(use_cases.event_stream.drain)
         stack.callback(health.drain)
         yield Running(str(grpc_address), sidecar_url)
 
@@ -252,125 +249,129 @@ def build_service(
     stores: Stores,
     lookup: IntegrationLookup,
     providers: Providers,
-    sealer: Sealer,
-    tasks: ServerTasks,
+    aead: Aead,
+    tasks: DetachedTasks,
     trail: AuditTrail,
     clock: Clock,
-    budgets: SharedBudgets,
+    distributed_limiter: DistributedLimiter,
 ) -> Service:
     """What the service can do over these parts, and what it does by itself."""
     integrations = stores.integrations
-    vault = Vault(sealer)
+    cipher = CredentialCipher(aead)
     jitter = SystemRandom().random
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval, jitter)
-    connections = Connections(integrations, providers, vault, clock, schedule)
-    refreshing = Refreshing(
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    refresher = TokenRefresher(
         integrations,
         stores.leases,
-        stores.spill,
+        stores.journal,
         stores.revocations,
-        connections,
+        account_linker,
         providers,
-        vault,
+        cipher,
         tasks,
         clock,
-        random_name,
+        random_token,
         jitter,
-        trail.note,
-        patience=Patience(settings.refresh_lease),
+        trail.enqueue,
+        lease_timeouts=LeaseTimeouts(settings.refresh_lease),
     )
-    credentials = GivingCredentials(
-        lookup, integrations, providers, vault, refreshing, clock, buffer=settings.refresh_buffer
+    credentials = CredentialService(
+        lookup, integrations, providers, cipher, refresher, clock, buffer=settings.refresh_buffer
     )
-    revoking = Revoking(
+    revocation_service = RevocationService(
         integrations,
         stores.revocations,
         providers,
-        vault,
+        cipher,
         tasks,
         jitter,
-        times=RevocationTimes(claim=settings.refresh_lease, give_up=settings.revocation_give_up),
+        times=RevocationTimes(claim=settings.refresh_lease, give_up_after=settings.revocation_give_up),
     )
-    monitoring = Monitoring(
+    health_checker = HealthChecker(
         integrations,
         stores.history,
         providers,
         credentials,
-        sealer,
+        aead,
         clock,
         schedule,
         deadline=settings.health_check_timeout,
-        keep=settings.health_history,
+        retention=settings.health_history,
     )
     webhook_secrets = WebhookSecrets(
         stores.endpoints,
         providers,
-        sealer,
+        aead,
         clock,
-        random_name,
+        random_token,
         public_url=settings.public_url,
         grace=settings.webhook_secret_grace,
     )
-    calling = Calling(
+    api_proxy = ApiProxy(
         credentials,
         integrations,
         providers,
-        Throttling(budgets, seconds_passed, jitter),
+        RateLimiters(distributed_limiter, monotonic, jitter),
         tasks,
         clock,
-        CallBounds(
-            timedelta(seconds=settings.provider_call_seconds),
-            settings.provider_call_max_request_bytes,
-            settings.largest_answer,
+        ProxyLimits(
+            timedelta(seconds=settings.proxy_timeout_seconds),
+            settings.proxy_max_request_bytes,
+            settings.max_response_bytes,
         ),
     )
     use_cases = UseCases(
-        connecting=Connecting(
+        oauth_connection=OAuthConnectionService(
             stores.attempts,
             integrations,
-            connections,
-            revoking,
+            account_linker,
+            revocation_service,
             providers,
-            sealer,
-            RedirectPolicy(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
+            aead,
+            RedirectAllowlist(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
             tasks,
             clock,
-            random_name,
-            direct_completion=bool(settings.direct_completion),
+            random_token,
+            skip_confirmation=bool(settings.skip_confirmation),
         ),
-        connecting_by_key=ConnectingByKey(connections, providers, tasks, random_name),
-        managing=Managing(integrations, providers, sealer, clock),
-        revoking=revoking,
+        api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
+        integration_manager=IntegrationManager(integrations, providers, aead, clock),
+        revocation_service=revocation_service,
         credentials=credentials,
-        monitoring=monitoring,
-        receiving=Receiving(
-            RememberedEndpoints(stores.endpoints, seconds_passed),
+        health_checker=health_checker,
+        webhook_ingestion=WebhookIngestion(
+            EndpointCache(stores.endpoints, monotonic),
             stores.inbox,
             webhook_secrets,
             providers,
-            sealer,
+            aead,
             clock,
-            random_name,
-            trail.note,
-            keep=settings.webhook_retention,
+            random_token,
+            trail.enqueue,
+            retention=settings.webhook_retention,
         ),
         # Payloads are most of a message, not all of it.
-        consuming=Consuming(integrations, stores.inbox, sealer, largest_page=settings.grpc_max_message_bytes * 3 // 4),
+        webhook_delivery=WebhookDelivery(
+            integrations, stores.inbox, aead, max_page_bytes=settings.grpc_max_message_bytes * 3 // 4
+        ),
         webhook_secrets=webhook_secrets,
-        watching=Watching(stores.events, providers, sealer, keep=settings.event_retention),
-        calling=calling,
+        event_stream=EventStream(stores.events, providers, aead, retention=settings.event_retention),
+        api_proxy=api_proxy,
     )
-    pace = Pace(settings.background_calls_per_provider, settings.background_calls_per_second)
-    upkeep = [
-        Upkeep(work, do, stores.agenda, providers, clock, jitter, pace=pace, hold=hold)
-        for work, do, hold in (
+    limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
+    worker = [
+        BackgroundWorker(
+            job, handler, stores.due_work, providers, clock, jitter, limits=limits, claim_duration=claim_duration
+        )
+        for job, handler, claim_duration in (
             # Longer than waiting for another's refresh, and the refresh, take together.
-            (Work.REFRESH, refreshing.refresh_ahead, 3 * settings.refresh_lease),
-            (Work.CHECK, monitoring.check_due, 3 * settings.health_check_timeout),
+            (JobKind.REFRESH, refresher.refresh_proactively, 3 * settings.refresh_lease),
+            (JobKind.CHECK, health_checker.check_due, 3 * settings.health_check_timeout),
         )
     ]
-    google_calendar = GoogleCalendar(credentials, calling, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, refreshing, upkeep)
+    google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
+    return Service(use_cases, google_calendar, refresher, worker)
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:

@@ -42,11 +42,11 @@ async def run_dev(
     """Start everything, connect the sample account, say where what is, and run until told to stop."""
     client_secret = secrets.token_urlsafe()
     own_google = bool(environment.get("GOOGLE_CALENDAR_CLIENT_ID"))
-    played = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
-    client = {f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in played}
-    secret = {f"{name.upper()}_CLIENT_SECRET": client_secret for name in played}
+    simulated = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
+    client = {f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in simulated}
+    secret = {f"{name.upper()}_CLIENT_SECRET": client_secret for name in simulated}
     sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
-    callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in played]
+    callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
     async with AsyncExitStack() as stack:
         try:
@@ -58,22 +58,22 @@ async def run_dev(
                 settings,
                 {**environment, **client, **secret},
                 key=key,
-                further_providers=[partial(_register, sandbox_url, played)],
+                extra_providers=[partial(_register, sandbox_url, simulated)],
             )
         )
-        _tell_where(console, running, sandbox_url)
+        _print_addresses(console, running, sandbox_url)
         if settings.authenticates_callers:
-            console.print("Callers are authenticated: see docs/callers.md for calls to make.")
+            console.print("Callers are authenticated: see docs/authentication-and-authorization.md for calls to make.")
         else:
-            _tell_what(console, running, [await _connect_sample_account(running, name) for name in played])
+            _print_integrations(console, running, [await _connect_sample_account(running, name) for name in simulated])
         console.print("Ctrl-C stops all of it.")
         await stop.wait()
         console.print("Stopping.")
 
 
-def _register(sandbox_url: str, played: Sequence[str], factory: ProviderFactory) -> None:
+def _register(sandbox_url: str, simulated: Sequence[str], factory: ProviderFactory) -> None:
     register_sandbox(factory, sandbox_url)
-    if "google_calendar" in played:  # it is not set up in earnest
+    if "google_calendar" in simulated:  # it is not set up in earnest
         replace_google_calendar(factory, sandbox_url)
 
 
@@ -123,14 +123,14 @@ async def _connect_sample_account(running: Running, integration_type: str) -> in
     """What an app does: ask for the address, have the person decide, and let the browser come back."""
     async with grpc.aio.insecure_channel(running.grpc_address) as channel, httpx.AsyncClient() as browser:
         service = integration_service_pb2_grpc.IntegrationServiceStub(channel)
-        begun = await service.Connect(
+        authorization = await service.Connect(
             integration_service_pb2.ConnectRequest(
                 user_id=SAMPLE_USER, integration_type=integration_type, name="Sample account"
             ),
             timeout=_DEADLINE,
         )
-        answer = await browser.get(await decide(browser, begun.authorization_url), timeout=_DEADLINE)
-        outcome = answer.raise_for_status().json()
+        response = await browser.get(await decide(browser, authorization.authorization_url), timeout=_DEADLINE)
+        outcome = response.raise_for_status().json()
         if outcome.get("confirmation_token"):
             confirmed = await service.ConfirmConnection(
                 integration_service_pb2.ConfirmConnectionRequest(
@@ -148,15 +148,17 @@ async def _connect_sample_account(running: Running, integration_type: str) -> in
         return found.integration
 
 
-def _tell_where(console: Console, running: Running, sandbox_url: str) -> None:
-    where = Table(title="Running", title_justify="left", show_header=False)
-    where.add_row("gRPC", running.grpc_address)
-    where.add_row("Sidecar (HTTP)", running.sidecar_url)
-    where.add_row("Sandbox provider", sandbox_url)
-    console.print(where)
+def _print_addresses(console: Console, running: Running, sandbox_url: str) -> None:
+    table = Table(title="Running", title_justify="left", show_header=False)
+    table.add_row("gRPC", running.grpc_address)
+    table.add_row("Sidecar (HTTP)", running.sidecar_url)
+    table.add_row("Sandbox provider", sandbox_url)
+    console.print(table)
 
 
-def _tell_what(console: Console, running: Running, integrations: Sequence[integration_pb2.Integration]) -> None:
+def _print_integrations(
+    console: Console, running: Running, integrations: Sequence[integration_pb2.Integration]
+) -> None:
     connected = Table("id", "user", "type", "account", "status", "token expires", title="Integrations")
     connected.title_justify = "left"
     for integration in integrations:

@@ -12,8 +12,8 @@ from datetime import timedelta
 import grpc
 import structlog
 
-_MOST_PENDING = 10_000  # calls, over all connections; each takes some kilobytes
-_MOST_FILES = 65_536  # far more than one process of this server can use
+_MAX_PENDING_CALLS = 10_000  # calls, over all connections; each takes some kilobytes
+_MAX_FILES = 65_536  # far more than one process of this server can use
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class GrpcLimits:
             # its own client meant to queue; it is meant against streams that are opened and cancelled without end,
             # which the next two bound: calls that have come and wait for this process to begin with them.
             ("grpc.http.overload_protection", 0),
-            ("grpc.server.max_pending_requests", _MOST_PENDING),
-            ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
             ("grpc.max_receive_message_length", self.message_bytes),
             ("grpc.max_send_message_length", self.message_bytes),
             # Between the two, gRPC would refuse some calls and not others.
@@ -67,15 +67,15 @@ def _milliseconds(time: timedelta) -> int:
     return max(1, round(time.total_seconds() * 1000))
 
 
-def raise_open_files() -> None:
+def raise_fd_limit() -> None:
     """Let this process have as many open files as the system allows it: the usual limit is for programs of old."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < _MOST_FILES:
-        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if soft != resource.RLIM_INFINITY and soft < _MAX_FILES:
+        new_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
 
 
-def share_of_files(connections: int, share: float, *, setting: str) -> int:
+def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
     """So many connections, or fewer where they would be more than a share of all files that may be open.
 
     The rest is for what the connections are there for: the database, and calls to providers.
@@ -85,12 +85,12 @@ def share_of_files(connections: int, share: float, *, setting: str) -> int:
         return connections
     allowed = int(limit * share)
     structlog.get_logger(__name__).warning(
-        "few_open_files", open_files=limit, setting=setting, connections=connections, allowed=allowed
+        "fd_limit_low", open_files=limit, setting=setting, connections=connections, allowed=allowed
     )
     return allowed
 
 
-def settle_memory() -> None:
+def freeze_gc() -> None:
     """Spare the garbage collector what is there once everything is started: it is there until the end.
 
     To look through it all takes tens of milliseconds, in which nobody is answered.
@@ -122,28 +122,28 @@ async def serving(
 
 
 @asynccontextmanager
-async def repeating(work: Callable[[], Awaitable[object]], every: timedelta) -> AsyncIterator[None]:
+async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta) -> AsyncIterator[None]:
     """Do the work now and then again and again, until left.
 
     A round that fails is followed by the next one. It is logged where the one before did not fail in the same way.
     """
     log = structlog.get_logger(__name__)
-    name = getattr(work, "__qualname__", repr(work))
+    name = getattr(job, "__qualname__", repr(job))
 
-    async def rounds() -> None:
+    async def run_forever() -> None:
         last = None
         while True:
             kind = None
             try:
-                await work()
+                await job()
             except Exception as error:  # one bad round must not end the others
                 kind = type(error).__qualname__
                 if kind != last:
-                    log.warning("round_failed", work=name, kind=kind)
+                    log.warning("job_failed", job=name, kind=kind)
             last = kind
-            await asyncio.sleep(every.total_seconds())
+            await asyncio.sleep(interval.total_seconds())
 
-    task = asyncio.get_running_loop().create_task(rounds())
+    task = asyncio.get_running_loop().create_task(run_forever())
     try:
         yield
     finally:

@@ -10,23 +10,23 @@ from typing import Literal
 
 import structlog
 
-from integration_server.redaction import exception_without_words, redact
+from integration_server.redaction import redact, strip_exception_text
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 def configure_logging(level: Level) -> None:
     """Set the process's logging up. Our own loggers follow `level`."""
-    to_person = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty()
     before: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        exception_without_words,
+        strip_exception_text,
         redact,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if to_person else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[*before, renderer],

@@ -67,16 +67,16 @@ _SHAPES = re.compile(
     re.VERBOSE | re.ASCII,  # as _START is: otherwise a word could begin within a word, and be read once for each
 )
 
-_LONGEST = 16 * 1024
+_MAX_LENGTH = 16 * 1024
 """Characters of a text: one of ours is shorter, and whoever sends a longer one must not make us read it."""
 
 
 def redact_text(text: str) -> str:
     """The text without what looks like a secret, and no longer than is worth reading."""
-    if len(text) <= _LONGEST:
+    if len(text) <= _MAX_LENGTH:
         return _without_secrets(text)
     # The word that is cut through goes whole: half a secret may not look like one.
-    begins = text[:_LONGEST].rsplit(maxsplit=1)[:-1]
+    begins = text[:_MAX_LENGTH].rsplit(maxsplit=1)[:-1]
     return f"{''.join(map(_without_secrets, begins))} [cut: {len(text)} characters]".lstrip()
 
 
@@ -88,7 +88,7 @@ def _without_secrets(text: str) -> str:
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A structlog processor, the last before the renderer: what comes after it is not looked at."""
-    return {_name(name): _under(_name(name), value) for name, value in event.items()}
+    return {_name(name): _redact_value(_name(name), value) for name, value in event.items()}
 
 
 @lru_cache(maxsize=1024)
@@ -97,15 +97,15 @@ def _name(name: object) -> str:
     return _text(name)
 
 
-def _under(name: str, value: object) -> object:
+def _redact_value(name: str, value: object) -> object:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if _IS_SECRET_NAME(name):
         return REDACTED
     if isinstance(value, Mapping):
-        return {_text(inner): _under(_text(inner), content) for inner, content in value.items()}
+        return {_text(inner): _redact_value(_text(inner), content) for inner, content in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_under(name, content) for content in value]
+        return [_redact_value(name, content) for content in value]
     text = _text(value)
     if _IS_AMBIGUOUS_NAME(name) and _LOOKS_RANDOM(text):
         return REDACTED
@@ -121,7 +121,7 @@ def _text(value: object) -> str:
     return redact_text(value if isinstance(value, str) else repr(value))
 
 
-def exception_without_words(
+def strip_exception_text(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """A structlog processor: of an exception its kind and place stay. Its text may quote what it choked on."""
@@ -132,5 +132,5 @@ def exception_without_words(
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
         event.setdefault("kind", type(error).__qualname__)
-        event.setdefault("place", "".join(traceback.format_tb(error.__traceback__)))
+        event.setdefault("stack", "".join(traceback.format_tb(error.__traceback__)))
     return event

@@ -103,7 +103,7 @@ class Settings(BaseModel):
     jwt_algorithms: Annotated[AlgorithmList, Field(min_length=1)] = ("RS256", "ES256")
     jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
     policy_file: Path | None = None
-    health_open: bool = False
+    health_allow_unauthenticated: bool = False
     kms_key_id: KmsKeyId | None = None
     kms_key_ids_retired: KmsKeyIdList = ()
     encryption_key: Key | None = Field(default=None, repr=False)
@@ -122,13 +122,13 @@ class Settings(BaseModel):
     allowed_redirect_uris: UrlList = ()
     allowed_return_urls: UrlList = ()
     providers_dir: Path | None = None
-    direct_completion: bool | None = None
+    skip_confirmation: bool | None = None
     log_level: Level = "INFO"
     refresh_buffer_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     provider_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10
     # Longer than a call to a provider and the commit after it; a crashed server's refresh is free after it.
     refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
-    spill_dir: Path = Path("data/spill")
+    refresh_journal_dir: Path = Path("data/refresh-journal")
     revocation_give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
     health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
     health_check_interval_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 900  # 0: only when asked
@@ -138,10 +138,10 @@ class Settings(BaseModel):
     event_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
-    provider_call_seconds: Annotated[float, Field(gt=0, le=3600)] = 30  # where the caller sets no deadline
-    provider_call_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
-    provider_call_max_answer_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
-    rate_limit_url: str | None = Field(default=None, repr=False)  # may have a password in it
+    proxy_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30  # where the caller sets no deadline
+    proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
+    proxy_max_response_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
+    rate_limit_redis_url: str | None = Field(default=None, repr=False)  # may have a password in it
     shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
 
     # Limits: docs/limits.md. A caller's calls at a time leave room for a thousand who wait for one refresh.
@@ -152,14 +152,14 @@ class Settings(BaseModel):
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
     grpc_max_metadata_bytes: Annotated[int, Field(ge=4 * 1024, le=1024 * 1024)] = 16 * 1024
     grpc_handshake_seconds: Annotated[float, Field(gt=0, le=300)] = 10
-    grpc_message_seconds: Annotated[float, Field(gt=0, le=300)] = 20
+    grpc_read_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 20
     grpc_connection_idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
     grpc_connection_age_seconds: Annotated[float, Field(gt=0, le=604_800)] = 1_800
     sidecar_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    sidecar_head_seconds: Annotated[float, Field(gt=0, le=300)] = 10
-    sidecar_body_seconds: Annotated[float, Field(gt=0, le=300)] = 20
-    sidecar_idle_seconds: Annotated[int, Field(ge=1, le=3600)] = 75
+    sidecar_header_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
+    sidecar_body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 20
+    sidecar_keepalive_seconds: Annotated[int, Field(ge=1, le=3600)] = 75
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
@@ -169,53 +169,53 @@ class Settings(BaseModel):
             return cls.model_validate(given, context={"needs_key": needs_key})
         except ValidationError as error:
             problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise SettingsError([f"{_name(p['loc'])}: {_told(p['msg'])}" for p in problems]) from None
+            raise SettingsError([f"{_name(p['loc'])}: {_problem_text(p['msg'])}" for p in problems]) from None
 
     @field_validator("database_url")
     @classmethod
-    def _known_database(cls, value: str) -> str:
+    def _validate_database_url(cls, value: str) -> str:
         parse_database_url(value)
         return value
 
     @field_validator("encryption_key")
     @classmethod
-    def _key_is_set(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
-        is_elsewhere = info.data.get("dev_mode") or info.data.get("kms_key_id") is not None
-        if value is None and _serves(info) and not is_elsewhere:
+    def _require_encryption_key(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
+        has_other_key = info.data.get("dev_mode") or info.data.get("kms_key_id") is not None
+        if value is None and _requires_key(info) and not has_other_key:
             raise ValueError("is not set; make one with: openssl rand -base64 32")
         return value
 
     @field_validator("tls_cert_file", "tls_client_ca_file", "policy_file")
     @classmethod
-    def _is_file(cls, value: Path | None) -> Path | None:
-        return _file(value)
+    def _validate_file(cls, value: Path | None) -> Path | None:
+        return _require_file(value)
 
     @field_validator("tls_key_file", "sidecar_tls_key_file")
     @classmethod
-    def _goes_with_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _validate_tls_pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         certificate = str(info.field_name).replace("key", "cert")
         if certificate in info.data and (value is None) != (info.data[certificate] is None):
             raise ValueError(f"and {certificate.upper()} go together: set both or none")
-        return _file(value)
+        return _require_file(value)
 
     @field_validator("tls_client_ca_file")
     @classmethod
-    def _needs_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _validate_client_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("tls_cert_file", value) is None:
             raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE")
         return value
 
     @field_validator("jwt_jwks", "user_jwt_jwks")
     @classmethod
-    def _is_key_set(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _validate_jwks(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or is_url(value):
-            return None if value is None else _keys_url(value, info)
-        _file(Path(value))
+            return None if value is None else _require_jwks_url(value, info)
+        _require_file(Path(value))
         return value
 
     @field_validator("jwt_issuer", "jwt_audience", "user_jwt_issuer", "user_jwt_audience")
     @classmethod
-    def _goes_with_keys(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _validate_issuer(cls, value: str | None, info: ValidationInfo) -> str | None:
         keys = f"{str(info.field_name).rpartition('_')[0]}_jwks"
         if keys in info.data and (value is None) != (info.data[keys] is None):
             raise ValueError(f"and {keys.upper()} go together: set both or none")
@@ -223,7 +223,7 @@ class Settings(BaseModel):
 
     @field_validator("user_jwt_audience")
     @classmethod
-    def _tells_users_from_services(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _validate_user_audience(cls, value: str | None, info: ValidationInfo) -> str | None:
         services = info.data.get("jwt_issuer"), info.data.get("jwt_audience")
         if value is not None and (info.data.get("user_jwt_issuer"), value) == services:
             raise ValueError("must differ from JWT_AUDIENCE where the issuer is the same, to tell users from services")
@@ -231,7 +231,7 @@ class Settings(BaseModel):
 
     @field_validator("policy_file")
     @classmethod
-    def _goes_with_authentication(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+    def _validate_policy_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is None and _authenticates(info):
             raise ValueError("is not set: it says what callers may do, and nothing is allowed without it")
         ways = ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks")
@@ -241,8 +241,8 @@ class Settings(BaseModel):
 
     @field_validator("grpc_address")
     @classmethod
-    def _only_loopback(cls, value: Address, info: ValidationInfo) -> Address:
-        if _is_loopback(value.host) or not _serves(info):
+    def _validate_grpc_address(cls, value: Address, info: ValidationInfo) -> Address:
+        if _is_loopback(value.host) or not _requires_key(info):
             return value
         # Whoever can connect may name any user: without authentication of callers, only this machine can.
         if not _authenticates(info):
@@ -253,55 +253,60 @@ class Settings(BaseModel):
 
     @field_validator("sidecar_tls_ca_file")
     @classmethod
-    def _knows_the_server(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and info.data.get("tls_cert_file") is not None and _serves(info):
+    def _require_sidecar_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("tls_cert_file") is not None and _requires_key(info):
             raise ValueError("is not set: the sidecar needs it to know the server, which has TLS_CERT_FILE")
-        return _file(value)
+        return _require_file(value)
 
     @field_validator("sidecar_tls_cert_file")
     @classmethod
-    def _has_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and info.data.get("tls_client_ca_file") is not None and _serves(info):
+    def _require_sidecar_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("tls_client_ca_file") is not None and _requires_key(info):
             raise ValueError("is not set: the sidecar is a caller too, and TLS_CLIENT_CA_FILE wants certificates")
-        return _file(value)
+        return _require_file(value)
 
     @field_validator("sidecar_token_file")
     @classmethod
-    def _has_token(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and _authenticates(info) and info.data.get("tls_client_ca_file") is None and _serves(info):
+    def _require_sidecar_token(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (
+            value is None
+            and _authenticates(info)
+            and info.data.get("tls_client_ca_file") is None
+            and _requires_key(info)
+        ):
             raise ValueError("is not set: the sidecar is a caller too, and without TLS_CLIENT_CA_FILE it needs a token")
         in_the_clear = info.data.get("sidecar_tls_ca_file", ...) is None
-        if value is not None and in_the_clear and not _is_loopback(info.data.get("grpc_address", _HERE).host):
+        if value is not None and in_the_clear and not _is_loopback(info.data.get("grpc_address", _LOOPBACK).host):
             raise ValueError("needs SIDECAR_TLS_CA_FILE: to GRPC_ADDRESS it would travel in the clear")
-        return _file(value)
+        return _require_file(value)
 
     @field_validator("public_url")
     @classmethod
-    def _sidecar_by_default(cls, value: str, info: ValidationInfo) -> str:
+    def _default_public_url(cls, value: str, info: ValidationInfo) -> str:
         if not value and "sidecar_address" not in info.data:
             return value  # it is wrong itself, and told so
-        return _browser_url(value or f"http://{info.data['sidecar_address']}", info)
+        return _require_browser_url(value or f"http://{info.data['sidecar_address']}", info)
 
     @field_validator("allowed_redirect_uris", "allowed_return_urls")
     @classmethod
-    def _absolute(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(_browser_url(url, info) for url in value)
+    def _validate_browser_urls(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        return tuple(_require_browser_url(url, info) for url in value)
 
     @field_validator("providers_dir")
     @classmethod
-    def _is_there(cls, value: Path | None) -> Path | None:
+    def _validate_providers_dir(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
             raise ValueError(f"{value} is not a directory")
         return value
 
-    @field_validator("direct_completion")
+    @field_validator("skip_confirmation")
     @classmethod
-    def _direct_in_dev(cls, value: bool | None, info: ValidationInfo) -> bool:
+    def _default_skip_confirmation(cls, value: bool | None, info: ValidationInfo) -> bool:
         return bool(info.data.get("dev_mode")) if value is None else value
 
-    @field_validator("rate_limit_url")
+    @field_validator("rate_limit_redis_url")
     @classmethod
-    def _is_redis(cls, value: str | None) -> str | None:
+    def _validate_redis_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         parts = urlsplit(value)
@@ -355,9 +360,9 @@ class Settings(BaseModel):
         return timedelta(seconds=self.provider_timeout_seconds)
 
     @property
-    def largest_answer(self) -> int:
+    def max_response_bytes(self) -> int:
         """Bytes that the body of a provider's answer may have: with its headers it must fit into a message."""
-        return min(self.provider_call_max_answer_bytes, max(1, self.grpc_max_message_bytes - _HEADERS_OF_AN_ANSWER))
+        return min(self.proxy_max_response_bytes, max(1, self.grpc_max_message_bytes - _RESPONSE_HEADERS_BYTES))
 
     @property
     def health_check_timeout(self) -> timedelta:
@@ -390,8 +395,8 @@ class Settings(BaseModel):
         return timedelta(days=self.event_retention_days)
 
 
-_HERE = Address("127.0.0.1", 0)
-_HEADERS_OF_AN_ANSWER = 128 * 1024  # bytes; a provider may send 100 KiB of them
+_LOOPBACK = Address("127.0.0.1", 0)
+_RESPONSE_HEADERS_BYTES = 128 * 1024  # bytes; a provider may send 100 KiB of them
 
 
 def is_url(text: str) -> bool:
@@ -399,7 +404,7 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
-def _serves(info: ValidationInfo) -> bool:
+def _requires_key(info: ValidationInfo) -> bool:
     """Whether the settings are for a command that opens what is stored."""
     return info.context is None or bool(info.context["needs_key"])
 
@@ -408,13 +413,13 @@ def _authenticates(info: ValidationInfo) -> bool:
     return any(info.data.get(name) for name in ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks"))
 
 
-def _file(path: Path | None) -> Path | None:
+def _require_file(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise ValueError(f"{path} is not a file")
     return path
 
 
-def _keys_url(url: str, info: ValidationInfo) -> str:
+def _require_jwks_url(url: str, info: ValidationInfo) -> str:
     """Where keys are published: who can change what comes from there is whoever it wants to be."""
     parts = urlsplit(url)
     is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and info.data.get("dev_mode")
@@ -423,7 +428,7 @@ def _keys_url(url: str, info: ValidationInfo) -> str:
     return url
 
 
-def _browser_url(url: str, info: ValidationInfo) -> str:
+def _require_browser_url(url: str, info: ValidationInfo) -> str:
     """An address that a browser may be sent to: https, or http on loopback, without a fragment (RFC 6749 §3.1.2)."""
     parts = urlsplit(url)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.fragment:
@@ -443,5 +448,5 @@ def _name(location: tuple[Any, ...]) -> str:
     return str(location[0]).upper() + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
 
 
-def _told(message: str) -> str:
+def _problem_text(message: str) -> str:
     return message.removeprefix("Value error, ")

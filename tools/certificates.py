@@ -34,7 +34,7 @@ CALLERS = {
     "sidecar": "spiffe://integrations.example/sidecar",
     "client": "spiffe://integrations.example/calendar-sync",
 }
-JUDGED_BY = "server.pem"
+SENTINEL_FILE = "server.pem"
 FILES = ("ca.pem", *(f"{name}{end}.pem" for name in (*CALLERS, "server") for end in ("-key", "")))
 
 
@@ -99,7 +99,7 @@ def _certificate(
 
 def write(folder: Path) -> bool:
     """Make the certificates, unless those that are there will do; whether any were made."""
-    if _will_do(folder):
+    if _is_current(folder):
         return False
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority = Authority()
@@ -107,7 +107,7 @@ def write(folder: Path) -> bool:
         name: authority.issue([x509.UniformResourceIdentifier(uri)], common_name=name) for name, uri in CALLERS.items()
     } | {"server": authority.issue(SERVER, common_name="Integration Server")}
     # What the others are judged by goes first and comes last: however far this gets, they are from one authority.
-    (folder / JUDGED_BY).unlink(missing_ok=True)
+    (folder / SENTINEL_FILE).unlink(missing_ok=True)
     replace(folder / "ca.pem", authority.certificate)
     for name, pair in pairs.items():
         replace(folder / f"{name}-key.pem", pair.key)
@@ -123,10 +123,10 @@ def replace(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def _will_do(folder: Path) -> bool:
+def _is_current(folder: Path) -> bool:
     if not all((folder / name).is_file() for name in FILES):
         return False
-    certificate = x509.load_pem_x509_certificate((folder / JUDGED_BY).read_bytes())
+    certificate = x509.load_pem_x509_certificate((folder / SENTINEL_FILE).read_bytes())
     return certificate.not_valid_after_utc > datetime.now(UTC) + RENEW_BEFORE
 
 

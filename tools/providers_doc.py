@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from integration_server.domain.calls import LimitScope
 from integration_server.domain.credentials import AuthMethod
+from integration_server.domain.proxy_messages import LimitScope
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.built_in import BUILT_IN
 from integration_server.providers.factory import ProviderFactory
@@ -63,7 +63,7 @@ def overview(provider: BaseProvider) -> Sequence[str]:
         renewal(provider),
         revocation(provider),
         "yes" if provider.verify_url or type(provider).verification_url is not BaseProvider.verification_url else "no",
-        "yes" if provider.takes_webhooks else "no",
+        "yes" if provider.supports_webhooks else "no",
     )
 
 
@@ -98,12 +98,12 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
     if provider.missing_settings:
         yield "settings", codes(provider.missing_settings)
     for limit in provider.rate_limits:
-        whose = "all accounts together" if limit.scope is LimitScope.APP else "one account"
-        yield "rate limit", f"{limit.calls:,} calls in {in_words(limit.window)}, {whose}"
+        scope_text = "all accounts together" if limit.scope is LimitScope.APP else "one account"
+        yield "rate limit", f"{limit.calls:,} calls in {format_duration(limit.window)}, {scope_text}"
     if provider.calls_at_once is not None:
         yield "calls at once", f"{provider.calls_at_once}, one account"
     if provider.renew_after != timedelta.max:
-        yield "renewed after", in_words(provider.renew_after)
+        yield "renewed after", format_duration(provider.renew_after)
     if isinstance(provider, OAuth2Provider):
         yield "client authentication", f"`{provider.token_auth}`"
         yield "PKCE", "S256" if provider.uses_pkce else "not sent"
@@ -111,7 +111,7 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         if provider.authorize_params:
             yield "further parameters", codes(f"{name}={value}" for name, value in provider.authorize_params.items())
     for name, field in fields_of(provider.config_model).items():
-        yield f"config `{name}`", described(field)
+        yield f"config `{name}`", describe_default(field)
 
 
 def renewal(provider: BaseProvider) -> str:
@@ -123,10 +123,10 @@ def renewal(provider: BaseProvider) -> str:
     grace = provider.refresh_token_grace
     if grace == timedelta.max:
         return "stays good"
-    return f"good for {in_words(grace)} more" if grace else "spent"
+    return f"good for {format_duration(grace)} more" if grace else "spent"
 
 
-def in_words(time: timedelta) -> str:
+def format_duration(time: timedelta) -> str:
     """A length of time."""
     number, unit = next(
         (time // one, name) for name, one in UNITS.items() if time % one == timedelta(0) and time >= one
@@ -151,7 +151,7 @@ def fields_of(model: type[BaseModel] | None) -> dict[str, FieldInfo]:
     return {} if model is None else {name: field for name, field in model.model_fields.items() if name != "metadata"}
 
 
-def described(field: FieldInfo) -> str:
+def describe_default(field: FieldInfo) -> str:
     """Whether a field is required, or what it is without."""
     if field.is_required():
         return "required"

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from integration_server.cli.shared import fail, prepared, run, settings_or_end
+from integration_server.cli.shared import fail, load_settings, prepare_database, run
 from integration_server.settings import Settings
 from integration_server.storage.audit import AuditVerification, list_audit_entries
 from integration_server.storage.engine import open_database
@@ -17,12 +17,12 @@ from integration_server.wiring.keys import open_key_encryptions
 
 def verify_audit() -> None:
     """Check that no entry of the audit log was altered, put in or removed; the exit code is 1 if one was."""
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_verify_audit(settings))
 
 
 async def _verify_audit(settings: Settings) -> None:
-    keys = await open_key_encryptions(settings, await prepared(settings))
+    keys = await open_key_encryptions(settings, await prepare_database(settings))
     async with open_database(settings.database_url) as database:
         log = AuditVerification(database, await open_keyring(database, keys))
         problems = [problem async for problem in log.problems()]
@@ -37,7 +37,7 @@ def list_audit(
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
 ) -> None:
     """List what was done, the newest first."""
-    settings, _ = settings_or_end(needs_key=False)
+    settings, _ = load_settings(needs_key=False)
     run(_list_audit(settings, user, integration, limit))
 
 
@@ -48,7 +48,15 @@ async def _list_audit(settings: Settings, user_id: str, integration_id: int, lim
             if entry is None:
                 table.add_row("?", *[""] * 6, "cannot be read: see `audit verify`")
                 continue
-            which = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
-            told = (entry.caller, entry.action, entry.user_id, which, entry.outcome, entry.purpose, entry.details)
-            table.add_row(f"{entry.time:%F %T} UTC", *(Text(str(text), overflow="fold") for text in told))
+            integration_text = " ".join(filter(None, (str(entry.integration_id or ""), entry.integration_type)))
+            cells = (
+                entry.caller,
+                entry.action,
+                entry.user_id,
+                integration_text,
+                entry.outcome,
+                entry.purpose,
+                entry.details,
+            )
+            table.add_row(f"{entry.time:%F %T} UTC", *(Text(str(text), overflow="fold") for text in cells))
     Console().print(table)

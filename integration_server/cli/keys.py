@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from integration_server.cli.shared import fail, prepared, run, settings_or_end
+from integration_server.cli.shared import fail, load_settings, prepare_database, run
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.data_keys import (
     DataKey,
-    count_sealed_values,
+    count_encrypted_values,
     describe_data_keys,
     remove_data_key,
     rewrap,
@@ -25,20 +25,20 @@ from integration_server.storage.data_keys import (
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.key_encryption import LocalKey
 from integration_server.storage.keyring import Keyring, open_keyring
-from integration_server.storage.rotation import Rotated, Rotation, Step
+from integration_server.storage.rotation import Rotation, RotationProgress, RotationResult
 from integration_server.wiring.keys import open_key_encryptions
-from integration_server.wiring.world import utc_now
+from integration_server.wiring.system import utc_now
 
 
 def show_keys() -> None:
     """List the data keys by id: what each is for, how many values it seals, which key it is wrapped by."""
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_show_keys(settings))
 
 
 def add_key() -> None:
     """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_add_key(settings))
 
 
@@ -49,13 +49,13 @@ def rotate_keys(
 
     Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
     """
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_rotate_keys(settings, new_key=new_key))
 
 
 def rewrap_keys() -> None:
     """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_rewrap_keys(settings))
 
 
@@ -63,23 +63,23 @@ def remove_key(
     data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also within the day: spilled refreshes and tokens may need it."),
+        typer.Option("--force", help="Also within the day: journaled refreshes and tokens may need it."),
     ] = False,
 ) -> None:
     """Remove a data key that seals nothing any more, a day after another took its place."""
-    settings, _ = settings_or_end()
+    settings, _ = load_settings()
     run(_remove_key(settings, data_key, force=force))
 
 
 async def _show_keys(settings: Settings) -> None:
-    key = await prepared(settings)
+    key = await prepare_database(settings)
     table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
         for data_key in await describe_data_keys(database):
-            values = await count_sealed_values(database, data_key.key_id)
+            values = await count_encrypted_values(database, data_key.key_id)
             table.add_row(
                 data_key.key_id,
-                _use_of(data_key),
+                _describe_use(data_key),
                 f"{values:,}",
                 Text(data_key.wrapping_key_id, overflow="fold"),
                 f"{data_key.create_time:%F %T} UTC",
@@ -88,18 +88,18 @@ async def _show_keys(settings: Settings) -> None:
         Console().print(table)
     else:
         typer.echo("There is no data key yet: the first start of the server makes one.")
-    _tell_wrapping_keys(settings, key)
+    _print_wrapping_keys(settings, key)
 
 
-def _use_of(key: DataKey) -> str:
+def _describe_use(key: DataKey) -> str:
     if key.is_announced:
         return f"seals from {key.active_time:%F %T} UTC on"
     if key.is_active:
-        return "seals new values" if key.is_settled else "seals new values, and is to re-seal the others"
+        return "seals new values" if key.is_rotation_complete else "seals new values, and is to re-seal the others"
     return f"opens; may be removed from {key.remove_time:%F %T} UTC on"
 
 
-def _tell_wrapping_keys(settings: Settings, key: bytes | None) -> None:
+def _print_wrapping_keys(settings: Settings, key: bytes | None) -> None:
     if settings.kms_key_id is not None:
         typer.echo(f"KMS_KEY_ID is {settings.kms_key_id}.")
     for retired_id in settings.kms_key_ids_retired:
@@ -111,23 +111,23 @@ def _tell_wrapping_keys(settings: Settings, key: bytes | None) -> None:
 
 
 async def _add_key(settings: Settings) -> None:
-    keys = await open_key_encryptions(settings, await prepared(settings))
+    keys = await open_key_encryptions(settings, await prepare_database(settings))
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
         key_id = await keyring.add_data_key(settings.data_key_activation)
-        await _audited(database, keyring, f"add {key_id}")
+        await _record_audit(database, keyring, f"add {key_id}")
     typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
 
 
 async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
-    keys = await open_key_encryptions(settings, await prepared(settings))
+    keys = await open_key_encryptions(settings, await prepare_database(settings))
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
-        tell = partial(_audited, database, keyring)
-        rotation = Rotation(database, keyring, activation=settings.data_key_activation, tell=tell)
+        record_audit = partial(_record_audit, database, keyring)
+        rotation = Rotation(database, keyring, activation_delay=settings.data_key_activation, record_audit=record_audit)
         with _progress() as progress:
-            rotated = await rotation.rotate(_shown_on(progress), new_key=new_key)
-        _tell(rotated, await _removable(database))
+            rotated = await rotation.rotate(_show_progress(progress), new_key=new_key)
+        _print_rotation(rotated, await _list_removable(database))
     if rotated.unreadable:
         fail(
             f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
@@ -142,49 +142,51 @@ def _progress() -> Progress:
     )
 
 
-def _shown_on(progress: Progress) -> Callable[[Step], Awaitable[None]]:
+def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable[None]]:
     task = progress.add_task("Announcing", total=None)
 
-    async def after_step(step: Step) -> None:
-        if step.left:
-            progress.update(task, description=f"Until all servers know: {step.left.total_seconds():.0f} s")
+    async def on_progress(step: RotationProgress) -> None:
+        if step.remaining:
+            progress.update(task, description=f"Until all servers know: {step.remaining.total_seconds():.0f} s")
             return
-        progress.update(task, description="Re-sealing", completed=step.done, total=step.total)
-        await asyncio.sleep(step.took)  # half of the time is for others: on SQLite there is one writer
+        progress.update(task, description="Re-encrypting", completed=step.done, total=step.total)
+        await asyncio.sleep(step.elapsed)  # half of the time is for others: on SQLite there is one writer
 
-    return after_step
+    return on_progress
 
 
-def _tell(rotated: Rotated, removable: Sequence[DataKey]) -> None:
-    what = "all the others" if rotated.unreadable else "everything"
-    typer.echo(f"Data key {rotated.key_id} seals {what} now: {rotated.resealed:,} values were re-sealed.")
+def _print_rotation(rotated: RotationResult, removable: Sequence[DataKey]) -> None:
+    description = "all the others" if rotated.unreadable else "everything"
+    typer.echo(
+        f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
+    )
     for key in removable:
         typer.echo(f"From {key.remove_time:%F %T} UTC on, this may go: keys remove {key.key_id}")
 
 
-async def _removable(database: Database) -> Sequence[DataKey]:
+async def _list_removable(database: Database) -> Sequence[DataKey]:
     return [key for key in await describe_data_keys(database) if key.remove_time is not None]
 
 
 async def _rewrap_keys(settings: Settings) -> None:
-    keys = await open_key_encryptions(settings, await prepared(settings))
+    keys = await open_key_encryptions(settings, await prepare_database(settings))
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
         count = await rewrap(database, keys)
-        await _audited(database, keyring, f"rewrap with {keys.current_id}")
+        await _record_audit(database, keyring, f"rewrap with {keys.current_id}")
     typer.echo(f"{count} data keys were wrapped again. Key {keys.current_id} wraps all of them now.")
 
 
 async def _remove_key(settings: Settings, key_id: str, *, force: bool) -> None:
-    keys = await open_key_encryptions(settings, await prepared(settings))
+    keys = await open_key_encryptions(settings, await prepare_database(settings))
     async with open_database(settings.database_url) as database:
         keyring = await open_keyring(database, keys)
         await remove_data_key(database, key_id, force=force)
-        await _audited(database, keyring, f"remove {key_id}")
+        await _record_audit(database, keyring, f"remove {key_id}")
     typer.echo(f"Data key {key_id} is removed.")
 
 
-async def _audited(database: Database, keyring: Keyring, what: str) -> None:
+async def _record_audit(database: Database, keyring: Keyring, description: str) -> None:
     """Tell the audit log of a change of keys."""
-    entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=what)
+    entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=description)
     await SqlAuditLog(database, keyring).append([entry])

@@ -8,26 +8,26 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from integration_server.bootstrap import build_providers
-from integration_server.cli.shared import fail, run, settings_or_end
+from integration_server.cli.shared import fail, load_settings, run
 from integration_server.providers.factory import ProvidersError
 from integration_server.providers.http import ProviderHttp
 from integration_server.settings import Settings
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
-from integration_server.wiring.world import utc_now
+from integration_server.wiring.system import utc_now
 
 
 def migrate() -> None:
     """Bring the database's schema up to date. Safe to run beside other replicas that do the same."""
-    settings, _ = settings_or_end(needs_key=False)
+    settings, _ = load_settings(needs_key=False)
     run(migrate_schema(settings.database_url))
     typer.echo("The schema is up to date.")
 
 
 def types() -> None:
     """List the integration types that this server knows, and what they still need."""
-    settings, environment = settings_or_end(needs_key=False)
+    settings, environment = load_settings(needs_key=False)
     try:
         providers = build_providers(settings, environment, ProviderHttp(utc_now))
     except ProvidersError as error:
@@ -48,7 +48,7 @@ def expiring(
     They are those whose refresh token has a known end, or whose access token cannot be renewed. Those that are switched
     off, or dead already, are left out.
     """
-    settings, _ = settings_or_end(needs_key=False)
+    settings, _ = load_settings(needs_key=False)
     run(_expiring(settings, timedelta(days=days), limit))
 
 
@@ -56,11 +56,11 @@ async def _expiring(settings: Settings, within: timedelta, limit: int) -> None:
     now = utc_now()
     table = Table("ends", "in days", "id", "user", "type", "account", "what ends")
     async with open_database(settings.database_url) as database:
-        for ending in await SqlIntegrations(database).list_ending(now + within, limit):
-            end_time = ending.end_time or now
+        for ending in await SqlIntegrations(database).list_expiring(now + within, limit):
+            grant_expire_time = ending.grant_expire_time or now
             table.add_row(
-                f"{end_time:%F %R} UTC",
-                f"{(end_time - now) / timedelta(days=1):.1f}",
+                f"{grant_expire_time:%F %R} UTC",
+                f"{(grant_expire_time - now) / timedelta(days=1):.1f}",
                 str(ending.integration_id),
                 ending.user_id,
                 ending.integration_type,

@@ -12,10 +12,10 @@ import typer
 import uvloop
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.lifecycle import AddressTaken, raise_open_files
+from integration_server.hot_reload import InvalidFile
+from integration_server.lifecycle import AddressTaken, raise_fd_limit
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
-from integration_server.reloading import Unusable
 from integration_server.settings import Settings, SettingsError, read_environment
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteFile, open_database, parse_database_url
@@ -26,7 +26,7 @@ from integration_server.storage.schema import schema_is_current
 T = TypeVar("T")
 
 
-def settings_or_end(
+def load_settings(
     defaults: Mapping[str, str] | None = None, *, needs_key: bool = True
 ) -> tuple[Settings, dict[str, str]]:
     """The settings and the environment that they are from, with logging set up; or the end, with all problems."""
@@ -51,8 +51,8 @@ def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> Sequen
 
 
 async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
-    where = parse_database_url(database_url)
-    if isinstance(where, SqliteFile) and not where.path.exists():
+    location = parse_database_url(database_url)
+    if isinstance(location, SqliteFile) and not location.path.exists():
         return ()  # to look would be to make it
     async with open_database(database_url) as database:
         if not await schema_is_current(database):
@@ -60,7 +60,7 @@ async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
         return sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
 
 
-async def prepared(settings: Settings) -> bytes | None:
+async def prepare_database(settings: Settings) -> bytes | None:
     """The local key, if there is to be one, once the schema is up to date.
 
     In dev mode both are made; otherwise what is missing is told.
@@ -94,16 +94,16 @@ def _dev_key(path: Path) -> bytes:
     return key
 
 
-def run(work: Coroutine[Any, Any, T]) -> T:
+def run(command: Coroutine[Any, Any, T]) -> T:
     """Run to the end on uvloop; what an operator can mend is told in a line, not in a traceback."""
-    raise_open_files()
+    raise_fd_limit()
     try:
-        return uvloop.run(work)
+        return uvloop.run(command)
     except ProvidersError as error:
         fail("These providers are wrong:", *error.problems)
     except SettingsError as error:
         fail("These settings are wrong:", *error.problems)
-    except Unusable as error:
+    except InvalidFile as error:
         fail("What callers are known by is wrong:", *error.problems)
     except (AddressTaken, KeyringError, StoreUnavailable, OSError) as error:
         fail(str(error))

@@ -131,7 +131,7 @@ class CalendarPage:
 
 
 @dataclass(frozen=True, slots=True)
-class EventPage:
+class CalendarEventPage:
     """Part of a list of events; the last has a `next_sync_token` in place of a `next_page_token`."""
 
     events: Sequence[Event]

@@ -42,14 +42,14 @@ class OAuthTokens:
         """How long before its end the token should be renewed: `usual`, or half of its life if that is less."""
         return usual if self.lifetime is None else min(usual, self.lifetime / 2)
 
-    def renewed_by(self, answer: "OAuthTokens") -> "OAuthTokens":
+    def updated_with(self, response: "OAuthTokens") -> "OAuthTokens":
         """These tokens after a refresh: what its answer leaves out stays (RFC 6749 §6)."""
         return replace(
-            answer,
-            refresh_token=answer.refresh_token or self.refresh_token,
-            refresh_token_expire_time=answer.refresh_token_expire_time or self.refresh_token_expire_time,
-            scopes=self.scopes if answer.scopes is None else answer.scopes,
-            extras={**self.extras, **answer.extras},
+            response,
+            refresh_token=response.refresh_token or self.refresh_token,
+            refresh_token_expire_time=response.refresh_token_expire_time or self.refresh_token_expire_time,
+            scopes=self.scopes if response.scopes is None else response.scopes,
+            extras={**self.extras, **response.extras},
         )
 
 

@@ -27,7 +27,7 @@ secret or a provider's own words.
         ├── ProviderUnavailable     worth trying again
         ├── ProviderRejected        this code, key, token or grant is refused
         ├── ProviderMisconfigured   our own client is refused
-        ├── AnswerTooLarge          more than is passed on
+        ├── ResponseTooLarge          more than is passed on
         ├── ResourceNotFound, ResourceAlreadyExists, EtagMismatch
         └── SyncTokenExpired
 """
@@ -243,8 +243,8 @@ class QuotaExceeded(IntegrationServerError):
     reason = "QUOTA_EXCEEDED"
     retry_after = timedelta(seconds=1)
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"this caller has too many calls {what}")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"this caller has too many calls {subject}")
 
 
 class CallerNotAllowed(IntegrationServerError):
@@ -308,8 +308,8 @@ class ProviderRejected(ProviderError):
 
     reason = "PROVIDER_REJECTED"
 
-    def __init__(self, what: str, *, oauth_error: str | None = None) -> None:
-        super().__init__(f"the provider refused the {what}", oauth_error=oauth_error)
+    def __init__(self, subject: str, *, oauth_error: str | None = None) -> None:
+        super().__init__(f"the provider refused the {subject}", oauth_error=oauth_error)
 
 
 class ProviderMisconfigured(ProviderError):
@@ -321,7 +321,7 @@ class ProviderMisconfigured(ProviderError):
         super().__init__("the provider refuses this server's client id or secret", oauth_error=oauth_error)
 
 
-class AnswerTooLarge(ProviderError):
+class ResponseTooLarge(ProviderError):
     """The provider's answer has a larger body than is passed on."""
 
     reason = "ANSWER_TOO_LARGE"
@@ -335,8 +335,8 @@ class ResourceNotFound(ProviderError):
 
     reason = "RESOURCE_NOT_FOUND"
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the account has no such {what}")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the account has no such {subject}")
 
 
 class ResourceAlreadyExists(ProviderError):
@@ -344,8 +344,8 @@ class ResourceAlreadyExists(ProviderError):
 
     reason = "RESOURCE_ALREADY_EXISTS"
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the account has, or had, this {what} already")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the account has, or had, this {subject} already")
 
 
 class EtagMismatch(ProviderError):
@@ -353,8 +353,8 @@ class EtagMismatch(ProviderError):
 
     reason = "ETAG_MISMATCH"
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"the {what} has changed since it was read; read it again")
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the {subject} has changed since it was read; read it again")
 
 
 class SyncTokenExpired(ProviderError):

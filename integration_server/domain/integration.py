@@ -74,7 +74,7 @@ class Integration:
     version: int = 0
 
     @property
-    def end_time(self) -> datetime | None:
+    def grant_expire_time(self) -> datetime | None:
         """When it dies for want of a new authorization, as far as the provider has told."""
         return self.refresh_token_expire_time if self.is_renewable else self.access_token_expire_time
 

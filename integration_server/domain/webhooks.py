@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
-class WebhookForged(Exception):
+class InvalidWebhookSignature(Exception):
     """A request is not shown to be the provider's. It is answered with 401, and leaves nothing behind."""
 
 
@@ -22,7 +22,7 @@ class WebhookRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookAnswer:
+class WebhookResponse:
     """What to answer the provider."""
 
     status: int = 200
@@ -51,4 +51,4 @@ class ReceivedWebhook:
     """A request that is the provider's: its events, none for a handshake, and the answer once they are stored."""
 
     events: Sequence[WebhookEvent] = ()
-    answer: WebhookAnswer = field(default_factory=WebhookAnswer)
+    response: WebhookResponse = field(default_factory=WebhookResponse)

@@ -9,7 +9,7 @@
 
 from datetime import timedelta
 
-from integration_server.domain.calls import RateLimit
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import BasicAuthProvider
 from integration_server.providers.factory import ProviderFactory
 

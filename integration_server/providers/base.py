@@ -11,30 +11,31 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import (
-    AnswerTooLarge,
     ApiNotDeclared,
     InvalidField,
     ProviderRejected,
     ProviderUnavailable,
+    ResponseTooLarge,
 )
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookAnswer, WebhookForged, WebhookRequest
-from integration_server.providers.http import AnswerTooLong, HttpAnswer, ProviderHttp
-from integration_server.providers.json_answers import read_object, text_at
-from integration_server.providers.quotas import quotas_of
-from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, places_in
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
+from integration_server.providers.http import HttpResponse, ProviderHttp, ResponseBodyTooLarge
+from integration_server.providers.lenient_json import read_object, text_at
+from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
+from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, template_params
 from integration_server.providers.webhooks.scheme import (
-    ParticularScheme,
+    MalformedWebhook,
+    SecretFormat,
     SecretSource,
     WebhookKeys,
     WebhookScheme,
-    WebhookUnreadable,
 )
-from integration_server.service.ports import Clock, NewAccount
+from integration_server.service.common_types import Clock
+from integration_server.service.integrations.ports import NewAccount
 
-SHORTEST_RENEW_AFTER = timedelta(seconds=5)
+MIN_RENEW_AFTER = timedelta(seconds=5)
 """What is due is looked for once a second."""
 
 
@@ -65,9 +66,10 @@ class BaseProvider(ABC):
     `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
     Requests go to the hosts of the declared URLs and patterns, and nowhere else.
 
-    A URL may leave places open, in braces: "https://{shop}.shops.example/token". `places` has what they are where
-    nothing else is known, `located` fills them from an integration's config, and whoever was given tokens keeps them
-    with these, so that `of` finds the account again without a config. Where a host is open, `host_patterns` says what
+    A URL may leave places open, in braces: "https://{shop}.shops.example/token". `url_params` has what they are where
+    nothing else is known, `configure` fills them from an integration's config, and whoever was given tokens keeps them
+    with these, so that `for_credentials` finds the account again without a config. Where a host is open,
+    `host_patterns` says what
     it may be.
     """
 
@@ -86,7 +88,7 @@ class BaseProvider(ABC):
     config_model: type[BaseModel] | None = None
     """What an integration's config may have, a `ProviderConfig` mostly; None for anything."""
 
-    places: Mapping[str, str] = MappingProxyType({})
+    url_params: Mapping[str, str] = MappingProxyType({})
 
     host_patterns: Sequence[str] = ()
     """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
@@ -171,17 +173,17 @@ class BaseProvider(ABC):
     @property
     def declared_urls(self) -> Mapping[str, str]:
         """The URLs whose hosts are declared, by the name of their attribute; what they leave open is filled."""
-        anything = dict.fromkeys(self.place_names, "x")
+        placeholder_values = dict.fromkeys(self.url_param_names, "x")
         return {
-            name: fill(url, {**anything, **self.places})
+            name: fill(url, {**placeholder_values, **self.url_params})
             for name, url in self.url_templates.items()
             if not has_open_host(url)
         }
 
     @property
-    def place_names(self) -> frozenset[str]:
+    def url_param_names(self) -> frozenset[str]:
         """The names of the places that declared URLs leave open."""
-        return frozenset(name for url in self.url_templates.values() for name in places_in(url))
+        return frozenset(name for url in self.url_templates.values() for name in template_params(url))
 
     @property
     def url_templates(self) -> Mapping[str, str]:
@@ -198,12 +200,12 @@ class BaseProvider(ABC):
 
     # --- config
 
-    def at(self, config: Mapping[str, Any]) -> "BaseProvider":
+    def for_config(self, config: Mapping[str, Any]) -> "BaseProvider":
         """The provider as an integration with this config sees it. Raises `InvalidField`."""
         if self.config_model is None:
             return self
         try:
-            return self.located(self.config_model.model_validate(dict(config)))
+            return self.configure(self.config_model.model_validate(dict(config)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             problem = (
@@ -211,25 +213,29 @@ class BaseProvider(ABC):
             )
             raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
 
-    def located(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
+    def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
         """The provider where a config, an instance of `config_model`, says that the account is."""
         return self
 
-    def in_place(self, **places: str) -> Self:
+    def with_url_params(self, **url_params: str) -> Self:
         """A copy with places filled. Raises `ValueError` where a value is more than a host or a segment of a path."""
-        for name in places:
-            fill(f"{{{name}}}", places)
-        return self.with_attributes(places={**self.places, **places})
+        for name in url_params:
+            fill(f"{{{name}}}", url_params)
+        return self.with_attributes(url_params={**self.url_params, **url_params})
 
-    def of(self, credentials: Credentials) -> Self:
+    def for_credentials(self, credentials: Credentials) -> Self:
         """The provider where the account of these credentials is, as far as they tell."""
         if not isinstance(credentials, OAuthTokens):
             return self
-        return self.in_place(**{name: credentials.extras[name] for name in self.place_names & set(credentials.extras)})
+        return self.with_url_params(
+            **{name: credentials.extras[name] for name in self.url_param_names & set(credentials.extras)}
+        )
 
     def api_url(self, credentials: Credentials) -> str | None:
         """The base of the API of the account that these credentials open; None where it has none."""
-        return None if self.api_base_url is None else fill(self.api_base_url, self.of(credentials).places)
+        return (
+            None if self.api_base_url is None else fill(self.api_base_url, self.for_credentials(credentials).url_params)
+        )
 
     def with_attributes(self, **attributes: object) -> Self:
         """A copy with some of what is declared set otherwise."""
@@ -256,9 +262,9 @@ class BaseProvider(ABC):
         """Trade a code."""
         raise NotImplementedError(f"{self.integration_type} has no codes")
 
-    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens for these; for providers whose refreshing takes more than a refresh token."""
-        return await self.of(tokens).refresh_access_token(tokens.refresh_token or "")
+        return await self.for_credentials(tokens).refresh_access_token(tokens.refresh_token or "")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew."""
@@ -271,7 +277,7 @@ class BaseProvider(ABC):
     # --- webhooks, where the provider sends them
 
     @property
-    def takes_webhooks(self) -> bool:
+    def supports_webhooks(self) -> bool:
         """Whether it is known how its webhooks are verified."""
         return self.webhook_scheme is not None
 
@@ -297,21 +303,21 @@ class BaseProvider(ABC):
     def webhook_secret_problem(self, secret: str) -> str | None:
         """What is wrong with a secret, as the end of a sentence; None if webhooks can be verified with it."""
         scheme = self.webhook_scheme
-        return scheme.secret_problem(secret) if isinstance(scheme, ParticularScheme) else None
+        return scheme.secret_problem(secret) if isinstance(scheme, SecretFormat) else None
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """What a request brings, if one of the secrets shows it to be the provider's. Raises `WebhookForged`.
+        """What a request brings, if one of the secrets shows it to be the provider's. Raises `InvalidWebhookSignature`.
 
         One that is the provider's and makes no sense is answered with 400 and brings nothing.
         """
         if self.webhook_scheme is None:
-            raise WebhookForged
+            raise InvalidWebhookSignature
         token = self._setting("WEBHOOK_VERIFY_TOKEN")
         keys = WebhookKeys([secret for secret in secrets if secret], [token] if token else [])
         try:
             return self.webhook_scheme.receive(request, keys, self._context.clock())
-        except WebhookUnreadable:
-            return ReceivedWebhook(answer=WebhookAnswer(400))
+        except MalformedWebhook:
+            return ReceivedWebhook(response=WebhookResponse(400))
 
     # --- using credentials
 
@@ -321,7 +327,7 @@ class BaseProvider(ABC):
 
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
-    ) -> ApiAnswer:
+    ) -> ApiResponse:
         """Send a request to the account's API, let in by the credentials. Whatever is answered is an answer."""
         base, auth = self.api_url(credentials), self.request_auth(credentials)
         if base is None:
@@ -331,7 +337,7 @@ class BaseProvider(ABC):
         if request.idempotency_key:
             headers.append((self.idempotency_key_header, request.idempotency_key))
         try:
-            answer = await self._context.http.request(
+            response = await self._context.http.request(
                 request.method,
                 f"{base.rstrip('/')}{request.path}{'?' if query else ''}{query}",
                 allowed_origins=self._origins(),
@@ -340,25 +346,25 @@ class BaseProvider(ABC):
                 deadline=deadline,
                 body_limit=body_limit,
             )
-        except AnswerTooLong:
-            raise AnswerTooLarge(body_limit) from None
-        return ApiAnswer(
-            answer.status,
-            answer.header_list,
-            answer.body,
-            self.asks_to_wait(answer),
-            answer.retry_after,
-            quotas_of(answer.headers, self._context.clock()),
-            self.refuses_token(answer),
+        except ResponseBodyTooLarge:
+            raise ResponseTooLarge(body_limit) from None
+        return ApiResponse(
+            response.status,
+            response.header_list,
+            response.body,
+            self.is_rate_limited(response),
+            response.retry_after,
+            parse_rate_limit_headers(response.headers, self._context.clock()),
+            self.rejects_access_token(response),
         )
 
-    def refuses_token(self, answer: HttpAnswer) -> bool:
+    def rejects_access_token(self, response: HttpResponse) -> bool:
         """Whether an answer of the API says that the access token is dead, with another status than 401."""
         return False
 
-    def asks_to_wait(self, answer: HttpAnswer) -> bool:
+    def is_rate_limited(self, response: HttpResponse) -> bool:
         """Whether an answer turns a request away for now (RFC 6585 §4, RFC 9110 §15.6.4)."""
-        return answer.status in {429, 503}
+        return response.status in {429, 503}
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """Ask the provider whether it takes the credentials, and whose they are.
@@ -369,14 +375,16 @@ class BaseProvider(ABC):
         url = self.verification_url(credentials)
         if url is None:
             return self.account_of(credentials, {})
-        answer = await self.of(credentials).send(self.verify_method, url, headers=auth.headers, query=auth.query_params)
-        if self.refuses_credentials(answer):
+        response = await self.for_credentials(credentials).send(
+            self.verify_method, url, headers=auth.headers, query=auth.query_params
+        )
+        if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
-        if not answer.is_success or self.is_failure(answer):
-            raise ProviderUnavailable(retry_after=answer.retry_after)
+        if not response.is_success or self.is_failure(response):
+            raise ProviderUnavailable(retry_after=response.retry_after)
         if self.account_id_field is None and self.account_label_field is None:
             return self.account_of(credentials, {})
-        fields = read_object(answer.body)
+        fields = read_object(response.body)
         if fields is None:
             raise ProviderUnavailable
         return self.account_of(credentials, fields)
@@ -385,11 +393,11 @@ class BaseProvider(ABC):
         """What to GET to verify these credentials."""
         return self.verify_url
 
-    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+    def rejects_credentials(self, response: HttpResponse) -> bool:
         """Whether an answer to the verification speaks against the credentials."""
-        return answer.status in {401, 403}
+        return response.status in {401, 403}
 
-    def is_failure(self, answer: HttpAnswer) -> bool:
+    def is_failure(self, response: HttpResponse) -> bool:
         """Whether an answer to the verification that looks like a success is none."""
         return False
 
@@ -408,18 +416,18 @@ class BaseProvider(ABC):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         content: str = "",
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes.
 
-        What the URL leaves open is filled from `places`.
+        What the URL leaves open is filled from `url_params`.
         """
-        url = fill(url, self.places)
+        url = fill(url, self.url_params)
         return await self._context.http.request(
             method, url, allowed_origins=self._origins(), headers=headers, query=query, content=content
         )
 
     def _origins(self) -> DeclaredOrigins:
-        return DeclaredOrigins.of(self.declared_urls.values(), self.host_patterns)
+        return DeclaredOrigins.from_urls(self.declared_urls.values(), self.host_patterns)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"

@@ -39,7 +39,7 @@ class DropboxProvider(OAuth2Provider):
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """End the grant, with an access token of it."""
-        return await self.revoke_by_call(credentials, "POST")
+        return await self.revoke_with_access_token(credentials, "POST")
 
 
 def register(factory: ProviderFactory) -> None:

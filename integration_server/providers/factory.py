@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from integration_server.domain.errors import UnknownIntegrationType
-from integration_server.providers.base import SHORTEST_RENEW_AFTER, BaseProvider, ProviderContext
+from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
 from integration_server.providers.urls import fill, host_pattern_problem, url_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -99,16 +99,16 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         yield f"integration_type: is {provider.integration_type!r}, but was registered as {registered_as!r}"
     if not INTEGRATION_TYPE.fullmatch(provider.integration_type):
         yield f"integration_type: {provider.integration_type!r} does not match {INTEGRATION_TYPE.pattern}"
-    anything = dict.fromkeys(provider.place_names, "x")
+    placeholder_values = dict.fromkeys(provider.url_param_names, "x")
     for name, url in provider.url_templates.items():
-        problem = url_problem(fill(url, anything), dev_mode=dev_mode)
+        problem = url_problem(fill(url, placeholder_values), dev_mode=dev_mode)
         if problem is not None:
             yield f"{name}: {problem}"
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
             yield f"rate_limits: {limit.calls} calls in {limit.window} is less than 1, or in less than a second"
-    if provider.renew_after < SHORTEST_RENEW_AFTER:
-        yield f"renew_after: {provider.renew_after} is less than {SHORTEST_RENEW_AFTER}"
+    if provider.renew_after < MIN_RENEW_AFTER:
+        yield f"renew_after: {provider.renew_after} is less than {MIN_RENEW_AFTER}"
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
     for pattern in provider.host_patterns:

@@ -28,15 +28,15 @@ class Confidence(StrEnum):
     HIGH = "H"
     MEDIUM = "M"
     KNOWLEDGE = "K"
-    OURS = ""
+    DERIVED = ""
     """No fact of the provider's, but what is made of one."""
 
 
-UNNAMED = {
+DEFAULT_SOURCES = {
     Confidence.HIGH: "public documentation or software, gathered 2026-11-22",
     Confidence.MEDIUM: "secondary sources",
     Confidence.KNOWLEDGE: "general knowledge: not confirmed",
-    Confidence.OURS: "",
+    Confidence.DERIVED: "",
 }
 """Where a fact is from that names no source."""
 
@@ -78,14 +78,14 @@ def _facts(item: str) -> Iterator[Fact]:
     for match in _FACT.finditer(item):
         confidence = Confidence(match["mark"])
         own = _SOURCE.findall(match["text"])
-        source = (own or named or [UNNAMED[confidence]])[-1 if own else 0]
+        source = (own or named or [DEFAULT_SOURCES[confidence]])[-1 if own else 0]
         if confidence is not Confidence.HIGH and not own:
-            source = UNNAMED[confidence]
+            source = DEFAULT_SOURCES[confidence]
         yield Fact(_without_sources(match["text"]), source, confidence)
         end = match.end()
     rest = item[end:].strip()
     if rest:
-        yield Fact(_without_sources(rest), "", Confidence.OURS)
+        yield Fact(_without_sources(rest), "", Confidence.DERIVED)
 
 
 def _without_sources(text: str) -> str:

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 
-from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected, ProviderUnavailable
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.github import GITHUB
@@ -45,8 +45,8 @@ class GitHubProvider(OAuth2Provider):
             "project": ("read:project",),
             "write:packages": ("read:packages",),
             **{
-                f"{more}:{what}": (f"{less}:{what}",)
-                for what in ("org", "public_key", "repo_hook", "gpg_key", "ssh_signing_key")
+                f"{more}:{resource}": (f"{less}:{resource}",)
+                for resource in ("org", "public_key", "repo_hook", "gpg_key", "ssh_signing_key")
                 for more, less in (("admin", "write"), ("write", "read"))
             },
         }
@@ -71,17 +71,17 @@ class GitHubProvider(OAuth2Provider):
         if not isinstance(credentials, OAuthTokens):
             return False
         try:
-            tokens = await self.unexpired(credentials)
+            tokens = await self.refresh_if_expired(credentials)
         except ProviderRejected:
             return True  # what cannot be renewed is dead already
         headers = {"Authorization": self.basic_authorization(), "Content-Type": "application/json"}
         body = json.dumps({"access_token": tokens.access_token})
-        ours = self.in_place(client_id=self.client_id)
-        answer = await ours.send("DELETE", self.revoke_url, headers=headers, content=body)
-        if answer.status == 401:
+        ours = self.with_url_params(client_id=self.client_id)
+        response = await ours.send("DELETE", self.revoke_url, headers=headers, content=body)
+        if response.status == 401:
             raise ProviderMisconfigured
-        if not answer.is_success and answer.status not in {404, 422}:  # of these, there is no such token
-            raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        if not response.is_success and response.status not in {404, 422}:  # of these, there is no such token
+            raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
         return True
 
 

@@ -14,8 +14,8 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import field_at, read_object
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import field_at, read_object
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _RATE_REASONS = {"rateLimitExceeded", "userRateLimitExceeded"}
@@ -41,14 +41,14 @@ class GoogleProvider(OAuth2Provider):
     revokes_whole_account = True
     refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
 
-    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+    def rejects_credentials(self, response: HttpResponse) -> bool:
         """401 or 403, unless it is the quota that is spent."""
-        return super().refuses_credentials(answer) and _reason(answer) not in _QUOTA_REASONS
+        return super().rejects_credentials(response) and _reason(response) not in _QUOTA_REASONS
 
-    def asks_to_wait(self, answer: HttpAnswer) -> bool:
+    def is_rate_limited(self, response: HttpResponse) -> bool:
         """Also 403, where its reason is that there were too many calls: they are few enough again within minutes."""
-        return super().asks_to_wait(answer) or (answer.status == 403 and _reason(answer) in _RATE_REASONS)
+        return super().is_rate_limited(response) or (response.status == 403 and _reason(response) in _RATE_REASONS)
 
 
-def _reason(answer: HttpAnswer) -> object:
-    return field_at(read_object(answer.body), "error.errors.0.reason")
+def _reason(response: HttpResponse) -> object:
+    return field_at(read_object(response.body), "error.errors.0.reason")

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from pydantic import Field
 
-from integration_server.domain.calls import LimitScope, RateLimit
+from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider

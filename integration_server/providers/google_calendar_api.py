@@ -17,9 +17,9 @@ from urllib.parse import quote
 from integration_server.domain.calendar import (
     Attendee,
     Calendar,
+    CalendarEventPage,
     CalendarPage,
     Event,
-    EventPage,
     EventQuery,
     EventStatus,
     EventTime,
@@ -29,7 +29,6 @@ from integration_server.domain.calendar import (
     Reminders,
     ResponseStatus,
 )
-from integration_server.domain.calls import ApiAnswer, ApiRequest
 from integration_server.domain.errors import (
     EtagMismatch,
     ProviderError,
@@ -39,11 +38,12 @@ from integration_server.domain.errors import (
     ResourceNotFound,
     SyncTokenExpired,
 )
-from integration_server.providers.json_answers import field_at, read_object
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
+from integration_server.providers.lenient_json import field_at, read_object
 
 _JSON = ("Content-Type", "application/json")
 _GONE = {404, 410}
-_SPENT = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
+_QUOTA_REASONS = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -55,16 +55,16 @@ class GoogleCalendarApi:
 
     def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
         """Ask for a page of calendars."""
-        return ApiRequest("GET", "/users/me/calendarList", _given(maxResults=page_size, pageToken=page_token))
+        return ApiRequest("GET", "/users/me/calendarList", _query_params(maxResults=page_size, pageToken=page_token))
 
     def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
         """Ask for a page of events."""
-        parameters = _given(
+        parameters = _query_params(
             maxResults=query.page_size,
             pageToken=query.page_token,
             syncToken=query.sync_token,
-            timeMin=query.time_min and _moment(query.time_min),
-            timeMax=query.time_max and _moment(query.time_max),
+            timeMin=query.time_min and _format_timestamp(query.time_min),
+            timeMax=query.time_max and _format_timestamp(query.time_max),
             singleEvents="true" if query.single_events else None,
             orderBy=query.order_by,
         )
@@ -72,8 +72,8 @@ class GoogleCalendarApi:
 
     def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
         """Ask for a new event."""
-        fields = {name: value for name, value in _written(event).items() if value}
-        return _writing("POST", _path(calendar_id), {**fields, **_given_id(event)}, "", notify)
+        fields = {name: value for name, value in _event_fields(event).items() if value}
+        return _write_request("POST", _path(calendar_id), {**fields, **_id_field(event)}, "", notify)
 
     def update_event(
         self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
@@ -82,52 +82,52 @@ class GoogleCalendarApi:
 
         Never for its replacement: what an event has at Google and not here (who may see it, its colour) is to stay.
         """
-        written = _written(event)
-        wanted = fields or {name for name, value in written.items() if value or name in _CLEARED}
-        changed = {name: value or _CLEARED[name] for name, value in written.items() if name in wanted}
+        event_fields = _event_fields(event)
+        wanted = fields or {name for name, value in event_fields.items() if value or name in _EMPTY_VALUES}
+        changed = {name: value or _EMPTY_VALUES[name] for name, value in event_fields.items() if name in wanted}
         for name in {"start", "end"} & changed.keys():
             # A patch is laid over what is there: of a day that becomes a moment the day would stay.
             changed[name] = {"date": None, "dateTime": None, **changed[name]}
-        return _writing("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
+        return _write_request("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
 
     def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
         """Ask for an event to be deleted."""
         path = _path(calendar_id, event_id)
-        return ApiRequest("DELETE", path, _given(sendUpdates=notify), _conditions(etag))
+        return ApiRequest("DELETE", path, _query_params(sendUpdates=notify), _precondition_headers(etag))
 
     # --- reading
 
-    def read_calendars(self, answer: ApiAnswer) -> CalendarPage:
+    def read_calendars(self, response: ApiResponse) -> CalendarPage:
         """A page of calendars."""
-        fields = _read(answer, "calendar")
+        fields = _read(response, "calendar")
         calendars = [_calendar(item) for item in _items(fields)]
         return CalendarPage(calendars, _text(fields, "nextPageToken"))
 
-    def read_events(self, answer: ApiAnswer) -> EventPage:
+    def read_events(self, response: ApiResponse) -> CalendarEventPage:
         """A page of events."""
-        if answer.status == 410:
+        if response.status == 410:
             raise SyncTokenExpired
-        fields = _read(answer, "calendar")
-        return EventPage(
+        fields = _read(response, "calendar")
+        return CalendarEventPage(
             [_event(item) for item in _items(fields)],
             _text(fields, "nextPageToken"),
             _text(fields, "nextSyncToken"),
             _text(fields, "timeZone"),
         )
 
-    def read_event(self, answer: ApiAnswer) -> Event:
+    def read_event(self, response: ApiResponse) -> Event:
         """The event as it is now."""
-        return _event(_read(answer, "event"))
+        return _event(_read(response, "event"))
 
-    def read_deletion(self, answer: ApiAnswer) -> None:
+    def read_deletion(self, response: ApiResponse) -> None:
         """Nothing, if it is gone."""
-        if not (answer.is_to_repetition and answer.status in _GONE):
-            _require_success(answer, "event")
+        if not (response.was_retried and response.status in _GONE):
+            _require_success(response, "event")
 
 
 # --- events to JSON --------------------------------------------------------------------------------------------------
 
-_CLEARED: Mapping[str, Any] = {
+_EMPTY_VALUES: Mapping[str, Any] = {
     "summary": "",
     "description": "",
     "location": "",
@@ -139,7 +139,7 @@ _CLEARED: Mapping[str, Any] = {
 """What stands for a field that is to have nothing in it."""
 
 
-def _written(event: Event) -> dict[str, Any]:
+def _event_fields(event: Event) -> dict[str, Any]:
     """All fields that can be written; None or empty where the event has nothing."""
     return {
         "summary": event.summary,
@@ -157,11 +157,11 @@ def _written(event: Event) -> dict[str, Any]:
 def _time(time: EventTime) -> Mapping[str, str]:
     zone = {"timeZone": time.time_zone} if time.time_zone else {}
     if isinstance(time.when, datetime):
-        return {"dateTime": _moment(time.when), **zone}
+        return {"dateTime": _format_timestamp(time.when), **zone}
     return {"date": time.when.isoformat(), **zone}
 
 
-def _moment(moment: datetime) -> str:
+def _format_timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -182,16 +182,16 @@ def _reminders(reminders: Reminders) -> Mapping[str, Any]:
     return {"useDefault": reminders.use_default, "overrides": overrides}
 
 
-def _given_id(event: Event) -> Mapping[str, str]:
+def _id_field(event: Event) -> Mapping[str, str]:
     return {"id": event.event_id} if event.event_id else {}
 
 
-def _writing(method: str, path: str, fields: Mapping[str, Any], etag: str, notify: Notify | None) -> ApiRequest:
+def _write_request(method: str, path: str, fields: Mapping[str, Any], etag: str, notify: Notify | None) -> ApiRequest:
     body = json.dumps(fields).encode()
-    return ApiRequest(method, path, _given(sendUpdates=notify), (_JSON, *_conditions(etag)), body)
+    return ApiRequest(method, path, _query_params(sendUpdates=notify), (_JSON, *_precondition_headers(etag)), body)
 
 
-def _conditions(etag: str) -> Sequence[tuple[str, str]]:
+def _precondition_headers(etag: str) -> Sequence[tuple[str, str]]:
     return (("If-Match", etag),) if etag else ()
 
 
@@ -200,42 +200,42 @@ def _path(calendar_id: str, event_id: str | None = None) -> str:
     return events if event_id is None else f"{events}/{quote(event_id, safe='')}"
 
 
-def _given(**parameters: object) -> Sequence[tuple[str, str]]:
+def _query_params(**parameters: object) -> Sequence[tuple[str, str]]:
     return tuple((name, str(value)) for name, value in parameters.items() if value)
 
 
 # --- JSON to events --------------------------------------------------------------------------------------------------
 
 
-def _read(answer: ApiAnswer, what: str) -> Mapping[str, Any]:
-    _require_success(answer, what)
-    fields = read_object(answer.body)
+def _read(response: ApiResponse, resource: str) -> Mapping[str, Any]:
+    _require_success(response, resource)
+    fields = read_object(response.body)
     if fields is None:
         raise ProviderUnavailable
     return fields
 
 
-def _require_success(answer: ApiAnswer, what: str) -> None:
-    if not 200 <= answer.status < 300:
-        raise _problem(answer, what)
+def _require_success(response: ApiResponse, resource: str) -> None:
+    if not 200 <= response.status < 300:
+        raise _error_for(response, resource)
 
 
-def _problem(answer: ApiAnswer, what: str) -> ProviderError:
-    match answer.status:
+def _error_for(response: ApiResponse, resource: str) -> ProviderError:
+    match response.status:
         case 401:
             return ProviderRejected("credentials")
-        case 403 if field_at(read_object(answer.body), "error.errors.0.reason") in _SPENT:
-            return ProviderUnavailable("the account's or this app's quota is spent", retry_after=answer.retry_after)
+        case 403 if field_at(read_object(response.body), "error.errors.0.reason") in _QUOTA_REASONS:
+            return ProviderUnavailable("the account's or this app's quota is spent", retry_after=response.retry_after)
         case status if status in _GONE:
-            return ResourceNotFound(what)
+            return ResourceNotFound(resource)
         case 409:
-            return ResourceAlreadyExists(what)
+            return ResourceAlreadyExists(resource)
         case 412:
-            return EtagMismatch(what)
+            return EtagMismatch(resource)
         case status if 400 <= status < 500:
             return ProviderRejected("request")
         case _:
-            return ProviderUnavailable(retry_after=answer.retry_after)
+            return ProviderUnavailable(retry_after=response.retry_after)
 
 
 def _items(fields: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -269,24 +269,24 @@ def _event(fields: Mapping[str, Any]) -> Event:
         summary=_text(fields, "summary"),
         description=_text(fields, "description"),
         location=_text(fields, "location"),
-        start=_read_time(fields.get("start")),
-        end=_read_time(fields.get("end")),
-        attendees=[_read_attendee(item) for item in _objects(fields.get("attendees"))],
+        start=_parse_time(fields.get("start")),
+        end=_parse_time(fields.get("end")),
+        attendees=[_parse_attendee(item) for item in _objects(fields.get("attendees"))],
         recurrence=[line for line in recurrence if isinstance(line, str)] if isinstance(recurrence, list) else (),
-        reminders=_read_reminders(fields.get("reminders")),
-        status=_one_of(EventStatus, fields.get("status")),
+        reminders=_parse_reminders(fields.get("reminders")),
+        status=_parse_enum(EventStatus, fields.get("status")),
         etag=_text(fields, "etag"),
         recurring_event_id=_text(fields, "recurringEventId"),
         html_link=_text(fields, "htmlLink"),
-        create_time=_read_moment(fields.get("created")),
-        update_time=_read_moment(fields.get("updated")),
+        create_time=_parse_timestamp(fields.get("created")),
+        update_time=_parse_timestamp(fields.get("updated")),
     )
 
 
-def _read_time(value: object) -> EventTime | None:
+def _parse_time(value: object) -> EventTime | None:
     if not isinstance(value, dict):
         return None
-    zone, moment = _text(value, "timeZone"), _read_moment(value.get("dateTime"))
+    zone, moment = _text(value, "timeZone"), _parse_timestamp(value.get("dateTime"))
     if moment is not None:
         return EventTime(moment, zone)
     try:
@@ -295,7 +295,7 @@ def _read_time(value: object) -> EventTime | None:
         return None
 
 
-def _read_moment(value: object) -> datetime | None:
+def _parse_timestamp(value: object) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else None
         return moment and (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
@@ -303,12 +303,12 @@ def _read_moment(value: object) -> datetime | None:
         return None
 
 
-def _read_attendee(fields: Mapping[str, Any]) -> Attendee:
+def _parse_attendee(fields: Mapping[str, Any]) -> Attendee:
     return Attendee(
         email=_text(fields, "email"),
         display_name=_text(fields, "displayName"),
         optional=fields.get("optional") is True,
-        response_status=_one_of(ResponseStatus, fields.get("responseStatus")),
+        response_status=_parse_enum(ResponseStatus, fields.get("responseStatus")),
         organizer=fields.get("organizer") is True,
         is_self=fields.get("self") is True,
         comment=_text(fields, "comment"),
@@ -317,13 +317,13 @@ def _read_attendee(fields: Mapping[str, Any]) -> Attendee:
     )
 
 
-def _read_reminders(value: object) -> Reminders | None:
+def _parse_reminders(value: object) -> Reminders | None:
     if not isinstance(value, dict):
         return None
     overrides = [
         Reminder(method, item["minutes"])
         for item in _objects(value.get("overrides"))
-        if (method := _one_of(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
+        if (method := _parse_enum(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
     ]
     return Reminders(value.get("useDefault") is True, overrides)
 
@@ -332,5 +332,5 @@ def _number(value: object) -> int:
     return max(0, min(value, 2**31 - 1)) if isinstance(value, int) else 0
 
 
-def _one_of(kind: type[E], value: object) -> E | None:
+def _parse_enum(kind: type[E], value: object) -> E | None:
     return kind(value) if isinstance(value, str) and value in list(kind) else None

@@ -8,7 +8,7 @@
 
 from datetime import timedelta
 
-from integration_server.domain.calls import LimitScope, RateLimit
+from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
 

@@ -22,17 +22,17 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.addresses import is_public, is_public_or_loopback
-from integration_server.providers.network import CheckedNetwork
+from integration_server.providers.ip_policy import is_public, is_public_or_loopback
+from integration_server.providers.ssrf_guard import SsrfGuardedBackend
 from integration_server.providers.urls import origin_of, url_problem
-from integration_server.service.ports import Clock
+from integration_server.service.common_types import Clock
 
-_LONGEST_WAIT = timedelta(days=1)  # what a provider may make us wait by Retry-After
+_MAX_RETRY_AFTER = timedelta(days=1)  # what a provider may make us wait by Retry-After
 
-_SLICES = 10  # of a deadline
+_DEADLINE_SLICES = 10  # of a deadline
 
 _GZIP = zlib.MAX_WBITS | 16
-_GZIP_BEGIN = b"\x1f"  # the first byte of a member: the second may come later
+_GZIP_MAGIC = b"\x1f"  # the first byte of a member: the second may come later
 
 _FAILURES = (
     *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
@@ -46,20 +46,20 @@ class UrlNotAllowed(ValueError):
     """A request was about to leave for somewhere that its provider did not declare. Nothing was sent."""
 
 
-class AnswerTooLong(ProviderUnavailable):
+class ResponseBodyTooLarge(ProviderUnavailable):
     """An answer came, and its body is larger than the limit."""
 
 
-class _BodyUnusable(OSError):
+class _InvalidBody(OSError):
     """Larger than the limit, or encoded in a way that was not asked for."""
 
 
-class _BodyTooLarge(_BodyUnusable):
+class _BodyTooLarge(_InvalidBody):
     """Larger than the limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class HttpResponse:
     """A provider's answer. Header names are lower case; the body is secret until it has been read.
 
     `header_list` has the headers in their order, with repeated ones apart.
@@ -105,7 +105,7 @@ class ProviderHttp:
         self._clock = clock
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
-        network = network or CheckedNetwork(is_public_or_loopback if dev_mode else is_public)
+        network = network or SsrfGuardedBackend(is_public_or_loopback if dev_mode else is_public)
         self._client = _client(transport or _Transport(network))
         self._log = structlog.get_logger(__name__)
 
@@ -132,7 +132,7 @@ class ProviderHttp:
         content: str | bytes = b"",
         deadline: timedelta | None = None,
         body_limit: int | None = None,
-    ) -> HttpAnswer:
+    ) -> HttpResponse:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
 
         `deadline` and `body_limit` take the place of the usual ones. Raises `ProviderUnavailable` when there is no
@@ -152,19 +152,19 @@ class ProviderHttp:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             async with (
                 _timeout(self._deadline if deadline is None else deadline.total_seconds()),
-                self._client.stream(method, target, headers=_listed(headers), content=content) as response,
+                self._client.stream(method, target, headers=_header_list(headers), content=content) as response,
             ):
                 retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
                 body = await _read(response, self._body_limit if body_limit is None else body_limit)
-                told = dict(response.headers), body, retry_after, tuple(response.headers.multi_items())
-                answer = HttpAnswer(response.status_code, *told)
+                parts = dict(response.headers), body, retry_after, tuple(response.headers.multi_items())
+                http_response = HttpResponse(response.status_code, *parts)
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
-            kind = AnswerTooLong if isinstance(error, _BodyTooLarge) else ProviderUnavailable
+            kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
         else:
-            log.info("provider_answered", status=answer.status, seconds=_since(begin))
-            return answer
-        log.warning("provider_did_not_answer", failure=failure, seconds=_since(begin))
+            log.info("provider_request_completed", status=http_response.status, seconds=_elapsed_since(begin))
+            return http_response
+        log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(begin))
         raise kind(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
 
 
@@ -180,7 +180,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return bytes(body)
 
 
-def _listed(headers: Mapping[str, str] | Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
+def _header_list(headers: Mapping[str, str] | Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
     return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 
@@ -194,8 +194,8 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
     """
 
     async def count(timeout: asyncio.Timeout) -> None:
-        for _ in range(_SLICES):
-            await asyncio.sleep(seconds / _SLICES)
+        for _ in range(_DEADLINE_SLICES):
+            await asyncio.sleep(seconds / _DEADLINE_SLICES)
         timeout.reschedule(asyncio.get_running_loop().time())
 
     async with asyncio.timeout(None) as timeout:
@@ -237,7 +237,7 @@ class _Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and answer as soon as the headers are there."""
         url = request.url
-        answer = await self._pool.handle_async_request(
+        http_response = await self._pool.handle_async_request(
             httpcore.Request(
                 request.method,
                 httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
@@ -246,7 +246,7 @@ class _Transport(httpx.AsyncBaseTransport):
                 extensions=request.extensions,
             )
         )
-        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer))
+        return httpx.Response(http_response.status, headers=http_response.headers, stream=_Body(http_response))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -254,14 +254,14 @@ class _Transport(httpx.AsyncBaseTransport):
 
 
 class _Body(httpx.AsyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
+    def __init__(self, http_response: httpcore.Response) -> None:
+        self._response = http_response
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._answer.aiter_stream()
+        return self._response.aiter_stream()
 
     async def aclose(self) -> None:
-        await self._answer.aclose()
+        await self._response.aclose()
 
 
 def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:
@@ -272,7 +272,7 @@ def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:
             return lambda chunk, _: chunk
         case ["gzip" | "x-gzip"]:  # §8.4.1.3: the same
             return _Gunzip()
-    raise _BodyUnusable
+    raise _InvalidBody
 
 
 class _Gunzip:
@@ -280,17 +280,17 @@ class _Gunzip:
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=_GZIP)
-        self._is_over = False
+        self._is_finished = False
 
-    def __call__(self, chunk: bytes, most: int) -> bytes:
+    def __call__(self, chunk: bytes, max_length: int) -> bytes:
         inflated = bytearray()
-        while chunk and len(inflated) < most:
+        while chunk and len(inflated) < max_length:
             if self._member.eof:
-                self._is_over = self._is_over or not chunk.startswith(_GZIP_BEGIN)
-                if self._is_over:
+                self._is_finished = self._is_finished or not chunk.startswith(_GZIP_MAGIC)
+                if self._is_finished:
                     break
                 self._member = zlib.decompressobj(wbits=_GZIP)
-            inflated += self._member.decompress(chunk, most - len(inflated))
+            inflated += self._member.decompress(chunk, max_length - len(inflated))
             chunk = self._member.unused_data
         return bytes(inflated)
 
@@ -300,14 +300,14 @@ def _retry_after(value: str | None, now: datetime) -> timedelta | None:
     if value is None:
         return None
     if value.isascii() and value.isdigit():
-        return timedelta(seconds=min(float(value), _LONGEST_WAIT.total_seconds()))
+        return timedelta(seconds=min(float(value), _MAX_RETRY_AFTER.total_seconds()))
     try:
         moment = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
     wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
-    return max(timedelta(), min(wait, _LONGEST_WAIT))
+    return max(timedelta(), min(wait, _MAX_RETRY_AFTER))
 
 
-def _since(begin: float) -> float:
+def _elapsed_since(begin: float) -> float:
     return round(time.perf_counter() - begin, 3)

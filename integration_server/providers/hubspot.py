@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from integration_server.domain.calls import RateLimit
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -51,7 +51,7 @@ class HubSpotProvider(OAuth2Provider):
     rate_limits = (RateLimit(100, timedelta(seconds=10)),)
     config_model = HubSpotConfig
 
-    def located(self, config: HubSpotConfig) -> "HubSpotProvider":
+    def configure(self, config: HubSpotConfig) -> "HubSpotProvider":
         """One that asks for the optional scopes too."""
         if not config.optional_scopes:
             return self

@@ -20,12 +20,12 @@ from typing import Any
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import field_at, read_object
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import field_at, read_object
 from integration_server.providers.meta import MetaProvider
 from integration_server.providers.webhooks.meta import META
 
-_YOUNGEST = timedelta(hours=24)
+_MIN_REFRESH_AGE = timedelta(hours=24)
 
 
 class InstagramProvider(MetaProvider):
@@ -53,34 +53,36 @@ class InstagramProvider(MetaProvider):
         fields = only if isinstance(only, dict) else fields
         return {"scope": fields.get("permissions"), **fields}
 
-    def oauth_error(self, answer: HttpAnswer) -> str | None:
+    def oauth_error(self, response: HttpResponse) -> str | None:
         """The Graph's number, or that there was an `error_type`: it only ever speaks of the code."""
-        if field_at(read_object(answer.body), "error_type") is not None:
+        if field_at(read_object(response.body), "error_type") is not None:
             return "invalid_grant"
-        return super().oauth_error(answer)
+        return super().oauth_error(response)
 
-    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
-        return tokens.renewed_by(
-            await self._ask("access_token", "ig_exchange_token", tokens.access_token, client_secret=self.client_secret)
+        return tokens.updated_with(
+            await self._request_token(
+                "access_token", "ig_exchange_token", tokens.access_token, client_secret=self.client_secret
+            )
         )
 
-    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """Refresh, but not what is too young for it."""
         if tokens.expire_time is not None and tokens.lifetime is not None:
             begin = tokens.expire_time - tokens.lifetime
-            if self._context.clock() - begin < _YOUNGEST:
+            if self._context.clock() - begin < _MIN_REFRESH_AGE:
                 return tokens
-        return await super().renew(tokens)
+        return await super().refresh(tokens)
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew a long-lived token."""
-        return await self._ask("refresh_access_token", "ig_refresh_token", refresh_token)
+        return await self._request_token("refresh_access_token", "ig_refresh_token", refresh_token)
 
-    async def _ask(self, path: str, grant_type: str, token: str, **more: str) -> OAuthTokens:
-        query = {"grant_type": grant_type, "access_token": token, **more}
-        answer = await self.send("GET", f"{self.api_base_url}/{path}", query=query)
-        return self.renewable(self.read_tokens(answer, "grant"))
+    async def _request_token(self, path: str, grant_type: str, token: str, **extra_params: str) -> OAuthTokens:
+        query = {"grant_type": grant_type, "access_token": token, **extra_params}
+        response = await self.send("GET", f"{self.api_base_url}/{path}", query=query)
+        return self.with_access_token_as_refresh_token(self.read_tokens(response, "grant"))
 
 
 def register(factory: ProviderFactory) -> None:

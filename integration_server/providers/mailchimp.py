@@ -17,10 +17,10 @@ from dataclasses import replace
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.lenient_json import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.urls import fill
-from integration_server.service.ports import NewAccount
+from integration_server.service.integrations.ports import NewAccount
 
 
 class MailchimpProvider(OAuth2Provider):
@@ -40,7 +40,7 @@ class MailchimpProvider(OAuth2Provider):
     calls_at_once = 10
     host_patterns = ("*.api.mailchimp.com",)
 
-    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Ask where the account is."""
         _, dc = await self._metadata(tokens)
         return replace(tokens, extras={**tokens.extras, "dc": dc})
@@ -54,15 +54,15 @@ class MailchimpProvider(OAuth2Provider):
         if not isinstance(credentials, OAuthTokens):
             raise ProviderRejected("credentials")
         headers = {"Authorization": f"OAuth {credentials.access_token}"}
-        answer = await self.send("GET", self.verify_url, headers=headers)
-        if self.refuses_credentials(answer):
+        response = await self.send("GET", self.verify_url, headers=headers)
+        if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
-        fields = read_object(answer.body) or {}
+        fields = read_object(response.body) or {}
         if text_at(fields, "error") == "invalid_token":  # with HTTP 200 too
             raise ProviderRejected("credentials")
         dc = text_at(fields, "dc")
-        if not answer.is_success or dc is None or not _is_label(dc):
-            raise ProviderUnavailable(retry_after=answer.retry_after)
+        if not response.is_success or dc is None or not _is_label(dc):
+            raise ProviderUnavailable(retry_after=response.retry_after)
         return self.account_of(credentials, fields), dc
 
 

@@ -14,11 +14,11 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import field_at, read_object
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import field_at, read_object
 from integration_server.providers.oauth2 import OAuth2Provider
 
-_DEAD_TOKENS = (190, 102)
+_INVALID_TOKEN_CODES = (190, 102)
 
 
 class MetaProvider(OAuth2Provider):
@@ -39,14 +39,14 @@ class MetaProvider(OAuth2Provider):
     renew_after = timedelta(days=30)
     refresh_token_grace = timedelta.max  # the exchanged token goes on working
 
-    def renewable(self, tokens: OAuthTokens) -> OAuthTokens:
+    def with_access_token_as_refresh_token(self, tokens: OAuthTokens) -> OAuthTokens:
         """A long-lived token, which is what it is renewed with."""
         return replace(tokens, refresh_token=tokens.access_token, refresh_token_expire_time=tokens.expire_time)
 
-    def refuses_token(self, answer: HttpAnswer) -> bool:
+    def rejects_access_token(self, response: HttpResponse) -> bool:
         """By the number alone, mostly with HTTP 400."""
-        return answer.is_refusal and field_at(read_object(answer.body), "error.code") in _DEAD_TOKENS
+        return response.is_refusal and field_at(read_object(response.body), "error.code") in _INVALID_TOKEN_CODES
 
-    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+    def rejects_credentials(self, response: HttpResponse) -> bool:
         """By number; the statuses are those of many errors."""
-        return answer.is_refusal and self.oauth_error(answer) not in {None, "temporarily_unavailable"}
+        return response.is_refusal and self.oauth_error(response) not in {None, "temporarily_unavailable"}

@@ -33,18 +33,18 @@ class MetaBusinessProvider(MetaProvider):
     account_label_field = "name"
     api_base_url = "https://graph.facebook.com/v24.0"
 
-    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
-        return tokens.renewed_by(await self.refresh_access_token(tokens.access_token))
+        return tokens.updated_with(await self.refresh_access_token(tokens.access_token))
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Exchange a token for another that lasts."""
         body = prepare_token_request("fb_exchange_token", fb_exchange_token=refresh_token)
-        return self.renewable(await self.trade(body, "grant"))
+        return self.with_access_token_as_refresh_token(await self.request_tokens(body, "grant"))
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Take all permissions back."""
-        return await self.revoke_by_call(credentials, "DELETE")
+        return await self.revoke_with_access_token(credentials, "DELETE")
 
 
 def register(factory: ProviderFactory) -> None:

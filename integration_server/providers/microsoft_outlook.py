@@ -22,12 +22,12 @@ from types import MappingProxyType
 from authlib.oauth2.rfc6749.parameters import prepare_token_request
 from pydantic import Field
 
-from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import field_at, read_object
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import field_at, read_object
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
 
@@ -47,7 +47,7 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     display_name = "Microsoft Outlook"
     oauth_authorize_url = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/authorize"
     oauth_token_url = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token"
-    places: Mapping[str, str] = MappingProxyType({"tenant": "common"})
+    url_params: Mapping[str, str] = MappingProxyType({"tenant": "common"})
     token_auth = "client_secret_post"
     refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
     required_scopes = ("User.Read", "Mail.ReadWrite", "Calendars.ReadWrite", "offline_access")
@@ -67,23 +67,23 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     calls_at_once = 4
     config_model = MicrosoftConfig
 
-    def located(self, config: MicrosoftConfig) -> "MicrosoftOutlookProvider":
+    def configure(self, config: MicrosoftConfig) -> "MicrosoftOutlookProvider":
         """At the tenant."""
-        return self.in_place(tenant=config.tenant)
+        return self.with_url_params(tenant=config.tenant)
 
-    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """Refresh, naming the scopes."""
         scopes = dict.fromkeys((*(tokens.scopes or self.required_scopes), "offline_access"))
         refresh_token = tokens.refresh_token or ""
         body = prepare_token_request("refresh_token", refresh_token=refresh_token, scope=" ".join(scopes))
-        return await self.of(tokens).trade(body, "grant")
+        return await self.for_credentials(tokens).request_tokens(body, "grant")
 
-    def oauth_error(self, answer: HttpAnswer) -> str | None:
+    def oauth_error(self, response: HttpResponse) -> str | None:
         """The error, unless it is only we who ask too often."""
-        numbers = field_at(read_object(answer.body), "error_codes")
+        numbers = field_at(read_object(response.body), "error_codes")
         if isinstance(numbers, list) and _CLIENT_LOOP in numbers:
             return "slow_down"
-        return super().oauth_error(answer)
+        return super().oauth_error(response)
 
 
 def register(factory: ProviderFactory) -> None:

@@ -21,10 +21,10 @@ from authlib.oauth2.rfc7009.parameters import prepare_revoke_token_request
 from integration_server.domain.credentials import AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import BaseProvider
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.token_answer import error_code, require_no_error, tokens_in
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.token_response import error_code, parse_tokens, require_no_error
 from integration_server.providers.urls import fill
-from integration_server.service.ports import NewAccount
+from integration_server.service.integrations.ports import NewAccount
 
 TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]
 
@@ -41,10 +41,10 @@ RESERVED_PARAMS = frozenset(
 )
 """Parameters of the authorization URL that a declaration cannot set."""
 
-_FOR_REFRESH_TOKENS = frozenset({"offline_access", "offline", "refresh_token"})
+_REFRESH_TOKEN_SCOPES = frozenset({"offline_access", "offline", "refresh_token"})
 """Scopes that ask for a refresh token (OpenID Connect Core §11 and its like); answers seldom list them."""
 
-_UNJUDGED = frozenset({"openid"})
+_UNVERIFIED_SCOPES = frozenset({"openid"})
 """Asks for an ID token, which is not used here, so that nothing is missing without it."""
 
 
@@ -112,7 +112,7 @@ class OAuth2Provider(BaseProvider):
         challenge = {"code_challenge": code_challenge, "code_challenge_method": "S256"} if self.uses_pkce else {}
         return str(
             prepare_grant_uri(
-                add_params_to_uri(fill(self.oauth_authorize_url, self.places), self.authorize_params.items()),
+                add_params_to_uri(fill(self.oauth_authorize_url, self.url_params), self.authorize_params.items()),
                 self.client_id,
                 "code",
                 redirect_uri=redirect_uri,
@@ -131,17 +131,17 @@ class OAuth2Provider(BaseProvider):
             code_verifier=code_verifier if self.uses_pkce else None,
             **self.code_params,
         )
-        answer = await self.trade(body, "code")
-        tokens = replace(answer, extras={**self.places, **answer.extras})
+        response = await self.request_tokens(body, "code")
+        tokens = replace(response, extras={**self.url_params, **response.extras})
         try:
-            return await self.completed(tokens)
+            return await self.complete_tokens(tokens)
         except ProviderError:
             if not self.revokes_whole_account:  # else it would end what other integrations have
                 with suppress(ProviderError):
                     await self.revoke_credentials(tokens)
             raise
 
-    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Tokens that have just come for a code, with what else must be asked before they can be used."""
         return tokens
 
@@ -150,14 +150,16 @@ class OAuth2Provider(BaseProvider):
         return [scope for scope in asked if not self._is_granted(scope, tokens)]
 
     def _is_granted(self, scope: str, tokens: OAuthTokens) -> bool:
-        if scope in _FOR_REFRESH_TOKENS:
+        if scope in _REFRESH_TOKEN_SCOPES:
             return tokens.refresh_token is not None
-        if tokens.scopes is None or scope in _UNJUDGED:
+        if tokens.scopes is None or scope in _UNVERIFIED_SCOPES:
             return True
         granted = self._with_implied(tokens.scopes)
         if scope in granted or self.scope_aliases.get(scope) in granted:
             return True
-        return self._splits_at_commas and set(tokens.scopes).issuperset(scope.split(","))  # as it was when it was read
+        return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(
+            scope.split(",")
+        )  # as it was when it was read
 
     def implied_by(self, scope: str) -> Collection[str]:
         """What a scope grants as well, and answers leave out for it."""
@@ -174,13 +176,13 @@ class OAuth2Provider(BaseProvider):
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Renew (RFC 6749 §6). Raises `ProviderError`."""
-        return await self.trade(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
+        return await self.request_tokens(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
 
-    async def unexpired(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def refresh_if_expired(self, tokens: OAuthTokens) -> OAuthTokens:
         """These tokens, renewed if the access token has ended: for providers that revoke what they are called with."""
         if tokens.refresh_token is None or not tokens.has_expired(self._context.clock()):
             return tokens
-        return tokens.renewed_by(await self.renew(tokens))
+        return tokens.updated_with(await self.refresh(tokens))
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Revoke the refresh token, and its access tokens with it (RFC 7009 §2.1); or the access token."""
@@ -190,15 +192,15 @@ class OAuth2Provider(BaseProvider):
             body, _ = prepare_revoke_token_request(credentials.refresh_token, "refresh_token")
         else:
             body, _ = prepare_revoke_token_request(credentials.access_token, "access_token")
-        return self.read_revocation(await self.of(credentials).post_as_client(self.revoke_url, body))
+        return self.read_revocation(await self.for_credentials(credentials).post_as_client(self.revoke_url, body))
 
-    def read_revocation(self, answer: HttpAnswer) -> bool:
+    def read_revocation(self, response: HttpResponse) -> bool:
         """True if the credentials are dead, False if none of their kind can be revoked; else raises `ProviderError`."""
-        if answer.is_refusal and error_code(answer) == "invalid_token":
+        if response.is_refusal and error_code(response) == "invalid_token":
             return True  # dead before we came, which RFC 7009 §2.2 does not count as an error
-        if answer.is_refusal and error_code(answer) == "unsupported_token_type":
+        if response.is_refusal and error_code(response) == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        require_no_error(answer, "revocation", self.oauth_error)
+        require_no_error(response, "revocation", self.oauth_error)
         return True
 
     # --- using
@@ -218,17 +220,17 @@ class OAuth2Provider(BaseProvider):
 
     # --- the token endpoint
 
-    async def trade(self, body: str, what: str) -> OAuthTokens:
+    async def request_tokens(self, body: str, subject: str) -> OAuthTokens:
         """What the token endpoint gives for a form. Raises `ProviderError`."""
-        return self.read_tokens(await self.post_as_client(self.oauth_token_url, body), what)
+        return self.read_tokens(await self.post_as_client(self.oauth_token_url, body), subject)
 
-    def read_tokens(self, answer: HttpAnswer, what: str) -> OAuthTokens:
-        """The tokens that the answer to trading `what` carries. Raises `ProviderError`."""
-        fields = require_no_error(answer, what, self.oauth_error)
-        tokens = tokens_in(
+    def read_tokens(self, response: HttpResponse, subject: str) -> OAuthTokens:
+        """The tokens that the answer to trading `subject` carries. Raises `ProviderError`."""
+        fields = require_no_error(response, subject, self.oauth_error)
+        tokens = parse_tokens(
             self.token_fields(fields),
             now=self._context.clock(),
-            scope_separators=(self.scope_separator, ",") if self._splits_at_commas else (self.scope_separator,),
+            scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
             extra_fields=self.extra_fields,
         )
         if self.tokens_never_expire:
@@ -239,7 +241,7 @@ class OAuth2Provider(BaseProvider):
         return tokens
 
     @property
-    def _splits_at_commas(self) -> bool:
+    def _splits_scopes_at_commas(self) -> bool:
         """Some answer with commas between scopes, whatever they were asked with.
 
         RFC 6749 §3.3 lets a scope have a comma: where one is known that has, answers are taken at their word.
@@ -250,12 +252,12 @@ class OAuth2Provider(BaseProvider):
         """A successful answer's fields by the names of RFC 6749 §5.1, where the provider has others."""
         return fields
 
-    def oauth_error(self, answer: HttpAnswer) -> str | None:
+    def oauth_error(self, response: HttpResponse) -> str | None:
         """The error code that an answer has, if any, in the words of RFC 6749 §5.2 where they fit."""
-        code = error_code(answer, self.error_field)
+        code = error_code(response, self.error_field)
         return self.error_codes.get(code, code) if code is not None else None
 
-    async def post_as_client(self, url: str, body: str) -> HttpAnswer:
+    async def post_as_client(self, url: str, body: str) -> HttpResponse:
         """POST a form with our client authentication (RFC 6749 §2.3.1)."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         _, headers, body = self._client_auth().prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
@@ -265,17 +267,19 @@ class OAuth2Provider(BaseProvider):
         """Our client id and secret as HTTP Basic (RFC 7617), for endpoints that take no form."""
         return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
 
-    async def revoke_by_call(self, credentials: Credentials, method: str) -> bool:
+    async def revoke_with_access_token(self, credentials: Credentials, method: str) -> bool:
         """Revoke by calling `revoke_url` with the access token itself, renewed first if it has ended."""
         if not isinstance(credentials, OAuthTokens):
             return False
         try:
-            tokens = await self.unexpired(credentials)
+            tokens = await self.refresh_if_expired(credentials)
         except ProviderRejected:
             return True  # what cannot be renewed is dead already
-        answer = await self.of(tokens).send(method, self.revoke_url or "", headers=self.request_auth(tokens).headers)
-        if not answer.is_success and not self.refuses_credentials(answer):
-            raise ProviderUnavailable(retry_after=answer.retry_after, is_refusal=answer.is_refusal)
+        response = await self.for_credentials(tokens).send(
+            method, self.revoke_url or "", headers=self.request_auth(tokens).headers
+        )
+        if not response.is_success and not self.rejects_credentials(response):
+            raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
         return True
 
     def _client_auth(self) -> ClientAuth:

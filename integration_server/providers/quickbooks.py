@@ -20,9 +20,9 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Literal
 
-from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import InvalidField
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
@@ -45,7 +45,7 @@ class QuickBooksProvider(OAuth2Provider):
     oauth_authorize_url = "https://appcenter.intuit.com/connect/oauth2"
     oauth_token_url = "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer"
     revoke_url = "https://developer.api.intuit.com/v2/oauth2/tokens/revoke"
-    places: Mapping[str, str] = MappingProxyType({"host": _HOSTS["production"]})
+    url_params: Mapping[str, str] = MappingProxyType({"host": _HOSTS["production"]})
     host_patterns = ("*.api.intuit.com",)
     required_scopes = ("com.intuit.quickbooks.accounting",)
     token_auth = "client_secret_basic"
@@ -57,9 +57,9 @@ class QuickBooksProvider(OAuth2Provider):
     rate_limits = (RateLimit(500, timedelta(minutes=1)), RateLimit(10, timedelta(seconds=1)))
     config_model = QuickBooksConfig
 
-    def located(self, config: QuickBooksConfig) -> "QuickBooksProvider":
+    def configure(self, config: QuickBooksConfig) -> "QuickBooksProvider":
         """In its world."""
-        return self.in_place(host=_HOSTS[config.environment])
+        return self.with_url_params(host=_HOSTS[config.environment])
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """The company. Raises `InvalidField`."""

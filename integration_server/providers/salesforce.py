@@ -26,7 +26,7 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpAnswer
+from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.urls import DeclaredOrigins, origin_of, url_problem
 
@@ -49,7 +49,7 @@ class SalesforceProvider(OAuth2Provider):
     revoke_url = "https://{instance}/services/oauth2/revoke"
     verify_url = "https://{instance}/services/oauth2/userinfo"
     api_base_url = "https://{instance}"
-    places: Mapping[str, str] = MappingProxyType({"login_host": "login.salesforce.com"})
+    url_params: Mapping[str, str] = MappingProxyType({"login_host": "login.salesforce.com"})
     host_patterns = (
         "*.salesforce.com",
         "*.my.salesforce.com",
@@ -71,15 +71,15 @@ class SalesforceProvider(OAuth2Provider):
     account_label_field = "preferred_username"
     config_model = SalesforceConfig
 
-    def located(self, config: SalesforceConfig) -> "SalesforceProvider":
+    def configure(self, config: SalesforceConfig) -> "SalesforceProvider":
         """By its login host."""
-        return self.in_place(login_host=config.login_host)
+        return self.with_url_params(login_host=config.login_host)
 
-    def read_tokens(self, answer: HttpAnswer, what: str) -> OAuthTokens:
+    def read_tokens(self, response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens, with the host that they are good for."""
-        tokens = super().read_tokens(answer, what)
+        tokens = super().read_tokens(response, subject)
         url = tokens.extras.get("instance_url", "")
-        if url_problem(url, dev_mode=False) or origin_of(url) not in DeclaredOrigins.of((), self.host_patterns):
+        if url_problem(url, dev_mode=False) or origin_of(url) not in DeclaredOrigins.from_urls((), self.host_patterns):
             raise ProviderUnavailable
         return replace(tokens, extras={"instance": origin_of(url).removeprefix("https://").removesuffix(":443")})
 

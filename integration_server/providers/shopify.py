@@ -46,7 +46,7 @@ class ShopifyConfig(ProviderConfig):
 
     @field_validator("shop", mode="before")
     @classmethod
-    def _name_alone(cls, value: Any) -> Any:  # noqa: ANN401  # whatever was sent
+    def _strip_domain(cls, value: Any) -> Any:  # noqa: ANN401  # whatever was sent
         return value.lower().removesuffix(_DOMAIN) if isinstance(value, str) else value
 
 
@@ -72,9 +72,9 @@ class ShopifyProvider(OAuth2Provider):
     account_label_field = "shop.name"
     config_model = ShopifyConfig
 
-    def located(self, config: ShopifyConfig) -> "ShopifyProvider":
+    def configure(self, config: ShopifyConfig) -> "ShopifyProvider":
         """At the shop."""
-        return self.in_place(shop=config.shop)
+        return self.with_url_params(shop=config.shop)
 
     def implied_by(self, scope: str) -> Collection[str]:
         """Who may write may read."""
@@ -84,7 +84,7 @@ class ShopifyProvider(OAuth2Provider):
         """Nothing to keep: the shop is known, and the callback must be from it. Raises `InvalidField`."""
         if not hmac.compare_digest(_signature(query, self.client_secret), query.get("hmac", "").encode()):
             raise InvalidField("query", "is not signed by Shopify")
-        if query.get("shop") != self.places["shop"] + _DOMAIN:
+        if query.get("shop") != self.url_params["shop"] + _DOMAIN:
             raise InvalidField("query", "is of another shop")
         return {}
 
@@ -96,7 +96,7 @@ class ShopifyProvider(OAuth2Provider):
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Uninstall the app."""
-        return await self.revoke_by_call(credentials, "DELETE")
+        return await self.revoke_with_access_token(credentials, "DELETE")
 
 
 def _signature(query: Mapping[str, str], secret: str) -> bytes:

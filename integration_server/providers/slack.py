@@ -26,15 +26,15 @@ from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import field_at, read_object, text_at
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import field_at, read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.slack import SLACK
 
-_DEAD = frozenset(
+_INVALID_TOKEN_ERRORS = frozenset(
     {"invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "user_removed_from_team"}
 )
-_LONGEST_ERROR = 4096
+_MAX_ERROR_SIZE = 4096
 _USER_TOKEN = "authed_user.access_token"
 
 
@@ -81,7 +81,7 @@ class SlackProvider(OAuth2Provider):
     account_label_field = "team"
     config_model = SlackConfig
 
-    def located(self, config: SlackConfig) -> "SlackProvider":
+    def configure(self, config: SlackConfig) -> "SlackProvider":
         """One that asks for the user's scopes too."""
         if not config.user_scopes:
             return self
@@ -94,36 +94,36 @@ class SlackProvider(OAuth2Provider):
             fields = {**user, "team": fields.get("team"), "authed_user": {"id": user.get("id")}}
         return {**fields, "token_type": "bearer"}
 
-    def refuses_credentials(self, answer: HttpAnswer) -> bool:
+    def rejects_credentials(self, response: HttpResponse) -> bool:
         """What is said with HTTP 200 too."""
-        return super().refuses_credentials(answer) or self._error_of(answer) in _DEAD
+        return super().rejects_credentials(response) or self._error_of(response) in _INVALID_TOKEN_ERRORS
 
-    def _error_of(self, answer: HttpAnswer) -> str | None:
+    def _error_of(self, response: HttpResponse) -> str | None:
         # Errors are short; what is long is not worth the reading.
-        return text_at(read_object(answer.body), "error") if len(answer.body) <= _LONGEST_ERROR else None
+        return text_at(read_object(response.body), "error") if len(response.body) <= _MAX_ERROR_SIZE else None
 
-    def refuses_token(self, answer: HttpAnswer) -> bool:
+    def rejects_access_token(self, response: HttpResponse) -> bool:
         """Whatever the method, `error` says so, with HTTP 200."""
-        return self._error_of(answer) in _DEAD
+        return self._error_of(response) in _INVALID_TOKEN_ERRORS
 
-    def is_failure(self, answer: HttpAnswer) -> bool:
+    def is_failure(self, response: HttpResponse) -> bool:
         """Whatever is not `"ok": true`."""
-        return field_at(read_object(answer.body), "ok") is not True
+        return field_at(read_object(response.body), "ok") is not True
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """End the bot's token and the user's."""
         if not isinstance(credentials, OAuthTokens):
             return False
         try:
-            tokens = await self.unexpired(credentials)
+            tokens = await self.refresh_if_expired(credentials)
         except ProviderRejected:
             return True  # what cannot be renewed is dead already
         for token in {tokens.access_token, tokens.extras.get(_USER_TOKEN, tokens.access_token)}:
-            answer = await self.send("POST", self.revoke_url, headers={"Authorization": f"Bearer {token}"})
-            if self.refuses_credentials(answer):
+            response = await self.send("POST", self.revoke_url, headers={"Authorization": f"Bearer {token}"})
+            if self.rejects_credentials(response):
                 continue  # dead before we came
-            if not answer.is_success or self.is_failure(answer):
-                raise ProviderUnavailable(retry_after=answer.retry_after)
+            if not response.is_success or self.is_failure(response):
+                raise ProviderUnavailable(retry_after=response.retry_after)
         return True
 
 

@@ -18,9 +18,9 @@
 from datetime import timedelta
 from urllib.parse import urlencode
 
-from integration_server.domain.calls import RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.stripe import STRIPE
@@ -55,9 +55,9 @@ class StripeProvider(OAuth2Provider):
             "Authorization": f"Bearer {self.client_secret}",
             "Content-Type": "application/x-www-form-urlencoded",
         }
-        answer = await self.send("POST", self.revoke_url, headers=headers, content=urlencode(form))
+        response = await self.send("POST", self.revoke_url, headers=headers, content=urlencode(form))
         try:
-            return self.read_revocation(answer)
+            return self.read_revocation(response)
         except ProviderMisconfigured as error:
             raise ProviderRejected("revocation", oauth_error=error.oauth_error) from error
 

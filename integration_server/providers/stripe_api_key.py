@@ -10,7 +10,7 @@
 
 from datetime import timedelta
 
-from integration_server.domain.calls import RateLimit
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.webhooks.stripe import STRIPE

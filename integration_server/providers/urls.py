@@ -13,8 +13,8 @@ _URL = re.compile(
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_PLACE = re.compile(r"\{([A-Za-z_]+)\}")
-_PLACED = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PARAM = re.compile(r"\{([A-Za-z_]+)\}")
+_PARAM_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _PATTERN = re.compile(rf"\*(?P<domain>(?:\.{_DNS_LABEL})+\.[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?)")
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
@@ -30,29 +30,29 @@ def url_problem(url: str, *, dev_mode: bool) -> str | None:
     return None
 
 
-def places_in(url: str) -> tuple[str, ...]:
+def template_params(url: str) -> tuple[str, ...]:
     """The names in braces that a declared URL leaves open: "https://{shop}.shops.example" has "shop"."""
-    return tuple(_PLACE.findall(url))
+    return tuple(_PARAM.findall(url))
 
 
 def has_open_host(url: str) -> bool:
     """Whether one of them is in the host."""
-    return bool(places_in(url.partition("://")[2].partition("/")[0]))
+    return bool(template_params(url.partition("://")[2].partition("/")[0]))
 
 
-def fill(url: str, places: Mapping[str, str]) -> str:
+def fill(url: str, url_params: Mapping[str, str]) -> str:
     """The URL with its places filled: each by a host, a part of one, or one segment of a path, and by no more.
 
     Raises `ValueError` for a place that is not known, or that holds anything else.
     """
 
     def value(match: re.Match[str]) -> str:
-        placed = places.get(match[1], "")
-        if not _PLACED.fullmatch(placed):
+        value_text = url_params.get(match[1], "")
+        if not _PARAM_VALUE.fullmatch(value_text):
             raise ValueError(f"nothing fit to be {match[1]} in a URL is known")
-        return placed
+        return value_text
 
-    return _PLACE.sub(value, url)
+    return _PARAM.sub(value, url)
 
 
 def origin_of(url: str) -> str:
@@ -78,7 +78,7 @@ class DeclaredOrigins:
     domains: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> Self:
+    def from_urls(cls, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> Self:
         """The origins of URLs, and those with a host of one of the patterns, for https at its usual port."""
         return cls(frozenset(map(origin_of, urls)), tuple(pattern.removeprefix("*") for pattern in host_patterns))
 

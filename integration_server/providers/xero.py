@@ -23,15 +23,15 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from integration_server.domain.calls import LimitScope, RateLimit
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.base import ProviderConfig
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.json_answers import read_array, read_object, text_at
+from integration_server.providers.lenient_json import read_array, read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.xero import XERO
-from integration_server.service.ports import NewAccount
+from integration_server.service.integrations.ports import NewAccount
 
 
 class XeroConfig(ProviderConfig):
@@ -64,17 +64,17 @@ class XeroProvider(OAuth2Provider):
     calls_at_once = 5
     config_model = XeroConfig
 
-    wanted_tenant: str | None = None
+    configured_tenant: str | None = None
     """The tenant that a config names."""
 
-    def located(self, config: XeroConfig) -> "XeroProvider":
+    def configure(self, config: XeroConfig) -> "XeroProvider":
         """For the tenant."""
-        return self if config.tenant_id is None else self.with_attributes(wanted_tenant=str(config.tenant_id))
+        return self if config.tenant_id is None else self.with_attributes(configured_tenant=str(config.tenant_id))
 
-    async def completed(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Ask which tenants there are, and pick one."""
         tenants = await self._tenants(tokens)
-        chosen = _chosen(tenants, self.wanted_tenant, _event_of(tokens.access_token))
+        chosen = _select_tenant(tenants, self.configured_tenant, _authorization_event_id(tokens.access_token))
         if chosen is None:
             raise ProviderRejected("tenant")
         return replace(tokens, extras={**tokens.extras, "tenant_id": chosen})
@@ -97,26 +97,26 @@ class XeroProvider(OAuth2Provider):
 
     async def _tenants(self, credentials: Credentials) -> Sequence[Mapping[str, Any]]:
         headers = super().request_auth(credentials).headers
-        answer = await self.send("GET", self.verify_url, headers=headers)
-        if self.refuses_credentials(answer):
+        response = await self.send("GET", self.verify_url, headers=headers)
+        if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
-        tenants = read_array(answer.body)
-        if not answer.is_success or tenants is None:
-            raise ProviderUnavailable(retry_after=answer.retry_after)
+        tenants = read_array(response.body)
+        if not response.is_success or tenants is None:
+            raise ProviderUnavailable(retry_after=response.retry_after)
         return [tenant for tenant in tenants if isinstance(tenant, dict)]
 
 
-def _chosen(tenants: Sequence[Mapping[str, Any]], wanted: str | None, event: str | None) -> str | None:
+def _select_tenant(tenants: Sequence[Mapping[str, Any]], configured: str | None, event: str | None) -> str | None:
     ids = [text_at(tenant, "tenantId") for tenant in tenants]
-    if wanted is not None:
-        return wanted if wanted in ids else None
+    if configured is not None:
+        return configured if configured in ids else None
     by_event = [text_at(tenant, "tenantId") for tenant in tenants if event and text_at(tenant, "authEventId") == event]
     if by_event:
         return by_event[0]
     return ids[0] if len(ids) == 1 else None
 
 
-def _event_of(access_token: str) -> str | None:
+def _authorization_event_id(access_token: str) -> str | None:
     """What a token that has come straight from Xero says of itself; there is no need to verify it."""
     payload = access_token.split(".")[1] if access_token.count(".") == 2 else ""
     try:

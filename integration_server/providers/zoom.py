@@ -12,8 +12,8 @@
 """
 
 from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpAnswer
-from integration_server.providers.json_answers import read_object, text_at
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
 
@@ -35,11 +35,11 @@ class ZoomProvider(OAuth2Provider):
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
 
-    def oauth_error(self, answer: HttpAnswer) -> str | None:
+    def oauth_error(self, response: HttpResponse) -> str | None:
         """The error, by its reason where that says more."""
-        if text_at(read_object(answer.body), "reason") == "Invalid Token!":
+        if text_at(read_object(response.body), "reason") == "Invalid Token!":
             return "invalid_grant"
-        return super().oauth_error(answer)
+        return super().oauth_error(response)
 
 
 def register(factory: ProviderFactory) -> None:

@@ -8,8 +8,8 @@ import grpc
 from google.protobuf.message import Message
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.rpc.handlers import Handler
-from integration_server.service.deadlines import Effort
+from integration_server.rpc.interceptors import Handler
+from integration_server.service.proxy.call_deadline import CallBudget
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
     """
 
     def __init__(self) -> None:
-        self._winding_up: set[asyncio.Task[Any]] = set()
+        self._cancelling: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
         self,
@@ -38,33 +38,33 @@ class DeadlineInterceptor(grpc.aio.ServerInterceptor):
             return handler
         behaviour: Any = handler.unary_unary  # typed for threads only
 
-        async def answer(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        async def respond(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             remaining = cast("float | None", context.time_remaining())  # the types know no calls without a deadline
-            work: Coroutine[Any, Any, Message] = behaviour(request, context)
-            return await (work if remaining is None else self._in_time(work, remaining))
+            call: Coroutine[Any, Any, Message] = behaviour(request, context)
+            return await (call if remaining is None else self._run_with_deadline(call, remaining))
 
         return grpc.unary_unary_rpc_method_handler(
-            answer,
+            respond,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    async def _in_time(self, work: Coroutine[Any, Any, T], remaining: float) -> T:
+    async def _run_with_deadline(self, call: Coroutine[Any, Any, T], remaining: float) -> T:
         timeout = remaining - min(remaining * _MARGIN_SHARE, _LONGEST_MARGIN)
         loop = asyncio.get_running_loop()
-        effort = Effort(loop.time() + timeout)
-        task = loop.create_task(work, context=effort.context())
-        self._winding_up.add(task)
-        task.add_done_callback(self._ended)
+        call_budget = CallBudget(loop.time() + timeout)
+        task = loop.create_task(call, context=call_budget.context())
+        self._cancelling.add(task)
+        task.add_done_callback(self._on_done)
         try:
             await asyncio.wait({task}, timeout=timeout)
-            if not task.done() and effort.store_waits:
+            if not task.done() and call_budget.pending_store_calls:
                 raise StoreUnavailable
             return await task
         finally:
             task.cancel()
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._winding_up.discard(task)
+    def _on_done(self, task: asyncio.Task[Any]) -> None:
+        self._cancelling.discard(task)
         if not task.cancelled():
             task.exception()  # who asked has either got it or gone

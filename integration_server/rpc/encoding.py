@@ -4,17 +4,17 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from integration_server.domain.calls import ApiAnswer
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status
+from integration_server.domain.proxy_messages import ApiResponse
 from integration_server.domain.revocation import RevocationState
-from integration_server.domain.webhooks import WebhookAnswer
-from integration_server.service.consuming import NumberedEvent
-from integration_server.service.credentials import UsableCredentials
-from integration_server.service.ports import Provider
-from integration_server.service.watching import Told
+from integration_server.domain.webhooks import WebhookResponse
+from integration_server.service.credentials.credential_service import UsableCredentials
+from integration_server.service.events.event_stream import StreamItem
+from integration_server.service.provider_port import Provider
+from integration_server.service.webhooks.webhook_delivery import NumberedEvent
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, integration_service_pb2, webhook_pb2
 
 _STATUSES = {
@@ -100,7 +100,7 @@ def _failure(value: Failure | None) -> integration_pb2.LastError | None:
     )
 
 
-def disconnected(
+def disconnect_response(
     integration_id: IntegrationId, state: RevocationState
 ) -> integration_service_pb2.DisconnectIntegrationResponse:
     """What became of an integration that is gone here."""
@@ -168,7 +168,7 @@ def credentials(value: UsableCredentials) -> credentials_pb2.Credentials:
     return encoded
 
 
-def webhook_answer(value: WebhookAnswer) -> integration_service_pb2.ReceiveWebhookResponse:
+def webhook_response(value: WebhookResponse) -> integration_service_pb2.ReceiveWebhookResponse:
     """What to answer a provider."""
     headers = [webhook_pb2.WebhookHeader(name=name, value=text.encode()) for name, text in value.headers.items()]
     return integration_service_pb2.ReceiveWebhookResponse(status_code=value.status, headers=headers, body=value.body)
@@ -185,7 +185,7 @@ def webhook_event(value: NumberedEvent) -> webhook_pb2.WebhookEvent:
     )
 
 
-def told(value: Told) -> integration_service_pb2.WatchIntegrationsResponse:
+def stream_item(value: StreamItem) -> integration_service_pb2.WatchIntegrationsResponse:
     """What a stream says."""
     event = None if value.event is None else _integration_event(value.event)
     return integration_service_pb2.WatchIntegrationsResponse(cursor=value.cursor, event=event)
@@ -204,7 +204,7 @@ def _integration_event(value: IntegrationEvent) -> event_pb2.IntegrationEvent:
     )
 
 
-def api_answer(value: ApiAnswer) -> integration_service_pb2.CallProviderResponse:
+def api_response(value: ApiResponse) -> integration_service_pb2.CallProviderResponse:
     """A provider's answer."""
     return integration_service_pb2.CallProviderResponse(
         status_code=value.status,

@@ -18,7 +18,14 @@ from grpc_status import rpc_status
 
 from integration_server.domain import errors
 from integration_server.domain.errors import IntegrationServerError, InvalidField
-from integration_server.rpc.handlers import Context, Handler, Payload, answer_of, answers_of, doing
+from integration_server.rpc.interceptors import (
+    Context,
+    Handler,
+    Payload,
+    stream_behaviour,
+    unary_behaviour,
+    wrap_handler,
+)
 
 DOMAIN = "integrations.v1"
 
@@ -48,7 +55,7 @@ _CODES: dict[type[IntegrationServerError], int] = {
     errors.CallerNotAllowed: code_pb2.PERMISSION_DENIED,
     errors.ApiNotDeclared: code_pb2.FAILED_PRECONDITION,
     errors.RateLimited: code_pb2.RESOURCE_EXHAUSTED,
-    errors.AnswerTooLarge: code_pb2.RESOURCE_EXHAUSTED,
+    errors.ResponseTooLarge: code_pb2.RESOURCE_EXHAUSTED,
     errors.ResourceNotFound: code_pb2.NOT_FOUND,
     errors.ResourceAlreadyExists: code_pb2.ALREADY_EXISTS,
     errors.EtagMismatch: code_pb2.ABORTED,
@@ -69,7 +76,7 @@ def status_of(error: IntegrationServerError) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromTimedelta(error.retry_after)
         details.append(retry)
-    return status_pb2.Status(code=_code_of(error), message=str(error), details=map(_packed, details))
+    return status_pb2.Status(code=_code_of(error), message=str(error), details=map(_pack, details))
 
 
 def _code_of(error: IntegrationServerError) -> int:
@@ -77,7 +84,7 @@ def _code_of(error: IntegrationServerError) -> int:
     return next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
 
 
-def _packed(message: Message) -> PackedMessage:
+def _pack(message: Message) -> PackedMessage:
     packed = PackedMessage()
     packed.Pack(message)
     return packed
@@ -100,32 +107,32 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return handler
 
-        async def answer(request: Payload, context: Context) -> Payload:
+        async def respond(request: Payload, context: Context) -> Payload:
             try:
-                return await answer_of(handler)(request, context)
+                return await unary_behaviour(handler)(request, context)
             except Exception as error:
-                return await self._end(error, method, context)
+                return await self._abort(error, method, context)
 
-        async def answers(request: Payload, context: Context) -> AsyncGenerator[Payload, None]:
+        async def respond_stream(request: Payload, context: Context) -> AsyncGenerator[Payload, None]:
             try:
-                async with aclosing(answers_of(handler)(request, context)) as stream:
+                async with aclosing(stream_behaviour(handler)(request, context)) as stream:
                     async for response in stream:
                         yield response
             except Exception as error:
-                await self._end(error, method, context)
+                await self._abort(error, method, context)
 
-        return doing(handler, answer, answers)
+        return wrap_handler(handler, respond, respond_stream)
 
-    async def _end(self, error: Exception, method: str, context: Context) -> NoReturn:
+    async def _abort(self, error: Exception, method: str, context: Context) -> NoReturn:
         """End a call with the status of what was raised."""
         if isinstance(error, grpc.aio.AbortError):
             raise error  # the handler has given its own status
         if isinstance(error, IntegrationServerError):
-            self._log.info("refused", method=method, reason=error.reason)
+            self._log.info("rpc_rejected", method=method, reason=error.reason)
             status = rpc_status.to_status(status_of(error))
         else:
             # An exception's text may quote what it choked on, so only its kind and place are logged.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            self._log.error("fault", method=method, kind=type(error).__qualname__, place=place)
+            stack = "".join(traceback.format_tb(error.__traceback__))
+            self._log.error("unhandled_exception", method=method, kind=type(error).__qualname__, stack=stack)
             status = rpc_status.to_status(status_pb2.Status(code=code_pb2.INTERNAL, message="internal error"))
         await context.abort(status.code, status.details, status.trailing_metadata)

@@ -4,8 +4,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from integration_server.rpc import calendars, decoding
-from integration_server.service.google_calendar import GoogleCalendar
+from integration_server.rpc import decoding, google_calendar_mapping
+from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integrations.v1 import google_calendar_pb2 as pb
 from integrations.v1 import google_calendar_pb2_grpc as pb_grpc
 
@@ -23,11 +23,11 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         page = await self._calendar.list_calendars(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            calendars.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+            google_calendar_mapping.page_size(request.page_size),
+            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
         )
         return pb.ListCalendarsResponse(
-            calendars=map(calendars.calendar, page.calendars), next_page_token=page.next_page_token
+            calendars=map(google_calendar_mapping.calendar, page.calendars), next_page_token=page.next_page_token
         )
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
@@ -35,11 +35,11 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         page = await self._calendar.list_events(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            calendars.calendar_id(request.calendar_id),
-            calendars.query(request),
+            google_calendar_mapping.calendar_id(request.calendar_id),
+            google_calendar_mapping.query(request),
         )
         return pb.ListEventsResponse(
-            events=map(calendars.encoded, page.events),
+            events=map(google_calendar_mapping.encode_event, page.events),
             next_page_token=page.next_page_token,
             next_sync_token=page.next_sync_token,
             time_zone=page.time_zone,
@@ -50,32 +50,32 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         event = await self._calendar.create_event(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            calendars.calendar_id(request.calendar_id),
-            calendars.event(request.event),
-            calendars.notify(request.notify),
+            google_calendar_mapping.calendar_id(request.calendar_id),
+            google_calendar_mapping.event(request.event),
+            google_calendar_mapping.notify(request.notify),
         )
-        return pb.CreateEventResponse(event=calendars.encoded(event))
+        return pb.CreateEventResponse(event=google_calendar_mapping.encode_event(event))
 
     async def UpdateEvent(self, request: pb.UpdateEventRequest, context: Context) -> pb.UpdateEventResponse:
         """Change an event."""
         event = await self._calendar.update_event(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            calendars.calendar_id(request.calendar_id),
-            calendars.event(request.event),
-            calendars.update_mask(request.update_mask.paths),
-            calendars.notify(request.notify),
+            google_calendar_mapping.calendar_id(request.calendar_id),
+            google_calendar_mapping.event(request.event),
+            google_calendar_mapping.update_mask(request.update_mask.paths),
+            google_calendar_mapping.notify(request.notify),
         )
-        return pb.UpdateEventResponse(event=calendars.encoded(event))
+        return pb.UpdateEventResponse(event=google_calendar_mapping.encode_event(event))
 
     async def DeleteEvent(self, request: pb.DeleteEventRequest, context: Context) -> pb.DeleteEventResponse:
         """Delete an event."""
         await self._calendar.delete_event(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            calendars.calendar_id(request.calendar_id),
+            google_calendar_mapping.calendar_id(request.calendar_id),
             decoding.text("event_id", request.event_id, 1024),
-            calendars.etag("etag", request.etag),
-            calendars.notify(request.notify),
+            google_calendar_mapping.etag("etag", request.etag),
+            google_calendar_mapping.notify(request.notify),
         )
         return pb.DeleteEventResponse()

@@ -18,7 +18,7 @@ LIVENESS = "liveness"
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
-class Health(pb_grpc.HealthServicer):
+class ServerHealthServicer(pb_grpc.HealthServicer):
     """Readiness of `""` and of each service together, which begins as NOT_SERVING; and liveness."""
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -62,14 +62,14 @@ class Health(pb_grpc.HealthServicer):
     async def Watch(self, request: pb.HealthCheckRequest, context: Context) -> AsyncIterator[pb.HealthCheckResponse]:
         """One service's status now and whenever it changes, until the server stops."""
         unknown = pb.HealthCheckResponse(status=pb.HealthCheckResponse.SERVICE_UNKNOWN)
-        told = None
+        last_sent = None
         while True:
             # Taken together: what changes while a slow watcher is being told is told next.
             changed, draining = self._changed, self._draining
             status = self._statuses().get(request.service, unknown)
-            if status != told:
+            if status != last_sent:
                 yield status
-                told = status
+                last_sent = status
             if draining:
                 return
             await changed.wait()

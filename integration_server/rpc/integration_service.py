@@ -9,19 +9,19 @@ import grpc
 
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import decoding, encoding
-from integration_server.rpc.guard import current_reach
-from integration_server.service.calling import Calling
-from integration_server.service.connecting import Callback, Connecting, ConnectionRequest
-from integration_server.service.connecting_by_key import ConnectingByKey, KeyConnectionRequest
-from integration_server.service.consuming import Consuming
-from integration_server.service.credentials import GivingCredentials
-from integration_server.service.managing import Change, Managing
-from integration_server.service.monitoring import Monitoring
-from integration_server.service.ports import Clock
-from integration_server.service.receiving import Receiving
-from integration_server.service.revoking import Revoking
-from integration_server.service.watching import Watching
-from integration_server.service.webhook_secrets import WebhookSecrets
+from integration_server.rpc.authentication import current_allowed_types
+from integration_server.service.common_types import Clock
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
+from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
+from integration_server.service.connections.revocation import RevocationService
+from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.events.event_stream import EventStream
+from integration_server.service.health.health_checks import HealthChecker
+from integration_server.service.integrations.integration_manager import IntegrationManager, IntegrationUpdate
+from integration_server.service.proxy.calls import ApiProxy
+from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
+from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
+from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -34,60 +34,60 @@ _CHANGEABLE = frozenset({"name", "config", "is_active"})
 class UseCases:
     """What the service can do."""
 
-    connecting: Connecting
-    connecting_by_key: ConnectingByKey
-    managing: Managing
-    revoking: Revoking
-    credentials: GivingCredentials
-    monitoring: Monitoring
-    receiving: Receiving
-    consuming: Consuming
+    oauth_connection: OAuthConnectionService
+    api_key_connection: ApiKeyConnectionService
+    integration_manager: IntegrationManager
+    revocation_service: RevocationService
+    credentials: CredentialService
+    health_checker: HealthChecker
+    webhook_ingestion: WebhookIngestion
+    webhook_delivery: WebhookDelivery
     webhook_secrets: WebhookSecrets
-    watching: Watching
-    calling: Calling
+    event_stream: EventStream
+    api_proxy: ApiProxy
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
     """The RPCs of the contract."""
 
     def __init__(self, use_cases: UseCases, clock: Clock) -> None:
-        self._do = use_cases
+        self._use_cases = use_cases
         self._clock = clock
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Begin an OAuth 2 connection."""
-        begun = await self._do.connecting.begin_connection(
+        authorization = await self._use_cases.oauth_connection.begin_connection(
             ConnectionRequest(
                 user_id=decoding.user_id(request.user_id),
                 integration_type=decoding.integration_type(request.integration_type),
-                redirect_uri=decoding.text("redirect_uri", request.redirect_uri, decoding.LONGEST_URL),
+                redirect_uri=decoding.text("redirect_uri", request.redirect_uri, decoding.MAX_URL_LENGTH),
                 scopes=decoding.scopes("scopes", request.scopes),
-                return_url=decoding.text("return_url", request.return_url, decoding.LONGEST_URL),
-                name=decoding.text("name", request.name, decoding.LONGEST_NAME),
+                return_url=decoding.text("return_url", request.return_url, decoding.MAX_URL_LENGTH),
+                name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH),
                 config=decoding.config(request.config),
                 integration_id=decoding.optional_integration_id(request.integration_id),
             )
         )
         return pb.ConnectResponse(
-            authorization_url=begun.url,
-            state=begun.state,
-            expire_time=encoding.timestamp(begun.expire_time),
-            integration_id=begun.integration_id,
+            authorization_url=authorization.url,
+            state=authorization.state,
+            expire_time=encoding.timestamp(authorization.expire_time),
+            integration_id=authorization.integration_id,
         )
 
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Take the provider's answer to an authorization."""
-        decoding.text("error_description", request.error_description, decoding.LONGEST_PARAMETER)
-        outcome = await self._do.connecting.handle_callback(
+        decoding.text("error_description", request.error_description, decoding.MAX_PARAMETER_LENGTH)
+        outcome = await self._use_cases.oauth_connection.handle_callback(
             Callback(
-                state=decoding.required_text("state", request.state, decoding.LONGEST_PARAMETER),
-                code=decoding.text("code", request.code, decoding.LONGEST_PARAMETER),
-                integration_type=decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
-                iss=decoding.text("iss", request.iss, decoding.LONGEST_URL),
-                error=decoding.text("error", request.error, decoding.LONGEST_PARAMETER),
+                state=decoding.required_text("state", request.state, decoding.MAX_PARAMETER_LENGTH),
+                code=decoding.text("code", request.code, decoding.MAX_PARAMETER_LENGTH),
+                integration_type=decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
+                iss=decoding.text("iss", request.iss, decoding.MAX_URL_LENGTH),
+                error=decoding.text("error", request.error, decoding.MAX_PARAMETER_LENGTH),
                 user_id=decoding.user_id(request.user_id) if request.user_id else None,
                 query=decoding.query("query", request.query),
-                reach=current_reach(),
+                allowed_types=current_allowed_types(),
             )
         )
         return pb.HandleCallbackResponse(
@@ -103,10 +103,10 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ConfirmConnectionRequest, context: Context
     ) -> pb.ConfirmConnectionResponse:
         """Finish a connection for the user who is signed in."""
-        outcome = await self._do.connecting.confirm_connection(
-            decoding.required_text("confirmation_token", request.confirmation_token, decoding.LONGEST_PARAMETER),
+        outcome = await self._use_cases.oauth_connection.confirm_connection(
+            decoding.required_text("confirmation_token", request.confirmation_token, decoding.MAX_PARAMETER_LENGTH),
             decoding.user_id(request.user_id),
-            current_reach(),
+            current_allowed_types(),
         )
         return pb.ConfirmConnectionResponse(
             success=outcome.success,
@@ -120,14 +120,14 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ConnectWithApiKeyRequest, context: Context
     ) -> pb.ConnectWithApiKeyResponse:
         """Connect with a key."""
-        integration = await self._do.connecting_by_key.connect_with_api_key(
-            KeyConnectionRequest(
+        integration = await self._use_cases.api_key_connection.connect_with_api_key(
+            ApiKeyConnectionRequest(
                 user_id=decoding.user_id(request.user_id),
                 integration_type=decoding.integration_type(request.integration_type),
                 api_key=decoding.key("api_key", request.api_key),
                 api_secret=decoding.key("api_secret", request.api_secret),
                 webhook_secret=decoding.key("webhook_secret", request.webhook_secret),
-                name=decoding.text("name", request.name, decoding.LONGEST_NAME),
+                name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH),
                 config=decoding.config(request.config),
                 integration_id=decoding.optional_integration_id(request.integration_id),
             )
@@ -138,12 +138,12 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ListIntegrationsRequest, context: Context
     ) -> pb.ListIntegrationsResponse:
         """List a user's integrations."""
-        page = await self._do.managing.list_integrations(
+        page = await self._use_cases.integration_manager.list_integrations(
             decoding.user_id(request.user_id),
-            decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
+            decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
             decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
-            current_reach(),
+            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
+            current_allowed_types(),
         )
         now = self._clock()
         return pb.ListIntegrationsResponse(
@@ -153,7 +153,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
         """Look at one integration."""
-        integration = await self._do.managing.get_integration(
+        integration = await self._use_cases.integration_manager.get_integration(
             decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
         )
         return pb.GetIntegrationResponse(integration=encoding.integration(integration, self._clock()))
@@ -162,7 +162,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.UpdateIntegrationRequest, context: Context
     ) -> pb.UpdateIntegrationResponse:
         """Change one integration."""
-        integration = await self._do.managing.update_integration(
+        integration = await self._use_cases.integration_manager.update_integration(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             _change(request),
@@ -174,12 +174,16 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     ) -> pb.DisconnectIntegrationResponse:
         """Delete one integration."""
         integration_id = decoding.integration_id(request.integration_id)
-        state = await self._do.revoking.disconnect_integration(integration_id, decoding.user_id(request.user_id))
-        return encoding.disconnected(integration_id, state)
+        state = await self._use_cases.revocation_service.disconnect_integration(
+            integration_id, decoding.user_id(request.user_id)
+        )
+        return encoding.disconnect_response(integration_id, state)
 
     async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
         """Check all of a user's integrations."""
-        report = await self._do.monitoring.check_all_health(decoding.user_id(request.user_id), current_reach())
+        report = await self._use_cases.health_checker.check_all_health(
+            decoding.user_id(request.user_id), current_allowed_types()
+        )
         return pb.CheckAllHealthResponse(
             total_integrations=len(report.checks),
             healthy_count=report.healthy_count,
@@ -191,7 +195,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def CheckHealth(self, request: pb.CheckHealthRequest, context: Context) -> pb.CheckHealthResponse:
         """Check one integration."""
-        check = await self._do.monitoring.check_health(
+        check = await self._use_cases.health_checker.check_health(
             decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
         )
         return pb.CheckHealthResponse(health_check=encoding.health_check(check))
@@ -200,11 +204,11 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ListHealthChecksRequest, context: Context
     ) -> pb.ListHealthChecksResponse:
         """List the checks of one integration."""
-        history = await self._do.monitoring.list_health_checks(
+        history = await self._use_cases.health_checker.list_health_checks(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
         )
         return pb.ListHealthChecksResponse(
             health_checks=map(encoding.health_check, history.checks),
@@ -214,7 +218,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
         """Renew an access token."""
-        token = await self._do.credentials.refresh_token(
+        token = await self._use_cases.credentials.refresh_token(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             force=request.force,
@@ -230,12 +234,12 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.ListIntegrationTypesRequest, context: Context
     ) -> pb.ListIntegrationTypesResponse:
         """List what can be connected here."""
-        providers = self._do.managing.list_integration_types(current_reach())
+        providers = self._use_cases.integration_manager.list_integration_types(current_allowed_types())
         return pb.ListIntegrationTypesResponse(integration_types=map(encoding.integration_type, providers))
 
     async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:
         """Hand out credentials that work."""
-        usable = await self._do.credentials.get_credentials(
+        usable = await self._use_cases.credentials.get_credentials(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             decoding.duration("min_ttl", request.min_ttl) if request.HasField("min_ttl") else None,
@@ -245,23 +249,23 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
         """Take what a provider sends by itself."""
-        answer = await self._do.receiving.receive_webhook(
+        response = await self._use_cases.webhook_ingestion.receive_webhook(
             decoding.integration_type(request.integration_type),
-            decoding.required_text("endpoint", request.endpoint, decoding.LONGEST_NAME),
+            decoding.required_text("endpoint", request.endpoint, decoding.MAX_NAME_LENGTH),
             decoding.webhook(request),
         )
-        return encoding.webhook_answer(answer)
+        return encoding.webhook_response(response)
 
     async def ListWebhookEvents(
         self, request: pb.ListWebhookEventsRequest, context: Context
     ) -> pb.ListWebhookEventsResponse:
         """List what webhooks have brought."""
-        page = await self._do.consuming.list_webhook_events(
+        page = await self._use_cases.webhook_delivery.list_webhook_events(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            decoding.required_text("consumer", request.consumer, decoding.LONGEST_CONSUMER),
+            decoding.required_text("consumer", request.consumer, decoding.MAX_CONSUMER_LENGTH),
             decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.LONGEST_PARAMETER),
+            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
         )
         return pb.ListWebhookEventsResponse(
             events=map(encoding.webhook_event, page.events), next_page_token=page.next_page_token
@@ -271,69 +275,69 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         self, request: pb.AckWebhookEventsRequest, context: Context
     ) -> pb.AckWebhookEventsResponse:
         """Move a consumer's place."""
-        number = await self._do.consuming.acknowledge_webhook_events(
+        through_number = await self._use_cases.webhook_delivery.acknowledge_webhook_events(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
-            decoding.required_text("consumer", request.consumer, decoding.LONGEST_CONSUMER),
-            decoding.event_number(request.number),
+            decoding.required_text("consumer", request.consumer, decoding.MAX_CONSUMER_LENGTH),
+            decoding.through_number(request.through_number),
         )
-        return pb.AckWebhookEventsResponse(number=number)
+        return pb.AckWebhookEventsResponse(through_number=through_number)
 
     async def GetWebhookEndpoint(
         self, request: pb.GetWebhookEndpointRequest, context: Context
     ) -> pb.GetWebhookEndpointResponse:
         """Tell an integration's own webhook address."""
-        address = await self._do.webhook_secrets.get_webhook_endpoint(
+        address = await self._use_cases.webhook_secrets.get_webhook_endpoint(
             decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
         )
         return pb.GetWebhookEndpointResponse(
             webhook_url=address.url,
             has_secret=address.has_secret,
-            set_time=encoding.timestamp(address.set_time),
-            former_expire_time=encoding.timestamp(address.former_expire_time),
+            secret_set_time=encoding.timestamp(address.secret_set_time),
+            previous_expire_time=encoding.timestamp(address.previous_expire_time),
         )
 
     async def SetWebhookSecret(
         self, request: pb.SetWebhookSecretRequest, context: Context
     ) -> pb.SetWebhookSecretResponse:
         """Set or make what an integration's own webhooks are signed with."""
-        done = await self._do.webhook_secrets.set_webhook_secret(
+        result = await self._use_cases.webhook_secrets.set_webhook_secret(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             decoding.key("webhook_secret", request.webhook_secret),
-            decoding.duration("former_ttl", request.former_ttl) if request.HasField("former_ttl") else None,
+            decoding.duration("previous_ttl", request.previous_ttl) if request.HasField("previous_ttl") else None,
         )
         return pb.SetWebhookSecretResponse(
-            webhook_url=done.url,
-            webhook_secret=done.made,
-            former_expire_time=encoding.timestamp(done.former_expire_time),
+            webhook_url=result.url,
+            webhook_secret=result.generated_secret,
+            previous_expire_time=encoding.timestamp(result.previous_expire_time),
         )
 
     async def WatchIntegrations(
         self, request: pb.WatchIntegrationsRequest, context: Context
     ) -> AsyncIterator[pb.WatchIntegrationsResponse]:
         """Tell of what happens to integrations."""
-        stream = self._do.watching.watch(
+        stream = self._use_cases.event_stream.watch(
             decoding.user_id(request.user_id) if request.user_id else None,
-            decoding.text("integration_type", request.integration_type, decoding.LONGEST_NAME),
-            decoding.text("cursor", request.cursor, decoding.LONGEST_PARAMETER),
-            current_reach(),
+            decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
+            decoding.text("cursor", request.cursor, decoding.MAX_PARAMETER_LENGTH),
+            current_allowed_types(),
         )
         async with aclosing(stream):
-            async for told in stream:
-                yield encoding.told(told)
+            async for stream_item in stream:
+                yield encoding.stream_item(stream_item)
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""
-        answer = await self._do.calling.call_provider(
+        response = await self._use_cases.api_proxy.call_provider(
             decoding.integration_id(request.integration_id),
             decoding.user_id(request.user_id),
             decoding.api_request(request),
         )
-        return encoding.api_answer(answer)
+        return encoding.api_response(response)
 
 
-def _change(request: pb.UpdateIntegrationRequest) -> Change:
+def _change(request: pb.UpdateIntegrationRequest) -> IntegrationUpdate:
     """What to set: the masked fields, absent ones cleared; without a mask the fields that are present."""
     masked = frozenset(request.update_mask.paths)
     for path in masked - _CHANGEABLE:
@@ -341,8 +345,8 @@ def _change(request: pb.UpdateIntegrationRequest) -> Change:
     chosen = masked or {field for field in _CHANGEABLE if request.HasField(field)}
     if "is_active" in chosen and not request.HasField("is_active"):
         raise InvalidField("is_active", "cannot be cleared; give it, or leave it out of update_mask")
-    return Change(
-        name=decoding.text("name", request.name, decoding.LONGEST_NAME) if "name" in chosen else None,
+    return IntegrationUpdate(
+        name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH) if "name" in chosen else None,
         config=decoding.config(request.config) if "config" in chosen else None,
         is_active=request.is_active if "is_active" in chosen else None,
     )

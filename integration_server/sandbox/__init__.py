@@ -5,7 +5,8 @@ made on both sides alike. Everything is in memory and gone when the process ends
 """
 
 from integration_server.sandbox.app import create_app
-from integration_server.sandbox.behaviour import OMIT, Behaviour, Endpoint, Fault, Work
+from integration_server.sandbox.behaviour import OMIT, Behaviour, Endpoint, Fault, Handler
+from integration_server.sandbox.browser_user import decide
 from integration_server.sandbox.calendar import QUOTA_BODY
 from integration_server.sandbox.faults import (
     BAD_GATEWAY,
@@ -14,14 +15,13 @@ from integration_server.sandbox.faults import (
     HTML,
     JSON_ARRAY,
     REDIRECT,
-    Bloated,
-    Drip,
     Hang,
+    OversizedBody,
     Reset,
     ResetMidway,
+    SlowBody,
 )
 from integration_server.sandbox.model import SAMPLE_SCOPES, Account, ApiKey, Client, Grant, TokenCall, fingerprint
-from integration_server.sandbox.person import decide
 from integration_server.sandbox.server import run_sandbox, serving
 from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
 
@@ -38,20 +38,20 @@ __all__ = [
     "Account",
     "ApiKey",
     "Behaviour",
-    "Bloated",
     "Client",
     "Clock",
-    "Drip",
     "Endpoint",
     "Fault",
     "Grant",
+    "Handler",
     "Hang",
+    "OversizedBody",
     "Reset",
     "ResetMidway",
     "Sandbox",
+    "SlowBody",
     "TokenCall",
     "TokenFactory",
-    "Work",
     "create_app",
     "decide",
     "fingerprint",

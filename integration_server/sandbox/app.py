@@ -6,10 +6,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from integration_server.sandbox.authorization import AuthorizationEndpoint
-from integration_server.sandbox.behaviour import Endpoint, Work
+from integration_server.sandbox.behaviour import Endpoint, Handler
 from integration_server.sandbox.calendar import CalendarApi
-from integration_server.sandbox.elsewhere import Elsewhere
 from integration_server.sandbox.pages import Pages
+from integration_server.sandbox.redirect_target import RedirectTarget
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.tokens import RevocationEndpoint, TokenEndpoint
@@ -22,16 +22,16 @@ def create_app(sandbox: Sandbox) -> Starlette:
     """An ASGI application that speaks for `sandbox`. It keeps nothing of its own."""
     authorization = AuthorizationEndpoint(sandbox, Pages())
     resources = Resources(sandbox)
-    elsewhere = Elsewhere(sandbox)
+    redirect_target = RedirectTarget(sandbox)
     calendar = CalendarApi(sandbox)
 
-    def route(method: str, path: str, endpoint: Endpoint, work: Work) -> Route:
-        async def answer(request: Request) -> Response:
-            with sandbox.counting(endpoint):
+    def route(method: str, path: str, endpoint: Endpoint, handler: Handler) -> Route:
+        async def respond(request: Request) -> Response:
+            with sandbox.count_call(endpoint):
                 fault = sandbox.behaviour.faults.get(endpoint)
-                return await work(request) if fault is None else await fault.answer(request, work)
+                return await handler(request) if fault is None else await fault.respond(request, handler)
 
-        return Route(path, answer, methods=[method])
+        return Route(path, respond, methods=[method])
 
     return Starlette(
         routes=[
@@ -49,7 +49,7 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("PUT", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
             route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
             route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.delete),
-            route("GET", "/elsewhere", "elsewhere", elsewhere.note),
-            route("POST", "/elsewhere", "elsewhere", elsewhere.note),
+            route("GET", "/redirect-target", "redirect_target", redirect_target.record),
+            route("POST", "/redirect-target", "redirect_target", redirect_target.record),
         ]
     )

@@ -19,7 +19,7 @@ from integration_server.sandbox.parameters import Parameters, read_form, read_qu
 from integration_server.sandbox.state import Sandbox
 
 # What the consent form carries along, so that the decision is checked as strictly as the question was.
-CARRIED: Final[tuple[str, ...]] = (
+HIDDEN_FIELDS: Final[tuple[str, ...]] = (
     "response_type",
     "client_id",
     "redirect_uri",
@@ -56,12 +56,12 @@ class AuthorizationEndpoint:
         self._pages = pages
 
     async def show(self, request: Request) -> Response:
-        return await self._answer(request, read_query, self._ask)
+        return await self._respond(request, read_query, self._show_consent)
 
     async def decide(self, request: Request) -> Response:
-        return await self._answer(request, read_form, self._carry_out)
+        return await self._respond(request, read_form, self._apply_decision)
 
-    async def _answer(
+    async def _respond(
         self,
         request: Request,
         read: Callable[[Request], Awaitable[Parameters]],
@@ -76,7 +76,7 @@ class AuthorizationEndpoint:
         try:
             return proceed(self._check(parameters, recipient), parameters)
         except OAuthError as error:
-            return self._send(recipient, {"error": error.code, "error_description": error.description})
+            return self._redirect(recipient, {"error": error.code, "error_description": error.description})
 
     def _find_recipient(self, parameters: Parameters) -> Recipient:
         if parameters.repeated & {"client_id", "redirect_uri"}:
@@ -112,33 +112,37 @@ class AuthorizationEndpoint:
             raise OAuthError("invalid_request", "code_challenge is not an S256 challenge")
         return code_challenge
 
-    def _ask(self, asked: AuthorizationRequest, parameters: Parameters) -> Response:
-        carried = {name: parameters.values[name] for name in CARRIED if name in parameters.values}
+    def _show_consent(self, authorization_request: AuthorizationRequest, parameters: Parameters) -> Response:
+        carried = {name: parameters.values[name] for name in HIDDEN_FIELDS if name in parameters.values}
         return self._pages.consent(
-            client_name=asked.recipient.client.name,
-            scopes=asked.scopes,
+            client_name=authorization_request.recipient.client.name,
+            scopes=authorization_request.scopes,
             accounts=list(self._sandbox.accounts.values()),
             carried=carried,
         )
 
-    def _carry_out(self, asked: AuthorizationRequest, form: Parameters) -> Response:
+    def _apply_decision(self, authorization_request: AuthorizationRequest, form: Parameters) -> Response:
         account = self._sandbox.accounts.get(form.find("account") or "")
         if form.find("decision") == "refuse":
             raise OAuthError("access_denied", "the person refused")
         if form.find("decision") != "allow" or account is None:
             return self._pages.error("the form was not sent by this page")
-        recipient = asked.recipient
+        recipient = authorization_request.recipient
         code = self._sandbox.issue_code(
-            recipient.client, recipient.redirect_uri, account.sub, asked.scopes, asked.code_challenge
+            recipient.client,
+            recipient.redirect_uri,
+            account.sub,
+            authorization_request.scopes,
+            authorization_request.code_challenge,
         )
-        return self._send(recipient, {"code": code})
+        return self._redirect(recipient, {"code": code})
 
-    def _send(self, recipient: Recipient, answer: dict[str, str]) -> Response:
+    def _redirect(self, recipient: Recipient, response_parameters: dict[str, str]) -> Response:
         if recipient.state is not None:
-            answer["state"] = recipient.state
+            response_parameters["state"] = recipient.state
         if self._sandbox.behaviour.send_iss:
-            answer["iss"] = self._sandbox.issuer
+            response_parameters["iss"] = self._sandbox.issuer
         # RFC 6749 §3.1.2: a query that the redirect URI has is kept.
         separator = "&" if urlsplit(recipient.redirect_uri).query else "?"
         # RFC 9700 §4.12: 303, so that no browser posts the form on to the client.
-        return RedirectResponse(recipient.redirect_uri + separator + urlencode(answer), status_code=303)
+        return RedirectResponse(recipient.redirect_uri + separator + urlencode(response_parameters), status_code=303)

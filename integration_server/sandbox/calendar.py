@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from integration_server.sandbox.diaries import TEAM, ApiError, Diary
+from integration_server.sandbox.calendar_store import TEAM, ApiError, StoredCalendar
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.resources import find_bearer_token
 from integration_server.sandbox.state import Sandbox
@@ -29,34 +29,36 @@ class CalendarApi:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._calendars = sandbox.calendars
+        self._store = sandbox.calendars
 
     async def list_calendars(self, request: Request) -> Response:
-        return await self._answer(request, self._list_calendars)
+        return await self._respond(request, self._list_calendars)
 
     async def get_primary(self, request: Request) -> Response:
-        return await self._answer(request, lambda account, *_: JSONResponse(self._entry(account, account.email)))
+        return await self._respond(request, lambda account, *_: JSONResponse(self._entry(account, account.email)))
 
     async def list_events(self, request: Request) -> Response:
-        return await self._answer(request, self._list_events)
+        return await self._respond(request, self._list_events)
 
     async def insert(self, request: Request) -> Response:
-        return await self._answer(request, self._insert)
+        return await self._respond(request, self._insert)
 
     async def change(self, request: Request) -> Response:
-        return await self._answer(request, self._change)
+        return await self._respond(request, self._change)
 
     async def delete(self, request: Request) -> Response:
-        return await self._answer(request, self._delete)
+        return await self._respond(request, self._delete)
 
-    async def _answer(self, request: Request, work: Callable[[Account, Request, dict[str, Any]], Response]) -> Response:
+    async def _respond(
+        self, request: Request, operation: Callable[[Account, Request, dict[str, Any]], Response]
+    ) -> Response:
         token = find_bearer_token(request)
         account = self._sandbox.find_account(token) if token is not None else None
         if account is None:
             return _error(ApiError(401, "authError"))
         try:
             content = await request.json() if request.method in {"POST", "PUT", "PATCH"} else {}
-            return work(account, request, content)
+            return operation(account, request, content)
         except ValueError:
             return _error(ApiError(400, "parseError"))
         except ApiError as error:
@@ -64,7 +66,7 @@ class CalendarApi:
 
     def _list_calendars(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
         entries = [self._entry(account, calendar_id) for calendar_id in (account.email, TEAM)]
-        page, token = _page(entries, request, usual=100, most=250)
+        page, token = _page(entries, request, default_size=100, max_size=250)
         return JSONResponse({"kind": "calendar#calendarList", "items": page, **token})
 
     def _entry(self, account: Account, calendar_id: str) -> dict[str, Any]:
@@ -79,66 +81,68 @@ class CalendarApi:
         }
 
     def _list_events(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
-        diary = self._calendars.diary(account, request.path_params["calendar_id"])
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
         query = request.query_params
-        since = _since(query.get("syncToken"), diary)
+        since = _parse_sync_token(query.get("syncToken"), calendar)
         if since is not None and any(name in query for name in _NOT_WITH_SYNC_TOKENS):
             raise ApiError(400, "invalid")
         if query.get("orderBy") == "startTime" and query.get("singleEvents") != "true":
             raise ApiError(400, "invalid")
-        chosen = [event for event_id, event in diary.events.items() if _is_asked_for(event, diary, since, query)]
+        matching = [event for event_id, event in calendar.events.items() if _matches(event, calendar, since, query)]
         if query.get("orderBy"):
-            chosen.sort(key=lambda event: _begin(event) if query["orderBy"] == "startTime" else event["updated"])
-        page, token = _page(chosen, request, usual=250, most=2500)
-        token = token or {"nextSyncToken": f"sync-{self._calendars.number()}"}
+            matching.sort(key=lambda event: _start_time(event) if query["orderBy"] == "startTime" else event["updated"])
+        page, token = _page(matching, request, default_size=250, max_size=2500)
+        token = token or {"nextSyncToken": f"sync-{self._store.number()}"}
         return JSONResponse({"kind": "calendar#events", "timeZone": "Europe/London", "items": page, **token})
 
     def _insert(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
-        diary = self._calendars.diary(account, request.path_params["calendar_id"])
-        return JSONResponse(self._calendars.insert(diary, content))
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
+        return JSONResponse(self._store.insert(calendar, content))
 
     def _change(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
-        diary = self._calendars.diary(account, request.path_params["calendar_id"])
-        work = self._calendars.replace if request.method == "PUT" else self._calendars.patch
-        return JSONResponse(work(diary, request.path_params["event_id"], content, request.headers.get("if-match")))
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
+        operation = self._store.replace if request.method == "PUT" else self._store.patch
+        return JSONResponse(
+            operation(calendar, request.path_params["event_id"], content, request.headers.get("if-match"))
+        )
 
     def _delete(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
-        diary = self._calendars.diary(account, request.path_params["calendar_id"])
-        self._calendars.delete(diary, request.path_params["event_id"], request.headers.get("if-match"))
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
+        self._store.delete(calendar, request.path_params["event_id"], request.headers.get("if-match"))
         return Response(status_code=204)
 
 
-def _is_asked_for(event: Mapping[str, Any], diary: Diary, since: int | None, query: Mapping[str, str]) -> bool:
+def _matches(event: Mapping[str, Any], calendar: StoredCalendar, since: int | None, query: Mapping[str, str]) -> bool:
     if since is not None:
-        return diary.changes[event["id"]] > since
+        return calendar.changes[event["id"]] > since
     if event["status"] == "cancelled":
         return False
     end = event["end"].get("dateTime") or event["end"].get("date", "")
-    return end > query.get("timeMin", "") and ("timeMax" not in query or _begin(event) < query["timeMax"])
+    return end > query.get("timeMin", "") and ("timeMax" not in query or _start_time(event) < query["timeMax"])
 
 
-def _begin(event: Mapping[str, Any]) -> str:
+def _start_time(event: Mapping[str, Any]) -> str:
     return str(event["start"].get("dateTime") or event["start"].get("date", ""))
 
 
-def _since(token: str | None, diary: Diary) -> int | None:
+def _parse_sync_token(token: str | None, calendar: StoredCalendar) -> int | None:
     if token is None:
         return None
     number = token.removeprefix("sync-")
-    if not number.isdecimal() or int(number) < diary.oldest:
+    if not number.isdecimal() or int(number) < calendar.oldest:
         raise ApiError(410, "fullSyncRequired")
     return int(number)
 
 
 def _page(
-    items: list[dict[str, Any]], request: Request, *, usual: int, most: int
+    items: list[dict[str, Any]], request: Request, *, default_size: int, max_size: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    size = min(int(request.query_params.get("maxResults", usual)), most)
+    size = min(int(request.query_params.get("maxResults", default_size)), max_size)
     begin = int(request.query_params.get("pageToken", "page-0").removeprefix("page-"))
     page = items[begin : begin + size]
     return page, {"nextPageToken": f"page-{begin + size}"} if begin + size < len(items) else {}
 
 
 def _error(error: ApiError) -> Response:
-    told = {"domain": "calendar", "reason": error.reason, "message": error.reason}
-    return JSONResponse({"error": {"errors": [told], "code": error.status, "message": error.reason}}, error.status)
+    detail = {"domain": "calendar", "reason": error.reason, "message": error.reason}
+    return JSONResponse({"error": {"errors": [detail], "code": error.status, "message": error.reason}}, error.status)

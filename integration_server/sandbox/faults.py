@@ -1,6 +1,6 @@
 """Faults beyond `Fault` itself: answers that are none, and connections that break.
 
-Each is a value for `Behaviour.faults`; `replace(REDIRECT, status=302, work_first=True)` varies one.
+Each is a value for `Behaviour.faults`; `replace(REDIRECT, status=302, handle_first=True)` varies one.
 """
 
 import asyncio
@@ -12,13 +12,15 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from integration_server.sandbox.behaviour import Fault, Work
-from integration_server.sandbox.connections import reset, wait_for_end
+from integration_server.sandbox.behaviour import Fault, Handler
+from integration_server.sandbox.transport import reset, wait_for_disconnect
 
 _JSON: Final = {"Content-Type": "application/json"}
 
-REDIRECT: Final = Fault(status=307, headers={"Location": "/elsewhere"})
-"""To an endpoint of the sandbox's own; see `Sandbox.brought_elsewhere`. 307 has clients repeat the whole request."""
+REDIRECT: Final = Fault(status=307, headers={"Location": "/redirect-target"})
+"""To an endpoint of the sandbox's own; see `Sandbox.redirected_parameters`. 307 has clients repeat the whole
+request.
+"""
 
 # "s3cret" stands for what a client must neither show nor log of a body.
 HTML: Final = Fault(
@@ -36,12 +38,12 @@ JSON_ARRAY: Final = Fault(status=200, headers=_JSON, body=b'[{"access_token": "s
 class Hang(Fault):
     """No answer, not even its headers, until the client leaves or the sandbox stops.
 
-    Of `Fault`'s switches only `work_first` and `delay` mean something here.
+    Of `Fault`'s switches only `handle_first` and `delay` mean something here.
     """
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        await self.begin(request, work)
-        await wait_for_end(request)
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        await self.run_before_response(request, handler)
+        await wait_for_disconnect(request)
         return Response()  # goes nowhere
 
 
@@ -49,13 +51,13 @@ class Hang(Fault):
 class Reset(Fault):
     """The connection is reset in place of an answer. Needs a real connection: `run_sandbox`.
 
-    Of `Fault`'s switches only `work_first` and `delay` mean something here.
+    Of `Fault`'s switches only `handle_first` and `delay` mean something here.
     """
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        await self.begin(request, work)
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        await self.run_before_response(request, handler)
         reset(request)
-        await wait_for_end(request)
+        await wait_for_disconnect(request)
         return Response()  # goes nowhere
 
 
@@ -71,20 +73,20 @@ class ResetMidway(Fault):
 
     pause: float = 0.05
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        whole = await Fault.answer(self, request, work)
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        response = await Fault.respond(self, request, handler)
 
-        async def half() -> AsyncIterator[bytes]:
-            yield bytes(whole.body[: len(whole.body) // 2])
+        async def first_half() -> AsyncIterator[bytes]:
+            yield bytes(response.body[: len(response.body) // 2])
             await asyncio.sleep(self.pause)
             reset(request)
             await asyncio.Event().wait()  # what streams this ends when it sees that the connection is gone
 
-        return StreamingResponse(half(), whole.status_code, whole.headers)
+        return StreamingResponse(first_half(), response.status_code, response.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drip(Fault):
+class SlowBody(Fault):
     """The headers at once, and then the body byte by byte.
 
     It is the endpoint's own answer that drips, unless `status` says another.
@@ -95,19 +97,19 @@ class Drip(Fault):
 
     pause: float = 1
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        whole = await Fault.answer(self, request, work)
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        response = await Fault.respond(self, request, handler)
 
-        async def drops() -> AsyncIterator[bytes]:
-            for byte in bytes(whole.body):
+        async def single_bytes() -> AsyncIterator[bytes]:
+            for byte in bytes(response.body):
                 yield bytes([byte])
                 await asyncio.sleep(self.pause)
 
-        return StreamingResponse(drops(), whole.status_code, whole.headers)
+        return StreamingResponse(single_bytes(), response.status_code, response.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bloated(Fault):
+class OversizedBody(Fault):
     """The body with spaces behind it, which leave JSON what it was.
 
     It is the endpoint's own answer that is bloated, unless `status` says another.
@@ -120,14 +122,14 @@ class Bloated(Fault):
     size: int = 10 << 20
     gzip: bool = False
 
-    async def answer(self, request: Request, work: Work) -> Response:
-        whole = await Fault.answer(self, request, work)
-        del whole.headers["Content-Length"]
-        body = self._body(bytes(whole.body))
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        response = await Fault.respond(self, request, handler)
+        del response.headers["Content-Length"]
+        body = self._body(bytes(response.body))
         if self.gzip:
-            whole.headers["Content-Encoding"] = "gzip"
+            response.headers["Content-Encoding"] = "gzip"
             body = _compressed(body)
-        return StreamingResponse(body, whole.status_code, whole.headers)
+        return StreamingResponse(body, response.status_code, response.headers)
 
     async def _body(self, start: bytes) -> AsyncIterator[bytes]:
         yield start

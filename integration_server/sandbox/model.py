@@ -66,7 +66,7 @@ class AccessToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Issued:
+class TokenPair:
     """What the token endpoint hands out."""
 
     access_token: str = field(repr=False)
@@ -76,17 +76,17 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class TokenUse:
     """When a refresh token was used up, and what it yielded."""
 
     time: datetime
-    successor: Issued
+    successor: TokenPair
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshToken:
     grant_id: str
-    spent: Spent | None = None
+    spent: TokenUse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from integration_server.sandbox.app import create_app
-from integration_server.sandbox.connections import ReachableConnection
 from integration_server.sandbox.state import Sandbox
+from integration_server.sandbox.transport import TransportExposingProtocol
 
 
 @asynccontextmanager
@@ -33,8 +33,8 @@ async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Async
         base_url = f"http://{host}:{listener.getsockname()[1]}"
         server = _QuietServer(
             uvicorn.Config(
-                _ending_quietly(app),
-                http=ReachableConnection,
+                _suppress_cancellation(app),
+                http=TransportExposingProtocol,
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -70,10 +70,10 @@ class _QuietServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _ending_quietly(app: ASGIApp) -> ASGIApp:
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+def _suppress_cancellation(app: ASGIApp) -> ASGIApp:
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         # Only `shutdown` cancels a request, and uvicorn would print a traceback.
         with suppress(asyncio.CancelledError):
             await app(scope, receive, send)
 
-    return answer
+    return wrapped

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from integration_server.sandbox.behaviour import Behaviour, Endpoint
-from integration_server.sandbox.diaries import Calendars
+from integration_server.sandbox.calendar_store import CalendarStore
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import (
     SAMPLE_ACCOUNTS,
@@ -26,10 +26,10 @@ from integration_server.sandbox.model import (
     AuthorizationCode,
     Client,
     Grant,
-    Issued,
     RefreshToken,
-    Spent,
     TokenCall,
+    TokenPair,
+    TokenUse,
 )
 
 Clock = Callable[[], datetime]
@@ -43,9 +43,9 @@ class Sandbox:
     """One pretend provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
 
     `scopes` are those it knows; the first is what a request without any asks for (RFC 6749 §3.3).
-    `calls` counts those that came to an endpoint, `under_way` those that it is working on now, and `most_under_way`
+    `calls` counts those that came to an endpoint, `in_flight` those that it is working on now, and `max_in_flight`
     those that it ever worked on at once.
-    `brought_elsewhere` has, for each request that followed a redirect to /elsewhere, the names of the form's
+    `redirected_parameters` has, for each request that followed a redirect to /elsewhere, the names of the form's
     parameters that it carried, and "authorization" if it had that header.
     """
 
@@ -65,11 +65,11 @@ class Sandbox:
         self.scopes = tuple(scopes)
         self.api_key = ApiKey(token(), token())
         self.calls: Counter[Endpoint] = Counter()
-        self.under_way: Counter[Endpoint] = Counter()
-        self.most_under_way: Counter[Endpoint] = Counter()
+        self.in_flight: Counter[Endpoint] = Counter()
+        self.max_in_flight: Counter[Endpoint] = Counter()
         self.token_calls: list[TokenCall] = []
-        self.brought_elsewhere: list[frozenset[str]] = []
-        self.calendars = Calendars(clock)
+        self.redirected_parameters: list[frozenset[str]] = []
+        self.calendars = CalendarStore(clock)
         self._clock = clock
         self._token = token
         self._clients: dict[str, Client] = {}
@@ -82,15 +82,15 @@ class Sandbox:
         return self._clock()
 
     @contextmanager
-    def counting(self, endpoint: Endpoint) -> Iterator[None]:
+    def count_call(self, endpoint: Endpoint) -> Iterator[None]:
         """A call of the endpoint is under way in this block."""
         self.calls[endpoint] += 1
-        self.under_way[endpoint] += 1
-        self.most_under_way[endpoint] = max(self.most_under_way[endpoint], self.under_way[endpoint])
+        self.in_flight[endpoint] += 1
+        self.max_in_flight[endpoint] = max(self.max_in_flight[endpoint], self.in_flight[endpoint])
         try:
             yield
         finally:
-            self.under_way[endpoint] -= 1
+            self.in_flight[endpoint] -= 1
 
     @property
     def secrets(self) -> set[str]:
@@ -127,26 +127,26 @@ class Sandbox:
         self._codes[code] = AuthorizationCode(grant, redirect_uri, code_challenge, self.now() + CODE_LIFETIME)
         return code
 
-    def redeem_code(self, client: Client, code: str, redirect_uri: str, code_verifier: str | None) -> Issued:
+    def redeem_code(self, client: Client, code: str, redirect_uri: str, code_verifier: str | None) -> TokenPair:
         """RFC 6749 §4.1.3 and RFC 7636 §4.6. Raises `OAuthError` (invalid_grant)."""
         record = self._codes.get(code)
         if record is None or record.grant.client_id != client.client_id:
             raise OAuthError("invalid_grant", "the code is unknown")
         if record.is_spent:
             # RFC 6749 §4.1.2: a code used twice costs the tokens that came of it.
-            self._kill(record.grant)
+            self._revoke_grant(record.grant)
             raise OAuthError("invalid_grant", "the code was used before")
         if record.grant.grant_id not in self._grants or self.now() >= record.expire_time:
             raise OAuthError("invalid_grant", "the code is no longer valid")
         if redirect_uri != record.redirect_uri:
             raise OAuthError("invalid_grant", "redirect_uri is not the one that the code was sent to")
-        if not _verifies(code_verifier, record.code_challenge):
+        if not _verify_pkce(code_verifier, record.code_challenge):
             raise OAuthError("invalid_grant", "code_verifier does not match")
         self._codes[code] = replace(record, is_spent=True)
         refresh_token = self._new_refresh_token(record.grant) if self.behaviour.issue_refresh_token else None
         return self._issue(record.grant, record.grant.scopes, refresh_token)
 
-    def refresh(self, client: Client, refresh_token: str, scopes: tuple[str, ...] | None) -> Issued:
+    def refresh(self, client: Client, refresh_token: str, scopes: tuple[str, ...] | None) -> TokenPair:
         """RFC 6749 §6. `scopes` narrows the access token; None keeps what was granted.
 
         Raises `OAuthError`: invalid_grant, or invalid_scope for more than was granted.
@@ -156,12 +156,12 @@ class Sandbox:
         if record is None or grant is None or grant.client_id != client.client_id:
             raise OAuthError("invalid_grant", "the refresh token is not valid")
         if record.spent is not None:
-            return self._answer_reuse(record.spent, grant)
+            return self._handle_reuse(record.spent, grant)
         if not set(scopes or ()) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "scope exceeds what was granted")
-        return self._renew(refresh_token, grant, scopes or grant.scopes)
+        return self._refresh(refresh_token, grant, scopes or grant.scopes)
 
-    def exchange(self, access_token: str) -> Issued:
+    def exchange(self, access_token: str) -> TokenPair:
         """Another access token for one that is good, which stays so: what some have instead of refresh tokens.
 
         Raises `OAuthError` (invalid_grant).
@@ -190,13 +190,13 @@ class Sandbox:
             return
         if grant.client_id != client.client_id:
             raise OAuthError("invalid_grant", "the token was issued to another client")
-        reach = self.behaviour.revoking_kills
-        if reach == "account":
+        revocation_scope = self.behaviour.revocation_scope
+        if revocation_scope == "account":
             for other in self.grants_of(grant.sub):
                 if other.client_id == client.client_id:
-                    self._kill(other)
-        elif reach == "grant" or token in self._refresh_tokens:
-            self._kill(grant)
+                    self._revoke_grant(other)
+        elif revocation_scope == "grant" or token in self._refresh_tokens:
+            self._revoke_grant(grant)
         else:
             self._access_tokens[token] = replace(self._access_tokens[token], expire_time=self.now())
 
@@ -204,48 +204,48 @@ class Sandbox:
         """The live grants of the person with this `sub`, oldest first."""
         return [grant for grant in self._grants.values() if grant.sub == account]
 
-    def kill_grant(self, account: str) -> None:
+    def revoke_grants(self, account: str) -> None:
         """The person with this `sub` withdraws, at the provider, whatever was allowed so far."""
         for grant in self.grants_of(account):
-            self._kill(grant)
+            self._revoke_grant(grant)
 
     def expire_access_tokens(self) -> None:
         """Ends the life of every access token; grants and refresh tokens stay."""
         now = self.now()
         self._access_tokens = {token: replace(record, expire_time=now) for token, record in self._access_tokens.items()}
 
-    def _answer_reuse(self, spent: Spent, grant: Grant) -> Issued:
+    def _handle_reuse(self, spent: TokenUse, grant: Grant) -> TokenPair:
         if self.now() - spent.time < timedelta(seconds=self.behaviour.refresh_grace):
             return spent.successor
-        if self.behaviour.reuse_kills_grant:
-            self._kill(grant)
+        if self.behaviour.reuse_revokes_grant:
+            self._revoke_grant(grant)
         raise OAuthError("invalid_grant", "the refresh token was used before")
 
-    def _renew(self, refresh_token: str, grant: Grant, scopes: tuple[str, ...]) -> Issued:
-        if not self.behaviour.refresh_answer_has_refresh_token:
+    def _refresh(self, refresh_token: str, grant: Grant, scopes: tuple[str, ...]) -> TokenPair:
+        if not self.behaviour.refresh_response_has_refresh_token:
             return self._issue(grant, scopes, None)
         if not self.behaviour.rotate_refresh_tokens:
             return self._issue(grant, scopes, refresh_token)
         successor = self._issue(grant, scopes, self._new_refresh_token(grant))
-        self._refresh_tokens[refresh_token] = RefreshToken(grant.grant_id, Spent(self.now(), successor))
+        self._refresh_tokens[refresh_token] = RefreshToken(grant.grant_id, TokenUse(self.now(), successor))
         return successor
 
-    def _issue(self, grant: Grant, scopes: tuple[str, ...], refresh_token: str | None) -> Issued:
+    def _issue(self, grant: Grant, scopes: tuple[str, ...], refresh_token: str | None) -> TokenPair:
         expire_time = self.now() + timedelta(seconds=self.behaviour.access_token_lifetime)
         access_token = self._token()
         self._access_tokens[access_token] = AccessToken(grant.grant_id, expire_time)
-        return Issued(access_token, refresh_token, scopes, expire_time)
+        return TokenPair(access_token, refresh_token, scopes, expire_time)
 
     def _new_refresh_token(self, grant: Grant) -> str:
         refresh_token = self._token()
         self._refresh_tokens[refresh_token] = RefreshToken(grant.grant_id)
         return refresh_token
 
-    def _kill(self, grant: Grant) -> None:
+    def _revoke_grant(self, grant: Grant) -> None:
         self._grants.pop(grant.grant_id, None)
 
 
-def _verifies(code_verifier: str | None, code_challenge: str | None) -> bool:
+def _verify_pkce(code_verifier: str | None, code_challenge: str | None) -> bool:
     if code_verifier is None or code_challenge is None:
         # RFC 9700 §2.1.1: a verifier without a challenge is a downgrade, and no better than the reverse.
         return code_verifier == code_challenge

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from integration_server.sandbox.behaviour import OMIT
 from integration_server.sandbox.client_authentication import authenticate_client
 from integration_server.sandbox.errors import OAuthError
-from integration_server.sandbox.model import Client, Issued, TokenCall, fingerprint
+from integration_server.sandbox.model import Client, TokenCall, TokenPair, fingerprint
 from integration_server.sandbox.parameters import Parameters, read_form
 from integration_server.sandbox.state import Sandbox
 
@@ -33,7 +33,7 @@ class TokenEndpoint:
         self._record(form, client, "ok")
         return _json(self._describe(issued))
 
-    def _grant(self, client: Client, form: Parameters) -> Issued:
+    def _grant(self, client: Client, form: Parameters) -> TokenPair:
         grant_type = form.get("grant_type")
         if grant_type == "authorization_code":
             return self._sandbox.redeem_code(
@@ -54,17 +54,17 @@ class TokenEndpoint:
             )
         )
 
-    def _describe(self, issued: Issued) -> dict[str, object]:
-        answer: dict[str, object] = {
+    def _describe(self, issued: TokenPair) -> dict[str, object]:
+        token_response: dict[str, object] = {
             "access_token": issued.access_token,
             "token_type": "Bearer",
             "expires_in": round((issued.expire_time - self._sandbox.now()).total_seconds()),
             "scope": " ".join(issued.scopes),
         }
         if issued.refresh_token is not None:
-            answer["refresh_token"] = issued.refresh_token
-        answer.update(self._sandbox.behaviour.token_answer)
-        return {name: value for name, value in answer.items() if value is not OMIT}
+            token_response["refresh_token"] = issued.refresh_token
+        token_response.update(self._sandbox.behaviour.token_response)
+        return {name: value for name, value in token_response.items() if value is not OMIT}
 
 
 class RevocationEndpoint:

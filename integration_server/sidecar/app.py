@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from integration_server.sidecar.answers import Answers
 from integration_server.sidecar.callback import CallbackEndpoint, HandleCallback
 from integration_server.sidecar.limits import HttpLimits, RequestLimits
-from integration_server.sidecar.middleware import AccessLog, FixedHeaders, safe_headers
+from integration_server.sidecar.middleware import AccessLog, FixedHeaders, security_headers
 from integration_server.sidecar.pages import Pages
 from integration_server.sidecar.probes import CheckHealth, ReadinessProbe, live
+from integration_server.sidecar.responses import Responses
 from integration_server.sidecar.webhooks import ReceiveWebhook, WebhookEndpoint
 
 CALLBACK_PATH = "/api/v1/integrations/callback"
@@ -31,30 +31,30 @@ def create_app(
 ) -> Starlette:
     """The app, over the RPCs that it is a client of. `public_url` is where it is for those outside."""
     pages = Pages()
-    answers = Answers(pages)
-    callback = CallbackEndpoint(handle_callback, answers)
-    webhook = WebhookEndpoint(receive_webhook, answers, public_url)
+    responses = Responses(pages)
+    callback = CallbackEndpoint(handle_callback, responses)
+    webhook = WebhookEndpoint(receive_webhook, responses, public_url)
     app = Starlette(
         routes=[
-            _only(["GET"], CALLBACK_PATH, callback.receive),
-            _only(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
-            _only(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
+            _exact_route(["GET"], CALLBACK_PATH, callback.receive),
+            _exact_route(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
+            _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
             Route("/healthz", live),
             Route("/readyz", ReadinessProbe(check_health).ready),
         ],
         middleware=[
-            Middleware(FixedHeaders, safe_headers(pages.policy)),
-            Middleware(AccessLog, answers),
-            Middleware(RequestLimits, answers, limits),
+            Middleware(FixedHeaders, security_headers(pages.policy)),
+            Middleware(AccessLog, responses),
+            Middleware(RequestLimits, responses, limits),
         ],
-        exception_handlers={HTTPException: answers.refusal},
+        exception_handlers={HTTPException: responses.http_exception},
     )
     # Starlette would redirect a path with a slash too many to whatever the Host header says, code and state too.
     app.router.redirect_slashes = False
     return app
 
 
-def _only(methods: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+def _exact_route(methods: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     """A route without the HEAD that Starlette adds to GET: looking ahead at a link must not use its state up."""
     route = Route(path, endpoint)
     route.methods = set(methods)

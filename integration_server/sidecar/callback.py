@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sidecar.answers import Answers
-from integration_server.sidecar.failures import failure_of
+from integration_server.sidecar.error_mapping import to_http_error
+from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
 
 # Seconds. The server gives a provider 10 to trade the code and 10 to name the account: giving up before it does
@@ -35,17 +35,17 @@ class HandleCallback(Protocol):
 class CallbackEndpoint:
     """Receives the redirect of an authorization response (RFC 6749 §4.1.2)."""
 
-    def __init__(self, handle_callback: HandleCallback, answers: Answers) -> None:
+    def __init__(self, handle_callback: HandleCallback, responses: Responses) -> None:
         self._handle_callback = handle_callback
-        self._answers = answers
+        self._responses = responses
 
     async def receive(self, request: Request) -> Response:
         """Answer a GET of the callback's path, with or without an integration type at its end."""
         try:
             outcome = await self._handle_callback(decode_callback(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            return self._answers.failure(request, failure_of(error))
-        return self._answers.outcome(request, outcome)
+            return self._responses.http_error(request, to_http_error(error))
+        return self._responses.outcome(request, outcome)
 
 
 def decode_callback(request: Request) -> HandleCallbackRequest:

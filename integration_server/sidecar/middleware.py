@@ -10,11 +10,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.sidecar.answers import Answers
-from integration_server.sidecar.failures import FAULT
+from integration_server.sidecar.error_mapping import INTERNAL_ERROR
+from integration_server.sidecar.responses import Responses
 
 
-def safe_headers(policy: str) -> Mapping[str, str]:
+def security_headers(policy: str) -> Mapping[str, str]:
     """Headers for every answer. Addresses here have codes and states in them, not to be kept or passed on."""
     return {
         "Content-Security-Policy": policy,
@@ -46,9 +46,9 @@ class FixedHeaders:
 class AccessLog:
     """Logs each request without its query, which has code and state in it, and answers for our own faults."""
 
-    def __init__(self, app: ASGIApp, answers: Answers) -> None:
+    def __init__(self, app: ASGIApp, responses: Responses) -> None:
         self._app = app
-        self._answers = answers
+        self._responses = responses
         self._log = structlog.get_logger(__name__)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,25 +56,25 @@ class AccessLog:
         began = time.perf_counter()
         status = 0
 
-        async def watched(message: Message) -> None:
+        async def send_and_record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, send_and_record_status)
         except Exception as error:
-            self._log_fault(error)
+            self._log_exception(error)
             if not status:
-                await self._answers.failure(Request(scope), FAULT)(scope, receive, watched)
+                await self._responses.http_error(Request(scope), INTERNAL_ERROR)(scope, receive, send_and_record_status)
         finally:
             # Quoted, so that nobody writes lines of their own into the log.
             path = quote(scope["path"])[:200]
             milliseconds = round((time.perf_counter() - began) * 1000, 1)
             self._log.info("request", method=scope["method"], path=path, status=status, ms=milliseconds)
 
-    def _log_fault(self, error: Exception) -> None:
+    def _log_exception(self, error: Exception) -> None:
         # An exception's text may quote what it choked on, so only its kind and place are logged.
-        place = "".join(traceback.format_tb(error.__traceback__))
-        self._log.error("fault", kind=type(error).__qualname__, place=place)
+        stack = "".join(traceback.format_tb(error.__traceback__))
+        self._log.error("unhandled_exception", kind=type(error).__qualname__, stack=stack)

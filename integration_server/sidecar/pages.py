@@ -13,7 +13,7 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from integration_server.sidecar.failures import Failure
+from integration_server.sidecar.error_mapping import HttpError
 from integrations.v1.integration_service_pb2 import HandleCallbackResponse
 
 
@@ -75,13 +75,13 @@ BUSY = Page(
     "The connection could not be finished at the moment.",
     "Wait a minute, then go back to the app you came from and connect again.",
 )
-UNANSWERED = Page(
+TIMED_OUT = Page(
     "waiting",
     "No answer in time",
     "Finishing the connection took too long. It may still have worked.",
     "Look in the app you came from, and connect again if your account is not there.",
 )
-BROKEN = Page(
+SERVER_ERROR = Page(
     "stopped",
     "Something went wrong",
     "The connection could not be finished. The fault is on our side.",
@@ -100,29 +100,29 @@ _BY_REASON = {
     "ACCOUNT_MISMATCH": OTHER_ACCOUNT,
     "INTEGRATION_NOT_FOUND": INVALID,
     "PROVIDER_REJECTED": REFUSED,
-    "PROVIDER_MISCONFIGURED": BROKEN,
-    "PROVIDER_NOT_CONFIGURED": BROKEN,
+    "PROVIDER_MISCONFIGURED": SERVER_ERROR,
+    "PROVIDER_NOT_CONFIGURED": SERVER_ERROR,
 }
 _BY_STATUS = {
     HTTPStatus.NOT_FOUND: NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: NOT_FOUND,
     HTTPStatus.TOO_MANY_REQUESTS: BUSY,
     HTTPStatus.SERVICE_UNAVAILABLE: BUSY,
-    HTTPStatus.GATEWAY_TIMEOUT: UNANSWERED,
-    HTTPStatus.INTERNAL_SERVER_ERROR: BROKEN,
+    HTTPStatus.GATEWAY_TIMEOUT: TIMED_OUT,
+    HTTPStatus.INTERNAL_SERVER_ERROR: SERVER_ERROR,
 }
 
 
-def page_of_outcome(outcome: HandleCallbackResponse) -> Page:
+def page_for_outcome(outcome: HandleCallbackResponse) -> Page:
     """The page for a callback that the server answered."""
     if outcome.success:
         return CONNECTED
     return UNCONFIRMED if outcome.confirmation_token else REFUSED
 
 
-def page_of_failure(failure: Failure) -> Page:
+def page_for_error(http_error: HttpError) -> Page:
     """The page for a request that failed."""
-    return _BY_REASON.get(failure.reason) or _BY_STATUS.get(failure.status, INVALID)
+    return _BY_REASON.get(http_error.reason) or _BY_STATUS.get(http_error.status, INVALID)
 
 
 class Pages:

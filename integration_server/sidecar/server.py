@@ -9,14 +9,14 @@ import uvicorn
 from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
-from integration_server.sidecar.connection import Connection
+from integration_server.sidecar.grpc_client import ServerClient
+from integration_server.sidecar.http_timeouts import limited_protocol
 from integration_server.sidecar.limits import HttpLimits
-from integration_server.sidecar.protocol import limited_protocol
 
 
 @asynccontextmanager
 async def run_sidecar(
-    *, server: Connection, host: str, port: int, limits: HttpLimits, public_url: str
+    *, server: ServerClient, host: str, port: int, limits: HttpLimits, public_url: str
 ) -> AsyncIterator[str]:
     """Yields the base URL, which outside may be `public_url`. Port 0 takes one that is free. The connection to the
     server is closed in the end.
@@ -73,7 +73,7 @@ def _config(app: Starlette, limits: HttpLimits) -> uvicorn.Config:
         server_header=False,
         # As many are accepted at a time, each of them a file, before any is counted.
         backlog=64,
-        timeout_keep_alive=round(limits.idle_time.total_seconds()),
+        timeout_keep_alive=round(limits.keepalive_timeout.total_seconds()),
         # Of a head that is not complete yet; a complete one is measured by `RequestLimits`.
         h11_max_incomplete_event_size=limits.head_bytes,
         # Seconds for requests under way: most wait for one answer of a provider, which rarely takes longer.

@@ -9,8 +9,8 @@ import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sidecar.answers import Answers
-from integration_server.sidecar.failures import Failure, failure_of
+from integration_server.sidecar.error_mapping import HttpError, to_http_error
+from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest, ReceiveWebhookResponse
 from integrations.v1.webhook_pb2 import WebhookHeader
 
@@ -20,7 +20,7 @@ DEADLINE = 10.0
 # Seconds after which to send again what could not be stored.
 RETRY_AFTER = 5
 
-_COME_AGAIN = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_UNAVAILABLE})
+_RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 class ReceiveWebhook(Protocol):
@@ -33,23 +33,23 @@ class ReceiveWebhook(Protocol):
 class WebhookEndpoint:
     """Receives webhooks. What is not stored is never answered with success."""
 
-    def __init__(self, receive_webhook: ReceiveWebhook, answers: Answers, public_url: str) -> None:
+    def __init__(self, receive_webhook: ReceiveWebhook, responses: Responses, public_url: str) -> None:
         self._receive_webhook = receive_webhook
-        self._answers = answers
+        self._responses = responses
         self._public_url = public_url.removesuffix("/")
 
     async def receive(self, request: Request) -> Response:
         """Answer a request with what the server says."""
         try:
-            answer = await self._receive_webhook(await self._decoded(request), timeout=DEADLINE)
+            rpc_response = await self._receive_webhook(await self._decode(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
-            return self._answers.failure(request, _failure_of(error))
-        response = Response(answer.body, answer.status_code, media_type="text/plain")
-        for header in answer.headers:
+            return self._responses.http_error(request, _to_retryable_error(error))
+        response = Response(rpc_response.body, rpc_response.status_code, media_type="text/plain")
+        for header in rpc_response.headers:
             response.headers[header.name] = header.value.decode("latin-1")
         return response
 
-    async def _decoded(self, request: Request) -> ReceiveWebhookRequest:
+    async def _decode(self, request: Request) -> ReceiveWebhookRequest:
         return ReceiveWebhookRequest(
             **request.path_params,
             headers=[WebhookHeader(name=name.decode("latin-1"), value=value) for name, value in request.headers.raw],
@@ -64,10 +64,10 @@ class WebhookEndpoint:
         return f"{self._public_url}{path}?{query}" if query else f"{self._public_url}{path}"
 
 
-def _failure_of(error: grpc.aio.AioRpcError) -> Failure:
-    failure = failure_of(error)
-    if failure.status not in _COME_AGAIN:
-        return failure
+def _to_retryable_error(error: grpc.aio.AioRpcError) -> HttpError:
+    http_error = to_http_error(error)
+    if http_error.status not in _RETRYABLE_STATUSES:
+        return http_error
     # However long the server may be away: a provider that is told to come again does, and others may give up.
-    retry_after = failure.retry_after or RETRY_AFTER
-    return replace(failure, status=HTTPStatus.SERVICE_UNAVAILABLE, retry_after=retry_after)
+    retry_after = http_error.retry_after or RETRY_AFTER
+    return replace(http_error, status=HTTPStatus.SERVICE_UNAVAILABLE, retry_after=retry_after)

@@ -21,9 +21,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.service.ports import Sealer
-from integration_server.service.sealing import chain_key_place
-from integration_server.storage.clock import DatabaseTime
+from integration_server.service.common_types import Aead
+from integration_server.service.credentials.credential_cipher import chain_key_aad
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import audit_chains, audit_entries
 
@@ -32,7 +32,9 @@ _E = audit_entries.c
 
 _PAGE = 5000
 
-_CHAINS: Select[Any] = select(_C.chain_id, _C.number, _C.sealed_key, _C.entries, _C.head, _C.seal).order_by(_C.number)
+_CHAINS: Select[Any] = select(
+    _C.chain_id, _C.number, _C.encrypted_key, _C.entries, _C.head, _C.checkpoint_mac
+).order_by(_C.number)
 
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
 """What comes of a row that nobody here can have written: a time before year 1, a length below 0, and on SQLite, where
@@ -50,16 +52,16 @@ class Chain:
     head: bytes
 
     @classmethod
-    def beginning(cls, chain_id: str, number: int, key: bytes) -> "Chain":
+    def empty(cls, chain_id: str, number: int, key: bytes) -> "Chain":
         """A chain without entries."""
         return cls(chain_id, number, key, 0, hashlib.sha256(f"{chain_id}/{number}".encode()).digest())
 
-    def followed_by(self, entry: "AuditEntry | Row[Any]") -> "Chain":
+    def extended_with(self, entry: "AuditEntry | Row[Any]") -> "Chain":
         """The chain after one more entry."""
         return replace(self, entries=self.entries + 1, head=self._mac(self.head + _canonical(entry)))
 
     @property
-    def seal(self) -> bytes:
+    def checkpoint_mac(self) -> bytes:
         """What vouches for length and head: it cannot be made for a shorter chain from what the entries show."""
         return self._mac(b"chain" + self.entries.to_bytes(8, "big") + self.head)
 
@@ -87,42 +89,49 @@ def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
 class SqlAuditLog:
     """An `AuditLog` over a SQL database, for one process: only one call of `append` at a time."""
 
-    def __init__(self, database: Database, sealer: Sealer) -> None:
+    def __init__(self, database: Database, aead: Aead) -> None:
         self._database = database
-        self._sealer = sealer
+        self._aead = aead
         self._chain: Chain | None = None
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
         """Write entries, all or none, at the end of this process's chain. Raises `StoreUnavailable`."""
-        before = self._chain or await self._begin()
+        before = self._chain or await self._start_chain()
         self._chain = None  # unless this commits for certain
         chain, rows = before, []
         for entry in entries:
-            chain = chain.followed_by(entry)
+            chain = chain.extended_with(entry)
             rows.append(_row(entry, chain))
-        grow = (
+        advance = (
             update(audit_chains)
             .where(_C.chain_id == chain.chain_id, _C.entries == before.entries)
-            .values(entries=chain.entries, head=chain.head, seal=chain.seal)
+            .values(entries=chain.entries, head=chain.head, checkpoint_mac=chain.checkpoint_mac)
         )
-        async with self._database.writing() as connection:
+        async with self._database.write_transaction() as connection:
             await connection.execute(insert(audit_entries), rows)
-            if (await connection.execute(grow)).rowcount != 1:
+            if (await connection.execute(advance)).rowcount != 1:
                 raise StoreUnavailable  # somebody has been at the chain: what is written goes into another
         self._chain = chain
 
-    async def _begin(self) -> Chain:
+    async def _start_chain(self) -> Chain:
         chain_id, key = secrets.token_hex(16), secrets.token_bytes(32)
-        sealed_key = await self._sealer.seal(key, chain_key_place(chain_id))
+        encrypted_key = await self._aead.encrypt(key, chain_key_aad(chain_id))
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.read_connection() as connection:
                 number = int(await connection.scalar(select(func.coalesce(func.max(_C.number), 0) + 1)) or 1)
-            chain = Chain.beginning(chain_id, number, key)
-            values = {"chain_id": chain_id, "number": number, "sealed_key": sealed_key, "begin_time": DatabaseTime()}
+            chain = Chain.empty(chain_id, number, key)
+            values = {
+                "chain_id": chain_id,
+                "number": number,
+                "encrypted_key": encrypted_key,
+                "begin_time": DatabaseTime(),
+            }
             try:
-                async with self._database.writing() as connection:
+                async with self._database.write_transaction() as connection:
                     await connection.execute(
-                        insert(audit_chains).values(**values, entries=0, head=chain.head, seal=chain.seal)
+                        insert(audit_chains).values(
+                            **values, entries=0, head=chain.head, checkpoint_mac=chain.checkpoint_mac
+                        )
                     )
             except IntegrityError:
                 continue  # another process took the number
@@ -132,16 +141,16 @@ class SqlAuditLog:
 class AuditVerification:
     """Reads the whole log, and tells what is wrong with it. `chains` and `entries` count what was read."""
 
-    def __init__(self, database: Database, sealer: Sealer) -> None:
+    def __init__(self, database: Database, aead: Aead) -> None:
         self._database = database
-        self._sealer = sealer
+        self._aead = aead
         self.chains = 0
         self.entries = 0
 
     async def problems(self) -> AsyncIterator[str]:
         """What is wrong, in words; nothing if all of it is as it was written."""
         with_entries = [chain_id async for chain_id in self._chains_with_entries()]
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             rows = (await connection.execute(_CHAINS)).all()  # after those: each is begun before it has an entry
         for row in rows:
             try:
@@ -162,7 +171,7 @@ class AuditVerification:
         first = select(func.min(_E.chain_id))
         following = first
         while True:
-            async with self._database.reading() as connection:
+            async with self._database.read_connection() as connection:
                 chain_id = await connection.scalar(following)
             if chain_id is None:
                 return
@@ -171,13 +180,13 @@ class AuditVerification:
 
     async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
         try:
-            key = await self._sealer.open(row.sealed_key, chain_key_place(row.chain_id))
+            key = await self._aead.decrypt(row.encrypted_key, chain_key_aad(row.chain_id))
         except CredentialsUnreadable:
             yield "its key does not open"
             return
-        chain = Chain.beginning(row.chain_id, row.number, key)
-        told = replace(chain, entries=row.entries, head=row.head)
-        if not hmac.compare_digest(told.seal, row.seal):
+        chain = Chain.empty(row.chain_id, row.number, key)
+        recorded = replace(chain, entries=row.entries, head=row.head)
+        if not hmac.compare_digest(recorded.checkpoint_mac, row.checkpoint_mac):
             yield "its length or its last entry was altered"
         if row.entries == 0 and not hmac.compare_digest(chain.head, row.head):
             yield "its number was altered"
@@ -192,10 +201,10 @@ class AuditVerification:
                     continue
                 if entry.sequence > chain.entries + 1:
                     break
-                longer = chain.followed_by(entry)
-                if not hmac.compare_digest(longer.head, entry.mac):
+                extended = chain.extended_with(entry)
+                if not hmac.compare_digest(extended.head, entry.mac):
                     raise ValueError  # as if it could not be read
-                chain = longer
+                chain = extended
             else:
                 if chain.entries >= row.entries:
                     return
@@ -209,7 +218,7 @@ class AuditVerification:
         rest, size = every, _PAGE
         while True:
             try:
-                async with self._database.reading() as connection:
+                async with self._database.read_connection() as connection:
                     rows = (await connection.execute(rest.limit(size))).all()
             except _UNREADABLE:
                 if size == 1:
@@ -234,20 +243,20 @@ async def list_audit_entries(
     if integration_id:
         query = query.where(_E.integration_id == integration_id)
     try:
-        async with database.reading() as connection:
+        async with database.read_connection() as connection:
             return [_entry_of(row) for row in (await connection.execute(query)).all()]
     except _UNREADABLE:
-        return await _each_that_can_be_read(database, query)
+        return await _list_readable(database, query)
 
 
-async def _each_that_can_be_read(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
-    async with database.reading() as connection:
+async def _list_readable(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
+    async with database.read_connection() as connection:
         keys = (await connection.execute(query.with_only_columns(_E.chain_id, _E.sequence))).all()
     entries: list[AuditEntry | None] = []
     for key in keys:
         one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
         try:
-            async with database.reading() as connection:
+            async with database.read_connection() as connection:
                 entries.append(_entry_of((await connection.execute(one)).one()))
         except _UNREADABLE:
             entries.append(None)

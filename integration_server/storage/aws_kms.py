@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.key_encryption import DoesNotUnwrap, KeyringError
+from integration_server.storage.key_encryption import KeyringError, UnwrapError
 
 _CONTEXT = "integration-server-data-key"
 """The encryption context's name: KMS authenticates it, and CloudTrail records it (KMS developer guide)."""
@@ -27,9 +27,9 @@ _CONFIG = Config(
     retries={"total_max_attempts": 3, "mode": "standard"},  # throttling and passing faults
 )
 
-_REFUSED = frozenset({"IncorrectKeyException", "InvalidCiphertextException"})
+_UNWRAP_ERROR_CODES = frozenset({"IncorrectKeyException", "InvalidCiphertextException"})
 
-_UNUSABLE = frozenset(
+_CONFIGURATION_ERROR_CODES = frozenset(
     {
         "AccessDeniedException", "DisabledException", "ExpiredTokenException", "IncompleteSignature",
         "InvalidArnException", "InvalidClientTokenId", "InvalidGrantTokenException", "InvalidKeyUsageException",
@@ -41,7 +41,7 @@ _UNUSABLE = frozenset(
 
 
 class AwsKmsKey:
-    """A `KeyEncryption` by a symmetric key in KMS. Made by `open_aws_kms`; its id is its ARN."""
+    """A `KeyEncryptionKey` by a symmetric key in KMS. Made by `open_aws_kms`; its id is its ARN."""
 
     def __init__(self, client: BaseClient, arn: str) -> None:
         self._client = client
@@ -49,17 +49,17 @@ class AwsKmsKey:
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
         """The data key, encrypted by KMS for this id."""
-        answer = await _call(
+        response = await _call(
             self._client.encrypt, self.key_id, Plaintext=data_key, EncryptionContext={_CONTEXT: data_key_id}
         )
-        return bytes(answer["CiphertextBlob"])
+        return bytes(response["CiphertextBlob"])
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
         """The data key of this id."""
-        answer = await _call(
+        response = await _call(
             self._client.decrypt, self.key_id, CiphertextBlob=wrapped, EncryptionContext={_CONTEXT: data_key_id}
         )
-        return bytes(answer["Plaintext"])
+        return bytes(response["Plaintext"])
 
 
 async def open_aws_kms(key_ids: Sequence[str]) -> Sequence[AwsKmsKey]:
@@ -97,16 +97,16 @@ def _region(key_id: str) -> str | None:
 async def _call(operation: Callable[..., Any], key_id: str, **parameters: object) -> Mapping[str, Any]:
     """Call KMS for this key; its errors as ours. They quote KMS's error code, and not its message."""
     try:
-        answer: Mapping[str, Any] = await asyncio.to_thread(operation, KeyId=key_id, **parameters)
+        response: Mapping[str, Any] = await asyncio.to_thread(operation, KeyId=key_id, **parameters)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", "unknown"))
-        if code in _REFUSED:
-            raise DoesNotUnwrap from None
-        if code in _UNUSABLE:
+        if code in _UNWRAP_ERROR_CODES:
+            raise UnwrapError from None
+        if code in _CONFIGURATION_ERROR_CODES:
             raise KeyringError(f"key {key_id} of AWS KMS cannot be used: {code}") from error
         raise StoreUnavailable(f"AWS KMS does not answer: {code}") from error
     except NoCredentialsError:
         raise KeyringError(f"key {key_id} of AWS KMS cannot be used: no AWS credentials are found") from None
     except BotoCoreError as error:
         raise StoreUnavailable(f"AWS KMS does not answer: {type(error).__name__}") from error
-    return answer
+    return response

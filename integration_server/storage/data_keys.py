@@ -7,13 +7,13 @@ from typing import Any
 
 from sqlalchemy import Column, Row, Table, delete, select, update
 
-from integration_server.storage.clock import DatabaseTime
+from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database
-from integration_server.storage.key_encryption import KeyEncryptions, KeyringError
-from integration_server.storage.sealed_columns import count_values
+from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
-KEEP_REPLACED = timedelta(days=1)
+REPLACED_KEY_RETENTION = timedelta(days=1)
 """How long a data key is kept after another began to seal. Tokens that browsers carry live for minutes, those of pages
 for as long as somebody reads on; and a server that cannot reach the database keeps what it refreshed on its disk."""
 
@@ -26,7 +26,7 @@ class DataKey:
 
     key_id: str
     wrapping_key_id: str
-    is_settled: bool
+    is_rotation_complete: bool
     create_time: datetime
     active_time: datetime
     replaced_time: datetime | None
@@ -45,22 +45,22 @@ class DataKey:
     @property
     def remove_time(self) -> datetime | None:
         """When it may be removed, once no value needs it; None while it is in use."""
-        return None if self.replaced_time is None else self.replaced_time + KEEP_REPLACED
+        return None if self.replaced_time is None else self.replaced_time + REPLACED_KEY_RETENTION
 
 
 async def describe_data_keys(database: Database) -> Sequence[DataKey]:
     """All data keys, in the order of their use. Needs no key."""
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         return _described((await connection.execute(_ALL_KEYS)).all())
 
 
-async def count_sealed_values(database: Database, key_id: str) -> int:
+async def count_encrypted_values(database: Database, key_id: str) -> int:
     """How many stored values this data key seals."""
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         return sum((await count_values(connection, key_id)).values())
 
 
-async def rewrap(database: Database, keys: KeyEncryptions) -> int:
+async def rewrap(database: Database, keys: KeyEncryptionKeys) -> int:
     """Wrap every data key, and the key check, with the current key-encryption key; how many were not.
 
     Each is a commit of its own: after a crash, do it again. Raises `KeyringError` or `StoreUnavailable`.
@@ -75,12 +75,12 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
 
     With `force` it need not have been out of use for long; stored values that need it keep it all the same.
     """
-    async with database.writing() as connection:
+    async with database.write_transaction() as connection:
         keys = {key.key_id: key for key in _described((await connection.execute(_ALL_KEYS)).all())}
         if key_id not in keys:
             raise KeyringError(f"there is no data key {key_id}")
-        _require_out_of_use(keys[key_id], force=force)
-        _require_not_needed(key_id, await count_values(connection, key_id))
+        _require_inactive(keys[key_id], force=force)
+        _require_unused(key_id, await count_values(connection, key_id))
         await connection.execute(delete(data_keys).where(data_keys.c.key_id == key_id))
 
 
@@ -92,7 +92,7 @@ def _describe(row: Row[Any], after: Row[Any] | None) -> DataKey:
     return DataKey(
         key_id=row.key_id,
         wrapping_key_id=row.wrapping_key_id,
-        is_settled=row.state == DataKeyState.SETTLED,
+        is_rotation_complete=row.state == DataKeyState.COMPLETE,
         create_time=row.create_time,
         active_time=row.active_time,
         replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
@@ -101,26 +101,26 @@ def _describe(row: Row[Any], after: Row[Any] | None) -> DataKey:
 
 
 async def _rewrap(
-    database: Database, keys: KeyEncryptions, table: Table, row_id: Column[str], wrapped: Column[bytes]
+    database: Database, keys: KeyEncryptionKeys, table: Table, row_id: Column[str], wrapped: Column[bytes]
 ) -> int:
     wrapping_key_id = table.c.wrapping_key_id
     query = select(row_id.label("row_id"), wrapped.label("wrapped"), wrapping_key_id)
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         rows = (await connection.execute(query.where(wrapping_key_id != keys.current_id))).all()
     for row in rows:
         key = await keys.unwrap(row.wrapped, row.row_id, row.wrapping_key_id)
-        again = await keys.wrap(key, row.row_id)
+        rewrapped = await keys.wrap(key, row.row_id)
         replace = (
             update(table)
             .where(row_id == row.row_id, wrapped == row.wrapped)
-            .values({wrapped: again, wrapping_key_id: keys.current_id})
+            .values({wrapped: rewrapped, wrapping_key_id: keys.current_id})
         )
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             await connection.execute(replace)
     return len(rows)
 
 
-def _require_out_of_use(key: DataKey, *, force: bool) -> None:
+def _require_inactive(key: DataKey, *, force: bool) -> None:
     if key.remove_time is None:
         raise KeyringError(f"data key {key.key_id} is the one that seals, or will: it is needed")
     if key.remove_time > key.now and not force:
@@ -130,7 +130,7 @@ def _require_out_of_use(key: DataKey, *, force: bool) -> None:
         )
 
 
-def _require_not_needed(key_id: str, counts: Mapping[str, int]) -> None:
+def _require_unused(key_id: str, counts: Mapping[str, int]) -> None:
     if counts:
-        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise KeyringError(f"data key {key_id} still seals {told}: run `keys rotate` first (--no-new-key will do)")
+        listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise KeyringError(f"data key {key_id} still seals {listing}: run `keys rotate` first (--no-new-key will do)")

@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.deadlines import waiting_for_store
+from integration_server.service.proxy.call_deadline import waiting_for_store
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
 
@@ -40,11 +40,11 @@ _POSTGRES_PARAMETERS = frozenset(
 )  # fmt: skip
 """Those of libpq's connection parameters that asyncpg knows as well."""
 
-_AWAY_SQLSTATES = ("08", "25006", "28", "3D000", "40", "53", "55P03", "57", "58")
+_UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D000", "40", "53", "55P03", "57", "58")
 """Beginnings of the SQLSTATEs that trying again later may cure: connection, read-only standby, login, no such database,
 rolled back, resources, lock, operator's intervention, system (PostgreSQL, appendix A)."""
 
-_AWAY_SQLITE_CODES = frozenset(
+_UNAVAILABLE_SQLITE_CODES = frozenset(
     {
         sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
@@ -126,44 +126,44 @@ class Database:
     """
 
     def __init__(
-        self, readers: AsyncEngine, writers: AsyncEngine, once_writers: AsyncEngine, watchers: AsyncEngine
+        self, readers: AsyncEngine, writers: AsyncEngine, autocommit_writers: AsyncEngine, monitors: AsyncEngine
     ) -> None:
         self._readers = readers
         self._writers = writers
-        self._once_writers = once_writers
-        self._watchers = watchers
+        self._autocommit_writers = autocommit_writers
+        self._monitors = monitors
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
+    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reading only. Each statement sees what is committed when it begins."""
-        with waiting_for_store(), _away_is_store_unavailable():
+        with waiting_for_store(), _convert_connection_errors():
             async with self._readers.connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def write_transaction(self) -> AsyncIterator[AsyncConnection]:
         """A connection in a transaction, committed at the end of the block and rolled back by an exception."""
-        with waiting_for_store(), _away_is_store_unavailable():
+        with waiting_for_store(), _convert_connection_errors():
             async with self._writers.begin() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def writing_once(self) -> AsyncIterator[AsyncConnection]:
+    async def write_statement(self) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement that writes. PostgreSQL commits that by itself: one round trip, not three."""
-        with waiting_for_store(), _away_is_store_unavailable():
-            async with self._once_writers.begin() as connection:
+        with waiting_for_store(), _convert_connection_errors():
+            async with self._autocommit_writers.begin() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def watching(self) -> AsyncIterator[AsyncConnection]:
+    async def monitor_connection(self) -> AsyncIterator[AsyncConnection]:
         """The connection for looking at the database itself: only reads, and gives up within a second or two."""
-        with waiting_for_store(), _away_is_store_unavailable():
-            async with self._watchers.connect() as connection:
+        with waiting_for_store(), _convert_connection_errors():
+            async with self._monitors.connect() as connection:
                 yield connection
 
     async def close(self) -> None:
         """Close every connection."""
-        for engine in (self._readers, self._writers, self._watchers):
+        for engine in (self._readers, self._writers, self._monitors):
             await engine.dispose()
 
 
@@ -174,20 +174,21 @@ async def open_database(
     pool_size: int = 5,
     connect_timeout: float = 5,  # callers have mostly given up by then
     command_timeout: float | None = 10,  # our statements take milliseconds: one that takes this long is never answered
-    watch_timeout: float = 1,  # so that it is noticed within two seconds that the database is back
+    monitor_timeout: float = 1,  # so that it is noticed within two seconds that the database is back
 ) -> AsyncIterator[Database]:
     """The database at `url` until the block ends; connections are made when they are needed.
 
     `pool_size` is the number of connections (with SQLite, of reading ones); one more is for watching. The timeouts are
     in seconds: `connect_timeout` for what has to be waited for before a statement (a free connection, a new one,
-    SQLite's lock), `command_timeout` for the statement (with PostgreSQL), `watch_timeout` for either where the database
+    SQLite's lock), `command_timeout` for the statement (with PostgreSQL), `monitor_timeout` for either where the
+    database
     is watched. Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
     if isinstance(target, SqliteFile):
-        database = _sqlite_database(target, pool_size, connect_timeout, watch_timeout)
+        database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
     else:
-        database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, watch_timeout)
+        database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
     try:
         yield database
     finally:
@@ -214,33 +215,33 @@ async def _postgres_database(
     pool_size: int,
     connect_timeout: float,
     command_timeout: float | None,
-    watch_timeout: float,
+    monitor_timeout: float,
 ) -> Database:
-    statements = _PREPARED_ONCE
-    if await _is_behind_a_pooler(_postgres_engine(target, 1, connect_timeout, connect_timeout, _THROUGH_A_POOLER)):
-        statements = _THROUGH_A_POOLER
+    statements = _PREPARED_STATEMENTS
+    if await _is_pooled(_postgres_engine(target, 1, connect_timeout, connect_timeout, _UNPREPARED_STATEMENTS)):
+        statements = _UNPREPARED_STATEMENTS
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
-    watchers = _postgres_engine(target, 1, watch_timeout, watch_timeout, statements)
-    lone_statements = _autocommit(engine)
-    return Database(lone_statements, engine, lone_statements, _autocommit(watchers))
+    monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
+    autocommit_engine = _autocommit(engine)
+    return Database(autocommit_engine, engine, autocommit_engine, _autocommit(monitors))
 
 
 def _statement_name() -> str:
     return f"s_{uuid.uuid4().hex}"
 
 
-def _no_statement_name() -> str:
+def _empty_statement_name() -> str:
     return ""
 
 
 # SQLAlchemy keeps prepared statements; names that are unique can't clash with those of clients that had the session
 # before.
-_PREPARED_ONCE: Mapping[str, Any] = {"prepared_statement_name_func": _statement_name}
+_PREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": _statement_name}
 
 # Statements that follow each other may reach different sessions, none of which has what another has prepared. One
 # without a name is parsed again, by asyncpg, in the message that runs it.
-_THROUGH_A_POOLER: Mapping[str, Any] = {
-    "prepared_statement_name_func": _no_statement_name,
+_UNPREPARED_STATEMENTS: Mapping[str, Any] = {
+    "prepared_statement_name_func": _empty_statement_name,
     "prepared_statement_cache_size": 0,
 }
 
@@ -263,7 +264,7 @@ def _postgres_engine(
             **statements,
         },
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "checkout", _discard_closed_connection)
     return engine
 
 
@@ -271,7 +272,7 @@ def _autocommit(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-async def _is_behind_a_pooler(engine: AsyncEngine) -> bool:
+async def _is_pooled(engine: AsyncEngine) -> bool:
     """Whether the session that answers is another than the one that was opened.
 
     Also if nobody answers: what a pooler can do, every server can.
@@ -279,30 +280,30 @@ async def _is_behind_a_pooler(engine: AsyncEngine) -> bool:
     try:
         async with engine.connect() as connection:
             opened = (await connection.get_raw_connection()).driver_connection
-            answering = await connection.scalar(text("SELECT pg_backend_pid()"))
+            serving_pid = await connection.scalar(text("SELECT pg_backend_pid()"))
     except (OSError, DBAPIError, PoolTimeoutError):
         return True
     finally:
         await engine.dispose()
-    return opened is None or opened.get_server_pid() != answering
+    return opened is None or opened.get_server_pid() != serving_pid
 
 
-def _refuse_closed(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
+def _discard_closed_connection(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
     """Have the pool replace a connection that the server closed meanwhile; costs no round trip, unlike a ping."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
-def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, watch_timeout: float) -> Database:
+def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, monitor_timeout: float) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
     readers = _engine(url, pool_size, connect_timeout, {}, only_reads=True)
     writers = _engine(url, 1, connect_timeout, {})
-    watchers = _engine(url, 1, watch_timeout, {}, only_reads=True)
-    for engine in (readers, writers, watchers):
+    monitors = _engine(url, 1, monitor_timeout, {}, only_reads=True)
+    for engine in (readers, writers, monitors):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers, writers, watchers)
+    return Database(readers, writers, writers, monitors)
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:
@@ -331,20 +332,22 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 @contextmanager
-def _away_is_store_unavailable() -> Iterator[None]:
+def _convert_connection_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, PoolTimeoutError) as error:  # built-in timeouts are OSErrors
         raise StoreUnavailable from error
     except DBAPIError as error:
-        if _means_away(error):
+        if _is_unavailable(error):
             raise StoreUnavailable from error
         raise
 
 
-def _means_away(error: DBAPIError) -> bool:
+def _is_unavailable(error: DBAPIError) -> bool:
     if error.connection_invalidated:
         return True
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     sqlite_code = getattr(error.orig, "sqlite_errorcode", 0)
-    return sqlstate.startswith(_AWAY_SQLSTATES) or sqlite_code & 0xFF in _AWAY_SQLITE_CODES  # low byte: primary code
+    return (
+        sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or sqlite_code & 0xFF in _UNAVAILABLE_SQLITE_CODES
+    )  # low byte: primary code

@@ -20,14 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import IntegrationId, Status, UserId
-from integration_server.service.ports import EventBatch, EventWish, Glance, LoggedEvent
-from integration_server.storage.clock import DatabaseTime
+from integration_server.service.events.ports import EventBatch, EventFilter, EventPage, LoggedEvent
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integration_events
 
 _E = integration_events.c
 
-_END = {
+_HIGH_WATER_MARK = {
     "postgresql": text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"),
     # The last number ever given: the highest that is there would go back when the newest are pruned.
     "sqlite": text("SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'integration_events'"),
@@ -35,7 +35,7 @@ _END = {
 
 _ORDER: Mapping[str, Column[int]] = {"postgresql": _E.transaction_id, "sqlite": _E.event_number}
 
-_PRUNED_AT_ONCE = 1000  # short transactions, so that nobody waits for them
+_PRUNE_BATCH_SIZE = 1000  # short transactions, so that nobody waits for them
 
 
 class SqlEventLog:
@@ -44,41 +44,41 @@ class SqlEventLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def end(self) -> tuple[int, datetime]:
+    async def high_water_mark(self) -> tuple[int, datetime]:
         """Where a batch that ends now has its end, and the database's time."""
-        async with self._database.reading() as connection:
-            return await _end(connection)
+        async with self._database.read_connection() as connection:
+            return await _high_water_mark(connection)
 
-    async def glance(self, low: int, limit: int) -> Glance:
+    async def read_page(self, low: int, limit: int) -> EventPage:
         """The batch from there up to now, with the first of its events."""
-        async with self._database.watching() as connection:
-            end, now = await _end(connection)
-            batch = EventBatch(low, end)
-            return Glance(batch, now, await _fetch(connection, batch, _in_order(limit)))
+        async with self._database.monitor_connection() as connection:
+            high_water_mark, now = await _high_water_mark(connection)
+            batch = EventBatch(low, high_water_mark)
+            return EventPage(batch, now, await _fetch(connection, batch, _in_order(limit)))
 
-    async def read(self, batch: EventBatch, after: int, wish: EventWish, limit: int) -> Sequence[LoggedEvent]:
+    async def read(self, batch: EventBatch, after: int, event_filter: EventFilter, limit: int) -> Sequence[LoggedEvent]:
         """Events of a batch with a number above `after`."""
         query = _in_order(limit).where(_E.event_number > after)
-        if wish.user_id is not None:
-            query = query.where(_E.user_id == wish.user_id)
-        if wish.integration_types is not None:
-            query = query.where(_E.integration_type.in_(sorted(wish.integration_types)))
-        async with self._database.reading() as connection:
+        if event_filter.user_id is not None:
+            query = query.where(_E.user_id == event_filter.user_id)
+        if event_filter.integration_types is not None:
+            query = query.where(_E.integration_type.in_(sorted(event_filter.integration_types)))
+        async with self._database.read_connection() as connection:
             return await _fetch(connection, batch, query)
 
-    async def prune(self, keep: timedelta) -> int:
+    async def prune(self, retention: timedelta) -> int:
         """Forget some of what is older; how much it was."""
-        old = select(_E.event_number).where(_E.event_time < select(DatabaseTime(-keep)).scalar_subquery())
-        some = old.order_by(_E.event_time).limit(_PRUNED_AT_ONCE).with_for_update(skip_locked=True)
-        async with self._database.writing() as connection:
-            forget = delete(integration_events).where(_E.event_number.in_(some))
-            return (await connection.execute(forget)).rowcount
+        old = select(_E.event_number).where(_E.event_time < select(DatabaseTime(-retention)).scalar_subquery())
+        some = old.order_by(_E.event_time).limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)
+        async with self._database.write_transaction() as connection:
+            statement = delete(integration_events).where(_E.event_number.in_(some))
+            return (await connection.execute(statement)).rowcount
 
 
-async def _end(connection: AsyncConnection) -> tuple[int, datetime]:
+async def _high_water_mark(connection: AsyncConnection) -> tuple[int, datetime]:
     # The time before the end: what is said to be as new as this time must not be older.
     now = (await connection.execute(select(DatabaseTime()))).scalar_one()
-    return int((await connection.execute(_END[connection.dialect.name])).scalar_one()), now
+    return int((await connection.execute(_HIGH_WATER_MARK[connection.dialect.name])).scalar_one()), now
 
 
 def _in_order(limit: int) -> Select[Any]:

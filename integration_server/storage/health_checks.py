@@ -8,14 +8,14 @@ from sqlalchemy import ColumnElement, Row, Select, case, delete, func, insert, s
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.ports import KeptCheck
+from integration_server.service.background.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import NO_FAILURE, failure_values, is_of
+from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c
 
-_PRUNED_AT_ONCE = 1000  # short transactions, so that nobody waits for them
+_PRUNE_BATCH_SIZE = 1000  # short transactions, so that nobody waits for them
 
 
 class SqlHealthHistory:
@@ -26,10 +26,10 @@ class SqlHealthHistory:
 
     async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
         """Keep a check, set or clear the integration's last error after it, and when to check next."""
-        is_same = is_of(check.integration.integration_id, check.integration.user_id)
+        is_same = matches_integration(check.integration.integration_id, check.integration.user_id)
         # The lock keeps the row from going before the check refers to it; SQLite's transaction does so by itself.
         lock = select(integrations.c.version).where(*is_same).with_for_update()
-        async with self._database.writing() as connection:
+        async with self._database.write_transaction() as connection:
             version = await connection.scalar(lock)
             if version is None:
                 return
@@ -39,14 +39,14 @@ class SqlHealthHistory:
             await connection.execute(update(integrations).where(*is_same).values(values))
             await connection.execute(insert(health_checks).values(_check_values(check)))
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
         """An integration's checks with a number below `before`, newest first."""
         query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
         if before is not None:
             query = query.where(_C.health_check_id < before)
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             rows = (await connection.execute(query)).all()
-        return [KeptCheck(row.health_check_id, _check(row, integration)) for row in rows]
+        return [HealthCheckRecord(row.health_check_id, _check(row, integration)) for row in rows]
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime
@@ -57,20 +57,20 @@ class SqlHealthHistory:
             is_within = _C.check_time > now - window
             counts += [func.count(case((is_within, 1))), func.count(case((is_within & _C.healthy.is_(False), 1)))]
         query = _of(integration, *counts).where(_C.check_time > now - max(windows))
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             row = (await connection.execute(query)).one()
         return [ErrorRate(window, *row[2 * number : 2 * number + 2]) for number, window in enumerate(windows)]
 
     async def prune(self, before: datetime) -> int:
         """Forget some of everybody's checks made before then; how many there were."""
-        old = select(_C.health_check_id).where(_C.check_time < before).order_by(_C.check_time).limit(_PRUNED_AT_ONCE)
-        async with self._database.writing() as connection:
+        old = select(_C.health_check_id).where(_C.check_time < before).order_by(_C.check_time).limit(_PRUNE_BATCH_SIZE)
+        async with self._database.write_transaction() as connection:
             return (await connection.execute(delete(health_checks).where(_C.health_check_id.in_(old)))).rowcount
 
 
 def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
     """Columns of the integration's checks, or all of them."""
-    is_same = is_of(integration.integration_id, integration.user_id)
+    is_same = matches_integration(integration.integration_id, integration.user_id)
     return select(*columns or health_checks.c).select_from(health_checks.join(integrations)).where(*is_same)
 
 

@@ -25,27 +25,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
-from integration_server.service.ports import (
+from integration_server.service.connections.revocation_ports import OrphanedGrant
+from integration_server.service.integrations.ports import (
     NewAccount,
     NewCredentials,
     NewIntegration,
-    OrphanedGrant,
-    Removed,
+    RemovalResult,
     StoredIntegration,
 )
 from integration_server.storage.engine import Database
 from integration_server.storage.revocations import add_claimed
-from integration_server.storage.tables import UtcDateTime, integrations, is_on, refresh_leases
+from integration_server.storage.tables import UtcDateTime, integrations, is_usable, refresh_leases
 
 _T = integrations.c
 
-_OPEN_COLUMNS = [column for column in _T if column is not _T.sealed_credentials]
+_PLAINTEXT_COLUMNS = [column for column in _T if column is not _T.encrypted_credentials]
 
 _FIND = select(integrations).where(_T.integration_id == bindparam("integration_id"), _T.user_id == bindparam("user_id"))
 
-_CALL_OF_VERSION = (
+_PROVIDER_CALL_TIME = (
     select(refresh_leases.c.call_time)
-    .where(refresh_leases.c.integration_id == bindparam("id"), refresh_leases.c.version == bindparam("at"))
+    .where(refresh_leases.c.integration_id == bindparam("id"), refresh_leases.c.version == bindparam("version"))
     .with_for_update()
 )
 
@@ -56,7 +56,7 @@ NO_FAILURE: Mapping[str, Any] = {
     "error_count": 0,
 }
 
-_NO_SETBACK: Mapping[str, Any] = {
+_NO_REFRESH_FAILURE: Mapping[str, Any] = {
     **NO_FAILURE,
     "reauthorization_required": False,
     "refresh_retry_time": None,
@@ -75,7 +75,7 @@ class SqlIntegrations:
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             row = (
                 await connection.execute(_FIND, {"integration_id": integration_id, "user_id": user_id})
             ).one_or_none()
@@ -83,13 +83,13 @@ class SqlIntegrations:
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration of that account."""
-        query = select(*_OPEN_COLUMNS).where(
+        query = select(*_PLAINTEXT_COLUMNS).where(
             _T.user_id == user_id,
             _T.integration_type == integration_type,
             _T.account_id == account_id,
             _T.connect_time.is_not(None),
         )
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else integration_of(row)
 
@@ -97,10 +97,10 @@ class SqlIntegrations:
         self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
         """The user's integrations of these types (None: all) with an id above `after`, in the order of their ids."""
-        query = select(*_OPEN_COLUMNS).where(_T.user_id == user_id, _T.integration_id > after)
+        query = select(*_PLAINTEXT_COLUMNS).where(_T.user_id == user_id, _T.integration_id > after)
         if integration_types is not None:
             query = query.where(_T.integration_type.in_(sorted(integration_types)))
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             rows = (await connection.execute(query.order_by(_T.integration_id).limit(limit))).all()
         return [integration_of(row) for row in rows]
 
@@ -109,7 +109,7 @@ class SqlIntegrations:
         query = (
             select(integrations).where(_T.user_id == user_id, _T.connect_time.is_not(None)).order_by(_T.integration_id)
         )
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             rows = (await connection.execute(query)).all()
         return [stored_integration_of(row) for row in rows]
 
@@ -126,14 +126,20 @@ class SqlIntegrations:
                 _T.connect_time.is_not(None),
             )
         )
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             return bool(await connection.scalar(query))
 
-    async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
+    async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """Everybody's integrations that end before then, the soonest first, unless they are off or dead."""
-        end_time = case((_T.is_renewable.is_(True), _T.refresh_token_expire_time), else_=_T.access_token_expire_time)
-        query = select(*_OPEN_COLUMNS).where(is_on, end_time < before).order_by(end_time, _T.integration_id)
-        async with self._database.reading() as connection:
+        grant_expire_time = case(
+            (_T.is_renewable.is_(True), _T.refresh_token_expire_time), else_=_T.access_token_expire_time
+        )
+        query = (
+            select(*_PLAINTEXT_COLUMNS)
+            .where(is_usable, grant_expire_time < before)
+            .order_by(grant_expire_time, _T.integration_id)
+        )
+        async with self._database.read_connection() as connection:
             rows = (await connection.execute(query.limit(limit))).all()
         return [integration_of(row) for row in rows]
 
@@ -159,13 +165,13 @@ class SqlIntegrations:
                     "connect_time": now,
                 }
             )
-            .returning(*_OPEN_COLUMNS)
+            .returning(*_PLAINTEXT_COLUMNS)
         )
         try:
-            async with self._database.writing() as connection:
+            async with self._database.write_transaction() as connection:
                 row = (await connection.execute(statement)).one()
         except IntegrityError as error:
-            if _is_about_account(error):
+            if _is_account_conflict(error):
                 return None
             raise
         return integration_of(row)
@@ -178,9 +184,9 @@ class SqlIntegrations:
         now: datetime,
         *,
         check_due_time: datetime | None = None,
-        instead_of: IntegrationId | None = None,
+        superseded_id: IntegrationId | None = None,
     ) -> Integration | None:
-        """Give a pending or reconnected integration its credentials, and let the pending `instead_of` go.
+        """Give a pending or reconnected integration its credentials, and let the pending `superseded_id` go.
 
         What the provider does not tell of the account stays as it was. None, and nothing changed, if the integration
         is gone, its version is another by now, or its account has another row.
@@ -191,7 +197,7 @@ class SqlIntegrations:
             .values(
                 {
                     **_credentials_values(credentials),
-                    **_NO_SETBACK,
+                    **_NO_REFRESH_FAILURE,
                     "account_id": account.account_id or integration.account_id,
                     "account_label": account.account_label or integration.account_label,
                     "is_active": True,
@@ -201,17 +207,19 @@ class SqlIntegrations:
                     "version": integration.version + 1,
                 }
             )
-            .returning(*_OPEN_COLUMNS)
+            .returning(*_PLAINTEXT_COLUMNS)
         )
         try:
-            async with self._changing(integration.integration_id) as connection:
+            async with self._change_transaction(integration.integration_id) as connection:
                 row = (await connection.execute(connect)).one_or_none()
-                if row is not None and instead_of is not None:
+                if row is not None and superseded_id is not None:
                     await connection.execute(
-                        delete(integrations).where(*is_of(instead_of, integration.user_id), _T.connect_time.is_(None))
+                        delete(integrations).where(
+                            *matches_integration(superseded_id, integration.user_id), _T.connect_time.is_(None)
+                        )
                     )
         except IntegrityError as error:
-            if _is_about_account(error):
+            if _is_account_conflict(error):
                 return None
             raise
         return None if row is None else integration_of(row)
@@ -229,14 +237,14 @@ class SqlIntegrations:
             .values(
                 {
                     **_credentials_values(credentials),
-                    **_NO_SETBACK,
+                    **_NO_REFRESH_FAILURE,
                     "update_time": now,
                     "version": integration.version + 1,
                 }
             )
-            .returning(*_OPEN_COLUMNS)
+            .returning(*_PLAINTEXT_COLUMNS)
         )
-        async with self._changing(integration.integration_id, once=True) as connection:
+        async with self._change_transaction(integration.integration_id, single_statement=True) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
@@ -252,7 +260,7 @@ class SqlIntegrations:
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read."""
-        values = setback_values(
+        values = refresh_failure_values(
             failure,
             reauthorization_required=reauthorization_required,
             retry_time=retry_time,
@@ -260,20 +268,24 @@ class SqlIntegrations:
             refusals=refusals,
             refresh_due_time=refresh_due_time,
         )
-        async with self._changing(integration.integration_id, once=True) as connection:
+        async with self._change_transaction(integration.integration_id, single_statement=True) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
-    async def take_back_failure(self, integration: Integration, retry_time: datetime | None) -> None:
+    async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:
         """Undo that the end of the grant was noted, unless the credentials were replaced since it was."""
-        values = {**_NO_SETBACK, "refresh_retry_time": retry_time, "refresh_due_time": _due_again(retry_time)}
-        is_noted = (*_is_at_version(integration), _T.reauthorization_required.is_(True))
-        async with self._changing(integration.integration_id, once=True) as connection:
-            await connection.execute(update(integrations).where(*is_noted).values(values))
+        values = {
+            **_NO_REFRESH_FAILURE,
+            "refresh_retry_time": retry_time,
+            "refresh_due_time": _next_due_time(retry_time),
+        }
+        is_invalidated = (*_is_at_version(integration), _T.reauthorization_required.is_(True))
+        async with self._change_transaction(integration.integration_id, single_statement=True) as connection:
+            await connection.execute(update(integrations).where(*is_invalidated).values(values))
 
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
         values = NO_FAILURE if failure is None else failure_values(failure)
-        async with self._changing(integration.integration_id, once=True) as connection:
+        async with self._change_transaction(integration.integration_id, single_statement=True) as connection:
             await connection.execute(update(integrations).where(*_is_at_version(integration)).values(values))
 
     async def update(
@@ -290,45 +302,55 @@ class SqlIntegrations:
         given = {"name": name, "config": config, "is_active": is_active}
         statement = (
             update(integrations)
-            .where(*is_of(integration_id, user_id))
+            .where(*matches_integration(integration_id, user_id))
             .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
-            .returning(*_OPEN_COLUMNS)
+            .returning(*_PLAINTEXT_COLUMNS)
         )
-        async with self._changing(integration_id, once=True) as connection:
+        async with self._change_transaction(integration_id, single_statement=True) as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
     async def remove(
-        self, integration_id: IntegrationId, user_id: UserId, *, claim_for: timedelta = timedelta(0)
-    ) -> Removed | None:
+        self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
+    ) -> RemovalResult | None:
         """Delete the integration with all that hangs on it, and put its credentials into the outbox."""
-        lock = select(integrations).where(*is_of(integration_id, user_id)).with_for_update()
-        async with self._changing(integration_id) as connection:
+        lock = select(integrations).where(*matches_integration(integration_id, user_id)).with_for_update()
+        async with self._change_transaction(integration_id) as connection:
             row = (await connection.execute(lock)).one_or_none()
             if row is None:
                 return None
             # The lock keeps a refresh from being claimed between the look and the deletion.
-            is_refreshing = await connection.scalar(_CALL_OF_VERSION, {"id": row.integration_id, "at": row.version})
-            await connection.execute(delete(integrations).where(*is_of(integration_id, user_id)))
-            revocation = None if row.connect_time is None else await add_claimed(connection, _orphaned(row), claim_for)
-        return Removed(integration_of(row), revocation, is_refreshing is not None)
+            is_refreshing = await connection.scalar(
+                _PROVIDER_CALL_TIME, {"id": row.integration_id, "version": row.version}
+            )
+            await connection.execute(delete(integrations).where(*matches_integration(integration_id, user_id)))
+            revocation = (
+                None if row.connect_time is None else await add_claimed(connection, _orphaned(row), claim_duration)
+            )
+        return RemovalResult(integration_of(row), revocation, is_refreshing is not None)
 
     async def ping(self) -> None:
         """Return if the database answers and its schema is there."""
         try:
-            async with self._database.watching() as connection:
+            async with self._database.monitor_connection() as connection:
                 await connection.execute(select(literal(1)).select_from(integrations).limit(1))
         except (OperationalError, ProgrammingError) as error:  # no such table, in SQLite's and PostgreSQL's words
             raise StoreUnavailable from error
 
     @asynccontextmanager
-    async def _changing(self, integration_id: IntegrationId, *, once: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def _change_transaction(
+        self, integration_id: IntegrationId, *, single_statement: bool = False
+    ) -> AsyncIterator[AsyncConnection]:
         """A transaction that may change what a backend is given. To other processes a trigger tells of it.
 
-        With `once` it is for one statement.
+        With `single_statement` it is for one statement.
         """
         try:
-            async with self._database.writing_once() if once else self._database.writing() as connection:
+            async with (
+                self._database.write_statement()
+                if single_statement
+                else self._database.write_transaction() as connection
+            ):
                 yield connection
         finally:
             self._on_change(integration_id)  # also if it failed: a commit may have, after it was done
@@ -339,11 +361,11 @@ class SqlIntegrations:
 
 def stored_integration_of(row: Row[Any]) -> StoredIntegration:
     """A row with its sealed credentials."""
-    return StoredIntegration(integration_of(row), row.sealed_credentials)
+    return StoredIntegration(integration_of(row), row.encrypted_credentials)
 
 
 def _orphaned(row: Row[Any]) -> OrphanedGrant:
-    return OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, row.sealed_credentials)
+    return OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, row.encrypted_credentials)
 
 
 def integration_of(row: Row[Any]) -> Integration:
@@ -404,7 +426,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
         "missing_scopes": (),
         "lacks_required_scope": False,
         "is_renewable": False,
-        **_NO_SETBACK,
+        **_NO_REFRESH_FAILURE,
         "create_time": now,
         "update_time": now,
         "version": 0,
@@ -413,7 +435,7 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
 
 def _credentials_values(credentials: NewCredentials) -> dict[str, Any]:
     return {
-        "sealed_credentials": credentials.sealed_credentials,
+        "encrypted_credentials": credentials.encrypted_credentials,
         "scopes": credentials.scopes,
         "missing_scopes": credentials.missing_scopes,
         "lacks_required_scope": credentials.lacks_required_scope,
@@ -434,7 +456,7 @@ def failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
-def setback_values(
+def refresh_failure_values(
     failure: Failure | None,
     *,
     reauthorization_required: bool,
@@ -448,12 +470,12 @@ def setback_values(
         "refresh_retry_time": retry_time,
         "refresh_failures": failures,
         "refresh_refusals": refusals,
-        "refresh_due_time": _due_again(refresh_due_time),
+        "refresh_due_time": _next_due_time(refresh_due_time),
     }
     return {**values, "reauthorization_required": True} if reauthorization_required else values
 
 
-def _due_again(due_time: datetime | None) -> ColumnElement[datetime | None]:
+def _next_due_time(due_time: datetime | None) -> ColumnElement[datetime | None]:
     """The next due time; what is never refreshed ahead of need stays so."""
     return case((_T.refresh_due_time.is_not(None), bindparam(None, due_time, UtcDateTime)))
 
@@ -461,15 +483,15 @@ def _due_again(due_time: datetime | None) -> ColumnElement[datetime | None]:
 # --- conditions --------------------------------------------------------------------------------------------------
 
 
-def is_of(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
+def matches_integration(integration_id: IntegrationId, user_id: UserId) -> tuple[ColumnElement[bool], ...]:
     """The user's integration, and nobody else's."""
     return (_T.integration_id == integration_id, _T.user_id == user_id)
 
 
 def _is_at_version(integration: Integration) -> tuple[ColumnElement[bool], ...]:
-    return (*is_of(integration.integration_id, integration.user_id), _T.version == integration.version)
+    return (*matches_integration(integration.integration_id, integration.user_id), _T.version == integration.version)
 
 
-def _is_about_account(error: IntegrityError) -> bool:
+def _is_account_conflict(error: IntegrityError) -> bool:
     # The only unique index with this column; SQLite names the columns, PostgreSQL the index that is named after them.
     return "account_id" in str(error.orig)

@@ -20,11 +20,11 @@ class KeyringError(Exception):
     """The data keys cannot be used with the keys that are configured. Names key ids, never a key."""
 
 
-class DoesNotUnwrap(Exception):
+class UnwrapError(Exception):
     """A wrapped key is not one that this key has wrapped for this id."""
 
 
-class KeyEncryption(Protocol):
+class KeyEncryptionKey(Protocol):
     """A key that encrypts data keys. Both calls raise `StoreUnavailable` if what it is kept in is away."""
 
     @property
@@ -35,7 +35,7 @@ class KeyEncryption(Protocol):
         """The data key, encrypted for this id. Raises `KeyringError` where it may not be used."""
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
-        """The data key of this id. Raises `DoesNotUnwrap`, or `KeyringError` where it may not be used."""
+        """The data key of this id. Raises `UnwrapError`, or `KeyringError` where it may not be used."""
 
 
 def parse_key(text: str) -> bytes:
@@ -52,7 +52,7 @@ def parse_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LocalKey:
-    """A `KeyEncryption` by a key in hand, with AES-256-GCM. Its id is made of the key, one way."""
+    """A `KeyEncryptionKey` by a key in hand, with AES-256-GCM. Its id is made of the key, one way."""
 
     key: bytes = field(repr=False)
     key_id: str = field(init=False)
@@ -69,20 +69,20 @@ class LocalKey:
         return nonce + AESGCM(self.key).encrypt(nonce, data_key, data_key_id.encode())
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
-        """The data key of this id. Raises `DoesNotUnwrap`."""
+        """The data key of this id. Raises `UnwrapError`."""
         nonce, ciphertext = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
         try:
             return AESGCM(self.key).decrypt(nonce, ciphertext, data_key_id.encode())
         except (InvalidTag, ValueError):
-            raise DoesNotUnwrap from None
+            raise UnwrapError from None
 
 
-class KeyEncryptions:
+class KeyEncryptionKeys:
     """The current key, which wraps, and former ones, which only unwrap what they have wrapped."""
 
-    def __init__(self, current: KeyEncryption, former: Iterable[KeyEncryption] = ()) -> None:
+    def __init__(self, current: KeyEncryptionKey, previous: Iterable[KeyEncryptionKey] = ()) -> None:
         self._current = current
-        self._keys = {key.key_id: key for key in (current, *former)}
+        self._keys = {key.key_id: key for key in (current, *previous)}
 
     @property
     def current_id(self) -> str:
@@ -108,7 +108,7 @@ class KeyEncryptions:
             )
         try:
             return await key.unwrap(wrapped, data_key_id)
-        except DoesNotUnwrap:
+        except UnwrapError:
             raise KeyringError(
                 f"data key {data_key_id} does not open with key {wrapping_key_id}: it was altered"
             ) from None

@@ -28,10 +28,10 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.service.ports import Place
-from integration_server.storage.clock import DatabaseTime
+from integration_server.service.common_types import AssociatedData
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
-from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptions, KeyringError
+from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKeys, KeyringError
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 _FORMAT = b"\x01"
@@ -39,7 +39,7 @@ _KEY_ID_BYTES = 8
 _HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES
 _NONCE_BYTES = 12
 
-_LOOK_INTERVAL = 1.0
+_LOOKUP_INTERVAL = 1.0
 """Seconds between two looks for unknown data keys: a flood of forged values must not become load on the database."""
 
 _CHECK_ID = "key-check"
@@ -50,38 +50,38 @@ _ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.
 
 
 class Keyring:
-    """Seals and opens values for their place: a `Sealer`. Made by `open_keyring`."""
+    """Seals and opens values for their place: a `Aead`. Made by `open_keyring`."""
 
-    def __init__(self, database: Database, keys: KeyEncryptions, *, monotonic: Callable[[], float]) -> None:
+    def __init__(self, database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float]) -> None:
         self._database = database
         self._keys = keys
         self._monotonic = monotonic
         self._ciphers: Mapping[bytes, AESGCM] = {}
         self._active_id = b""
-        self._reading = asyncio.Lock()
-        self._next_look = -math.inf
+        self._reload_lock = asyncio.Lock()
+        self._next_lookup = -math.inf
 
     @property
     def active_key_id(self) -> str:
         """The id of the data key that seals, as far as is known here."""
         return self._active_id.hex()
 
-    async def seal(self, plaintext: bytes, place: Place) -> bytes:
+    async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
         """`plaintext`, sealed with the active data key."""
         header = _FORMAT + self._active_id
         nonce = os.urandom(_NONCE_BYTES)
         cipher = self._ciphers[self._active_id]
-        return header + nonce + cipher.encrypt(nonce, plaintext, _associated_data(header, place))
+        return header + nonce + cipher.encrypt(nonce, plaintext, _encode_associated_data(header, associated_data))
 
-    async def open(self, sealed: bytes, place: Place) -> bytes:
+    async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
         """The plaintext. Raises `CredentialsUnreadable` when anything about value, key or place is not as sealed."""
-        header, rest = sealed[:_HEADER_BYTES], sealed[_HEADER_BYTES:]
-        nonce, ciphertext = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
+        header, rest = ciphertext[:_HEADER_BYTES], ciphertext[_HEADER_BYTES:]
+        nonce, payload = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         if not header.startswith(_FORMAT) or len(nonce) < _NONCE_BYTES:
             raise CredentialsUnreadable
         cipher = await self._cipher(header.removeprefix(_FORMAT))
         try:
-            return cipher.decrypt(nonce, ciphertext, _associated_data(header, place))
+            return cipher.decrypt(nonce, payload, _encode_associated_data(header, associated_data))
         except InvalidTag:
             raise CredentialsUnreadable from None
 
@@ -90,18 +90,18 @@ class Keyring:
 
         Those that unwrap are learnt even then.
         """
-        async with self._reading:  # one at a time: an older reading must not undo a newer one
+        async with self._reload_lock:  # one at a time: an older reading must not undo a newer one
             await self._reload()
 
-    async def add_data_key(self, active_in: timedelta = timedelta(0)) -> str:
+    async def add_data_key(self, activation_delay: timedelta = timedelta(0)) -> str:
         """Announce a new data key, that seals after this time; its id. Former ones go on opening.
 
         Raises `KeyringError` while the one before is not settled.
         """
         key_id = new_data_key_id()
-        values = await self._new_data_key(key_id, DataKeyState.ARRIVING, active_in)
+        values = await self._new_data_key(key_id, DataKeyState.ROTATING, activation_delay)
         try:
-            async with self._database.writing() as connection:
+            async with self._database.write_transaction() as connection:
                 await connection.execute(insert(data_keys).values(values))
         except IntegrityError as error:
             raise KeyringError("the newest data key has not replaced the others yet: rotate first") from error
@@ -114,10 +114,10 @@ class Keyring:
         Raises `KeyringError` or `StoreUnavailable`.
         """
         await self.reload()
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             check = (await connection.execute(select(key_checks))).one_or_none()
         if check is None:
-            await self._make_first()
+            await self._create_first_key()
         else:
             await self._keys.unwrap(check.wrapped_check, check.check_id, check.wrapping_key_id)
         if not self._active_id:
@@ -130,43 +130,43 @@ class Keyring:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
-        async with self._database.watching() as connection:
+        async with self._database.monitor_connection() as connection:
             rows = (await connection.execute(_ALL_KEYS)).all()
         if self._ciphers and not rows:  # what is known is worth keeping
             raise KeyringError("the data keys are gone from the database")
         known, problems = {}, []
         for row in rows:
             try:
-                known[bytes.fromhex(row.key_id)] = await self._learn(row)
+                known[bytes.fromhex(row.key_id)] = await self._load(row)
             except (KeyringError, StoreUnavailable) as error:
                 problems.append(error)
         self._ciphers = known
-        self._active_id = _active_of(rows, known)
+        self._active_id = _newest_active_key(rows, known)
         _raise_all(problems)
 
-    async def _learn(self, row: Row[Any]) -> AESGCM:
+    async def _load(self, row: Row[Any]) -> AESGCM:
         cipher = self._ciphers.get(bytes.fromhex(row.key_id))
         return cipher or AESGCM(await self._keys.unwrap(row.wrapped_key, row.key_id, row.wrapping_key_id))
 
     async def _cipher(self, key_id: bytes) -> AESGCM:
         if key_id not in self._ciphers:
-            await self._look_for(key_id)
+            await self._reload_for(key_id)
         try:
             return self._ciphers[key_id]
         except KeyError:
             raise CredentialsUnreadable from None
 
-    async def _look_for(self, key_id: bytes) -> None:
-        async with self._reading:
-            if key_id in self._ciphers or self._monotonic() < self._next_look:
+    async def _reload_for(self, key_id: bytes) -> None:
+        async with self._reload_lock:
+            if key_id in self._ciphers or self._monotonic() < self._next_lookup:
                 return
             with suppress(KeyringError):  # a key that does not unwrap here is as good as unknown
                 await self._reload()
-            self._next_look = self._monotonic() + _LOOK_INTERVAL
+            self._next_lookup = self._monotonic() + _LOOKUP_INTERVAL
 
     # --- making ------------------------------------------------------------------------------------------------------
 
-    async def _make_first(self) -> None:
+    async def _create_first_key(self) -> None:
         """Make the key check, and the first data key unless this database has one from before there were checks."""
         is_first = not self._active_id
         check = {
@@ -174,9 +174,9 @@ class Keyring:
             "wrapped_check": await self._keys.wrap(_CHECK, _CHECK_ID),
             "wrapping_key_id": self._keys.current_id,
         }
-        key = await self._new_data_key(new_data_key_id(), DataKeyState.SETTLED) if is_first else None
+        key = await self._new_data_key(new_data_key_id(), DataKeyState.COMPLETE) if is_first else None
         try:
-            async with self._database.writing() as connection:
+            async with self._database.write_transaction() as connection:
                 await connection.execute(insert(key_checks).values(check))
                 if key is not None:
                     await connection.execute(insert(data_keys).values(key))
@@ -185,7 +185,7 @@ class Keyring:
         await self.reload()
 
     async def _new_data_key(
-        self, key_id: str, state: DataKeyState, active_in: timedelta = timedelta(0)
+        self, key_id: str, state: DataKeyState, activation_delay: timedelta = timedelta(0)
     ) -> Mapping[str, Any]:
         return {
             "key_id": key_id,
@@ -193,7 +193,7 @@ class Keyring:
             "wrapping_key_id": self._keys.current_id,
             "state": state.value,
             "create_time": DatabaseTime(),
-            "active_time": DatabaseTime(active_in),
+            "active_time": DatabaseTime(activation_delay),
         }
 
 
@@ -202,11 +202,11 @@ def new_data_key_id() -> str:
     return os.urandom(_KEY_ID_BYTES).hex()
 
 
-def _active_of(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
+def _newest_active_key(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
     """The newest whose time has come; the oldest of all if none's has, as after a clock was set back."""
     usable = [(bytes.fromhex(row.key_id), row.active_time <= row.now) for row in rows]
-    usable = [(key_id, has_come) for key_id, has_come in usable if key_id in known]
-    active = [key_id for key_id, has_come in usable if has_come] or [key_id for key_id, _ in usable[:1]]
+    usable = [(key_id, is_active) for key_id, is_active in usable if key_id in known]
+    active = [key_id for key_id, is_active in usable if is_active] or [key_id for key_id, _ in usable[:1]]
     return active[-1] if active else b""
 
 
@@ -218,14 +218,20 @@ def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:
         raise problem
 
 
-def _associated_data(header: bytes, place: Place) -> bytes:
-    names = (place.table, place.column, place.uid, place.user_id, place.integration_type)
+def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> bytes:
+    names = (
+        associated_data.table,
+        associated_data.column,
+        associated_data.uid,
+        associated_data.user_id,
+        associated_data.integration_type,
+    )
     parts = [header, *(name.encode() for name in names)]
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)  # with lengths, no two places look alike
 
 
 async def open_keyring(
-    database: Database, keys: KeyEncryptions, *, monotonic: Callable[[], float] = time.monotonic
+    database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float] = time.monotonic
 ) -> Keyring:
     """The keyring of this database; the first data key is made if there is none.
 

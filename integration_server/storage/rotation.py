@@ -1,4 +1,4 @@
-"""Rotating the data key while everything goes on: docs/keys.md tells the steps, and what a crash leads to.
+"""Rotating the data key while everything goes on: docs/key-management.md tells the steps, and what a crash leads to.
 
 What is still to be done is what the rows say: each sealed value begins with the id of its data key. So whoever comes
 next, after a crash or at the same time, goes on where the rows are, and nothing else has to be remembered.
@@ -16,54 +16,54 @@ import structlog
 from sqlalchemy import Row, update
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
-from integration_server.storage.claims import WorkClaim
 from integration_server.storage.data_keys import DataKey, describe_data_keys
+from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS, EncryptedColumn, count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import Keyring
-from integration_server.storage.sealed_columns import SEALED_COLUMNS, SealedColumn, count_values
 from integration_server.storage.tables import DataKeyState, data_keys
+from integration_server.storage.work_leases import WorkLease
 
 _BATCH = 100
 """Values a transaction: some milliseconds, for which nobody waits who does not want one of these rows. (With SQLite
 every writer does.)"""
 
-_LOOK_EVERY = 1.0  # seconds between looks at the database's clock
-_AGAIN = 0.1  # seconds until rows that others held are tried again: transactions take milliseconds
+_POLL_INTERVAL = 1.0  # seconds between looks at the database's clock
+_RETRY_INTERVAL = 0.1  # seconds until rows that others held are tried again: transactions take milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A step of a rotation: `done` of `total` values are re-sealed, the last ones in `took` seconds.
+class RotationProgress:
+    """A step of a rotation: `done` of `total` values are re-sealed, the last ones in `elapsed` seconds.
 
-    While a time is waited for, `left` says how much of it is.
+    While a time is waited for, `remaining` says how much of it is.
     """
 
     done: int = 0
     total: int = 0
-    took: float = 0
-    left: timedelta = timedelta(0)
+    elapsed: float = 0
+    remaining: timedelta = timedelta(0)
 
 
-AfterStep = Callable[[Step], Awaitable[None]]
+ProgressCallback = Callable[[RotationProgress], Awaitable[None]]
 """Called between transactions; waits as long as others are to have the database. What it raises ends the rotation."""
 
 
-Tell = Callable[[str], Awaitable[object]]
+AuditRecorder = Callable[[str], Awaitable[object]]
 """Called with what was done with which key, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rotated:
+class RotationResult:
     """What became of a rotation. `unreadable` names rows whose value does not open, and stays as it is."""
 
     key_id: str
-    resealed: int
+    reencrypted: int
     unreadable: Sequence[str]
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Progress:
     total: int
     done: int = 0
     unreadable: list[str] = field(default_factory=list)
@@ -77,174 +77,180 @@ class Rotation:
         database: Database,
         keyring: Keyring,
         *,
-        activation: timedelta,
-        tell: Tell,
+        activation_delay: timedelta,
+        record_audit: AuditRecorder,
         batch: int = _BATCH,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._database = database
         self._keyring = keyring
-        self._activation = activation
-        self._tell = tell
+        self._activation_delay = activation_delay
+        self._record_audit = record_audit
         self._batch = batch
         self._pause = pause
 
-    async def rotate(self, after_step: AfterStep, *, new_key: bool = True) -> Rotated:
+    async def rotate(self, on_progress: ProgressCallback, *, new_key: bool = True) -> RotationResult:
         """Rotate to a new data key, or to the one that an unfinished rotation has announced.
 
         Without `new_key` the newest one is taken in any case. Raises `KeyringError` or `StoreUnavailable`; do it again
         then, to go on.
         """
-        key_id = await self._begin(new_key=new_key)
-        await self._wait(key_id, timedelta(0), after_step)
+        key_id = await self._announce_key(new_key=new_key)
+        await self._wait(key_id, timedelta(0), on_progress)
         await self._keyring.reload()
         if self._keyring.active_key_id != key_id:
             raise KeyringError(f"data key {key_id} does not seal here: another has taken its place")
-        first = await self._reseal(key_id, after_step)
+        first = await self._reencrypt(key_id, on_progress)
         # A server that has not looked yet may still seal with the former key, until then.
-        await self._wait(key_id, self._activation, after_step)
-        last = await self._reseal(key_id, after_step)
-        await self._tell(f"rotate to {key_id}")  # rather twice than not at all: until it is settled, somebody goes on
-        await self._settle(key_id)
-        return Rotated(key_id, first.done + last.done, last.unreadable)
+        await self._wait(key_id, self._activation_delay, on_progress)
+        last = await self._reencrypt(key_id, on_progress)
+        await self._record_audit(
+            f"rotate to {key_id}"
+        )  # rather twice than not at all: until it is settled, somebody goes on
+        await self._mark_complete(key_id)
+        return RotationResult(key_id, first.done + last.done, last.unreadable)
 
-    async def _begin(self, *, new_key: bool) -> str:
+    async def _announce_key(self, *, new_key: bool) -> str:
         newest = (await describe_data_keys(self._database))[-1]
-        if not (newest.is_settled and new_key):
+        if not (newest.is_rotation_complete and new_key):
             return newest.key_id
-        key_id = await self._keyring.add_data_key(self._activation)
-        await self._tell(f"add {key_id}")
+        key_id = await self._keyring.add_data_key(self._activation_delay)
+        await self._record_audit(f"add {key_id}")
         return key_id
 
-    async def _wait(self, key_id: str, since_active: timedelta, after_step: AfterStep) -> None:
+    async def _wait(self, key_id: str, since_active: timedelta, on_progress: ProgressCallback) -> None:
         """Wait until the key has been active for this long, by the database's clock."""
         while True:
             keys = {key.key_id: key for key in await describe_data_keys(self._database)}
             if key_id not in keys:
                 raise KeyringError(f"data key {key_id} was removed meanwhile")
-            left = keys[key_id].active_time + since_active - keys[key_id].now
-            if left <= timedelta(0):
+            remaining = keys[key_id].active_time + since_active - keys[key_id].now
+            if remaining <= timedelta(0):
                 return
-            await after_step(Step(left=left))
-            await self._pause(min(left.total_seconds(), _LOOK_EVERY))
+            await on_progress(RotationProgress(remaining=remaining))
+            await self._pause(min(remaining.total_seconds(), _POLL_INTERVAL))
 
-    async def _settle(self, key_id: str) -> None:
-        settle = update(data_keys).where(data_keys.c.key_id == key_id).values(state=DataKeyState.SETTLED.value)
-        async with self._database.writing() as connection:
-            await connection.execute(settle)
+    async def _mark_complete(self, key_id: str) -> None:
+        complete = update(data_keys).where(data_keys.c.key_id == key_id).values(state=DataKeyState.COMPLETE.value)
+        async with self._database.write_transaction() as connection:
+            await connection.execute(complete)
 
     # --- re-sealing --------------------------------------------------------------------------------------------------
 
-    async def _reseal(self, key_id: str, after_step: AfterStep) -> _Tally:
+    async def _reencrypt(self, key_id: str, on_progress: ProgressCallback) -> _Progress:
         """Re-seal until no value that opens is left under another key, also those that others held meanwhile."""
-        tally = _Tally(total=await self._count_under_others(key_id))
-        left = tally.total
-        while left > len(tally.unreadable):
-            tally.unreadable.clear()
-            for other in await self._others(key_id):
-                for column in SEALED_COLUMNS:
-                    await self._reseal_column(column, other, tally, after_step)
-            left = await self._count_under_others(key_id)
-            await self._pause(_AGAIN if left > len(tally.unreadable) else 0)  # somebody holds rows
-        return tally
+        progress = _Progress(total=await self._count_remaining(key_id))
+        remaining = progress.total
+        while remaining > len(progress.unreadable):
+            progress.unreadable.clear()
+            for other in await self._replaced_key_ids(key_id):
+                for column in ENCRYPTED_COLUMNS:
+                    await self._reencrypt_column(column, other, progress, on_progress)
+            remaining = await self._count_remaining(key_id)
+            await self._pause(_RETRY_INTERVAL if remaining > len(progress.unreadable) else 0)  # somebody holds rows
+        return progress
 
-    async def _reseal_column(self, column: SealedColumn, key_id: str, tally: _Tally, after_step: AfterStep) -> None:
+    async def _reencrypt_column(
+        self, column: EncryptedColumn, key_id: str, progress: _Progress, on_progress: ProgressCallback
+    ) -> None:
         last = None
         while True:
             begun = time.monotonic()
-            rows = await self._reseal_batch(column, key_id, last, tally)
-            await after_step(Step(tally.done, tally.total, took=time.monotonic() - begun))
+            rows = await self._reencrypt_batch(column, key_id, last, progress)
+            await on_progress(RotationProgress(progress.done, progress.total, elapsed=time.monotonic() - begun))
             if not rows:
                 return
             last = rows[-1].row_id
 
-    async def _reseal_batch(self, column: SealedColumn, key_id: str, last: object, tally: _Tally) -> Sequence[Row[Any]]:
+    async def _reencrypt_batch(
+        self, column: EncryptedColumn, key_id: str, last: object, progress: _Progress
+    ) -> Sequence[Row[Any]]:
         """Re-seal the next rows after `last` that nobody else is changing; which these were.
 
         They are locked from reading to writing, so that no refresh is overwritten. Rows that are locked already are
         passed over: whoever waits while holding rows can be part of a deadlock. The version stays, since a refresh
         that is under way must find the one that it has read.
         """
-        query = column.rows_under(key_id).order_by(column.row_id).limit(self._batch)
+        query = column.rows_encrypted_with(key_id).order_by(column.row_id).limit(self._batch)
         if last is not None:
             query = query.where(column.row_id > last)
         query = query.with_for_update(skip_locked=True, key_share=True)
-        async with self._database.writing() as connection:
+        async with self._database.write_transaction() as connection:
             rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-            changes = [change for row in rows if (change := await self._resealed(column, row, tally)) is not None]
+            changes = [change for row in rows if (change := await self._reencrypted(column, row, progress)) is not None]
             if changes:
                 await connection.execute(column.replacement(), changes)
-        tally.done += len(changes)
+        progress.done += len(changes)
         return rows
 
-    async def _resealed(self, column: SealedColumn, row: Row[Any], tally: _Tally) -> dict[str, Any] | None:
-        place = column.place(row)
+    async def _reencrypted(self, column: EncryptedColumn, row: Row[Any], progress: _Progress) -> dict[str, Any] | None:
+        associated_data = column.associated_data(row)
         try:
-            plaintext = await self._keyring.open(row.value, place)
+            plaintext = await self._keyring.decrypt(row.value, associated_data)
         except CredentialsUnreadable:
-            tally.unreadable.append(f"{column.name} of {row.row_id}")
+            progress.unreadable.append(f"{column.name} of {row.row_id}")
             return None
-        return {"id": row.row_id, "old": row.value, "new": await self._keyring.seal(plaintext, place)}
+        return {"id": row.row_id, "old": row.value, "new": await self._keyring.encrypt(plaintext, associated_data)}
 
-    async def _others(self, key_id: str) -> Sequence[str]:
+    async def _replaced_key_ids(self, key_id: str) -> Sequence[str]:
         """The keys that this one replaces."""
         keys = [key.key_id for key in await describe_data_keys(self._database)]
         return keys[: keys.index(key_id)]
 
-    async def _count_under_others(self, key_id: str) -> int:
-        others = await self._others(key_id)
-        async with self._database.reading() as connection:
+    async def _count_remaining(self, key_id: str) -> int:
+        others = await self._replaced_key_ids(key_id)
+        async with self._database.read_connection() as connection:
             return sum([sum((await count_values(connection, other)).values()) for other in others])
 
 
-class RotationByAge:
+class AgeBasedRotation:
     """Rotates when the newest data key is too old, or a rotation was left unfinished; one server at a time does."""
 
     def __init__(
         self,
         database: Database,
         rotation: Rotation,
-        claim: WorkClaim,
+        lease: WorkLease,
         *,
         max_age: timedelta,
-        share: float,
+        duty_cycle: float,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`share` is the part of the time that re-sealing may take; in the rest, others have the database."""
+        """`duty_cycle` is the part of the time that re-sealing may take; in the rest, others have the database."""
         self._database = database
         self._rotation = rotation
-        self._claim = claim
+        self._lease = lease
         self._max_age = max_age
-        self._share = share
+        self._duty_cycle = duty_cycle
         self._pause = pause
         self._log = structlog.get_logger(__name__)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Rotate if it is time and nobody else does."""
         keys = await describe_data_keys(self._database)
-        if not keys or not self._is_due(keys[-1]) or not await self._claim.renew():
+        if not keys or not self._is_due(keys[-1]) or not await self._lease.renew():
             return
         try:
-            self._log.info("rotating_data_key")
-            rotated = await self._rotation.rotate(self._after_step)
-        except _ClaimLost:
-            self._log.info("rotation_taken_over")
+            self._log.info("data_key_rotation_started")
+            rotated = await self._rotation.rotate(self._on_progress)
+        except _LeaseLost:
+            self._log.info("rotation_lease_lost")
         else:
-            self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.resealed)
+            self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.reencrypted)
             if rotated.unreadable:
-                self._log.error("values_unreadable", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
+                self._log.error("decryption_failed", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
         finally:
             with suppress(StoreUnavailable):  # it lapses by itself
-                await self._claim.release()
+                await self._lease.release()
 
     def _is_due(self, newest: DataKey) -> bool:
-        return not newest.is_settled or newest.active_time + self._max_age <= newest.now
+        return not newest.is_rotation_complete or newest.active_time + self._max_age <= newest.now
 
-    async def _after_step(self, step: Step) -> None:
-        if not await self._claim.renew():
-            raise _ClaimLost
-        await self._pause(step.took * (1 / self._share - 1))
+    async def _on_progress(self, step: RotationProgress) -> None:
+        if not await self._lease.renew():
+            raise _LeaseLost
+        await self._pause(step.elapsed * (1 / self._duty_cycle - 1))
 
 
-class _ClaimLost(Exception):
+class _LeaseLost(Exception):
     """Another server does the work by now."""

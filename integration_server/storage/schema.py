@@ -15,13 +15,16 @@ async def migrate(database_url: str) -> None:
     Raises `StoreUnavailable`, and `ValueError` for a bad URL.
     """
     # Changing a large table takes its time, and so does waiting for another server that does.
-    async with open_database(database_url, command_timeout=None) as database, database.writing() as connection:
+    async with (
+        open_database(database_url, command_timeout=None) as database,
+        database.write_transaction() as connection,
+    ):
         await connection.run_sync(_upgrade)
 
 
 async def schema_is_current(database: Database) -> bool:
     """Whether every migration has run. Raises `StoreUnavailable`."""
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         revisions = await connection.run_sync(_revisions)
     return revisions == set(ScriptDirectory.from_config(_config()).get_heads())
 

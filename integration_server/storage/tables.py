@@ -50,16 +50,16 @@ class UtcDateTime(TypeDecorator[datetime]):
 class AttemptState(StrEnum):
     """How far an attempt to connect has come."""
 
-    BEGUN = "begun"
-    HELD = "held"
-    TAKEN = "taken"
+    STARTED = "started"
+    CALLBACK_PENDING = "callback_pending"
+    CONSUMED = "consumed"
 
 
 class DataKeyState(StrEnum):
     """How far a data key's rotation has come. One at a time is arriving: what is sealed is being re-sealed with it."""
 
-    ARRIVING = "arriving"
-    SETTLED = "settled"
+    ROTATING = "rotating"
+    COMPLETE = "complete"
 
 
 metadata = MetaData(
@@ -108,7 +108,7 @@ integrations = Table(
     Column("refresh_due_time", UtcDateTime),
     Column("check_due_time", UtcDateTime),
     Column("last_webhook_number", BigInteger, nullable=False, server_default="0"),
-    Column("sealed_credentials", LargeBinary),
+    Column("encrypted_credentials", LargeBinary),
     Index("ix_integrations_user_id_integration_id", "user_id", "integration_id"),
     Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
     sqlite_autoincrement=True,
@@ -136,7 +136,7 @@ Index(
     sqlite_where=_is_pending,
 )
 
-is_on = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
+is_usable = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
 """What the server works on by itself. Written out in the indexes below, so that rows that are off cost nothing."""
 
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
@@ -144,12 +144,12 @@ for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time
         f"ix_integrations_{_due_time.name}",
         _due_time,
         integrations.c.integration_type,
-        postgresql_where=is_on,
-        sqlite_where=is_on,
+        postgresql_where=is_usable,
+        sqlite_where=is_usable,
     )
 
-connection_attempts = Table(
-    "connection_attempts",
+authorization_attempts = Table(
+    "authorization_attempts",
     metadata,
     Column("attempt_id", String(255), primary_key=True),
     Column(
@@ -160,8 +160,8 @@ connection_attempts = Table(
     Column("redirect_uri", Text, nullable=False),
     Column("return_url", Text),
     Column("scopes", JSON, nullable=False),
-    Column("sealed_verifier", LargeBinary, nullable=False),
-    Column("sealed_callback", LargeBinary),
+    Column("encrypted_verifier", LargeBinary, nullable=False),
+    Column("encrypted_callback", LargeBinary),
     Column("is_reconnection", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
@@ -207,7 +207,7 @@ revocations = Table(
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
     Column("account_id", String(255)),
-    Column("sealed_credentials", LargeBinary, nullable=False),
+    Column("encrypted_credentials", LargeBinary, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("due_time", UtcDateTime, nullable=False, index=True),
     Column("attempts", Integer, nullable=False, server_default="0"),
@@ -232,10 +232,10 @@ webhook_secrets = Table(
     Column("uid", String(255), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
-    Column("sealed_secret", LargeBinary, nullable=False),
-    Column("set_time", UtcDateTime, nullable=False),
-    Column("sealed_former_secret", LargeBinary),
-    Column("former_expire_time", UtcDateTime),
+    Column("encrypted_secret", LargeBinary, nullable=False),
+    Column("secret_set_time", UtcDateTime, nullable=False),
+    Column("encrypted_previous_secret", LargeBinary),
+    Column("previous_expire_time", UtcDateTime),
 )
 """What integrations' own webhooks are signed with, where that was set, and was before. Sealed for the place of its
 integration, whose uid, user and type stand beside it."""
@@ -252,7 +252,7 @@ webhook_events = Table(
     Column("integration_type", String(255), nullable=False),
     Column("event_type", String(255), nullable=False),
     Column("receive_time", UtcDateTime, nullable=False, index=True),
-    Column("sealed_payload", LargeBinary, nullable=False),
+    Column("encrypted_payload", LargeBinary, nullable=False),
     UniqueConstraint("integration_id", "number"),
     UniqueConstraint("integration_id", "event_id"),
     sqlite_autoincrement=True,
@@ -260,8 +260,8 @@ webhook_events = Table(
 """What webhooks have brought, numbered for each integration as `integrations.last_webhook_number` counts. `event_id` is
 the provider's; `uid` is the row's own, made before it, which its payload is bound to."""
 
-webhook_places = Table(
-    "webhook_places",
+webhook_consumer_offsets = Table(
+    "webhook_consumer_offsets",
     metadata,
     Column("integration_id", _Id, ForeignKey(integrations.c.integration_id, ondelete="CASCADE"), primary_key=True),
     Column("consumer", String(64), primary_key=True),
@@ -293,11 +293,11 @@ audit_chains = Table(
     metadata,
     Column("chain_id", String(32), primary_key=True),
     Column("number", BigInteger, nullable=False, unique=True),
-    Column("sealed_key", LargeBinary, nullable=False),
+    Column("encrypted_key", LargeBinary, nullable=False),
     Column("begin_time", UtcDateTime, nullable=False),
     Column("entries", BigInteger, nullable=False),
     Column("head", LargeBinary, nullable=False),
-    Column("seal", LargeBinary, nullable=False),
+    Column("checkpoint_mac", LargeBinary, nullable=False),
 )
 """The chains of the audit log, one for each writing process, numbered without gaps. `audit.py` says what holds them."""
 
@@ -334,14 +334,14 @@ data_keys = Table(
 """The keys that values are sealed with, themselves encrypted. All open; the newest seals, from its `active_time` on.
 Times are the database's."""
 
-_is_arriving = data_keys.c.state == DataKeyState.ARRIVING.value
+_is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
 
 Index(
-    "uq_data_keys_state_arriving",
+    "uq_data_keys_state_rotating",
     data_keys.c.state,
     unique=True,
-    postgresql_where=_is_arriving,
-    sqlite_where=_is_arriving,
+    postgresql_where=_is_rotating,
+    sqlite_where=_is_rotating,
 )
 
 key_checks = Table(
@@ -353,24 +353,24 @@ key_checks = Table(
 )
 """One row, made with the first data key: it unwraps with the right key-encryption key only."""
 
-work_claims = Table(
-    "work_claims",
+work_leases = Table(
+    "work_leases",
     metadata,
-    Column("work", String(64), primary_key=True),
+    Column("lease_name", String(64), primary_key=True),
     Column("owner", String(255), nullable=False),
     Column("expire_time", UtcDateTime, nullable=False),
 )
 """Who does what one server at a time should do, until when on the database's clock."""
 
 
-def data_key_id(sealed: ColumnElement[bytes]) -> ColumnElement[bytes]:
+def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:
     """The id of the data key that a value is sealed with, out of its header; see `keyring.py`."""
     # Numbers written out: SQLite uses the index below only where the expression is the same to the letter.
-    return func.substr(sealed, literal_column("2"), literal_column("8"), type_=LargeBinary)
+    return func.substr(ciphertext, literal_column("2"), literal_column("8"), type_=LargeBinary)
 
 
 Index(
     "ix_integrations_data_key_id",
-    data_key_id(integrations.c.sealed_credentials),
+    data_key_id(integrations.c.encrypted_credentials),
     integrations.c.integration_id,
 )

@@ -17,16 +17,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Failure, Integration, IntegrationId
-from integration_server.service.ports import KeptWebhookEvent, NewWebhookEvent, WebhookPage
+from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import integration_of, is_of, setback_values
-from integration_server.storage.tables import integrations, webhook_events, webhook_places
+from integration_server.storage.integrations import integration_of, matches_integration, refresh_failure_values
+from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
 _I = integrations.c
 _E = webhook_events.c
-_P = webhook_places.c
+_P = webhook_consumer_offsets.c
 
-_ADDRESSEES = (
+_RECIPIENTS = (
     select(integrations)
     .where(
         _I.account_id.in_(bindparam("account_ids", expanding=True)),
@@ -35,11 +35,11 @@ _ADDRESSEES = (
     )
     .order_by(_I.integration_id)
 )
-_KNOWN = select(_E.integration_id, _E.event_id).where(
+_EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
     _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
     _E.event_id.in_(bindparam("event_ids", expanding=True)),
 )
-_TAKE = (
+_RESERVE_NUMBERS = (
     update(integrations)
     .where(_I.integration_id == bindparam("id"), _I.connect_time.is_not(None))
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
@@ -47,7 +47,7 @@ _TAKE = (
 )
 _INSERT = insert(webhook_events)
 
-_PRUNED_AT_ONCE = 500  # short transactions, so that nobody waits for them
+_PRUNE_BATCH_SIZE = 500  # short transactions, so that nobody waits for them
 
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
@@ -59,30 +59,30 @@ class SqlWebhookInbox:
         self._database = database
         self._on_change = on_change
 
-    async def addressees(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
+    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
         """The connected integrations of these accounts, whoever's, in the order of their ids."""
         of_accounts = {"account_ids": sorted(account_ids), "type": integration_type}
-        async with self._database.reading() as connection:
-            return [integration_of(row) for row in (await connection.execute(_ADDRESSEES, of_accounts)).all()]
+        async with self._database.read_connection() as connection:
+            return [integration_of(row) for row in (await connection.execute(_RECIPIENTS, of_accounts)).all()]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events these integrations have already."""
-        among = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(_KNOWN, among)).all()
+        lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
+        async with self._database.read_connection() as connection:
+            rows = (await connection.execute(_EXISTING_EVENTS, lookup)).all()
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store those that are not known, all or none; which they were."""
-        new = _first_of_each(events)
+        new = _deduplicate(events)
         while new:
             try:
                 return await self._add(new, now)
             except IntegrityError:
-                among = {event.integration.integration_id for event in new}, {event.event_id for event in new}
-                known = await self.known(*among)
+                lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
+                known = await self.known(*lookup)
                 left = [event for event in new if _key(event) not in known]
                 if len(left) == len(new):
                     raise
@@ -96,7 +96,7 @@ class SqlWebhookInbox:
             by_integration[event.integration.integration_id].append(event)
         added: list[NewWebhookEvent] = []
         try:
-            async with self._database.writing() as connection:
+            async with self._database.write_transaction() as connection:
                 for integration_id in sorted(by_integration):  # in order, so that none waits for another in a circle
                     if await _append(connection, integration_id, by_integration[integration_id], now):
                         added += by_integration[integration_id]
@@ -105,29 +105,29 @@ class SqlWebhookInbox:
                 self._on_change(integration_id)
         return added
 
-    async def list(self, integration: Integration, after: int, limit: int, most_bytes: int) -> WebhookPage:
+    async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
         """An integration's events above a number: at most `limit`, and of at most so many bytes, but for the first."""
         following = (
-            select(_E.number, func.length(_E.sealed_payload).label("size"))
+            select(_E.number, func.length(_E.encrypted_payload).label("size"))
             .select_from(webhook_events.join(integrations))
-            .where(*is_of(integration.integration_id, integration.user_id), _E.number > after)
+            .where(*matches_integration(integration.integration_id, integration.user_id), _E.number > after)
             .order_by(_E.number)
             .limit(limit + 1)
         )
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             sizes = (await connection.execute(following)).all()
-            fitting = sum(total <= most_bytes for total in accumulate(row.size for row in sizes[:limit]))
+            fitting = sum(total <= max_bytes for total in accumulate(row.size for row in sizes[:limit]))
             page = sizes[: max(1, fitting)]
             if not page:
                 return WebhookPage([], is_last=True)
             within = (_E.integration_id == integration.integration_id, _E.number > after, _E.number <= page[-1].number)
             rows = (await connection.execute(select(webhook_events).where(*within).order_by(_E.number))).all()
-        return WebhookPage([_kept(row) for row in rows], is_last=len(page) == len(sizes))
+        return WebhookPage([_stored_event(row) for row in rows], is_last=len(page) == len(sizes))
 
-    async def place(self, integration: Integration, consumer: str) -> int:
+    async def consumer_offset(self, integration: Integration, consumer: str) -> int:
         """The number that the consumer has acknowledged last; 0 for none."""
         query = select(_P.number).where(_P.integration_id == integration.integration_id, _P.consumer == consumer)
-        async with self._database.reading() as connection:
+        async with self._database.read_connection() as connection:
             return await connection.scalar(query) or 0
 
     async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
@@ -135,22 +135,22 @@ class SqlWebhookInbox:
         # The lock keeps the row from going before the place refers to it; SQLite's transaction does so by itself.
         last = (
             select(_I.last_webhook_number)
-            .where(*is_of(integration.integration_id, integration.user_id))
+            .where(*matches_integration(integration.integration_id, integration.user_id))
             .with_for_update(read=True, key_share=True)
         )
-        async with self._database.writing() as connection:
+        async with self._database.write_transaction() as connection:
             last_number = await connection.scalar(last)
             if last_number is None or number > last_number:
                 return None
-            move = _UPSERTS[connection.dialect.name](webhook_places).values(
+            move = _UPSERTS[connection.dialect.name](webhook_consumer_offsets).values(
                 integration_id=integration.integration_id, consumer=consumer, number=number
             )
-            further = case((_P.number > move.excluded.number, _P.number), else_=move.excluded.number)
+            advanced = case((_P.number > move.excluded.number, _P.number), else_=move.excluded.number)
             return int(
                 (
                     await connection.execute(
                         move.on_conflict_do_update(
-                            index_elements=[_P.integration_id, _P.consumer], set_={"number": further}
+                            index_elements=[_P.integration_id, _P.consumer], set_={"number": advanced}
                         ).returning(_P.number)
                     )
                 ).scalar_one()
@@ -159,10 +159,10 @@ class SqlWebhookInbox:
     async def prune(self, before: datetime) -> int:
         """Forget some of everybody's events that came before then; how many there were."""
         old = select(_E.webhook_event_id).where(_E.receive_time < before).order_by(_E.receive_time)
-        some = old.limit(_PRUNED_AT_ONCE).with_for_update(skip_locked=True)  # others may be at it too
-        async with self._database.writing() as connection:
-            forget = delete(webhook_events).where(_E.webhook_event_id.in_(some))
-            return (await connection.execute(forget)).rowcount
+        some = old.limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)  # others may be at it too
+        async with self._database.write_transaction() as connection:
+            statement = delete(webhook_events).where(_E.webhook_event_id.in_(some))
+            return (await connection.execute(statement)).rowcount
 
 
 async def _append(
@@ -170,7 +170,7 @@ async def _append(
 ) -> bool:
     """Number and store an integration's events, and end its grant if one says so. False if it is gone."""
     # Taken first, since that keeps others' events, and the row's going, back until the end of the transaction.
-    row = (await connection.execute(_TAKE, {"id": integration_id, "more": len(events)})).one_or_none()
+    row = (await connection.execute(_RESERVE_NUMBERS, {"id": integration_id, "more": len(events)})).one_or_none()
     if row is None:
         return False
     first = row.last_webhook_number - len(events) + 1
@@ -178,7 +178,7 @@ async def _append(
         _INSERT, [_values(event, number, row, now) for number, event in enumerate(events, start=first)]
     )
     for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
-        await connection.execute(_end_grant(failure, now).where(_I.integration_id == integration_id))
+        await connection.execute(_invalidate_grant(failure, now).where(_I.integration_id == integration_id))
     return True
 
 
@@ -192,13 +192,13 @@ def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -
         "integration_type": row.integration_type,
         "event_type": event.event_type,
         "receive_time": now,
-        "sealed_payload": event.sealed_payload,
+        "encrypted_payload": event.encrypted_payload,
     }
 
 
-def _end_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`
+def _invalidate_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`
     """For an integration that was connected before."""
-    values = setback_values(failure, reauthorization_required=True)
+    values = refresh_failure_values(failure, reauthorization_required=True)
     return update(integrations).where(_I.connect_time <= literal(now, _I.connect_time.type)).values(values)
 
 
@@ -206,7 +206,7 @@ def _key(event: NewWebhookEvent) -> tuple[IntegrationId, str]:
     return event.integration.integration_id, event.event_id
 
 
-def _first_of_each(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
+def _deduplicate(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
     """Those that a delivery has twice, once."""
     first: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
     for event in events:
@@ -214,5 +214,7 @@ def _first_of_each(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEven
     return tuple(first.values())
 
 
-def _kept(row: Row[Any]) -> KeptWebhookEvent:
-    return KeptWebhookEvent(row.number, row.uid, row.event_id, row.event_type, row.receive_time, row.sealed_payload)
+def _stored_event(row: Row[Any]) -> StoredWebhookEvent:
+    return StoredWebhookEvent(
+        row.number, row.uid, row.event_id, row.event_type, row.receive_time, row.encrypted_payload
+    )

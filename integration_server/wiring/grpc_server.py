@@ -7,21 +7,21 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from integration_server.lifecycle import GrpcLimits, share_of_files
+from integration_server.lifecycle import GrpcLimits, cap_to_fd_limit
 from integration_server.rpc.audit import AuditInterceptor
+from integration_server.rpc.authentication import caller_of, quota_key
 from integration_server.rpc.deadlines import DeadlineInterceptor
 from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.google_calendar import GoogleCalendarService
-from integration_server.rpc.guard import caller_of, limited_as
-from integration_server.rpc.handlers import OnceForEachMethod
-from integration_server.rpc.health import Health
+from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.limits import CallLimits, peer_of
-from integration_server.rpc.reading import ReadingInterceptor
-from integration_server.service.auditing import AuditTrail
-from integration_server.service.ports import Clock
+from integration_server.rpc.interceptors import CachedInterceptorChain
+from integration_server.rpc.quotas import Quotas, peer_address
+from integration_server.rpc.request_reader import RequestReader
+from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
-from integration_server.wiring.callers import Guard
+from integration_server.wiring.auth import AuthStack
 from integrations.v1 import (
     google_calendar_pb2,
     google_calendar_pb2_grpc,
@@ -40,30 +40,30 @@ class Servicers:
 
     integrations: IntegrationService
     google_calendar: GoogleCalendarService
-    health: Health
+    health: ServerHealthServicer
 
 
 def build_grpc_server(
     settings: Settings,
     servicers: Servicers,
-    guard: Guard,
+    auth: AuthStack,
     trail: AuditTrail,
     clock: Clock,
 ) -> grpc.aio.Server:
     """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
-    limits = CallLimits(
-        limited_as if guard.admitting else peer_of,
+    limits = Quotas(
+        quota_key if auth.authentication else peer_address,
         concurrency=settings.caller_max_concurrency,
         per_second=settings.caller_max_calls_per_second,
     )
-    interceptors = OnceForEachMethod(
+    interceptors = CachedInterceptorChain(
         ErrorInterceptor(),
-        *guard.admitting,
+        *auth.authentication,
         limits,
-        ReadingInterceptor(within=timedelta(seconds=settings.grpc_message_seconds)),
+        RequestReader(timeout=timedelta(seconds=settings.grpc_read_timeout_seconds)),
         DeadlineInterceptor(),
-        *guard.confining,
-        AuditInterceptor(trail, caller_of if guard.admitting else peer_of, clock),
+        *auth.authorization,
+        AuditInterceptor(trail, caller_of if auth.authentication else peer_address, clock),
     )
     server = grpc.aio.server(
         interceptors=[interceptors],
@@ -82,7 +82,7 @@ def build_grpc_server(
 def grpc_limits_of(settings: Settings) -> GrpcLimits:
     """What clients can take of the gRPC server: half of the open files at most."""
     return GrpcLimits(
-        connections=share_of_files(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
+        connections=cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
         streams_per_connection=settings.grpc_max_streams_per_connection,
         message_bytes=settings.grpc_max_message_bytes,
         metadata_bytes=settings.grpc_max_metadata_bytes,

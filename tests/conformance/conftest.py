@@ -13,29 +13,39 @@ from integration_server.providers.factory import ProviderFactory, ProviderRegist
 from integration_server.providers.http import ProviderHttp
 from integration_server.sandbox import serving
 from integration_server.settings import Settings
+from tests.conformance.fake_server import (
+    CLIENT_ID,
+    CLIENT_SECRET,
+    FakeProviderServer,
+    FakeServerTransport,
+    SimulatedProvider,
+)
 from tests.conformance.profile import Profile, read_profiles
-from tests.conformance.scene import Scene
-from tests.conformance.stage import CLIENT_ID, CLIENT_SECRET, Play, Stage, ToTheStage
+from tests.conformance.scenario import Scenario
 from tests.fakes.system import FakeSystem
 
-OURS = Path(__file__).with_name("profiles")
+BUILT_IN_PROFILES = Path(__file__).with_name("profiles")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--profiles DIR`: of providers that are installed, or in PROVIDERS_DIR."""
-    parser.addoption("--profiles", type=Path, default=OURS, help="a directory of profiles of providers")
+    parser.addoption("--profiles", type=Path, default=BUILT_IN_PROFILES, help="a directory of profiles of providers")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test of a `profile` runs for each that it is marked for."""
     if "profile" not in metafunc.fixturenames:
         return
-    suits = {mark.args[0] for mark in metafunc.definition.iter_markers("conformance")}
-    profiles = [p for p in read_profiles(metafunc.config.getoption("--profiles", OURS)) if suits & kinds_of(p)]
+    marked_kinds = {mark.args[0] for mark in metafunc.definition.iter_markers("conformance")}
+    profiles = [
+        p
+        for p in read_profiles(metafunc.config.getoption("--profiles", BUILT_IN_PROFILES))
+        if marked_kinds & applicable_kinds(p)
+    ]
     metafunc.parametrize("profile", profiles, ids=[p.integration_type for p in profiles], scope="module")
 
 
-def kinds_of(profile: Profile) -> set[str]:
+def applicable_kinds(profile: Profile) -> set[str]:
     """Which tests a profile is for."""
     how = profile.renewal.how
     kinds = {
@@ -56,11 +66,11 @@ def kinds_of(profile: Profile) -> set[str]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stage() -> AsyncIterator[tuple[Stage, str]]:
+async def fake_server() -> AsyncIterator[tuple[FakeProviderServer, str]]:
     """One server for all tests of a module, and its URL."""
-    stage = Stage()
-    async with serving(stage) as url:
-        yield stage, url
+    fake_server = FakeProviderServer()
+    async with serving(fake_server) as url:
+        yield fake_server, url
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +87,15 @@ def factory(settings: Settings) -> ProviderFactory:
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def scene(
-    profile: Profile, stage: tuple[Stage, str], settings: Settings, factory: ProviderFactory
-) -> AsyncIterator[Scene]:
+async def scenario(
+    profile: Profile, fake_server: tuple[FakeProviderServer, str], settings: Settings, factory: ProviderFactory
+) -> AsyncIterator[Scenario]:
     """The service, with the provider of a profile, and the server that plays it."""
-    playing, url = stage
+    server, url = fake_server
     system = FakeSystem()
-    play = playing.plays[profile.integration_type] = Play(profile, system.clock)
-    to_the_stage = ToTheStage(url, profile.integration_type)
-    http = ProviderHttp(system.clock, dev_mode=settings.dev_mode, transport=to_the_stage)
+    simulated_provider = server.simulated_providers[profile.integration_type] = SimulatedProvider(profile, system.clock)
+    server_transport = FakeServerTransport(url, profile.integration_type)
+    http = ProviderHttp(system.clock, dev_mode=settings.dev_mode, transport=server_transport)
     async with http, system.tasks:
 
         def build(client_secret: str = CLIENT_SECRET) -> ProviderRegistry:
@@ -93,6 +103,6 @@ async def scene(
             environment = {f"{name}_CLIENT_ID": CLIENT_ID, f"{name}_CLIENT_SECRET": client_secret, **profile.settings}
             return factory.build(ProviderContext(http, system.clock, environment))
 
-        scene = Scene(profile, system, play, build, to_the_stage)
-        yield scene
-    assert play.complaints == scene.expected_complaints
+        scenario = Scenario(profile, system, simulated_provider, build, server_transport)
+        yield scenario
+    assert simulated_provider.violations == scenario.expected_violations

@@ -20,7 +20,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ErrorAnswer(_Part):
+class ErrorResponse(_Part):
     """How it says that something is wrong."""
 
     status: int = 400
@@ -52,9 +52,9 @@ class Token(_Part):
     refresh_answer: JsonObject | None = None
     answered_scope_separator: str = " "
     lifetime: int | None = 3600
-    invalid_grant: ErrorAnswer = ErrorAnswer(body={"error": "invalid_grant"})
-    invalid_code: ErrorAnswer | None = None
-    invalid_client: ErrorAnswer = ErrorAnswer(status=401, body={"error": "invalid_client"})
+    invalid_grant: ErrorResponse = ErrorResponse(body={"error": "invalid_grant"})
+    invalid_code: ErrorResponse | None = None
+    invalid_client: ErrorResponse = ErrorResponse(status=401, body={"error": "invalid_client"})
     claims: JsonObject = {}
 
 
@@ -91,7 +91,7 @@ class Resource(_Part):
     auth: Mapping[str, str] = {"Authorization": "Bearer $access_token"}
     requires: Mapping[str, str] = {}
     answer: Any
-    refusal: ErrorAnswer = ErrorAnswer(status=401)
+    refusal: ErrorResponse = ErrorResponse(status=401)
 
 
 class Revocation(_Part):
@@ -105,7 +105,7 @@ class Revocation(_Part):
     kills: Literal["grant", "account"] = "grant"
     status: int = 200
     answer: JsonObject = {}
-    refusal: ErrorAnswer = ErrorAnswer(status=401)
+    refusal: ErrorResponse = ErrorResponse(status=401)
 
 
 class Key(_Part):
@@ -145,13 +145,13 @@ def read_profiles(directory: Path) -> Sequence[Profile]:
     return [Profile.model_validate(tomllib.loads(path.read_text())) for path in sorted(directory.glob("*.toml"))]
 
 
-def filled(template: Any, values: Mapping[str, object]) -> Any:
+def fill_template(template: Any, values: Mapping[str, object]) -> Any:
     """A template with its values."""
     if isinstance(template, Mapping):
-        members = {name: filled(value, values) for name, value in template.items()}
+        members = {name: fill_template(value, values) for name, value in template.items()}
         return {name: value for name, value in members.items() if value is not None}
     if isinstance(template, list | tuple):
-        return [filled(value, values) for value in template]
+        return [fill_template(value, values) for value in template]
     if not isinstance(template, str):
         return template
     if template.startswith("$") and template[1:] in values:

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from integration_server.domain.health import ErrorRate
 from integration_server.domain.integration import Failure
-from integration_server.service.ports import HealthHistory, IntegrationStore
+from integration_server.service.background.ports import HealthHistory
+from integration_server.service.integrations.ports import IntegrationStore
 from tests.contracts.store_contract import (
     ANN,
     BOB,
@@ -50,7 +51,7 @@ class HealthHistoryContract:
         await history.record(check, None)
         assert (await now_of(integrations, integration)).error_count == 1
 
-    async def test_a_check_of_former_credentials_leaves_the_error_alone(
+    async def test_a_check_of_previous_credentials_leaves_the_error_alone(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         before = await connected(integrations)
@@ -81,7 +82,7 @@ class HealthHistoryContract:
 
     # --- reading -----------------------------------------------------------------------------------------------
 
-    async def test_lists_the_newest_first_and_goes_on_where_it_is_told(
+    async def test_lists_the_newest_first_and_continues_before_a_number(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         integration, other = await connected(integrations), await connected(integrations)
@@ -95,7 +96,7 @@ class HealthHistoryContract:
         assert [row.check for row in (*first, *rest)] == checks[::-1]
         assert await history.list(integration, rest[-1].health_check_id, 3) == []
 
-    async def test_tells_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+    async def test_reports_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration, other = await connected(integrations), await connected(integrations)
         for age, healthy in ((timedelta(0), False), (HOUR / 2, True), (2 * HOUR, False), (5 * DAY, False)):
             check = check_of(integration) if healthy else failed_check_of(integration)

@@ -16,17 +16,18 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.service.ports import (
-    Attempt,
-    AttemptStore,
-    HealthHistory,
+from integration_server.service.background.ports import HealthHistory
+from integration_server.service.connections.ports import (
+    AuthorizationAttempt,
+    AuthorizationAttemptStore,
+    NewAuthorizationAttempt,
+)
+from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
+from integration_server.service.integrations.ports import (
     IntegrationStore,
     NewAccount,
-    NewAttempt,
     NewCredentials,
     NewIntegration,
-    OrphanedGrant,
-    Revocations,
     StoredIntegration,
 )
 
@@ -54,16 +55,16 @@ def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
     return replace(blank, **changes)
 
 
-def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAttempt:
+def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAuthorizationAttempt:
     """An attempt that nobody stored yet, good until `EXPIRY`."""
-    blank = NewAttempt(
+    blank = NewAuthorizationAttempt(
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
         redirect_uri="https://app.example/callback",
         return_url="https://app.example/settings",
         scopes=("read", "write"),
-        sealed_verifier=b"sealed verifier",
+        encrypted_verifier=b"sealed verifier",
         is_reconnection=False,
         create_time=NOW,
         expire_time=EXPIRY,
@@ -71,10 +72,10 @@ def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAttempt:
     return replace(blank, **changes)
 
 
-def new_credentials(sealed: bytes = b"sealed", **changes: Any) -> NewCredentials:
+def new_credentials(encrypted: bytes = b"sealed", **changes: Any) -> NewCredentials:
     """Credentials of an hour's life."""
     blank = NewCredentials(
-        sealed_credentials=sealed,
+        encrypted_credentials=encrypted,
         scopes=("read",),
         missing_scopes=("write",),
         lacks_required_scope=False,
@@ -88,7 +89,7 @@ def new_credentials(sealed: bytes = b"sealed", **changes: Any) -> NewCredentials
 def new_grant(**changes: Any) -> OrphanedGrant:
     """What is left of an integration of Ann's, with the credentials of `connected`."""
     blank = OrphanedGrant(
-        uid="uid", user_id=ANN, integration_type="acme", account_id=None, sealed_credentials=b"sealed"
+        uid="uid", user_id=ANN, integration_type="acme", account_id=None, encrypted_credentials=b"sealed"
     )
     return replace(blank, **changes)
 
@@ -134,7 +135,9 @@ async def connected(
     return integration
 
 
-async def pending(integrations: IntegrationStore, attempts: AttemptStore, user_id: UserId = ANN) -> Integration:
+async def pending(
+    integrations: IntegrationStore, attempts: AuthorizationAttemptStore, user_id: UserId = ANN
+) -> Integration:
     """A stored integration that is not connected yet."""
     integration_id = await attempts.begin(new_attempt(user_id), new_integration(user_id))
     return (await found(integrations, integration_id, user_id)).integration
@@ -157,7 +160,7 @@ async def now_of(integrations: IntegrationStore, integration: Integration) -> In
 class IntegrationStoreContract:
     """What an `IntegrationStore` has to do."""
 
-    async def test_keeps_everything_it_is_told(self, integrations: IntegrationStore) -> None:
+    async def test_stores_every_field(self, integrations: IntegrationStore) -> None:
         new = new_integration(
             name="Grüße 🦆 ' \" \\ %s :x $1",
             auth_method=AuthMethod.API_KEY,
@@ -261,7 +264,7 @@ class IntegrationStoreContract:
         assert await integrations.list(ANN, ["other"], IntegrationId(0), 10) == [other]
 
     async def test_lists_pending_integrations_but_not_as_connected(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         one = await connected(integrations)
         two = await pending(integrations, attempts)
@@ -292,20 +295,22 @@ class IntegrationStoreContract:
         assert len(await integrations.list_connected(ANN)) == 2
 
     async def test_of_many_that_connect_one_account_one_wins(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         rows = [await pending(integrations, attempts) for _ in range(5)]
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(integrations.commit_connection(row, account("a"), new_credentials(), NOW) for row in rows),
             *(integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW) for _ in range(5)),
         )
-        winner = [answer for answer in answers if answer is not None]
+        winner = [answer for answer in results if answer is not None]
         assert len(winner) == 1
         assert await integrations.find_account(ANN, "acme", "a") == winner[0]
 
     # --- committing --------------------------------------------------------------------------------------------
 
-    async def test_connects_a_pending_integration(self, integrations: IntegrationStore, attempts: AttemptStore) -> None:
+    async def test_connects_a_pending_integration(
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
+    ) -> None:
         integration = await pending(integrations, attempts)
         assert not integration.is_connected
         committed = await integrations.commit_connection(integration, account("a"), new_credentials(b"new"), LATER)
@@ -336,19 +341,19 @@ class IntegrationStoreContract:
         assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1)
 
     async def test_the_pending_row_of_an_account_that_has_one_goes_in_the_same_commit(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         older = await connected(integrations, ANN, "a")
         newer = await pending(integrations, attempts)
         committed = await integrations.commit_connection(
-            older, account("a"), new_credentials(b"new"), LATER, instead_of=newer.integration_id
+            older, account("a"), new_credentials(b"new"), LATER, superseded_id=newer.integration_id
         )
         assert committed is not None
         assert committed.integration_id == older.integration_id
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [committed]
 
     async def test_only_a_pending_row_of_the_same_user_goes(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         live = await connected(integrations, ANN, "b")
@@ -356,12 +361,12 @@ class IntegrationStoreContract:
         for other in (live, foreign):
             integration = await now_of(integrations, integration)
             assert await integrations.commit_connection(
-                integration, account("a"), new_credentials(), LATER, instead_of=other.integration_id
+                integration, account("a"), new_credentials(), LATER, superseded_id=other.integration_id
             )
             assert await now_of(integrations, other) == other
 
     async def test_a_commit_that_comes_too_late_changes_nothing(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         older = await connected(integrations, ANN, "a")
         newer = await pending(integrations, attempts)
@@ -369,7 +374,7 @@ class IntegrationStoreContract:
         assert current is not None
 
         late = await integrations.commit_connection(
-            older, account("a"), new_credentials(b"late"), LATER, instead_of=newer.integration_id
+            older, account("a"), new_credentials(b"late"), LATER, superseded_id=newer.integration_id
         )
         assert late is None
         assert await integrations.commit_refresh(older, new_credentials(b"late"), LATER) is None
@@ -381,15 +386,15 @@ class IntegrationStoreContract:
 
     async def test_of_many_commits_on_one_version_one_wins(self, integrations: IntegrationStore) -> None:
         integration = await connected(integrations)
-        answers = await asyncio.gather(
+        results = await asyncio.gather(
             *(
                 integrations.commit_refresh(integration, new_credentials(f"{number}".encode()), LATER)
                 for number in range(20)
             )
         )
-        (winner,) = [number for number, answer in enumerate(answers) if answer is not None]
+        (winner,) = [number for number, answer in enumerate(results) if answer is not None]
         stored = await found(integrations, integration.integration_id)
-        assert stored.sealed_credentials == f"{winner}".encode()
+        assert stored.encrypted_credentials == f"{winner}".encode()
         assert stored.integration.version == 1
 
     async def test_a_refresh_clears_errors(self, integrations: IntegrationStore) -> None:
@@ -427,7 +432,7 @@ class IntegrationStoreContract:
         for integration, due_time in ((on_demand, None), (by_itself, EXPIRY)):
             noted: dict[str, Any] = {"reauthorization_required": True, "failures": 3, "refusals": 2}
             await integrations.record_failure(integration, FAILURE, **noted, refresh_due_time=LATER)
-            await integrations.take_back_failure(integration, EXPIRY)
+            await integrations.revert_failure(integration, EXPIRY)
             assert await now_of(integrations, integration) == replace(
                 integration, refresh_retry_time=EXPIRY, refresh_due_time=due_time
             )
@@ -438,15 +443,15 @@ class IntegrationStoreContract:
         before = await connected(integrations)
         await integrations.record_failure(before, FAILURE)
         as_it_is = await now_of(integrations, before)
-        await integrations.take_back_failure(before, EXPIRY)
+        await integrations.revert_failure(before, EXPIRY)
         assert await now_of(integrations, before) == as_it_is
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         assert current is not None
         await integrations.record_failure(current, FAILURE, reauthorization_required=True)
-        await integrations.take_back_failure(before, EXPIRY)
+        await integrations.revert_failure(before, EXPIRY)
         assert (await now_of(integrations, before)).reauthorization_required
 
-    async def test_a_failure_of_former_credentials_is_forgotten(self, integrations: IntegrationStore) -> None:
+    async def test_a_failure_of_previous_credentials_is_ignored(self, integrations: IntegrationStore) -> None:
         before = await connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         await integrations.record_failure(before, FAILURE, reauthorization_required=True)
@@ -463,7 +468,7 @@ class IntegrationStoreContract:
         # What a refresh has to wait for is not a call's to say.
         assert await now_of(integrations, integration) == replace(before, last_error=None, error_count=0)
 
-    async def test_a_call_with_former_credentials_says_nothing(self, integrations: IntegrationStore) -> None:
+    async def test_a_call_with_previous_credentials_changes_nothing(self, integrations: IntegrationStore) -> None:
         before = await connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         await integrations.record_call(before, FAILURE)
@@ -487,13 +492,13 @@ class IntegrationStoreContract:
             assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"sealed")
 
     async def test_removes_with_all_that_hangs_on_it(
-        self, integrations: IntegrationStore, attempts: AttemptStore, history: HealthHistory
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, history: HealthHistory
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         other = await connected(integrations, ANN, "b")
         await history.record(check_of(integration), None)
         attempt = new_attempt(is_reconnection=True)
-        await attempts.begin_again(attempt, integration.integration_id)
+        await attempts.begin_reconnection(attempt, integration.integration_id)
         checked = await now_of(integrations, integration)
 
         removed = await integrations.remove(integration.integration_id, ANN)
@@ -501,7 +506,7 @@ class IntegrationStoreContract:
         assert removed is not None
         assert removed.integration == checked
         assert await integrations.remove(integration.integration_id, ANN) is None
-        assert await attempts.take(attempt.attempt_id, NOW) is None
+        assert await attempts.consume(attempt.attempt_id, NOW) is None
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
 
     async def test_answers_a_ping(self, integrations: IntegrationStore) -> None:
@@ -510,7 +515,7 @@ class IntegrationStoreContract:
     # --- shared grants -----------------------------------------------------------------------------------------
 
     async def test_a_grant_that_is_like_no_other_is_shared_with_nobody(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         await connected(integrations, ANN, "b")
         await connected(integrations, BOB, "b", integration_type="sister")
@@ -544,14 +549,14 @@ class IntegrationStoreContract:
         assert await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
 
 
-class RevocationsContract:
+class RevocationOutboxContract:
     """What becomes of the credentials of an integration that is removed, and what the outbox does with them."""
 
     async def test_removing_puts_the_credentials_in_claimed_by_the_remover(
-        self, integrations: IntegrationStore, revocations: Revocations
+        self, integrations: IntegrationStore, revocations: RevocationOutbox
     ) -> None:
         integration = await connected(integrations, ANN, "a")
-        removed = await integrations.remove(integration.integration_id, ANN, claim_for=LONG)
+        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG)
         assert removed is not None
         assert removed.revocation is not None
         assert removed.revocation.grant == new_grant(uid=integration.uid, account_id="a")
@@ -559,21 +564,21 @@ class RevocationsContract:
         assert abs(removed.revocation.age) < LONG
         assert not removed.is_refreshing
         assert await revocations.due_types() == []
-        assert await revocations.claim_due("acme", 10, claim_for=LONG) == []
+        assert await revocations.claim_due("acme", 10, claim_duration=LONG) == []
 
     async def test_a_claim_that_has_lapsed_is_followed_with_the_same_grant(
-        self, integrations: IntegrationStore, revocations: Revocations
+        self, integrations: IntegrationStore, revocations: RevocationOutbox
     ) -> None:
         integration = await connected(integrations, ANN, "a")
-        removed = await integrations.remove(integration.integration_id, ANN, claim_for=OVER)
+        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=OVER)
         assert removed is not None
         assert removed.revocation is not None
-        (follower,) = await revocations.claim_due("acme", 10, claim_for=LONG)
+        (follower,) = await revocations.claim_due("acme", 10, claim_duration=LONG)
         assert follower.grant == removed.revocation.grant
         assert (follower.revocation_id, follower.attempts) == (removed.revocation.revocation_id, 2)
 
     async def test_a_pending_integration_leaves_nothing(
-        self, integrations: IntegrationStore, attempts: AttemptStore, revocations: Revocations
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, revocations: RevocationOutbox
     ) -> None:
         integration = await pending(integrations, attempts)
         removed = await integrations.remove(integration.integration_id, ANN)
@@ -582,72 +587,72 @@ class RevocationsContract:
         assert await revocations.due_types() == []
 
     async def test_nobody_puts_in_what_is_not_theirs(
-        self, integrations: IntegrationStore, revocations: Revocations
+        self, integrations: IntegrationStore, revocations: RevocationOutbox
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         assert await integrations.remove(integration.integration_id, BOB) is None
         assert await revocations.due_types() == []
 
     async def test_of_many_removals_one_gets_the_revocation(
-        self, integrations: IntegrationStore, revocations: Revocations
+        self, integrations: IntegrationStore, revocations: RevocationOutbox
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         removals = await asyncio.gather(
-            *(integrations.remove(integration.integration_id, ANN, claim_for=OVER) for _ in range(10))
+            *(integrations.remove(integration.integration_id, ANN, claim_duration=OVER) for _ in range(10))
         )
         assert sum(removed is not None for removed in removals) == 1
-        assert len(await revocations.claim_due("acme", 10, claim_for=LONG)) == 1
+        assert len(await revocations.claim_due("acme", 10, claim_duration=LONG)) == 1
 
-    async def test_claims_a_type_longest_due_first_and_no_more_than_wanted(self, revocations: Revocations) -> None:
+    async def test_claims_a_type_longest_due_first_and_no_more_than_wanted(self, revocations: RevocationOutbox) -> None:
         grants = [new_grant(uid=f"uid-{number}") for number in range(3)]
         for grant in (*grants, new_grant(integration_type="other")):
             await revocations.add(grant)
         assert sorted(await revocations.due_types()) == ["acme", "other"]
-        first = await revocations.claim_due("acme", 2, claim_for=LONG)
-        rest = await revocations.claim_due("acme", 2, claim_for=LONG)
+        first = await revocations.claim_due("acme", 2, claim_duration=LONG)
+        rest = await revocations.claim_due("acme", 2, claim_duration=LONG)
         assert [{claim.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
         assert await revocations.due_types() == ["other"]
 
-    async def test_of_many_that_claim_one_gets_it(self, revocations: Revocations) -> None:
+    async def test_of_many_that_claim_one_gets_it(self, revocations: RevocationOutbox) -> None:
         for number in range(5):
             await revocations.add(new_grant(uid=f"uid-{number}"))
-        claims = await asyncio.gather(*(revocations.claim_due("acme", 1, claim_for=LONG) for _ in range(20)))
+        claims = await asyncio.gather(*(revocations.claim_due("acme", 1, claim_duration=LONG) for _ in range(20)))
         claimed = [claim.grant.uid for batch in claims for claim in batch]
         assert len(claimed) == len(set(claimed))
-        rest = await revocations.claim_due("acme", 10, claim_for=LONG)
+        rest = await revocations.claim_due("acme", 10, claim_duration=LONG)
         assert len(claimed) + len(rest) == 5
 
-    async def test_what_is_put_off_is_due_after_the_pause(self, revocations: Revocations) -> None:
+    async def test_what_is_put_off_is_due_after_the_pause(self, revocations: RevocationOutbox) -> None:
         await revocations.add(new_grant())
-        (claim,) = await revocations.claim_due("acme", 1, claim_for=LONG)
-        await revocations.put_off(claim, LONG)
+        (claim,) = await revocations.claim_due("acme", 1, claim_duration=LONG)
+        await revocations.postpone(claim, LONG)
         assert await revocations.due_types() == []
-        await revocations.put_off(claim, OVER)
-        (again,) = await revocations.claim_due("acme", 1, claim_for=LONG)
+        await revocations.postpone(claim, OVER)
+        (again,) = await revocations.claim_due("acme", 1, claim_duration=LONG)
         assert again.attempts == 2
 
-    async def test_who_lost_the_claim_cannot_put_it_off(self, revocations: Revocations) -> None:
+    async def test_who_lost_the_claim_cannot_put_it_off(self, revocations: RevocationOutbox) -> None:
         await revocations.add(new_grant())
-        (lost,) = await revocations.claim_due("acme", 1, claim_for=OVER)
-        await revocations.claim_due("acme", 1, claim_for=LONG)
-        await revocations.put_off(lost, OVER)
+        (lost,) = await revocations.claim_due("acme", 1, claim_duration=OVER)
+        await revocations.claim_due("acme", 1, claim_duration=LONG)
+        await revocations.postpone(lost, OVER)
         assert await revocations.due_types() == []
 
-    async def test_what_is_removed_is_gone_and_may_be_removed_twice(self, revocations: Revocations) -> None:
+    async def test_what_is_removed_is_gone_and_may_be_removed_twice(self, revocations: RevocationOutbox) -> None:
         await revocations.add(new_grant())
-        (claim,) = await revocations.claim_due("acme", 1, claim_for=OVER)
+        (claim,) = await revocations.claim_due("acme", 1, claim_duration=OVER)
         for _ in range(2):
             await revocations.remove(claim)
             assert await revocations.due_types() == []
-        await revocations.put_off(claim, OVER)
+        await revocations.postpone(claim, OVER)
         assert await revocations.due_types() == []
 
 
 class AttemptStoreContract:
-    """What an `AttemptStore` has to do."""
+    """What an `AuthorizationAttemptStore` has to do."""
 
     async def test_begins_with_a_pending_integration(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         new = new_integration(name="Work 🦆", config={"k": ["v"]})
         integration_id = await attempts.begin(new_attempt(), new)
@@ -666,10 +671,10 @@ class AttemptStoreContract:
             None,
         )
 
-    async def test_gives_back_what_it_was_told(self, attempts: AttemptStore) -> None:
-        new = new_attempt(return_url=None, scopes=(), sealed_verifier=b"\x00\xff")
+    async def test_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
+        new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
-        assert await attempts.take(new.attempt_id, NOW) == Attempt(
+        assert await attempts.consume(new.attempt_id, NOW) == AuthorizationAttempt(
             attempt_id=new.attempt_id,
             integration_id=integration_id,
             user_id=ANN,
@@ -677,109 +682,109 @@ class AttemptStoreContract:
             redirect_uri=new.redirect_uri,
             return_url=None,
             scopes=(),
-            sealed_verifier=b"\x00\xff",
-            sealed_callback=None,
+            encrypted_verifier=b"\x00\xff",
+            encrypted_callback=None,
             is_reconnection=False,
             expire_time=EXPIRY,
         )
 
-    async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AttemptStore) -> None:
+    async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()
         await attempts.begin(new, new_integration())
-        answers = await asyncio.gather(*(attempts.take(new.attempt_id, NOW) for _ in range(50)))
-        assert sum(answer is not None for answer in answers) == 1
-        assert await attempts.take(new.attempt_id, NOW) is None
-        assert await attempts.hold(new.attempt_id, b"callback", NOW) is None
-        assert await attempts.take_held(new.attempt_id, NOW) is None
+        results = await asyncio.gather(*(attempts.consume(new.attempt_id, NOW) for _ in range(50)))
+        assert sum(answer is not None for answer in results) == 1
+        assert await attempts.consume(new.attempt_id, NOW) is None
+        assert await attempts.store_pending_callback(new.attempt_id, b"callback", NOW) is None
+        assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
 
-    async def test_of_fifty_confirmations_one_takes_the_attempt(self, attempts: AttemptStore) -> None:
+    async def test_of_fifty_confirmations_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()
         await attempts.begin(new, new_integration())
-        assert await attempts.take_held(new.attempt_id, NOW) is None
-        held = await attempts.hold(new.attempt_id, b"callback", NOW)
+        assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
+        held = await attempts.store_pending_callback(new.attempt_id, b"callback", NOW)
         assert held is not None
-        assert held.sealed_callback == b"callback"
+        assert held.encrypted_callback == b"callback"
 
-        assert await attempts.hold(new.attempt_id, b"another", NOW) is None
-        assert await attempts.take(new.attempt_id, NOW) is None
-        answers = await asyncio.gather(*(attempts.take_held(new.attempt_id, NOW) for _ in range(50)))
-        assert [answer for answer in answers if answer is not None] == [held]
+        assert await attempts.store_pending_callback(new.attempt_id, b"another", NOW) is None
+        assert await attempts.consume(new.attempt_id, NOW) is None
+        results = await asyncio.gather(*(attempts.consume_pending_callback(new.attempt_id, NOW) for _ in range(50)))
+        assert [answer for answer in results if answer is not None] == [held]
 
-    async def test_an_attempt_is_over_at_its_expire_time(self, attempts: AttemptStore) -> None:
+    async def test_an_attempt_is_over_at_its_expire_time(self, attempts: AuthorizationAttemptStore) -> None:
         begun, held = new_attempt(), new_attempt()
         for attempt in (begun, held):
             await attempts.begin(attempt, new_integration())
         last_moment = EXPIRY - timedelta(microseconds=1)
 
-        assert await attempts.take(begun.attempt_id, EXPIRY) is None
-        assert await attempts.hold(begun.attempt_id, b"callback", EXPIRY) is None
-        assert await attempts.hold(held.attempt_id, b"callback", last_moment) is not None
-        assert await attempts.take_held(held.attempt_id, EXPIRY) is None
-        assert await attempts.take_held(held.attempt_id, last_moment) is not None
-        assert await attempts.take(begun.attempt_id, last_moment) is not None
+        assert await attempts.consume(begun.attempt_id, EXPIRY) is None
+        assert await attempts.store_pending_callback(begun.attempt_id, b"callback", EXPIRY) is None
+        assert await attempts.store_pending_callback(held.attempt_id, b"callback", last_moment) is not None
+        assert await attempts.consume_pending_callback(held.attempt_id, EXPIRY) is None
+        assert await attempts.consume_pending_callback(held.attempt_id, last_moment) is not None
+        assert await attempts.consume(begun.attempt_id, last_moment) is not None
 
-    async def test_an_unknown_attempt_is_not_there(self, attempts: AttemptStore) -> None:
-        assert await attempts.take("unknown", NOW) is None
-        assert await attempts.hold("unknown", b"callback", NOW) is None
-        assert await attempts.take_held("unknown", NOW) is None
+    async def test_an_unknown_attempt_is_not_there(self, attempts: AuthorizationAttemptStore) -> None:
+        assert await attempts.consume("unknown", NOW) is None
+        assert await attempts.store_pending_callback("unknown", b"callback", NOW) is None
+        assert await attempts.consume_pending_callback("unknown", NOW) is None
 
     async def test_reconnecting_leaves_the_integration_as_it_is(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         integration = await connected(integrations)
         new = new_attempt(is_reconnection=True)
-        await attempts.begin_again(new, integration.integration_id)
-        taken = await attempts.take(new.attempt_id, NOW)
+        await attempts.begin_reconnection(new, integration.integration_id)
+        taken = await attempts.consume(new.attempt_id, NOW)
         assert taken is not None
         assert (taken.integration_id, taken.is_reconnection) == (integration.integration_id, True)
-        await attempts.give_up(taken)
+        await attempts.abandon(taken)
         assert await now_of(integrations, integration) == integration
 
     async def test_nobody_reconnects_what_is_not_theirs(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         integration = await connected(integrations)
         for user_id, integration_id in ((BOB, integration.integration_id), (ANN, LARGEST_ID)):
             new = new_attempt(user_id, is_reconnection=True)
             with pytest.raises(IntegrationNotFound):
-                await attempts.begin_again(new, integration_id)
-            assert await attempts.take(new.attempt_id, NOW) is None
+                await attempts.begin_reconnection(new, integration_id)
+            assert await attempts.consume(new.attempt_id, NOW) is None
 
     async def test_giving_up_removes_the_pending_integration(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         new = new_attempt()
         integration_id = await attempts.begin(new, new_integration())
         kept = await pending(integrations, attempts)
-        taken = await attempts.take(new.attempt_id, NOW)
+        taken = await attempts.consume(new.attempt_id, NOW)
         assert taken is not None
-        await attempts.give_up(taken)
+        await attempts.abandon(taken)
         assert await integrations.find(integration_id, ANN) is None
         assert await now_of(integrations, kept) == kept
 
     async def test_giving_up_leaves_an_integration_that_another_attempt_may_finish(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         first, second = new_attempt(), new_attempt()
         integration_id = await attempts.begin(first, new_integration())
-        await attempts.begin_again(second, integration_id)
-        taken = await attempts.take(first.attempt_id, NOW)
+        await attempts.begin_reconnection(second, integration_id)
+        taken = await attempts.consume(first.attempt_id, NOW)
         assert taken is not None
-        await attempts.give_up(taken)
+        await attempts.abandon(taken)
         await found(integrations, integration_id)
-        assert await attempts.take(second.attempt_id, NOW) is not None
+        assert await attempts.consume(second.attempt_id, NOW) is not None
 
     async def test_what_expired_unfinished_is_removed_and_nothing_else(
-        self, integrations: IntegrationStore, attempts: AttemptStore
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         live = await connected(integrations, name="live")
-        await attempts.begin_again(new_attempt(is_reconnection=True), live.integration_id)
+        await attempts.begin_reconnection(new_attempt(is_reconnection=True), live.integration_id)
         await pending(integrations, attempts)
         await pending(integrations, attempts, BOB)
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
         unexpired = await attempts.begin(later, new_integration())
         again = await pending(integrations, attempts)
-        await attempts.begin_again(new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id)
+        await attempts.begin_reconnection(new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id)
 
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4
@@ -787,5 +792,5 @@ class AttemptStoreContract:
         left = await integrations.list(ANN, None, IntegrationId(0), 10)
         assert [row.integration_id for row in left] == [live.integration_id, unexpired, again.integration_id]
         assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
-        assert await attempts.take(later.attempt_id, EXPIRY) is not None
+        assert await attempts.consume(later.attempt_id, EXPIRY) is not None
         assert await attempts.remove_expired(EXPIRY) == 0

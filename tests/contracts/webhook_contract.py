@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 from integration_server.domain.integration import Failure, Integration, IntegrationId
-from integration_server.service.ports import (
-    AttemptStore,
-    IntegrationStore,
+from integration_server.service.connections.ports import AuthorizationAttemptStore
+from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.webhooks.ports import (
     NewWebhookEvent,
     StoredWebhookSecrets,
     WebhookEndpoint,
@@ -47,11 +47,11 @@ class WebhookInboxContract:
 
     async def test_events_are_kept_as_they_came(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await connected(integrations)
-        event = new_event(integration, "e-1", event_type="paid", sealed_payload=b"\0sealed")
+        event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0sealed")
         assert list(await inbox.add([event], LATER)) == [event]
         (kept,) = (await inbox.list(integration, 0, 10, PLENTY)).events
         assert (kept.number, kept.uid, kept.event_id, kept.event_type) == (1, event.uid, "e-1", "paid")
-        assert (kept.receive_time, kept.sealed_payload) == (LATER, b"\0sealed")
+        assert (kept.receive_time, kept.encrypted_payload) == (LATER, b"\0sealed")
 
     async def test_events_are_numbered_for_each_integration_without_gaps(
         self, integrations: IntegrationStore, inbox: WebhookInbox
@@ -111,7 +111,7 @@ class WebhookInboxContract:
         assert len(await all_of(inbox, one)) == len(await all_of(inbox, two)) == 10
 
     async def test_what_is_not_there_or_pending_gets_nothing(
-        self, integrations: IntegrationStore, attempts: AttemptStore, inbox: WebhookInbox
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         gone, unfinished = await connected(integrations), await pending(integrations, attempts)
         await inbox.add([new_event(gone, "before")], NOW)
@@ -130,7 +130,7 @@ class WebhookInboxContract:
     async def test_pages_end_at_a_number_or_a_size(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await connected(integrations)
         sizes = [100, 100, 100, 500, 100]
-        events = [new_event(integration, f"e-{at}", sealed_payload=b"x" * size) for at, size in enumerate(sizes)]
+        events = [new_event(integration, f"e-{at}", encrypted_payload=b"x" * size) for at, size in enumerate(sizes)]
         await inbox.add(events, NOW)
         for after, limit, most, expected, is_last in (
             (0, 2, 1000, [1, 2], False),
@@ -144,18 +144,20 @@ class WebhookInboxContract:
             page = await inbox.list(integration, after, limit, most)
             assert ([event.number for event in page.events], page.is_last) == (expected, is_last)
 
-    async def test_a_place_moves_forward_only(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_a_consumer_offset_moves_forward_only(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
         integration, other = await connected(integrations), await connected(integrations)
         await inbox.add([new_event(integration, f"e-{number}") for number in range(3)], NOW)
-        assert await inbox.place(integration, "mail") == 0
+        assert await inbox.consumer_offset(integration, "mail") == 0
         assert await inbox.acknowledge(integration, "mail", 2) == 2
         assert await inbox.acknowledge(integration, "mail", 1) == 2
-        assert await inbox.place(integration, "mail") == 2
-        assert await inbox.place(integration, "billing") == await inbox.place(other, "mail") == 0
+        assert await inbox.consumer_offset(integration, "mail") == 2
+        assert await inbox.consumer_offset(integration, "billing") == await inbox.consumer_offset(other, "mail") == 0
         assert await inbox.acknowledge(integration, "mail", 4) is None
         assert await inbox.acknowledge(integration, "mail", LARGEST_ID) is None
         assert await inbox.acknowledge(other, "mail", 1) is None
-        assert await inbox.place(integration, "mail") == 2
+        assert await inbox.consumer_offset(integration, "mail") == 2
 
     async def test_old_events_are_forgotten_and_their_numbers_not_given_again(
         self, integrations: IntegrationStore, inbox: WebhookInbox
@@ -191,7 +193,7 @@ class WebhookInboxContract:
         assert await all_of(inbox, integration) == [(1, "late")]
 
     async def test_addressees_are_connected_and_have_the_account(
-        self, integrations: IntegrationStore, attempts: AttemptStore, inbox: WebhookInbox
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         anns = await connected(integrations, ANN, "a-1")
         bobs = await connected(integrations, BOB, "a-1")
@@ -199,16 +201,16 @@ class WebhookInboxContract:
         await connected(integrations, ANN, "a-1", integration_type="other")
         await connected(integrations, ANN, None)
         await pending(integrations, attempts)
-        assert list(await inbox.addressees("acme", ["a-1"])) == [anns, bobs]
-        assert list(await inbox.addressees("acme", ["a-1", "a-2"])) == [anns, bobs, second]
-        assert list(await inbox.addressees("acme", ["a-3"])) == []
+        assert list(await inbox.find_recipients("acme", ["a-1"])) == [anns, bobs]
+        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [anns, bobs, second]
+        assert list(await inbox.find_recipients("acme", ["a-3"])) == []
 
 
 class WebhookEndpointsContract:
     """The tests; who inherits them provides the fixtures `endpoints`, `integrations` and `attempts`."""
 
     async def test_an_address_finds_its_connected_integration(
-        self, integrations: IntegrationStore, attempts: AttemptStore, endpoints: WebhookEndpoints
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints
     ) -> None:
         integration, unfinished = await connected(integrations), await pending(integrations, attempts)
         stored = await integrations.find(integration.integration_id, ANN)
@@ -217,10 +219,10 @@ class WebhookEndpointsContract:
         assert await endpoints.find("other", integration.uid) is None
         assert await endpoints.find("acme", "no-such-uid") is None
         assert await endpoints.find("acme", unfinished.uid) is None
-        found = await endpoints.find_of(unfinished.integration_id, ANN)
+        found = await endpoints.find_by_id(unfinished.integration_id, ANN)
         assert found is not None
         assert found.stored.integration == unfinished
-        assert await endpoints.find_of(integration.integration_id, BOB) is None
+        assert await endpoints.find_by_id(integration.integration_id, BOB) is None
 
     async def test_secrets_take_the_place_of_those_that_were_seen(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from tests.end_to_end.databases import wipe
-from tests.end_to_end.system import System, running_system
+from tests.end_to_end.system import System, run_system
 from tests.postgres import PostgresServer
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
@@ -31,7 +31,7 @@ def shared_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
     """A server with its sidecar, beside a sandbox. It is up for a whole module, since that takes its time."""
-    async with running_system(shared_database_url) as running:
+    async with run_system(shared_database_url) as running:
         yield running
 
 
@@ -39,9 +39,9 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 async def system(shared_system: System, shared_database_url: str) -> AsyncIterator[System]:
     """The module's system as if it were new. Tests with it run in the module's loop, and leave no secret behind."""
     await wipe(shared_database_url)
-    shared_system.forget()
+    shared_system.reset()
     yield shared_system
-    await shared_system.assert_nothing_left(shared_database_url)
+    await shared_system.assert_no_secrets(shared_database_url)
 
 
 @pytest.fixture

@@ -9,40 +9,42 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sandbox import OMIT, Behaviour, Fault, Work
+from integration_server.sandbox import OMIT, Behaviour, Fault, Handler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Fault):
-    """Answers when it is released, and as if nothing were wrong. The work is done then, or before with `work_first`."""
+class HeldResponse(Fault):
+    """Answers when it is released, and as if nothing were wrong. The work is done then, or before with
+    `handle_first`.
+    """
 
     arrivals: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def reached_by(self, requests: int) -> None:
+    async def wait_for_requests(self, requests: int) -> None:
         """Wait until so many are held."""
         for _ in range(requests):
             await self.arrivals.get()
 
-    async def answer(self, request: Request, work: Work) -> Response:
+    async def respond(self, request: Request, handler: Handler) -> Response:
         """Tell that the request is here, and wait."""
-        done = await self.begin(request, work)
+        response = await self.run_before_response(request, handler)
         self.arrivals.put_nowait(None)
         await self.released.wait()
-        return done or await work(request)
+        return response or await handler(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded(Fault):
+class RecordedForms(Fault):
     """Answers as if nothing were wrong, and keeps the form that came."""
 
     forms: list[dict[str, str]] = field(default_factory=list)
 
-    async def answer(self, request: Request, work: Work) -> Response:
+    async def respond(self, request: Request, handler: Handler) -> Response:
         """Keep the form, then do the work."""
         form = parse_qs((await request.body()).decode())
         self.forms.append({name: values[0] for name, values in form.items()})
-        return await work(request)
+        return await handler(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +53,13 @@ class ByCase(Fault):
 
     cases: Mapping[str, Behaviour]
 
-    async def answer(self, request: Request, work: Work) -> Response:
+    async def respond(self, request: Request, handler: Handler) -> Response:
         """As the case says."""
         behaviour = self.cases[request.query_params["case"]]
         fault = behaviour.faults.get("token")
         if fault is not None:
-            return await fault.answer(request, work)
-        whole = await work(request)
-        members = {**json.loads(bytes(whole.body)), **behaviour.token_answer}
-        spoilt = {name: value for name, value in members.items() if value is not OMIT}
-        return Response(json.dumps(spoilt), whole.status_code, media_type="application/json")
+            return await fault.respond(request, handler)
+        response = await handler(request)
+        members = {**json.loads(bytes(response.body)), **behaviour.token_response}
+        changed = {name: value for name, value in members.items() if value is not OMIT}
+        return Response(json.dumps(changed), response.status_code, media_type="application/json")

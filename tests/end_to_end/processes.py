@@ -17,16 +17,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from integration_server.sandbox import Sandbox, run_sandbox
-from tests.end_to_end.leaks import assert_nothing_left, files_of, files_under, rows_of, secrets_among
-from tests.end_to_end.sandbox_files import declare_sandbox
+from tests.end_to_end.sandbox_declaration import declare_sandbox
+from tests.end_to_end.secret_scanner import (
+    assert_no_secrets,
+    dump_rows,
+    read_database_files,
+    read_files,
+    secret_variables,
+)
 from tests.end_to_end.system import (
     APP_CALLBACK,
     CLIENT_ID,
     PUBLIC_URL,
     RETURN_URL,
     Clients,
+    callback_url,
     clients_of,
-    own_callback,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +72,7 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class CompletedCommand:
     """How a command ended."""
 
     code: int
@@ -108,15 +114,15 @@ class Command:
         """Send a signal."""
         self.process.send_signal(number)
 
-    async def finished(self, within: float = DEADLINE) -> Finished:
+    async def finished(self, within: float = DEADLINE) -> CompletedCommand:
         """Wait for it to end by itself."""
         async with asyncio.timeout(within):
             while self.process.poll() is None:  # noqa: ASYNC110  # a process of its own sets no event of ours
                 await asyncio.sleep(0.02)
         assert self.process.returncode is not None
-        return Finished(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
+        return CompletedCommand(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
 
-    async def says(self, text: str) -> str:
+    async def wait_for_output(self, text: str) -> str:
         """Wait until it has written the text; all that it wrote."""
         async with asyncio.timeout(DEADLINE):
             while text not in (output := self.output):
@@ -174,10 +180,10 @@ def _started(directory: Path, environment: Mapping[str, str], command_line: Sequ
         finally:
             if process.poll() is None:
                 process.kill()
-    assert_nothing_left(secrets_among(environment), files_under(directory, out_path.name, err_path.name))
+    assert_no_secrets(secret_variables(environment), read_files(directory, out_path.name, err_path.name))
 
 
-async def run(directory: Path, environment: Mapping[str, str], *arguments: str) -> Finished:
+async def run(directory: Path, environment: Mapping[str, str], *arguments: str) -> CompletedCommand:
     """Run a command to its end."""
     async with started(directory, environment, *arguments) as command:
         return await command.finished()
@@ -193,12 +199,12 @@ async def serving(
 ) -> AsyncIterator[Command]:
     """`serve`, once it says where: `Command.serving` has `grpc` and `sidecar`."""
     async with started(directory, environment, "serve", module=module, open_files=open_files) as command:
-        yield await announced(command)
+        yield await wait_until_serving(command)
 
 
-async def announced(command: Command) -> Command:
+async def wait_until_serving(command: Command) -> Command:
     """The command, once it says where it serves."""
-    output = await command.says('"event": "serving"')
+    output = await command.wait_for_output('"event": "serving"')
     (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
     command.serving.update(json.loads(line))
     return command
@@ -214,13 +220,15 @@ class ProcessSystem(Clients):
 
 
 @asynccontextmanager
-async def running_process(
+async def run_server_process(
     directory: Path, database_url: str, *, sandbox: Sandbox | None = None, **settings: str
 ) -> AsyncIterator[ProcessSystem]:
-    """Such a system on a migrated database. Raises `Leaked` if a secret of the sandbox is left behind in the end."""
+    """Such a system on a migrated database. Raises `SecretLeaked` if a secret of the sandbox is left behind in the
+    end.
+    """
     sandbox = sandbox or Sandbox()
     client_secret = secrets.token_urlsafe(32)
-    sandbox.register_client(CLIENT_ID, client_secret, [own_callback("sandbox")])
+    sandbox.register_client(CLIENT_ID, client_secret, [callback_url("sandbox")])
     async with run_sandbox(sandbox) as sandbox_url:
         providers = directory / "providers"
         providers.mkdir()
@@ -245,5 +253,5 @@ async def running_process(
                 sandbox=sandbox,
                 client_secret=client_secret,
             )
-    left = {**files_under(directory, "*.out", "*.err", "data/spill/*"), **files_of(database_url)}
-    assert_nothing_left({"sandbox": sandbox.secrets}, {**left, "rows": await rows_of(database_url)})
+    left = {**read_files(directory, "*.out", "*.err", "data/refresh-journal/*"), **read_database_files(database_url)}
+    assert_no_secrets({"sandbox": sandbox.secrets}, {**left, "rows": await dump_rows(database_url)})

@@ -14,15 +14,15 @@ import pytest
 from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.leaks import assert_nothing_left, files_of, files_under, rows_of
 from tests.end_to_end.processes import Command, server_environment, serving
-from tests.end_to_end.sandbox_files import declare_sandbox
-from tests.end_to_end.system import CLIENT_ID, Clients, clients_of, own_callback
+from tests.end_to_end.sandbox_declaration import declare_sandbox
+from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files, read_files
+from tests.end_to_end.system import CLIENT_ID, Clients, callback_url, clients_of
 
 LEASE = 1  # second; soon over
 
 Start = Callable[[Path, Mapping[str, str]], AbstractAsyncContextManager[Command]]
-"""Starts a server in a directory, with these variables: `processes.serving`, or `Nursery.serving`."""
+"""Starts a server in a directory, with these variables: `processes.serving`, or `PreforkServer.serving`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Replicas:
         """How each refresh at the token endpoint ended."""
         return [call.outcome for call in self.sandbox.token_calls if call.grant_type == "refresh_token"]
 
-    def behave(self, **changes: Any) -> None:
+    def change_behaviour(self, **changes: Any) -> None:
         """Change the sandbox's ways."""
         self.sandbox.behaviour = replace(self.sandbox.behaviour, **changes)
 
     @asynccontextmanager
-    async def joined(self, start: Start) -> AsyncIterator[Replica]:
+    async def start_replica(self, start: Start) -> AsyncIterator[Replica]:
         """One more server."""
         async with (
             start(self.directory, self.environment) as command,
@@ -62,7 +62,7 @@ class Replicas:
 
 
 @asynccontextmanager
-async def running_replicas(
+async def run_replicas(
     directory: Path,
     database_url: str,
     servers: int,
@@ -75,7 +75,7 @@ async def running_replicas(
     """So many of them, with leases of so many seconds; a spent refresh token is good for another `grace` seconds."""
     sandbox = Sandbox(behaviour=Behaviour(refresh_grace=grace))
     secret = secrets.token_urlsafe(32)
-    sandbox.register_client(CLIENT_ID, secret, [own_callback("sandbox")])
+    sandbox.register_client(CLIENT_ID, secret, [callback_url("sandbox")])
     async with AsyncExitStack() as stack:
         sandbox_url = await stack.enter_async_context(run_sandbox(sandbox))
         providers = directory / "providers"
@@ -87,20 +87,20 @@ async def running_replicas(
             SANDBOX_CLIENT_ID=CLIENT_ID,
             SANDBOX_CLIENT_SECRET=secret,
             REFRESH_LEASE_SECONDS=str(lease),
-            SPILL_DIR=str(directory / "spill"),
+            REFRESH_JOURNAL_DIR=str(directory / "refresh-journal"),
             **settings,
         )
         replicas = Replicas([], [], sandbox, directory, environment)
         for _ in range(servers):
-            replica = await stack.enter_async_context(replicas.joined(start))
+            replica = await stack.enter_async_context(replicas.start_replica(start))
             replicas.commands.append(replica.command)
             replicas.clients.append(replica.clients)
         yield replicas
-    left = {**files_under(directory, "*.out", "*.err", "spill/*"), **files_of(database_url)}
-    assert_nothing_left({"sandbox": sandbox.secrets}, {**left, "rows": await rows_of(database_url)})
+    left = {**read_files(directory, "*.out", "*.err", "refresh-journal/*"), **read_database_files(database_url)}
+    assert_no_secrets({"sandbox": sandbox.secrets}, {**left, "rows": await dump_rows(database_url)})
 
 
-async def forced(clients: Clients, integration_id: int, user_id: str = "ada") -> pb.RefreshTokenResponse:
+async def force_refresh(clients: Clients, integration_id: int, user_id: str = "ada") -> pb.RefreshTokenResponse:
     """A refresh that waits for no pause."""
     return await clients.service.RefreshToken(
         pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True), timeout=60
@@ -109,28 +109,28 @@ async def forced(clients: Clients, integration_id: int, user_id: str = "ada") ->
 
 async def expired(replicas: Replicas, integration_id: int) -> None:
     """Have the integration's access token replaced by one that is over already: nobody need wait for its end."""
-    replicas.behave(access_token_lifetime=0)
+    replicas.change_behaviour(access_token_lifetime=0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await forced(replicas.clients[0], integration_id)
+        await force_refresh(replicas.clients[0], integration_id)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # it was stored, but nobody can use it
     await asyncio.sleep(1)  # by then no server serves what it remembers from before
-    replicas.behave(access_token_lifetime=3600)
+    replicas.change_behaviour(access_token_lifetime=3600)
 
 
-async def eventually(look: Callable[[], Awaitable[bool]], within: float = 30) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 30) -> None:
     """Look until it is so."""
     async with asyncio.timeout(within):
-        while not await look():  # noqa: ASYNC110  # a server in another process sets no event of ours
+        while not await condition():  # noqa: ASYNC110  # a server in another process sets no event of ours
             await asyncio.sleep(0.05)
 
 
 def has_called(replicas: Replicas, calls: int = 2) -> Callable[[], Awaitable[bool]]:
     """Whether so many calls have reached the token endpoint; the first one is the exchange of the code."""
 
-    async def look() -> bool:
+    async def condition() -> bool:
         return replicas.sandbox.calls["token"] >= calls
 
-    return look
+    return condition
 
 
 async def status_of(clients: Clients, integration_id: int, user_id: str = "ada") -> integration_pb2.Status:

@@ -30,7 +30,7 @@ from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
-from tests.end_to_end.leaks import assert_nothing_left, files_of, rows_of
+from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files
 
 if TYPE_CHECKING:
     from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceAsyncStub
@@ -57,7 +57,7 @@ class ShiftedClock:
         return datetime.now(UTC) + self.shift
 
 
-def own_callback(integration_type: str) -> str:
+def callback_url(integration_type: str) -> str:
     """The sidecar's path for a type, as browsers see it."""
     return f"{PUBLIC_URL}/api/v1/integrations/callback/{integration_type}"
 
@@ -109,19 +109,21 @@ class Clients:
             pb.ConnectRequest(user_id=user_id, integration_type=integration_type, **fields)
         )
 
-    async def decide(self, begun: pb.ConnectResponse, *, account: str | None = None, allow: bool = True) -> str:
+    async def decide(
+        self, connect_response: pb.ConnectResponse, *, account: str | None = None, allow: bool = True
+    ) -> str:
         """Play the person at the sandbox's page; where the browser is sent then."""
-        return await decide(self.browser, begun.authorization_url, account=account, allow=allow)
+        return await decide(self.browser, connect_response.authorization_url, account=account, allow=allow)
 
     async def connect(
         self, user_id: str = "ada", integration_type: str = "sandbox", *, account: str = "ada", **fields: Any
     ) -> int:
         """Connect an account of the sandbox, all the way through the sidecar; the integration's id."""
-        begun = await self.begin(user_id, integration_type, **fields)
-        answer = await self.follow(await self.decide(begun, account=account))
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["success"] is True
-        return int(answer.json()["integration_id"])
+        connect_response = await self.begin(user_id, integration_type, **fields)
+        response = await self.follow(await self.decide(connect_response, account=account))
+        assert response.status_code == 200, response.text
+        assert response.json()["success"] is True
+        return int(response.json()["integration_id"])
 
     async def get(self, integration_id: int, user_id: str = "ada") -> Any:
         """One integration."""
@@ -132,10 +134,10 @@ class Clients:
 
     async def bearer_token(self, integration_id: int, user_id: str = "ada", **fields: Any) -> str:
         """The access token that the server hands out."""
-        answer = await self.service.GetCredentials(
+        response = await self.service.GetCredentials(
             pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id, **fields)
         )
-        return answer.credentials.bearer_token
+        return response.credentials.bearer_token
 
 
 @asynccontextmanager
@@ -158,59 +160,59 @@ class System(Clients):
     clock: ShiftedClock
     logs: io.StringIO = field(repr=False)
 
-    async def assert_nothing_left(self, database_url: str, **further: bytes) -> None:
-        """Raise `Leaked` if a secret that passed through is in the log, a row or a further place."""
+    async def assert_no_secrets(self, database_url: str, **extra: bytes) -> None:
+        """Raise `SecretLeaked` if a secret that passed through is in the log, a row or a further place."""
         secrets = {"sandbox": self.sandbox.secrets, "key": {base64.b64encode(KEY).decode()}}
         logs = self.logs.getvalue().encode()
-        assert_nothing_left(secrets, {"log": logs, "rows": await rows_of(database_url), **further})
+        assert_no_secrets(secrets, {"log": logs, "rows": await dump_rows(database_url), **extra})
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Set the clock right, and have the sandbox forget its grants, faults and calls."""
         self.clock.shift = timedelta()
         self.sandbox.behaviour = Behaviour()
         self.sandbox.calls.clear()
         self.sandbox.token_calls.clear()
         for account in self.sandbox.accounts:
-            self.sandbox.kill_grant(account)
+            self.sandbox.revoke_grants(account)
 
 
 @asynccontextmanager
-async def running_system(
+async def run_system(
     database_url: str,
     *,
     key: bytes = KEY,
     sandbox: Sandbox | None = None,
     environment: Mapping[str, str] | None = None,
-    further_providers: Sequence[Callable[[ProviderFactory, str], None]] = (),
+    extra_providers: Sequence[Callable[[ProviderFactory, str], None]] = (),
     **settings: str,
 ) -> AsyncIterator[System]:
     """A system on a migrated database. `settings` are environment variables, over those that tests need.
 
-    Raises `Leaked` if a secret of the sandbox is left behind in the end.
+    Raises `SecretLeaked` if a secret of the sandbox is left behind in the end.
 
-    `further_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
+    `extra_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
     """
     sandbox = sandbox or Sandbox(
         behaviour=Behaviour(), scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes]
     )
     client_secret = os.urandom(16).hex()
-    callbacks = [own_callback("sandbox"), own_callback("google_calendar"), APP_CALLBACK]
+    callbacks = [callback_url("sandbox"), callback_url("google_calendar"), APP_CALLBACK]
     sandbox.register_client(CLIENT_ID, client_secret, callbacks)
     clock = ShiftedClock()
     async with (
-        logs_kept() as logs,
+        capture_logs() as logs,
         run_sandbox(sandbox) as sandbox_url,
         running_server(
             settings_for(database_url, **settings),
             {
                 "SANDBOX_CLIENT_ID": CLIENT_ID,
                 "SANDBOX_CLIENT_SECRET": client_secret,
-                **_client_of_calendars(further_providers, client_secret),
+                **_calendar_client_settings(extra_providers, client_secret),
                 **(environment or {}),
             },
             key=key,
-            further_providers=[
-                partial(_register, register, sandbox_url) for register in (register_sandbox, *further_providers)
+            extra_providers=[
+                partial(_register, register, sandbox_url) for register in (register_sandbox, *extra_providers)
             ],
             clock=clock,
         ) as running,
@@ -227,11 +229,11 @@ async def running_system(
             logs=logs,
         )
         yield system
-    await system.assert_nothing_left(database_url, **files_of(database_url))
+    await system.assert_no_secrets(database_url, **read_database_files(database_url))
 
 
-def _client_of_calendars(further: Sequence[object], client_secret: str) -> Mapping[str, str]:
-    if replace_google_calendar not in further:
+def _calendar_client_settings(extra: Sequence[object], client_secret: str) -> Mapping[str, str]:
+    if replace_google_calendar not in extra:
         return {}
     return {"GOOGLE_CALENDAR_CLIENT_ID": CLIENT_ID, "GOOGLE_CALENDAR_CLIENT_SECRET": client_secret}
 
@@ -246,13 +248,13 @@ class Tee(io.StringIO):
 
 
 @asynccontextmanager
-async def logs_kept() -> AsyncIterator[io.StringIO]:
+async def capture_logs() -> AsyncIterator[io.StringIO]:
     """What the servers of this process log in the meantime."""
     before = structlog.get_config()
-    kept = Tee()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(kept))
+    captured = Tee()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(captured))
     try:
-        yield kept
+        yield captured
     finally:
         structlog.configure(**before)
 

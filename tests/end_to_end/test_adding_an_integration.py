@@ -13,8 +13,8 @@ from integration_server.sandbox import Sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import ROOT
-from tests.end_to_end.refusals import NOT_FOUND, refusal_of
-from tests.end_to_end.system import own_callback, running_system
+from tests.end_to_end.rpc_errors import NOT_FOUND, expect_rpc_error
+from tests.end_to_end.system import callback_url, run_system
 
 CLIENT = {"MY_SERVICE_CLIENT_ID": "my-client", "MY_SERVICE_CLIENT_SECRET": "my-secret"}
 
@@ -33,7 +33,7 @@ def recipe() -> str:
     return str(source)
 
 
-def pointed_at(source: str, sandbox_url: str) -> str:
+def point_at(source: str, sandbox_url: str) -> str:
     """The file with its made-up addresses replaced by those of the sandbox, whose account is named by `sub`."""
     for address, path in ADDRESSES.items():
         assert f'"{address}"' in source
@@ -55,15 +55,13 @@ async def test_the_documents_recipe_makes_an_integration_that_works(database_url
     path = tmp_path / "my_service.py"
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:
-        path.write_text(pointed_at(recipe(), sandbox_url))
+        path.write_text(point_at(recipe(), sandbox_url))
         load(path).register(factory)
 
     sandbox = Sandbox()
-    callback = own_callback("my_service")
+    callback = callback_url("my_service")
     sandbox.register_client(CLIENT["MY_SERVICE_CLIENT_ID"], CLIENT["MY_SERVICE_CLIENT_SECRET"], [callback])
-    async with running_system(
-        database_url, sandbox=sandbox, environment=CLIENT, further_providers=[register]
-    ) as system:
+    async with run_system(database_url, sandbox=sandbox, environment=CLIENT, extra_providers=[register]) as system:
         types = await system.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
         (info,) = (info for info in types.integration_types if info.integration_type == "my_service")
         assert (info.display_name, info.configured, list(info.scopes)) == ("My Service", True, ["read", "write"])
@@ -88,4 +86,4 @@ async def test_the_documents_recipe_makes_an_integration_that_works(database_url
 
         gone = await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
         assert (gone.success, gone.provider_revoked) == (True, False)  # the recipe declares no way to revoke
-        assert await refusal_of(system.get(integration_id)) == NOT_FOUND
+        assert await expect_rpc_error(system.get(integration_id)) == NOT_FOUND

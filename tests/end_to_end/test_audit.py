@@ -10,14 +10,14 @@ from sqlalchemy import select
 
 from integration_server.storage.tables import audit_entries
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.authenticated_system import begin, run_authenticated_system
 from tests.end_to_end.databases import fetch
-from tests.end_to_end.guarded import begin, running_guarded
-from tests.end_to_end.processes import new_key, run, running_process, server_environment
+from tests.end_to_end.processes import new_key, run, run_server_process, server_environment
 
 
 async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: str, tmp_path: Path) -> None:
     key = new_key()
-    async with running_process(tmp_path, postgres_url, ENCRYPTION_KEY=key) as system:
+    async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key) as system:
         integration_id = await system.connect()
         for _ in range(3):
             await system.service.GetCredentials(
@@ -69,13 +69,13 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
 async def test_what_a_sidecar_brings_is_told_of_with_whose_it_is_and_how_it_ended(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with running_guarded(sqlite_url, tmp_path) as guarded, httpx.AsyncClient() as browser:
-        backend = await guarded.backend()
-        callback = guarded.system.sidecar_url + "/api/v1/integrations/callback/sandbox"
-        held = await browser.get(callback, params=await begin(guarded, backend))
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated, httpx.AsyncClient() as browser:
+        backend = await authenticated.backend()
+        callback = authenticated.system.sidecar_url + "/api/v1/integrations/callback/sandbox"
+        held = await browser.get(callback, params=await begin(authenticated, backend))
         token = held.json()["confirmation_token"]
         await backend.service.ConfirmConnection(pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada"))
-        refused = {"error": "access_denied", **await begin(guarded, backend)}
+        refused = {"error": "access_denied", **await begin(authenticated, backend)}
         del refused["code"]
         await browser.get(callback, params=refused)
         await browser.get(callback, params=refused)

@@ -20,15 +20,15 @@ from google.protobuf.struct_pb2 import Struct
 
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.refusals import (
+from tests.end_to_end.rpc_errors import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
     NOT_FOUND,
-    Refusal,
+    RpcError,
+    expect_rpc_error,
     invalid,
-    refusal_of,
 )
-from tests.end_to_end.system import APP_CALLBACK, KEY, RETURN_URL, System, query_of, running_system
+from tests.end_to_end.system import APP_CALLBACK, KEY, RETURN_URL, System, query_of, run_system
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,7 +52,7 @@ METHODS: dict[str, Any] = {
         integration_type="sandbox", endpoint="app", url="https://x.example", method="POST"
     ),
     "ListWebhookEvents": pb.ListWebhookEventsRequest(user_id="ada", integration_id=1, consumer="mail"),
-    "AckWebhookEvents": pb.AckWebhookEventsRequest(user_id="ada", integration_id=1, consumer="mail", number=1),
+    "AckWebhookEvents": pb.AckWebhookEventsRequest(user_id="ada", integration_id=1, consumer="mail", through_number=1),
     "GetWebhookEndpoint": pb.GetWebhookEndpointRequest(user_id="ada", integration_id=1),
     "SetWebhookSecret": pb.SetWebhookSecretRequest(user_id="ada", integration_id=1),
     "WatchIntegrations": pb.WatchIntegrationsRequest(user_id="ada"),
@@ -69,15 +69,15 @@ def with_fields(method: str, /, **fields: Any) -> Any:
     return request
 
 
-async def answers_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, Refusal]:
+async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, RpcError]:
     """How each request is refused, by the case's name."""
     return {
-        name: await refusal_of(first_answer(getattr(system.service, method)(request)))
+        name: await expect_rpc_error(first_response(getattr(system.service, method)(request)))
         for name, (method, request) in cases.items()
     }
 
 
-async def first_answer(call: Any) -> Any:
+async def first_response(call: Any) -> Any:
     """The answer, or a stream's first."""
     return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
 
@@ -105,12 +105,12 @@ async def test_a_user_is_named_in_1_to_128_characters(system: System) -> None:
             request = with_fields(method)
             request.user_id = user_id
             cases[f"{method}, {name}"] = (method, request)
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("user_id"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("user_id"))
 
-    begun = await system.begin(redirect_uri=APP_CALLBACK)
-    query = query_of(await system.decide(begun))
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(connect_response))
     named = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="x" * 129)
-    assert await refusal_of(system.service.HandleCallback(named)) == invalid("user_id")
+    assert await expect_rpc_error(system.service.HandleCallback(named)) == invalid("user_id")
 
     longest = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ü" * 128))
     assert not longest.integrations
@@ -130,29 +130,29 @@ async def test_an_integration_is_named_by_a_positive_number(system: System) -> N
             request.integration_id = integration_id
             cases[name] = (method, request)
             expected[name] = NOT_FOUND if integration_id == HUGE else invalid("integration_id")
-    assert await answers_to(system, cases) == expected
+    assert await responses_to(system, cases) == expected
 
 
 async def test_a_type_must_be_known_and_of_the_right_kind(system: System) -> None:
-    unknown = Refusal(INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
+    unknown = RpcError(INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
     methods = ("Connect", "ConnectWithApiKey", "ListIntegrations", "WatchIntegrations")
     cases = {method: (method, with_fields(method, integration_type="no_such_type")) for method in methods}
-    assert await answers_to(system, cases) == dict.fromkeys(cases, unknown)
+    assert await responses_to(system, cases) == dict.fromkeys(cases, unknown)
 
     cases = {
         "OAuth by key": ("ConnectWithApiKey", with_fields("ConnectWithApiKey", integration_type="sandbox")),
         "key by OAuth": ("Connect", with_fields("Connect", integration_type="sandbox_api_key")),
         "none": ("Connect", pb.ConnectRequest(user_id="ada")),
     }
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("integration_type"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("integration_type"))
 
-    not_configured = await refusal_of(system.begin(integration_type="google_calendar"))
-    assert not_configured == Refusal(FAILED_PRECONDITION, "PROVIDER_NOT_CONFIGURED")
+    not_configured = await expect_rpc_error(system.begin(integration_type="google_calendar"))
+    assert not_configured == RpcError(FAILED_PRECONDITION, "PROVIDER_NOT_CONFIGURED")
     assert "GOOGLE_CALENDAR_CLIENT_ID" in not_configured.message
 
     integration_id = await system.connect()
     request = with_fields("ConnectWithApiKey", integration_id=integration_id)
-    assert await refusal_of(system.service.ConnectWithApiKey(request)) == invalid("integration_type")
+    assert await expect_rpc_error(system.service.ConnectWithApiKey(request)) == invalid("integration_type")
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -171,15 +171,15 @@ async def test_a_nul_in_any_text_is_refused_by_its_field(system: System) -> None
             cases[name] = (method, request)
             expected[name] = invalid(f"{field.name}[0]" if field.is_repeated else field.name)
     assert len(cases) > 30
-    assert await answers_to(system, cases) == expected
+    assert await responses_to(system, cases) == expected
 
 
 async def test_a_nul_that_is_percent_encoded_in_a_callback_is_refused_too(system: System) -> None:
     request = with_fields("HandleCallback", query="realmId=1%00")
-    assert await refusal_of(system.service.HandleCallback(request)) == invalid("query")
+    assert await expect_rpc_error(system.service.HandleCallback(request)) == invalid("query")
     for query in ("state=a%00b&code=c", "state=s&code=c&error=a%00b", "state=s&code=c&x=%00"):
-        answer = await system.browser.get(f"{system.sidecar_url}/api/v1/integrations/callback/sandbox?{query}")
-        assert (answer.status_code, answer.json()["reason"]) == (400, "INVALID_FIELD"), query
+        response = await system.browser.get(f"{system.sidecar_url}/api/v1/integrations/callback/sandbox?{query}")
+        assert (response.status_code, response.json()["reason"]) == (400, "INVALID_FIELD"), query
 
 
 async def test_texts_have_their_limits(system: System) -> None:
@@ -204,12 +204,12 @@ async def test_texts_have_their_limits(system: System) -> None:
         "method": ("ReceiveWebhook", with_fields("ReceiveWebhook", method="M" * 17)),
         "url": ("ReceiveWebhook", with_fields("ReceiveWebhook", url="https://x.example/" + "u" * 16 * 1024)),
     }
-    assert await answers_to(system, cases) == {field: invalid(field) for field in cases}
+    assert await responses_to(system, cases) == {field: invalid(field) for field in cases}
 
 
 async def test_a_required_key_must_be_there(system: System) -> None:
     request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key")
-    assert await refusal_of(system.service.ConnectWithApiKey(request)) == invalid("api_key")
+    assert await expect_rpc_error(system.service.ConnectWithApiKey(request)) == invalid("api_key")
 
 
 # --- config ----------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ async def test_a_config_is_json_of_at_most_64_kib(system: System) -> None:
         cases[f"Connect, {name}"] = ("Connect", with_fields("Connect", config=config))
         cases[f"ConnectWithApiKey, {name}"] = ("ConnectWithApiKey", with_fields("ConnectWithApiKey", config=config))
         cases[f"UpdateIntegration, {name}"] = ("UpdateIntegration", update)
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("config"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("config"))
     assert not (await system.get(integration_id)).config
 
     strange = {"backslash": "\\u0000", "quote": '"', "emoji": "😀", "nested": {"list": [1.5, None, True]}, "": ""}
@@ -259,17 +259,17 @@ async def test_an_update_says_what_it_changes(system: System) -> None:
         "unknown": update(update_mask=FieldMask(paths=["status"])),
         "NUL": update(update_mask=FieldMask(paths=["name\0"])),
     }
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("update_mask"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("update_mask"))
     cleared = {"is_active": update(update_mask=FieldMask(paths=["is_active"]))}
-    assert await answers_to(system, cleared) == {"is_active": invalid("is_active")}
+    assert await responses_to(system, cleared) == {"is_active": invalid("is_active")}
 
 
 async def test_a_pending_integration_is_neither_changed_nor_used(system: System) -> None:
     which = {"integration_id": (await system.begin()).integration_id}
     methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials", "CallProvider")
     cases = {method: (method, with_fields(method, **which)) for method in methods}
-    pending = Refusal(FAILED_PRECONDITION, "INTEGRATION_PENDING")
-    assert await answers_to(system, cases) == dict.fromkeys(cases, pending)
+    pending = RpcError(FAILED_PRECONDITION, "INTEGRATION_PENDING")
+    assert await responses_to(system, cases) == dict.fromkeys(cases, pending)
 
 
 async def test_a_time_to_live_is_a_duration(system: System) -> None:
@@ -284,7 +284,7 @@ async def test_a_time_to_live_is_a_duration(system: System) -> None:
         name: ("GetCredentials", with_fields("GetCredentials", integration_id=integration_id, min_ttl=ttl))
         for name, ttl in wrong.items()
     }
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("min_ttl"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("min_ttl"))
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
@@ -294,13 +294,13 @@ async def test_a_negative_page_is_refused_and_a_huge_one_made_smaller(system: Sy
     await system.connect()
     for page_size in (-1, -(2**31)):
         request = with_fields("ListIntegrations", page_size=page_size)
-        assert await refusal_of(system.service.ListIntegrations(request)) == invalid("page_size")
+        assert await expect_rpc_error(system.service.ListIntegrations(request)) == invalid("page_size")
     huge = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=2**31 - 1))
     assert len(huge.integrations) == 1
     # 2⁶³-1 does not fit into the field: its lower half is read, as the wire format has it, which is -1.
     wire = pb.ListIntegrationsRequest(user_id="ada").SerializeToString() + b"\x18" + b"\xff" * 8 + b"\x7f"
     raw = system.raw("ListIntegrations")
-    assert await refusal_of(raw(wire)) == invalid("page_size")
+    assert await expect_rpc_error(raw(wire)) == invalid("page_size")
 
 
 async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> None:
@@ -332,7 +332,7 @@ async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> Non
     cases = {
         name: ("ListIntegrations", with_fields("ListIntegrations", page_token=token)) for name, token in forged.items()
     }
-    assert await answers_to(system, cases) == dict.fromkeys(cases, invalid("page_token"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("page_token"))
     assert (
         await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_token=good))
     ).integrations
@@ -343,7 +343,7 @@ async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> Non
 
 @pytest.mark.parametrize(("field", "allowed"), [("redirect_uri", APP_CALLBACK), ("return_url", RETURN_URL)])
 async def test_an_address_must_be_on_the_list_character_by_character(system: System, field: str, allowed: str) -> None:
-    near = (
+    similar_urls = (
         allowed + "/",
         allowed[:-1],
         allowed.upper(),
@@ -357,9 +357,9 @@ async def test_an_address_must_be_on_the_list_character_by_character(system: Sys
         "//app.example/",
         "/",
     )
-    refused = Refusal(INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED", (field,))
-    cases = {address: ("Connect", with_fields("Connect", **{field: address})) for address in near}
-    assert await answers_to(system, cases) == dict.fromkeys(cases, refused)
+    refused = RpcError(INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED", (field,))
+    cases = {address: ("Connect", with_fields("Connect", **{field: address})) for address in similar_urls}
+    assert await responses_to(system, cases) == dict.fromkeys(cases, refused)
     assert (await system.begin(**{field: allowed})).authorization_url
 
 
@@ -367,8 +367,8 @@ async def test_an_address_must_be_on_the_list_character_by_character(system: Sys
 
 
 async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System) -> None:
-    begun = await system.begin(redirect_uri=APP_CALLBACK)
-    query = query_of(await system.decide(begun))
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(connect_response))
 
     def callback(**fields: str) -> tuple[str, Message]:
         given = {"code": query["code"], "state": query["state"], "iss": query["iss"], **fields}
@@ -387,21 +387,21 @@ async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System
     cases = {name: callback(state=value) for name, value in {**altered, **foreign}.items()}
     cases["of another type"] = callback(integration_type="google_calendar")
     cases["of no type"] = callback(integration_type="no_such_type")
-    assert await answers_to(system, cases) == dict.fromkeys(cases, Refusal(INVALID_ARGUMENT, "STATE_INVALID"))
+    assert await responses_to(system, cases) == dict.fromkeys(cases, RpcError(INVALID_ARGUMENT, "STATE_INVALID"))
 
-    assert await answers_to(system, {"none": callback(state="")}) == {"none": invalid("state")}
-    assert await answers_to(system, {"no code": callback(code="")}) == {"no code": invalid("code")}
+    assert await responses_to(system, {"none": callback(state="")}) == {"none": invalid("state")}
+    assert await responses_to(system, {"no code": callback(code="")}) == {"no code": invalid("code")}
 
     system.clock.shift = timedelta(minutes=10)
-    expired = Refusal(FAILED_PRECONDITION, "STATE_EXPIRED")
-    assert await answers_to(system, {"expired": callback()}) == {"expired": expired}
+    expired = RpcError(FAILED_PRECONDITION, "STATE_EXPIRED")
+    assert await responses_to(system, {"expired": callback()}) == {"expired": expired}
     system.clock.shift = timedelta()
     assert not system.sandbox.token_calls
 
     method, request = callback(integration_type="sandbox")
     assert (await getattr(system.service, method)(request)).success
-    used = Refusal(FAILED_PRECONDITION, "STATE_USED")
-    assert await answers_to(system, {"used": callback()}) == {"used": used}
+    used = RpcError(FAILED_PRECONDITION, "STATE_USED")
+    assert await responses_to(system, {"used": callback()}) == {"used": used}
 
 
 async def state_of_another_server(system: System) -> str:
@@ -409,16 +409,16 @@ async def state_of_another_server(system: System) -> str:
     with tempfile.TemporaryDirectory() as directory:
         url = f"sqlite:///{Path(directory) / 'other.db'}"
         await migrate(url)
-        async with running_system(url, key=bytes(byte ^ 1 for byte in KEY)) as other:
+        async with run_system(url, key=bytes(byte ^ 1 for byte in KEY)) as other:
             return (await other.begin()).state
 
 
 async def test_a_code_that_the_provider_refuses_is_told_without_the_code(system: System) -> None:
-    begun = await system.begin(redirect_uri=APP_CALLBACK)
-    query = query_of(await system.decide(begun))
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(connect_response))
     request = pb.HandleCallbackRequest(code="a-made-up-code", state=query["state"], iss=query["iss"])
-    refused = await refusal_of(system.service.HandleCallback(request))
-    assert refused == Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+    refused = await expect_rpc_error(system.service.HandleCallback(request))
+    assert refused == RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
     assert "made-up" not in refused.message
 
 
@@ -435,7 +435,7 @@ async def test_too_large_or_malformed_messages_are_refused_and_the_server_goes_o
     raw = system.raw("GetIntegration")
     not_utf8 = b"\x12\x02\xff\xfe"
     for malformed in (b"\xff" * 32, b"\x08", b"\x12\x7fada", not_utf8):
-        assert await refusal_of(raw(malformed)) == invalid("request")
+        assert await expect_rpc_error(raw(malformed)) == invalid("request")
 
     unknown = system.raw("NoSuchMethod")
     with pytest.raises(grpc.aio.AioRpcError) as not_there:

@@ -50,9 +50,9 @@ def verdicts(raw: Any) -> Sequence[bool]:
 
 
 async def test_hanging_holds_where_nothing_is_asked_of_its_speed(tmp_path: Path) -> None:
-    code, output = await bench(tmp_path, "hanging", "--refreshes=1", "--rounds=1", NO_BOUND)
+    code, output = await bench(tmp_path, "slow-provider", "--refreshes=1", "--rounds=1", NO_BOUND)
 
-    raw = kept(tmp_path, "hanging-sqlite")
+    raw = kept(tmp_path, "slow-provider-sqlite")
     assert verdicts(raw)[:2] == [True, True], output
     assert code == (0 if all(verdicts(raw)) else 1), "an RPC may fail on a machine that is very busy"
     assert "1 at least" in output
@@ -60,9 +60,9 @@ async def test_hanging_holds_where_nothing_is_asked_of_its_speed(tmp_path: Path)
 
 
 async def test_ahead_sees_all_refreshed_and_fails_by_a_speed_that_cannot_be(tmp_path: Path) -> None:
-    code, output = await bench(tmp_path, "ahead", "--integrations=5", "--minutes=0.1", NO_HOPE)
+    code, output = await bench(tmp_path, "proactive-refresh", "--integrations=5", "--minutes=0.1", NO_HOPE)
 
-    raw = kept(tmp_path, "ahead-sqlite")
+    raw = kept(tmp_path, "proactive-refresh-sqlite")
     assert verdicts(raw)[:3] == [True, True, False], output
     assert code == 1
     assert "BROKEN the p99 of each RPC is at most 0.001 times its reference" in output

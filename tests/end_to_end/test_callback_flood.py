@@ -23,48 +23,51 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
 from integration_server.rpc.google_calendar import GoogleCalendarService
-from integration_server.rpc.health import Health
+from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.service.auditing import AuditTrail
-from integration_server.service.ports import IntegrationStore, Place, Sealer
-from integration_server.service.tasks import ServerTasks
-from integration_server.service.throttling import NothingShared
-from integration_server.sidecar.connection import Connection
+from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.common_types import Aead, AssociatedData
+from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.proxy.rate_limiter import NoDistributedLimiter
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.engine import Database
-from integration_server.wiring.callers import Guard
+from integration_server.wiring.auth import AuthStack
 from integration_server.wiring.grpc_server import Servicers, build_grpc_server
 from integration_server.wiring.sidecar import http_limits_of
-from integration_server.wiring.world import utc_now
+from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
+from tests.attack_inputs import forged_states
 from tests.end_to_end.system import CLIENT_ID, KEY, Clients, clients_of, settings_for
-from tests.hostile import forged_states
-from tests.keyrings import opened
+from tests.keyrings import open_test_keyring
 
 FLOOD = 1000
 CALLBACK = "/api/v1/integrations/callback/sandbox"
 
 
-class LooksFirst:
-    """A `Sealer` that asks the database before it opens a token, as if rows were looked up by what is claimed."""
+class LookupFirstAead:
+    """A `Aead` that asks the database before it opens a token, as if rows were looked up by what is claimed."""
 
-    def __init__(self, sealer: Sealer, integrations: IntegrationStore) -> None:
-        self._sealer = sealer
+    def __init__(self, aead: Aead, integrations: IntegrationStore) -> None:
+        self._aead = aead
         self._integrations = integrations
 
-    async def seal(self, plaintext: bytes, place: Place) -> bytes:
+    async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
         """As it is."""
-        return await self._sealer.seal(plaintext, place)
+        return await self._aead.encrypt(plaintext, associated_data)
 
-    async def open(self, sealed: bytes, place: Place) -> bytes:
+    async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
         """As it is, after a look."""
         await self._integrations.find(IntegrationId(1), UserId("ada"))
-        return await self._sealer.open(sealed, place)
+        return await self._aead.decrypt(ciphertext, associated_data)
 
 
 @asynccontextmanager
-async def quiet_server(database_url: str, database: Database, *, looks_first: bool = False) -> AsyncIterator[Clients]:
+async def run_idle_server(
+    database_url: str, database: Database, *, lookup_first: bool = False
+) -> AsyncIterator[Clients]:
     """Server and sidecar on real sockets, doing nothing that nobody asks for."""
     settings = settings_for(database_url)
     http = ProviderHttp(utc_now, dev_mode=True)
@@ -72,27 +75,29 @@ async def quiet_server(database_url: str, database: Database, *, looks_first: bo
         settings,
         {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "the-secret-of-nobody"},
         http,
-        further=[lambda factory: register_sandbox(factory, "http://127.0.0.1:9")],
+        extra=[lambda factory: register_sandbox(factory, "http://127.0.0.1:9")],
     )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(http)
         # Time stands still for it, so that of looks for unknown data keys, one a second, there is one at most.
-        keyring = await opened(database, KEY, monotonic=lambda: 0.0)
-        tasks = await stack.enter_async_context(ServerTasks())
+        keyring = await open_test_keyring(database, KEY, monotonic=lambda: 0.0)
+        tasks = await stack.enter_async_context(DetachedTasks())
         stores = sql_stores(settings, database, lambda _: None)
-        sealer = LooksFirst(keyring, stores.integrations) if looks_first else keyring
+        aead = LookupFirstAead(keyring, stores.integrations) if lookup_first else keyring
         trail = AuditTrail(SqlAuditLog(database, keyring))  # takes entries, and writes none while it is not entered
         service = build_service(
-            settings, stores, stores.integrations, providers, sealer, tasks, trail, utc_now, NothingShared()
+            settings, stores, stores.integrations, providers, aead, tasks, trail, utc_now, NoDistributedLimiter()
         )
         servicers = Servicers(
-            IntegrationService(service.use_cases, utc_now), GoogleCalendarService(service.google_calendar), Health([])
+            IntegrationService(service.use_cases, utc_now),
+            GoogleCalendarService(service.google_calendar),
+            ServerHealthServicer([]),
         )
-        server = build_grpc_server(settings, servicers, Guard(), trail, utc_now)
+        server = build_grpc_server(settings, servicers, AuthStack(), trail, utc_now)
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
         sidecar = run_sidecar(
-            server=Connection(target), host="127.0.0.1", port=0, limits=http_limits_of(settings), public_url=""
+            server=ServerClient(target), host="127.0.0.1", port=0, limits=http_limits_of(settings), public_url=""
         )
         url = await stack.enter_async_context(sidecar)
         yield await stack.enter_async_context(clients_of(target, url))
@@ -159,12 +164,12 @@ def _batches(states: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 async def forgeries(clients: Clients) -> list[str]:
     """Forged by somebody who has a genuine state of their own."""
-    begun = await clients.begin()
-    return list(itertools.islice(forged_states(begun.state), FLOOD))
+    connect_response = await clients.begin()
+    return list(itertools.islice(forged_states(connect_response.state), FLOOD))
 
 
 async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
-    async with quiet_server(database_url, database) as clients:
+    async with run_idle_server(database_url, database) as clients:
         states = await forgeries(clients)
         with round_trips() as counted:
             assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
@@ -173,7 +178,7 @@ async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str,
 
 
 async def test_the_counters_count(database_url: str, database: Database) -> None:
-    async with quiet_server(database_url, database) as clients:
+    async with run_idle_server(database_url, database) as clients:
         with round_trips() as counted:
             await clients.begin()
         assert counted["statement"] >= 2
@@ -183,29 +188,29 @@ async def test_the_counters_count(database_url: str, database: Database) -> None
 async def test_looked_up_before_it_is_opened_each_forged_state_costs_a_round_trip(
     database_url: str, database: Database
 ) -> None:
-    async with quiet_server(database_url, database, looks_first=True) as clients:
+    async with run_idle_server(database_url, database, lookup_first=True) as clients:
         states = await forgeries(clients)
         with round_trips() as counted:
             assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
-        sealed = [state for state in states if _is_base64url(state)]
-        assert counted["statement"] == counted["loan"] == len(sealed)
-        assert len(sealed) > FLOOD / 2
+        ciphertext = [state for state in states if _is_base64url(state)]
+        assert counted["statement"] == counted["loan"] == len(ciphertext)
+        assert len(ciphertext) > FLOOD / 2
 
 
 def _is_base64url(state: str) -> bool:
     """Whether it is spelt as what we make is: anything else is not even tried to be opened."""
     try:
-        sealed = base64.urlsafe_b64decode(state + "=" * (-len(state) % 4))
+        ciphertext = base64.urlsafe_b64decode(state + "=" * (-len(state) % 4))
     except ValueError:
         return False
-    return base64.urlsafe_b64encode(sealed).decode().rstrip("=") == state
+    return base64.urlsafe_b64encode(ciphertext).decode().rstrip("=") == state
 
 
 async def test_states_that_name_unknown_data_keys_cost_one_look_a_second_together(
     database_url: str, database: Database
 ) -> None:
     """Such a key may have been made a moment ago by another replica, so that somebody has to look."""
-    async with quiet_server(database_url, database) as clients:
+    async with run_idle_server(database_url, database) as clients:
         genuine = (await clients.begin()).state
         # Characters 2 to 12 are of the key id alone.
         states = [f"{genuine[:2]}{number:09}{genuine[11:]}" for number in range(FLOOD)]

@@ -18,8 +18,8 @@ from sqlalchemy import make_url
 
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import ProcessSystem, running_process
-from tests.end_to_end.refusals import refusal_of
+from tests.end_to_end.processes import ProcessSystem, run_server_process
+from tests.end_to_end.rpc_errors import expect_rpc_error
 from tests.end_to_end.system import Clients
 from tests.postgres import PostgresServer, run_postgres
 
@@ -86,7 +86,7 @@ def get(clients: Clients, integration_id: int, timeout: float | None = None) -> 
     return clients.service.GetIntegration(request, timeout=timeout)
 
 
-def give(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
+def get_credentials(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
     """A call that may be answered from memory."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
     return clients.service.GetCredentials(request, timeout=timeout)
@@ -112,13 +112,13 @@ def disconnect(clients: Clients, integration_id: int, timeout: float | None = No
 
 async def until_served(clients: Clients, integration_id: int) -> float:
     """Wait until calls and readiness are well; how long that took."""
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     async with asyncio.timeout(60):
         while True:
             try:
                 await get(clients, integration_id, timeout=1)
                 if await health(clients) == SERVING:
-                    return time.perf_counter() - begun
+                    return time.perf_counter() - start_time
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
@@ -135,19 +135,21 @@ async def test_a_database_that_goes_and_comes_back(
     tmp_path: Path, postgres: tuple[PostgresServer, str], away: Callable[[PostgresServer], None]
 ) -> None:
     server, url = postgres
-    async with running_process(tmp_path, url) as system:
+    async with run_server_process(tmp_path, url) as system:
         integration_id = await system.connect()
         await becomes(system, SERVING)
         assert await system.bearer_token(integration_id)
 
         await asyncio.to_thread(away, server)
         for call in (get, rename, refresh, disconnect):
-            refusal = await refusal_of(call(system, integration_id, timeout=8))
+            refusal = await expect_rpc_error(call(system, integration_id, timeout=8))
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
             assert refusal.retry_delay == timedelta(seconds=1)
         await becomes(system, NOT_SERVING)
         assert await health(system, "liveness") == SERVING
-        assert (await refusal_of(give(system, integration_id, timeout=8))).reason == "STORE_UNAVAILABLE"
+        assert (
+            await expect_rpc_error(get_credentials(system, integration_id, timeout=8))
+        ).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(server.start)
         took = await until_served(system, integration_id)
@@ -158,17 +160,17 @@ async def test_a_database_that_goes_and_comes_back(
 
 async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresServer, str]) -> None:
     server, url = postgres
-    async with running_process(tmp_path, url) as system:
+    async with run_server_process(tmp_path, url) as system:
         integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
         await becomes(system, SERVING)
         with frozen(server):
             for deadline in (1, 3, 8):
                 refusals = await asyncio.gather(
                     *(
-                        refusal_of(call(system, target, timeout=deadline))
+                        expect_rpc_error(call(system, target, timeout=deadline))
                         for call, target in (
                             (get, integration_id),
-                            (give, integration_id),
+                            (get_credentials, integration_id),
                             (rename, integration_id),
                             (refresh, integration_id),
                             (disconnect, going),  # perhaps it is gone afterwards: nobody can know
@@ -216,9 +218,9 @@ async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
     """How long it usually takes."""
     taken = []
     for _ in range(15):
-        begun = time.perf_counter()
+        start_time = time.perf_counter()
         await work()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start_time)
         await asyncio.sleep(0.02)
     return sorted(taken)[len(taken) // 2]
 
@@ -227,12 +229,12 @@ async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_wit
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres
-    async with running_process(tmp_path, url) as system:
+    async with run_server_process(tmp_path, url) as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
         await becomes(system, SERVING)
 
         async def ask() -> None:
-            await give(system, used, timeout=30)
+            await get_credentials(system, used, timeout=30)
             assert await health(system) == SERVING
 
         await ask()
@@ -240,7 +242,7 @@ async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_wit
         async with row_locked(url, locked):
             writers = await exhausted(system, url, locked)
             busy = await median_seconds(ask)
-            refused = await refusal_of(get(system, used, timeout=1))  # the pool is exhausted indeed
+            refused = await expect_rpc_error(get(system, used, timeout=1))  # the pool is exhausted indeed
             assert refused.reason == "STORE_UNAVAILABLE"
         print(f"\nusually {usual * 1000:.1f} ms, with an exhausted pool {busy * 1000:.1f} ms: {busy / usual:.1f} times")
         assert busy < 20 * usual + 0.05
@@ -252,11 +254,11 @@ async def test_without_memory_an_exhausted_pool_takes_credentials_with_it(
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres
-    async with running_process(tmp_path, url, CREDENTIALS_CACHE_SIZE="0") as system:
+    async with run_server_process(tmp_path, url, CREDENTIALS_CACHE_SIZE="0") as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
-        await give(system, used)
+        await get_credentials(system, used)
         async with row_locked(url, locked):
             writers = await exhausted(system, url, locked)
-            assert (await refusal_of(give(system, used, timeout=2))).reason == "STORE_UNAVAILABLE"
+            assert (await expect_rpc_error(get_credentials(system, used, timeout=2))).reason == "STORE_UNAVAILABLE"
             await becomes(system, SERVING)
         await asyncio.gather(*writers, return_exceptions=True)

@@ -22,7 +22,7 @@ async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Co
     names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
     environment = {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}, **settings}
     async with started(directory, environment, "dev") as command:
-        await command.says("Ctrl-C stops all of it.")
+        await command.wait_for_output("Ctrl-C stops all of it.")
         yield command, environment
 
 
@@ -91,12 +91,12 @@ async def test_a_package_of_ones_own_is_found_by_its_entry_point(tmp_path: Path,
             callback = f"{sidecar_url}/api/v1/integrations/callback/acme"
             sandbox.register_client("integration-server", secret, [callback])
             async with clients_of(environment["GRPC_ADDRESS"], sidecar_url) as clients:
-                begun = await clients.begin(integration_type="acme")
-                answer = await clients.browser.get(await decide(clients.browser, begun.authorization_url))
-                assert answer.is_success
+                connect_response = await clients.begin(integration_type="acme")
+                response = await clients.browser.get(await decide(clients.browser, connect_response.authorization_url))
+                assert response.is_success
                 called = await clients.service.CallProvider(
                     pb.CallProviderRequest(
-                        user_id="ada", integration_id=begun.integration_id, method="GET", path="/userinfo"
+                        user_id="ada", integration_id=connect_response.integration_id, method="GET", path="/userinfo"
                     )
                 )
                 assert called.status_code == 200

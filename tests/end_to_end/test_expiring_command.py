@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from integration_server.service.ports import NewCredentials
+from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from tests.contracts.store_contract import account, new_integration

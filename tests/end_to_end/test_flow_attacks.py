@@ -17,24 +17,24 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox import Sandbox, decide, run_sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import wipe
-from tests.end_to_end.faults import Recorded
-from tests.end_to_end.refusals import FAILED_PRECONDITION, INVALID_ARGUMENT, Refusal, refusal_of
+from tests.end_to_end.faults import RecordedForms
+from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, INVALID_ARGUMENT, RpcError, expect_rpc_error
 from tests.end_to_end.system import (
     APP_CALLBACK,
     BROWSER,
     PUBLIC_URL,
     RETURN_URL,
     System,
-    own_callback,
+    callback_url,
     query_of,
-    running_system,
+    run_system,
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HONEST_CLIENT = "honest-client"
 SHARED_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback"
-MISMATCH = Refusal(grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH")
+MISMATCH = RpcError(grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH")
 
 
 def register_types(evil_url: str, factory: ProviderFactory, honest_url: str) -> None:
@@ -66,7 +66,7 @@ def register_types(evil_url: str, factory: ProviderFactory, honest_url: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class AttackSetup:
     """Two servers, one of which has every connection confirmed; the honest provider is the sandbox of each."""
 
     direct: System
@@ -75,7 +75,7 @@ class World:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_world(shared_database_url: str) -> AsyncIterator[World]:
+async def shared_attack_setup(shared_database_url: str) -> AsyncIterator[AttackSetup]:
     evil = Sandbox()
     environment = {
         f"{name}_CLIENT_{part}": value
@@ -84,26 +84,26 @@ async def shared_world(shared_database_url: str) -> AsyncIterator[World]:
     }
     async with run_sandbox(evil) as evil_url:
         running = partial(
-            running_system,
+            run_system,
             shared_database_url,
             environment=environment,
-            further_providers=[partial(register_types, evil_url)],
+            extra_providers=[partial(register_types, evil_url)],
         )
-        async with running() as direct, running(DIRECT_COMPLETION="false") as careful:
+        async with running() as direct, running(SKIP_CONFIRMATION="false") as careful:
             for system in (direct, careful):
-                redirects = (own_callback("honest"), own_callback("without_pkce"), SHARED_CALLBACK, APP_CALLBACK)
+                redirects = (callback_url("honest"), callback_url("without_pkce"), SHARED_CALLBACK, APP_CALLBACK)
                 system.sandbox.register_client(HONEST_CLIENT, "the-secret-of-honest", redirects)
-            yield World(direct, careful, evil)
+            yield AttackSetup(direct, careful, evil)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def world(shared_world: World, shared_database_url: str) -> World:
+async def attack_setup(shared_attack_setup: AttackSetup, shared_database_url: str) -> AttackSetup:
     """As if it were new."""
     await wipe(shared_database_url)
-    shared_world.direct.forget()
-    shared_world.careful.forget()
-    shared_world.evil_sandbox.token_calls.clear()
-    return shared_world
+    shared_attack_setup.direct.reset()
+    shared_attack_setup.careful.reset()
+    shared_attack_setup.evil_sandbox.token_calls.clear()
+    return shared_attack_setup
 
 
 async def connected_of(system: System, user_id: str) -> list[str]:
@@ -115,53 +115,55 @@ async def connected_of(system: System, user_id: str) -> list[str]:
 # --- whoever finishes ------------------------------------------------------------------------------------------------
 
 
-async def test_a_victim_who_finishes_the_attackers_flow_gives_nothing_away(world: World) -> None:
+async def test_a_victim_who_finishes_the_attackers_flow_gives_nothing_away(attack_setup: AttackSetup) -> None:
     """Session fixation: Mallory begins, and has Ada consent with her account."""
-    begun = await world.careful.begin("mallory", return_url=RETURN_URL)
-    arrived = await world.careful.follow(await world.careful.decide(begun, account="ada"), BROWSER)
+    connect_response = await attack_setup.careful.begin("mallory", return_url=RETURN_URL)
+    arrived = await attack_setup.careful.follow(
+        await attack_setup.careful.decide(connect_response, account="ada"), BROWSER
+    )
     token = query_of(arrived.headers["Location"])["confirmation_token"]  # in Ada's browser, for the app's backend
     request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada")
-    assert await refusal_of(world.careful.service.ConfirmConnection(request)) == MISMATCH
-    assert await connected_of(world.careful, "mallory") == []
-    assert not world.careful.sandbox.token_calls
+    assert await expect_rpc_error(attack_setup.careful.service.ConfirmConnection(request)) == MISMATCH
+    assert await connected_of(attack_setup.careful, "mallory") == []
+    assert not attack_setup.careful.sandbox.token_calls
 
 
-async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(world: World) -> None:
-    begun = await world.direct.begin("mallory", redirect_uri=APP_CALLBACK)
-    query = query_of(await world.direct.decide(begun, account="ada"))
+async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(attack_setup: AttackSetup) -> None:
+    connect_response = await attack_setup.direct.begin("mallory", redirect_uri=APP_CALLBACK)
+    query = query_of(await attack_setup.direct.decide(connect_response, account="ada"))
     request = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="ada")
-    assert await refusal_of(world.direct.service.HandleCallback(request)) == MISMATCH
-    assert await connected_of(world.direct, "mallory") == []
-    assert not world.direct.sandbox.token_calls
+    assert await expect_rpc_error(attack_setup.direct.service.HandleCallback(request)) == MISMATCH
+    assert await connected_of(attack_setup.direct, "mallory") == []
+    assert not attack_setup.direct.sandbox.token_calls
 
 
-async def test_without_the_finisher_check_the_attacker_has_the_victims_account(world: World) -> None:
-    begun = await world.direct.begin("mallory", return_url=RETURN_URL)
-    await world.direct.follow(await world.direct.decide(begun, account="ada"), BROWSER)
-    assert await connected_of(world.direct, "mallory") == ["ada"]
-    assert await world.direct.bearer_token(begun.integration_id, "mallory")
+async def test_without_the_finisher_check_the_attacker_has_the_victims_account(attack_setup: AttackSetup) -> None:
+    connect_response = await attack_setup.direct.begin("mallory", return_url=RETURN_URL)
+    await attack_setup.direct.follow(await attack_setup.direct.decide(connect_response, account="ada"), BROWSER)
+    assert await connected_of(attack_setup.direct, "mallory") == ["ada"]
+    assert await attack_setup.direct.bearer_token(connect_response.integration_id, "mallory")
 
 
-async def test_an_attacker_does_not_finish_what_the_victim_has_begun(world: World) -> None:
+async def test_an_attacker_does_not_finish_what_the_victim_has_begun(attack_setup: AttackSetup) -> None:
     """Mallory got hold of the whole redirect, code and state, before Ada's browser followed it."""
-    begun = await world.careful.begin("ada", redirect_uri=APP_CALLBACK)
-    query = query_of(await world.careful.decide(begun, account="ada"))
+    connect_response = await attack_setup.careful.begin("ada", redirect_uri=APP_CALLBACK)
+    query = query_of(await attack_setup.careful.decide(connect_response, account="ada"))
     stolen = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="mallory")
-    assert await refusal_of(world.careful.service.HandleCallback(stolen)) == MISMATCH
+    assert await expect_rpc_error(attack_setup.careful.service.HandleCallback(stolen)) == MISMATCH
     stolen.user_id = ""
-    held = await world.careful.service.HandleCallback(stolen)
+    held = await attack_setup.careful.service.HandleCallback(stolen)
     confirm = pb.ConfirmConnectionRequest(confirmation_token=held.confirmation_token, user_id="mallory")
-    assert await refusal_of(world.careful.service.ConfirmConnection(confirm)) == MISMATCH
-    assert not world.careful.sandbox.token_calls
-    assert await connected_of(world.careful, "mallory") == []
+    assert await expect_rpc_error(attack_setup.careful.service.ConfirmConnection(confirm)) == MISMATCH
+    assert not attack_setup.careful.sandbox.token_calls
+    assert await connected_of(attack_setup.careful, "mallory") == []
 
 
 # --- whose code ------------------------------------------------------------------------------------------------------
 
 
-async def inject_code(world: World, integration_type: str) -> Refusal | None:
+async def inject_code(attack_setup: AttackSetup, integration_type: str) -> RpcError | None:
     """Ada's state with a code that Mallory got for an account of his own. None: it went through."""
-    system = world.direct
+    system = attack_setup.direct
     system.sandbox.behaviour = type(system.sandbox.behaviour)(require_pkce=False)
     victims = await system.begin("ada", integration_type, redirect_uri=APP_CALLBACK)
     attackers = await system.begin("mallory", integration_type, redirect_uri=APP_CALLBACK)
@@ -170,92 +172,94 @@ async def inject_code(world: World, integration_type: str) -> Refusal | None:
     try:
         await call
     except grpc.aio.AioRpcError:
-        return await refusal_of(call)
+        return await expect_rpc_error(call)
     return None
 
 
-async def test_a_code_of_another_session_is_refused(world: World) -> None:
-    assert await inject_code(world, "honest") == Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
-    assert await connected_of(world.direct, "ada") == []
-    assert [call.outcome for call in world.direct.sandbox.token_calls] == ["invalid_grant"]
+async def test_a_code_of_another_session_is_refused(attack_setup: AttackSetup) -> None:
+    assert await inject_code(attack_setup, "honest") == RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+    assert await connected_of(attack_setup.direct, "ada") == []
+    assert [call.outcome for call in attack_setup.direct.sandbox.token_calls] == ["invalid_grant"]
 
 
-async def test_without_pkce_the_victim_is_connected_to_the_attackers_account(world: World) -> None:
-    assert await inject_code(world, "without_pkce") is None
-    assert await connected_of(world.direct, "ada") == ["linus"]
+async def test_without_pkce_the_victim_is_connected_to_the_attackers_account(attack_setup: AttackSetup) -> None:
+    assert await inject_code(attack_setup, "without_pkce") is None
+    assert await connected_of(attack_setup.direct, "ada") == ["linus"]
 
 
 # --- whose answer ----------------------------------------------------------------------------------------------------
 
 
-async def mix_up(world: World, evil_type: str, registered: str) -> str:
+async def mix_up(attack_setup: AttackSetup, evil_type: str, registered: str) -> str:
     """Ada begins at Mallory's provider, which sends her on to the honest one with its own state and challenge.
 
     `registered` is the redirect address that our client has at the honest one. Where her browser ends up.
     """
-    begun = await world.direct.begin("ada", evil_type)
-    query = query_of(begun.authorization_url)
+    connect_response = await attack_setup.direct.begin("ada", evil_type)
+    query = query_of(connect_response.authorization_url)
     onwards = query | {"client_id": HONEST_CLIENT, "redirect_uri": registered}
-    url = f"{world.direct.sandbox_url}/oauth/authorize?{urlencode(onwards)}"
-    return await decide(world.direct.browser, url, account="ada")
+    url = f"{attack_setup.direct.sandbox_url}/oauth/authorize?{urlencode(onwards)}"
+    return await decide(attack_setup.direct.browser, url, account="ada")
 
 
 @pytest.fixture
-def evil_forms(world: World) -> list[dict[str, str]]:
+def evil_forms(attack_setup: AttackSetup) -> list[dict[str, str]]:
     """What reaches the token endpoint of Mallory's provider."""
-    recorded = Recorded()
-    world.evil_sandbox.behaviour = type(world.evil_sandbox.behaviour)(faults={"token": recorded})
+    recorded = RecordedForms()
+    attack_setup.evil_sandbox.behaviour = type(attack_setup.evil_sandbox.behaviour)(faults={"token": recorded})
     return recorded.forms
 
 
 async def test_a_mix_up_ends_at_the_path_of_the_type_that_was_not_begun(
-    world: World, evil_forms: list[dict[str, str]]
+    attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
-    location = await mix_up(world, "evil", own_callback("honest"))
-    answer = await world.direct.follow(location)
-    assert (answer.status_code, answer.json()["reason"]) == (400, "STATE_INVALID")
+    location = await mix_up(attack_setup, "evil", callback_url("honest"))
+    response = await attack_setup.direct.follow(location)
+    assert (response.status_code, response.json()["reason"]) == (400, "STATE_INVALID")
     assert not evil_forms
 
 
 async def test_on_one_path_for_all_types_the_honest_code_goes_to_the_attacker(
-    world: World, evil_forms: list[dict[str, str]]
+    attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
-    location = await mix_up(world, "evil", SHARED_CALLBACK)
-    await world.direct.follow(location)
+    location = await mix_up(attack_setup, "evil", SHARED_CALLBACK)
+    await attack_setup.direct.follow(location)
     assert [form["code"] for form in evil_forms] == [query_of(location)["code"]]
 
 
 async def test_on_one_path_for_all_types_a_declared_issuer_is_compared(
-    world: World, evil_forms: list[dict[str, str]]
+    attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     """RFC 9207: the twin is the test above, where the type declares no issuer."""
-    location = await mix_up(world, "named_evil", SHARED_CALLBACK)
-    answer = await world.direct.follow(location)
-    assert (answer.status_code, answer.json()["reason"]) == (400, "ISSUER_MISMATCH")
+    location = await mix_up(attack_setup, "named_evil", SHARED_CALLBACK)
+    response = await attack_setup.direct.follow(location)
+    assert (response.status_code, response.json()["reason"]) == (400, "ISSUER_MISMATCH")
     without = location.replace("iss=", "not_iss=")
-    assert (await world.direct.follow(without)).json()["reason"] == "ISSUER_MISMATCH"
+    assert (await attack_setup.direct.follow(without)).json()["reason"] == "ISSUER_MISMATCH"
     assert not evil_forms
 
 
-async def test_a_state_is_bound_to_its_type_on_every_path(world: World) -> None:
-    begun = await world.direct.begin("ada", "honest")
-    location = await world.direct.decide(begun, account="ada")
-    invalid = Refusal(INVALID_ARGUMENT, "STATE_INVALID")
+async def test_a_state_is_bound_to_its_type_on_every_path(attack_setup: AttackSetup) -> None:
+    connect_response = await attack_setup.direct.begin("ada", "honest")
+    location = await attack_setup.direct.decide(connect_response, account="ada")
+    invalid = RpcError(INVALID_ARGUMENT, "STATE_INVALID")
     for other in ("evil", "without_pkce", "sandbox", "no_such_type", "HONEST", "honest%20"):
-        answer = await world.direct.follow(location.replace("/callback/honest", f"/callback/{other}"))
-        assert (answer.status_code, answer.json()["reason"]) == (400, "STATE_INVALID"), other
+        response = await attack_setup.direct.follow(location.replace("/callback/honest", f"/callback/{other}"))
+        assert (response.status_code, response.json()["reason"]) == (400, "STATE_INVALID"), other
     query = query_of(location)
     request = pb.HandleCallbackRequest(code=query["code"], state=query["state"], integration_type="evil")
-    assert await refusal_of(world.direct.service.HandleCallback(request)) == invalid
-    assert (await world.direct.follow(location)).json()["success"] is True
+    assert await expect_rpc_error(attack_setup.direct.service.HandleCallback(request)) == invalid
+    assert (await attack_setup.direct.follow(location)).json()["success"] is True
 
 
-async def test_a_code_is_traded_with_the_redirect_address_that_was_begun_with(world: World) -> None:
+async def test_a_code_is_traded_with_the_redirect_address_that_was_begun_with(attack_setup: AttackSetup) -> None:
     """An answer that arrives elsewhere is traded under the address that the attempt has, not under that one."""
-    begun = await world.direct.begin("ada", "honest", redirect_uri=APP_CALLBACK)
-    code = query_of(await world.direct.decide(begun, account="ada"))["code"]
-    recorded = Recorded()
-    world.direct.sandbox.behaviour = type(world.direct.sandbox.behaviour)(faults={"token": recorded})
-    elsewhere = f"{own_callback('honest')}?{urlencode({'code': code, 'state': begun.state, 'redirect_uri': 'x'})}"
-    assert (await world.direct.follow(elsewhere)).json()["success"] is True
+    connect_response = await attack_setup.direct.begin("ada", "honest", redirect_uri=APP_CALLBACK)
+    code = query_of(await attack_setup.direct.decide(connect_response, account="ada"))["code"]
+    recorded = RecordedForms()
+    attack_setup.direct.sandbox.behaviour = type(attack_setup.direct.sandbox.behaviour)(faults={"token": recorded})
+    elsewhere = (
+        f"{callback_url('honest')}?{urlencode({'code': code, 'state': connect_response.state, 'redirect_uri': 'x'})}"
+    )
+    assert (await attack_setup.direct.follow(elsewhere)).json()["success"] is True
     assert [form["redirect_uri"] for form in recorded.forms] == [APP_CALLBACK]

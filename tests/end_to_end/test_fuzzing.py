@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import running_process
+from tests.end_to_end.processes import run_server_process
 from tests.fuzz.http import HttpCase
 from tests.fuzz.messages import METHODS, PLANTED, RpcCase
-from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Found, Fuzzer, IssuingSandbox
+from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox
 
 CASES = 300
 
@@ -22,7 +22,7 @@ CASES = 300
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
     """For a server of its own."""
     sandbox = IssuingSandbox()
-    async with running_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
+    async with run_server_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
         yield Fuzzer(system, sandbox)
 
 
@@ -39,7 +39,7 @@ async def test_whatever_is_sent_is_answered_properly_and_with_no_secret(database
 # --- the twins: servers with the faults that are looked for --------------------------------------------------------
 
 
-class Spoilt:
+class FaultySystem:
     """As much of a system as is needed to judge an answer."""
 
     client_secret = PLANTED
@@ -83,31 +83,31 @@ async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) ->
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        system: Any = Spoilt(channel)
+        system: Any = FaultySystem(channel)
         request = pb.ConnectWithApiKeyRequest(api_key=PLANTED).SerializeToString()
-        with pytest.raises(Found, match=finding):
+        with pytest.raises(Finding, match=finding):
             await Fuzzer(system, IssuingSandbox()).judge(RpcCase(method, request, is_message=True))
     await server.stop(None)
 
 
 @pytest.mark.parametrize(
-    ("answer", "finding"),
+    ("response", "finding"),
     [
         (b"HTTP/1.1 500 Internal Server Error\r\n\r\n", "HTTP 500"),
         (b"HTTP/1.1 200 OK\r\n\r\n", "no policy"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + PLANTED.encode(), "a secret"),
     ],
 )
-async def test_an_http_answer_that_is_wrong_is_found(answer: bytes, finding: str) -> None:
+async def test_an_http_answer_that_is_wrong_is_found(response: bytes, finding: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.write(answer)
+        writer.write(response)
         await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, grpc.aio.insecure_channel("127.0.0.1:1") as channel:
-        system: Any = Spoilt(channel)
+        system: Any = FaultySystem(channel)
         system.sidecar_url = "http://{}:{}".format(*server.sockets[0].getsockname())
-        with pytest.raises(Found, match=finding):
+        with pytest.raises(Finding, match=finding):
             await Fuzzer(system, IssuingSandbox()).judge(HttpCase(b"GET / HTTP/1.1\r\n\r\n", needs_end=True))

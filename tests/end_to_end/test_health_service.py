@@ -21,10 +21,10 @@ from integration_server.bootstrap import running_server
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import execute
-from tests.end_to_end.faults import Held
-from tests.end_to_end.refusals import Refusal, refusal_of
-from tests.end_to_end.replicas import eventually
-from tests.end_to_end.system import Clients, System, clients_of, running_system, settings_for
+from tests.end_to_end.faults import HeldResponse
+from tests.end_to_end.replicas import wait_until
+from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error
+from tests.end_to_end.system import Clients, System, clients_of, run_system, settings_for
 from tests.postgres import PostgresServer, run_postgres
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -38,14 +38,14 @@ async def status_of(clients: Clients, service: str = "") -> int:
 
 
 async def test_each_service_and_liveness_have_a_status(sqlite_url: str) -> None:
-    async with running_system(sqlite_url) as system:
+    async with run_system(sqlite_url) as system:
         watch = system.health.Watch(HealthCheckRequest())
         while (await watch.read()).status != SERVING:
             pass
         for service in ("", SERVICE, CALENDARS, "liveness"):
             assert await status_of(system, service) == SERVING
         listed = await system.health.List(HealthListRequest())
-        assert {name: answer.status for name, answer in listed.statuses.items()} == {
+        assert {name: response.status for name, response in listed.statuses.items()} == {
             "": SERVING,
             SERVICE: SERVING,
             CALENDARS: SERVING,
@@ -71,14 +71,14 @@ def own_postgres() -> Iterator[PostgresServer]:
 async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres: PostgresServer) -> None:
     url = own_postgres.url("postgres")
     await migrate(url)
-    async with running_system(url) as system, asyncio.timeout(60):
+    async with run_system(url) as system, asyncio.timeout(60):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest(service=SERVICE))
         await until_watched(watch, SERVING)
 
         await asyncio.to_thread(own_postgres.stop)
-        away = await refusal_of(system.get(integration_id))
-        assert away == Refusal(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), timedelta(seconds=1))
+        away = await expect_rpc_error(system.get(integration_id))
+        assert away == RpcError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), timedelta(seconds=1))
         await until_watched(watch, NOT_SERVING)
         assert await status_of(system) == NOT_SERVING
         assert await status_of(system, "liveness") == SERVING
@@ -90,7 +90,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
             system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada")),
             system.service.CheckAllHealth(pb.CheckAllHealthRequest(user_id="ada")),
         ):
-            assert (await refusal_of(call)).reason == "STORE_UNAVAILABLE"
+            assert (await expect_rpc_error(call)).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(own_postgres.start)
         await until_watched(watch, SERVING)
@@ -101,7 +101,10 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
 
 
 async def test_what_cannot_be_read_is_not_ready_and_loses_no_answer(database_url: str, tmp_path: Path) -> None:
-    async with running_system(database_url, SPILL_DIR=str(tmp_path / "spill")) as system, asyncio.timeout(60):
+    async with (
+        run_system(database_url, REFRESH_JOURNAL_DIR=str(tmp_path / "refresh-journal")) as system,
+        asyncio.timeout(60),
+    ):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest())
         await until_watched(watch, SERVING)
@@ -110,18 +113,18 @@ async def test_what_cannot_be_read_is_not_ready_and_loses_no_answer(database_url
                 await until_watched(watch, NOT_SERVING)
             await until_watched(watch, SERVING)
 
-        held = Held(work_first=True)
+        held = HeldResponse(handle_first=True)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
         renewal = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
         refreshing = asyncio.ensure_future(system.service.RefreshToken(renewal, timeout=30))
-        await held.reached_by(1)
+        await held.wait_for_requests(1)
         async with renamed(database_url, "integrations"):
             held.released.set()
             assert (await refreshing).refreshed
             await until_watched(watch, NOT_SERVING)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={})
         await until_watched(watch, SERVING)
-        await eventually(partial(is_emptied, tmp_path / "spill"), 30)
+        await wait_until(partial(is_emptied, tmp_path / "refresh-journal"), 30)
         assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated meanwhile
 
 
@@ -162,12 +165,12 @@ async def reflected_services(clients: Clients) -> list[str]:
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    answers = [answer async for answer in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
-    return [service.name for service in answers[0].list_services_response.service]
+    responses = [response async for response in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
+    return [service.name for service in responses[0].list_services_response.service]
 
 
 async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
-    async with running_system(sqlite_url) as system:
+    async with run_system(sqlite_url) as system:
         assert {SERVICE, CALENDARS, "grpc.health.v1.Health"} <= set(await reflected_services(system))
 
 

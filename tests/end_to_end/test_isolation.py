@@ -19,12 +19,19 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from integration_server.rpc.access import GROUPS
+from integration_server.rpc.permissions import METHOD_PERMISSIONS
 from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
-from tests.end_to_end.guarded import APP_SECRET, GuardedSystem, Visitor, begin, connect, running_guarded
-from tests.hooked import HOOKED, body_of, signed
+from tests.end_to_end.authenticated_system import (
+    APP_SECRET,
+    AuthenticatedSystem,
+    Caller,
+    begin,
+    connect,
+    run_authenticated_system,
+)
+from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -74,92 +81,95 @@ CELLS = {(row[0], column): outcome for row in ROWS for column, outcome in zip(CO
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Scenario:
     """Everybody, and what ada has."""
 
-    guarded: GuardedSystem
-    callers: dict[str, Visitor]
+    authenticated: AuthenticatedSystem
+    callers: dict[str, Caller]
     integration_id: int
-    hooked_id: int
+    signed_webhook_id: int
     calendar_id: int
 
     @property
-    def backend(self) -> Visitor:
+    def backend(self) -> Caller:
         """The service that may do everything."""
         return self.callers["backend"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
-    async with running_guarded(shared_database_url, tmp_path_factory.mktemp("office")) as guarded:
-        yield await set_scene(guarded)
+async def scenario(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scenario]:
+    async with run_authenticated_system(shared_database_url, tmp_path_factory.mktemp("office")) as authenticated:
+        yield await build_scenario(authenticated)
 
 
-async def set_scene(guarded: GuardedSystem) -> Scene:
-    backend = await guarded.backend()
-    grace = await guarded.user("grace")
+async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
+    backend = await authenticated.backend()
+    grace = await authenticated.user("grace")
     names = {"bystander": "/bystander", "unlisted": "/unlisted", "sidecar": "/sidecar"}
     callers = {
         "backend": backend,
         "for_grace": backend,
-        "other_type": await guarded.visitor(other_type_certificate(guarded)),
-        **{name: await guarded.visitor(guarded.office.certificate(path)) for name, path in names.items()},
-        "ada": await guarded.user("ada"),
+        "other_type": await authenticated.caller(other_type_certificate(authenticated)),
+        **{
+            name: await authenticated.caller(authenticated.credential_issuer.certificate(path))
+            for name, path in names.items()
+        },
+        "ada": await authenticated.user("ada"),
         "grace": grace,
         "grace_as_ada": grace,
-        "nobody": await guarded.nameless(),
+        "nobody": await authenticated.unidentified(),
     }
-    return Scene(
-        guarded,
+    return Scenario(
+        authenticated,
         callers,
-        await connect(guarded, backend),
-        await connect_hooked(guarded, backend),
-        await connect(guarded, backend, integration_type="google_calendar"),
+        await connect(authenticated, backend),
+        await connect_signed_webhook(authenticated, backend),
+        await connect(authenticated, backend, integration_type="google_calendar"),
     )
 
 
-async def connect_hooked(guarded: GuardedSystem, backend: Visitor) -> int:
+async def connect_signed_webhook(authenticated: AuthenticatedSystem, backend: Caller) -> int:
     """An integration of ada's that has had a webhook."""
-    request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type=HOOKED, api_key="ada:key")
+    request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type=SIGNED_WEBHOOK, api_key="ada:key")
     connected = await backend.service.ConnectWithApiKey(request)
-    body = body_of({"id": "e-1", "account": "ada"})
-    url = f"{guarded.system.sidecar_url}/api/v1/webhooks/{HOOKED}/app"
-    answer = await guarded.system.browser.post(url, content=body, headers=signed(body, APP_SECRET))
-    assert answer.status_code == 202
+    body = webhook_body({"id": "e-1", "account": "ada"})
+    url = f"{authenticated.system.sidecar_url}/api/v1/webhooks/{SIGNED_WEBHOOK}/app"
+    response = await authenticated.system.browser.post(url, content=body, headers=signature_headers(body, APP_SECRET))
+    assert response.status_code == 202
     return int(connected.integration.integration_id)
 
 
-def other_type_certificate(guarded: GuardedSystem) -> Pair:
+def other_type_certificate(authenticated: AuthenticatedSystem) -> Pair:
     """One with a DNS name, in another case than the policy's."""
-    return guarded.office.authority.issue([x509.DNSName("Other-Type.integrations.example")])
+    return authenticated.credential_issuer.authority.issue([x509.DNSName("Other-Type.integrations.example")])
 
 
 # --- the grid covers everything -------------------------------------------------------------------------------------
 
 
-async def reflected_methods(visitor: Visitor) -> dict[str, MethodDescriptor]:
+async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
     """Every method of every service that the server has, by its path."""
-    ask = visitor.channel.unary_stream(
+    ask = caller.channel.unary_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    answers = [answer async for answer in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
+    responses = [response async for response in ask(reflection_pb2.ServerReflectionRequest(list_services=""))]
     pool = descriptor_pool.Default()
-    services = [pool.FindServiceByName(service.name) for service in answers[0].list_services_response.service]
+    services = [pool.FindServiceByName(service.name) for service in responses[0].list_services_response.service]
     return {f"/{service.full_name}/{method.name}": method for service in services for method in service.methods}
 
 
-async def test_every_rpc_of_the_server_has_a_row_and_a_group(scene: Scene) -> None:
-    methods = await reflected_methods(scene.backend)
+async def test_every_rpc_of_the_server_has_a_row_and_a_group(scenario: Scenario) -> None:
+    methods = await reflected_methods(scenario.backend)
     assert {path.rpartition("/")[2] for path in methods} == {row[0] for row in ROWS}
     assert len(methods) == len(ROWS)
-    assert set(methods) == set(GROUPS)
+    assert set(methods) == set(METHOD_PERMISSIONS)
 
 
-async def test_requests_name_users_and_integrations_only_where_the_guard_looks(scene: Scene) -> None:
+async def test_requests_name_users_and_integrations_only_where_the_guard_looks(scenario: Scenario) -> None:
     """An RPC that names them elsewhere needs a guard that looks there."""
-    for method in (await reflected_methods(scene.backend)).values():
+    for method in (await reflected_methods(scenario.backend)).values():
         if method.containing_service.full_name.startswith("integrations."):
             assert not set(names_within(method.input_type)) - {"user_id", "integration_id", "integration_type"}
 
@@ -204,16 +214,16 @@ async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
         return Refused(error.code(), error.details() or "", trailing)
 
 
-async def call(visitor: Visitor, path: str, method: MethodDescriptor, request: Message) -> Message:
+async def call(caller: Caller, path: str, method: MethodDescriptor, request: Message) -> Message:
     """Make a call of any kind; the first answer of a stream."""
     is_stream = method.server_streaming
-    make: Callable[..., Any] = visitor.channel.unary_stream if is_stream else visitor.channel.unary_unary
+    make: Callable[..., Any] = caller.channel.unary_stream if is_stream else caller.channel.unary_unary
     answer_class = message_factory.GetMessageClass(method.output_type)
     rpc = make(path, request_serializer=type(request).SerializeToString, response_deserializer=answer_class.FromString)
-    going = rpc(request, metadata=visitor.metadata, timeout=30)
+    going = rpc(request, metadata=caller.metadata, timeout=30)
     if not is_stream:
-        answer: Message = await going
-        return answer
+        response: Message = await going
+        return response
     try:
         return await anext(aiter(going))
     finally:
@@ -223,7 +233,7 @@ async def call(visitor: Visitor, path: str, method: MethodDescriptor, request: M
 NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
 
 
-async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, exists: bool = True) -> Message:
+async def request_for(scenario: Scenario, method: MethodDescriptor, column: str, *, exists: bool = True) -> Message:
     """The request of a cell: about ada's, or about what does not exist."""
     request_class = message_factory.GetMessageClass(method.input_type)
     fields = method.input_type.fields_by_name
@@ -233,31 +243,36 @@ async def request_for(scene: Scene, method: MethodDescriptor, column: str, *, ex
     if method.name == "Connect":
         values["integration_type"] = "sandbox"
     elif method.name == "ConnectWithApiKey":
-        key = scene.guarded.system.sandbox.api_key.key
+        key = scenario.authenticated.system.sandbox.api_key.key
         values |= {"integration_type": "sandbox_api_key", "api_key": key}
     elif method.name == "HandleCallback":
-        query = await begin(scene.guarded, scene.backend) if exists else {"code": "code", "state": FORGED}
+        query = await begin(scenario.authenticated, scenario.backend) if exists else {"code": "code", "state": FORGED}
         values |= query
     elif method.name == "ConfirmConnection":
-        values["confirmation_token"] = await held(scene) if exists else FORGED
+        values["confirmation_token"] = await held(scenario) if exists else FORGED
     elif "integration_id" in fields:
         is_of_calendars = method.containing_service.name == "GoogleCalendarService"
-        own = scene.calendar_id if is_of_calendars else scene.integration_id
+        own = scenario.calendar_id if is_of_calendars else scenario.integration_id
         values["integration_id"] = own if exists else ABSENT
     if exists and "Webhook" in method.name and "integration_id" in fields:
-        values["integration_id"] = scene.hooked_id
+        values["integration_id"] = scenario.signed_webhook_id
     if method.name in {"CreateEvent", "UpdateEvent"}:
-        event_id = await new_event(scene) if method.name == "UpdateEvent" else ""
+        event_id = await new_event(scenario) if method.name == "UpdateEvent" else ""
         values["event"] = {"event_id": event_id, **A_DAY}
     if method.name == "DeleteEvent":
-        values["event_id"] = await new_event(scene)
+        values["event_id"] = await new_event(scenario)
     return request_class(**values, **ALWAYS.get(method.name, {}))
 
 
 ALWAYS: Mapping[str, Mapping[str, Any]] = {
-    "ReceiveWebhook": {"integration_type": HOOKED, "endpoint": "app", "url": "https://x.example", "method": "POST"},
+    "ReceiveWebhook": {
+        "integration_type": SIGNED_WEBHOOK,
+        "endpoint": "app",
+        "url": "https://x.example",
+        "method": "POST",
+    },
     "ListWebhookEvents": {"consumer": "mail"},
-    "AckWebhookEvents": {"consumer": "mail", "number": 1},
+    "AckWebhookEvents": {"consumer": "mail", "through_number": 1},
     "UpdateIntegration": {"name": "renamed"},
     "CallProvider": {"method": "GET", "path": "/userinfo"},
     "ServerReflectionInfo": {"list_services": ""},
@@ -265,18 +280,22 @@ ALWAYS: Mapping[str, Mapping[str, Any]] = {
 A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "2026-03-29"}}
 
 
-async def new_event(scene: Scene) -> str:
+async def new_event(scenario: Scenario) -> str:
     """An event in ada's calendar."""
-    stub: Any = GoogleCalendarServiceStub(scene.backend.channel)
-    request = calendars.CreateEventRequest(user_id="ada", integration_id=scene.calendar_id, event=A_DAY)
+    stub: Any = GoogleCalendarServiceStub(scenario.backend.channel)
+    request = calendars.CreateEventRequest(user_id="ada", integration_id=scenario.calendar_id, event=A_DAY)
     return str((await stub.CreateEvent(request)).event.event_id)
 
 
-async def held(scene: Scene) -> str:
+async def held(scenario: Scenario) -> str:
     """The confirmation token of a callback that came to the sidecar."""
-    begun = await scene.backend.service.Connect(pb.ConnectRequest(user_id="ada", integration_type="sandbox"))
-    answer = await scene.guarded.system.follow(await scene.guarded.system.decide(begun, account="ada"))
-    return str(answer.json()["confirmation_token"])
+    connect_response = await scenario.backend.service.Connect(
+        pb.ConnectRequest(user_id="ada", integration_type="sandbox")
+    )
+    response = await scenario.authenticated.system.follow(
+        await scenario.authenticated.system.decide(connect_response, account="ada")
+    )
+    return str(response.json()["confirmation_token"])
 
 
 REASONS = {
@@ -289,42 +308,48 @@ FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATI
 
 
 @pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
-async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(scene: Scene, name: str, column: str) -> None:
+async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
+    scenario: Scenario, name: str, column: str
+) -> None:
     ((path, method),) = (
-        (path, method) for path, method in (await reflected_methods(scene.backend)).items() if method.name == name
+        (path, method) for path, method in (await reflected_methods(scenario.backend)).items() if method.name == name
     )
-    outcome, visitor = CELLS[name, column], scene.callers[column]
+    outcome, caller = CELLS[name, column], scenario.callers[column]
     if outcome in {"ok", "empty", "quiet"}:
         if name == "DisconnectIntegration":
-            scene = replace(scene, integration_id=await connect(scene.guarded, scene.backend, account="grace"))
-        answer = await call(visitor, path, method, await request_for(scene, method, column))
+            scenario = replace(
+                scenario, integration_id=await connect(scenario.authenticated, scenario.backend, account="grace")
+            )
+        response = await call(caller, path, method, await request_for(scenario, method, column))
         if outcome == "empty":
-            nobodys = await call(scene.backend, path, method, message_factory.GetMessageClass(method.input_type)(**NEW))
-            assert without_time(answer) == without_time(nobodys)
+            nobodys = await call(
+                scenario.backend, path, method, message_factory.GetMessageClass(method.input_type)(**NEW)
+            )
+            assert without_time(response) == without_time(nobodys)
         if outcome == "quiet":
-            assert not answer.HasField("event")  # see the test of streams below
-        await tidy(scene)
+            assert not response.HasField("event")  # see the test of streams below
+        await tidy(scenario)
         return
 
-    request = await request_for(scene, method, column)
-    before = await all_of_ada(scene)
-    refused = await outcome_of(call(visitor, path, method, request))
+    request = await request_for(scenario, method, column)
+    before = await all_of_ada(scenario)
+    refused = await outcome_of(call(caller, path, method, request))
 
     assert isinstance(refused, Refused), refused
     expected = (grpc.StatusCode.INVALID_ARGUMENT, FORGERIES[name]) if outcome == "forged" else REASONS[outcome]
     assert (refused.code, refused.reason) == expected
     if outcome != "mismatch":  # which tells one who has a state or token, and these cannot be guessed
         assert refused == await outcome_of(
-            call(visitor, path, method, await request_for(scene, method, column, exists=False))
+            call(caller, path, method, await request_for(scenario, method, column, exists=False))
         )
     if outcome == "absent":
-        own = await request_for(scene, method, "backend", exists=False)
-        assert refused == await outcome_of(call(scene.backend, path, method, own))
-    assert await all_of_ada(scene) == before
+        own = await request_for(scenario, method, "backend", exists=False)
+        assert refused == await outcome_of(call(scenario.backend, path, method, own))
+    assert await all_of_ada(scenario) == before
     if name in FORGERIES:  # what was refused is not used up
-        finished = await call(scene.backend, path, method, with_user(request, "ada"))
+        finished = await call(scenario.backend, path, method, with_user(request, "ada"))
         assert finished.success  # type: ignore[attr-defined]
-    await tidy(scene)
+    await tidy(scenario)
 
 
 NEW: Mapping[str, Any] = {"user_id": "somebody-new"}
@@ -335,24 +360,24 @@ def with_user(request: Message, user_id: str) -> Message:
     return request
 
 
-def without_time(answer: Message) -> bytes:
-    answer.ClearField("check_time") if "check_time" in answer.DESCRIPTOR.fields_by_name else None
-    return answer.SerializeToString()
+def without_time(response: Message) -> bytes:
+    response.ClearField("check_time") if "check_time" in response.DESCRIPTOR.fields_by_name else None
+    return response.SerializeToString()
 
 
-async def all_of_ada(scene: Scene) -> list[bytes]:
-    listed = await scene.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
+async def all_of_ada(scenario: Scenario) -> list[bytes]:
+    listed = await scenario.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
     return [integration.SerializeToString() for integration in listed.integrations]
 
 
-async def tidy(scene: Scene) -> None:
+async def tidy(scenario: Scenario) -> None:
     """Remove what a cell has connected or left pending."""
-    keep = {scene.integration_id, scene.calendar_id}
+    keep = {scenario.integration_id, scenario.calendar_id}
     for user_id in ("ada", "grace"):
-        listed = await scene.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
+        listed = await scenario.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
         for integration in listed.integrations:
             if integration.integration_id not in keep and integration.account_id != "ada":
-                await scene.backend.service.DisconnectIntegration(
+                await scenario.backend.service.DisconnectIntegration(
                     pb.DisconnectIntegrationRequest(integration_id=integration.integration_id, user_id=user_id)
                 )
 
@@ -360,24 +385,24 @@ async def tidy(scene: Scene) -> None:
 # --- beside the rows -------------------------------------------------------------------------------------------------
 
 
-async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scene: Scene) -> None:
+async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scenario: Scenario) -> None:
     for path in ("/integrations.v1.IntegrationService/NoSuchMethod", "/no.such.Service/Method"):
         for column, code in (
             ("nobody", grpc.StatusCode.UNAUTHENTICATED),
             ("unlisted", grpc.StatusCode.UNIMPLEMENTED),
             ("backend", grpc.StatusCode.UNIMPLEMENTED),
         ):
-            visitor = scene.callers[column]
-            make: Any = visitor.channel.unary_unary(path)
+            caller = scenario.callers[column]
+            make: Any = caller.channel.unary_unary(path)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await make(b"", metadata=visitor.metadata)
+                await make(b"", metadata=caller.metadata)
             assert refused.value.code() == code
 
 
-async def test_what_an_unknown_caller_sends_is_not_read(scene: Scene) -> None:
+async def test_what_an_unknown_caller_sends_is_not_read(scenario: Scenario) -> None:
     codes = {}
     for column in ("nobody", "unlisted", "backend"):
-        make: Any = scene.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
+        make: Any = scenario.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await make(b"\xff" * 32)
         codes[column] = refused.value.code()
@@ -388,11 +413,11 @@ async def test_what_an_unknown_caller_sends_is_not_read(scene: Scene) -> None:
     }
 
 
-async def test_integrations_out_of_reach_are_not_there_in_lists_either(scene: Scene) -> None:
-    key = scene.guarded.system.sandbox.api_key.key
+async def test_integrations_out_of_reach_are_not_there_in_lists_either(scenario: Scenario) -> None:
+    key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key=key)
-    other = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
-    service = scene.callers["other_type"].service
+    other = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    service = scenario.callers["other_type"].service
     page = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=1))
     assert [integration.integration_id for integration in page.integrations] == [other]
     assert page.next_page_token == ""
@@ -405,44 +430,46 @@ async def test_integrations_out_of_reach_are_not_there_in_lists_either(scene: Sc
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
     got = await service.GetCredentials(pb.GetCredentialsRequest(integration_id=other, user_id="ada"))
     assert got.credentials.api_key.api_key == key
-    await tidy(scene)
+    await tidy(scenario)
 
 
-async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scene: Scene) -> None:
+async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scenario: Scenario) -> None:
     wanted = {
         "backend, for all": ("backend", pb.WatchIntegrationsRequest()),
         "backend, for ada": ("backend", pb.WatchIntegrationsRequest(user_id="ada")),
         "backend, for grace": ("backend", pb.WatchIntegrationsRequest(user_id="grace")),
         "backend, the type": ("backend", pb.WatchIntegrationsRequest(integration_type="sandbox")),
-        "backend, another type": ("backend", pb.WatchIntegrationsRequest(integration_type=HOOKED)),
+        "backend, another type": ("backend", pb.WatchIntegrationsRequest(integration_type=SIGNED_WEBHOOK)),
         "a service of other types": ("other_type", pb.WatchIntegrationsRequest()),
         "ada": ("ada", pb.WatchIntegrationsRequest()),
         "grace": ("grace", pb.WatchIntegrationsRequest()),
     }
     streams = {}
     for name, (column, request) in wanted.items():
-        visitor = scene.callers[column]
-        streams[name] = visitor.service.WatchIntegrations(request, metadata=visitor.metadata, timeout=30)
+        caller = scenario.callers[column]
+        streams[name] = caller.service.WatchIntegrations(request, metadata=caller.metadata, timeout=30)
         assert not (await streams[name].read()).HasField("event")
-    update = pb.UpdateIntegrationRequest(user_id="ada", integration_id=scene.integration_id, name="watched")
-    await scene.backend.service.UpdateIntegration(update)
+    update = pb.UpdateIntegrationRequest(user_id="ada", integration_id=scenario.integration_id, name="watched")
+    await scenario.backend.service.UpdateIntegration(update)
     # The same for grace, who is told of it next: nothing of ada's came before.
-    key = scene.guarded.system.sandbox.api_key.key
+    key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="grace", integration_type="sandbox_api_key", api_key=key)
-    hers = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
-    with_key.user_id, with_key.integration_type, with_key.api_key = "ada", HOOKED, "other:key"
-    hooked = (await scene.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    hers = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    with_key.user_id, with_key.integration_type, with_key.api_key = "ada", SIGNED_WEBHOOK, "other:key"
+    signed_webhook_integration_id = (
+        await scenario.backend.service.ConnectWithApiKey(with_key)
+    ).integration.integration_id
     first_told = {name: (await stream.read()).event.integration_id for name, stream in streams.items()}
     assert first_told == {
-        "backend, for all": scene.integration_id,
-        "backend, for ada": scene.integration_id,
+        "backend, for all": scenario.integration_id,
+        "backend, for ada": scenario.integration_id,
         "backend, for grace": hers,
-        "backend, the type": scene.integration_id,
-        "backend, another type": hooked,
+        "backend, the type": scenario.integration_id,
+        "backend, another type": signed_webhook_integration_id,
         "a service of other types": hers,
-        "ada": scene.integration_id,
+        "ada": scenario.integration_id,
         "grace": hers,
     }
     for stream in streams.values():
         stream.cancel()
-    await tidy(scene)
+    await tidy(scenario)

@@ -44,7 +44,7 @@ async def server(directory: Path, database_url: str, **settings: str) -> AsyncIt
 @asynccontextmanager
 async def unlimited(directory: Path) -> AsyncIterator[Command]:
     """The libraries alone, with few open files."""
-    async with serving(directory, {}, module="tests.end_to_end.unlimited", open_files=FILES) as command:
+    async with serving(directory, {}, module="tests.end_to_end.server_without_limits", open_files=FILES) as command:
         yield command
 
 
@@ -87,10 +87,10 @@ async def is_serving(address: str, within: float) -> bool:
     async with grpc.aio.insecure_channel(address, options=options) as channel:
         check = HealthStub(channel).Check
         try:
-            answer = await check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=within, wait_for_ready=True)
+            response = await check(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=within, wait_for_ready=True)
         except grpc.aio.AioRpcError:
             return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def is_answering(sidecar: str, within: float) -> bool:
@@ -253,8 +253,8 @@ async def test_a_caller_with_too_many_calls_is_told_and_health_goes_on(sqlite_ur
     ):
         request = pb.ListIntegrationsRequest(user_id="ada")
         calls = [asyncio.ensure_future(clients.service.ListIntegrations(request)) for _ in range(200)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        refused = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        responses = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [response for response in responses if isinstance(response, grpc.aio.AioRpcError)]
         assert 0 < len(refused) < 200
         assert {reason_of(error) for error in refused} == {"QUOTA_EXCEEDED"}
         for _ in range(100):

@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from integration_server.sandbox import Account, Sandbox
 from integration_server.sidecar.app import create_app
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.system import System, query_of, running_system
+from tests.attack_inputs import HOSTILE_TEXTS
+from tests.end_to_end.system import System, query_of, run_system
 from tests.fakes.limits import USUAL
-from tests.hostile import TEXTS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -43,7 +43,7 @@ SECRET_QUERY = {"code": "the-code", "state": "the-state"}
 
 
 @dataclass
-class Watched:
+class ObservedPage:
     """A page of the browser, and whatever happens in it."""
 
     page: Page
@@ -54,9 +54,9 @@ class Watched:
 
     async def go(self, url: str) -> Any:
         """Open an address, and give scripts the time to run."""
-        answer = await self.page.goto(url, wait_until="load")
+        response = await self.page.goto(url, wait_until="load")
         await self.page.wait_for_timeout(50)
-        return answer
+        return response
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -70,25 +70,25 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def watched_page(browser: Browser, **options: Any) -> AsyncIterator[Watched]:
+async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[ObservedPage]:
     """A new page without history or cookies."""
     context = await browser.new_context(**options)
     page = await context.new_page()
-    watched = Watched(page)
+    observed_page = ObservedPage(page)
 
     async def dismiss(dialog: Any) -> None:
-        watched.dialogs.append(dialog.message)
+        observed_page.dialogs.append(dialog.message)
         await dialog.dismiss()
 
     def saw(request: Any) -> None:
-        watched.requests.append(request.url)
-        watched.referrers.append(request.headers.get("referer", ""))
+        observed_page.requests.append(request.url)
+        observed_page.referrers.append(request.headers.get("referer", ""))
 
     page.on("dialog", dismiss)
-    page.on("console", lambda message: watched.console.append(message.text))
+    page.on("console", lambda message: observed_page.console.append(message.text))
     page.on("request", saw)
     try:
-        yield watched
+        yield observed_page
     finally:
         await context.close()
 
@@ -107,81 +107,81 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
         await serving
 
 
-HOSTILE_ACCOUNT = Account("ada", TEXTS[0], TEXTS[1])
+HOSTILE_ACCOUNT = Account("ada", HOSTILE_TEXTS[0], HOSTILE_TEXTS[1])
 
 
 @asynccontextmanager
 async def hostile_system(database_url: str) -> AsyncIterator[System]:
     """A server with a provider whose account has a hostile name; it returns to a page of ours."""
     sandbox = Sandbox(accounts=[HOSTILE_ACCOUNT])
-    async with running_system(database_url, sandbox=sandbox) as system:
+    async with run_system(database_url, sandbox=sandbox) as system:
         yield system
 
 
-def assert_quiet(watched: Watched, url: str) -> None:
+def assert_quiet(observed_page: ObservedPage, url: str) -> None:
     """The page is all that was asked for, and nothing spoke."""
-    assert watched.dialogs == []
-    assert watched.console == []
-    assert [asked.partition("?")[0] for asked in watched.requests] == [url.partition("?")[0]]
+    assert observed_page.dialogs == []
+    assert observed_page.console == []
+    assert [asked.partition("?")[0] for asked in observed_page.requests] == [url.partition("?")[0]]
 
 
 # --- hostile values ------------------------------------------------------------------------------------------------
 
 
 async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: Browser, sqlite_url: str) -> None:
-    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
-        await watched.go(f"{system.sidecar_url}{CALLBACK}?code=c&state=s")
-        harmless = await watched.page.content()
-        for text in TEXTS:
-            watched.requests.clear()
+    async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
+        await observed_page.go(f"{system.sidecar_url}{CALLBACK}?code=c&state=s")
+        harmless = await observed_page.page.content()
+        for text in HOSTILE_TEXTS:
+            observed_page.requests.clear()
             url = f"{system.sidecar_url}{CALLBACK}?{urlencode(dict.fromkeys(PARAMETERS, text))}"
-            answer = await watched.go(url)
-            assert answer.status == 400, text
-            assert await watched.page.content() == harmless, text
+            response = await observed_page.go(url)
+            assert response.status == 400, text
+            assert await observed_page.page.content() == harmless, text
             # The browser tells its console of the 400, and of nothing else.
-            watched.console[:] = [line for line in watched.console if "status of 400" not in line]
-            assert_quiet(watched, url)
+            observed_page.console[:] = [line for line in observed_page.console if "status of 400" not in line]
+            assert_quiet(observed_page, url)
 
 
 async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
-    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
-        for text in TEXTS[:5]:
-            watched.requests.clear()
+    async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
+        for text in HOSTILE_TEXTS[:5]:
+            observed_page.requests.clear()
             url = f"{system.sidecar_url}/{quote(text, safe='')}"
-            await watched.go(url)
-            assert await watched.page.title() == "There is nothing here"
-            assert await watched.page.locator("script, iframe, img, base").count() == 0
-            watched.console[:] = [line for line in watched.console if "status of 404" not in line]
-            assert_quiet(watched, url)
+            await observed_page.go(url)
+            assert await observed_page.page.title() == "There is nothing here"
+            assert await observed_page.page.locator("script, iframe, img, base").count() == 0
+            observed_page.console[:] = [line for line in observed_page.console if "status of 404" not in line]
+            assert_quiet(observed_page, url)
 
 
 async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
-    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
-        for name in TEXTS[:4]:
-            watched.requests.clear()
-            begun = await system.begin(name=name)
-            location = await system.decide(begun, account="ada")
+    async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
+        for name in HOSTILE_TEXTS[:4]:
+            observed_page.requests.clear()
+            connect_response = await system.begin(name=name)
+            location = await system.decide(connect_response, account="ada")
             url = system.sidecar_url + location.partition("integrations.example")[2]
-            answer = await watched.go(url)
-            assert answer.status == 200
-            assert await watched.page.title() == "Connected"
-            assert "alert" not in await watched.page.content()
-            assert_quiet(watched, url)
+            response = await observed_page.go(url)
+            assert response.status == 200
+            assert await observed_page.page.title() == "Connected"
+            assert "alert" not in await observed_page.page.content()
+            assert_quiet(observed_page, url)
         listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
-        assert [row.account_label for row in listed.integrations] == [TEXTS[0]]  # it did come
+        assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # it did come
 
 
 async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqlite_url: str) -> None:
-    async with hostile_system(sqlite_url) as system, watched_page(browser) as watched:
-        for text in TEXTS[:4]:
-            watched.requests.clear()
-            begun = await system.begin()
-            iss = query_of(await system.decide(begun, allow=False))["iss"]
-            query = {"error": text, "error_description": text, "state": begun.state, "iss": iss}
+    async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
+        for text in HOSTILE_TEXTS[:4]:
+            observed_page.requests.clear()
+            connect_response = await system.begin()
+            iss = query_of(await system.decide(connect_response, allow=False))["iss"]
+            query = {"error": text, "error_description": text, "state": connect_response.state, "iss": iss}
             url = f"{system.sidecar_url}{CALLBACK}?{urlencode(query)}"
-            await watched.go(url)
-            assert await watched.page.title() == "Not connected"
-            assert_quiet(watched, url)
+            await observed_page.go(url)
+            assert await observed_page.page.title() == "Not connected"
+            assert_quiet(observed_page, url)
 
 
 async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
@@ -195,20 +195,20 @@ async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser
 
     async with (
         served(app_page) as app_url,
-        running_system(sqlite_url, ALLOWED_RETURN_URLS=f"{app_url}/done?tab=all") as system,
-        watched_page(browser) as watched,
+        run_system(sqlite_url, ALLOWED_RETURN_URLS=f"{app_url}/done?tab=all") as system,
+        observe_page(browser) as observed_page,
     ):
-        begun = await system.begin(return_url=f"{app_url}/done?tab=all")
-        location = await system.decide(begun, account="ada")
+        connect_response = await system.begin(return_url=f"{app_url}/done?tab=all")
+        location = await system.decide(connect_response, account="ada")
         code = query_of(location)["code"]
-        await watched.go(system.sidecar_url + location.partition("integrations.example")[2])
-        assert watched.page.url.startswith(f"{app_url}/done?tab=all&success=true")
-        assert watched.console == ["from:"]
+        await observed_page.go(system.sidecar_url + location.partition("integrations.example")[2])
+        assert observed_page.page.url.startswith(f"{app_url}/done?tab=all&success=true")
+        assert observed_page.console == ["from:"]
         for request in seen[:1]:
             assert "referer" not in request.headers
-        for said in (*(str(request.url) for request in seen), *watched.referrers[1:], watched.page.url):
+        for said in (*(str(request.url) for request in seen), *observed_page.referrers[1:], observed_page.page.url):
             assert code not in said
-            assert begun.state not in said
+            assert connect_response.state not in said
 
 
 # --- the policy ----------------------------------------------------------------------------------------------------
@@ -230,12 +230,16 @@ LINK = "<a href=/ran/link>x</a>"
 POLICY, REFERRER, CACHE = "content-security-policy", "referrer-policy", "cache-control"
 
 
-class Spoilt:
+class ModifiedApp:
     """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
         self._app = create_app(
-            handle_callback=_connected, receive_webhook=_unasked, check_health=_unasked, limits=USUAL, public_url=""
+            handle_callback=_connected,
+            receive_webhook=_unused_rpc,
+            check_health=_unused_rpc,
+            limits=USUAL,
+            public_url="",
         )
         self._injected = injected.encode()
         self._without = without.encode()
@@ -245,7 +249,7 @@ class Spoilt:
         """Answer, spoilt."""
         self.arrived.append(Request(scope))
 
-        async def spoiling(message: Message) -> None:
+        async def modify(message: Message) -> None:
             if message["type"] == "http.response.start":
                 gone = {self._without, b"content-length"}
                 message["headers"] = [(name, value) for name, value in message["headers"] if name not in gone]
@@ -255,7 +259,7 @@ class Spoilt:
                 message["body"] = message["body"].replace(b"</h1>", b"</h1>" + self._injected)
             await send(message)
 
-        await self._app(scope, receive, spoiling)
+        await self._app(scope, receive, modify)
 
     @property
     def ran(self) -> set[str]:
@@ -268,81 +272,81 @@ async def _connected(request: Any, *, timeout: float) -> pb.HandleCallbackRespon
     return pb.HandleCallbackResponse(success=True, integration_id=1)
 
 
-async def _unasked(request: Any, *, timeout: float) -> Any:
+async def _unused_rpc(request: Any, *, timeout: float) -> Any:
     raise NotImplementedError
 
 
 @asynccontextmanager
-async def opened(browser: Browser, app: Spoilt, **options: Any) -> AsyncIterator[Watched]:
+async def opened(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
     """The callback's page of such an app, open."""
-    async with served(app) as url, watched_page(browser, **options) as watched:
-        await watched.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
-        yield watched
+    async with served(app) as url, observe_page(browser, **options) as observed_page:
+        await observed_page.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
+        yield observed_page
 
 
 async def test_what_is_injected_into_a_page_is_blocked_by_its_policy(browser: Browser) -> None:
-    app = Spoilt("".join(INJECTED.values()))
-    async with opened(browser, app) as watched:
-        assert "/ran/script" in await watched.page.content()
-        assert await watched.page.title() == "Connected"
+    app = ModifiedApp("".join(INJECTED.values()))
+    async with opened(browser, app) as observed_page:
+        assert "/ran/script" in await observed_page.page.content()
+        assert await observed_page.page.title() == "Connected"
         assert app.ran == set()
-        assert any("Content Security Policy" in line for line in watched.console)
+        assert any("Content Security Policy" in line for line in observed_page.console)
 
 
 @pytest.mark.parametrize("kind", INJECTED)
 async def test_without_the_policy_it_runs_or_loads(browser: Browser, kind: str) -> None:
-    app = Spoilt(INJECTED[kind], without=POLICY)
+    app = ModifiedApp(INJECTED[kind], without=POLICY)
     async with opened(browser, app):
         assert kind in app.ran
 
 
 @pytest.mark.parametrize(("without", "ran"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
 async def test_a_form_goes_nowhere_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
-    app = Spoilt(FORM, without=without)
-    async with opened(browser, app) as watched:
-        await watched.page.click("button", no_wait_after=True)
-        await watched.page.wait_for_timeout(500)
+    app = ModifiedApp(FORM, without=without)
+    async with opened(browser, app) as observed_page:
+        await observed_page.page.click("button", no_wait_after=True)
+        await observed_page.page.wait_for_timeout(500)
         assert app.ran == ran
 
 
 @pytest.mark.parametrize(("without", "shown"), [("", False), (POLICY, True)], ids=["with", "without"])
 async def test_nobody_frames_a_page_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
-    async with served(Spoilt(without=without)) as url:
+    async with served(ModifiedApp(without=without)) as url:
 
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
             await HTMLResponse(f"<iframe src='{url}{CALLBACK}?code=c&amp;state=s'></iframe>")(scope, receive, send)
 
-        async with served(outer) as outer_url, watched_page(browser) as watched:
-            await watched.go(outer_url)
-            assert ("<h1>Connected</h1>" in await watched.page.frames[1].content()) is shown
+        async with served(outer) as outer_url, observe_page(browser) as observed_page:
+            await observed_page.go(outer_url)
+            assert ("<h1>Connected</h1>" in await observed_page.page.frames[1].content()) is shown
 
 
-@pytest.mark.parametrize(("without", "told"), [("", False), (REFERRER, True)], ids=["with", "without"])
-async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without: str, told: bool) -> None:
+@pytest.mark.parametrize(("without", "reported"), [("", False), (REFERRER, True)], ids=["with", "without"])
+async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without: str, reported: bool) -> None:
     """Within an origin, where today's browsers tell everything unless the policy says otherwise."""
-    app = Spoilt(LINK, without=without)
-    async with opened(browser, app) as watched:
-        await watched.page.click("a")
-        await watched.page.wait_for_url("**/ran/link")
+    app = ModifiedApp(LINK, without=without)
+    async with opened(browser, app) as observed_page:
+        await observed_page.page.click("a")
+        await observed_page.page.wait_for_url("**/ran/link")
     (request,) = (request for request in app.arrived if request.url.path == "/ran/link")
-    assert ("the-code" in request.headers.get("referer", "")) is told
-    assert ("referer" in request.headers) is told
+    assert ("the-code" in request.headers.get("referer", "")) is reported
+    assert ("referer" in request.headers) is reported
 
 
 @pytest.mark.parametrize(("without", "times"), [("", 2), (CACHE, 1)], ids=["with", "without"])
 async def test_a_page_is_kept_in_no_cache(browser: Browser, without: str, times: int) -> None:
-    app = Spoilt(without=without)
-    async with opened(browser, app) as watched:
-        await watched.go("about:blank")
-        await watched.page.go_back()
-        await watched.page.wait_for_timeout(50)
+    app = ModifiedApp(without=without)
+    async with opened(browser, app) as observed_page:
+        await observed_page.go("about:blank")
+        await observed_page.page.go_back()
+        await observed_page.page.wait_for_timeout(50)
     assert [request.url.path for request in app.arrived].count(CALLBACK) == times
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
 async def test_the_style_applies_and_the_page_fits_the_window(browser: Browser, width: int, scheme: str) -> None:
     options: dict[str, Any] = {"viewport": {"width": width, "height": 640}, "color_scheme": scheme}
-    async with opened(browser, Spoilt(), **options) as watched:
-        assert await watched.page.evaluate("getComputedStyle(document.body).display") == "grid"
-        assert await watched.page.evaluate("document.documentElement.scrollWidth") <= width
-        assert watched.console == []
+    async with opened(browser, ModifiedApp(), **options) as observed_page:
+        assert await observed_page.page.evaluate("getComputedStyle(document.body).display") == "grid"
+        assert await observed_page.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert observed_page.console == []

@@ -12,31 +12,31 @@ from typing import Any
 from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.refusals import FAILED_PRECONDITION, INVALID_ARGUMENT, Refusal, refusal_of
+from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, INVALID_ARGUMENT, RpcError, expect_rpc_error
 from tests.end_to_end.system import (
     APP_CALLBACK,
     CLIENT_ID,
     KEY,
     Clients,
     System,
+    callback_url,
     clients_of,
-    own_callback,
     query_of,
-    running_system,
+    run_system,
     settings_for,
 )
 
 SECRET = "the-secret-of-both-replicas"
 ENVIRONMENT = {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": SECRET}
-USED = Refusal(FAILED_PRECONDITION, "STATE_USED")
-INVALID = Refusal(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+USED = RpcError(FAILED_PRECONDITION, "STATE_USED")
+INVALID = RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
 
 @asynccontextmanager
 async def first_replica(database_url: str, **settings: Any) -> AsyncIterator[System]:
     """A server, and the sandbox that both of them know."""
-    async with running_system(database_url, environment=ENVIRONMENT, **settings) as system:
-        system.sandbox.register_client(CLIENT_ID, SECRET, [own_callback("sandbox"), APP_CALLBACK])
+    async with run_system(database_url, environment=ENVIRONMENT, **settings) as system:
+        system.sandbox.register_client(CLIENT_ID, SECRET, [callback_url("sandbox"), APP_CALLBACK])
         yield system
 
 
@@ -46,7 +46,7 @@ async def another_replica(first: System, database_url: str, **settings: str) -> 
     register = partial(_register, first.sandbox_url)
     async with (
         running_server(
-            settings_for(database_url, **settings), ENVIRONMENT, key=KEY, further_providers=[register]
+            settings_for(database_url, **settings), ENVIRONMENT, key=KEY, extra_providers=[register]
         ) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
     ):
@@ -59,8 +59,8 @@ def _register(sandbox_url: str, factory: Any) -> None:
 
 async def callback(system: System) -> pb.HandleCallbackRequest:
     """What a browser brings back."""
-    begun = await system.begin(redirect_uri=APP_CALLBACK)
-    query = query_of(await system.decide(begun, account="ada"))
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    query = query_of(await system.decide(connect_response, account="ada"))
     return pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"])
 
 
@@ -82,7 +82,7 @@ async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(databas
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         assert (await first.service.HandleCallback(brought)).success
-        assert await refusal_of(second.service.HandleCallback(brought)) == USED
+        assert await expect_rpc_error(second.service.HandleCallback(brought)) == USED
         assert len(first.sandbox.token_calls) == 1
 
 
@@ -90,22 +90,22 @@ async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_u
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         calls = [replica.service.HandleCallback(brought) for replica in (first, second) for _ in range(10)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert Counter(isinstance(answer, BaseException) for answer in answers) == {True: 19, False: 1}
+        responses = await asyncio.gather(*calls, return_exceptions=True)
+        assert Counter(isinstance(response, BaseException) for response in responses) == {True: 19, False: 1}
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
 
 
 async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
-    careful = {"DIRECT_COMPLETION": "false"}
+    careful = {"SKIP_CONFIRMATION": "false"}
     async with (
         first_replica(database_url, **careful) as first,
         another_replica(first, database_url, **careful) as second,
     ):
         brought = await callback(first)
         token = (await second.service.HandleCallback(brought)).confirmation_token
-        assert await refusal_of(first.service.HandleCallback(brought)) == USED
+        assert await expect_rpc_error(first.service.HandleCallback(brought)) == USED
         assert (await confirm(first, token)).success
-        assert await refusal_of(confirm(second, token)) == INVALID
+        assert await expect_rpc_error(confirm(second, token)) == INVALID
         assert len(first.sandbox.token_calls) == 1
 
 
@@ -115,16 +115,16 @@ async def test_a_replica_that_shared_no_database_would_use_a_state_once_more(sql
         async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
             assert (await first.service.HandleCallback(brought)).success
             # It reaches the provider, where a code that comes twice costs the tokens (RFC 6749 §4.1.2).
-            rejected = Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
-            assert await refusal_of(second.service.HandleCallback(brought)) == rejected
+            rejected = RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+            assert await expect_rpc_error(second.service.HandleCallback(brought)) == rejected
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]
 
 
 async def test_a_replica_that_shared_no_database_would_confirm_once_more(sqlite_url: str) -> None:
-    careful = {"DIRECT_COMPLETION": "false"}
+    careful = {"SKIP_CONFIRMATION": "false"}
     async with first_replica(sqlite_url, **careful) as first:
         token = (await first.service.HandleCallback(await callback(first))).confirmation_token
         async with another_replica(first, copy_of(sqlite_url, "copy.db"), **careful) as second:
             assert (await confirm(first, token)).success
-            assert await refusal_of(confirm(second, token)) == Refusal(FAILED_PRECONDITION, "PROVIDER_REJECTED")
+            assert await expect_rpc_error(confirm(second, token)) == RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
         assert len(first.sandbox.token_calls) == 2

@@ -9,17 +9,17 @@ import grpc
 import pytest
 
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.replicas import Replicas, forced, running_replicas
+from tests.end_to_end.replicas import Replicas, force_refresh, run_replicas
 from tests.end_to_end.system import Clients
-from tests.pgbouncer import needs_pgbouncer
+from tests.pgbouncer import requires_pgbouncer
 
 POSTGRES = pytest.mark.postgres
 DATABASES = [
     "sqlite_url",
     pytest.param("postgres_url", marks=POSTGRES),
-    pytest.param("pooled_url", marks=[POSTGRES, needs_pgbouncer]),
+    pytest.param("pooled_url", marks=[POSTGRES, requires_pgbouncer]),
 ]
-LONGEST = 1.0
+MAX_STALENESS = 1.0
 
 
 @pytest.fixture(params=DATABASES)
@@ -51,7 +51,7 @@ async def token_or_none(clients: Clients, integration_id: int) -> str | None:
 async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
     """For how many seconds after a change on one server calls to the other began that were still answered as before."""
     one, other = pair.clients
-    await asyncio.sleep(LONGEST)  # what happened before is known to both
+    await asyncio.sleep(MAX_STALENESS)  # what happened before is known to both
     before = await token_or_none(other, integration_id)
     assert before
     assert await token_or_none(other, integration_id) == before  # remembered
@@ -60,33 +60,33 @@ async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clie
     changed = last = time.monotonic()
     async with asyncio.timeout(30):
         while True:
-            begun = time.monotonic()
+            start_time = time.monotonic()
             if await token_or_none(other, integration_id) != before:
                 return last - changed
-            last = begun
+            last = start_time
             await asyncio.sleep(0.01)
 
 
 async def force(clients: Clients, integration_id: int) -> None:
-    await forced(clients, integration_id)
+    await force_refresh(clients, integration_id)
 
 
 async def test_no_replica_serves_what_another_has_changed_for_a_second(tmp_path: Path, url: str) -> None:
-    async with running_replicas(tmp_path, url, servers=2, lease=10) as pair:
+    async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):
             integration_id = await pair.clients[0].connect()
             served = await served_for(pair, integration_id, change)
             print(f"\n{change.__name__}: served for {served:.2f} s more")
-            assert served < LONGEST
+            assert served < MAX_STALENESS
 
 
 async def test_a_refresh_is_one_for_both_and_its_token_is_served_by_both(tmp_path: Path, url: str) -> None:
-    async with running_replicas(tmp_path, url, servers=2, lease=10) as pair:
+    async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         integration_id = await pair.clients[0].connect()
         callers = [pair.clients[number % 2] for number in range(20)]
-        await asyncio.gather(*(forced(clients, integration_id) for clients in callers))
+        await asyncio.gather(*(force_refresh(clients, integration_id) for clients in callers))
         assert set(pair.refreshes()) == {"ok"}
         tokens = {await clients.bearer_token(integration_id, min_ttl={"seconds": 3000}) for clients in callers}
         assert len(tokens) <= 2
-        await asyncio.sleep(LONGEST)
+        await asyncio.sleep(MAX_STALENESS)
         assert len({await clients.bearer_token(integration_id) for clients in callers}) == 1

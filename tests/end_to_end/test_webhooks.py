@@ -17,26 +17,32 @@ from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 from tests.end_to_end.databases import execute, fetch
-from tests.end_to_end.deliveries import APP_SECRET
-from tests.end_to_end.leaks import assert_nothing_left, rows_of
-from tests.end_to_end.refusals import Refusal, refusal_of
-from tests.end_to_end.system import PUBLIC_URL, System, running_system
-from tests.hooked import APP_SECRET_SETTING, HOOKED, body_of, register_hooked, signed
+from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error
+from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows
+from tests.end_to_end.system import PUBLIC_URL, System, run_system
+from tests.end_to_end.webhook_senders import APP_SECRET
+from tests.signed_webhook_provider import (
+    APP_SECRET_SETTING,
+    SIGNED_WEBHOOK,
+    register_signed_webhook_provider,
+    signature_headers,
+    webhook_body,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECRET = "the secret of one integration"
 PAYLOAD = "what only the consumer should read"
-APP_PATH = f"/api/v1/webhooks/{HOOKED}/app"
+APP_PATH = f"/api/v1/webhooks/{SIGNED_WEBHOOK}/app"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
     """One that knows the provider."""
-    async with running_system(
+    async with run_system(
         shared_database_url,
         environment={APP_SECRET_SETTING: APP_SECRET},
-        further_providers=[lambda factory, _: register_hooked(factory)],
+        extra_providers=[lambda factory, _: register_signed_webhook_provider(factory)],
     ) as running:
         yield running
 
@@ -49,7 +55,7 @@ def watch(system: System, request: pb.WatchIntegrationsRequest) -> Any:
 async def connect(system: System, account: str = "acct-1", user_id: str = "ada", secret: str = SECRET) -> int:
     connected = await system.service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(
-            user_id=user_id, integration_type=HOOKED, api_key=f"{account}:key", webhook_secret=secret
+            user_id=user_id, integration_type=SIGNED_WEBHOOK, api_key=f"{account}:key", webhook_secret=secret
         )
     )
     return int(connected.integration.integration_id)
@@ -60,13 +66,13 @@ async def path_of(system: System, integration_id: int, user_id: str = "ada") -> 
     endpoint = await system.service.GetWebhookEndpoint(
         pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=user_id)
     )
-    assert endpoint.webhook_url.startswith(f"{PUBLIC_URL}/api/v1/webhooks/{HOOKED}/")
+    assert endpoint.webhook_url.startswith(f"{PUBLIC_URL}/api/v1/webhooks/{SIGNED_WEBHOOK}/")
     return str(endpoint.webhook_url.removeprefix(PUBLIC_URL))
 
 
 async def deliver(system: System, path: str, *events: Mapping[str, Any], secret: str = SECRET) -> httpx.Response:
-    body = body_of(*events)
-    return await system.browser.post(system.sidecar_url + path, content=body, headers=signed(body, secret))
+    body = webhook_body(*events)
+    return await system.browser.post(system.sidecar_url + path, content=body, headers=signature_headers(body, secret))
 
 
 def listing(integration_id: int, **fields: Any) -> pb.ListWebhookEventsRequest:
@@ -83,25 +89,25 @@ async def kept(system: System, integration_id: int, user_id: str = "ada") -> lis
 async def test_an_event_comes_through_from_the_provider_to_the_consumer(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
-    answer = await deliver(system, path, {"id": "e-1", "type": "paid"})
-    assert (answer.status_code, answer.content) == (202, b"ok")
+    response = await deliver(system, path, {"id": "e-1", "type": "paid"})
+    assert (response.status_code, response.content) == (202, b"ok")
     await deliver(system, APP_PATH, {"id": "e-2", "account": "acct-1"}, secret=APP_SECRET)
     await deliver(system, path, {"id": "e-1", "type": "paid"})  # again
     assert await kept(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
     page = await system.service.ListWebhookEvents(listing(integration_id))
     assert page.events[0].payload == b'{"id": "e-1", "type": "paid"}'
     acked = await system.service.AckWebhookEvents(
-        pb.AckWebhookEventsRequest(integration_id=integration_id, user_id="ada", consumer="mail", number=1)
+        pb.AckWebhookEventsRequest(integration_id=integration_id, user_id="ada", consumer="mail", through_number=1)
     )
-    assert acked.number == 1
+    assert acked.through_number == 1
     assert [number for number, _, _ in await kept(system, integration_id)] == [2]
 
 
 async def test_a_handshake_is_answered(system: System) -> None:
     query = "challenge=hello%20there"
     url = f"{system.sidecar_url}{APP_PATH}?{query}"
-    answer = await system.browser.get(url, headers=signed(query.encode(), APP_SECRET))
-    assert (answer.status_code, answer.content, answer.headers["x-hooked"]) == (200, b"hello there", "yes")
+    response = await system.browser.get(url, headers=signature_headers(query.encode(), APP_SECRET))
+    assert (response.status_code, response.content, response.headers["x-handshake"]) == (200, b"hello there", "yes")
     assert (await system.browser.get(url)).status_code == 401
 
 
@@ -112,10 +118,10 @@ async def test_what_is_forged_or_goes_nowhere_leaves_nothing(system: System, sha
     assert (await deliver(system, path, {"id": "e"}, secret=APP_SECRET)).status_code == 401
     assert (await deliver(system, other, {"id": "e"})).status_code == 401
     assert (await deliver(system, APP_PATH, {"id": "e", "account": "acct-1"})).status_code == 401
-    assert (await system.browser.post(system.sidecar_url + path, content=body_of({"id": "e"}))).status_code == 401
+    assert (await system.browser.post(system.sidecar_url + path, content=webhook_body({"id": "e"}))).status_code == 401
     for nowhere in (
         path[:-1] + ("A" if path[-1] != "A" else "B"),
-        path.replace(HOOKED, "sandbox"),
+        path.replace(SIGNED_WEBHOOK, "sandbox"),
         "/api/v1/webhooks/sandbox/app",
         "/api/v1/webhooks/no_such_type/app",
     ):
@@ -125,16 +131,18 @@ async def test_what_is_forged_or_goes_nowhere_leaves_nothing(system: System, sha
 
 async def test_a_body_that_is_too_large_is_refused(system: System) -> None:
     body = b"x" * (10 * 1024 * 1024)
-    answer = await system.browser.post(system.sidecar_url + APP_PATH, content=body, headers=signed(body, APP_SECRET))
-    assert answer.status_code == 413
+    response = await system.browser.post(
+        system.sidecar_url + APP_PATH, content=body, headers=signature_headers(body, APP_SECRET)
+    )
+    assert response.status_code == 413
 
 
 async def test_a_large_event_is_handed_on_too(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
     for number in range(6):
-        answer = await deliver(system, path, {"id": f"e-{number}", "text": "x" * 1_000_000})
-        assert answer.status_code == 202
+        response = await deliver(system, path, {"id": f"e-{number}", "text": "x" * 1_000_000})
+        assert response.status_code == 202
     request, seen = listing(integration_id, page_size=200), []
     while True:
         page = await system.service.ListWebhookEvents(request)
@@ -151,22 +159,22 @@ async def test_a_secret_is_exchanged_without_a_gap(system: System, shared_databa
     which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
     made = await system.service.SetWebhookSecret(pb.SetWebhookSecretRequest(**which))
     assert made.webhook_url == PUBLIC_URL + path
-    assert made.HasField("former_expire_time")
+    assert made.HasField("previous_expire_time")
     await asyncio.sleep(1.1)  # what is remembered of the address is over
     for at, secret in enumerate((SECRET, made.webhook_secret)):
         assert (await deliver(system, path, {"id": f"e-{at}", "text": PAYLOAD}, secret=secret)).status_code == 202
     secrets = {"webhook secret": [made.webhook_secret, SECRET], "payload": [PAYLOAD]}
-    places = {"rows": await rows_of(shared_database_url), "log": system.logs.getvalue().encode()}
-    assert_nothing_left(secrets, places)
+    places = {"rows": await dump_rows(shared_database_url), "log": system.logs.getvalue().encode()}
+    assert_no_secrets(secrets, places)
     endpoint = await system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which))
     assert endpoint.has_secret
-    assert endpoint.former_expire_time == made.former_expire_time
+    assert endpoint.previous_expire_time == made.previous_expire_time
 
 
 async def test_a_type_without_webhooks_is_told_as_such(system: System) -> None:
     which: dict[str, Any] = {"integration_id": await system.connect(), "user_id": "ada"}
-    refused = await refusal_of(system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which)))
-    assert refused == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "WEBHOOKS_NOT_SUPPORTED")
+    refused = await expect_rpc_error(system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which)))
+    assert refused == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "WEBHOOKS_NOT_SUPPORTED")
 
 
 async def test_an_account_that_takes_our_access_back_is_not_served_any_more(system: System) -> None:
@@ -175,7 +183,7 @@ async def test_an_account_that_takes_our_access_back_is_not_served_any_more(syst
         await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"))
     bye = {"id": "bye", "account": "acct-1", "ends_grant": True}
     await deliver(system, APP_PATH, bye, secret=APP_SECRET)
-    refused = await refusal_of(
+    refused = await expect_rpc_error(
         system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=first, user_id="ada"))
     )
     assert refused.reason == "REAUTHORIZATION_REQUIRED"
@@ -187,12 +195,12 @@ async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System,
     integration_id = await connect(system)
     await deliver(system, await path_of(system, integration_id), {"id": "e-1"}, {"id": "e-2"})
     rows = await fetch(shared_database_url, select(webhook_events).order_by(webhook_events.c.number))
-    first, second = (row.sealed_payload for row in rows)
+    first, second = (row.encrypted_payload for row in rows)
     for value in (second, first[:-1] + bytes([first[-1] ^ 1])):
         is_first = webhook_events.c.number == 1
-        await execute(shared_database_url, update(webhook_events).where(is_first).values(sealed_payload=value))
-        refused = await refusal_of(system.service.ListWebhookEvents(listing(integration_id)))
-        assert refused == Refusal(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
+        await execute(shared_database_url, update(webhook_events).where(is_first).values(encrypted_payload=value))
+        refused = await expect_rpc_error(system.service.ListWebhookEvents(listing(integration_id)))
+        assert refused == RpcError(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
 async def test_what_happens_is_told_while_it_happens(system: System) -> None:
@@ -203,21 +211,21 @@ async def test_what_happens_is_told_while_it_happens(system: System) -> None:
     which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
     await system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, is_active=False))
     await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-    told = [(await stream.read()).event for _ in range(5)]
+    reported = [(await stream.read()).event for _ in range(5)]
     stream.cancel()
     kinds = event_pb2.IntegrationEventKind
-    assert [kinds.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_") for event in told] == [
+    assert [kinds.Name(event.kind).removeprefix("INTEGRATION_EVENT_KIND_") for event in reported] == [
         "CREATED",
         "WEBHOOK_RECEIVED",
         "UPDATED",
         "STATUS_CHANGED",
         "DISCONNECTED",
     ]
-    assert {event.integration_id for event in told} == {integration_id}
-    assert told[1].webhook_event_number == 1
+    assert {event.integration_id for event in reported} == {integration_id}
+    assert reported[1].webhook_event_number == 1
     again = watch(system, pb.WatchIntegrationsRequest(user_id="ada", cursor=begin.cursor))
     assert not (await again.read()).HasField("event")
-    assert [(await again.read()).event for _ in range(5)] == told
+    assert [(await again.read()).event for _ in range(5)] == reported
     again.cancel()
 
 
@@ -241,24 +249,24 @@ async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: Syst
         stream.cancel()
 
 
-async def test_a_cursor_that_is_too_old_is_told_as_such(shared_database_url: str) -> None:
-    async with running_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
+async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) -> None:
+    async with run_system(shared_database_url, EVENT_RETENTION_DAYS=str(1 / 86_400)) as system:
         stream = watch(system, pb.WatchIntegrationsRequest())
         cursor = (await stream.read()).cursor
         stream.cancel()
         await asyncio.sleep(1.1)
         stream = watch(system, pb.WatchIntegrationsRequest(cursor=cursor))
-        assert await refusal_of(stream.read()) == Refusal(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
+        assert await expect_rpc_error(stream.read()) == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 
 async def test_a_server_that_stops_says_so_to_those_who_watch(shared_database_url: str) -> None:
     async with AsyncExitStack() as stack:
-        async with running_system(shared_database_url) as system:
+        async with run_system(shared_database_url) as system:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(system.grpc_address))
             service: Any = IntegrationServiceStub(channel)
             stream = service.WatchIntegrations(pb.WatchIntegrationsRequest())
             await stream.read()
-            waiting = asyncio.ensure_future(refusal_of(stream.read()))
+            waiting = asyncio.ensure_future(expect_rpc_error(stream.read()))
             await asyncio.sleep(0.1)
         refused = await waiting
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")

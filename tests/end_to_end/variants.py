@@ -16,13 +16,15 @@ from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.lifecycle import stop_signals
 from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProviderFactory
-from integration_server.service.ports import Lease, NewCredentials, NewWebhookEvent
-from integration_server.service.tasks import ServerTasks
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.credentials.ports import Lease
+from integration_server.service.integrations.ports import NewCredentials
+from integration_server.service.webhooks.ports import NewWebhookEvent
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
-from tests.hooked import register_hooked
+from tests.signed_webhook_provider import register_signed_webhook_provider
 
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ WITH_WEBHOOKS = "with webhooks"
 WITHOUT_DEDUPLICATION = "with webhooks, without deduplication"
 
 
-class LeasesForAll:
+class AlwaysGrantedLeases:
     """Without the lease: whoever wants to refresh may."""
 
     async def is_free(self, integration: Integration) -> bool:
@@ -41,13 +43,13 @@ class LeasesForAll:
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
         """Never in vain."""
-        return Lease(integration.integration_id, integration.version, owner, called_ago=None)
+        return Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
 
-    async def release(self, lease: Lease, *, settled: bool) -> None:
+    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
         """Nothing to release."""
 
 
-class CallersTasks(ServerTasks):
+class CallerBoundTasks(DetachedTasks):
     """Without the shield: work belongs to the call that began it, and is cancelled with it."""
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -71,7 +73,7 @@ class UnfencedIntegrations(SqlIntegrations):
         return await super().commit_refresh(replace(integration, version=stored.integration.version), credentials, now)
 
 
-class NeverCommitting(SqlIntegrations):
+class HangingCommit(SqlIntegrations):
     """Says so when an answer is about to be committed, and stays there."""
 
     async def commit_refresh(
@@ -84,7 +86,7 @@ class NeverCommitting(SqlIntegrations):
         raise AssertionError
 
 
-class Forgetful(SqlWebhookInbox):
+class InboxWithoutDeduplication(SqlWebhookInbox):
     """Without deduplication: every delivery is an event of its own."""
 
     async def known(
@@ -105,16 +107,16 @@ class Variant:
     """What `running_server` is given in place of its own."""
 
     build_stores: BuildStores = sql_stores
-    server_tasks: Callable[[], ServerTasks] = ServerTasks
-    further_providers: Sequence[Callable[[ProviderFactory], None]] = ()
+    server_tasks: Callable[[], DetachedTasks] = DetachedTasks
+    extra_providers: Sequence[Callable[[ProviderFactory], None]] = ()
 
 
 def without_lease(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """Everybody has one."""
-    return replace(sql_stores(settings, database, on_change), leases=LeasesForAll())
+    return replace(sql_stores(settings, database, on_change), leases=AlwaysGrantedLeases())
 
 
-def keeping_in(kind: type[SqlIntegrations]) -> BuildStores:
+def with_integration_store(kind: type[SqlIntegrations]) -> BuildStores:
     """Integrations are kept in another kind of store."""
 
     def build(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
@@ -123,19 +125,19 @@ def keeping_in(kind: type[SqlIntegrations]) -> BuildStores:
     return build
 
 
-def forgetting(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
+def without_deduplication(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """Nothing is known to have come before."""
-    return replace(sql_stores(settings, database, on_change), inbox=Forgetful(database, on_change))
+    return replace(sql_stores(settings, database, on_change), inbox=InboxWithoutDeduplication(database, on_change))
 
 
 VARIANTS: Mapping[str, Variant] = {
     "": Variant(),
     "without lease": Variant(without_lease),
-    "without shield": Variant(server_tasks=CallersTasks),
-    "without fence": Variant(keeping_in(UnfencedIntegrations)),
-    "never committing": Variant(keeping_in(NeverCommitting)),
-    WITH_WEBHOOKS: Variant(further_providers=[register_hooked]),
-    WITHOUT_DEDUPLICATION: Variant(forgetting, further_providers=[register_hooked]),
+    "without shield": Variant(server_tasks=CallerBoundTasks),
+    "without fence": Variant(with_integration_store(UnfencedIntegrations)),
+    "never committing": Variant(with_integration_store(HangingCommit)),
+    WITH_WEBHOOKS: Variant(extra_providers=[register_signed_webhook_provider]),
+    WITHOUT_DEDUPLICATION: Variant(without_deduplication, extra_providers=[register_signed_webhook_provider]),
 }
 
 
@@ -152,7 +154,7 @@ async def serve(variant: Variant, environment: Mapping[str, str]) -> None:
             key=settings.encryption_key,
             build_stores=variant.build_stores,
             server_tasks=variant.server_tasks,
-            further_providers=variant.further_providers,
+            extra_providers=variant.extra_providers,
         ) as running,
     ):
         structlog.get_logger(__name__).info("serving", grpc=running.grpc_address, sidecar=running.sidecar_url)

@@ -35,7 +35,7 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
     errors.ProviderMisconfigured(oauth_error="invalid_client"),
     errors.ApiNotDeclared(),
     errors.RateLimited(timedelta(seconds=7)),
-    errors.AnswerTooLarge(1000),
+    errors.ResponseTooLarge(1000),
     errors.ResourceNotFound("event"),
     errors.ResourceAlreadyExists("event"),
     errors.EtagMismatch("event"),

@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from integration_server.domain.calls import ApiAnswer, ApiRequest, RateLimit
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
-from integration_server.service.ports import NewAccount, Provider
-from tests import hooked
+from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.provider_port import Provider
+from tests import signed_webhook_provider
 from tests.fakes.clock import SettableClock
 
 HOUR = timedelta(hours=1)
@@ -50,7 +51,7 @@ class FakeProvider:
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
     calls_at_once: int | None = None
-    answers: list[ApiAnswer | Exception] = field(default_factory=list)
+    responses: list[ApiResponse | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 
     config_problem: Exception | None = None
@@ -60,7 +61,7 @@ class FakeProvider:
     revoke_error: Exception | None = None
     gate: asyncio.Event | None = None
 
-    takes_webhooks: bool = False
+    supports_webhooks: bool = False
     app_secrets: Sequence[str] = ()
 
     challenges: list[str] = field(default_factory=list)
@@ -68,10 +69,10 @@ class FakeProvider:
     refreshes: list[str] = field(default_factory=list)
     verifications: list[Credentials] = field(default_factory=list)
     revocations: list[Credentials] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
 
-    def at(self, config: Mapping[str, Any]) -> Provider:
+    def for_config(self, config: Mapping[str, Any]) -> Provider:
         """Itself, unless the test says what is wrong with the config."""
         if self.config_problem is not None:
             raise self.config_problem
@@ -80,17 +81,17 @@ class FakeProvider:
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
         """An address with all that it was told."""
         self.challenges.append(code_challenge)
-        told = {
+        params = {
             "redirect_uri": redirect_uri,
             "state": state,
             "scope": " ".join(scopes),
             "code_challenge": code_challenge,
         }
-        return f"https://{self.integration_type}.example/authorize?{urlencode(told)}"
+        return f"https://{self.integration_type}.example/authorize?{urlencode(params)}"
 
-    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+    def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
         """As OAuth 2 providers do."""
-        return [scope for scope in asked if not _is_granted(scope, tokens)]
+        return [scope for scope in requested_scopes if not _is_granted(scope, tokens)]
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """What QuickBooks sends."""
@@ -99,29 +100,29 @@ class FakeProvider:
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
         """Tokens for any code, if the verifier is right."""
         self.exchanges.append((code, redirect_uri))
-        await self._answer(self.exchange_error)
+        await self._respond(self.exchange_error)
         if s256(code_verifier) not in self.challenges:
             raise ProviderRejected("code", oauth_error="invalid_grant")
         return self._tokens(len(self.exchanges), "access", "refresh")
 
-    async def renew(self, tokens: OAuthTokens) -> OAuthTokens:
+    async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """New tokens."""
         self.refreshes.append(tokens.refresh_token or "")
         number = len(self.refreshes)
-        await self._answer(self.refresh_error)
-        renewed = self._tokens(number, "renewed-access", "renewed-refresh")
-        return renewed if self.rotates else replace(renewed, refresh_token=None)
+        await self._respond(self.refresh_error)
+        refreshed = self._tokens(number, "renewed-access", "renewed-refresh")
+        return refreshed if self.rotates else replace(refreshed, refresh_token=None)
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""
         self.verifications.append(credentials)
-        await self._answer(self.verify_error)
+        await self._respond(self.verify_error)
         return self.account
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
         """Whether it can."""
         self.revocations.append(credentials)
-        await self._answer(self.revoke_error)
+        await self._respond(self.revoke_error)
         return self.can_revoke
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
@@ -132,25 +133,25 @@ class FakeProvider:
 
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
-    ) -> ApiAnswer:
+    ) -> ApiResponse:
         """The next of the answers, or a plain one."""
         self.calls.append((credentials, request))
-        await self._answer(None)
-        answer = self.answers.pop(0) if self.answers else ApiAnswer(200, (), b"{}")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        await self._respond(None)
+        response = self.responses.pop(0) if self.responses else ApiResponse(200, (), b"{}")
+        if isinstance(response, Exception):
+            raise response
+        return response
 
-    async def _answer(self, error: Exception | None) -> None:
+    async def _respond(self, error: Exception | None) -> None:
         gate = self.gate
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             await asyncio.sleep(0)
             if gate is not None:
                 await gate.wait()
         finally:
-            self.at_once -= 1
+            self.in_flight -= 1
         if error is not None:
             raise error
 
@@ -175,8 +176,8 @@ class FakeProvider:
         return "is bad" if secret == "bad" else None
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """As `hooked.py` signs it."""
-        return hooked.receive(request, secrets)
+        """As `signed_webhook_provider.py` signs it."""
+        return signed_webhook_provider.receive(request, secrets)
 
 
 class FakeProviders:

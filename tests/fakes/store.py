@@ -11,26 +11,22 @@ from integration_server.domain.errors import IntegrationNotFound, StoreUnavailab
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.service.ports import (
-    Attempt,
-    Clock,
-    KeptCheck,
-    Lease,
+from integration_server.service.background.ports import HealthCheckRecord, JobKind
+from integration_server.service.common_types import Clock
+from integration_server.service.connections.ports import AuthorizationAttempt, NewAuthorizationAttempt
+from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
+from integration_server.service.credentials.ports import JournaledRefresh, Lease
+from integration_server.service.integrations.ports import (
     NewAccount,
-    NewAttempt,
     NewCredentials,
     NewIntegration,
-    OrphanedGrant,
-    Removed,
-    Revocation,
-    SpilledRefresh,
+    RemovalResult,
     StoredIntegration,
-    Work,
 )
 
 _NO_FAILURE: Mapping[str, Any] = {"last_error": None, "error_count": 0}
 _UPDATED = ("name", "config", "is_active", "account_id", "account_label", "scopes", "missing_scopes")
-_NO_SETBACK: Mapping[str, Any] = {
+_NO_REFRESH_FAILURE: Mapping[str, Any] = {
     **_NO_FAILURE,
     "reauthorization_required": False,
     "refresh_retry_time": None,
@@ -43,7 +39,7 @@ _NO_SETBACK: Mapping[str, Any] = {
 class AttemptRow:
     """An attempt and how far it has come."""
 
-    attempt: Attempt
+    attempt: AuthorizationAttempt
     state: Literal["begun", "held", "taken"] = "begun"
 
 
@@ -86,7 +82,7 @@ class Rows:
         self._last_id = 0
         self._revocation_ids = itertools.count(1)
 
-    async def answer(self) -> None:
+    async def begin_transaction(self) -> None:
         """Let others go first, as a database does; what follows, up to the next await, is one transaction."""
         await asyncio.sleep(0)
         if self.away:
@@ -106,22 +102,22 @@ class Rows:
             name=new.name,
             config=new.config,
         )
-        sealed = values.pop("sealed_credentials", None)
+        encrypted = values.pop("encrypted_credentials", None)
         integration = replace(integration, **values)
-        self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
-        self.tell(EventKind.CREATED, None, integration)
+        self.integrations[integration.integration_id] = StoredIntegration(integration, encrypted)
+        self.record_event(EventKind.CREATED, None, integration)
         return integration
 
     def set(self, integration: Integration, **values: Any) -> Integration:
         """The row changed; its sealed credentials are a value like the others."""
         before = self.integrations[integration.integration_id]
-        sealed = values.pop("sealed_credentials", before.sealed_credentials)
+        encrypted = values.pop("encrypted_credentials", before.encrypted_credentials)
         integration = replace(integration, **values)
-        self.integrations[integration.integration_id] = StoredIntegration(integration, sealed)
-        self._tell_change(before.integration, integration)
+        self.integrations[integration.integration_id] = StoredIntegration(integration, encrypted)
+        self._record_change(before.integration, integration)
         return integration
 
-    def tell(
+    def record_event(
         self, kind: EventKind, before: Integration | None, after: Integration | None, webhook_number: int | None = None
     ) -> None:
         """Write down what happened, as a database's triggers do."""
@@ -135,34 +131,34 @@ class Rows:
                 row.integration_id,
                 row.user_id,
                 row.integration_type,
-                None if before is None or is_webhook else self._noted_status(before),
-                None if after is None or is_webhook else self._noted_status(after),
+                None if before is None or is_webhook else self._recorded_status(before),
+                None if after is None or is_webhook else self._recorded_status(after),
                 webhook_number,
             )
         )
 
-    def _noted_status(self, integration: Integration) -> Status:
+    def _recorded_status(self, integration: Integration) -> Status:
         """The status, but for ends that nobody has noted yet."""
         return replace(integration, access_token_expire_time=None).status(self.clock())
 
-    def _tell_change(self, before: Integration, after: Integration) -> None:
+    def _record_change(self, before: Integration, after: Integration) -> None:
         if before.is_connected and any(getattr(before, name) != getattr(after, name) for name in _UPDATED):
-            self.tell(EventKind.UPDATED, before, after)
+            self.record_event(EventKind.UPDATED, before, after)
         if before.is_connected and before.version != after.version:
-            self.tell(EventKind.CREDENTIALS_REFRESHED, before, after)
-        if self._noted_status(before) != self._noted_status(after):
-            self.tell(EventKind.STATUS_CHANGED, before, after)
+            self.record_event(EventKind.CREDENTIALS_REFRESHED, before, after)
+        if self._recorded_status(before) != self._recorded_status(after):
+            self.record_event(EventKind.STATUS_CHANGED, before, after)
 
-    def put(self, grant: OrphanedGrant) -> int:
+    def enqueue(self, grant: OrphanedGrant) -> int:
         """A grant in the outbox, due now."""
         revocation_id = next(self._revocation_ids)
         self.revocations[revocation_id] = RevocationRow(grant, self.clock(), self.clock())
         return revocation_id
 
-    def claim(self, revocation_id: int, claim_for: timedelta) -> Revocation:
+    def claim(self, revocation_id: int, claim_duration: timedelta) -> Revocation:
         """A grant in the outbox, due no more."""
         row = self.revocations[revocation_id]
-        row.due_time = self.clock() + claim_for
+        row.due_time = self.clock() + claim_duration
         row.attempts += 1
         return Revocation(revocation_id, row.grant, row.attempts, self.clock() - row.create_time)
 
@@ -170,7 +166,7 @@ class Rows:
         """The row gone, with its attempts."""
         removed = self.integrations.pop(integration_id, None)
         if removed is not None:
-            self.tell(EventKind.DISCONNECTED, removed.integration, None)
+            self.record_event(EventKind.DISCONNECTED, removed.integration, None)
         for attempt_id, row in list(self.attempts.items()):
             if row.attempt.integration_id == integration_id:
                 del self.attempts[attempt_id]
@@ -187,10 +183,10 @@ class Rows:
         stored = self.integrations.get(integration_id)
         return stored if stored and stored.integration.user_id == user_id else None
 
-    def current(self, seen: Integration) -> Integration | None:
+    def current(self, observed: Integration) -> Integration | None:
         """The row as it is, if it still has the version that was seen."""
-        stored = self.find(seen.integration_id, seen.user_id)
-        return stored.integration if stored and stored.integration.version == seen.version else None
+        stored = self.find(observed.integration_id, observed.user_id)
+        return stored.integration if stored and stored.integration.version == observed.version else None
 
     def of_user(self, user_id: UserId) -> list[StoredIntegration]:
         """All of the user's rows."""
@@ -200,7 +196,7 @@ class Rows:
         """Everybody's connected rows."""
         return [stored for stored in self.integrations.values() if stored.integration.is_connected]
 
-    def on(self) -> list[StoredIntegration]:
+    def list_active(self) -> list[StoredIntegration]:
         """Everybody's rows that are switched on and not dead."""
         return [
             stored
@@ -217,19 +213,19 @@ class MemoryIntegrations:
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return self._rows.find(integration_id, user_id)
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration of that account."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return self._account(user_id, integration_type, account_id)
 
     async def list(
         self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
         """A page."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return [
             stored.integration
             for stored in self._rows.of_user(user_id)
@@ -239,27 +235,27 @@ class MemoryIntegrations:
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """All that is connected."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return [stored for stored in self._rows.connected() if stored.integration.user_id == user_id]
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a row would die with the grant."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         types = set(integration_types)
         return any(
             stored.integration.integration_type in types and _may_share(stored.integration, grant)
             for stored in self._rows.connected()
         )
 
-    async def list_ending(self, before: datetime, limit: int) -> Sequence[Integration]:
+    async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """Those that end, unless off or dead."""
-        await self._rows.answer()
-        ending = [
-            (end_time, stored.integration.integration_id, stored.integration)
-            for stored in self._rows.on()
-            if (end_time := stored.integration.end_time) is not None and end_time < before
+        await self._rows.begin_transaction()
+        expiring = [
+            (grant_expire_time, stored.integration.integration_id, stored.integration)
+            for stored in self._rows.list_active()
+            if (grant_expire_time := stored.integration.grant_expire_time) is not None and grant_expire_time < before
         ]
-        return [integration for _, _, integration in sorted(ending, key=lambda entry: entry[:2])[:limit]]
+        return [integration for _, _, integration in sorted(expiring, key=lambda entry: entry[:2])[:limit]]
 
     async def add_connected(
         self,
@@ -271,7 +267,7 @@ class MemoryIntegrations:
         check_due_time: datetime | None = None,
     ) -> Integration | None:
         """A connected row, unless its account has one."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         if self._account(integration.user_id, integration.integration_type, account.account_id):
             return None
         return self._rows.add(
@@ -291,10 +287,10 @@ class MemoryIntegrations:
         now: datetime,
         *,
         check_due_time: datetime | None = None,
-        instead_of: IntegrationId | None = None,
+        superseded_id: IntegrationId | None = None,
     ) -> Integration | None:
         """The row with its credentials, unless version or account stand against it."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         other = self._account(integration.user_id, integration.integration_type, account.account_id)
         if current is None or (other and other.integration_id != integration.integration_id):
@@ -302,7 +298,7 @@ class MemoryIntegrations:
         connected = self._rows.set(
             current,
             **asdict(credentials),
-            **_NO_SETBACK,
+            **_NO_REFRESH_FAILURE,
             account_id=account.account_id or current.account_id,
             account_label=account.account_label or current.account_label,
             is_active=True,
@@ -311,24 +307,24 @@ class MemoryIntegrations:
             update_time=now,
             version=current.version + 1,
         )
-        if instead_of is not None:
-            pending = self._rows.find(instead_of, integration.user_id)
+        if superseded_id is not None:
+            pending = self._rows.find(superseded_id, integration.user_id)
             if pending and not pending.integration.is_connected:
-                self._rows.remove(instead_of)
+                self._rows.remove(superseded_id)
         return connected
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
         """The row with its new credentials, unless the version is another."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         if current is None:
             return None
         return self._rows.set(
             current,
             **asdict(credentials),
-            **_NO_SETBACK,
+            **_NO_REFRESH_FAILURE,
             update_time=now,
             version=current.version + 1,
         )
@@ -345,7 +341,7 @@ class MemoryIntegrations:
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Set and count, at the version that was seen."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         if current is not None:
             self._rows.set(
@@ -359,17 +355,19 @@ class MemoryIntegrations:
                 refresh_due_time=current.refresh_due_time and refresh_due_time,
             )
 
-    async def take_back_failure(self, integration: Integration, retry_time: datetime | None) -> None:
+    async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:
         """Clear what was noted, at the version that was seen."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         if current is not None and current.reauthorization_required:
             due_time = current.refresh_due_time and retry_time
-            self._rows.set(current, **{**_NO_SETBACK, "refresh_retry_time": retry_time, "refresh_due_time": due_time})
+            self._rows.set(
+                current, **{**_NO_REFRESH_FAILURE, "refresh_retry_time": retry_time, "refresh_due_time": due_time}
+            )
 
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
         """Count or clear, at the version that was seen."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         if current is not None:
             count = 0 if failure is None else current.error_count + 1
@@ -386,7 +384,7 @@ class MemoryIntegrations:
         is_active: bool | None = None,
     ) -> Integration | None:
         """What is given, set."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         stored = self._rows.find(integration_id, user_id)
         if stored is None:
             return None
@@ -395,10 +393,10 @@ class MemoryIntegrations:
         return self._rows.set(stored.integration, update_time=now, **values)
 
     async def remove(
-        self, integration_id: IntegrationId, user_id: UserId, *, claim_for: timedelta = timedelta(0)
-    ) -> Removed | None:
+        self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
+    ) -> RemovalResult | None:
         """What it was, its credentials in the outbox."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         stored = self._rows.find(integration_id, user_id)
         if stored is None:
             return None
@@ -406,15 +404,17 @@ class MemoryIntegrations:
         lease = self._rows.leases.pop(integration_id, None)
         self._rows.remove(integration_id)
         revocation = None
-        if stored.sealed_credentials is not None:
-            grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, stored.sealed_credentials)
-            revocation = self._rows.claim(self._rows.put(grant), claim_for)
+        if stored.encrypted_credentials is not None:
+            grant = OrphanedGrant(
+                row.uid, row.user_id, row.integration_type, row.account_id, stored.encrypted_credentials
+            )
+            revocation = self._rows.claim(self._rows.enqueue(grant), claim_duration)
         is_refreshing = lease is not None and lease.version == row.version and lease.call_time is not None
-        return Removed(row, revocation, is_refreshing)
+        return RemovalResult(row, revocation, is_refreshing)
 
     async def ping(self) -> None:
         """Answer, unless away."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
 
     def _account(self, user_id: UserId, integration_type: str, account_id: str | None) -> Integration | None:
         for stored in self._rows.connected():
@@ -434,7 +434,7 @@ class MemoryHealthHistory:
 
     async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
         """Keep it, and set or clear the error at the version that was checked."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         stored = self._rows.find(check.integration.integration_id, check.integration.user_id)
         if stored is None:
             return
@@ -453,7 +453,7 @@ class MemoryHealthHistory:
         self, integration: Integration, windows: Sequence[timedelta], now: datetime
     ) -> Sequence[ErrorRate]:
         """Counted."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         checks = [check for _, check in self._numbered(integration)]
         within = [[check for check in checks if check.check_time > now - window] for window in windows]
         return [
@@ -463,7 +463,7 @@ class MemoryHealthHistory:
 
     async def prune(self, before: datetime) -> int:
         """Forget all of them."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         old = [check for check in self._rows.checks if check.check_time < before]
         for check in old:
             self._rows.checks.remove(check)
@@ -477,46 +477,50 @@ class MemoryHealthHistory:
             if is_there and check.integration.integration_id == integration.integration_id
         ]
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[KeptCheck]:
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
         """Newest first."""
-        await self._rows.answer()
-        kept = [
-            KeptCheck(number, replace(check, integration=integration))
+        await self._rows.begin_transaction()
+        pending = [
+            HealthCheckRecord(number, replace(check, integration=integration))
             for number, check in self._numbered(integration)
             if before is None or number < before
         ]
-        return kept[::-1][:limit]
+        return pending[::-1][:limit]
 
 
-class MemoryAgenda:
-    """An `Agenda`."""
+class MemoryDueWork:
+    """An `DueWork`."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    async def due_types(self, work: Work, now: datetime) -> Sequence[str]:
+    async def due_types(self, job_kind: JobKind, now: datetime) -> Sequence[str]:
         """Of what is due."""
-        await self._rows.answer()
-        return sorted({stored.integration.integration_type for _, stored in self._due(work, now)})
+        await self._rows.begin_transaction()
+        return sorted({stored.integration.integration_type for _, stored in self._due(job_kind, now)})
 
     async def claim(
-        self, work: Work, integration_type: str, now: datetime, due_again: datetime, limit: int
+        self, job_kind: JobKind, integration_type: str, now: datetime, next_due_time: datetime, limit: int
     ) -> Sequence[StoredIntegration]:
         """What has waited longest."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         due = sorted(
             (due_time, stored.integration.integration_id)
-            for due_time, stored in self._due(work, now)
+            for due_time, stored in self._due(job_kind, now)
             if stored.integration.integration_type == integration_type
         )
         claimed = []
         for _, integration_id in due[:limit]:
-            self._rows.set(self._rows.integrations[integration_id].integration, **{f"{work.value}_due_time": due_again})
+            self._rows.set(
+                self._rows.integrations[integration_id].integration, **{f"{job_kind.value}_due_time": next_due_time}
+            )
             claimed.append(self._rows.integrations[integration_id])
         return claimed
 
-    def _due(self, work: Work, now: datetime) -> list[tuple[datetime, StoredIntegration]]:
-        due_times = [(getattr(stored.integration, f"{work.value}_due_time"), stored) for stored in self._rows.on()]
+    def _due(self, job_kind: JobKind, now: datetime) -> list[tuple[datetime, StoredIntegration]]:
+        due_times = [
+            (getattr(stored.integration, f"{job_kind.value}_due_time"), stored) for stored in self._rows.list_active()
+        ]
         return [(due_time, stored) for due_time, stored in due_times if due_time is not None and due_time <= now]
 
 
@@ -531,12 +535,12 @@ class MemoryLeases:
 
     async def is_free(self, integration: Integration) -> bool:
         """Unless somebody else's lasts."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return self._is_free(integration)
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
         """Take it, with what is known of a call."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         current = self._rows.current(integration)
         if current is None or not current.is_active or current.reauthorization_required:
             return None
@@ -549,18 +553,18 @@ class MemoryLeases:
         self._rows.leases[integration.integration_id] = LeaseRow(
             integration.version, owner, now + self._duration, call_time or now, called_by
         )
-        called_ago = None if call_time is None else now - call_time
-        return Lease(integration.integration_id, integration.version, owner, called_ago)
+        previous_call_age = None if call_time is None else now - call_time
+        return Lease(integration.integration_id, integration.version, owner, previous_call_age)
 
-    async def release(self, lease: Lease, *, settled: bool) -> None:
+    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
         """Only one's own."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         row = self._rows.leases.get(lease.integration_id)
         if row is None:
             return
         if row.owner == lease.owner:
             row.owner, row.expire_time = "", self._clock()
-        if settled and row.called_by == lease.owner:
+        if outcome_known and row.called_by == lease.owner:
             row.call_time, row.called_by = (self._clock(), row.owner) if row.owner else (None, None)
 
     def _is_free(self, integration: Integration) -> bool:
@@ -570,8 +574,8 @@ class MemoryLeases:
         )
 
 
-class MemoryRevocations:
-    """`Revocations`. Without `exclusive` a claim keeps nobody from claiming too."""
+class MemoryRevocationOutbox:
+    """`RevocationOutbox`. Without `exclusive` a claim keeps nobody from claiming too."""
 
     def __init__(self, rows: Rows, *, exclusive: bool = True) -> None:
         self._rows = rows
@@ -579,34 +583,34 @@ class MemoryRevocations:
 
     async def add(self, grant: OrphanedGrant) -> None:
         """Due at once."""
-        await self._rows.answer()
-        self._rows.put(grant)
+        await self._rows.begin_transaction()
+        self._rows.enqueue(grant)
 
     async def due_types(self) -> Sequence[str]:
         """Of all that is due."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         return sorted({self._rows.revocations[number].grant.integration_type for number in self._due()})
 
-    async def claim_due(self, integration_type: str, limit: int, *, claim_for: timedelta) -> Sequence[Revocation]:
+    async def claim_due(self, integration_type: str, limit: int, *, claim_duration: timedelta) -> Sequence[Revocation]:
         """Longest due first."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         due = [
             number
             for number in self._due()
             if self._rows.revocations[number].grant.integration_type == integration_type
         ]
-        return [self._rows.claim(number, claim_for) for number in due[:limit]]
+        return [self._rows.claim(number, claim_duration) for number in due[:limit]]
 
-    async def put_off(self, revocation: Revocation, pause: timedelta) -> None:
+    async def postpone(self, revocation: Revocation, pause: timedelta) -> None:
         """By the last who claimed it."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         row = self._rows.revocations.get(revocation.revocation_id)
         if row is not None and row.attempts == revocation.attempts:
             row.due_time = self._rows.clock() + pause
 
     async def remove(self, revocation: Revocation) -> None:
         """Gone."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         self._rows.revocations.pop(revocation.revocation_id, None)
 
     def _due(self) -> Sequence[int]:
@@ -618,91 +622,93 @@ class MemoryRevocations:
         )
 
 
-class MemorySpill:
-    """A `Spill`."""
+class MemoryRefreshJournal:
+    """A `RefreshJournal`."""
 
     def __init__(self) -> None:
-        self.refreshes: list[SpilledRefresh] = []
+        self.refreshes: list[JournaledRefresh] = []
 
-    async def keep(self, refresh: SpilledRefresh) -> None:
+    async def append(self, refresh: JournaledRefresh) -> None:
         """Keep it."""
         self.refreshes.append(refresh)
 
-    async def kept(self) -> Sequence[SpilledRefresh]:
+    async def pending(self) -> Sequence[JournaledRefresh]:
         """All."""
         return tuple(self.refreshes)
 
-    async def drop(self, refresh: SpilledRefresh) -> None:
+    async def remove(self, refresh: JournaledRefresh) -> None:
         """Forget it."""
         self.refreshes.remove(refresh)
 
 
 class MemoryAttempts:
-    """An `AttemptStore`. Without `atomic` an attempt is looked at in one step and taken in another."""
+    """An `AuthorizationAttemptStore`. Without `atomic` an attempt is looked at in one step and taken in another."""
 
     def __init__(self, rows: Rows, *, atomic: bool = True) -> None:
         self._rows = rows
         self._atomic = atomic
 
-    async def begin(self, attempt: NewAttempt, integration: NewIntegration) -> IntegrationId:
+    async def begin(self, attempt: NewAuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
         """Both rows."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         integration_id = self._rows.add(integration, attempt.create_time).integration_id
         self._add(attempt, integration_id)
         return integration_id
 
-    async def begin_again(self, attempt: NewAttempt, integration_id: IntegrationId) -> None:
+    async def begin_reconnection(self, attempt: NewAuthorizationAttempt, integration_id: IntegrationId) -> None:
         """The attempt's row."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         if self._rows.find(integration_id, attempt.user_id) is None:
             raise IntegrationNotFound
         self._add(attempt, integration_id)
 
-    async def hold(self, attempt_id: str, sealed_callback: bytes, now: datetime) -> Attempt | None:
+    async def store_pending_callback(
+        self, attempt_id: str, encrypted_callback: bytes, now: datetime
+    ) -> AuthorizationAttempt | None:
         """From begun to held."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         row = self._rows.attempts.get(attempt_id)
         if row is None or row.state != "begun" or row.attempt.expire_time <= now:
             return None
         row.state = "held"
-        row.attempt = replace(row.attempt, sealed_callback=sealed_callback)
+        row.attempt = replace(row.attempt, encrypted_callback=encrypted_callback)
         return row.attempt
 
-    async def take(self, attempt_id: str, now: datetime) -> Attempt | None:
+    async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """From begun to taken."""
         return await self._take(attempt_id, "begun", now)
 
-    async def take_held(self, attempt_id: str, now: datetime) -> Attempt | None:
+    async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """From held to taken."""
         return await self._take(attempt_id, "held", now)
 
-    async def give_up(self, attempt: Attempt) -> None:
+    async def abandon(self, attempt: AuthorizationAttempt) -> None:
         """The attempt gone, and its integration if that leaves nobody to finish it."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         self._rows.attempts.pop(attempt.attempt_id, None)
         self._rows.remove_unfinishable()
 
     async def remove_expired(self, before: datetime) -> int:
         """Those that were over by then gone, with what waited for them."""
-        await self._rows.answer()
+        await self._rows.begin_transaction()
         expired = [key for key, row in self._rows.attempts.items() if row.attempt.expire_time <= before]
         for attempt_id in expired:
             del self._rows.attempts[attempt_id]
         self._rows.remove_unfinishable()
         return len(expired)
 
-    async def _take(self, attempt_id: str, state: str, now: datetime) -> Attempt | None:
-        await self._rows.answer()
+    async def _take(self, attempt_id: str, state: str, now: datetime) -> AuthorizationAttempt | None:
+        await self._rows.begin_transaction()
         row = self._rows.attempts.get(attempt_id)
         if row is None or row.state != state or row.attempt.expire_time <= now:
             return None
         if not self._atomic:
-            await self._rows.answer()
+            await self._rows.begin_transaction()
         row.state = "taken"
         return row.attempt
 
-    def _add(self, attempt: NewAttempt, integration_id: IntegrationId) -> None:
-        stored = Attempt(
+    def _add(self, attempt: NewAuthorizationAttempt, integration_id: IntegrationId) -> None:
+        stored = AuthorizationAttempt(
             attempt_id=attempt.attempt_id,
             integration_id=integration_id,
             user_id=attempt.user_id,
@@ -710,8 +716,8 @@ class MemoryAttempts:
             redirect_uri=attempt.redirect_uri,
             return_url=attempt.return_url,
             scopes=attempt.scopes,
-            sealed_verifier=attempt.sealed_verifier,
-            sealed_callback=None,
+            encrypted_verifier=attempt.encrypted_verifier,
+            encrypted_callback=None,
             is_reconnection=attempt.is_reconnection,
             expire_time=attempt.expire_time,
         )
@@ -721,5 +727,5 @@ class MemoryAttempts:
 def _may_share(row: Integration, grant: OrphanedGrant) -> bool:
     if row.account_id is not None and row.account_id == grant.account_id:
         return True
-    is_told_apart = row.integration_type == grant.integration_type and None not in (row.account_id, grant.account_id)
-    return row.user_id == grant.user_id and not is_told_apart
+    is_distinct = row.integration_type == grant.integration_type and None not in (row.account_id, grant.account_id)
+    return row.user_id == grant.user_id and not is_distinct

@@ -26,7 +26,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @dataclass(slots=True)
-class Trial:
+class FaultTrial:
     """The rounds of one test, and what it says while it goes on."""
 
     name: str
@@ -39,21 +39,21 @@ class Trial:
         """The numbers of the rounds: as many as was asked for, or as the test usually has."""
         return range(1, (self.asked_rounds or usual) + 1)
 
-    def chance(self, number: int) -> random.Random:
+    def rng(self, number: int) -> random.Random:
         """The chance of one round, which depends on the seed and on nothing that happened before."""
         return random.Random(f"{self.seed} {self.name} {number}")
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Tell how far it is."""
         with self.capture.disabled():
             print(f"\n  {time.monotonic() - self.begin:5.0f} s  {self.name}: {text}", end="", flush=True)
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[Trial]:
+def trial(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[FaultTrial]:
     """This test's."""
     options = request.config.option
-    trial = Trial(request.node.name, options.seed, options.rounds, capfd)
-    trial.say(f"SEED={options.seed}")
+    trial = FaultTrial(request.node.name, options.seed, options.rounds, capfd)
+    trial.report(f"SEED={options.seed}")
     yield trial
-    trial.say("over")
+    trial.report("over")

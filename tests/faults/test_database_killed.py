@@ -1,6 +1,6 @@
 """A PostgreSQL is killed (SIGKILL, all its processes) while servers write: what was acknowledged is there afterwards.
 
-That holds for answers of the provider too that came while it was gone: they are acknowledged out of the spill.
+That holds for answers of the provider too that came while it was gone: they are acknowledged out of the journal.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from integration_server.storage.schema import migrate
 from integration_server.storage.tables import integrations
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import fetch
-from tests.end_to_end.faults import Held
-from tests.end_to_end.nursery import Nursery
-from tests.end_to_end.replicas import Replicas, forced, running_replicas
+from tests.end_to_end.faults import HeldResponse
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.replicas import Replicas, force_refresh, run_replicas
 from tests.end_to_end.system import Clients
-from tests.faults.conftest import Trial
-from tests.faults.crowd import LEASE, Member, connected, lost_of, require_newest
+from tests.faults.conftest import FaultTrial
+from tests.faults.load_fixture import LEASE, LoadedIntegration, assert_newest_token, connect_members, find_lost
 from tests.postgres import PostgresServer, run_postgres
 
 KILLS = 10
@@ -32,11 +32,11 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(slots=True)
-class Ledger:
+class AcknowledgedWrites:
     """What one server has acknowledged."""
 
     clients: Clients
-    member: Member
+    member: LoadedIntegration
     names: int = 0
     keys: list[int] = field(default_factory=list)
     refreshes: int = 0
@@ -58,16 +58,16 @@ class Ledger:
             integration_type="sandbox_api_key",
             api_key=api_key,
         )
-        answer = await self.clients.service.ConnectWithApiKey(request, timeout=60)
-        self.keys.append(answer.integration.integration_id)
+        response = await self.clients.service.ConnectWithApiKey(request, timeout=60)
+        self.keys.append(response.integration.integration_id)
 
     async def refresh(self) -> None:
         """Renew the integration's token."""
-        answer = await forced(self.clients, self.member.integration_id, self.member.user_id)
+        response = await force_refresh(self.clients, self.member.integration_id, self.member.user_id)
         self.refreshes += 1
-        self.expire_time = answer.access_token_expire_time.ToDatetime(UTC)
+        self.expire_time = response.access_token_expire_time.ToDatetime(UTC)
 
-    async def go_on(self, write: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
+    async def write_until_stopped(self, write: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
         """Write again and again, until told to stop and acknowledged once more."""
         while True:
             last = stop.is_set()
@@ -93,64 +93,66 @@ def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
 
 async def kill_between_answer_and_commit(replicas: Replicas, postgres: PostgresServer) -> None:
     """Kill it while a refresh of every server waits for its answer, and let the answers come then."""
-    held = Held()
-    replicas.behave(faults={"token": held})
-    await held.reached_by(SERVERS)
+    held = HeldResponse()
+    replicas.change_behaviour(faults={"token": held})
+    await held.wait_for_requests(SERVERS)
     await asyncio.to_thread(postgres.kill)
-    replicas.behave(faults={})
+    replicas.change_behaviour(faults={})
     held.released.set()
 
 
-async def require_acknowledged(url: str, ledgers: list[Ledger]) -> None:
+async def require_acknowledged(url: str, all_acknowledged: list[AcknowledgedWrites]) -> None:
     """Nothing that was acknowledged is missing."""
     rows = {row.integration_id: row for row in await fetch(url, select(integrations))}
-    for ledger in ledgers:
-        row = rows[ledger.member.integration_id]
-        assert row.name == str(ledger.names)
-        assert row.access_token_expire_time >= ledger.expire_time
-        assert set(ledger.keys) <= rows.keys()
+    for acknowledged in all_acknowledged:
+        row = rows[acknowledged.member.integration_id]
+        assert row.name == str(acknowledged.names)
+        assert row.access_token_expire_time >= acknowledged.expire_time
+        assert set(acknowledged.keys) <= rows.keys()
 
 
 @pytest.mark.postgres
 async def test_what_was_acknowledged_survives_a_crash_of_the_database(
-    trial: Trial, nursery: Nursery, tmp_path: Path, own_postgres: tuple[PostgresServer, str]
+    trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres
-    async with running_replicas(tmp_path, url, SERVERS, lease=LEASE, start=nursery.serving) as replicas:
-        members = await connected(replicas.clients[0], SERVERS)
-        ledgers = [Ledger(clients, member) for clients, member in zip(replicas.clients, members, strict=True)]
+    async with run_replicas(tmp_path, url, SERVERS, lease=LEASE, start=prefork.serving) as replicas:
+        members = await connect_members(replicas.clients[0], SERVERS)
+        all_acknowledged = [
+            AcknowledgedWrites(clients, member) for clients, member in zip(replicas.clients, members, strict=True)
+        ]
         api_key = replicas.sandbox.api_key.key
-        spills = 0
+        journals = 0
         for number in trial.rounds(KILLS):
-            chance = trial.chance(number)
+            rng = trial.rng(number)
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as streams:
-                for ledger in ledgers:
-                    streams.create_task(ledger.go_on(ledger.rename, stop))
-                    streams.create_task(ledger.go_on(partial(ledger.add_key, api_key), stop))
-                    streams.create_task(ledger.go_on(ledger.refresh, stop))
-                await asyncio.sleep(chance.uniform(0.2, 1))
-                if chance.random() < 0.5:
+                for acknowledged in all_acknowledged:
+                    streams.create_task(acknowledged.write_until_stopped(acknowledged.rename, stop))
+                    streams.create_task(acknowledged.write_until_stopped(partial(acknowledged.add_key, api_key), stop))
+                    streams.create_task(acknowledged.write_until_stopped(acknowledged.refresh, stop))
+                await asyncio.sleep(rng.uniform(0.2, 1))
+                if rng.random() < 0.5:
                     await kill_between_answer_and_commit(replicas, postgres)
-                    spills += SERVERS
+                    journals += SERVERS
                 else:
                     await asyncio.to_thread(postgres.kill)
-                await asyncio.sleep(chance.uniform(0, 1))
+                await asyncio.sleep(rng.uniform(0, 1))
                 await asyncio.to_thread(postgres.start)
                 stop.set()
-            await require_acknowledged(url, ledgers)
-            assert not await lost_of(replicas, members), f"round {number}"
-            await require_newest(replicas, members)
+            await require_acknowledged(url, all_acknowledged)
+            assert not await find_lost(replicas, members), f"round {number}"
+            await assert_newest_token(replicas, members)
             assert set(replicas.refreshes()) == {"ok"}, f"round {number}: a refresh token was sent twice"
             names, keys, refreshes, failures = (
-                sum(ledger.names for ledger in ledgers),
-                sum(len(ledger.keys) for ledger in ledgers),
-                sum(ledger.refreshes for ledger in ledgers),
-                sum(ledger.failures for ledger in ledgers),
+                sum(acknowledged.names for acknowledged in all_acknowledged),
+                sum(len(acknowledged.keys) for acknowledged in all_acknowledged),
+                sum(acknowledged.refreshes for acknowledged in all_acknowledged),
+                sum(acknowledged.failures for acknowledged in all_acknowledged),
             )
-            trial.say(
+            trial.report(
                 f"{number} crashes: {names} changes, {keys} keys and {refreshes} refreshes acknowledged, all there; "
-                f"{spills} answers came while it was gone; {failures} calls refused"
+                f"{journals} answers came while it was gone; {failures} calls refused"
             )
         said = "".join(command.output for command in replicas.commands)
-        assert said.count("refresh_spilled") >= spills
+        assert said.count("refresh_journaled") >= journals

@@ -13,58 +13,61 @@ import grpc.aio
 import pytest
 
 from integration_server.sandbox import Fault
-from tests.end_to_end.nursery import Nursery
-from tests.end_to_end.replicas import forced, running_replicas
-from tests.faults.conftest import Trial
-from tests.faults.crowd import (
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.replicas import force_refresh, run_replicas
+from tests.faults.conftest import FaultTrial
+from tests.faults.load_fixture import (
     LEASE,
-    PATIENCE,
-    Window,
-    connected,
-    lost_of,
-    require_newest,
-    told,
-    usual_time,
+    TIMEOUT,
+    RefreshProgress,
+    assert_newest_token,
+    connect_members,
+    describe_progress,
+    find_lost,
+    measure_refresh_time,
+    refresh_progress,
     versions,
-    windows,
 )
 
 FREEZES = 20
 MEMBERS = 8
-SLOW = Fault(delay=0.02, work_first=True)
+SLOW = Fault(delay=0.02, handle_first=True)
 GRACE = 600
-NAPS = (1.2 * LEASE, 3.5 * LEASE)  # seconds: past the lease, and past the time in which a lost call is waited for
+FREEZE_SECONDS = (
+    1.2 * LEASE,
+    3.5 * LEASE,
+)  # seconds: past the lease, and past the time in which a lost call is waited for
 
 
 @pytest.mark.parametrize("grace", [0, GRACE], ids=["strict", "grace"])
 async def test_nothing_is_lost_when_a_server_is_frozen(
-    trial: Trial, nursery: Nursery, tmp_path: Path, database_url: str, grace: int
+    trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str, grace: int
 ) -> None:
-    seen: Counter[Window] = Counter()
+    seen: Counter[RefreshProgress] = Counter()
     overtaken = 0
-    async with running_replicas(tmp_path, database_url, 2, lease=LEASE, grace=grace, start=nursery.serving) as pair:
+    async with run_replicas(tmp_path, database_url, 2, lease=LEASE, grace=grace, start=prefork.serving) as pair:
         other, sleeper = pair.clients
-        members = await connected(other, MEMBERS)
-        pair.behave(faults={"token": SLOW})
-        await usual_time(sleeper, members)  # connects it to everything
-        span = 1.2 * await usual_time(sleeper, members)
+        members = await connect_members(other, MEMBERS)
+        pair.change_behaviour(faults={"token": SLOW})
+        await measure_refresh_time(sleeper, members)  # connects it to everything
+        span = 1.2 * await measure_refresh_time(sleeper, members)
         for number in trial.rounds(FREEZES):
-            chance = trial.chance(number)
+            rng = trial.rng(number)
             before = await versions(database_url)
-            asleep = [asyncio.create_task(forced(sleeper, m.integration_id, m.user_id)) for m in members]
-            await asyncio.sleep(chance.uniform(0, span))
+            asleep = [asyncio.create_task(force_refresh(sleeper, m.integration_id, m.user_id)) for m in members]
+            await asyncio.sleep(rng.uniform(0, span))
             pair.commands[1].send(signal.SIGSTOP)
-            found = await windows(database_url, before)
+            found = await refresh_progress(database_url, before)
             seen.update(found.values())
 
-            nap = asyncio.create_task(asyncio.sleep(chance.choice(NAPS)))
-            going_on = chance.sample(members, MEMBERS // 2)  # the others are left to the sleeper
-            while not nap.done():
+            freeze = asyncio.create_task(asyncio.sleep(rng.choice(FREEZE_SECONDS)))
+            going_on = rng.sample(members, MEMBERS // 2)  # the others are left to the sleeper
+            while not freeze.done():
                 outcomes = await asyncio.gather(
-                    *(forced(other, m.integration_id, m.user_id) for m in going_on), return_exceptions=True
+                    *(force_refresh(other, m.integration_id, m.user_id) for m in going_on), return_exceptions=True
                 )
                 overtaken += sum(not isinstance(outcome, BaseException) for outcome in outcomes)
-                await asyncio.wait([nap], timeout=0.1)
+                await asyncio.wait([freeze], timeout=0.1)
             pair.commands[1].send(signal.SIGCONT)
             woken = await asyncio.gather(*asleep, return_exceptions=True)
             unexpected = [
@@ -75,20 +78,22 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
             ]
             assert not unexpected, f"round {number}"
 
-            await nothing_spilled(tmp_path)
-            assert not await lost_of(pair, members), f"round {number}"
+            await nothing_journaled(tmp_path)
+            assert not await find_lost(pair, members), f"round {number}"
             if not grace:
                 assert set(pair.refreshes()) == {"ok"}, f"round {number}: a refresh token was sent twice"
-            await require_newest(pair, members)
-            trial.say(f"{number} freezes: {told(seen)}; {overtaken} refreshes by the other server meanwhile")
+            await assert_newest_token(pair, members)
+            trial.report(
+                f"{number} freezes: {describe_progress(seen)}; {overtaken} refreshes by the other server meanwhile"
+            )
 
 
-def is_spilled(directory: Path) -> bool:
-    return any(directory.glob("spill/*.refresh"))
+def is_journaled(directory: Path) -> bool:
+    return any(directory.glob("refresh-journal/*.refresh"))
 
 
-async def nothing_spilled(directory: Path) -> None:
+async def nothing_journaled(directory: Path) -> None:
     """Wait for what woke up without a connection, and is kept on disk until it has one."""
-    async with asyncio.timeout(PATIENCE):
-        while is_spilled(directory):  # noqa: ASYNC110  # another process sets no event of ours
+    async with asyncio.timeout(TIMEOUT):
+        while is_journaled(directory):  # noqa: ASYNC110  # another process sets no event of ours
             await asyncio.sleep(0.1)

@@ -12,10 +12,10 @@ import pytest
 
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
+from tests.end_to_end.key_rotation import fill, killed, peak_memory, reading, rotated, unreadable
 from tests.end_to_end.processes import serving
-from tests.end_to_end.rotating import fill, killed, peak_memory, reading, rotated, unreadable
 from tests.end_to_end.system import clients_of
-from tests.end_to_end.test_rotating_keys import ended, environment_for
+from tests.end_to_end.test_key_rotation import ended, environment_for
 
 ROWS = int(os.environ.get("ROTATION_ROWS", "100000"))
 KILLS = int(os.environ.get("ROTATION_KILLS", "20"))
@@ -26,22 +26,22 @@ DEADLINE = 3600.0  # seconds for a rotation: many times what it takes
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     """Prints for whoever watches, whatever pytest captures."""
 
-    def tell(line: str) -> None:
+    def report_line(line: str) -> None:
         with capsys.disabled():
             print(f"  {line}", flush=True)
 
-    return tell
+    return report_line
 
 
 @pytest.mark.slow
 async def test_none_is_unreadable_and_no_call_fails(
-    tmp_path: Path, database_url: str, tell: Callable[[str], None]
+    tmp_path: Path, database_url: str, report_line: Callable[[str], None]
 ) -> None:
-    tell(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")
-    chance = random.Random(SEED)
+    report_line(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")
+    rng = random.Random(SEED)
     environment = environment_for(tmp_path, database_url)
     await fill(database_url, environment["ENCRYPTION_KEY"], ROWS)
     async with AsyncExitStack() as stack:
@@ -51,37 +51,37 @@ async def test_none_is_unreadable_and_no_call_fails(
             await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
             for command in commands
         ]
-        begun = time.monotonic()
-        async with reading(clients, ROWS, READERS, chance) as load:
+        start_time = time.monotonic()
+        async with reading(clients, ROWS, READERS, rng) as load:
             kills = 0
             while kills < KILLS:
-                kills += await killed(tmp_path, database, environment, delay=chance.uniform(0, 1))
+                kills += await killed(tmp_path, database, environment, delay=rng.uniform(0, 1))
             finished, *_ = await rotated(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert load.failures == []
         keys = await describe_data_keys(database)
-        assert keys[-1].is_settled
-        tell(
-            f"killed {kills} times over {len(keys) - 1} rotations, then finished, in {time.monotonic() - begun:.0f} s; "
+        assert keys[-1].is_rotation_complete
+        report_line(
+            f"killed {kills} times over {len(keys) - 1} rotations, finished in {time.monotonic() - start_time:.0f} s; "
             f"meanwhile {load.calls:,} calls, none failed"
         )
         assert await unreadable(clients, ROWS) == []
-        tell(f"all {ROWS:,} rows read")
+        report_line(f"all {ROWS:,} rows read")
 
-        begun = time.monotonic()
-        async with reading(clients, ROWS, READERS, chance) as load:
+        start_time = time.monotonic()
+        async with reading(clients, ROWS, READERS, rng) as load:
             finished, peak, cpu = await rotated(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
-        assert resealed(finished.out) >= ROWS  # and the keys of audit chains
+        assert reencrypted(finished.out) >= ROWS  # and the keys of audit chains
         assert load.failures == []
-        took = time.monotonic() - begun
+        took = time.monotonic() - start_time
         servers = max(peak_memory(command.process.pid) for command in commands)
-        tell(
+        report_line(
             f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
             f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "
             f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {servers} MiB"
         )
-        tell(finished.out.strip().splitlines()[-1])
+        report_line(finished.out.strip().splitlines()[-1])
 
         newest = (await describe_data_keys(database))[-1].key_id
         for key in await describe_data_keys(database):
@@ -89,12 +89,12 @@ async def test_none_is_unreadable_and_no_call_fails(
                 await remove(tmp_path, environment, key.key_id)
         assert [key.key_id for key in await describe_data_keys(database)] == [newest]
         assert await unreadable(clients, ROWS) == []
-        tell("former keys removed; all rows still read")
+        report_line("former keys removed; all rows still read")
 
 
-def resealed(said: str) -> int:
+def reencrypted(said: str) -> int:
     """How many values the command says it has re-sealed."""
-    found = re.search(r"([\d,]+) values were re-sealed", said)
+    found = re.search(r"([\d,]+) values were re-encrypted", said)
     assert found, said
     return int(found[1].replace(",", ""))
 

@@ -4,15 +4,15 @@ import asyncio
 from pathlib import Path
 
 from integrations.v1 import integration_pb2
-from tests.end_to_end.nursery import Nursery
-from tests.end_to_end.replicas import Replicas, expired, running_replicas, status_of
-from tests.faults.conftest import Trial
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.replicas import Replicas, expired, run_replicas, status_of
+from tests.faults.conftest import FaultTrial
 
 SERVERS = 4
 CALLERS = 1000
 ROUNDS = 200
 LEASE = 30  # seconds, as it is set by default
-TELL_EVERY = 20  # rounds
+REPORT_INTERVAL = 20  # rounds
 
 
 async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], list[str]]:
@@ -26,9 +26,9 @@ async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], l
 
 
 async def test_a_thousand_callers_make_one_call_and_share_its_token(
-    trial: Trial, nursery: Nursery, tmp_path: Path, database_url: str
+    trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
-    async with running_replicas(tmp_path, database_url, SERVERS, lease=LEASE, start=nursery.serving) as replicas:
+    async with run_replicas(tmp_path, database_url, SERVERS, lease=LEASE, start=prefork.serving) as replicas:
         integration_id = await replicas.clients[0].connect()
         tokens: set[str] = set()
         for number in trial.rounds(ROUNDS):
@@ -37,7 +37,7 @@ async def test_a_thousand_callers_make_one_call_and_share_its_token(
             assert len(got) == 1, f"round {number}: {len(got)} different tokens"
             assert not got & tokens, f"round {number}: the token of an earlier round"
             tokens |= got
-            if number % TELL_EVERY == 0:
-                trial.say(f"{number} rounds, {number * CALLERS} callers, {len(tokens)} refreshes, no grant lost")
+            if number % REPORT_INTERVAL == 0:
+                trial.report(f"{number} rounds, {number * CALLERS} callers, {len(tokens)} refreshes, no grant lost")
         assert set(replicas.refreshes()) == {"ok"}
         assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE

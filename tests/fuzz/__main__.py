@@ -12,8 +12,8 @@ from pathlib import Path
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")  # as in tests/conftest.py
 
 from integration_server.storage.schema import migrate
-from tests.end_to_end.processes import running_process
-from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Found, Fuzzer, IssuingSandbox, Report
+from tests.end_to_end.processes import run_server_process
+from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox, Report
 from tests.postgres import run_postgres
 
 MIB = 1024 * 1024
@@ -26,20 +26,20 @@ async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
     sandbox = IssuingSandbox()
     begin = time.monotonic()
 
-    def tell(report: Report) -> None:
+    def print_progress(report: Report) -> None:
         seconds = time.monotonic() - begin
         memory = f"{report.memory_before / MIB:.0f} MiB after warm-up, {report.growth / MIB:+.1f} MiB since"
         print(f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}", flush=True)
 
     try:
-        async with running_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
-            report = await Fuzzer(system, sandbox).run(cases, seed, tell)
+        async with run_server_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
+            report = await Fuzzer(system, sandbox).run(cases, seed, print_progress)
         print(
             f"{name}: " + ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.most_common()),
             flush=True,
         )
         if report.growth > ALLOWED_GROWTH:
-            raise Found(f"the server's memory grew by {report.growth / MIB:.1f} MiB")
+            raise Finding(f"the server's memory grew by {report.growth / MIB:.1f} MiB")
     finally:
         shutil.rmtree(directory)
 
@@ -54,7 +54,7 @@ def main() -> None:
             asyncio.run(fuzz("SQLite", f"sqlite:///{directory}/integrations.db", cases - cases // 2, seed))
         with run_postgres() as postgres, postgres.new_database() as url:
             asyncio.run(fuzz("PostgreSQL", url, cases // 2, seed + cases))
-    except Found as found:
+    except Finding as found:
         sys.exit(f"found: {found}")
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
-from tests.fuzz.messages import Known, one_in_turn, texts
+from tests.fuzz.messages import KnownValues, mixture, texts
 
 DEADLINE = 60.0  # seconds; the slowest answer waits for a provider that is on this machine
 _PREFIX = "/api/v1/integrations/callback"
@@ -26,7 +26,7 @@ class HttpCase:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class RawResponse:
     """All that came back; status 0 where nothing did."""
 
     status: int
@@ -66,7 +66,7 @@ _HEADERS = st.sampled_from(
 )
 
 
-def http_cases(known: Known) -> st.SearchStrategy[HttpCase]:
+def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
     """Requests; most of them to the paths of callbacks and webhooks."""
     types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
     paths = st.one_of(
@@ -95,7 +95,7 @@ def http_cases(known: Known) -> st.SearchStrategy[HttpCase]:
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return one_in_turn([*[whole] * 5, spoilt])
+    return mixture([*[whole] * 5, spoilt])
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:
@@ -104,7 +104,7 @@ def _request(method: str, path: str, query: str, headers: list[str], body: bytes
     return HttpCase("\r\n".join(lines).encode("utf-8", "replace") + body, needs_end="\r" in target or "\n" in target)
 
 
-async def send(host: str, port: int, case: HttpCase) -> HttpAnswer:
+async def send(host: str, port: int, case: HttpCase) -> RawResponse:
     """Write it, end the stream, and read what comes until the server ends its own."""
     async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection(host, port)
@@ -118,4 +118,4 @@ async def send(host: str, port: int, case: HttpCase) -> HttpAnswer:
             raw = await reader.read()
         writer.close()
     words = raw[:16].split()
-    return HttpAnswer(int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0, raw)
+    return RawResponse(int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") else 0, raw)

@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import strategies as st
 
 from integrations.v1 import google_calendar_pb2, integration_service_pb2
-from tests.hostile import TEXTS
+from tests.attack_inputs import HOSTILE_TEXTS
 
 T = TypeVar("T")
 
@@ -27,11 +27,11 @@ PLANTED = "planted-secret-0123456789abcdef"
 """Sent wherever a request has a secret; no answer may have it."""
 
 _SECRET_FIELDS = {"api_key", "api_secret", "webhook_secret", "code"}
-_DEEPEST = 3
+_MAX_DEPTH = 3
 
 
 @dataclass
-class Known:
+class KnownValues:
     """Values that mean something to the server at the moment, by the names of the fields that take them."""
 
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Known:
 
 texts = st.one_of(
     st.just(""),
-    st.sampled_from(TEXTS),
+    st.sampled_from(HOSTILE_TEXTS),
     st.text(max_size=30),
     st.sampled_from(
         ["\0", "a\0b", " ", "\n", "../..", "%00", "'; DROP TABLE integrations; --", "\U0010ffff", "{}", "[]"]
@@ -53,7 +53,7 @@ texts = st.one_of(
     ),
 )
 json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=10) | st.sampled_from(TEXTS),
+    st.none() | st.booleans() | st.floats() | st.text(max_size=10) | st.sampled_from(HOSTILE_TEXTS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -71,12 +71,12 @@ def _numbers(lowest: int, highest: int) -> st.SearchStrategy[int]:
     return st.sampled_from(edges) | st.integers(0, 300) | st.integers(lowest, highest)
 
 
-def one_in_turn(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
+def mixture(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
     """Each as often as it is named, whatever it consists of: `one_of` would count the parts of those that have some."""
     return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
 
 
-def _scalar(of: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
+def _scalar(of: FieldDescriptor, known: KnownValues) -> st.SearchStrategy[Any]:
     """Values for a field: mostly meaningful ones, where there are any."""
     is_text = of.cpp_type == FieldDescriptor.CPPTYPE_STRING
     named = [
@@ -84,7 +84,7 @@ def _scalar(of: FieldDescriptor, known: Known) -> st.SearchStrategy[Any]:
     ]  # names mean more than one thing
     meaningful = [*named, *([PLANTED] if of.name in _SECRET_FIELDS else [])]
     odd = _odd(of, meaningful)
-    return one_in_turn([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
+    return mixture([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
 
 
 def _odd(of: FieldDescriptor, meaningful: Sequence[Any]) -> st.SearchStrategy[Any]:
@@ -107,7 +107,7 @@ def _altered(text: str, at: int) -> str:
     return text[:at] + "A" + text[at + 1 :]
 
 
-def message(descriptor: Descriptor, known: Known, depth: int = 0) -> st.SearchStrategy[Message]:
+def message(descriptor: Descriptor, known: KnownValues, depth: int = 0) -> st.SearchStrategy[Message]:
     """Messages of this type; more often than not with all the fields that there are meaningful values for."""
     kind: Any = GetMessageClass(descriptor)
     drawn = {name: _field(of, known, depth) for name, of in descriptor.fields_by_name.items()}
@@ -119,7 +119,7 @@ def message(descriptor: Descriptor, known: Known, depth: int = 0) -> st.SearchSt
     return values.map(lambda given: kind(**given))
 
 
-def _field(of: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[Any] | None:
+def _field(of: FieldDescriptor, known: KnownValues, depth: int) -> st.SearchStrategy[Any] | None:
     """Values for a field; None where messages would lie too deep in each other."""
     if of.message_type is None:
         one = _scalar(of, known)
@@ -134,7 +134,7 @@ def _field(of: FieldDescriptor, known: Known, depth: int) -> st.SearchStrategy[A
     elif of.message_type.GetOptions().map_entry:
         kinds = of.message_type.fields_by_name
         return st.dictionaries(_scalar(kinds["key"], known), _scalar(kinds["value"], known), max_size=3)
-    elif depth < _DEEPEST:
+    elif depth < _MAX_DEPTH:
         one = message(of.message_type, known, depth + 1)
     else:
         return None
@@ -162,7 +162,7 @@ class RpcCase:
         return f"{self.method.name}({said!s:.600})"
 
 
-def rpc_cases(known: Known) -> st.SearchStrategy[RpcCase]:
+def rpc_cases(known: KnownValues) -> st.SearchStrategy[RpcCase]:
     """Calls of any method."""
 
     def of(method: MethodDescriptor) -> st.SearchStrategy[RpcCase]:
@@ -170,9 +170,9 @@ def rpc_cases(known: Known) -> st.SearchStrategy[RpcCase]:
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
         cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
-        return one_in_turn([*[whole] * 9, cut])
+        return mixture([*[whole] * 9, cut])
 
-    return one_in_turn(list(map(of, METHODS)))
+    return mixture(list(map(of, METHODS)))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:

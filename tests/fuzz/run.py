@@ -23,7 +23,7 @@ from tests.end_to_end.processes import ProcessSystem
 from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of
 from tests.fuzz import http
 from tests.fuzz.http import HttpCase, http_cases
-from tests.fuzz.messages import METHODS, PLANTED, Known, RpcCase, one_in_turn, rpc_cases
+from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, mixture, rpc_cases
 
 ROUND = 500
 """Cases between two looks at memory; before each round there is something to use and to break again."""
@@ -31,14 +31,14 @@ ROUND = 500
 BATCH = 5
 """Cases that are sent at once."""
 
-SETTINGS = {"SIDECAR_BODY_SECONDS": "0.2"}
+SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2"}
 """Of the server: a body that never comes is not waited for."""
 
 ALLOWED_GROWTH = 64 * 1024 * 1024
 DEADLINE = 60.0  # seconds for a call, on a machine that may be busy
 
 # Handlers of ours answer with none of these, whatever they are sent.
-OUR_FAULT = {
+SERVER_FAULTS = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DATA_LOSS,
@@ -46,7 +46,7 @@ OUR_FAULT = {
 }
 
 
-class Found(AssertionError):
+class Finding(AssertionError):
     """An answer that should not be."""
 
 
@@ -93,23 +93,23 @@ class Fuzzer:
         return kind(path)
 
     async def run(self, cases: int, seed: int, progress: Callable[[Report], None] = lambda _: None) -> Report:
-        """So many cases, the same for the same seed as far as the server's own tokens allow. Raises `Found`."""
+        """So many cases, the same for the same seed as far as the server's own tokens allow. Raises `Finding`."""
         loop = asyncio.get_running_loop()
         report = self._report
         while report.cases < cases:
-            known = await self._something_known()
+            known = await self._create_known_values()
             due = min(ROUND, cases - report.cases)
             await asyncio.to_thread(self._round, loop, known, due, seed + report.cases)
-            await self._is_alive()
+            await self._check_alive()
             report.memory_after = resident(self._system.command.process.pid)
             report.memory_before = report.memory_before or report.memory_after
             progress(report)
         return report
 
-    def _round(self, loop: asyncio.AbstractEventLoop, known: Known, cases: int, seed: int) -> None:
+    def _round(self, loop: asyncio.AbstractEventLoop, known: KnownValues, cases: int, seed: int) -> None:
         rpcs, requests = rpc_cases(known), http_cases(known)
         findings: list[Exception] = []
-        case = one_in_turn([rpcs, rpcs, rpcs, requests])
+        case = mixture([rpcs, rpcs, rpcs, requests])
 
         @hypothesis.seed(seed)
         @hypothesis.settings(
@@ -141,26 +141,26 @@ class Fuzzer:
             self._report.outcomes[outcome] += 1
 
     async def judge(self, case: RpcCase | HttpCase) -> str:
-        """Send it, and tell how it ended. Raises `Found`."""
+        """Send it, and tell how it ended. Raises `Finding`."""
         return await (self._judge_rpc(case) if isinstance(case, RpcCase) else self._judge_http(case))
 
     # --- gRPC --------------------------------------------------------------------------------------------------
 
     async def _judge_rpc(self, case: RpcCase) -> str:
         try:
-            answer = await self._answer(case)
+            response = await self._call(case)
         except grpc.aio.AioRpcError as error:
             self._judge_error(case, error)
             return error.code().name
         if case.method.name not in ("GetCredentials", "BatchGetCredentials", "WatchCredentials"):
-            self._has_no_secret(case, answer)
+            self._check_no_secret(case, response)
         return "OK"
 
-    async def _answer(self, case: RpcCase) -> bytes:
+    async def _call(self, case: RpcCase) -> bytes:
         call = self._calls[case.method.full_name]
         if not case.method.server_streaming:
-            answer: bytes = await call(case.request, timeout=DEADLINE)
-            return answer
+            response: bytes = await call(case.request, timeout=DEADLINE)
+            return response
         stream = call(case.request, timeout=DEADLINE)
         try:
             with suppress(TimeoutError):  # it waits for something to happen
@@ -172,51 +172,51 @@ class Fuzzer:
 
     def _judge_error(self, case: RpcCase, error: grpc.aio.AioRpcError) -> None:
         said = f"{error.details()} {error.trailing_metadata()}".encode()
-        self._has_no_secret(case, said)
+        self._check_no_secret(case, said)
         if not case.is_message and b"DecodeError" in said:
             return  # gRPC's own answer, before any handler of ours
-        if error.code() in OUR_FAULT:
-            raise Found(f"{error.code()} for {case!r}: {error.details()}")
+        if error.code() in SERVER_FAULTS:
+            raise Finding(f"{error.code()} for {case!r}: {error.details()}")
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # made for `grpc.Call`, of which it uses three methods
         info = error_details_pb2.ErrorInfo()
         if status is None or not any(detail.Unpack(info) for detail in status.details):
-            raise Found(f"{error.code()} without ErrorInfo for {case!r}: {error.details()}")
+            raise Finding(f"{error.code()} without ErrorInfo for {case!r}: {error.details()}")
 
     # --- HTTP --------------------------------------------------------------------------------------------------
 
     async def _judge_http(self, case: HttpCase) -> str:
         address = urlsplit(self._system.sidecar_url)
         try:
-            answer = await http.send(address.hostname or "", address.port or 0, case)
+            response = await http.send(address.hostname or "", address.port or 0, case)
         except TimeoutError:
-            raise Found(f"no end of the answer to {case!r}") from None
-        if answer.status >= 500 and answer.status != 503:
-            raise Found(f"HTTP {answer.status} for {case!r}: {answer.raw[:300]!r}")
-        self._has_no_secret(case, answer.raw)
-        is_ours = answer.status and b"Invalid HTTP request received" not in answer.raw
-        if is_ours and b"default-src 'none'" not in answer.raw:
-            raise Found(f"no policy for {case!r}: {answer.raw[:300]!r}")
-        return f"HTTP {answer.status}"
+            raise Finding(f"no end of the answer to {case!r}") from None
+        if response.status >= 500 and response.status != 503:
+            raise Finding(f"HTTP {response.status} for {case!r}: {response.raw[:300]!r}")
+        self._check_no_secret(case, response.raw)
+        is_ours = response.status and b"Invalid HTTP request received" not in response.raw
+        if is_ours and b"default-src 'none'" not in response.raw:
+            raise Finding(f"no policy for {case!r}: {response.raw[:300]!r}")
+        return f"HTTP {response.status}"
 
     # --- both --------------------------------------------------------------------------------------------------
 
-    def _has_no_secret(self, case: RpcCase | HttpCase, answer: bytes) -> None:
+    def _check_no_secret(self, case: RpcCase | HttpCase, response: bytes) -> None:
         for secret in (PLANTED, self._system.client_secret, *self._sandbox.issued):
-            if secret.encode() in answer:
-                raise Found(f"a secret in the answer to {case!r}")
+            if secret.encode() in response:
+                raise Finding(f"a secret in the answer to {case!r}")
 
-    async def _is_alive(self) -> None:
+    async def _check_alive(self) -> None:
         if self._system.command.process.poll() is not None:
-            raise Found(f"the server ended:\n{self._system.command.output[-3000:]}")
+            raise Finding(f"the server ended:\n{self._system.command.output[-3000:]}")
         if (await self._system.browser.get(f"{self._system.sidecar_url}/healthz")).status_code != 200:
-            raise Found("the sidecar is not alive")
-        if '"event": "fault"' in self._system.command.output:
-            raise Found("a fault is in the log")
+            raise Finding("the sidecar is not alive")
+        if '"event": "unhandled_exception"' in self._system.command.output:
+            raise Finding("a fault is in the log")
 
-    async def _something_known(self) -> Known:
+    async def _create_known_values(self) -> KnownValues:
         """Two users with integrations, and one of everything that is opaque; what a round broke is made anew."""
         system = self._system
-        self._sandbox.kill_grant("linus")
+        self._sandbox.revoke_grants("linus")
         ids = [
             await system.connect(user, account=account)
             for user, account in (("ada", "ada"), ("ada", "grace"), ("grace", "linus"))
@@ -225,14 +225,14 @@ class Fuzzer:
             user_id="ada", integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key
         )
         ids.append((await system.service.ConnectWithApiKey(key)).integration.integration_id)
-        begun = await system.begin()
-        arrived = query_of(await system.decide(begun))
+        connect_response = await system.begin()
+        arrived = query_of(await system.decide(connect_response))
         await system.follow(await system.decide(await system.begin(), account="ada"), BROWSER)
         page = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=1))
         types = await system.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
-        return Known(
+        return KnownValues(
             {
-                "integration_id": [*ids, begun.integration_id],
+                "integration_id": [*ids, connect_response.integration_id],
                 "integration_ids": ids,
                 "consumer": ["mail"],
                 "endpoint": ["app"],
@@ -250,10 +250,10 @@ class Fuzzer:
                     "sandbox_api_key",
                     *(info.integration_type for info in types.integration_types),
                 ],
-                "state": [begun.state, (await system.begin("grace")).state],
+                "state": [connect_response.state, (await system.begin("grace")).state],
                 "code": [arrived["code"]],
                 "iss": [arrived["iss"]],
-                "confirmation_token": [begun.state, page.next_page_token],
+                "confirmation_token": [connect_response.state, page.next_page_token],
                 "page_token": [page.next_page_token],
                 "scopes": ["read", "write"],
                 "required_scopes": ["read", "write"],

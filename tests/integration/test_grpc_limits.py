@@ -15,8 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from integration_server.lifecycle import GrpcLimits
 from integration_server.rpc.errors import ErrorInterceptor
-from integration_server.rpc.reading import ReadingInterceptor
-from tests.integration.providers.servers import certified
+from integration_server.rpc.request_reader import RequestReader
+from tests.integration.providers.socket_servers import server_tls
 
 DEADLINE = 20.0  # seconds; the machine may be busy
 SOON = timedelta(seconds=0.5)
@@ -39,16 +39,16 @@ class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has 
     """Counts the calls that are under way, and answers when it may."""
 
     def __init__(self) -> None:
-        self.under_way = 0
+        self.in_flight = 0
         self.most = 0
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
-        self.under_way += 1
-        self.most = max(self.most, self.under_way)
-        await self.may_answer.wait()
-        self.under_way -= 1
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        await self.may_respond.wait()
+        self.in_flight -= 1
         return health_pb2.HealthCheckResponse()
 
 
@@ -72,12 +72,12 @@ async def serving(
         await server.stop(grace=None)
 
 
-async def is_let_go(port: int, said: bytes, within: float) -> bool:
+async def is_disconnected(port: int, said: bytes, timeout: float) -> bool:
     """Whether the server ends a connection that says this and nothing more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(said)
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(timeout):
             with suppress(ConnectionError):
                 await reader.read()
         return True
@@ -105,28 +105,28 @@ async def is_served(port: int) -> bool:
 @pytest.mark.parametrize("said", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
 async def test_a_client_that_does_not_introduce_itself_is_let_go(said: bytes) -> None:
     async with serving(replace(LIMITS, handshake=SOON).options()) as port:
-        assert await is_let_go(port, said, DEADLINE)
+        assert await is_disconnected(port, said, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
-        assert not await is_let_go(port, said, 4 * SOON.total_seconds())
+        assert not await is_disconnected(port, said, 4 * SOON.total_seconds())
 
 
 async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path) -> None:
-    _, certificate = certified(tmp_path, "localhost")
+    _, certificate = server_tls(tmp_path, "localhost")
     pair = ((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())
     credentials = grpc.ssl_server_credentials([pair])
     async with serving(replace(LIMITS, handshake=SOON).options(), credentials=credentials) as port:
-        assert await is_let_go(port, HALF_A_HELLO, DEADLINE)
+        assert await is_disconnected(port, HALF_A_HELLO, DEADLINE)
     async with serving((), credentials=credentials) as port:
-        assert not await is_let_go(port, HALF_A_HELLO, 4 * SOON.total_seconds())
+        assert not await is_disconnected(port, HALF_A_HELLO, 4 * SOON.total_seconds())
 
 
 async def test_a_client_that_calls_nothing_is_let_go() -> None:
     async with serving(replace(LIMITS, connection_idle=SOON).options()) as port:
-        assert await is_let_go(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
+        assert await is_disconnected(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
-        assert not await is_let_go(port, PREFACE + EMPTY_SETTINGS, 4 * SOON.total_seconds())
+        assert not await is_disconnected(port, PREFACE + EMPTY_SETTINGS, 4 * SOON.total_seconds())
 
 
 async def test_a_client_that_was_let_go_comes_back_without_noticing() -> None:
@@ -148,24 +148,24 @@ def connected(port: int, count: int) -> ExitStack:
 async def test_a_connection_over_the_limit_is_closed_and_one_later_is_taken() -> None:
     async with serving(replace(LIMITS, connections=3).options()) as port:
         with connected(port, 3):
-            assert await is_let_go(port, b"", DEADLINE)
+            assert await is_disconnected(port, b"", DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
         with connected(port, 3):
-            assert not await is_let_go(port, b"", 2 * SOON.total_seconds())
+            assert not await is_disconnected(port, b"", 2 * SOON.total_seconds())
 
 
 @pytest.mark.parametrize(("streams", "most"), [(3, 3), (100, 10)], ids=["limited", "not"])
 async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams: int, most: int) -> None:
     servicer = Servicer()
-    servicer.may_answer.clear()
+    servicer.may_respond.clear()
     options = replace(LIMITS, streams_per_connection=streams).options()
     async with serving(options, servicer) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(10)]
-        while servicer.under_way < most:  # noqa: ASYNC110  # only the server knows
+        while servicer.in_flight < most:  # noqa: ASYNC110  # only the server knows
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        servicer.may_answer.set()
+        servicer.may_respond.set()
         await asyncio.gather(*calls)
     assert servicer.most == most
 
@@ -183,8 +183,8 @@ async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
     options = dict(replace(LIMITS, streams_per_connection=50).options()) | {"grpc.http.overload_protection": 1}
     async with serving(list(options.items())) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        assert any(isinstance(answer, grpc.aio.AioRpcError) for answer in answers)
+        responses = await asyncio.gather(*calls, return_exceptions=True)
+        assert any(isinstance(response, grpc.aio.AioRpcError) for response in responses)
 
 
 @pytest.mark.parametrize("length", [10_000, 15_000, 17_000, 30_000])
@@ -223,9 +223,9 @@ async def refusal(call: Any) -> grpc.StatusCode:
 
 
 async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
-    reading = ReadingInterceptor(within=timedelta(seconds=0.2))
+    request_reader = RequestReader(timeout=timedelta(seconds=0.2))
     async with (
-        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
         silent_caller(port) as begin,
         client(port) as check,
     ):
@@ -242,9 +242,9 @@ async def test_by_grpc_alone_it_is() -> None:
 
 
 async def test_only_so_many_slow_requests_are_waited_for() -> None:
-    reading = ReadingInterceptor(within=LONG, promptly=0.1, slow_at_once=2)
+    request_reader = RequestReader(timeout=LONG, slow_after=0.1, max_slow_requests=2)
     async with (
-        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
         silent_caller(port) as begin,
         client(port) as check,
     ):
@@ -264,9 +264,9 @@ async def test_only_so_many_slow_requests_are_waited_for() -> None:
 
 
 async def test_a_call_without_a_request_is_refused() -> None:
-    reading = ReadingInterceptor(within=LONG)
+    request_reader = RequestReader(timeout=LONG)
     async with (
-        serving([], interceptors=[ErrorInterceptor(), reading]) as port,
+        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         call: Any = channel.stream_unary("/grpc.health.v1.Health/Check")

@@ -10,14 +10,14 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from integration_server.sandbox import Behaviour, Drip, Fault, Hang, Reset, ResetMidway, Sandbox, run_sandbox
-from tests.unit.sandbox.application import Application, refusal
+from integration_server.sandbox import Behaviour, Fault, Hang, Reset, ResetMidway, Sandbox, SlowBody, run_sandbox
+from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 
 async def test_whole_life_of_a_connection() -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url) as http:
-        application = Application(http, sandbox)
+        application = OAuthClient(http, sandbox)
 
         callback = await application.authorize(account="grace", scope="read offline_access")
         assert callback["iss"] == base_url
@@ -26,8 +26,8 @@ async def test_whole_life_of_a_connection() -> None:
         second = (await application.refresh(first["refresh_token"])).json()
         assert (await application.userinfo(second["access_token"])).json()["sub"] == "grace"
 
-        assert refusal(await application.refresh(first["refresh_token"])) == (400, "invalid_grant")
-        assert refusal(await application.refresh(second["refresh_token"])) == (400, "invalid_grant")
+        assert error_of(await application.refresh(first["refresh_token"])) == (400, "invalid_grant")
+        assert error_of(await application.refresh(second["refresh_token"])) == (400, "invalid_grant")
 
         third = await application.connect()
         assert (await application.revoke(third["refresh_token"])).status_code == 200
@@ -46,32 +46,32 @@ async def test_whole_life_of_a_connection() -> None:
 async def test_fifty_exchanges_of_one_code_have_one_winner() -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url) as http:
-        application = Application(http, sandbox)
+        application = OAuthClient(http, sandbox)
         code = (await application.authorize())["code"]
 
-        answers = await asyncio.gather(*(application.exchange(code) for _ in range(50)))
+        responses = await asyncio.gather(*(application.exchange(code) for _ in range(50)))
 
-    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 49
+    assert sorted(response.status_code for response in responses) == [200] + [400] * 49
 
 
-@pytest.mark.parametrize("work_first", [False, True])
+@pytest.mark.parametrize("handle_first", [False, True])
 @pytest.mark.parametrize("fault", [Hang(), Reset()], ids=["hang", "reset"])
-async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault, work_first: bool) -> None:
+async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault, handle_first: bool) -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url, timeout=0.2) as http:
-        application = Application(http, sandbox)
+        application = OAuthClient(http, sandbox)
         tokens = await application.connect()
 
-        sandbox.behaviour = Behaviour(faults={"token": replace(fault, work_first=work_first)})
+        sandbox.behaviour = Behaviour(faults={"token": replace(fault, handle_first=handle_first)})
         with pytest.raises((httpx.ReadError, httpx.ReadTimeout)):
             await application.refresh(tokens["refresh_token"])
 
         sandbox.behaviour = Behaviour()
-        answer = await application.refresh(tokens["refresh_token"])
-        if work_first:
-            assert refusal(answer) == (400, "invalid_grant")
+        response = await application.refresh(tokens["refresh_token"])
+        if handle_first:
+            assert error_of(response) == (400, "invalid_grant")
         else:
-            assert answer.status_code == 200
+            assert response.status_code == 200
 
 
 async def test_resets_in_place_of_an_answer() -> None:
@@ -102,7 +102,7 @@ async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamReader) ->
         target.feed_data(chunk)
 
 
-@pytest.mark.parametrize("fault", [Hang(), Fault(delay=3600), Drip(pause=3600)], ids=["hang", "delay", "drip"])
+@pytest.mark.parametrize("fault", [Hang(), Fault(delay=3600), SlowBody(pause=3600)], ids=["hang", "delay", "drip"])
 async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_request_hangs(
     fault: Fault, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_status import rpc_status
 
-from integration_server.sidecar.connection import Connection
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.server import run_sidecar
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
 from integrations.v1.integration_service_pb2_grpc import (
@@ -45,14 +45,14 @@ class FakeIntegrations(IntegrationServiceServicer):
         self.seconds_left: list[float] = []
         self.failure: status_pb2.Status | None = None
         self.called = asyncio.Event()
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     async def HandleCallback(self, request: HandleCallbackRequest, context: Context) -> HandleCallbackResponse:
         self.callbacks.append(request)
         self.seconds_left.append(context.time_remaining() or 0)
         self.called.set()
-        await self.may_answer.wait()
+        await self.may_respond.wait()
         if self.failure is not None:
             status = rpc_status.to_status(self.failure)
             await context.abort(status.code, status.details, status.trailing_metadata)
@@ -80,7 +80,7 @@ class Backend:
 
 
 def sidecar(target: str, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[str]:
-    return run_sidecar(server=Connection(target), host=host, port=port, limits=USUAL, public_url=PUBLIC_URL)
+    return run_sidecar(server=ServerClient(target), host=host, port=port, limits=USUAL, public_url=PUBLIC_URL)
 
 
 @pytest.fixture
@@ -166,11 +166,11 @@ async def test_starts_before_its_server_and_finds_it_when_it_comes(backend: Back
         assert (live.status_code, ready.status_code, callback.status_code) == (200, 503, 503)
         assert callback.json() == {"success": False, "reason": "UNAVAILABLE", "message": "Service Unavailable"}
         async with backend.serving(target), asyncio.timeout(20):
-            await until_ready(client)
+            await wait_until_ready(client)
             assert (await client.get(CALLBACK, params=QUERY)).status_code == 200
 
 
-async def until_ready(client: httpx.AsyncClient) -> None:
+async def wait_until_ready(client: httpx.AsyncClient) -> None:
     while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # only asking can tell
         await asyncio.sleep(0.05)
 
@@ -221,7 +221,7 @@ async def test_serves_on_ipv6() -> None:
 
 
 async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend) -> None:
-    backend.integrations.may_answer.clear()
+    backend.integrations.may_respond.clear()
     async with backend.serving() as target, httpx.AsyncClient(trust_env=False) as client:
         running = sidecar(target)
         url = await running.__aenter__()
@@ -231,7 +231,7 @@ async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend)
         stopping = asyncio.create_task(running.__aexit__(None, None, None))
         await refuses_connections(url)
         assert not stopping.done()
-        backend.integrations.may_answer.set()
+        backend.integrations.may_respond.set()
 
         assert (await under_way).status_code == 303
         await stopping
@@ -297,16 +297,16 @@ async def test_what_is_no_request_of_ours_is_refused_and_the_next_one_served(
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request_bytes)
     async with asyncio.timeout(5):
-        answer = await reader.read()
+        response = await reader.read()
     writer.close()
     await writer.wait_closed()
 
-    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert response.startswith(b"HTTP/1.1 400 ")
     assert (await client.get("/healthz")).status_code == 200
 
 
 def test_runs_on_uvloop_too() -> None:
-    async def story() -> int:
+    async def scenario() -> int:
         backend = Backend()
         async with (
             backend.serving() as target,
@@ -316,4 +316,4 @@ def test_runs_on_uvloop_too() -> None:
             return (await client.get(url + CALLBACK, params=QUERY, headers=BROWSER)).status_code
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(story()) == 303
+        assert runner.run(scenario()) == 303

@@ -17,7 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from integration_server.sidecar.app import create_app
-from integration_server.sidecar.connection import Connection
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from tests.fakes.limits import USUAL
@@ -30,13 +30,13 @@ ANSWERED = b"HTTP/1.1 405 "  # to a POST of /healthz that came whole
 
 
 @dataclass
-class Talk:
+class RawConnection:
     """A connection of a client that writes what it likes, when it likes."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def say(self, data: bytes) -> None:
+    async def send(self, data: bytes) -> None:
         self.writer.write(data)
         with suppress(OSError):  # the server may have had enough
             await self.writer.drain()
@@ -44,10 +44,10 @@ class Talk:
     async def drip(self, data: bytes, every: float = 0.05) -> NoReturn:
         """Say something again and again."""
         while True:
-            await self.say(data)
+            await self.send(data)
             await asyncio.sleep(every)
 
-    async def answer(self) -> bytes:
+    async def response(self) -> bytes:
         """The head of one answer; its body is read too."""
         async with asyncio.timeout(DEADLINE):
             head = await self.reader.readuntil(b"\r\n\r\n")
@@ -55,7 +55,7 @@ class Talk:
             await self.reader.readexactly(length)
             return head
 
-    async def heard(self) -> bytes:
+    async def received(self) -> bytes:
         """All that the server says until it closes."""
         async with asyncio.timeout(DEADLINE):
             with suppress(ConnectionError):
@@ -63,14 +63,14 @@ class Talk:
             return b""
 
 
-Attack = Callable[[Talk], Awaitable[None]]
+Attack = Callable[[RawConnection], Awaitable[None]]
 
 
 @asynccontextmanager
-async def talking(port: int) -> AsyncIterator[Talk]:
+async def connect(port: int) -> AsyncIterator[RawConnection]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        yield Talk(reader, writer)
+        yield RawConnection(reader, writer)
     finally:
         writer.transport.abort()
 
@@ -79,7 +79,7 @@ async def talking(port: int) -> AsyncIterator[Talk]:
 async def limited(limits: HttpLimits) -> AsyncIterator[int]:
     """The sidecar; yields its port."""
     async with run_sidecar(
-        server=Connection("127.0.0.1:1"), host="127.0.0.1", port=0, limits=limits, public_url=""
+        server=ServerClient("127.0.0.1:1"), host="127.0.0.1", port=0, limits=limits, public_url=""
     ) as url:
         yield httpx.URL(url).port or 0
 
@@ -119,52 +119,52 @@ async def is_served(port: int) -> bool:
 # --- slow and silent clients ---------------------------------------------------------------------------------------
 
 
-async def say_nothing(talk: Talk) -> None:
+async def send_nothing(connection: RawConnection) -> None:
     """Connect, and that is all."""
 
 
-async def begin(talk: Talk) -> None:
-    await talk.say(b"GET /heal")
+async def begin(connection: RawConnection) -> None:
+    await connection.send(b"GET /heal")
 
 
-async def drip_headers(talk: Talk) -> None:
-    await talk.say(GET)
-    await talk.drip(b"X: y\r\n")
+async def drip_headers(connection: RawConnection) -> None:
+    await connection.send(GET)
+    await connection.drip(b"X: y\r\n")
 
 
-async def drip_second_head(talk: Talk) -> None:
-    await talk.say(GET + b"\r\n")
-    await talk.drip(b"G")
+async def drip_second_head(connection: RawConnection) -> None:
+    await connection.send(GET + b"\r\n")
+    await connection.drip(b"G")
 
 
-async def stop_in_body(talk: Talk) -> None:
-    await talk.say(POST + b"Content-Length: 1000\r\n\r\nx")
+async def stop_in_body(connection: RawConnection) -> None:
+    await connection.send(POST + b"Content-Length: 1000\r\n\r\nx")
 
 
-async def stop_in_body_to_a_head(talk: Talk) -> None:
-    await talk.say(b"HEAD /healthz HTTP/1.1\r\nHost: sidecar\r\nContent-Length: 1000\r\n\r\nx")
+async def stop_in_body_to_a_head(connection: RawConnection) -> None:
+    await connection.send(b"HEAD /healthz HTTP/1.1\r\nHost: sidecar\r\nContent-Length: 1000\r\n\r\nx")
 
 
-async def drip_body(talk: Talk) -> None:
-    await talk.say(POST + b"Content-Length: 100000\r\n\r\n")
-    await talk.drip(b"x")
+async def drip_body(connection: RawConnection) -> None:
+    await connection.send(POST + b"Content-Length: 100000\r\n\r\n")
+    await connection.drip(b"x")
 
 
-async def drip_chunks(talk: Talk) -> None:
-    await talk.say(POST + b"Transfer-Encoding: chunked\r\n\r\n")
-    await talk.drip(b"1\r\nx\r\n")
+async def drip_chunks(connection: RawConnection) -> None:
+    await connection.send(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    await connection.drip(b"1\r\nx\r\n")
 
 
 DRIPPING = [drip_headers, drip_second_head, drip_body, drip_chunks]
-SLOW = [say_nothing, begin, stop_in_body, stop_in_body_to_a_head, *DRIPPING]
+SLOW = [send_nothing, begin, stop_in_body, stop_in_body_to_a_head, *DRIPPING]
 
 
 async def while_attacked(port: int, attack: Attack) -> bytes:
     """What an attacker hears until the connection is closed."""
-    async with talking(port) as talk:
-        attacking = asyncio.ensure_future(attack(talk))
+    async with connect(port) as connection:
+        attacking = asyncio.ensure_future(attack(connection))
         try:
-            return await talk.heard()
+            return await connection.received()
         finally:
             attacking.cancel()
             await asyncio.gather(attacking, return_exceptions=True)
@@ -172,11 +172,11 @@ async def while_attacked(port: int, attack: Attack) -> bytes:
 
 @pytest.mark.parametrize("attack", SLOW)
 async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
-    async with limited(replace(USUAL, head_time=SOON, body_time=SOON)) as port:
-        heard = await while_attacked(port, attack)
+    async with limited(replace(USUAL, header_timeout=SOON, body_timeout=SOON)) as port:
+        received = await while_attacked(port, attack)
         # Whoever goes on talking to a closed connection loses what it has not read yet.
-        is_told = b"HTTP/1.1 408 " in heard and b"Content-Security-Policy: default-src 'none'" in heard
-        assert is_told or (attack in DRIPPING and heard == b"")
+        has_status = b"HTTP/1.1 408 " in received and b"Content-Security-Policy: default-src 'none'" in received
+        assert has_status or (attack in DRIPPING and received == b"")
         assert await is_served(port)
 
 
@@ -189,52 +189,52 @@ async def test_uvicorn_alone_would_wait_for_it(attack: Attack) -> None:
 
 
 async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> None:
-    async with limited(USUAL) as port, talking(port) as talk:
+    async with limited(USUAL) as port, connect(port) as connection:
         for part in (POST[:10], POST[10:], b"Content-Length: 4\r\n", b"Connection: close\r\n\r\n", b"a", b"b", b"cd"):
-            await talk.say(part)
+            await connection.send(part)
             await asyncio.sleep(0.01)
-        assert (await talk.heard()).startswith(ANSWERED)
+        assert (await connection.received()).startswith(ANSWERED)
 
 
 async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_head_has() -> None:
-    async with limited(replace(USUAL, head_time=SOON, answer_time=SOON)) as port, talking(port) as talk:
+    async with limited(replace(USUAL, header_timeout=SOON, response_timeout=SOON)) as port, connect(port) as connection:
         for _ in range(3):
-            await talk.say(GET + b"\r\n")
-            assert (await talk.answer()).startswith(b"HTTP/1.1 200 ")
+            await connection.send(GET + b"\r\n")
+            assert (await connection.response()).startswith(b"HTTP/1.1 200 ")
             await asyncio.sleep(3 * SOON.total_seconds())
 
 
 async def test_a_connection_without_a_next_request_is_closed() -> None:
-    async with limited(replace(USUAL, idle_time=timedelta(seconds=1))) as port, talking(port) as talk:
-        await talk.say(GET + b"\r\n")
-        assert (await talk.heard()).startswith(b"HTTP/1.1 200 ")
+    async with limited(replace(USUAL, keepalive_timeout=timedelta(seconds=1))) as port, connect(port) as connection:
+        await connection.send(GET + b"\r\n")
+        assert (await connection.received()).startswith(b"HTTP/1.1 200 ")
 
 
-async def read_nothing(talk: Talk) -> None:
+async def read_nothing(connection: RawConnection) -> None:
     """Ask and ask, and never listen to the answers."""
-    talk.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    talk.reader._transport.pause_reading()  # type: ignore[attr-defined]  # there is no other way not to listen
-    await talk.drip(200 * (GET + b"\r\n"), every=0)
+    connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.reader._transport.pause_reading()  # type: ignore[attr-defined]  # there is no other way not to listen
+    await connection.drip(200 * (GET + b"\r\n"), every=0)
 
 
 async def test_requests_sent_at_once_have_their_time_each() -> None:
     """As many as take several times as long together as one may."""
-    answer_time = timedelta(seconds=0.25)
-    async with limited(replace(USUAL, answer_time=answer_time)) as port, talking(port) as talk:
+    response_timeout = timedelta(seconds=0.25)
+    async with limited(replace(USUAL, response_timeout=response_timeout)) as port, connect(port) as connection:
         started = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() - started < 4 * answer_time.total_seconds():
-            await talk.say(500 * (GET + b"\r\n"))
+        while asyncio.get_running_loop().time() - started < 4 * response_timeout.total_seconds():
+            await connection.send(500 * (GET + b"\r\n"))
             for _ in range(500):
-                await talk.answer()
+                await connection.response()
 
 
 async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
     """Whether the attacker's connection is still there after so long."""
-    async with talking(port) as talk:
-        attacking = asyncio.ensure_future(attack(talk))
+    async with connect(port) as connection:
+        attacking = asyncio.ensure_future(attack(connection))
         try:
             async with asyncio.timeout(seconds):
-                while not talk.writer.is_closing():  # noqa: ASYNC110  # it is closed from the other side
+                while not connection.writer.is_closing():  # noqa: ASYNC110  # it is closed from the other side
                     await asyncio.sleep(0.05)
             return False
         except TimeoutError:
@@ -245,7 +245,7 @@ async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
 
 
 async def test_a_client_that_does_not_listen_is_let_go() -> None:
-    async with limited(replace(USUAL, answer_time=SOON)) as port:
+    async with limited(replace(USUAL, response_timeout=SOON)) as port:
         assert not await connections_after(port, read_nothing, DEADLINE)
         assert await is_served(port)
 
@@ -260,24 +260,24 @@ async def test_uvicorn_alone_would_keep_it() -> None:
 
 async def test_a_new_client_takes_the_place_of_the_one_that_has_been_silent_for_longest() -> None:
     async with limited(replace(USUAL, connections=5)) as port, AsyncExitStack() as stack:
-        silent = [await stack.enter_async_context(talking(port)) for _ in range(20)]
+        silent = [await stack.enter_async_context(connect(port)) for _ in range(20)]
         for _ in range(3):
             assert await is_served(port)
-        assert [await talk.heard() for talk in silent[:16]] == [b""] * 16
+        assert [await connection.received() for connection in silent[:16]] == [b""] * 16
 
 
 async def test_where_none_is_silent_a_new_one_is_told_to_come_again() -> None:
     async with limited(replace(USUAL, connections=3)) as port, AsyncExitStack() as stack:
-        busy = [await stack.enter_async_context(talking(port)) for _ in range(3)]
-        for talk in busy:
-            await talk.say(POST + b"Content-Length: 2\r\nConnection: close\r\n\r\na")
+        busy = [await stack.enter_async_context(connect(port)) for _ in range(3)]
+        for connection in busy:
+            await connection.send(POST + b"Content-Length: 2\r\nConnection: close\r\n\r\na")
         await asyncio.sleep(0.2)
 
-        async with talking(port) as one_more:
-            assert (await one_more.heard()).startswith(b"HTTP/1.1 503 ")
-        for talk in busy:
-            await talk.say(b"b")
-            assert (await talk.heard()).startswith(ANSWERED)
+        async with connect(port) as one_more:
+            assert (await one_more.received()).startswith(b"HTTP/1.1 503 ")
+        for connection in busy:
+            await connection.send(b"b")
+            assert (await connection.received()).startswith(ANSWERED)
         assert await is_served(port)
 
 
@@ -299,16 +299,16 @@ TOO_LARGE = {
 @pytest.mark.parametrize("name", TOO_LARGE)
 async def test_what_is_too_large_is_refused(name: str) -> None:
     request, statuses = TOO_LARGE[name]
-    async with limited(replace(USUAL, body_time=timedelta(seconds=2))) as port, talking(port) as talk:
-        await talk.say(request)
+    async with limited(replace(USUAL, body_timeout=timedelta(seconds=2))) as port, connect(port) as connection:
+        await connection.send(request)
         async with asyncio.timeout(DEADLINE):
-            answer = await talk.reader.readline()
-        assert int(answer.split()[1]) in statuses
+            response = await connection.reader.readline()
+        assert int(response.split()[1]) in statuses
         assert await is_served(port)
 
 
 async def test_an_expected_body_that_is_too_large_is_not_asked_for() -> None:
-    async with limited(USUAL) as port, talking(port) as talk:
-        await talk.say(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
+    async with limited(USUAL) as port, connect(port) as connection:
+        await connection.send(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
         async with asyncio.timeout(DEADLINE):
-            assert (await talk.reader.readline()).startswith(b"HTTP/1.1 413 ")
+            assert (await connection.reader.readline()).startswith(b"HTTP/1.1 413 ")

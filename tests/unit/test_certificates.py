@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from integration_server.pem import certificate_problems, pair_problems
-from integration_server.reloading import Unusable
-from integration_server.rpc.certificates import ServerCertificates
-from integration_server.sidecar.connection import Connection, Papers
+from integration_server.hot_reload import InvalidFile
+from integration_server.pem_validation import certificate_problems, pair_problems
+from integration_server.rpc.tls import ReloadingServerCredentials
+from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
 from tools import certificates
 from tools.certificates import FILES, SERVER, Authority, replace, write
 
@@ -89,18 +89,18 @@ def test_a_server_or_sidecar_does_not_begin_with_files_that_will_not_do(tmp_path
     certificate.write_bytes(pair.certificate)
     key.write_bytes(Authority().issue(SERVER).key)
     authority.write_bytes(b"no")
-    told = {f"{key}: is not the key of {certificate}", f"{authority}: is not a certificate in PEM"}
-    with pytest.raises(Unusable) as server:
-        ServerCertificates(certificate, key, authority)
-    assert set(server.value.problems) == told
-    with pytest.raises(Unusable) as sidecar:
-        Connection("127.0.0.1:0", Papers(authority, certificate, key))
-    assert set(sidecar.value.problems) == told
+    problems = {f"{key}: is not the key of {certificate}", f"{authority}: is not a certificate in PEM"}
+    with pytest.raises(InvalidFile) as server:
+        ReloadingServerCredentials(certificate, key, authority)
+    assert set(server.value.problems) == problems
+    with pytest.raises(InvalidFile) as sidecar:
+        ServerClient("127.0.0.1:0", TlsFiles(authority, certificate, key))
+    assert set(sidecar.value.problems) == problems
 
 
 @pytest.mark.parametrize("token", [b"", b"\n", b"a\nb", b"\xff"])
 def test_a_token_is_one_line(tmp_path: Path, token: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(token)
-    with pytest.raises(Unusable, match="is not a token"):
-        Connection("127.0.0.1:0", Papers(token=path))
+    with pytest.raises(InvalidFile, match="is not a token"):
+        ServerClient("127.0.0.1:0", TlsFiles(token=path))

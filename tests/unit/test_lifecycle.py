@@ -5,7 +5,7 @@ import resource
 import pytest
 import structlog
 
-from integration_server.lifecycle import raise_open_files, share_of_files
+from integration_server.lifecycle import cap_to_fd_limit, raise_fd_limit
 
 INFINITY = resource.RLIM_INFINITY
 
@@ -22,21 +22,21 @@ def files(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 def test_connections_that_fit_are_all_allowed(files: list[tuple[int, int]]) -> None:
     with structlog.testing.capture_logs() as lines:
-        assert share_of_files(512, 1 / 2, setting="GRPC_MAX_CONNECTIONS") == 512
+        assert cap_to_fd_limit(512, 1 / 2, setting="GRPC_MAX_CONNECTIONS") == 512
     assert lines == []
 
 
 def test_more_are_cut_to_their_share_which_is_told(files: list[tuple[int, int]]) -> None:
     with structlog.testing.capture_logs() as lines:
-        assert share_of_files(1000, 1 / 2, setting="GRPC_MAX_CONNECTIONS") == 512
+        assert cap_to_fd_limit(1000, 1 / 2, setting="GRPC_MAX_CONNECTIONS") == 512
     (line,) = lines
-    assert (line["event"], line["setting"]) == ("few_open_files", "GRPC_MAX_CONNECTIONS")
+    assert (line["event"], line["setting"]) == ("fd_limit_low", "GRPC_MAX_CONNECTIONS")
     assert (line["connections"], line["allowed"], line["open_files"]) == (1000, 512, 1024)
 
 
 def test_without_a_limit_to_files_there_is_no_share(files: list[tuple[int, int]]) -> None:
     files.append((INFINITY, INFINITY))
-    assert share_of_files(1_000_000, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS") == 1_000_000
+    assert cap_to_fd_limit(1_000_000, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS") == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -53,5 +53,5 @@ def test_the_soft_limit_is_raised_as_far_as_it_may(
     files: list[tuple[int, int]], before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     files.append(before)
-    raise_open_files()
+    raise_fd_limit()
     assert files[-1] == after

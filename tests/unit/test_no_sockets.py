@@ -36,10 +36,10 @@ def look_up() -> None:
     socket.getaddrinfo("localhost", 0)
 
 
-@pytest.mark.parametrize("reach", [bind, connect, connect_ex, create_connection, look_up])
-def test_reaching_for_the_network_is_refused(reach: Callable[[], None]) -> None:
+@pytest.mark.parametrize("operation", [bind, connect, connect_ex, create_connection, look_up])
+def test_reaching_for_the_network_is_refused(operation: Callable[[], None]) -> None:
     with pytest.raises(SocketOpenedInUnitTest):
-        reach()
+        operation()
 
 
 def test_without_the_guard_the_same_bind_succeeds() -> None:

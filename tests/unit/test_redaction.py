@@ -17,7 +17,7 @@ import structlog
 
 from integration_server import redaction
 from integration_server.logs import configure_logging
-from integration_server.redaction import REDACTED, exception_without_words, redact, redact_text
+from integration_server.redaction import REDACTED, redact, redact_text, strip_exception_text
 
 RANDOM = "Zx9" + secrets.token_urlsafe(24).replace("-", "a").replace("_", "b")
 HEX = os.urandom(16).hex()
@@ -155,7 +155,7 @@ MOST = 24
     ],
 )  # fmt: skip
 def test_a_text_is_read_once(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    monkeypatch.setattr(redaction, "_MAX_LENGTH", sys.maxsize)
     assert growth(unit) < MOST
 
 
@@ -180,7 +180,7 @@ def test_without_its_defence_a_text_is_read_once_for_each_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The twins."""
-    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    monkeypatch.setattr(redaction, "_MAX_LENGTH", sys.maxsize)
     assert growth(unit, length) < MOST
     monkeypatch.setattr(redaction, name, undefended(getattr(redaction, name)))
     assert growth(unit, length) > MOST
@@ -192,7 +192,7 @@ def test_of_a_long_text_the_beginning_stays_and_how_long_it_was(monkeypatch: pyt
     assert kept.startswith("so it begins, and goes on ")
     assert kept.endswith(f"[cut: {len(text)} characters]")
     assert len(kept) < 17 * 1024
-    monkeypatch.setattr(redaction, "_LONGEST", sys.maxsize)
+    monkeypatch.setattr(redaction, "_MAX_LENGTH", sys.maxsize)
     assert redact_text(text) == text
 
 
@@ -200,7 +200,7 @@ def test_of_a_long_text_the_beginning_stays_and_how_long_it_was(monkeypatch: pyt
 def test_no_half_of_a_secret_is_left_where_a_text_is_cut(around: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"before {around.format(RANDOM)}"
     cut = text.index(RANDOM) + 7
-    monkeypatch.setattr(redaction, "_LONGEST", cut)
+    monkeypatch.setattr(redaction, "_MAX_LENGTH", cut)
     assert redact_text(text) == f"before [cut: {len(text)} characters]"
     assert redact_text("x" * 100) == "[cut: 100 characters]"
     assert RANDOM[:7] in redact_text(text[:cut])  # the twin: cut where the limit happens to be
@@ -288,10 +288,10 @@ GIVEN: dict[str, Callable[[ValueError], Any]] = {
 @pytest.mark.parametrize("give", GIVEN.values(), ids=GIVEN)
 def test_of_an_exception_kind_and_place_are_logged(give: Callable[[ValueError], Any]) -> None:
     error = failed("choked on what-it-got")
-    line = logged({"exc_info": give(error)}, exception_without_words, redact)
+    line = logged({"exc_info": give(error)}, strip_exception_text, redact)
     assert "what-it-got" not in line
     assert json.loads(line)["kind"] == "ValueError"
-    assert "test_redaction.py" in json.loads(line)["place"]
+    assert "test_redaction.py" in json.loads(line)["stack"]
     assert "what-it-got" in logged({"exc_info": give(error)})
 
 
@@ -299,10 +299,10 @@ def test_the_exception_at_hand_is_meant_by_true() -> None:
     try:
         raise ValueError(f"choked on {RANDOM}")
     except ValueError:
-        line = logged({"exc_info": True}, exception_without_words)
+        line = logged({"exc_info": True}, strip_exception_text)
     assert json.loads(line)["kind"] == "ValueError"
     assert RANDOM not in line
-    assert json.loads(logged({"exc_info": True}, exception_without_words)) == {"event": "happened"}
+    assert json.loads(logged({"exc_info": True}, strip_exception_text)) == {"event": "happened"}
 
 
 # --- as the process logs -------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_a_key_is_all_that_production_needs() -> None:
     settings = Settings.from_environment(PRODUCTION)
     assert settings.encryption_key == KEY_BYTES
     assert not settings.dev_mode
-    assert settings.direct_completion is False
+    assert settings.skip_confirmation is False
     assert settings.grpc_address == Address("127.0.0.1", 50051)
     assert settings.public_url == "http://127.0.0.1:8080"
     assert settings.refresh_buffer == timedelta(minutes=5)
@@ -55,14 +55,14 @@ def test_sizes_have_limits() -> None:
 def test_dev_mode_needs_nothing() -> None:
     settings = Settings.from_environment(DEV)
     assert settings.encryption_key is None
-    assert settings.direct_completion is True
+    assert settings.skip_confirmation is True
 
 
 @pytest.mark.parametrize("dev_mode", ["true", "false"])
 @pytest.mark.parametrize("direct", [True, False])
 def test_direct_completion_can_be_said(dev_mode: str, direct: bool) -> None:
-    environment = {**PRODUCTION, "DEV_MODE": dev_mode, "DIRECT_COMPLETION": str(direct)}
-    assert Settings.from_environment(environment).direct_completion is direct
+    environment = {**PRODUCTION, "DEV_MODE": dev_mode, "SKIP_CONFIRMATION": str(direct)}
+    assert Settings.from_environment(environment).skip_confirmation is direct
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -76,7 +76,7 @@ def test_all_problems_are_told_at_once() -> None:
             "ALLOWED_REDIRECT_URIS": "https://app.example/ok, /relative",
             "ALLOWED_RETURN_URLS": "http://app.example",
             "PROVIDERS_DIR": "not/a/directory",
-            "DIRECT_COMPLETION": "perhaps",
+            "SKIP_CONFIRMATION": "perhaps",
             "LOG_LEVEL": "LOUD",
             "REFRESH_BUFFER_SECONDS": "-1",
             "REVOCATION_GIVE_UP_HOURS": "0",
@@ -85,7 +85,7 @@ def test_all_problems_are_told_at_once() -> None:
             "SHUTDOWN_GRACE_SECONDS": "soon",
             "CALLER_MAX_CONCURRENCY": "0",
             "GRPC_MAX_CONNECTIONS": "many",
-            "SIDECAR_BODY_SECONDS": "0",
+            "SIDECAR_BODY_TIMEOUT_SECONDS": "0",
         }
     )
     assert names_of(problems) == [
@@ -97,7 +97,7 @@ def test_all_problems_are_told_at_once() -> None:
         "ALLOWED_REDIRECT_URIS",
         "ALLOWED_RETURN_URLS",
         "PROVIDERS_DIR",
-        "DIRECT_COMPLETION",
+        "SKIP_CONFIRMATION",
         "LOG_LEVEL",
         "REFRESH_BUFFER_SECONDS",
         "PROVIDER_TIMEOUT_SECONDS",
@@ -106,7 +106,7 @@ def test_all_problems_are_told_at_once() -> None:
         "SHUTDOWN_GRACE_SECONDS",
         "CALLER_MAX_CONCURRENCY",
         "GRPC_MAX_CONNECTIONS",
-        "SIDECAR_BODY_SECONDS",
+        "SIDECAR_BODY_TIMEOUT_SECONDS",
     ]
 
 
@@ -301,12 +301,17 @@ LIMITS = [
         "GRPC_MAX_MESSAGE_BYTES",
         "GRPC_MAX_METADATA_BYTES",
         "GRPC_HANDSHAKE_SECONDS",
-        "GRPC_MESSAGE_SECONDS",
+        "GRPC_READ_TIMEOUT_SECONDS",
         "GRPC_CONNECTION_IDLE_SECONDS",
     ),
-    *("GRPC_CONNECTION_AGE_SECONDS", "SIDECAR_MAX_CONNECTIONS", "SIDECAR_MAX_BODY_BYTES", "SIDECAR_HEAD_SECONDS"),
-    *("SIDECAR_BODY_SECONDS", "SIDECAR_IDLE_SECONDS", "PROVIDER_CALL_SECONDS", "PROVIDER_CALL_MAX_REQUEST_BYTES"),
-    "PROVIDER_CALL_MAX_ANSWER_BYTES",
+    *(
+        "GRPC_CONNECTION_AGE_SECONDS",
+        "SIDECAR_MAX_CONNECTIONS",
+        "SIDECAR_MAX_BODY_BYTES",
+        "SIDECAR_HEADER_TIMEOUT_SECONDS",
+    ),
+    *("SIDECAR_BODY_TIMEOUT_SECONDS", "SIDECAR_KEEPALIVE_SECONDS", "PROXY_TIMEOUT_SECONDS", "PROXY_MAX_REQUEST_BYTES"),
+    "PROXY_MAX_RESPONSE_BYTES",
 ]
 
 
@@ -326,16 +331,16 @@ def test_a_limits_default_is_told_where_settings_are_listed(name: str) -> None:
 
 def test_a_providers_answer_fits_into_a_message() -> None:
     small = Settings.from_environment({**PRODUCTION, "GRPC_MAX_MESSAGE_BYTES": "262144"})
-    assert small.largest_answer == 262144 - 131072
-    assert Settings.from_environment(PRODUCTION).largest_answer == 2 * 1024 * 1024
+    assert small.max_response_bytes == 262144 - 131072
+    assert Settings.from_environment(PRODUCTION).max_response_bytes == 2 * 1024 * 1024
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://cache:6379", "redis://", "memcached://cache:11211"])
 def test_budgets_are_shared_over_redis(url: str) -> None:
-    problems = problems_of({**PRODUCTION, "RATE_LIMIT_URL": url})
-    assert names_of(problems) == ["RATE_LIMIT_URL"]
-    good = Settings.from_environment({**PRODUCTION, "RATE_LIMIT_URL": "rediss://:pa55word@cache:6379/1"})
-    assert good.rate_limit_url == "rediss://:pa55word@cache:6379/1"
+    problems = problems_of({**PRODUCTION, "RATE_LIMIT_REDIS_URL": url})
+    assert names_of(problems) == ["RATE_LIMIT_REDIS_URL"]
+    good = Settings.from_environment({**PRODUCTION, "RATE_LIMIT_REDIS_URL": "rediss://:pa55word@cache:6379/1"})
+    assert good.rate_limit_redis_url == "rediss://:pa55word@cache:6379/1"
     assert "pa55word" not in repr(good)
 
 
@@ -389,7 +394,7 @@ def files(tmp_path: Path) -> Files:
 def test_with_certificates_the_server_may_listen_anywhere(files: Files) -> None:
     settings = Settings.from_environment({**files.certificates, "GRPC_ADDRESS": "0.0.0.0:50051"})
     assert settings.authenticates_callers
-    assert not settings.health_open
+    assert not settings.health_allow_unauthenticated
     assert settings.jwt_leeway == timedelta(seconds=30)
 
 
@@ -402,7 +407,7 @@ def test_tokens_in_the_clear_stay_on_loopback(files: Files) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "reported"),
     [
         ("TLS_KEY_FILE", {"TLS_KEY_FILE"}),
         ("TLS_CERT_FILE", {"TLS_KEY_FILE", "TLS_CLIENT_CA_FILE"}),
@@ -413,13 +418,13 @@ def test_tokens_in_the_clear_stay_on_loopback(files: Files) -> None:
         ("SIDECAR_TLS_KEY_FILE", {"SIDECAR_TLS_KEY_FILE"}),
     ],
 )
-def test_mutual_tls_is_whole(files: Files, missing: str, told: set[str]) -> None:
+def test_mutual_tls_is_whole(files: Files, missing: str, reported: set[str]) -> None:
     environment = {name: value for name, value in files.certificates.items() if name != missing}
-    assert set(names_of(problems_of(environment))) == told
+    assert set(names_of(problems_of(environment))) == reported
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "reported"),
     [
         ("JWT_JWKS", {"JWT_ISSUER", "JWT_AUDIENCE", "POLICY_FILE"}),
         ("JWT_ISSUER", {"JWT_ISSUER"}),
@@ -428,9 +433,9 @@ def test_mutual_tls_is_whole(files: Files, missing: str, told: set[str]) -> None
         ("SIDECAR_TOKEN_FILE", {"SIDECAR_TOKEN_FILE"}),
     ],
 )
-def test_an_issuer_of_tokens_is_whole(files: Files, missing: str, told: set[str]) -> None:
+def test_an_issuer_of_tokens_is_whole(files: Files, missing: str, reported: set[str]) -> None:
     environment = {name: value for name, value in files.tokens.items() if name != missing}
-    assert set(names_of(problems_of(environment))) == told
+    assert set(names_of(problems_of(environment))) == reported
 
 
 def test_users_and_services_can_be_told_apart(files: Files) -> None:

@@ -368,22 +368,22 @@ class ListWebhookEventsResponse(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[_webhook_pb2.WebhookEvent, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class AckWebhookEventsRequest(_message.Message):
-    __slots__ = ("integration_id", "user_id", "consumer", "number")
+    __slots__ = ("integration_id", "user_id", "consumer", "through_number")
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     CONSUMER_FIELD_NUMBER: _ClassVar[int]
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_NUMBER_FIELD_NUMBER: _ClassVar[int]
     integration_id: int
     user_id: str
     consumer: str
-    number: int
-    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., consumer: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+    through_number: int
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., consumer: _Optional[str] = ..., through_number: _Optional[int] = ...) -> None: ...
 
 class AckWebhookEventsResponse(_message.Message):
-    __slots__ = ("number",)
-    NUMBER_FIELD_NUMBER: _ClassVar[int]
-    number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    __slots__ = ("through_number",)
+    THROUGH_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    through_number: int
+    def __init__(self, through_number: _Optional[int] = ...) -> None: ...
 
 class GetWebhookEndpointRequest(_message.Message):
     __slots__ = ("integration_id", "user_id")
@@ -394,38 +394,38 @@ class GetWebhookEndpointRequest(_message.Message):
     def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ...) -> None: ...
 
 class GetWebhookEndpointResponse(_message.Message):
-    __slots__ = ("webhook_url", "has_secret", "set_time", "former_expire_time")
+    __slots__ = ("webhook_url", "has_secret", "secret_set_time", "previous_expire_time")
     WEBHOOK_URL_FIELD_NUMBER: _ClassVar[int]
     HAS_SECRET_FIELD_NUMBER: _ClassVar[int]
-    SET_TIME_FIELD_NUMBER: _ClassVar[int]
-    FORMER_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SECRET_SET_TIME_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     webhook_url: str
     has_secret: bool
-    set_time: _timestamp_pb2.Timestamp
-    former_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, webhook_url: _Optional[str] = ..., has_secret: _Optional[bool] = ..., set_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., former_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    secret_set_time: _timestamp_pb2.Timestamp
+    previous_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, webhook_url: _Optional[str] = ..., has_secret: _Optional[bool] = ..., secret_set_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., previous_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class SetWebhookSecretRequest(_message.Message):
-    __slots__ = ("integration_id", "user_id", "webhook_secret", "former_ttl")
+    __slots__ = ("integration_id", "user_id", "webhook_secret", "previous_ttl")
     INTEGRATION_ID_FIELD_NUMBER: _ClassVar[int]
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
-    FORMER_TTL_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_TTL_FIELD_NUMBER: _ClassVar[int]
     integration_id: int
     user_id: str
     webhook_secret: str
-    former_ttl: _duration_pb2.Duration
-    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., former_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    previous_ttl: _duration_pb2.Duration
+    def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., previous_ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class SetWebhookSecretResponse(_message.Message):
-    __slots__ = ("webhook_url", "webhook_secret", "former_expire_time")
+    __slots__ = ("webhook_url", "webhook_secret", "previous_expire_time")
     WEBHOOK_URL_FIELD_NUMBER: _ClassVar[int]
     WEBHOOK_SECRET_FIELD_NUMBER: _ClassVar[int]
-    FORMER_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     webhook_url: str
     webhook_secret: str
-    former_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, webhook_url: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., former_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    previous_expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, webhook_url: _Optional[str] = ..., webhook_secret: _Optional[str] = ..., previous_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WatchIntegrationsRequest(_message.Message):
     __slots__ = ("user_id", "integration_type", "cursor")

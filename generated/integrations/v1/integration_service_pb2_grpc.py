@@ -311,7 +311,7 @@ class IntegrationServiceServicer:
         is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
         each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
         safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
-        does not tell whether the provider did what it was asked to. docs/calling.md says more.
+        does not tell whether the provider did what it was asked to. docs/api-proxy.md says more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -101,7 +101,7 @@ class IntegrationServiceStub:
     is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
     each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
     safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
-    does not tell whether the provider did what it was asked to. docs/calling.md says more.
+    does not tell whether the provider did what it was asked to. docs/api-proxy.md says more.
     """
 
 @_typing.type_check_only
@@ -177,7 +177,7 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
     each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
     safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
-    does not tell whether the provider did what it was asked to. docs/calling.md says more.
+    does not tell whether the provider did what it was asked to. docs/api-proxy.md says more.
     """
 
 class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -376,7 +376,7 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
         each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
         safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
-        does not tell whether the provider did what it was asked to. docs/calling.md says more.
+        does not tell whether the provider did what it was asked to. docs/api-proxy.md says more.
         """
 
 def add_IntegrationServiceServicer_to_server(servicer: IntegrationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,46 +12,51 @@
 from datetime import datetime
 
 from integration_server.domain.webhooks import (
+    InvalidWebhookSignature,
     ReceivedWebhook,
-    WebhookAnswer,
     WebhookEvent,
-    WebhookForged,
     WebhookRequest,
+    WebhookResponse,
 )
-from integration_server.providers.json_answers import field_at, text_at
+from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.reading import (
-    Verified,
+from integration_server.providers.webhooks.parsing import (
+    VerifiedRequest,
     as_payload,
     digest,
     json_object,
-    plain_text,
     query_of,
+    text_response,
 )
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource
 
 
-def _challenge(request: WebhookRequest) -> WebhookAnswer:
+def _challenge(request: WebhookRequest) -> WebhookResponse:
     challenge = text_at(query_of(request), "challenge")
     if challenge is None:
-        raise WebhookForged
-    return plain_text(challenge)
+        raise InvalidWebhookSignature
+    return text_response(challenge)
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     accounts = field_at(json_object(verified.request.body), "list_folder.accounts")
     if not isinstance(accounts, list):
-        raise WebhookUnreadable
-    named = dict.fromkeys(text_at(accounts, str(place)) for place in range(len(accounts)))
+        raise MalformedWebhook
+    named = dict.fromkeys(text_at(accounts, str(index)) for index in range(len(accounts)))
     return ReceivedWebhook([_event(account, verified.now) for account in named])
 
 
-def _event(account: str | None, came: datetime) -> WebhookEvent:
+def _event(account: str | None, receive_time: datetime) -> WebhookEvent:
     if account is None:
-        raise WebhookUnreadable
+        raise MalformedWebhook
     return WebhookEvent(
-        digest(came.isoformat(), account), "list_folder", account, as_payload({"list_folder": {"accounts": [account]}})
+        digest(receive_time.isoformat(), account),
+        "list_folder",
+        account,
+        as_payload({"list_folder": {"accounts": [account]}}),
     )
 
 
-DROPBOX = HmacScheme("X-Dropbox-Signature", read=_read, answer_get=_challenge, secret_source=SecretSource.CLIENT_SECRET)
+DROPBOX = HmacScheme(
+    "X-Dropbox-Signature", read=_read, respond_to_get=_challenge, secret_source=SecretSource.CLIENT_SECRET
+)

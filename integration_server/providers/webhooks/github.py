@@ -10,17 +10,17 @@
 """
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import text_at
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    Verified,
+    VerifiedRequest,
     digest,
     form_of,
+    header_text,
     json_object,
-    said_by_header,
 )
-from integration_server.providers.webhooks.scheme import WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook
 
 
 def _json_of(body: bytes) -> bytes:
@@ -28,18 +28,18 @@ def _json_of(body: bytes) -> bytes:
         return body
     fields = dict(form_of(body) or ())
     if "payload" not in fields:
-        raise WebhookUnreadable
+        raise MalformedWebhook
     return fields["payload"].encode()
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     payload = _json_of(verified.request.body)
     fields = json_object(payload)
-    name = said_by_header(verified.request, "X-GitHub-Event") or UNKNOWN
+    name = header_text(verified.request, "X-GitHub-Event") or UNKNOWN
     action = text_at(fields, "action")
     revoked = (name, action) == ("github_app_authorization", "revoked")
     event = WebhookEvent(
-        event_id=said_by_header(verified.request, "X-GitHub-Delivery") or digest(name, payload),
+        event_id=header_text(verified.request, "X-GitHub-Delivery") or digest(name, payload),
         event_type=f"{name}.{action}" if action else name,
         account_id=text_at(fields, "sender.id") if revoked else None,
         payload=payload,

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.webhooks.checking import only_header, require_post, signer_of
-from integration_server.providers.webhooks.reading import as_payload, said_by_header
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+from integration_server.providers.webhooks.parsing import as_payload, header_text
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
 
-_SAID = (
+_HEADER_FIELDS = (
     "channel_id",
     "channel_expiration",
     "message_number",
@@ -36,15 +36,15 @@ class GoogleChannelScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         require_post(request)
-        signer_of(keys.secrets, [only_header(request, "X-Goog-Channel-Token")], lambda token: token)
-        headers = {name: said_by_header(request, f"X-Goog-{name.replace('_', '-')}") for name in _SAID}
-        said = {name: value for name, value in headers.items() if value is not None}
-        if not {"channel_id", "message_number", "resource_state"} <= said.keys():
-            raise WebhookUnreadable
-        if said["resource_state"] == "sync":
+        find_signing_secret(keys.secrets, [single_header(request, "X-Goog-Channel-Token")], lambda token: token)
+        headers = {name: header_text(request, f"X-Goog-{name.replace('_', '-')}") for name in _HEADER_FIELDS}
+        fields = {name: value for name, value in headers.items() if value is not None}
+        if not {"channel_id", "message_number", "resource_state"} <= fields.keys():
+            raise MalformedWebhook
+        if fields["resource_state"] == "sync":
             return ReceivedWebhook()
-        event_id = f"{said['channel_id']}:{said['message_number']}"
-        return ReceivedWebhook([WebhookEvent(event_id, said["resource_state"], None, as_payload(said))])
+        event_id = f"{fields['channel_id']}:{fields['message_number']}"
+        return ReceivedWebhook([WebhookEvent(event_id, fields["resource_state"], None, as_payload(fields))])
 
 
 GOOGLE_CHANNEL = GoogleChannelScheme()

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookAnswer, WebhookRequest
-from integration_server.providers.webhooks.checking import (
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest, WebhookResponse
+from integration_server.providers.webhooks.parsing import VerifiedRequest
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import (
     FIVE_MINUTES,
     SECOND,
-    only_header,
+    find_signing_secret,
     require_post,
-    require_time,
-    signer_of,
+    require_recent,
+    single_header,
 )
-from integration_server.providers.webhooks.reading import Verified
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
 
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
@@ -29,12 +29,12 @@ def base64_text(digest: bytes) -> str:
     return b64encode(digest).decode()
 
 
-def body_alone(request: WebhookRequest, timestamp: str) -> bytes:
+def body_only(request: WebhookRequest, timestamp: str) -> bytes:
     """What most sign."""
     return request.body
 
 
-def v0(request: WebhookRequest, timestamp: str) -> bytes:
+def v0_message(request: WebhookRequest, timestamp: str) -> bytes:
     """What Slack and Zoom sign."""
     return f"v0:{timestamp}:".encode() + request.body
 
@@ -48,9 +48,9 @@ class Timestamp:
     tolerance: timedelta = FIVE_MINUTES
 
     def read(self, request: WebhookRequest, now: datetime) -> str:
-        """The time as it is written. Raises `WebhookForged` where it is too far from now."""
-        text = only_header(request, self.header)
-        require_time(text, now, unit=self.unit, tolerance=self.tolerance)
+        """The time as it is written. Raises `InvalidWebhookSignature` where it is too far from now."""
+        text = single_header(request, self.header)
+        require_recent(text, now, unit=self.unit, tolerance=self.tolerance)
         return text
 
 
@@ -59,27 +59,27 @@ class HmacScheme:
     """What is signed (`message`), how the digest is written and where, and how the events are read.
 
     Without a `timestamp` a recorded request can be sent again at any time, and only the id of its event tells. A GET
-    is answered by `answer_get`, where the provider asks so whether an address is ours.
+    is answered by `respond_to_get`, where the provider asks so whether an address is ours.
     """
 
     signature_header: str
-    read: Callable[[Verified], ReceivedWebhook]
+    read: Callable[[VerifiedRequest], ReceivedWebhook]
     encode: Callable[[bytes], str] = bytes.hex
     prefix: str = ""
-    message: Callable[[WebhookRequest, str], bytes] = body_alone
+    message: Callable[[WebhookRequest, str], bytes] = body_only
     timestamp: Timestamp | None = None
-    answer_get: Callable[[WebhookRequest], WebhookAnswer] | None = None
+    respond_to_get: Callable[[WebhookRequest], WebhookResponse] | None = None
     secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
-        if request.method == "GET" and self.answer_get is not None:
-            return ReceivedWebhook(answer=self.answer_get(request))
+        if request.method == "GET" and self.respond_to_get is not None:
+            return ReceivedWebhook(response=self.respond_to_get(request))
         require_post(request)
-        given = only_header(request, self.signature_header)
+        given = single_header(request, self.signature_header)
         timestamp = self.timestamp.read(request, now) if self.timestamp else ""
         message = self.message(request, timestamp)
-        secret = signer_of(
+        secret = find_signing_secret(
             keys.secrets, [given], lambda secret: self.prefix + self.encode(hmac_sha256(secret.encode(), message))
         )
-        return self.read(Verified(request, secret, now))
+        return self.read(VerifiedRequest(request, secret, now))

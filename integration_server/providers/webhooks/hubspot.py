@@ -15,30 +15,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.checking import MILLISECOND
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
-from integration_server.providers.webhooks.reading import UNKNOWN, Verified, as_objects, as_payload, digest, read_json
+from integration_server.providers.webhooks.parsing import (
+    UNKNOWN,
+    VerifiedRequest,
+    as_objects,
+    as_payload,
+    digest,
+    read_json,
+)
 from integration_server.providers.webhooks.scheme import SecretSource
+from integration_server.providers.webhooks.verification import MILLISECOND
 
 # : / ? @ ! $ ' ( ) * , ;
-_SIGNED_AS_THEMSELVES = re.compile(r"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
+_SIGNED_DECODED = re.compile(r"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
 
 
-def _call(request: WebhookRequest, timestamp: str) -> bytes:
-    uri = _SIGNED_AS_THEMSELVES.sub(lambda found: chr(int(found[0][1:], 16)), request.url)
+def _signed_message(request: WebhookRequest, timestamp: str) -> bytes:
+    uri = _SIGNED_DECODED.sub(lambda found: chr(int(found[0][1:], 16)), request.url)
     return f"{request.method}{uri}".encode() + request.body + timestamp.encode()
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = read_json(verified.request.body)
     return ReceivedWebhook([_event(fields) for fields in as_objects(body if isinstance(body, list) else [body])])
 
 
 def _event(fields: Mapping[str, Any]) -> WebhookEvent:
-    lasting = sorted((name, value) for name, value in fields.items() if name != "attemptNumber")
+    stable_fields = sorted((name, value) for name, value in fields.items() if name != "attemptNumber")
     return WebhookEvent(
-        event_id=digest(as_payload(lasting)),
+        event_id=digest(as_payload(stable_fields)),
         event_type=text_at(fields, "subscriptionType") or UNKNOWN,
         account_id=text_at(fields, "portalId"),
         payload=as_payload(fields),
@@ -49,7 +56,7 @@ HUBSPOT = HmacScheme(
     "X-HubSpot-Signature-v3",
     read=_read,
     encode=base64_text,
-    message=_call,
+    message=_signed_message,
     timestamp=Timestamp("X-HubSpot-Request-Timestamp", unit=MILLISECOND),
     secret_source=SecretSource.CLIENT_SECRET,
 )

@@ -19,27 +19,27 @@ from datetime import datetime
 from typing import Any
 
 from integration_server.domain.webhooks import (
+    InvalidWebhookSignature,
     ReceivedWebhook,
-    WebhookAnswer,
     WebhookEvent,
-    WebhookForged,
     WebhookRequest,
+    WebhookResponse,
 )
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.checking import require_post, same, signer_of
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    Verified,
+    VerifiedRequest,
     as_objects,
     as_payload,
     digest,
     form_of,
     json_object,
-    plain_text,
     query_of,
+    text_response,
 )
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, require_post
 
 _LISTS = ("changes", "messaging", "standby")
 
@@ -54,35 +54,37 @@ class MetaScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         if request.method == "GET":
-            return ReceivedWebhook(answer=_challenge(query_of(request), keys))
+            return ReceivedWebhook(response=_challenge(query_of(request), keys))
         if request.body.startswith(b"signed_request="):
             require_post(request)
             return ReceivedWebhook([_deauthorization(request.body, keys)])
         return self.events.receive(request, keys, now)
 
 
-def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> WebhookAnswer:
+def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> WebhookResponse:
     challenge = text_at([query.get("hub.challenge")], "0")
     token = query.get("hub.verify_token", "")
-    known = any(same(expected, token) for expected in keys.verify_tokens)
+    known = any(constant_time_equal(expected, token) for expected in keys.verify_tokens)
     if not known or query.get("hub.mode") != "subscribe" or challenge is None:
-        raise WebhookForged
-    return plain_text(challenge)
+        raise InvalidWebhookSignature
+    return text_response(challenge)
 
 
 def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
     fields = form_of(body) or ()
-    signature, dot, written = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
+    signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
     if not dot or not signature.isascii():
-        raise WebhookForged
-    signer_of(keys.secrets, [signature], lambda secret: _base64url(hmac_sha256(secret.encode(), written.encode())))
+        raise InvalidWebhookSignature
+    find_signing_secret(
+        keys.secrets, [signature], lambda secret: _base64url(hmac_sha256(secret.encode(), encoded_payload.encode()))
+    )
     try:
-        payload = urlsafe_b64decode(written + "=" * (-len(written) % 4))
+        payload = urlsafe_b64decode(encoded_payload + "=" * (-len(encoded_payload) % 4))
     except ValueError:
-        raise WebhookUnreadable from None
+        raise MalformedWebhook from None
     request = json_object(payload)
     if str(request.get("algorithm")).upper() != "HMAC-SHA256":
-        raise WebhookForged
+        raise InvalidWebhookSignature
     user_id = text_at(request, "user_id")
     return WebhookEvent(digest(payload), "deauthorize", user_id, payload, ends_grant=user_id is not None)
 
@@ -91,14 +93,14 @@ def _base64url(value: bytes) -> str:
     return urlsafe_b64encode(value).decode().rstrip("=")
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields = json_object(verified.request.body)
     topic = text_at(fields, "object") or UNKNOWN
     entries = as_objects(fields.get("entry"))
-    return ReceivedWebhook([event for entry in entries for event in _of_entry(topic, entry)])
+    return ReceivedWebhook([event for entry in entries for event in _events_of_entry(topic, entry)])
 
 
-def _of_entry(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
+def _events_of_entry(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
     account_id = text_at(entry, "id") or text_at(entry, "uid")
     shared = {name: value for name, value in entry.items() if name not in _LISTS}
     lists = [name for name in _LISTS if name in entry]

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookForged, WebhookRequest
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.checking import require_post, signer_of
-from integration_server.providers.webhooks.reading import (
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.providers.lenient_json import text_at
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     as_objects,
     as_payload,
     digest,
     json_object,
-    plain_text,
     query_of,
+    text_response,
 )
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import find_signing_secret, require_post
 
 _USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
 
@@ -44,11 +44,11 @@ class MicrosoftGraphScheme:
         require_post(request)
         token = query_of(request).get("validationToken")
         if token is not None:
-            return ReceivedWebhook(answer=plain_text(token))
+            return ReceivedWebhook(response=text_response(token))
         notifications = _notifications(request.body)
         for notification in notifications:
             state = notification.get("clientState")
-            signer_of(keys.secrets, [state if isinstance(state, str) else ""], lambda secret: secret)
+            find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], lambda secret: secret)
         return ReceivedWebhook([_event(notification, now) for notification in notifications])
 
 
@@ -56,10 +56,10 @@ def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
     """At least one, since what has none, or cannot be read, has nothing to show whose it is."""
     try:
         notifications = as_objects(json_object(body).get("value"))
-    except WebhookUnreadable:
-        raise WebhookForged from None
+    except MalformedWebhook:
+        raise InvalidWebhookSignature from None
     if not notifications:
-        raise WebhookForged
+        raise InvalidWebhookSignature
     return notifications
 
 

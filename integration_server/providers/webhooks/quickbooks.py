@@ -12,21 +12,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import field_at, text_at
+from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    Verified,
+    VerifiedRequest,
     as_object,
     as_objects,
     as_payload,
+    build_event,
     digest,
-    event_of,
     read_json,
 )
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = read_json(verified.request.body)
     if isinstance(body, list):
         return ReceivedWebhook([_cloud_event(fields) for fields in as_objects(body)])
@@ -35,7 +35,7 @@ def _read(verified: Verified) -> ReceivedWebhook:
 
 
 def _cloud_event(fields: Mapping[str, Any]) -> WebhookEvent:
-    return event_of(fields, as_payload(fields), id_at="id", type_at="type", account_at="intuitaccountid")
+    return build_event(fields, as_payload(fields), id_path="id", type_path="type", account_path="intuitaccountid")
 
 
 def _changes(notification: Mapping[str, Any]) -> Iterator[WebhookEvent]:

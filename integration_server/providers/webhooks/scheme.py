@@ -6,10 +6,10 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Protocol, runtime_checkable
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 
 
-class WebhookUnreadable(Exception):
+class MalformedWebhook(Exception):
     """A request is the provider's, but its body is not what the provider sends. It is answered with 400."""
 
 
@@ -28,7 +28,8 @@ class SecretSource(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WebhookKeys:
-    """What may vouch for a request: at least one secret, and none of them empty. Raises `WebhookForged` for less.
+    """What may vouch for a request: at least one secret, and none of them empty. Raises `InvalidWebhookSignature` for
+    less.
 
     There are two secrets while one replaces the other. `verify_tokens` are what a provider says when it is told of an
     address, where that is not the secret itself.
@@ -40,7 +41,7 @@ class WebhookKeys:
     def __post_init__(self) -> None:
         # An empty key is one that everybody has.
         if not self.secrets or not all(self.secrets) or not all(self.verify_tokens):
-            raise WebhookForged
+            raise InvalidWebhookSignature
 
 
 class WebhookScheme(Protocol):
@@ -51,11 +52,13 @@ class WebhookScheme(Protocol):
         """What the provider signs with."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """What the request brings. Raises `WebhookForged`, and `WebhookUnreadable` for one that is not forged."""
+        """What the request brings. Raises `InvalidWebhookSignature`, and `MalformedWebhook` for one that is not
+        forged.
+        """
 
 
 @runtime_checkable
-class ParticularScheme(WebhookScheme, Protocol):
+class SecretFormat(WebhookScheme, Protocol):
     """A scheme whose secrets have a form."""
 
     def secret_problem(self, secret: str) -> str | None:

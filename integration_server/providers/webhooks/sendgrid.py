@@ -12,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature as InvalidEcdsaSignature
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
-from integration_server.providers.webhooks.checking import base64_bytes, only_header, require_post, require_time
-from integration_server.providers.webhooks.reading import as_objects, as_payload, event_of, read_json
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
+from integration_server.providers.webhooks.parsing import as_objects, as_payload, build_event, read_json
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import base64_bytes, require_post, require_recent, single_header
 
 _PREFIX = "X-Twilio-Email-Event-Webhook-"
 
@@ -43,7 +44,7 @@ def signed_by_p256(key: str, signature: bytes, message: bytes) -> bool:
         return False
     try:
         public_key.verify(signature, message, ec.ECDSA(SHA256()))
-    except InvalidSignature:
+    except InvalidEcdsaSignature:
         return False
     return True
 
@@ -59,18 +60,18 @@ class SendGridScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         require_post(request)
-        signature = base64_bytes(only_header(request, f"{_PREFIX}Signature"))
-        timestamp = only_header(request, f"{_PREFIX}Timestamp")
+        signature = base64_bytes(single_header(request, f"{_PREFIX}Signature"))
+        timestamp = single_header(request, f"{_PREFIX}Timestamp")
         if signature is None:
-            raise WebhookForged
+            raise InvalidWebhookSignature
         if self.tolerance is not None:
-            require_time(timestamp, now, tolerance=self.tolerance)
+            require_recent(timestamp, now, tolerance=self.tolerance)
         message = timestamp.encode() + request.body
         if not any(self.is_signed(key, signature, message) for key in keys.secrets):
-            raise WebhookForged
+            raise InvalidWebhookSignature
         return ReceivedWebhook(
             [
-                event_of(fields, as_payload(fields), id_at="sg_event_id", type_at="event")
+                build_event(fields, as_payload(fields), id_path="sg_event_id", type_path="event")
                 for fields in as_objects(read_json(request.body))
             ]
         )

@@ -10,19 +10,19 @@
 """
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import text_at
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.reading import UNKNOWN, Verified, digest, json_object, said_by_header
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, header_text, json_object
 from integration_server.providers.webhooks.scheme import SecretSource
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     request = verified.request
     fields = json_object(request.body)
-    topic = said_by_header(request, "X-Shopify-Topic") or UNKNOWN
-    shop = said_by_header(request, "X-Shopify-Shop-Domain")
+    topic = header_text(request, "X-Shopify-Topic") or UNKNOWN
+    shop = header_text(request, "X-Shopify-Shop-Domain")
     event = WebhookEvent(
-        event_id=said_by_header(request, "X-Shopify-Webhook-Id") or digest(topic, shop or "", request.body),
+        event_id=header_text(request, "X-Shopify-Webhook-Id") or digest(topic, shop or "", request.body),
         event_type=topic,
         account_id=shop,
         payload=request.body,

@@ -13,21 +13,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import field_at, text_at
-from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.lenient_json import field_at, text_at
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, v0_message
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    Verified,
+    VerifiedRequest,
     as_payload,
     digest,
     form_of,
     json_object,
-    json_text,
+    json_response,
 )
-from integration_server.providers.webhooks.scheme import WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.request.body
     if not body.startswith(b"{"):
         return _read_form(body)
@@ -35,8 +35,8 @@ def _read(verified: Verified) -> ReceivedWebhook:
     if fields.get("type") == "url_verification":
         challenge = fields.get("challenge")
         if not isinstance(challenge, str):
-            raise WebhookUnreadable
-        return ReceivedWebhook(answer=json_text({"challenge": challenge}))
+            raise MalformedWebhook
+        return ReceivedWebhook(response=json_response({"challenge": challenge}))
     kind = "event.type" if fields.get("type") == "event_callback" else "type"
     event_type = text_at(fields, kind) or UNKNOWN
     event = WebhookEvent(
@@ -65,7 +65,7 @@ def _read_form(body: bytes) -> ReceivedWebhook:
         payload, event_type = as_payload(form), "slash_command"
         team = text_at(form, "team_id") or text_at(form, "enterprise_id")
     else:
-        raise WebhookUnreadable
+        raise MalformedWebhook
     return ReceivedWebhook([WebhookEvent(digest(body), event_type or UNKNOWN, team, payload)])
 
 
@@ -73,6 +73,6 @@ SLACK = HmacScheme(
     "X-Slack-Signature",
     read=_read,
     prefix="v0=",
-    message=v0,
+    message=v0_message,
     timestamp=Timestamp("X-Slack-Request-Timestamp"),
 )

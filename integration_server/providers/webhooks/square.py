@@ -10,7 +10,7 @@
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.reading import Verified, event_of, json_object
+from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event, json_object
 
 _ENDS_GRANT = frozenset({"oauth.authorization.revoked"})
 
@@ -19,14 +19,14 @@ def _url_and_body(request: WebhookRequest, timestamp: str) -> bytes:
     return request.url.encode() + request.body
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.request.body
-    event = event_of(
+    event = build_event(
         json_object(body),
         body,
-        id_at="event_id",
-        type_at="type",
-        account_at="merchant_id",
+        id_path="event_id",
+        type_path="type",
+        account_path="merchant_id",
         ends_grant=_ENDS_GRANT,
     )
     return ReceivedWebhook([event])

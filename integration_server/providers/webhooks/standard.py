@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.checking import (
-    FIVE_MINUTES,
-    only_header,
-    require_post,
-    require_time,
-    signer_of,
-)
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import base64_text, hmac_sha256
-from integration_server.providers.webhooks.reading import UNKNOWN, digest, json_object
+from integration_server.providers.webhooks.parsing import UNKNOWN, digest, json_object
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import (
+    FIVE_MINUTES,
+    find_signing_secret,
+    require_post,
+    require_recent,
+    single_header,
+)
 
 _PREFIX = "whsec_"
 
@@ -39,13 +39,13 @@ class StandardScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         require_post(request)
-        event_id = only_header(request, "webhook-id")
-        timestamp = only_header(request, "webhook-timestamp")
-        require_time(timestamp, now, tolerance=self.tolerance)
+        event_id = single_header(request, "webhook-id")
+        timestamp = single_header(request, "webhook-timestamp")
+        require_recent(timestamp, now, tolerance=self.tolerance)
         message = f"{event_id}.{timestamp}.".encode() + request.body
-        given = only_header(request, "webhook-signature").split(" ")
+        given = single_header(request, "webhook-signature").split(" ")
         usable = [secret for secret in keys.secrets if _key(secret)]
-        signer_of(usable, given, lambda secret: f"v1,{base64_text(hmac_sha256(_key(secret), message))}")
+        find_signing_secret(usable, given, lambda secret: f"v1,{base64_text(hmac_sha256(_key(secret), message))}")
         event_type = text_at(json_object(request.body), "type") or UNKNOWN
         stored_id = text_at([event_id], "0") or digest(event_id)
         return ReceivedWebhook([WebhookEvent(stored_id, event_type, None, request.body)])
@@ -57,9 +57,9 @@ class StandardScheme:
 
 def _key(secret: str) -> bytes:
     """The key that a secret is written for; empty where it is none, and then nothing is signed with it."""
-    written = secret.removeprefix(_PREFIX).rstrip("=")
+    encoded_key = secret.removeprefix(_PREFIX).rstrip("=")
     try:
-        return b64decode(written + "=" * (-len(written) % 4), validate=True)
+        return b64decode(encoded_key + "=" * (-len(encoded_key) % 4), validate=True)
     except ValueError:
         return b""
 

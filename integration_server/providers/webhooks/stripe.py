@@ -10,17 +10,17 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
-from integration_server.providers.webhooks.checking import (
-    FIVE_MINUTES,
-    only_header,
-    require_post,
-    require_time,
-    signer_of,
-)
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import hmac_sha256
-from integration_server.providers.webhooks.reading import event_of, json_object
+from integration_server.providers.webhooks.parsing import build_event, json_object
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import (
+    FIVE_MINUTES,
+    find_signing_secret,
+    require_post,
+    require_recent,
+    single_header,
+)
 
 _ENDS_GRANT = frozenset({"account.application.deauthorized"})
 
@@ -35,20 +35,20 @@ class StripeScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         require_post(request)
-        parts = [part.partition("=") for part in only_header(request, "Stripe-Signature").split(",")]
+        parts = [part.partition("=") for part in single_header(request, "Stripe-Signature").split(",")]
         times = [value for name, _, value in parts if name == "t"]
         if len(times) != 1:
-            raise WebhookForged
-        require_time(times[0], now, tolerance=self.tolerance)
+            raise InvalidWebhookSignature
+        require_recent(times[0], now, tolerance=self.tolerance)
         message = f"{times[0]}.".encode() + request.body
         given = [value for name, _, value in parts if name == "v1"]
-        signer_of(keys.secrets, given, lambda secret: hmac_sha256(secret.encode(), message).hex())
-        event = event_of(
+        find_signing_secret(keys.secrets, given, lambda secret: hmac_sha256(secret.encode(), message).hex())
+        event = build_event(
             json_object(request.body),
             request.body,
-            id_at="id",
-            type_at="type",
-            account_at="account",
+            id_path="id",
+            type_path="type",
+            account_path="account",
             ends_grant=_ENDS_GRANT,
         )
         return ReceivedWebhook([event])

@@ -18,23 +18,23 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookForged, WebhookRequest
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.checking import only_header, same, signer_of
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import base64_text
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     as_objects,
     as_payload,
+    build_event,
     digest,
-    event_of,
     form_of,
+    header_text,
     query_of,
     read_form,
     read_json,
-    said_by_header,
 )
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, single_header
 
 _URL = re.compile(r"(?P<scheme>https?)(?P<host>://[^/?#]*?)(?::[0-9]+)?(?P<rest>[/?#].*)?")
 _STATUSES = {"MessageStatus": "message", "SmsStatus": "message", "CallStatus": "call"}
@@ -51,35 +51,35 @@ class TwilioScheme:
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read."""
         if request.method not in {"GET", "POST"}:
-            raise WebhookForged
-        given = only_header(request, "X-Twilio-Signature")
+            raise InvalidWebhookSignature
+        given = single_header(request, "X-Twilio-Signature")
         form = _form(request)
         if form is None:
-            _require_body_of_query(request)
+            _require_body_digest(request)
         fields = "".join(name + value for name, value in sorted(set(form or ())))
         for url in _with_and_without_port(request.url):
             if _is_signed(keys, f"{url}{fields}", given):
                 return ReceivedWebhook(list(_events(request, form)))
-        raise WebhookForged
+        raise InvalidWebhookSignature
 
 
 def _form(request: WebhookRequest) -> Fields | None:
     """The fields of the body; None where it is none, or should not be, and so is not in the signature."""
     if not request.body and "bodySHA256" not in query_of(request):
         return ()
-    media_type = (said_by_header(request, "Content-Type") or "").partition(";")[0].strip().lower()
+    media_type = (header_text(request, "Content-Type") or "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
         return None
     form = form_of(request.body)
     if form is None:
-        raise WebhookForged
+        raise InvalidWebhookSignature
     return form
 
 
-def _require_body_of_query(request: WebhookRequest) -> None:
+def _require_body_digest(request: WebhookRequest) -> None:
     expected = query_of(request).get("bodySHA256")
-    if not expected or not same(sha256(request.body).hexdigest(), expected):
-        raise WebhookForged
+    if not expected or not constant_time_equal(sha256(request.body).hexdigest(), expected):
+        raise InvalidWebhookSignature
 
 
 def _with_and_without_port(url: str) -> Iterator[str]:
@@ -95,8 +95,8 @@ def _with_and_without_port(url: str) -> Iterator[str]:
 
 def _is_signed(keys: WebhookKeys, message: str, given: str) -> bool:
     try:
-        signer_of(keys.secrets, [given], lambda secret: _hmac_sha1(secret, message))
-    except WebhookForged:
+        find_signing_secret(keys.secrets, [given], lambda secret: _hmac_sha1(secret, message))
+    except InvalidWebhookSignature:
         return False
     return True
 
@@ -118,7 +118,7 @@ def _events(request: WebhookRequest, form: Fields | None) -> Iterator[WebhookEve
 
 
 def _event_of_stream(fields: Mapping[str, Any]) -> WebhookEvent:
-    return event_of(fields, as_payload(fields), id_at="id", type_at="type", account_at="data.accountSid")
+    return build_event(fields, as_payload(fields), id_path="id", type_path="type", account_path="data.accountSid")
 
 
 def _type(fields: Mapping[str, str]) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import text_at
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.reading import (
+from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    Verified,
+    VerifiedRequest,
     as_objects,
     as_payload,
     digest,
@@ -25,7 +25,7 @@ from integration_server.providers.webhooks.reading import (
 )
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     return ReceivedWebhook([_event(fields) for fields in as_objects(json_object(verified.request.body).get("events"))])
 
 

@@ -14,33 +14,33 @@
 import re
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
-from integration_server.providers.json_answers import text_at
-from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0
-from integration_server.providers.webhooks.reading import UNKNOWN, Verified, digest, json_object, json_text
-from integration_server.providers.webhooks.scheme import WebhookUnreadable
+from integration_server.providers.lenient_json import text_at
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0_message
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_object, json_response
+from integration_server.providers.webhooks.scheme import MalformedWebhook
 
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_+/=.-]{1,255}")  # without ":", which every signed message has
 
 
-def _read(verified: Verified) -> ReceivedWebhook:
+def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     body = verified.request.body
     fields = json_object(body)
     event_type = text_at(fields, "event") or UNKNOWN
     if event_type == "endpoint.url_validation":
         token = text_at(fields, "payload.plainToken")
         if token is None or not _PLAIN_TOKEN.fullmatch(token):
-            raise WebhookUnreadable
-        encrypted = hmac_sha256(verified.secret.encode(), token.encode()).hex()
-        return ReceivedWebhook(answer=json_text({"plainToken": token, "encryptedToken": encrypted}))
-    removed = event_type == "app_deauthorized"
-    account_id = text_at(fields, "payload.user_id" if removed else "payload.object.host_id")
-    return ReceivedWebhook([WebhookEvent(digest(body), event_type, account_id, body, ends_grant=removed)])
+            raise MalformedWebhook
+        token_digest = hmac_sha256(verified.secret.encode(), token.encode()).hex()
+        return ReceivedWebhook(response=json_response({"plainToken": token, "encryptedToken": token_digest}))
+    is_deauthorized = event_type == "app_deauthorized"
+    account_id = text_at(fields, "payload.user_id" if is_deauthorized else "payload.object.host_id")
+    return ReceivedWebhook([WebhookEvent(digest(body), event_type, account_id, body, ends_grant=is_deauthorized)])
 
 
 ZOOM = HmacScheme(
     "x-zm-signature",
     read=_read,
     prefix="v0=",
-    message=v0,
+    message=v0_message,
     timestamp=Timestamp("x-zm-request-timestamp"),
 )

@@ -42,7 +42,10 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_on_own_connection() -> None:
-    async with open_database(_database_url(), command_timeout=None) as database, database.writing() as connection:
+    async with (
+        open_database(_database_url(), command_timeout=None) as database,
+        database.write_transaction() as connection,
+    ):
         await connection.run_sync(_run)
 
 

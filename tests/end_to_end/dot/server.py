@@ -52,9 +52,9 @@ refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
     async def takes(self, access_token: str) -> bool:
         """Whether the access token is good here."""
         async with httpx.AsyncClient(timeout=30) as http:
-            answer = await http.get(f"{self.base_url}/me", headers={"Authorization": f"Bearer {access_token}"})
-        assert answer.status_code in {200, 403}
-        return answer.status_code == 200
+            response = await http.get(f"{self.base_url}/me", headers={"Authorization": f"Bearer {access_token}"})
+        assert response.status_code in {200, 403}
+        return response.status_code == 200
 
     async def sign_in_and_decide(self, authorization_url: str, *, allow: bool = True) -> str:
         """Sign in over the login page and decide on the consent page; where the browser is sent then, not followed."""

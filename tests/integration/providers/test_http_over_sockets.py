@@ -7,21 +7,21 @@ import httpx
 import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.http import HttpAnswer, ProviderHttp
-from tests.integration.providers.servers import Behaviour, serving
+from integration_server.providers.http import HttpResponse, ProviderHttp
+from tests.integration.providers.socket_servers import SocketHandler, serving
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
-async def ask(behave: Behaviour, *, deadline: float = 5) -> HttpAnswer:
+async def ask(handler: SocketHandler, *, deadline: float = 5) -> HttpResponse:
     async with (
-        serving(behave) as url,
+        serving(handler) as url,
         ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=deadline)) as http,
     ):
         return await http.request("GET", f"{url}/token", allowed_origins={url})
 
 
-async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(HEAD + b'Content-Length: 9\r\n\r\n{"a": 1}\n')
     await writer.drain()
 
@@ -67,25 +67,25 @@ async def send_endless_headers(reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def test_reads_an_answer() -> None:
-    assert (await ask(answer)).body == b'{"a": 1}\n'
+    assert (await ask(respond)).body == b'{"a": 1}\n'
 
 
-@pytest.mark.parametrize("behave", [hang, drip])
-async def test_a_server_that_never_ends_is_left_at_the_deadline(behave: Behaviour) -> None:
+@pytest.mark.parametrize("handler", [hang, drip])
+async def test_a_server_that_never_ends_is_left_at_the_deadline(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
-        await ask(behave, deadline=0.1)
+        await ask(handler, deadline=0.1)
 
 
-@pytest.mark.parametrize("behave", [flood, reset, stop_halfway, speak_something_else, send_endless_headers])
-async def test_a_server_that_breaks_the_rules_is_unavailable(behave: Behaviour) -> None:
+@pytest.mark.parametrize("handler", [flood, reset, stop_halfway, speak_something_else, send_endless_headers])
+async def test_a_server_that_breaks_the_rules_is_unavailable(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
-        await ask(behave)
+        await ask(handler)
     assert "TimeoutError" not in str(raised.value)
     assert "s3cret" not in f"{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
 
 
 async def test_nobody_there_is_unavailable() -> None:
-    async with serving(answer) as url:
+    async with serving(respond) as url:
         pass
     async with ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
         with pytest.raises(ProviderUnavailable, match="ConnectError"):
@@ -103,19 +103,19 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("proxies")
 async def test_a_proxy_of_the_environment_is_not_asked() -> None:
-    assert (await ask(answer)).is_success
+    assert (await ask(respond)).is_success
 
 
 @pytest.mark.usefixtures("proxies")
 async def test_a_plain_client_would_ask_it() -> None:
-    async with serving(answer) as url, httpx.AsyncClient() as client:
+    async with serving(respond) as url, httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(url)
 
 
 async def test_a_call_that_is_given_up_leaves_the_next_ones_alone() -> None:
     async with (
-        serving(answer) as good,
+        serving(respond) as good,
         serving(hang) as bad,
         ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http,
     ):

@@ -17,10 +17,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.service.ports import Place
+from integration_server.service.common_types import AssociatedData
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.key_encryption import KeyEncryptions, LocalKey
+from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.schema import migrate
 from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
@@ -32,7 +32,7 @@ UNUSED_PORT = 1  # tcpmux; nobody listens
 
 async def count(database: Database) -> int:
     """How many integrations there are."""
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         return int(await connection.scalar(COUNT) or 0)
 
 
@@ -41,7 +41,7 @@ class TestBlocks:
         await connected(SqlIntegrations(database))
 
         async def delete_and_fail() -> None:
-            async with database.writing() as connection:
+            async with database.write_transaction() as connection:
                 await connection.execute(text("DELETE FROM integrations"))
                 raise RuntimeError
 
@@ -54,7 +54,7 @@ class TestBlocks:
         deleted = asyncio.Event()
 
         async def delete_and_wait() -> None:
-            async with database.writing() as connection:
+            async with database.write_transaction() as connection:
                 await connection.execute(text("DELETE FROM integrations"))
                 deleted.set()
                 await asyncio.Event().wait()
@@ -69,7 +69,7 @@ class TestBlocks:
 
     async def test_readers_see_what_is_committed_and_wait_for_nobody(self, database: Database) -> None:
         await connected(SqlIntegrations(database))
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             await connection.execute(text("DELETE FROM integrations"))
             assert await count(database) == 1
         assert await count(database) == 0
@@ -83,7 +83,7 @@ class TestBlocks:
     async def test_mistakes_of_ours_pass(self, database: Database) -> None:
         for statement in ("SELECT nothing FROM nowhere", "no SQL"):
             with pytest.raises(DBAPIError):
-                async with database.reading() as connection:
+                async with database.read_connection() as connection:
                     await connection.execute(text(statement))
 
     async def test_violated_constraints_pass(self, database: Database) -> None:
@@ -93,9 +93,9 @@ class TestBlocks:
         with pytest.raises(IntegrityError):
             await integrations.add_connected(new, account(None), new_credentials(), NOW)
 
-    async def test_errors_do_not_tell_the_values(self, database: Database) -> None:
+    async def test_errors_do_not_contain_the_values(self, database: Database) -> None:
         with pytest.raises(DBAPIError) as caught:
-            async with database.reading() as connection:
+            async with database.read_connection() as connection:
                 await connection.execute(text("SELECT :value FROM nowhere"), {"value": "confidential"})
         assert "confidential" not in str(caught.value)
 
@@ -135,14 +135,14 @@ class TestSqlite:
                 await asyncio.to_thread(thread.join, 5)
 
     async def test_files_are_private(self, sqlite: Database, path: Path) -> None:
-        async with sqlite.writing() as connection:
+        async with sqlite.write_transaction() as connection:
             await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
         assert modes == {"it.db": 0o600, "it.db-wal": 0o600, "it.db-shm": 0o600}
         assert path.parent.stat().st_mode & 0o777 == 0o700
 
     async def test_commits_are_durable_and_references_hold(self, sqlite: Database) -> None:
-        for block in (sqlite.reading, sqlite.writing):
+        for block in (sqlite.read_connection, sqlite.write_transaction):
             async with block() as connection:
                 found = [
                     await connection.scalar(text(f"PRAGMA {name}"))
@@ -151,7 +151,7 @@ class TestSqlite:
             assert found == ["wal", 2, 1, 100]
 
     async def test_a_writer_takes_the_lock_before_it_reads(self, sqlite: Database, path: Path) -> None:
-        async with sqlite.writing():
+        async with sqlite.write_transaction():
             with (
                 closing(sqlite3.connect(path, timeout=0)) as other,
                 pytest.raises(sqlite3.OperationalError, match="database is locked"),
@@ -159,21 +159,21 @@ class TestSqlite:
                 other.execute("BEGIN IMMEDIATE")
 
     async def test_a_lock_that_is_never_released_means_away(self, sqlite: Database, path: Path) -> None:
-        async with sqlite.writing() as connection:
+        async with sqlite.write_transaction() as connection:
             await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
         with closing(sqlite3.connect(path)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreUnavailable) as caught:
-                async with sqlite.writing():
+                async with sqlite.write_transaction():
                     pass
         assert "locked" in str(caught.value.__cause__)
-        async with sqlite.writing() as connection:
+        async with sqlite.write_transaction() as connection:
             await connection.execute(text("INSERT INTO rows VALUES (1)"))
 
     async def test_a_writer_that_never_ends_means_away_for_the_others(self, sqlite: Database) -> None:
-        async with sqlite.writing():
+        async with sqlite.write_transaction():
             with pytest.raises(StoreUnavailable):
-                async with sqlite.writing():
+                async with sqlite.write_transaction():
                     pass
 
     @pytest.mark.parametrize("spoil", [folder_is_a_file, file_is_a_folder, file_is_no_database])
@@ -181,7 +181,7 @@ class TestSqlite:
         self, sqlite: Database, path: Path, spoil: Callable[[Path], object]
     ) -> None:
         spoil(path)
-        for block in (sqlite.reading, sqlite.writing):
+        for block in (sqlite.read_connection, sqlite.write_transaction):
             with pytest.raises(StoreUnavailable) as caught:
                 async with block() as connection:
                     await connection.execute(text("SELECT 1"))
@@ -205,14 +205,14 @@ class TestPostgres:
 
     async def test_a_pool_that_is_exhausted_means_away(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, connect_timeout=0.5) as database:
-            async with database.writing():
+            async with database.write_transaction():
                 with pytest.raises(StoreUnavailable):
                     await count(database)
             assert await count(database) == 0
 
     async def test_a_statement_that_hangs_means_away_and_the_next_works(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, command_timeout=0.1) as database:
-            for block in (database.reading, database.writing):
+            for block in (database.read_connection, database.write_transaction):
                 with pytest.raises(StoreUnavailable):
                     async with block() as connection:
                         await connection.execute(text("SELECT pg_sleep(60)"))
@@ -221,7 +221,7 @@ class TestPostgres:
     async def test_connections_that_the_server_closed_are_replaced_unnoticed(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=2) as database, open_database(postgres_url) as other:
             await asyncio.gather(*(count(database) for _ in range(4)))
-            async with other.reading() as connection:
+            async with other.read_connection() as connection:
                 await connection.execute(
                     text(
                         "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
@@ -236,7 +236,7 @@ class TestPostgres:
             integrations = SqlIntegrations(database)
             for _ in range(3):
                 await integrations.list_connected(UserId("ann"))
-            async with database.reading() as connection:
+            async with database.read_connection() as connection:
                 prepared = await connection.execute(text("SELECT name, statement FROM pg_prepared_statements"))
                 names = {row.statement: row.name for row in prepared}
         ours = [name for statement, name in names.items() if "FROM integrations" in statement]
@@ -245,13 +245,13 @@ class TestPostgres:
 
     async def test_libpq_parameters_arrive(self, postgres_url: str) -> None:
         url = f"{postgres_url}&application_name=over%20there&sslmode=disable&options=-c%20work_mem%3D1234kB"
-        async with open_database(url) as database, database.reading() as connection:
+        async with open_database(url) as database, database.read_connection() as connection:
             assert await connection.scalar(text("SHOW application_name")) == "over there"
             assert await connection.scalar(text("SHOW work_mem")) == "1234kB"
 
 
 @pytest.mark.postgres
-class TestPostgresGoingAway:
+class TestPostgresOutage:
     @pytest.fixture
     def server(self) -> Iterator[PostgresServer]:
         with run_postgres() as server:
@@ -259,17 +259,17 @@ class TestPostgresGoingAway:
 
     async def test_stopped_and_started_again(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres")) as database:
-            await _one(database)
+            await _select_one(database)
             await asyncio.to_thread(server.stop)
             for _ in range(3):
                 with pytest.raises(StoreUnavailable):
-                    await _one(database)
+                    await _select_one(database)
             await asyncio.to_thread(server.start)
-            assert await _one(database) == 1
+            assert await _select_one(database) == 1
 
     async def test_frozen_and_thawed(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres"), connect_timeout=0.2, command_timeout=0.2) as database:
-            async with database.writing() as connection:
+            async with database.write_transaction() as connection:
                 backend = await connection.scalar(text("SELECT pg_backend_pid()"))
             frozen = (backend, server.process.get_pid())
             for pid in frozen:
@@ -277,31 +277,31 @@ class TestPostgresGoingAway:
             try:
                 async with asyncio.timeout(5):
                     with pytest.raises(StoreUnavailable):
-                        await _one(database)
+                        await _select_one(database)
             finally:
                 for pid in frozen:
                     os.kill(pid, signal.SIGCONT)
-            assert await _one(database) == 1
+            assert await _select_one(database) == 1
 
     async def test_an_unknown_data_key_is_not_called_unreadable_meanwhile(self, server: PostgresServer) -> None:
         await migrate(server.url("postgres"))
         async with open_database(server.url("postgres")) as database:
-            here, elsewhere = [await open_keyring(database, KeyEncryptions(LocalKey(bytes(32)))) for _ in range(2)]
-            await elsewhere.add_data_key()
-            sealed = await elsewhere.seal(b"secret", Place("table", "column", "uid"))
+            here, other = [await open_keyring(database, KeyEncryptionKeys(LocalKey(bytes(32)))) for _ in range(2)]
+            await other.add_data_key()
+            encrypted = await other.encrypt(b"secret", AssociatedData("table", "column", "uid"))
             await asyncio.to_thread(server.stop)
             with pytest.raises(StoreUnavailable):
-                await here.open(sealed, Place("table", "column", "uid"))
+                await here.decrypt(encrypted, AssociatedData("table", "column", "uid"))
 
 
-async def _one(database: Database) -> int:
-    async with database.writing() as connection:
+async def _select_one(database: Database) -> int:
+    async with database.write_transaction() as connection:
         return int(await connection.scalar(text("SELECT 1")) or 0)
 
 
 async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(sqlite_url: str) -> None:
     """A second process opens the file and leaves, as `keys show` does beside a server that goes on writing."""
-    visitor = (
+    script = (
         "import asyncio, sys\n"
         "from integration_server.storage.engine import open_database\n"
         "from integration_server.storage.integrations import SqlIntegrations\n"
@@ -311,9 +311,9 @@ async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(
         "asyncio.run(main())\n"
     )
 
-    async def seen_by_visitor() -> int:
+    async def count_in_subprocess() -> int:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", visitor, sqlite_url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
+            sys.executable, "-c", script, sqlite_url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3]
         )
         out, _ = await process.communicate()
         return int(out)
@@ -321,40 +321,46 @@ async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(
     async with open_database(sqlite_url) as database:
         store = SqlIntegrations(database)
         for number in range(3):
-            async with database.reading(), database.reading():  # each connection that is opened anew is a temptation
+            async with (
+                database.read_connection(),
+                database.read_connection(),
+            ):  # each connection that is opened anew is a temptation
                 await connected(store, account_id=f"account-{number}")
-            assert await seen_by_visitor() == number + 1
+            assert await count_in_subprocess() == number + 1
 
 
-class TestWatching:
+class TestMonitorConnection:
     async def test_an_exhausted_pool_does_not_matter(self, database_url: str) -> None:
-        async with open_database(database_url, pool_size=1, connect_timeout=0.2) as database, database.reading():
+        async with (
+            open_database(database_url, pool_size=1, connect_timeout=0.2) as database,
+            database.read_connection(),
+        ):
             with pytest.raises(StoreUnavailable):
                 await count(database)
-            async with database.watching() as connection:
+            async with database.monitor_connection() as connection:
                 assert await connection.scalar(COUNT) == 0
 
     async def test_it_is_one_connection(self, database_url: str) -> None:
-        async with open_database(database_url, watch_timeout=0.1) as database, database.watching():
+        async with open_database(database_url, monitor_timeout=0.1) as database, database.monitor_connection():
             with pytest.raises(StoreUnavailable):
-                async with database.watching():
+                async with database.monitor_connection():
                     pass
 
     @pytest.mark.postgres
     async def test_a_statement_that_hangs_is_given_up(self, postgres_url: str) -> None:
-        async with open_database(postgres_url, watch_timeout=0.1) as database:
+        async with open_database(postgres_url, monitor_timeout=0.1) as database:
             with pytest.raises(StoreUnavailable):
-                async with database.watching() as connection:
+                async with database.monitor_connection() as connection:
                     await connection.execute(text("SELECT pg_sleep(60)"))
-            async with database.watching() as connection:
+            async with database.monitor_connection() as connection:
                 assert await connection.scalar(COUNT) == 0
 
 
-class TestGivingUp:
+class TestCancellation:
     """A caller may leave at any moment; the pool is whole afterwards."""
 
-    async def give_up(self, work: Callable[[], Awaitable[object]], after: float) -> None:
-        task = asyncio.ensure_future(work())
+    async def cancel_after(self, operation: Callable[[], Awaitable[object]], after: float) -> None:
+        task = asyncio.ensure_future(operation())
         await asyncio.sleep(after)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -363,8 +369,8 @@ class TestGivingUp:
         async with open_database(database_url, pool_size=2) as database:
             store = SqlIntegrations(database)
             for after in range(40):
-                await self.give_up(lambda: connected(store), after / 10_000)
-                await self.give_up(lambda: count(database), after / 10_000)
+                await self.cancel_after(lambda: connected(store), after / 10_000)
+                await self.cancel_after(lambda: count(database), after / 10_000)
             async with asyncio.timeout(30):
                 await asyncio.gather(*(count(database) for _ in range(10)), *(connected(store) for _ in range(10)))
 
@@ -377,18 +383,18 @@ class TestGivingUp:
             await connected(SqlIntegrations(database))
 
             async def change() -> None:
-                async with database.writing() as connection:
+                async with database.write_transaction() as connection:
                     await connection.execute(text("UPDATE integrations SET name = 'changed'"))
 
-            async with other.writing() as connection:
+            async with other.write_transaction() as connection:
                 await connection.execute(text("SELECT 1 FROM integrations FOR UPDATE"))
-                await asyncio.gather(*(self.give_up(change, 0.1) for _ in range(20)))
+                await asyncio.gather(*(self.cancel_after(change, 0.1) for _ in range(20)))
                 # Nobody is left waiting in the database either, to make the change when the lock is free.
                 waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-                async with asyncio.timeout(10), other.reading() as observer:
+                async with asyncio.timeout(10), other.read_connection() as observer:
                     while await observer.scalar(waiting):  # noqa: ASYNC110  # the database sets no event of ours
                         await asyncio.sleep(0.01)
             async with asyncio.timeout(30):
                 await asyncio.gather(*(count(database) for _ in range(5)))
-            async with database.reading() as connection:
+            async with database.read_connection() as connection:
                 assert await connection.scalar(text("SELECT name FROM integrations")) == ""

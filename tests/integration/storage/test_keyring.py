@@ -14,23 +14,23 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from integration_server.domain.errors import CredentialsUnreadable
-from integration_server.service.ports import Place
-from integration_server.storage.attempts import SqlAttempts
-from integration_server.storage.clock import DatabaseTime
+from integration_server.service.common_types import AssociatedData
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import data_keys, key_checks
 from tests.contracts.store_contract import NOW, account, new_attempt, new_credentials, new_integration
-from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, opened, settle
+from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, open_test_keyring
 
-PLACE = Place("integrations", "sealed_credentials", "uid", "ann", "acme")
+ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid", "ann", "acme")
 PLAINTEXT = b'{"access_token":"at-confidential","refresh_token":"rt-confidential"}'
 
 
-class Stopwatch:
+class FakeMonotonic:
     """Seconds that pass when they are told to."""
 
     def __init__(self) -> None:
@@ -42,239 +42,245 @@ class Stopwatch:
 
 @pytest.fixture
 async def keyring(database: Database) -> Keyring:
-    return await opened(database)
+    return await open_test_keyring(database)
 
 
-class TestSealing:
+class TestEncryption:
     @pytest.fixture
     async def keyring(self, sqlite_url: str) -> AsyncIterator[Keyring]:
         async with open_database(sqlite_url) as database:
-            yield await opened(database)
+            yield await open_test_keyring(database)
 
     @pytest.mark.parametrize("plaintext", [b"", b"\x00", PLAINTEXT, bytes(100_000)], ids=len)
-    async def test_opens_in_its_place(self, keyring: Keyring, plaintext: bytes) -> None:
-        sealed = await keyring.seal(plaintext, PLACE)
-        assert await keyring.open(sealed, PLACE) == plaintext
-        assert len(sealed) == 1 + 8 + 12 + len(plaintext) + 16
+    async def test_decrypts_with_its_associated_data(self, keyring: Keyring, plaintext: bytes) -> None:
+        encrypted = await keyring.encrypt(plaintext, ASSOCIATED_DATA)
+        assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == plaintext
+        assert len(encrypted) == 1 + 8 + 12 + len(plaintext) + 16
 
-    async def test_never_looks_the_same_twice(self, keyring: Keyring) -> None:
-        sealed = [await keyring.seal(PLAINTEXT, PLACE) for _ in range(100)]
-        assert len({value[9:21] for value in sealed}) == 100
+    async def test_nonces_are_unique(self, keyring: Keyring) -> None:
+        encrypted = [await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA) for _ in range(100)]
+        assert len({value[9:21] for value in encrypted}) == 100
 
     async def test_does_not_open_with_any_bit_flipped(self, keyring: Keyring) -> None:
-        sealed = await keyring.seal(b"secret", PLACE)
-        for bit in range(len(sealed) * 8):
-            flipped = bytearray(sealed)
+        encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
+        for bit in range(len(encrypted) * 8):
+            flipped = bytearray(encrypted)
             flipped[bit // 8] ^= 1 << bit % 8
             with pytest.raises(CredentialsUnreadable):
-                await keyring.open(bytes(flipped), PLACE)
+                await keyring.decrypt(bytes(flipped), ASSOCIATED_DATA)
 
     @pytest.mark.parametrize(
         "elsewhere",
         [
-            replace(PLACE, table="connection_attempts"),
-            replace(PLACE, column="sealed_verifier"),
-            replace(PLACE, uid="another"),
-            replace(PLACE, user_id="bob"),
-            replace(PLACE, integration_type="other"),
-            replace(PLACE, user_id="annacme", integration_type=""),
-            replace(PLACE, user_id="", integration_type="annacme"),
-            replace(PLACE, uid="uidann", user_id=""),
-            replace(PLACE, user_id="acme", integration_type="ann"),
+            replace(ASSOCIATED_DATA, table="authorization_attempts"),
+            replace(ASSOCIATED_DATA, column="encrypted_verifier"),
+            replace(ASSOCIATED_DATA, uid="another"),
+            replace(ASSOCIATED_DATA, user_id="bob"),
+            replace(ASSOCIATED_DATA, integration_type="other"),
+            replace(ASSOCIATED_DATA, user_id="annacme", integration_type=""),
+            replace(ASSOCIATED_DATA, user_id="", integration_type="annacme"),
+            replace(ASSOCIATED_DATA, uid="uidann", user_id=""),
+            replace(ASSOCIATED_DATA, user_id="acme", integration_type="ann"),
         ],
         ids=str,
     )
-    async def test_does_not_open_elsewhere(self, keyring: Keyring, elsewhere: Place) -> None:
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
+    async def test_does_not_decrypt_with_other_associated_data(
+        self, keyring: Keyring, elsewhere: AssociatedData
+    ) -> None:
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         with pytest.raises(CredentialsUnreadable):
-            await keyring.open(sealed, elsewhere)
+            await keyring.decrypt(encrypted, elsewhere)
 
     async def test_does_not_open_when_cut_or_continued(self, keyring: Keyring) -> None:
-        sealed = await keyring.seal(b"secret", PLACE)
-        wrong = [sealed[:length] for length in range(len(sealed))]
-        wrong += [sealed[length:] for length in range(1, len(sealed))]
-        wrong += [sealed + b"\x00", sealed * 2]
+        encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
+        wrong = [encrypted[:length] for length in range(len(encrypted))]
+        wrong += [encrypted[length:] for length in range(1, len(encrypted))]
+        wrong += [encrypted + b"\x00", encrypted * 2]
         for value in wrong:
             with pytest.raises(CredentialsUnreadable):
-                await keyring.open(value, PLACE)
+                await keyring.decrypt(value, ASSOCIATED_DATA)
 
     @pytest.mark.parametrize("value", [b"", b"\x01", PLAINTEXT, bytes(64), b"\x01" + bytes(63)])
-    async def test_does_not_open_what_was_never_sealed(self, keyring: Keyring, value: bytes) -> None:
+    async def test_does_not_decrypt_what_was_never_encrypted(self, keyring: Keyring, value: bytes) -> None:
         with pytest.raises(CredentialsUnreadable):
-            await keyring.open(value, PLACE)
+            await keyring.decrypt(value, ASSOCIATED_DATA)
 
     async def test_does_not_open_under_another_data_key(self, keyring: Keyring) -> None:
-        first = await keyring.seal(PLAINTEXT, PLACE)
+        first = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await keyring.add_data_key()
-        second = await keyring.seal(PLAINTEXT, PLACE)
+        second = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         with pytest.raises(CredentialsUnreadable):
-            await keyring.open(second[:9] + first[9:], PLACE)
-        assert await keyring.open(first, PLACE) == PLAINTEXT
+            await keyring.decrypt(second[:9] + first[9:], ASSOCIATED_DATA)
+        assert await keyring.decrypt(first, ASSOCIATED_DATA) == PLAINTEXT
 
     async def test_hides_its_keys(self, keyring: Keyring) -> None:
         assert not any(form in repr(keyring).encode() for form in forms_of(KEY))
 
 
 class TestDataKeys:
-    async def test_a_new_one_seals_and_former_ones_go_on_opening(self, keyring: Keyring, database: Database) -> None:
-        before = await keyring.seal(PLAINTEXT, PLACE)
+    async def test_a_new_one_encrypts_and_previous_ones_still_decrypt(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        before = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         new_id = await keyring.add_data_key()
-        after = await keyring.seal(PLAINTEXT, PLACE)
+        after = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
 
         assert after[1:9].hex() == new_id != before[1:9].hex()
-        assert await keyring.open(before, PLACE) == await keyring.open(after, PLACE) == PLAINTEXT
+        assert (
+            await keyring.decrypt(before, ASSOCIATED_DATA) == await keyring.decrypt(after, ASSOCIATED_DATA) == PLAINTEXT
+        )
         first, second = await describe_data_keys(database)
         assert [first.key_id, second.key_id] == [before[1:9].hex(), new_id]
         assert [first.wrapping_key_id, second.wrapping_key_id] == [KEY_ID, KEY_ID]
         assert [first.is_active, second.is_active] == [False, True]
-        assert [first.is_settled, second.is_settled] == [True, False]
+        assert [first.is_rotation_complete, second.is_rotation_complete] == [True, False]
         assert first.replaced_time == second.active_time
 
-    async def test_one_that_is_announced_is_known_before_it_seals(self, keyring: Keyring, database: Database) -> None:
+    async def test_an_announced_key_is_known_before_it_encrypts(self, keyring: Keyring, database: Database) -> None:
         announced = await keyring.add_data_key(timedelta(minutes=1))
-        other = await without_a_look(database)
+        other = await keyring_without_lookup(database)
         for one in (keyring, other):
-            assert (await one.seal(PLAINTEXT, PLACE))[1:9].hex() == one.active_key_id != announced
+            assert (await one.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() == one.active_key_id != announced
         first, second = await describe_data_keys(database)
         assert [first.is_active, second.is_active, second.is_announced] == [True, False, True]
 
-        await bring_forward(database, announced)
+        await set_active_time(database, announced)
         await keyring.reload()
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        assert sealed[1:9].hex() == announced
-        assert await other.open(sealed, PLACE) == PLAINTEXT
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        assert encrypted[1:9].hex() == announced
+        assert await other.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_one_that_is_not_announced_is_unknown_to_who_has_not_looked(
+    async def test_an_unannounced_key_is_unknown_until_the_next_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
         """The twin: used at once, the new key's values do not open on another server until that looks."""
-        other = await without_a_look(database)
+        other = await keyring_without_lookup(database)
         await keyring.add_data_key()
         with pytest.raises(CredentialsUnreadable):
-            await other.open(await keyring.seal(PLAINTEXT, PLACE), PLACE)
+            await other.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA)
 
     async def test_one_is_added_when_the_one_before_is_settled(self, keyring: Keyring, database: Database) -> None:
         await keyring.add_data_key()
         with pytest.raises(KeyringError, match="rotate first"):
             await keyring.add_data_key()
-        await settle(database)
+        await complete_rotations(database)
         await keyring.add_data_key()
         assert len(await describe_data_keys(database)) == 3
 
     async def test_keyrings_of_one_database_learn_each_others(self, keyring: Keyring, database: Database) -> None:
-        other = await opened(database)
+        other = await open_test_keyring(database)
         for one, another in ((keyring, other), (other, keyring)):
             await one.add_data_key()
-            await settle(database)
-            assert await another.open(await one.seal(PLAINTEXT, PLACE), PLACE) == PLAINTEXT
+            await complete_rotations(database)
+            assert await another.decrypt(await one.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_one_that_was_added_elsewhere_seals_after_a_reload(
+    async def test_a_key_added_by_another_process_encrypts_after_a_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
-        added = await (await opened(database)).add_data_key()
-        assert (await keyring.seal(PLAINTEXT, PLACE))[1:9].hex() != added
+        added = await (await open_test_keyring(database)).add_data_key()
+        assert (await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() != added
         await keyring.reload()
-        assert (await keyring.seal(PLAINTEXT, PLACE))[1:9].hex() == added
+        assert (await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() == added
 
     async def test_one_that_was_removed_elsewhere_does_not_open_after_a_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await keyring.add_data_key()
-        async with database.writing() as connection:
-            await connection.execute(data_keys.delete().where(data_keys.c.key_id == sealed[1:9].hex()))
-        assert await keyring.open(sealed, PLACE) == PLAINTEXT
+        async with database.write_transaction() as connection:
+            await connection.execute(data_keys.delete().where(data_keys.c.key_id == encrypted[1:9].hex()))
+        assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
         await keyring.reload()
         with pytest.raises(CredentialsUnreadable):
-            await keyring.open(sealed, PLACE)
+            await keyring.decrypt(encrypted, ASSOCIATED_DATA)
 
-    async def test_the_oldest_seals_when_the_clock_was_set_back_behind_all(
+    async def test_the_oldest_encrypts_when_the_clock_precedes_all_keys(
         self, keyring: Keyring, database: Database
     ) -> None:
         first = keyring.active_key_id
         second = await keyring.add_data_key(timedelta(minutes=1))
-        await bring_forward(database, first, timedelta(seconds=30))
-        assert (await opened(database)).active_key_id == first
-        await bring_forward(database, second)
-        assert (await opened(database)).active_key_id == second
+        await set_active_time(database, first, timedelta(seconds=30))
+        assert (await open_test_keyring(database)).active_key_id == first
+        await set_active_time(database, second)
+        assert (await open_test_keyring(database)).active_key_id == second
 
     async def test_a_running_server_keeps_its_keys_when_they_are_gone_from_the_database(
         self, keyring: Keyring, database: Database
     ) -> None:
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        async with database.writing() as connection:
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
         with pytest.raises(KeyringError, match="gone from the database"):
             await keyring.reload()
-        assert await keyring.open(sealed, PLACE) == PLAINTEXT
+        assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_forged_key_ids_are_looked_for_once_a_second(self, keyring: Keyring, database: Database) -> None:
-        stopwatch = Stopwatch()
-        flooded = await opened(database, monotonic=stopwatch)
+    async def test_unknown_key_ids_are_looked_up_once_a_second(self, keyring: Keyring, database: Database) -> None:
+        fake_monotonic = FakeMonotonic()
+        flooded = await open_test_keyring(database, monotonic=fake_monotonic)
         for _ in range(100):
             with pytest.raises(CredentialsUnreadable):
-                await flooded.open(b"\x01" + os.urandom(63), PLACE)
+                await flooded.decrypt(b"\x01" + os.urandom(63), ASSOCIATED_DATA)
 
         await keyring.add_data_key()
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         with pytest.raises(CredentialsUnreadable):
-            await flooded.open(sealed, PLACE)
-        stopwatch.now += 1
-        assert await flooded.open(sealed, PLACE) == PLAINTEXT
+            await flooded.decrypt(encrypted, ASSOCIATED_DATA)
+        fake_monotonic.now += 1
+        assert await flooded.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_many_readers_of_an_unknown_key_look_once(self, keyring: Keyring, database: Database) -> None:
-        other = await opened(database, monotonic=Stopwatch())
+    async def test_concurrent_lookups_of_an_unknown_key_are_one(self, keyring: Keyring, database: Database) -> None:
+        other = await open_test_keyring(database, monotonic=FakeMonotonic())
         await keyring.add_data_key()
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        plaintexts = await asyncio.gather(*(other.open(sealed, PLACE) for _ in range(50)))
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        plaintexts = await asyncio.gather(*(other.decrypt(encrypted, ASSOCIATED_DATA) for _ in range(50)))
         assert plaintexts == [PLAINTEXT] * 50
 
-    async def test_a_look_that_fails_is_made_again(self, database: Database, database_url: str) -> None:
-        keyring = await opened(database, monotonic=Stopwatch())
+    async def test_a_failed_lookup_is_retried(self, database: Database, database_url: str) -> None:
+        keyring = await open_test_keyring(database, monotonic=FakeMonotonic())
         async with open_database(database_url) as another:
-            added = await opened(another)
+            added = await open_test_keyring(another)
             await added.add_data_key()
-            sealed = await added.seal(PLAINTEXT, PLACE)
-        async with database.writing() as connection:
+            encrypted = await added.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        async with database.write_transaction() as connection:
             await connection.execute(text("ALTER TABLE data_keys RENAME TO elsewhere"))
         for _ in range(2):
             with pytest.raises(DBAPIError):  # and not CredentialsUnreadable: nobody could look
-                await keyring.open(sealed, PLACE)
-        async with database.writing() as connection:
+                await keyring.decrypt(encrypted, ASSOCIATED_DATA)
+        async with database.write_transaction() as connection:
             await connection.execute(text("ALTER TABLE elsewhere RENAME TO data_keys"))
-        assert await keyring.open(sealed, PLACE) == PLAINTEXT
+        assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
     async def test_servers_that_start_at_once_make_one_and_share_it(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(5)]
-            keyrings = await asyncio.gather(*(opened(database) for database in databases))
-            sealed = [await keyring.seal(PLAINTEXT, PLACE) for keyring in keyrings]
+            keyrings = await asyncio.gather(*(open_test_keyring(database) for database in databases))
+            encrypted = [await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA) for keyring in keyrings]
             for keyring in keyrings:
-                assert [await keyring.open(value, PLACE) for value in sealed] == [PLAINTEXT] * 5
+                assert [await keyring.decrypt(value, ASSOCIATED_DATA) for value in encrypted] == [PLAINTEXT] * 5
             assert len(await describe_data_keys(databases[0])) == 1
 
     async def test_one_is_added_whoever_adds(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
-            keyrings = [await opened(database) for database in databases]
+            keyrings = [await open_test_keyring(database) for database in databases]
             added = await asyncio.gather(*(keyring.add_data_key() for keyring in keyrings), return_exceptions=True)
             assert sum(isinstance(outcome, str) for outcome in added) == 1
             assert sum(isinstance(outcome, KeyringError) for outcome in added) == 2
             assert len(await describe_data_keys(databases[0])) == 2
 
 
-async def bring_forward(database: Database, key_id: str, active_in: timedelta = timedelta(0)) -> None:
+async def set_active_time(database: Database, key_id: str, activation_delay: timedelta = timedelta(0)) -> None:
     """Have it that an announced key's time comes then."""
-    values = {"active_time": DatabaseTime(active_in)}
-    async with database.writing() as connection:
+    values = {"active_time": DatabaseTime(activation_delay)}
+    async with database.write_transaction() as connection:
         await connection.execute(update(data_keys).where(data_keys.c.key_id == key_id).values(values))
 
 
-async def without_a_look(database: Database) -> Keyring:
+async def keyring_without_lookup(database: Database) -> Keyring:
     """A keyring that has just looked for unknown keys, and will not look again."""
-    keyring = await opened(database, monotonic=Stopwatch())
+    keyring = await open_test_keyring(database, monotonic=FakeMonotonic())
     with pytest.raises(CredentialsUnreadable):
-        await keyring.open(b"\x01" + os.urandom(63), PLACE)
+        await keyring.decrypt(b"\x01" + os.urandom(63), ASSOCIATED_DATA)
     return keyring
 
 
@@ -282,50 +288,50 @@ class TestKeyCheck:
     """Refuses the wrong key also where no data key does."""
 
     async def test_a_wrong_key_is_refused_before_there_is_any_integration(self, database: Database) -> None:
-        await opened(database)
+        await open_test_keyring(database)
         with pytest.raises(KeyringError, match=KEY_ID):
-            await opened(database, OTHER_KEY)
-        await opened(database)
+            await open_test_keyring(database, OTHER_KEY)
+        await open_test_keyring(database)
 
     async def test_a_wrong_key_is_refused_when_the_data_keys_are_gone(self, database: Database) -> None:
-        await opened(database)
-        async with database.writing() as connection:
+        await open_test_keyring(database)
+        async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
         with pytest.raises(KeyringError, match=f"wrapped by key {KEY_ID}, which is not configured"):
-            await opened(database, OTHER_KEY)
+            await open_test_keyring(database, OTHER_KEY)
         with pytest.raises(KeyringError, match="restore the table data_keys"):
-            await opened(database, KEY)
+            await open_test_keyring(database, KEY)
 
     async def test_without_the_check_it_would_not_be(self, keyring: Keyring, database: Database) -> None:
         """The twin: a wrong key would begin anew, and nothing that was sealed before would open."""
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        async with database.writing() as connection:
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
             await connection.execute(key_checks.delete())
-        anew = await opened(database, OTHER_KEY)
+        anew = await open_test_keyring(database, OTHER_KEY)
         with pytest.raises(CredentialsUnreadable):
-            await anew.open(sealed, PLACE)
+            await anew.decrypt(encrypted, ASSOCIATED_DATA)
 
     async def test_an_altered_check_is_refused(self, keyring: Keyring, database: Database) -> None:
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             await connection.execute(update(key_checks).values(wrapped_check=bytes(60)))
         with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
-            await opened(database)
+            await open_test_keyring(database)
         assert keyring.active_key_id
 
     async def test_a_database_from_before_there_were_checks_gets_one(self, database: Database) -> None:
-        keyring = await opened(database)
-        async with database.writing() as connection:
+        keyring = await open_test_keyring(database)
+        async with database.write_transaction() as connection:
             await connection.execute(key_checks.delete())
-        assert (await opened(database)).active_key_id == keyring.active_key_id
-        async with database.reading() as connection:
+        assert (await open_test_keyring(database)).active_key_id == keyring.active_key_id
+        async with database.read_connection() as connection:
             assert len((await connection.execute(select(key_checks))).all()) == 1
 
     async def test_servers_that_start_at_once_with_unlike_keys_do_not_both_start(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(2)]
             started = await asyncio.gather(
-                *(opened(database, key) for database, key in zip(databases, (KEY, OTHER_KEY), strict=True)),
+                *(open_test_keyring(database, key) for database, key in zip(databases, (KEY, OTHER_KEY), strict=True)),
                 return_exceptions=True,
             )
         assert sorted(type(outcome).__name__ for outcome in started) == ["Keyring", "KeyringError"]
@@ -335,16 +341,16 @@ class TestWrappingKeys:
     async def test_a_retired_one_still_unwraps_and_the_new_one_wraps(
         self, keyring: Keyring, database: Database
     ) -> None:
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        rotated = await opened(database, OTHER_KEY, KEY)
-        assert await rotated.open(sealed, PLACE) == PLAINTEXT
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        rotated = await open_test_keyring(database, OTHER_KEY, KEY)
+        assert await rotated.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
         await rotated.add_data_key()
         assert {data_key.wrapping_key_id for data_key in await describe_data_keys(database)} == {KEY_ID, OTHER_KEY_ID}
 
     @pytest.mark.usefixtures("keyring")
     async def test_a_wrong_one_is_refused_by_name(self, database: Database) -> None:
         with pytest.raises(KeyringError) as caught:
-            await opened(database, OTHER_KEY, bytes(32))
+            await open_test_keyring(database, OTHER_KEY, bytes(32))
         message = str(caught.value)
         assert f"is wrapped by key {KEY_ID}, which is not configured" in message
         assert f"configured: {OTHER_KEY_ID}, {LocalKey(bytes(32)).key_id}" in message
@@ -353,16 +359,16 @@ class TestWrappingKeys:
     @pytest.mark.parametrize("wrapped", [b"", b"short", bytes(60)])
     @pytest.mark.usefixtures("keyring")
     async def test_an_altered_data_key_is_refused_by_name(self, database: Database, wrapped: bytes) -> None:
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(wrapped_key=wrapped))
         with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
-            await opened(database)
+            await open_test_keyring(database)
 
     async def test_a_data_key_does_not_open_under_another_id(self, keyring: Keyring, database: Database) -> None:
         await keyring.add_data_key()
         first, second = await describe_data_keys(database)
         wrapped = data_keys.c.wrapped_key
-        async with database.writing() as connection:
+        async with database.write_transaction() as connection:
             moved = await connection.scalar(
                 data_keys.select().with_only_columns(wrapped).where(data_keys.c.key_id == first.key_id)
             )
@@ -370,25 +376,25 @@ class TestWrappingKeys:
                 update(data_keys).where(data_keys.c.key_id == second.key_id).values(wrapped_key=moved)
             )
         with pytest.raises(KeyringError, match=f"data key {second.key_id} does not open"):
-            await opened(database)
+            await open_test_keyring(database)
 
     async def test_one_that_is_unknown_here_leaves_the_others_open(self, keyring: Keyring, database: Database) -> None:
-        before = await keyring.seal(PLAINTEXT, PLACE)
-        elsewhere = await opened(database, OTHER_KEY, KEY)
+        before = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        elsewhere = await open_test_keyring(database, OTHER_KEY, KEY)
         await elsewhere.add_data_key()
-        after = await elsewhere.seal(PLAINTEXT, PLACE)
+        after = await elsewhere.encrypt(PLAINTEXT, ASSOCIATED_DATA)
 
         with pytest.raises(CredentialsUnreadable):
-            await keyring.open(after, PLACE)
+            await keyring.decrypt(after, ASSOCIATED_DATA)
         with pytest.raises(KeyringError, match=OTHER_KEY_ID):
             await keyring.reload()
-        assert await keyring.open(before, PLACE) == PLAINTEXT
-        assert await elsewhere.open(await keyring.seal(PLAINTEXT, PLACE), PLACE) == PLAINTEXT
+        assert await keyring.decrypt(before, ASSOCIATED_DATA) == PLAINTEXT
+        assert await elsewhere.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
 
     @pytest.mark.parametrize("length", [0, 16, 31, 33])
     async def test_another_length_is_refused(self, database: Database, length: int) -> None:
         with pytest.raises(ValueError, match="32 bytes"):
-            await opened(database, bytes(length))
+            await open_test_keyring(database, bytes(length))
 
 
 def forms_of(secret: bytes) -> Sequence[bytes]:
@@ -404,17 +410,17 @@ def forms_of(secret: bytes) -> Sequence[bytes]:
 async def test_the_files_hold_neither_credentials_nor_keys(sqlite_url: str) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     async with open_database(sqlite_url) as database:
-        keyring = await opened(database)
-        sealed = await keyring.seal(PLAINTEXT, PLACE)
-        await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(sealed), NOW)
-        attempt = new_attempt(sealed_verifier=sealed)
-        await SqlAttempts(database).begin(attempt, new_integration())
-        await SqlAttempts(database).hold(attempt.attempt_id, sealed, NOW)
-        async with database.reading() as connection:
+        keyring = await open_test_keyring(database)
+        encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
+        attempt = new_attempt(encrypted_verifier=encrypted)
+        await SqlAuthorizationAttempts(database).begin(attempt, new_integration())
+        await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, NOW)
+        async with database.read_connection() as connection:
             ((key_id, wrapped_key),) = await connection.execute(text("SELECT key_id, wrapped_key FROM data_keys"))
         data_key = await LocalKey(KEY).unwrap(wrapped_key, key_id)
         files = b"".join(file.read_bytes() for file in path.parent.iterdir())
 
-    assert files.count(sealed) >= 3  # so this is where to look
+    assert files.count(encrypted) >= 3  # so this is where to look
     for secret in (b"at-confidential", b"rt-confidential", PLAINTEXT, data_key, KEY):
         assert not any(form in files for form in forms_of(secret))

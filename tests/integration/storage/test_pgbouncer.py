@@ -8,14 +8,14 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from integration_server.storage.attempts import SqlAttempts
-from integration_server.storage.changes import SqlChanges
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.leases import SqlRefreshLeases
+from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.schema import migrate
-from integration_server.wiring.world import random_name
+from integration_server.wiring.system import random_token
 from tests.contracts.store_contract import (
     ANN,
     LATER,
@@ -24,20 +24,20 @@ from tests.contracts.store_contract import (
     connected,
     new_credentials,
 )
-from tests.keyrings import opened
-from tests.pgbouncer import needs_pgbouncer, pooled
+from tests.keyrings import open_test_keyring
+from tests.pgbouncer import requires_pgbouncer, run_pgbouncer
 from tests.postgres import PostgresServer
 
-pytestmark = [needs_pgbouncer, pytest.mark.postgres]
+pytestmark = [requires_pgbouncer, pytest.mark.postgres]
 
 
 @pytest.fixture
 async def database(pooled_url: str) -> AsyncIterator[Database]:
-    async with open_database(pooled_url) as opened:
-        yield opened
+    async with open_database(pooled_url) as open_test_keyring:
+        yield open_test_keyring
 
 
-class _ThroughPgbouncer:
+class _PgbouncerStores:
     @pytest.fixture
     def integrations(self, database: Database) -> SqlIntegrations:
         return SqlIntegrations(database)
@@ -47,19 +47,19 @@ class _ThroughPgbouncer:
         return SqlHealthHistory(database)
 
     @pytest.fixture
-    def attempts(self, database: Database) -> SqlAttempts:
-        return SqlAttempts(database)
+    def attempts(self, database: Database) -> SqlAuthorizationAttempts:
+        return SqlAuthorizationAttempts(database)
 
 
-class TestSqlIntegrations(_ThroughPgbouncer, IntegrationStoreContract):
+class TestSqlIntegrations(_PgbouncerStores, IntegrationStoreContract):
     pass
 
 
-class TestSqlAttempts(_ThroughPgbouncer, AttemptStoreContract):
+class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
     pass
 
 
-async def use_everything(database: Database) -> None:
+async def exercise_stores(database: Database) -> None:
     """A connection's life, as one of many at once."""
     store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30))
     integration = await connected(store)
@@ -72,30 +72,30 @@ async def use_everything(database: Database) -> None:
 
 async def test_many_at_once(pooled_url: str) -> None:
     async with open_database(pooled_url) as one, open_database(pooled_url) as other:
-        await opened(one)
-        begin = await SqlChanges(one).since(None)
-        await asyncio.gather(*(use_everything(database) for database in (one, other) for _ in range(10)))
-        assert len((await SqlChanges(one).since(begin.place)).integration_ids) == 20
+        await open_test_keyring(one)
+        begin = await SqlChangeFeed(one).since(None)
+        await asyncio.gather(*(exercise_stores(database) for database in (one, other) for _ in range(10)))
+        assert len((await SqlChangeFeed(one).since(begin.cursor)).integration_ids) == 20
 
 
 async def test_statements_that_are_prepared_once_fail_there(pooled_url: str) -> None:
     """As `open_database` has them where it finds no pooler."""
     url = make_url(pooled_url).set(drivername="postgresql+asyncpg")
-    options = {"statement_cache_size": 0, "prepared_statement_name_func": random_name}
+    options = {"statement_cache_size": 0, "prepared_statement_name_func": random_token}
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT", connect_args=options)
 
-    async def ask() -> None:
+    async def run_query() -> None:
         async with engine.connect() as connection:
             await connection.execute(text("SELECT count(*) FROM integrations"))
 
-    answers = await asyncio.gather(*(ask() for _ in range(200)), return_exceptions=True)
-    assert any("prepared statement" in str(answer) for answer in answers), set(map(str, answers))
+    responses = await asyncio.gather(*(run_query() for _ in range(200)), return_exceptions=True)
+    assert any("prepared statement" in str(response) for response in responses), set(map(str, responses))
     await engine.dispose()
 
 
 @pytest.fixture
 def empty_pooled_url(postgres_server: PostgresServer) -> Iterator[str]:
-    with postgres_server.new_database() as empty, pooled(empty) as url:
+    with postgres_server.new_database() as empty, run_pgbouncer(empty) as url:
         yield url
 
 

@@ -4,26 +4,19 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, bindparam, inspect, text
+from sqlalchemy import Connection, inspect
 
 import integration_server
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.domain.integration import Integration, Status
-from integration_server.service.ports import EventBatch, EventWish
-from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.events import SqlEventLog
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate, schema_is_current
-from integration_server.storage.tables import UtcDateTime, metadata
-from tests.contracts.store_contract import ANN, FAILURE, LATER, NOW, connected, new_credentials, now_of
+from integration_server.storage.tables import metadata
 from tests.postgres import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
@@ -87,14 +80,14 @@ async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> 
         inspector = inspect(connection)
         return {key["name"] for table in metadata.tables for key in inspector.get_foreign_keys(table)}
 
-    async with database.reading() as connection:
+    async with database.read_connection() as connection:
         assert await connection.run_sync(differences) == []
         assert await connection.run_sync(references) == {  # whose names are not compared
-            "fk_connection_attempts_integration_id",
+            "fk_authorization_attempts_integration_id",
             "fk_health_checks_integration_id",
             "fk_refresh_leases_integration_id",
             "fk_webhook_events_integration_id",
-            "fk_webhook_places_integration_id",
+            "fk_webhook_consumer_offsets_integration_id",
             "fk_webhook_secrets_integration_id",
         }
 
@@ -120,66 +113,9 @@ async def test_replicas_that_migrate_at_once_wait_for_each_other(empty_url: str)
     assert await is_current(empty_url)
 
 
-async def test_alembic_does_the_same_and_undoes_it(empty_url: str) -> None:
+async def test_alembic_does_the_same(empty_url: str) -> None:
     await alembic("upgrade", "head", DATABASE_URL=empty_url)
     assert await is_current(empty_url)
-    await alembic("downgrade", "base", DATABASE_URL=empty_url)
-    async with open_database(empty_url) as database, database.reading() as connection:
-        left = await connection.run_sync(lambda connection: inspect(connection).get_table_names())
-    assert left == ["alembic_version"]
-
-
-async def test_data_keys_from_before_announcements_go_on(empty_url: str) -> None:
-    await alembic("upgrade", "0005", DATABASE_URL=empty_url)
-    statement = text(
-        "INSERT INTO data_keys (key_id, wrapped_key, wrapping_key_id, state, create_time)"
-        " VALUES (:id, :key, 'w', :s, :t)"
-    ).bindparams(bindparam("t", type_=UtcDateTime()))
-    day = datetime(2026, 3, 1, tzinfo=UTC)
-    former = [
-        {"id": "a", "key": b"a", "s": "retired", "t": day},
-        {"id": "b", "key": b"b", "s": "active", "t": day + timedelta(days=1)},
-        {"id": "c", "key": b"c", "s": "retired", "t": day - timedelta(days=1)},
-    ]
-    async with open_database(empty_url) as database:
-        async with database.writing() as connection:
-            await connection.execute(statement, former)
-        await migrate(empty_url)
-        described = [(key.key_id, key.is_active, key.is_settled) for key in await describe_data_keys(database)]
-        assert described == [("c", False, True), ("a", False, True), ("b", True, False)]
-        await alembic("downgrade", "0005", DATABASE_URL=empty_url)
-        async with database.reading() as connection:
-            rows = (await connection.execute(text("SELECT key_id, state FROM data_keys ORDER BY key_id"))).all()
-    assert [tuple(row) for row in rows] == [("a", "retired"), ("b", "active"), ("c", "retired")]
-
-
-async def test_ends_of_tokens_from_before_are_noted_and_told(empty_url: str) -> None:
-    await alembic("upgrade", "0013", DATABASE_URL=empty_url)
-    async with open_database(empty_url) as database:
-        integrations = SqlIntegrations(database)
-
-        async def of(account_id: str, **credentials: Any) -> Integration:
-            begun = await connected(integrations, ANN, account_id)
-            committed = await integrations.commit_refresh(begun, new_credentials(**credentials), LATER)
-            assert committed is not None
-            return committed
-
-        last = await of("a", is_renewable=False, access_token_expire_time=NOW)
-        lasting = await of("b", is_renewable=False, access_token_expire_time=None)
-        renewable = await of("c", refresh_due_time=LATER)
-
-        async def due_times() -> list[datetime | None]:
-            return [(await now_of(integrations, one)).refresh_due_time for one in (last, lasting, renewable)]
-
-        assert await due_times() == [None, None, LATER]
-        await migrate(empty_url)
-        assert await due_times() == [NOW, None, LATER]
-        await integrations.record_failure(last, FAILURE, reauthorization_required=True)
-        end, _ = await SqlEventLog(database).end()
-        told = (await SqlEventLog(database).read(EventBatch(0, end), 0, EventWish(), 100))[-1].event
-        assert (told.status_before, told.status_after) == (Status.ACTIVE, Status.EXPIRED)
-        await alembic("downgrade", "0013", DATABASE_URL=empty_url)
-        assert await due_times() == [None, None, LATER]
 
 
 async def test_alembic_prints_the_sql_and_touches_nothing(empty_url: str) -> None:

@@ -2,42 +2,42 @@
 
 import pytest
 
-from integration_server.storage.agenda import SqlAgenda
-from integration_server.storage.attempts import SqlAttempts
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
 from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.revocations import SqlRevocations
+from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
-from tests.contracts.agenda_contract import AgendaContract, RefreshDueTimeContract
+from tests.contracts.due_work_contract import DueWorkContract, RefreshDueTimeContract
 from tests.contracts.event_contract import EventLogContract, Stores
 from tests.contracts.health_history_contract import HealthHistoryContract
-from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationsContract
+from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationOutboxContract
 from tests.contracts.webhook_contract import WebhookEndpointsContract, WebhookInboxContract
 
 
-class _OnSql:
+class _SqlStores:
     @pytest.fixture
     def integrations(self, database: Database) -> SqlIntegrations:
         return SqlIntegrations(database)
 
     @pytest.fixture
-    def attempts(self, database: Database) -> SqlAttempts:
-        return SqlAttempts(database)
+    def attempts(self, database: Database) -> SqlAuthorizationAttempts:
+        return SqlAuthorizationAttempts(database)
 
     @pytest.fixture
     def history(self, database: Database) -> SqlHealthHistory:
         return SqlHealthHistory(database)
 
     @pytest.fixture
-    def revocations(self, database: Database) -> SqlRevocations:
-        return SqlRevocations(database)
+    def revocations(self, database: Database) -> SqlRevocationOutbox:
+        return SqlRevocationOutbox(database)
 
     @pytest.fixture
-    def agenda(self, database: Database) -> SqlAgenda:
-        return SqlAgenda(database)
+    def due_work(self, database: Database) -> SqlDueWork:
+        return SqlDueWork(database)
 
     @pytest.fixture
     def inbox(self, database: Database) -> SqlWebhookInbox:
@@ -51,41 +51,41 @@ class _OnSql:
     def stores(self, database: Database) -> Stores:
         return Stores(
             SqlIntegrations(database),
-            SqlAttempts(database),
+            SqlAuthorizationAttempts(database),
             SqlHealthHistory(database),
-            SqlAgenda(database),
+            SqlDueWork(database),
             SqlWebhookInbox(database),
             SqlEventLog(database),
         )
 
 
-class TestSqlIntegrations(_OnSql, IntegrationStoreContract, RefreshDueTimeContract):
+class TestSqlIntegrations(_SqlStores, IntegrationStoreContract, RefreshDueTimeContract):
     pass
 
 
-class TestSqlHealthHistory(_OnSql, HealthHistoryContract):
+class TestSqlHealthHistory(_SqlStores, HealthHistoryContract):
     pass
 
 
-class TestSqlAgenda(_OnSql, AgendaContract):
+class TestSqlDueWork(_SqlStores, DueWorkContract):
     pass
 
 
-class TestSqlAttempts(_OnSql, AttemptStoreContract):
+class TestSqlAuthorizationAttempts(_SqlStores, AttemptStoreContract):
     pass
 
 
-class TestSqlRevocations(_OnSql, RevocationsContract):
+class TestSqlRevocationOutbox(_SqlStores, RevocationOutboxContract):
     pass
 
 
-class TestSqlWebhookInbox(_OnSql, WebhookInboxContract):
+class TestSqlWebhookInbox(_SqlStores, WebhookInboxContract):
     pass
 
 
-class TestSqlWebhookEndpoints(_OnSql, WebhookEndpointsContract):
+class TestSqlWebhookEndpoints(_SqlStores, WebhookEndpointsContract):
     pass
 
 
-class TestSqlEventLog(_OnSql, EventLogContract):
+class TestSqlEventLog(_SqlStores, EventLogContract):
     pass

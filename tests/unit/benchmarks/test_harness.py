@@ -16,9 +16,9 @@ from benchmarks.harness import (
     compare,
     load,
     load_both,
+    merge_phases,
     percentile,
     speed_bounds,
-    together,
 )
 
 
@@ -35,18 +35,18 @@ def comparison(*ratios: float) -> Comparison:
 
 
 async def test_sends_the_calls_in_turn_at_their_rate() -> None:
-    seen = await load([Call("Get", nothing), Call("List", nothing)], rate=200, seconds=0.1, cpu_seconds=float)
+    result = await load([Call("Get", nothing), Call("List", nothing)], rate=200, seconds=0.1, cpu_seconds=float)
 
-    assert {name: len(values) for name, values in seen.latencies.items()} == {"Get": 10, "List": 10}
-    assert len(seen.of(ALL)) == len(seen.lateness) == 20
+    assert {name: len(values) for name, values in result.latencies.items()} == {"Get": 10, "List": 10}
+    assert len(result.latencies_of(ALL)) == len(result.lateness) == 20
 
 
 async def test_tells_the_share_of_a_processor_that_the_servers_use() -> None:
     used = iter([5.0, 5.05])
 
-    seen = await load([Call("Get", nothing)], rate=100, seconds=0.1, cpu_seconds=lambda: next(used))
+    result = await load([Call("Get", nothing)], rate=100, seconds=0.1, cpu_seconds=lambda: next(used))
 
-    (share,) = seen.processor
+    (share,) = result.processor
     assert 0 < share < 0.6, "0.05 s in a tenth of a second, or in more where the machine is busy"
 
 
@@ -71,32 +71,34 @@ async def test_a_latency_counts_from_when_the_call_should_have_been_sent() -> No
     async def stalling() -> None:
         time.sleep(next(stalls, 0))  # noqa: ASYNC251 - holds up the sending of those after it
 
-    seen = await load([Call("Get", stalling)], rate=100, seconds=0.1, cpu_seconds=float)
+    result = await load([Call("Get", stalling)], rate=100, seconds=0.1, cpu_seconds=float)
 
-    assert min(seen.latencies["Get"]) > 0.1, "those sent late were quick, and must not look it"
+    assert min(result.latencies["Get"]) > 0.1, "those sent late were quick, and must not look it"
 
 
 async def test_counts_what_failed() -> None:
     async def failing() -> None:
         raise AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata())
 
-    seen = await load([Call("Get", failing), Call("List", nothing)], rate=200, seconds=0.02, cpu_seconds=float)
+    result = await load([Call("Get", failing), Call("List", nothing)], rate=200, seconds=0.02, cpu_seconds=float)
 
-    assert seen.failures == {"Get: UNAVAILABLE": 2}
+    assert result.failures == {"Get: UNAVAILABLE": 2}
 
 
 async def test_loads_two_systems_in_turn_at_the_same_time() -> None:
     order: list[str] = []
 
-    def noting(name: str) -> Sequence[Call]:
-        async def note() -> None:
+    def recording_calls(name: str) -> Sequence[Call]:
+        async def record() -> None:
             order.append(name)
 
-        return [Call("Get", note)]
+        return [Call("Get", record)]
 
-    reference, other = await load_both((noting("reference"), noting("other")), (float, float), rate=50, seconds=0.2)
+    reference, other = await load_both(
+        (recording_calls("reference"), recording_calls("other")), (float, float), rate=50, seconds=0.2
+    )
 
-    assert len(reference.of(ALL)) == len(other.of(ALL)) == 10
+    assert len(reference.latencies_of(ALL)) == len(other.latencies_of(ALL)) == 10
     assert 0 < order.index("other") < 5, "neither waits for the other to be done"
 
 
@@ -118,7 +120,7 @@ def test_compares_pair_by_pair_and_over_all() -> None:
 
 
 def test_phases_together() -> None:
-    whole = together([phase(1, failures={"Get: UNKNOWN": 1}), phase(2, 3, failures={"Get: UNKNOWN": 2})])
+    whole = merge_phases([phase(1, failures={"Get: UNKNOWN": 1}), phase(2, 3, failures={"Get: UNKNOWN": 2})])
 
     assert whole == phase(1, 2, 3, failures={"Get: UNKNOWN": 3})
 

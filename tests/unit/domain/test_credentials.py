@@ -48,12 +48,12 @@ def test_the_buffer_is_at_most_half_of_the_tokens_life(lifetime: timedelta | Non
 
 
 def test_what_a_refresh_leaves_out_stays() -> None:
-    renewed = TOKENS.renewed_by(OAuthTokens(access_token="new", expire_time=NOON + 99 * MINUTE))
-    assert renewed == replace(TOKENS, access_token="new", expire_time=NOON + 99 * MINUTE, lifetime=None)
+    refreshed = TOKENS.updated_with(OAuthTokens(access_token="new", expire_time=NOON + 99 * MINUTE))
+    assert refreshed == replace(TOKENS, access_token="new", expire_time=NOON + 99 * MINUTE, lifetime=None)
 
 
-def test_what_a_refresh_answers_replaces() -> None:
-    answer = OAuthTokens(
+def test_what_a_refresh_returns_replaces() -> None:
+    response = OAuthTokens(
         access_token="new",
         refresh_token="rotated",
         expire_time=NOON + 99 * MINUTE,
@@ -62,7 +62,7 @@ def test_what_a_refresh_answers_replaces() -> None:
         scopes=(),
         extras={"tenant": "2"},
     )
-    assert TOKENS.renewed_by(answer) == replace(answer, extras={"realm": "1", "tenant": "2"})
+    assert TOKENS.updated_with(response) == replace(response, extras={"realm": "1", "tenant": "2"})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import httpx
 
 from integration_server.providers.base import BaseProvider, ProviderContext
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
-from integration_server.providers.http import HttpAnswer, ProviderHttp
+from integration_server.providers.http import HttpResponse, ProviderHttp
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -20,15 +20,15 @@ def clock() -> datetime:
     return NOW
 
 
-class Network(httpx.MockTransport):
+class FakeTransport(httpx.MockTransport):
     """Answers requests with the given responses, in turn, and remembers the requests."""
 
     def __init__(self, *responses: httpx.Response | Exception) -> None:
         self.requests: list[httpx.Request] = []
         self._responses = list(responses)
-        super().__init__(self._answer)
+        super().__init__(self._respond)
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         response = self._responses.pop(0)
         if isinstance(response, Exception):
@@ -52,19 +52,19 @@ def json_response(value: object, status: int = 200, **headers: str) -> httpx.Res
     return httpx.Response(status, headers={"Content-Type": "application/json", **names}, text=json.dumps(value))
 
 
-def http_answer(value: object, status: int = 200, **headers: str) -> HttpAnswer:
+def http_response(value: object, status: int = 200, **headers: str) -> HttpResponse:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return HttpAnswer(status, {name.replace("_", "-"): text for name, text in headers.items()}, body)
+    return HttpResponse(status, {name.replace("_", "-"): text for name, text in headers.items()}, body)
 
 
 def context(
-    network: Network, environment: Mapping[str, str] | None = None, *, dev_mode: bool = False
+    network: FakeTransport, environment: Mapping[str, str] | None = None, *, dev_mode: bool = False
 ) -> ProviderContext:
     http = ProviderHttp(clock, transport=network, dev_mode=dev_mode)
     return ProviderContext(http=http, clock=clock, environment=environment or {})
 
 
-def built(provider_class: type[P], network: Network, **environment: str) -> P:
+def build_provider(provider_class: type[P], network: FakeTransport, **environment: str) -> P:
     """One provider with its client id and secret set, as the factory builds it."""
     name = str(provider_class.integration_type).upper()
     settings = {f"{name}_CLIENT_ID": "our-id", f"{name}_CLIENT_SECRET": "our-secret", **environment}
@@ -80,17 +80,17 @@ def registry(given: ProviderContext, *provider_classes: type[BaseProvider]) -> P
     return factory.build(given)
 
 
-def told_by(error: BaseException) -> str:
+def exception_text(error: BaseException) -> str:
     """All that an exception says, with all that it is chained to, raised from or not."""
     return "\n".join(f"{e} {e!r} {e.args!r} {vars(e)!r}" for e in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: list[Any] = []
-    waiting = [error]
-    while waiting:
-        current = waiting.pop()
-        if current is not None and current not in seen:
-            seen.append(current)
+    visited: list[Any] = []
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is not None and current not in visited:
+            visited.append(current)
             yield current
-            waiting += [current.__cause__, current.__context__]
+            pending += [current.__cause__, current.__context__]

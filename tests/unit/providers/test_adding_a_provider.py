@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from integration_server.domain.credentials import ApiKey, OAuthTokens
-from integration_server.providers.declared import load_declared
-from integration_server.providers.entry_points import GROUP
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
-from tests.unit.providers.support import Network, context, json_response
+from integration_server.providers.plugins import GROUP
+from integration_server.providers.toml_providers import load_toml_providers
+from tests.unit.providers.support import FakeTransport, context, json_response
 
 PAGE = (Path(__file__).parents[3] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
 
@@ -33,8 +33,8 @@ def declared(tmp_path: Path) -> ProviderRegistry:
     (tmp_path / "acme.toml").write_text(acme)
     (tmp_path / "acme_key.toml").write_text(acme_key)
     factory = ProviderFactory()
-    load_declared(tmp_path, factory, dev_mode=False)
-    return factory.build(context(Network(), settings_shown()))
+    load_toml_providers(tmp_path, factory, dev_mode=False)
+    return factory.build(context(FakeTransport(), settings_shown()))
 
 
 def test_the_files_declare_providers_that_the_settings_complete(declared: ProviderRegistry) -> None:
@@ -49,7 +49,9 @@ async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.syspath_prepend(str(tmp_path))
     factory = ProviderFactory()
     importlib.import_module("my_service").register(factory)
-    network = Network(json_response({"access_token": "at"}), json_response({"id": 7}), json_response({"data": [1, 2]}))
+    network = FakeTransport(
+        json_response({"access_token": "at"}), json_response({"id": 7}), json_response({"data": [1, 2]})
+    )
     provider: Any = factory.build(context(network)).get("my_service")
     assert list(provider.missing_settings) == ["MY_SERVICE_CLIENT_ID", "MY_SERVICE_CLIENT_SECRET"]
     assert await provider.exchange_code_for_tokens("c", "https://app.example/cb", "v") == OAuthTokens("at")

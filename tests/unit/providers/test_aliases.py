@@ -7,9 +7,9 @@ from integration_server.domain.integration import UserId
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.sendgrid import SendGridProvider
-from integration_server.service.connecting_by_key import KeyConnectionRequest
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from tests.fakes.system import ADA, FakeSystem
-from tests.unit.providers.support import Network, context
+from tests.unit.providers.support import FakeTransport, context
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def test_what_is_stored_has_the_types_own_name(system: FakeSystem) -> None
     async with system.tasks:
         begun = await system.begin(integration_type="pretend")
         outcome = await system.call_back(begun.state, integration_type="pretend")
-        keyed = await system.connecting_by_key.connect_with_api_key(KeyConnectionRequest(ADA, "pretend_key", "k"))
+        keyed = await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "pretend_key", "k"))
     assert system.row(outcome.integration_id).integration_type == "fake"
     assert keyed.integration_type == "fake_key"
 
@@ -34,7 +34,7 @@ async def test_lists_by_either_name(system: FakeSystem) -> None:
     async with system.tasks:
         connected = await system.connect()
     for name in ("fake", "pretend"):
-        page = await system.managing.list_integrations(UserId("ada"), name, 10, "")
+        page = await system.integration_manager.list_integrations(UserId("ada"), name, 10, "")
         assert [row.integration_id for row in page.integrations] == [connected.integration_id]
 
 
@@ -52,7 +52,7 @@ async def test_a_callback_of_another_type_stays_refused(system: FakeSystem) -> N
 
 
 def test_the_own_name_of_any_name(system: FakeSystem) -> None:
-    names = {name: system.managing.own_name(name) for name in ("fake", "pretend", "unknown")}
+    names = {name: system.integration_manager.canonical_type(name) for name in ("fake", "pretend", "unknown")}
     assert names == {"fake": "fake", "pretend": "fake", "unknown": "unknown"}
 
 
@@ -73,7 +73,7 @@ def test_an_alias_that_is_taken_stops_the_start() -> None:
     for provider in (SendGridProvider, First, Second):
         factory.register(str(provider.integration_type), provider)
     with pytest.raises(ProvidersError) as raised:
-        factory.build(context(Network()))
+        factory.build(context(FakeTransport()))
     assert [problem.partition(": ")[2].partition(" by ")[0] for problem in raised.value.problems] == [
         "aliases: 'sendgrid' is taken",
         "aliases: 'both' is taken",

@@ -6,13 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
-from integration_server.domain.calls import ApiAnswer, ApiRequest
 from integration_server.domain.credentials import ApiKey, OAuthTokens
-from integration_server.domain.errors import AnswerTooLarge, ApiNotDeclared, ProviderUnavailable
+from integration_server.domain.errors import ApiNotDeclared, ProviderUnavailable, ResponseTooLarge
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.http import UrlNotAllowed
-from tests.unit.providers.support import Network, built, json_response
+from tests.unit.providers.support import FakeTransport, build_provider, json_response
 
 TOKENS = OAuthTokens("token-1")
 
@@ -26,13 +26,13 @@ class Acme(ApiKeyProvider):
     api_key_query_param = "key"
 
 
-async def call(network: Network, request: ApiRequest, *, limit: int = 1000, **attributes: Any) -> ApiAnswer:
-    provider = built(Acme, network).with_attributes(**attributes)
+async def call(network: FakeTransport, request: ApiRequest, *, limit: int = 1000, **attributes: Any) -> ApiResponse:
+    provider = build_provider(Acme, network).with_attributes(**attributes)
     return await provider.call_api(ApiKey("k&y"), request, deadline=timedelta(seconds=1), body_limit=limit)
 
 
 async def test_a_request_goes_beneath_the_base_with_the_credentials() -> None:
-    network = Network(httpx.Response(201, headers=[("Link", "a"), ("link", "b")], content=b"made"))
+    network = FakeTransport(httpx.Response(201, headers=[("Link", "a"), ("link", "b")], content=b"made"))
     request = ApiRequest(
         "POST",
         "/things/a%2Fb",
@@ -41,7 +41,7 @@ async def test_a_request_goes_beneath_the_base_with_the_credentials() -> None:
         body=b"\x00body",
         idempotency_key="once",
     )
-    answer = await call(network, request)
+    response = await call(network, request)
     sent = network.request
     assert str(sent.url) == "https://api.acme.example/v1/things/a%2Fb?q=1+2&q=%26key%3Devil&key=k%26y"
     assert sent.method == "POST"
@@ -49,43 +49,43 @@ async def test_a_request_goes_beneath_the_base_with_the_credentials() -> None:
     assert sent.headers.get_list("Accept") == ["text/plain"]
     assert sent.headers["Idempotency-Key"] == "once"
     assert sent.content == b"\x00body"
-    assert (answer.status, answer.body) == (201, b"made")
-    assert [pair for pair in answer.headers if pair[0] == "link"] == [("link", "a"), ("link", "b")]
+    assert (response.status, response.body) == (201, b"made")
+    assert [pair for pair in response.headers if pair[0] == "link"] == [("link", "a"), ("link", "b")]
 
 
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (404, False), (429, True), (503, True), (500, False)])
 async def test_429_and_503_ask_to_wait(status: int, waits: bool) -> None:
-    answer = await call(Network(httpx.Response(status, headers={"Retry-After": "7"})), ApiRequest("GET", "/"))
-    assert (answer.asks_to_wait, answer.retry_after) == (waits, timedelta(seconds=7))
+    response = await call(FakeTransport(httpx.Response(status, headers={"Retry-After": "7"})), ApiRequest("GET", "/"))
+    assert (response.is_rate_limited, response.retry_after) == (waits, timedelta(seconds=7))
 
 
 async def test_redirects_are_answers() -> None:
-    network = Network(httpx.Response(302, headers={"Location": "https://evil.example/"}))
+    network = FakeTransport(httpx.Response(302, headers={"Location": "https://evil.example/"}))
     assert (await call(network, ApiRequest("GET", "/"))).status == 302
     assert len(network.requests) == 1
 
 
 async def test_a_large_answer_has_its_own_error() -> None:
-    network = Network(httpx.Response(200, content=b"x" * 11), httpx.Response(200, content=b"x" * 10))
-    with pytest.raises(AnswerTooLarge):
+    network = FakeTransport(httpx.Response(200, content=b"x" * 11), httpx.Response(200, content=b"x" * 10))
+    with pytest.raises(ResponseTooLarge):
         await call(network, ApiRequest("GET", "/"), limit=10)
     assert len((await call(network, ApiRequest("GET", "/"), limit=10)).body) == 10
 
 
 async def test_no_answer_is_the_provider_unavailable() -> None:
     with pytest.raises(ProviderUnavailable):
-        await call(Network(httpx.ConnectError("x")), ApiRequest("GET", "/"))
+        await call(FakeTransport(httpx.ConnectError("x")), ApiRequest("GET", "/"))
 
 
 async def test_a_type_without_an_api_cannot_be_called() -> None:
     with pytest.raises(ApiNotDeclared):
-        await call(Network(), ApiRequest("GET", "/"), api_base_url=None)
+        await call(FakeTransport(), ApiRequest("GET", "/"), api_base_url=None)
 
 
 @pytest.mark.parametrize("path", ["@evil.example/", ".evil.example/", ":443@evil.example/"])
 async def test_a_path_that_got_here_unchecked_still_does_not_leave_the_declared_hosts(path: str) -> None:
     with pytest.raises(UrlNotAllowed):
-        await call(Network(), ApiRequest("GET", path), api_base_url="https://api.acme.example")
+        await call(FakeTransport(), ApiRequest("GET", path), api_base_url="https://api.acme.example")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ async def test_a_path_that_got_here_unchecked_still_does_not_leave_the_declared_
     [("rateLimitExceeded", True), ("userRateLimitExceeded", True), ("forbidden", False), ("dailyLimitExceeded", False)],
 )
 async def test_google_says_wait_with_403_too(reason: str, waits: bool) -> None:
-    network = Network(json_response({"error": {"errors": [{"reason": reason}], "code": 403}}, 403))
-    provider = built(GoogleCalendarProvider, network)
-    answer = await provider.call_api(TOKENS, ApiRequest("GET", "/x"), deadline=timedelta(seconds=1), body_limit=1000)
-    assert answer.asks_to_wait is waits
+    network = FakeTransport(json_response({"error": {"errors": [{"reason": reason}], "code": 403}}, 403))
+    provider = build_provider(GoogleCalendarProvider, network)
+    response = await provider.call_api(TOKENS, ApiRequest("GET", "/x"), deadline=timedelta(seconds=1), body_limit=1000)
+    assert response.is_rate_limited is waits

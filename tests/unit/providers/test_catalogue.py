@@ -34,8 +34,8 @@ from integration_server.providers import (
 )
 from integration_server.providers.built_in import BUILT_IN
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
-from integration_server.service.ports import Provider
-from tests.unit.providers.support import Network, context
+from integration_server.service.provider_port import Provider
+from tests.unit.providers.support import FakeTransport, context
 
 CATALOGUE = [
     (acuity, "acuity", "Acuity Scheduling", AuthMethod.BASIC),
@@ -74,7 +74,7 @@ def all_built() -> ProviderRegistry:
     factory = ProviderFactory()
     for module, *_ in CATALOGUE:
         module.register(factory)
-    return factory.build(context(Network()))
+    return factory.build(context(FakeTransport()))
 
 
 @pytest.mark.parametrize(

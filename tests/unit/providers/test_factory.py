@@ -2,13 +2,13 @@ from datetime import timedelta
 
 import pytest
 
-from integration_server.domain.calls import RateLimit
 from integration_server.domain.errors import UnknownIntegrationType
+from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.factory import ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.service.ports import Providers
-from tests.unit.providers.support import Network, context, registry
+from integration_server.service.provider_port import Providers
+from tests.unit.providers.support import FakeTransport, context, registry
 
 
 class Acme(OAuth2Provider):
@@ -32,27 +32,27 @@ class Sweeping(Acme):
 
 
 def test_finds_providers_by_their_type() -> None:
-    providers: Providers = registry(context(Network()), Charlie, Acme, Bravo)
+    providers: Providers = registry(context(FakeTransport()), Charlie, Acme, Bravo)
     assert providers.get("bravo").integration_type == "bravo"
     assert [provider.integration_type for provider in providers.all()] == ["acme", "bravo", "charlie"]
 
 
 @pytest.mark.parametrize("integration_type", ["", "other", "ACME"])
-def test_an_unknown_type_is_told(integration_type: str) -> None:
+def test_an_unknown_type_is_rejected(integration_type: str) -> None:
     with pytest.raises(UnknownIntegrationType):
-        registry(context(Network()), Acme).get(integration_type)
+        registry(context(FakeTransport()), Acme).get(integration_type)
 
 
 def test_builds_each_provider_once() -> None:
     built: list[BaseProvider] = []
 
     def build(given: object) -> BaseProvider:
-        built.append(Acme(context(Network())))
+        built.append(Acme(context(FakeTransport())))
         return built[-1]
 
     factory = ProviderFactory()
     factory.register("acme", build)
-    providers = factory.build(context(Network()))
+    providers = factory.build(context(FakeTransport()))
     assert [providers.get("acme"), providers.get("acme")] == built * 2
 
 
@@ -61,10 +61,10 @@ def test_a_type_can_be_taken_once() -> None:
     factory.register("acme", Acme, origin="providers/acme.toml")
     with pytest.raises(ProvidersError) as raised:
         factory.register("acme", Bravo)
-    told = str(raised.value)
-    assert "providers/acme.toml" in told
-    assert f"{__name__}.Bravo" in told
-    assert "'acme'" in told
+    error_text = str(raised.value)
+    assert "providers/acme.toml" in error_text
+    assert f"{__name__}.Bravo" in error_text
+    assert "'acme'" in error_text
 
 
 def test_tells_all_that_is_wrong_with_all_providers() -> None:
@@ -81,7 +81,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
     factory.register("wrong", Wrong)
     factory.register("acme", Bravo)
     with pytest.raises(ProvidersError) as raised:
-        factory.build(context(Network()))
+        factory.build(context(FakeTransport()))
     fields = [problem.split(": ")[1] for problem in raised.value.problems]
     assert fields == [
         *("integration_type", "integration_type", "oauth_token_url", "verify_url"),
@@ -96,27 +96,27 @@ def test_a_loopback_url_is_for_dev_mode() -> None:
         integration_type = "local"
         oauth_token_url = "http://localhost:8090/token"
 
-    assert registry(context(Network(), dev_mode=True), Local).all()
+    assert registry(context(FakeTransport(), dev_mode=True), Local).all()
     with pytest.raises(ProvidersError):
-        registry(context(Network()), Local)
+        registry(context(FakeTransport()), Local)
 
 
-def test_one_grant_dies_alone_unless_the_provider_says_otherwise() -> None:
-    assert registry(context(Network()), Acme, Bravo).get("acme").shares_grants_with == ()
+def test_a_revocation_ends_one_grant_unless_the_provider_says_otherwise() -> None:
+    assert registry(context(FakeTransport()), Acme, Bravo).get("acme").shares_grants_with == ()
 
 
 @pytest.mark.parametrize(
     ("acme_client", "shared"),
     [("one", ("acme", "sweeping")), ("another", ("sweeping",)), ("", ("sweeping",))],
 )
-def test_grants_of_one_client_at_one_server_die_together(acme_client: str, shared: tuple[str, ...]) -> None:
+def test_grants_of_one_client_at_one_server_end_together(acme_client: str, shared: tuple[str, ...]) -> None:
     settings = {"SWEEPING_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
-    providers = registry(context(Network(), settings), Acme, Bravo, Charlie, Sweeping)
+    providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, Sweeping)
     assert providers.get("sweeping").shares_grants_with == shared
 
 
 def test_without_a_client_id_nothing_is_shared() -> None:
-    providers = registry(context(Network()), Acme, Bravo, Sweeping)
+    providers = registry(context(FakeTransport()), Acme, Bravo, Sweeping)
     assert providers.get("sweeping").shares_grants_with == ("sweeping",)
 
 
@@ -127,4 +127,4 @@ def test_an_oauth_provider_must_have_its_two_endpoints() -> None:
     factory = ProviderFactory()
     factory.register("endless", Endless)
     with pytest.raises(TypeError, match="oauth_authorize_url, oauth_token_url"):
-        factory.build(context(Network()))
+        factory.build(context(FakeTransport()))

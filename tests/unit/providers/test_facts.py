@@ -22,15 +22,15 @@ def test_reads_facts_with_their_sources() -> None:
         Fact("Endpoints", "docs.acme.example/oauth", Confidence.HIGH),
         Fact("Tokens last an hour", "secondary sources", Confidence.MEDIUM),
         Fact("Nothing says so", "general knowledge: not confirmed", Confidence.KNOWLEDGE),
-        Fact("So one hour is assumed", "", Confidence.OURS),
-        Fact("Nothing else", "", Confidence.OURS),
+        Fact("So one hour is assumed", "", Confidence.DERIVED),
+        Fact("Nothing else", "", Confidence.DERIVED),
     ]
 
 
 def test_a_fact_may_explain_itself() -> None:
     assert facts_in("Acme.\n\n- Named in a header [H]: a caller sets it.\n") == [
         Fact("Named in a header", "public documentation or software, gathered 2026-11-22", Confidence.HIGH),
-        Fact("A caller sets it", "", Confidence.OURS),
+        Fact("A caller sets it", "", Confidence.DERIVED),
     ]
 
 
@@ -39,10 +39,10 @@ def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built().get(integration_type)
     facts = facts_of(provider)
     if integration_type == "custom":
-        assert {fact.confidence for fact in facts} == {Confidence.OURS}  # nothing is known of it
+        assert {fact.confidence for fact in facts} == {Confidence.DERIVED}  # nothing is known of it
         return
     assert all(fact.text for fact in facts)
-    assert any(fact.confidence is not Confidence.OURS for fact in facts)
+    assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
     if provider.auth_method is AuthMethod.OAUTH2:
         assert any(fact.confidence is Confidence.HIGH and "/" in fact.source for fact in facts)
 
@@ -53,7 +53,7 @@ def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
     if provider.webhook_scheme is not None:
         title, facts = webhook_facts_of(provider.webhook_scheme)
         assert re.search("`.+`", title)
-        assert any(fact.confidence is not Confidence.OURS for fact in facts)
+        assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
 
 
 def test_the_page_is_as_the_declarations_are() -> None:

@@ -6,8 +6,8 @@ from integration_server.domain.errors import ProviderRejected, ProviderUnavailab
 from integration_server.providers.google import GoogleProvider
 from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.google_my_business import GoogleMyBusinessProvider
-from integration_server.service.ports import NewAccount
-from tests.unit.providers.support import Network, built, context, json_response, registry
+from integration_server.service.integrations.ports import NewAccount
+from tests.unit.providers.support import FakeTransport, build_provider, context, json_response, registry
 
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt")
 SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
@@ -15,7 +15,7 @@ SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_asks_for_offline_access_and_consent(service: type[GoogleProvider]) -> None:
-    provider = built(service, Network())
+    provider = build_provider(service, FakeTransport())
     url = httpx.URL(
         provider.authorization_url(
             redirect_uri="https://app.example/cb", state="st", scopes=provider.required_scopes, code_challenge="ch"
@@ -30,30 +30,32 @@ def test_asks_for_offline_access_and_consent(service: type[GoogleProvider]) -> N
 
 
 async def test_a_refresh_leaves_the_refresh_token_out() -> None:
-    network = Network(json_response({"access_token": "at2", "expires_in": 3599, "token_type": "Bearer"}))
-    answer = await built(GoogleCalendarProvider, network).refresh_access_token("rt")
-    assert answer.refresh_token is None
-    assert TOKENS.renewed_by(answer).refresh_token == "rt"
+    network = FakeTransport(json_response({"access_token": "at2", "expires_in": 3599, "token_type": "Bearer"}))
+    response = await build_provider(GoogleCalendarProvider, network).refresh_access_token("rt")
+    assert response.refresh_token is None
+    assert TOKENS.updated_with(response).refresh_token == "rt"
     assert network.form["client_secret"] == "our-secret"
 
 
 def test_scopes_with_short_names_come_back_with_long_ones() -> None:
     granted = ("https://www.googleapis.com/auth/userinfo.email", "openid")
     tokens = OAuthTokens(access_token="at", scopes=granted)
-    provider = built(GoogleCalendarProvider, Network())
+    provider = build_provider(GoogleCalendarProvider, FakeTransport())
     assert provider.missing_scopes(["openid", "email", "profile"], tokens) == ["profile"]
 
 
 async def test_a_calendar_account_is_its_primary_calendar() -> None:
-    network = Network(json_response({"id": "ada@example.com", "summary": "Ada", "primary": True}))
-    account = await built(GoogleCalendarProvider, network).verify_connection(TOKENS)
+    network = FakeTransport(json_response({"id": "ada@example.com", "summary": "Ada", "primary": True}))
+    account = await build_provider(GoogleCalendarProvider, network).verify_connection(TOKENS)
     assert account == NewAccount("ada@example.com", "Ada")
     assert str(network.request.url) == "https://www.googleapis.com/calendar/v3/users/me/calendarList/primary"
 
 
 async def test_a_business_account_is_the_first_listed() -> None:
-    network = Network(json_response({"accounts": [{"name": "accounts/1", "accountName": "Ada's"}, {"name": "x"}]}))
-    account = await built(GoogleMyBusinessProvider, network).verify_connection(TOKENS)
+    network = FakeTransport(
+        json_response({"accounts": [{"name": "accounts/1", "accountName": "Ada's"}, {"name": "x"}]})
+    )
+    account = await build_provider(GoogleMyBusinessProvider, network).verify_connection(TOKENS)
     assert account == NewAccount("accounts/1", "Ada's")
 
 
@@ -61,7 +63,9 @@ async def test_a_spent_quota_is_no_refusal() -> None:
     def refusal(reason: str) -> httpx.Response:
         return json_response({"error": {"code": 403, "errors": [{"reason": reason}]}}, 403)
 
-    provider = built(GoogleCalendarProvider, Network(refusal("rateLimitExceeded"), refusal("insufficientPermissions")))
+    provider = build_provider(
+        GoogleCalendarProvider, FakeTransport(refusal("rateLimitExceeded"), refusal("insufficientPermissions"))
+    )
     with pytest.raises(ProviderUnavailable):
         await provider.verify_connection(TOKENS)
     with pytest.raises(ProviderRejected):
@@ -74,5 +78,5 @@ async def test_a_spent_quota_is_no_refusal() -> None:
 )
 def test_types_of_one_client_lose_their_grants_together(business_client: str, shared: tuple[str, ...]) -> None:
     settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
-    providers = registry(context(Network(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
+    providers = registry(context(FakeTransport(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
     assert providers.get("google_calendar").shares_grants_with == shared

@@ -2,22 +2,20 @@
 
 import pytest
 
-from integration_server.domain.calls import ApiAnswer
 from integration_server.domain.errors import EtagMismatch, ProviderError, ResourceNotFound
+from integration_server.domain.proxy_messages import ApiResponse
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
 
 
 @pytest.mark.parametrize("status", [204, 404, 410])
 def test_what_is_gone_after_a_request_that_was_lost_is_deleted(status: int) -> None:
-    GoogleCalendarApi().read_deletion(ApiAnswer(status, (), b"", is_to_repetition=True))
+    GoogleCalendarApi().read_deletion(ApiResponse(status, (), b"", was_retried=True))
 
 
 @pytest.mark.parametrize(
-    ("status", "is_to_repetition", "error"),
+    ("status", "was_retried", "error"),
     [(404, False, ResourceNotFound), (410, False, ResourceNotFound), (412, True, EtagMismatch)],
 )
-def test_what_was_not_there_to_be_deleted_is_told(
-    status: int, is_to_repetition: bool, error: type[ProviderError]
-) -> None:
+def test_what_was_not_there_to_be_deleted_is_told(status: int, was_retried: bool, error: type[ProviderError]) -> None:
     with pytest.raises(error):
-        GoogleCalendarApi().read_deletion(ApiAnswer(status, (), b"", is_to_repetition=is_to_repetition))
+        GoogleCalendarApi().read_deletion(ApiResponse(status, (), b"", was_retried=was_retried))

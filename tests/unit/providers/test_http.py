@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.http import HttpAnswer, ProviderHttp, UrlNotAllowed
-from tests.unit.providers.support import NOW, Network, clock, told_by
+from integration_server.providers.http import HttpResponse, ProviderHttp, UrlNotAllowed
+from tests.unit.providers.support import NOW, FakeTransport, clock, exception_text
 
 URL = "https://acme.example/token"
 ORIGINS = {"https://acme.example:443"}
 
 
-async def answer_to(network: httpx.AsyncBaseTransport, method: str = "GET", **options: object) -> HttpAnswer:
+async def response_to(network: httpx.AsyncBaseTransport, method: str = "GET", **options: object) -> HttpResponse:
     async with ProviderHttp(clock, transport=network, deadline=timedelta(seconds=0.05)) as http:
         return await http.request(method, URL, allowed_origins=ORIGINS, **options)  # type: ignore[arg-type]
 
@@ -39,16 +39,16 @@ class Body(httpx.AsyncByteStream):
 
 
 async def test_sends_what_it_is_given_and_reads_the_answer() -> None:
-    network = Network(httpx.Response(201, headers={"X-Thing": "a"}, content=b"hello"))
-    answer = await answer_to(network, "POST", headers={"X-Key": "k"}, query={"q": "a b"}, content="x=1")
+    network = FakeTransport(httpx.Response(201, headers={"X-Thing": "a"}, content=b"hello"))
+    http_response = await response_to(network, "POST", headers={"X-Key": "k"}, query={"q": "a b"}, content="x=1")
     assert str(network.request.url) == f"{URL}?q=a+b"
     assert network.request.headers["X-Key"] == "k"
     assert network.request.content == b"x=1"
-    assert (answer.status, answer.headers["x-thing"], answer.body) == (201, "a", b"hello")
+    assert (http_response.status, http_response.headers["x-thing"], http_response.body) == (201, "a", b"hello")
 
 
 async def test_keeps_the_query_that_a_url_has() -> None:
-    network = Network(httpx.Response(200))
+    network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
         await http.request("GET", f"{URL}?tenant=1", allowed_origins=ORIGINS, query={"key": "k"})
     assert dict(network.request.url.params) == {"tenant": "1", "key": "k"}
@@ -66,7 +66,7 @@ async def test_keeps_the_query_that_a_url_has() -> None:
     ],
 )
 async def test_sends_nothing_to_a_host_that_is_not_declared(url: str) -> None:
-    network = Network(httpx.Response(200))
+    network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network, dev_mode=True) as http:
         with pytest.raises(UrlNotAllowed):
             await http.request("GET", url, allowed_origins=ORIGINS)
@@ -75,7 +75,7 @@ async def test_sends_nothing_to_a_host_that_is_not_declared(url: str) -> None:
 
 async def test_plain_http_is_for_loopback_in_dev_mode() -> None:
     url, origins = "http://127.0.0.1:8090/token", {"http://127.0.0.1:8090"}
-    network = Network(httpx.Response(200))
+    network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
         with pytest.raises(UrlNotAllowed):
             await http.request("GET", url, allowed_origins=origins)
@@ -84,22 +84,22 @@ async def test_plain_http_is_for_loopback_in_dev_mode() -> None:
 
 
 async def test_follows_no_redirect() -> None:
-    network = Network(httpx.Response(307, headers={"Location": "https://evil.example/"}))
-    answer = await answer_to(network, "POST", content="code=secret")
-    assert answer.status == 307
-    assert not answer.is_success
+    network = FakeTransport(httpx.Response(307, headers={"Location": "https://evil.example/"}))
+    http_response = await response_to(network, "POST", content="code=secret")
+    assert http_response.status == 307
+    assert not http_response.is_success
     assert len(network.requests) == 1
 
 
 async def test_a_client_that_followed_would_hand_the_code_on() -> None:
-    network = Network(httpx.Response(307, headers={"Location": "https://evil.example/"}), httpx.Response(200))
+    network = FakeTransport(httpx.Response(307, headers={"Location": "https://evil.example/"}), httpx.Response(200))
     async with httpx.AsyncClient(transport=network, follow_redirects=True) as client:
         await client.post(URL, content="code=secret")
     assert (network.requests[1].url.host, network.requests[1].content) == ("evil.example", b"code=secret")
 
 
 async def test_keeps_no_cookie_for_the_next_user() -> None:
-    network = Network(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
+    network = FakeTransport(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
         await http.request("GET", URL, allowed_origins=ORIGINS)
         await http.request("GET", URL, allowed_origins=ORIGINS)
@@ -107,7 +107,7 @@ async def test_keeps_no_cookie_for_the_next_user() -> None:
 
 
 async def test_a_plain_client_would_keep_that_cookie() -> None:
-    network = Network(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
+    network = FakeTransport(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
     async with httpx.AsyncClient(transport=network) as client:
         await client.get(URL)
         await client.get(URL)
@@ -130,15 +130,15 @@ async def test_a_plain_client_would_keep_that_cookie() -> None:
 )
 async def test_a_network_that_fails_is_the_provider_unavailable(failure: Exception) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
-        await answer_to(Network(failure))
+        await response_to(FakeTransport(failure))
     assert type(failure).__name__ in str(raised.value)
-    assert "secret" not in told_by(raised.value)
+    assert "secret" not in exception_text(raised.value)
 
 
 async def test_a_header_that_cannot_be_sent_is_not_told() -> None:
     with pytest.raises(ProviderUnavailable) as raised:
-        await answer_to(Network(httpx.Response(200)), headers={"Authorization": "Bearer sécret"})
-    assert "cret" not in told_by(raised.value)
+        await response_to(FakeTransport(httpx.Response(200)), headers={"Authorization": "Bearer sécret"})
+    assert "cret" not in exception_text(raised.value)
 
 
 async def test_a_body_that_drips_ends_at_the_deadline() -> None:
@@ -148,7 +148,7 @@ async def test_a_body_that_drips_ends_at_the_deadline() -> None:
             await asyncio.sleep(0)
 
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
-        await answer_to(Network(httpx.Response(200, stream=Body(drip()))))
+        await response_to(FakeTransport(httpx.Response(200, stream=Body(drip()))))
 
 
 async def test_only_the_deadline_ends_a_body_that_drips() -> None:
@@ -157,7 +157,7 @@ async def test_only_the_deadline_ends_a_body_that_drips() -> None:
             yield b""
             await asyncio.sleep(0)
 
-    network = Network(httpx.Response(200, stream=Body(drip())))
+    network = FakeTransport(httpx.Response(200, stream=Body(drip())))
     async with ProviderHttp(clock, transport=network, deadline=timedelta(minutes=1)) as http:
         assert (await http.request("GET", URL, allowed_origins=ORIGINS)).is_success
 
@@ -169,14 +169,18 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
 
     body = Body(flood())
     with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
-        await answer_to(Network(httpx.Response(200, stream=body)))
+        await response_to(FakeTransport(httpx.Response(200, stream=body)))
     assert body.taken == 17
 
 
 async def test_a_body_at_the_limit_is_read() -> None:
-    async with ProviderHttp(clock, transport=Network(httpx.Response(200, content=b"x" * 10)), body_limit=10) as http:
+    async with ProviderHttp(
+        clock, transport=FakeTransport(httpx.Response(200, content=b"x" * 10)), body_limit=10
+    ) as http:
         assert len((await http.request("GET", URL, allowed_origins=ORIGINS)).body) == 10
-    async with ProviderHttp(clock, transport=Network(httpx.Response(200, content=b"x" * 11)), body_limit=10) as http:
+    async with ProviderHttp(
+        clock, transport=FakeTransport(httpx.Response(200, content=b"x" * 11)), body_limit=10
+    ) as http:
         with pytest.raises(ProviderUnavailable):
             await http.request("GET", URL, allowed_origins=ORIGINS)
 
@@ -194,15 +198,15 @@ def packed(content: bytes, encoding: str = "gzip") -> httpx.Response:
 
 
 async def test_inflates_what_is_small() -> None:
-    assert (await answer_to(Network(packed(b'{"a": 1}')))).body == b'{"a": 1}'
+    assert (await response_to(FakeTransport(packed(b'{"a": 1}')))).body == b'{"a": 1}'
 
 
 async def test_a_body_is_measured_while_it_is_inflated() -> None:
-    network = Network(packed(b"\0" * (50 << 20)))
+    network = FakeTransport(packed(b"\0" * (50 << 20)))
     tracemalloc.start()
     try:
         with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
-            await answer_to(network)
+            await response_to(network)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -210,18 +214,18 @@ async def test_a_body_is_measured_while_it_is_inflated() -> None:
 
 
 async def test_httpx_would_inflate_all_of_it() -> None:
-    async with httpx.AsyncClient(transport=Network(packed(b"\0" * (50 << 20)))) as client:
+    async with httpx.AsyncClient(transport=FakeTransport(packed(b"\0" * (50 << 20)))) as client:
         assert len((await client.get(URL)).content) == 50 << 20
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", " gzip\t", "x-gzip", "X-GZip", "gzip, identity", ",gzip"])
 async def test_gzip_goes_by_many_names(encoding: str) -> None:
-    assert (await answer_to(Network(packed(b"{}", encoding)))).body == b"{}"
+    assert (await response_to(FakeTransport(packed(b"{}", encoding)))).body == b"{}"
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", " ", "identity,"])
 async def test_nothing_goes_by_many_names(encoding: str) -> None:
-    assert (await answer_to(Network(encoded(encoding, b"{}")))).body == b"{}"
+    assert (await response_to(FakeTransport(encoded(encoding, b"{}")))).body == b"{}"
 
 
 TWO_MEMBERS = gzip.compress(b'{"a": ') + gzip.compress(b"") + gzip.compress(b"1}")
@@ -232,7 +236,7 @@ TWO_MEMBERS = gzip.compress(b'{"a": ') + gzip.compress(b"") + gzip.compress(b"1}
 async def test_inflates_all_members_and_leaves_padding(size: int, padding: bytes) -> None:
     body = TWO_MEMBERS + padding
     chunks = (body[at : at + size] for at in range(0, len(body), size))
-    assert (await answer_to(Network(encoded("gzip", *chunks)))).body == b'{"a": 1}'
+    assert (await response_to(FakeTransport(encoded("gzip", *chunks)))).body == b'{"a": 1}'
 
 
 def test_a_plain_decompressor_would_leave_the_second_member() -> None:
@@ -241,40 +245,40 @@ def test_a_plain_decompressor_would_leave_the_second_member() -> None:
 
 async def test_a_member_that_does_not_inflate_is_unusable() -> None:
     with pytest.raises(ProviderUnavailable):
-        await answer_to(Network(encoded("gzip", TWO_MEMBERS, b"\x1f\x8b, and no more gzip")))
+        await response_to(FakeTransport(encoded("gzip", TWO_MEMBERS, b"\x1f\x8b, and no more gzip")))
 
 
-async def asked_of(body: bytes, *, body_limit: int) -> HttpAnswer:
-    network = Network(encoded("gzip", body))
+async def response_for_body(body: bytes, *, body_limit: int) -> HttpResponse:
+    network = FakeTransport(encoded("gzip", body))
     async with ProviderHttp(clock, transport=network, body_limit=body_limit) as http:
         return await http.request("GET", URL, allowed_origins=ORIGINS)
 
 
 async def test_members_are_measured_together() -> None:
     body = gzip.compress(b"x" * 600) * 2
-    assert len((await asked_of(body, body_limit=1200)).body) == 1200
+    assert len((await response_for_body(body, body_limit=1200)).body) == 1200
     with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
-        await asked_of(body, body_limit=1199)
+        await response_for_body(body, body_limit=1199)
 
 
 @pytest.mark.parametrize("rest", [gzip.compress(b""), b"\0"], ids=["members", "padding"])
 async def test_what_inflates_to_nothing_is_measured_as_it_was_sent(rest: bytes) -> None:
     body = gzip.compress(b"{}") + rest * 1000
-    assert (await asked_of(body, body_limit=len(body))).body == b"{}"
+    assert (await response_for_body(body, body_limit=len(body))).body == b"{}"
     with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
-        await asked_of(body, body_limit=len(body) - 1)
+        await response_for_body(body, body_limit=len(body) - 1)
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "gzip, br", "gzipped", "g zip"])
 async def test_an_encoding_that_was_not_asked_for_is_unusable(encoding: str) -> None:
-    with pytest.raises(ProviderUnavailable, match="BodyUnusable"):
-        await answer_to(Network(packed(b"{}", encoding)))
+    with pytest.raises(ProviderUnavailable, match="InvalidBody"):
+        await response_to(FakeTransport(packed(b"{}", encoding)))
 
 
 async def test_a_body_that_does_not_inflate_is_unusable() -> None:
     response = httpx.Response(200, stream=httpx.ByteStream(b"not gzip"), headers={"Content-Encoding": "gzip"})
     with pytest.raises(ProviderUnavailable):
-        await answer_to(Network(response))
+        await response_to(FakeTransport(response))
 
 
 # --- when to come back -------------------------------------------------------------------------------------
@@ -292,14 +296,14 @@ async def test_a_body_that_does_not_inflate_is_unusable() -> None:
     ],
 )
 async def test_reads_retry_after(value: str, wait: int) -> None:
-    answer = await answer_to(Network(httpx.Response(503, headers={"Retry-After": value})))
-    assert answer.retry_after == timedelta(seconds=wait)
+    http_response = await response_to(FakeTransport(httpx.Response(503, headers={"Retry-After": value})))
+    assert http_response.retry_after == timedelta(seconds=wait)
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "²", "nan", "Mon, 01 Jan 99999 00:00:00 GMT"])
 async def test_a_retry_after_that_cannot_be_read_says_nothing(value: str) -> None:
     headers = [(b"Retry-After", value.encode())]
-    assert (await answer_to(Network(httpx.Response(503, headers=headers)))).retry_after is None
+    assert (await response_to(FakeTransport(httpx.Response(503, headers=headers)))).retry_after is None
 
 
 # --- what is told ------------------------------------------------------------------------------------------
@@ -308,7 +312,7 @@ async def test_a_retry_after_that_cannot_be_read_says_nothing(value: str) -> Non
 async def test_no_log_has_a_query_a_header_or_a_body(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = Network(httpx.Response(200, content=b"s3cret-body"), httpx.ReadError("s3cret-error"))
+    network = FakeTransport(httpx.Response(200, content=b"s3cret-body"), httpx.ReadError("s3cret-error"))
     with caplog.at_level(logging.DEBUG):
         async with ProviderHttp(clock, transport=network) as http:
             for _ in range(2):
@@ -321,17 +325,17 @@ async def test_no_log_has_a_query_a_header_or_a_body(
                         headers={"Authorization": "s3cret-header"},
                         content="s3cret-form",
                     )
-    told = caplog.text + "".join(capsys.readouterr())
-    assert "acme.example" in told
-    assert "s3cret" not in told
+    logged = caplog.text + "".join(capsys.readouterr())
+    assert "acme.example" in logged
+    assert "s3cret" not in logged
 
 
 async def test_httpx_would_log_the_query(caplog: pytest.LogCaptureFixture) -> None:
-    async with ProviderHttp(clock, transport=Network(httpx.Response(200))) as http:
+    async with ProviderHttp(clock, transport=FakeTransport(httpx.Response(200))) as http:
         with caplog.at_level(logging.DEBUG, logger="httpx"):
             await http.request("GET", URL, allowed_origins=ORIGINS, query={"key": "s3cret"})
     assert "s3cret" in caplog.text
 
 
 def test_an_answer_hides_what_it_carries() -> None:
-    assert "s3cret" not in repr(HttpAnswer(200, {"Set-Cookie": "s3cret"}, b"s3cret"))
+    assert "s3cret" not in repr(HttpResponse(200, {"Set-Cookie": "s3cret"}, b"s3cret"))

@@ -13,8 +13,9 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
 )
 from integration_server.providers.oauth2 import OAuth2Provider, TokenAuth
-from integration_server.service.ports import NewAccount, Provider
-from tests.unit.providers.support import Network, built, context, json_response, told_by
+from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.provider_port import Provider
+from tests.unit.providers.support import FakeTransport, build_provider, context, exception_text, json_response
 
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt")
 
@@ -54,7 +55,7 @@ def authorization_query(provider: OAuth2Provider) -> dict[str, str]:
 
 
 def test_asks_for_access_with_state_and_challenge() -> None:
-    assert authorization_query(built(Acme, Network())) == {
+    assert authorization_query(build_provider(Acme, FakeTransport())) == {
         "response_type": "code",
         "client_id": "our-id",
         "redirect_uri": "https://app.example/cb?a=b",
@@ -71,7 +72,7 @@ def test_adds_what_the_provider_declares() -> None:
         authorize_params: Mapping[str, str] = {"prompt": "consent & more", "uri": "x"}
         scope_separator = ","
 
-    query = authorization_query(built(Fussy, Network()))
+    query = authorization_query(build_provider(Fussy, FakeTransport()))
     assert query["tenant"] == "1"
     assert query["prompt"] == "consent & more"
     assert query["uri"] == "x"
@@ -79,7 +80,7 @@ def test_adds_what_the_provider_declares() -> None:
 
 
 def test_leaves_the_scope_out_where_there_is_none() -> None:
-    url = built(Acme, Network()).authorization_url(
+    url = build_provider(Acme, FakeTransport()).authorization_url(
         redirect_uri="https://app.example/", state="st", scopes=[], code_challenge="ch"
     )
     assert "scope" not in query_of(url)
@@ -89,8 +90,10 @@ def test_leaves_the_scope_out_where_there_is_none() -> None:
 
 
 async def test_trades_a_code_with_its_verifier() -> None:
-    network = Network(json_response({"access_token": "at", "refresh_token": "rt"}))
-    tokens = await built(PostingAcme, network).exchange_code_for_tokens("the code+", "https://app.example/cb", "ver")
+    network = FakeTransport(json_response({"access_token": "at", "refresh_token": "rt"}))
+    tokens = await build_provider(PostingAcme, network).exchange_code_for_tokens(
+        "the code+", "https://app.example/cb", "ver"
+    )
     assert tokens == TOKENS
     assert str(network.request.url) == "https://acme.example/token"
     assert network.request.headers["Content-Type"] == "application/x-www-form-urlencoded"
@@ -105,8 +108,8 @@ async def test_trades_a_code_with_its_verifier() -> None:
 
 
 async def test_refreshes() -> None:
-    network = Network(json_response({"access_token": "at2"}))
-    tokens = await built(PostingAcme, network).refresh_access_token("r/t=")
+    network = FakeTransport(json_response({"access_token": "at2"}))
+    tokens = await build_provider(PostingAcme, network).refresh_access_token("r/t=")
     assert tokens == OAuthTokens(access_token="at2")
     assert network.form == {
         "grant_type": "refresh_token",
@@ -117,9 +120,9 @@ async def test_refreshes() -> None:
 
 
 async def test_basic_form_encodes_id_and_secret_first() -> None:
-    network = Network(json_response({"access_token": "at"}))
+    network = FakeTransport(json_response({"access_token": "at"}))
     secret = "p:s %+é/~"
-    await built(Acme, network, ACME_CLIENT_ID="a:b c", ACME_CLIENT_SECRET=secret).refresh_access_token("rt")
+    await build_provider(Acme, network, ACME_CLIENT_ID="a:b c", ACME_CLIENT_SECRET=secret).refresh_access_token("rt")
     scheme, _, pair = network.request.headers["Authorization"].partition(" ")
     assert scheme == "Basic"
     assert base64.b64decode(pair) == b"a%3Ab+c:p%3As+%25%2B%C3%A9%2F~"
@@ -133,15 +136,15 @@ def test_the_library_alone_would_leave_them_as_they_are() -> None:
 
 
 async def test_a_public_client_says_only_who_it_is() -> None:
-    network = Network(json_response({"access_token": "at"}))
-    await built(PublicAcme, network, ACME_CLIENT_SECRET="").refresh_access_token("rt")
+    network = FakeTransport(json_response({"access_token": "at"}))
+    await build_provider(PublicAcme, network, ACME_CLIENT_SECRET="").refresh_access_token("rt")
     assert "Authorization" not in network.request.headers
     assert network.form == {"grant_type": "refresh_token", "refresh_token": "rt", "client_id": "our-id"}
 
 
-async def test_a_dead_grant_is_told_from_a_bad_code() -> None:
+async def test_an_invalid_grant_is_distinguished_from_an_invalid_code() -> None:
     refusal = {"error": "invalid_grant"}
-    provider = built(Acme, Network(json_response(refusal, 400), json_response(refusal, 400)))
+    provider = build_provider(Acme, FakeTransport(json_response(refusal, 400), json_response(refusal, 400)))
     with pytest.raises(ProviderRejected, match="the code"):
         await provider.exchange_code_for_tokens("c", "https://app.example/cb", "v")
     with pytest.raises(ProviderRejected, match="the grant"):
@@ -149,9 +152,9 @@ async def test_a_dead_grant_is_told_from_a_bad_code() -> None:
 
 
 async def test_a_redirecting_token_endpoint_is_unavailable() -> None:
-    network = Network(httpx.Response(307, headers={"Location": "https://acme.example/elsewhere"}))
+    network = FakeTransport(httpx.Response(307, headers={"Location": "https://acme.example/elsewhere"}))
     with pytest.raises(ProviderUnavailable):
-        await built(Acme, network).refresh_access_token("rt")
+        await build_provider(Acme, network).refresh_access_token("rt")
     assert len(network.requests) == 1
 
 
@@ -177,30 +180,30 @@ def test_compares_what_was_granted_with_what_was_asked(
 
     asked = ["openid", "offline_access", "read", "write", "email"]
     tokens = OAuthTokens(access_token="at", refresh_token=refresh_token, scopes=granted)
-    assert built(Aliasing, Network()).missing_scopes(asked, tokens) == missing
+    assert build_provider(Aliasing, FakeTransport()).missing_scopes(asked, tokens) == missing
 
 
 @pytest.mark.parametrize("scope", ["read,write", "read, write", "write read", ["write", "read"], ["read,write"]])
 @pytest.mark.parametrize("separator", [" ", ",", "+"])
 async def test_takes_commas_between_scopes_whatever_they_were_asked_with(scope: object, separator: str) -> None:
-    network = Network(json_response({"access_token": "at", "scope": scope}))
-    provider = built(Acme, network).with_attributes(scope_separator=separator)
+    network = FakeTransport(json_response({"access_token": "at", "scope": scope}))
+    provider = build_provider(Acme, network).with_attributes(scope_separator=separator)
     tokens = await provider.refresh_access_token("rt")
     assert set(tokens.scopes or ()) == {"read", "write"}
     assert provider.missing_scopes(["read", "write"], tokens) == []
 
 
 async def test_takes_a_comma_for_a_part_of_a_scope_where_scopes_have_commas() -> None:
-    network = Network(json_response({"access_token": "at", "scope": "read,write admin"}))
-    provider = built(Acme, network).with_attributes(required_scopes=("read,write",))
+    network = FakeTransport(json_response({"access_token": "at", "scope": "read,write admin"}))
+    provider = build_provider(Acme, network).with_attributes(required_scopes=("read,write",))
     tokens = await provider.refresh_access_token("rt")
     assert tokens.scopes == ("read,write", "admin")
     assert provider.missing_scopes(["read,write", "read", "admin,read,write"], tokens) == ["read", "admin,read,write"]
 
 
 async def test_knows_a_callers_own_scope_that_was_split() -> None:
-    network = Network(json_response({"access_token": "at", "scope": "read my,own"}))
-    provider = built(Acme, network)
+    network = FakeTransport(json_response({"access_token": "at", "scope": "read my,own"}))
+    provider = build_provider(Acme, network)
     tokens = await provider.refresh_access_token("rt")
     assert provider.missing_scopes(["read", "my,own", "my,other"], tokens) == ["my,other"]
 
@@ -209,8 +212,8 @@ async def test_knows_a_callers_own_scope_that_was_split() -> None:
 
 
 async def test_asks_whose_the_token_is() -> None:
-    network = Network(json_response({"user": {"id": 7, "emails": ["a@x", "b@x"]}}))
-    account = await built(Acme, network).verify_connection(TOKENS)
+    network = FakeTransport(json_response({"user": {"id": 7, "emails": ["a@x", "b@x"]}}))
+    account = await build_provider(Acme, network).verify_connection(TOKENS)
     assert account == NewAccount("7", "b@x")
     assert network.request.method == "GET"
     assert network.request.headers["Authorization"] == "Bearer at"
@@ -230,8 +233,10 @@ async def test_asks_whose_the_token_is() -> None:
         {"user": {"id": 10**4299}},
     ],
 )
-async def test_an_account_that_is_not_told_is_not_known(fields: object) -> None:
-    assert await built(Acme, Network(json_response(fields))).verify_connection(TOKENS) == NewAccount(None, None)
+async def test_an_unreported_account_is_unknown(fields: object) -> None:
+    assert await build_provider(Acme, FakeTransport(json_response(fields))).verify_connection(TOKENS) == NewAccount(
+        None, None
+    )
 
 
 async def test_any_success_verifies_where_no_account_is_declared() -> None:
@@ -239,16 +244,16 @@ async def test_any_success_verifies_where_no_account_is_declared() -> None:
         account_id_field = None
         account_label_field = None
 
-    network = Network(httpx.Response(204))
-    assert await built(Anonymous, network).verify_connection(TOKENS) == NewAccount(None, None)
+    network = FakeTransport(httpx.Response(204))
+    assert await build_provider(Anonymous, network).verify_connection(TOKENS) == NewAccount(None, None)
 
 
 async def test_without_a_verify_url_nothing_is_asked() -> None:
     class Silent(Acme):
         verify_url = None
 
-    network = Network()
-    assert await built(Silent, network).verify_connection(TOKENS) == NewAccount(None, None)
+    network = FakeTransport()
+    assert await build_provider(Silent, network).verify_connection(TOKENS) == NewAccount(None, None)
     assert network.requests == []
 
 
@@ -256,43 +261,43 @@ async def test_an_extra_can_name_the_account() -> None:
     class Extra(Acme):
         account_id_extra = "merchant"
 
-    network = Network(json_response({"user": {"id": "other", "emails": [0, "label"]}}))
+    network = FakeTransport(json_response({"user": {"id": "other", "emails": [0, "label"]}}))
     tokens = OAuthTokens(access_token="at", extras={"merchant": "m1"})
-    assert await built(Extra, network).verify_connection(tokens) == NewAccount("m1", "label")
+    assert await build_provider(Extra, network).verify_connection(tokens) == NewAccount("m1", "label")
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_token_that_is_refused_is_told(status: int) -> None:
+async def test_a_rejected_token_is_reported(status: int) -> None:
     with pytest.raises(ProviderRejected, match="the credentials") as raised:
-        await built(Acme, Network(httpx.Response(status, content=b"s3cret"))).verify_connection(TOKENS)
-    assert "s3cret" not in told_by(raised.value)
+        await build_provider(Acme, FakeTransport(httpx.Response(status, content=b"s3cret"))).verify_connection(TOKENS)
+    assert "s3cret" not in exception_text(raised.value)
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 408, 429, 500, 503])
 async def test_any_other_answer_says_nothing_about_the_token(status: int) -> None:
     response = httpx.Response(status, headers={"Retry-After": "9"})
     with pytest.raises(ProviderUnavailable) as raised:
-        await built(Acme, Network(response)).verify_connection(TOKENS)
+        await build_provider(Acme, FakeTransport(response)).verify_connection(TOKENS)
     assert raised.value.retry_after is not None
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"id"'])
 async def test_an_answer_that_cannot_be_read_verifies_nothing(body: bytes) -> None:
     with pytest.raises(ProviderUnavailable):
-        await built(Acme, Network(httpx.Response(200, content=body))).verify_connection(TOKENS)
+        await build_provider(Acme, FakeTransport(httpx.Response(200, content=body))).verify_connection(TOKENS)
 
 
 async def test_a_key_is_no_token() -> None:
     with pytest.raises(ProviderRejected):
-        await built(Acme, Network()).verify_connection(ApiKey("key"))
+        await build_provider(Acme, FakeTransport()).verify_connection(ApiKey("key"))
 
 
 # --- revoking ----------------------------------------------------------------------------------------------
 
 
 async def test_revokes_the_refresh_token() -> None:
-    network = Network(httpx.Response(200))
-    assert await built(PostingAcme, network).revoke_credentials(TOKENS)
+    network = FakeTransport(httpx.Response(200))
+    assert await build_provider(PostingAcme, network).revoke_credentials(TOKENS)
     assert str(network.request.url) == "https://acme.example/revoke"
     assert network.form == {
         "token": "rt",
@@ -303,15 +308,15 @@ async def test_revokes_the_refresh_token() -> None:
 
 
 async def test_revokes_the_access_token_where_there_is_no_other() -> None:
-    network = Network(httpx.Response(200))
-    assert await built(Acme, network).revoke_credentials(OAuthTokens(access_token="at"))
+    network = FakeTransport(httpx.Response(200))
+    assert await build_provider(Acme, network).revoke_credentials(OAuthTokens(access_token="at"))
     assert network.form == {"token": "at", "token_type_hint": "access_token"}
     assert network.request.headers["Authorization"].startswith("Basic ")
 
 
-async def test_what_was_dead_already_is_revoked() -> None:
-    network = Network(json_response({"error": "invalid_token"}, 400))
-    assert await built(Acme, network).revoke_credentials(TOKENS)
+async def test_an_already_invalid_token_counts_as_revoked() -> None:
+    network = FakeTransport(json_response({"error": "invalid_token"}, 400))
+    assert await build_provider(Acme, network).revoke_credentials(TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -324,20 +329,20 @@ async def test_what_was_dead_already_is_revoked() -> None:
         (json_response({"error": "not_allowed_token_type"}, 200), ProviderRejected),
     ],
 )
-async def test_a_revocation_that_failed_is_told(response: httpx.Response, error: type[ProviderError]) -> None:
+async def test_a_failed_revocation_is_reported(response: httpx.Response, error: type[ProviderError]) -> None:
     with pytest.raises(error):
-        await built(Acme, Network(response)).revoke_credentials(TOKENS)
+        await build_provider(Acme, FakeTransport(response)).revoke_credentials(TOKENS)
 
 
 async def test_says_so_where_there_is_no_way_to_revoke() -> None:
     class Forever(Acme):
         revoke_url = None
 
-    network = Network(json_response({"error": "unsupported_token_type"}, 400))
-    assert not await built(Acme, network).revoke_credentials(TOKENS)
-    network = Network()
-    assert not await built(Forever, network).revoke_credentials(TOKENS)
-    assert not await built(Acme, network).revoke_credentials(ApiKey("key"))
+    network = FakeTransport(json_response({"error": "unsupported_token_type"}, 400))
+    assert not await build_provider(Acme, network).revoke_credentials(TOKENS)
+    network = FakeTransport()
+    assert not await build_provider(Forever, network).revoke_credentials(TOKENS)
+    assert not await build_provider(Acme, network).revoke_credentials(ApiKey("key"))
     assert network.requests == []
 
 
@@ -356,16 +361,16 @@ async def test_says_so_where_there_is_no_way_to_revoke() -> None:
 def test_names_the_settings_that_are_missing(
     provider_class: type[Acme], environment: dict[str, str], missing: list[str]
 ) -> None:
-    assert provider_class(context(Network(), environment)).missing_settings == missing
+    assert provider_class(context(FakeTransport(), environment)).missing_settings == missing
 
 
 def test_hides_its_secret() -> None:
-    provider = built(Acme, Network())
+    provider = build_provider(Acme, FakeTransport())
     assert provider.client_secret == "our-secret"
     assert "our-secret" not in repr(provider)
-    assert "our-secret" not in repr(context(Network(), {"ACME_CLIENT_SECRET": "our-secret"}))
+    assert "our-secret" not in repr(context(FakeTransport(), {"ACME_CLIENT_SECRET": "our-secret"}))
 
 
 def test_is_what_the_use_cases_ask_for() -> None:
-    provider: Provider = built(Acme, Network())
+    provider: Provider = build_provider(Acme, FakeTransport())
     assert (provider.integration_type, provider.display_name, provider.issuer) == ("acme", "Acme", None)

@@ -7,14 +7,14 @@ import pytest
 from integration_server.domain.credentials import ApiKey, OAuthTokens
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.square import SquareProvider
-from integration_server.service.ports import NewAccount
-from tests.unit.providers.support import NOW, Network, built, json_response
+from integration_server.service.integrations.ports import NewAccount
+from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
 
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt", extras={"merchant_id": "M1"})
 
 
 def test_asks_the_seller_to_sign_in_and_begins_the_code_flow() -> None:
-    url = built(SquareProvider, Network()).authorization_url(
+    url = build_provider(SquareProvider, FakeTransport()).authorization_url(
         redirect_uri="https://app.example/cb", state="st", scopes=["MERCHANT_PROFILE_READ"], code_challenge="ch"
     )
     query = httpx.URL(url).params
@@ -24,7 +24,7 @@ def test_asks_the_seller_to_sign_in_and_begins_the_code_flow() -> None:
 
 
 async def test_reads_when_the_token_ends_and_whose_it_is() -> None:
-    network = Network(
+    network = FakeTransport(
         json_response(
             {
                 "access_token": "at",
@@ -36,7 +36,9 @@ async def test_reads_when_the_token_ends_and_whose_it_is() -> None:
             }
         )
     )
-    tokens = await built(SquareProvider, network).exchange_code_for_tokens("c", "https://app.example/cb", "ver")
+    tokens = await build_provider(SquareProvider, network).exchange_code_for_tokens(
+        "c", "https://app.example/cb", "ver"
+    )
     assert tokens.expire_time == NOW + timedelta(days=30)
     assert tokens.extras == {"merchant_id": "M1"}
     assert network.form["client_secret"] == "our-secret"
@@ -44,33 +46,33 @@ async def test_reads_when_the_token_ends_and_whose_it_is() -> None:
 
 
 async def test_an_error_of_its_own_shape_is_not_final() -> None:
-    network = Network(json_response({"message": "cannot renew", "type": "bad_request"}, 400))
+    network = FakeTransport(json_response({"message": "cannot renew", "type": "bad_request"}, 400))
     with pytest.raises(ProviderUnavailable):
-        await built(SquareProvider, network).refresh_access_token("rt")
+        await build_provider(SquareProvider, network).refresh_access_token("rt")
 
 
 async def test_the_account_is_the_merchant() -> None:
-    network = Network(json_response({"locations": [{"business_name": "Ada's", "merchant_id": "M1"}]}))
-    assert await built(SquareProvider, network).verify_connection(TOKENS) == NewAccount("M1", "Ada's")
+    network = FakeTransport(json_response({"locations": [{"business_name": "Ada's", "merchant_id": "M1"}]}))
+    assert await build_provider(SquareProvider, network).verify_connection(TOKENS) == NewAccount("M1", "Ada's")
 
 
 async def test_revokes_in_its_own_way() -> None:
-    network = Network(json_response({"success": True}))
-    assert await built(SquareProvider, network).revoke_credentials(TOKENS)
+    network = FakeTransport(json_response({"success": True}))
+    assert await build_provider(SquareProvider, network).revoke_credentials(TOKENS)
     assert str(network.request.url) == "https://connect.squareup.com/oauth2/revoke"
     assert network.request.headers["Authorization"] == "Client our-secret"
     assert network.request.headers["Content-Type"] == "application/json"
     assert json.loads(network.request.content) == {"client_id": "our-id", "access_token": "at"}
 
 
-async def test_a_revocation_that_failed_is_told() -> None:
+async def test_a_failed_revocation_is_reported() -> None:
     with pytest.raises(ProviderUnavailable):
-        await built(SquareProvider, Network(httpx.Response(401))).revoke_credentials(TOKENS)
+        await build_provider(SquareProvider, FakeTransport(httpx.Response(401))).revoke_credentials(TOKENS)
 
 
 async def test_a_key_cannot_be_revoked() -> None:
-    assert not await built(SquareProvider, Network()).revoke_credentials(ApiKey("k"))
+    assert not await build_provider(SquareProvider, FakeTransport()).revoke_credentials(ApiKey("k"))
 
 
 def test_a_revocation_ends_all_of_the_merchants_tokens() -> None:
-    assert built(SquareProvider, Network()).shares_grants_with == ("square",)
+    assert build_provider(SquareProvider, FakeTransport()).shares_grants_with == ("square",)

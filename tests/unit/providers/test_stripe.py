@@ -4,11 +4,11 @@ import pytest
 from integration_server.domain.credentials import ApiKey, OAuthTokens
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.stripe import StripeProvider
-from integration_server.service.ports import NewAccount
-from tests.unit.providers.support import Network, built, json_response, told_by
+from integration_server.service.integrations.ports import NewAccount
+from tests.unit.providers.support import FakeTransport, build_provider, exception_text, json_response
 
 TOKENS = OAuthTokens(access_token="sk_acct", refresh_token="rt", extras={"stripe_user_id": "acct_1"})
-ANSWER = {
+TOKEN_RESPONSE = {
     "access_token": "sk_acct",
     "livemode": False,
     "refresh_token": "rt",
@@ -20,8 +20,10 @@ ANSWER = {
 
 
 async def test_the_token_never_expires_and_brings_its_account() -> None:
-    network = Network(json_response(ANSWER))
-    tokens = await built(StripeProvider, network).exchange_code_for_tokens("ac_1", "https://app.example/cb", "ver")
+    network = FakeTransport(json_response(TOKEN_RESPONSE))
+    tokens = await build_provider(StripeProvider, network).exchange_code_for_tokens(
+        "ac_1", "https://app.example/cb", "ver"
+    )
     assert tokens == OAuthTokens(
         access_token="sk_acct", refresh_token="rt", scopes=("read_write",), extras={"stripe_user_id": "acct_1"}
     )
@@ -29,21 +31,21 @@ async def test_the_token_never_expires_and_brings_its_account() -> None:
 
 
 async def test_the_platforms_key_is_the_client_secret() -> None:
-    network = Network(json_response(ANSWER))
-    provider = built(StripeProvider, network, STRIPE_CLIENT_ID="ca_1", STRIPE_CLIENT_SECRET="sk_platform")
+    network = FakeTransport(json_response(TOKEN_RESPONSE))
+    provider = build_provider(StripeProvider, network, STRIPE_CLIENT_ID="ca_1", STRIPE_CLIENT_SECRET="sk_platform")
     await provider.exchange_code_for_tokens("ac_1", "https://app.example/cb", "ver")
     assert (network.form["client_id"], network.form["client_secret"]) == ("ca_1", "sk_platform")
 
 
 async def test_the_account_is_the_one_that_came_with_the_tokens() -> None:
-    network = Network(json_response({"id": "acct_other", "email": "ada@example.com"}))
-    account = await built(StripeProvider, network).verify_connection(TOKENS)
+    network = FakeTransport(json_response({"id": "acct_other", "email": "ada@example.com"}))
+    account = await build_provider(StripeProvider, network).verify_connection(TOKENS)
     assert account == NewAccount("acct_1", "ada@example.com")
 
 
 async def test_disconnects_the_account_by_the_platforms_key() -> None:
-    network = Network(json_response({"stripe_user_id": "acct_1"}))
-    assert await built(StripeProvider, network).revoke_credentials(TOKENS)
+    network = FakeTransport(json_response({"stripe_user_id": "acct_1"}))
+    assert await build_provider(StripeProvider, network).revoke_credentials(TOKENS)
     assert str(network.request.url) == "https://connect.stripe.com/oauth/deauthorize"
     assert network.request.headers["Authorization"] == "Bearer our-secret"
     assert network.form == {"client_id": "our-id", "stripe_user_id": "acct_1"}
@@ -60,15 +62,15 @@ async def test_a_disconnection_that_failed_is_not_our_clients_fault(
     response: httpx.Response, error: type[ProviderError]
 ) -> None:
     with pytest.raises(error) as raised:
-        await built(StripeProvider, Network(response)).revoke_credentials(TOKENS)
-    assert "our-secret" not in told_by(raised.value)
+        await build_provider(StripeProvider, FakeTransport(response)).revoke_credentials(TOKENS)
+    assert "our-secret" not in exception_text(raised.value)
 
 
 async def test_without_an_account_there_is_nothing_to_disconnect() -> None:
-    provider = built(StripeProvider, Network())
+    provider = build_provider(StripeProvider, FakeTransport())
     assert not await provider.revoke_credentials(OAuthTokens("sk_acct"))
     assert not await provider.revoke_credentials(ApiKey("sk_acct"))
 
 
 def test_a_disconnection_ends_all_grants_of_the_account() -> None:
-    assert built(StripeProvider, Network()).shares_grants_with == ("stripe",)
+    assert build_provider(StripeProvider, FakeTransport()).shares_grants_with == ("stripe",)

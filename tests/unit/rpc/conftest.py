@@ -7,29 +7,29 @@ import pytest
 
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
-from tests.fakes.edge import Edge
+from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.system import FakeSystem
 
 
 def servicer_of(system: FakeSystem) -> IntegrationService:
     use_cases = UseCases(
-        connecting=system.connecting,
-        connecting_by_key=system.connecting_by_key,
-        managing=system.managing,
-        revoking=system.revoking,
+        oauth_connection=system.oauth_connection,
+        api_key_connection=system.api_key_connection,
+        integration_manager=system.integration_manager,
+        revocation_service=system.revocation_service,
         credentials=system.credentials,
-        monitoring=system.monitoring,
-        receiving=system.receiving,
-        consuming=system.consuming,
+        health_checker=system.health_checker,
+        webhook_ingestion=system.webhook_ingestion,
+        webhook_delivery=system.webhook_delivery,
         webhook_secrets=system.webhook_secrets,
-        watching=system.watching,
-        calling=system.calling,
+        event_stream=system.event_stream,
+        api_proxy=system.api_proxy,
     )
     return IntegrationService(use_cases, system.clock)
 
 
-def edge_of(system: FakeSystem) -> Edge:
-    return Edge(
+def edge_of(system: FakeSystem) -> InMemoryGrpc:
+    return InMemoryGrpc(
         "integrations.v1.IntegrationService",
         partial(pb_grpc.add_IntegrationServiceServicer_to_server, servicer_of(system)),
     )
@@ -43,5 +43,5 @@ async def system() -> AsyncIterator[FakeSystem]:
 
 
 @pytest.fixture
-def edge(system: FakeSystem) -> Edge:
+def edge(system: FakeSystem) -> InMemoryGrpc:
     return edge_of(system)

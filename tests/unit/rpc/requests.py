@@ -23,7 +23,7 @@ _GOOD: dict[str, Any] = {
     "confirmation_token": "token",
     "api_key": "key",
     "consumer": "mail",
-    "number": 1,
+    "through_number": 1,
     "endpoint": "app",
     "url": "https://hooks.example/api/v1/webhooks/fake/app",
     "method": "POST",
@@ -31,7 +31,7 @@ _GOOD: dict[str, Any] = {
 }
 _TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key", "ReceiveWebhook": "fake"}
 
-NOBODYS = IntegrationId(999)
+UNKNOWN_INTEGRATION_ID = IntegrationId(999)
 """An id that was never given."""
 
 METHODS = [method.name for method in _SERVICE.methods]

@@ -10,8 +10,8 @@ import pytest
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.rpc.audit import CHANGES, NOT_AUDITED, READS, AuditInterceptor
-from integration_server.service.auditing import AuditTrail, tell_user
+from integration_server.rpc.audit import AUDITED_READS, AUDITED_WRITES, UNAUDITED_METHODS, AuditInterceptor
+from integration_server.service.audit.audit_trail import AuditTrail, set_audit_user
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON
@@ -29,7 +29,7 @@ class Trail(AuditTrail):
         self.entries: list[AuditEntry] = []
         self.full = full
 
-    def note(self, entry: AuditEntry) -> bool:
+    def enqueue(self, entry: AuditEntry) -> bool:
         """Take it."""
         if not self.full:
             self.entries.append(entry)
@@ -86,11 +86,11 @@ def refused() -> Any:
 
 
 def test_every_rpc_is_told_of_or_is_not_on_purpose() -> None:
-    told = {*CHANGES, *READS}
-    assert not told & NOT_AUDITED
+    audited = {*AUDITED_WRITES, *AUDITED_READS}
+    assert not audited & UNAUDITED_METHODS
     services = (SERVICE, CALENDARS)
     methods = {f"/{service.full_name}/{method.name}" for service in services for method in service.methods}
-    assert told | NOT_AUDITED == methods
+    assert audited | UNAUDITED_METHODS == methods
 
 
 async def test_of_a_call_to_a_provider_method_path_and_status_are_told_and_nothing_else() -> None:
@@ -108,8 +108,8 @@ async def test_of_a_call_to_a_provider_method_path_and_status_are_told_and_nothi
 async def test_a_read_is_told_of_with_its_purpose() -> None:
     trail = Trail()
     request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
-    answer = await call(trail, GET, request, pb.GetCredentialsResponse, "nightly\nsync" + 200 * "x")
-    assert answer == pb.GetCredentialsResponse()
+    response = await call(trail, GET, request, pb.GetCredentialsResponse, "nightly\nsync" + 200 * "x")
+    assert response == pb.GetCredentialsResponse()
     expected = AuditEntry(NOON, "billing", Action.READ_CREDENTIALS, "ada", 7, purpose=("nightlysync" + 200 * "x")[:128])
     assert trail.entries == [expected]
 
@@ -132,7 +132,7 @@ async def test_a_refusal_is_told_of_by_its_reason() -> None:
 
 async def test_an_answer_that_is_no_success_is_told_of_by_its_reason_and_its_user() -> None:
     def held() -> Any:
-        tell_user(UserId("ada"))
+        set_audit_user(UserId("ada"))
         return pb.HandleCallbackResponse(success=False, reason="confirmation_required", integration_id=7)
 
     trail = Trail()
@@ -181,13 +181,13 @@ async def test_credentials_are_not_handed_out_untold() -> None:
 async def test_by_a_trail_that_only_says_it_takes_them_they_would_be() -> None:
     """The twin."""
 
-    class Lying(Trail):
+    class DroppingTrail(Trail):
         """Takes nothing, and says otherwise."""
 
-        def note(self, entry: AuditEntry) -> bool:
+        def enqueue(self, entry: AuditEntry) -> bool:
             """Drop it."""
             return True
 
-    trail = Lying()
+    trail = DroppingTrail()
     await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), pb.GetCredentialsResponse)
     assert not trail.entries

@@ -9,8 +9,8 @@ import pytest
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.rpc.deadlines import DeadlineInterceptor
-from integration_server.service.deadlines import time_left, waiting_for_store
-from tests.fakes.edge import Details, FakeContext
+from integration_server.service.proxy.call_deadline import time_left, waiting_for_store
+from tests.fakes.inmemory_grpc import Details, FakeContext
 
 Behaviour = Callable[[object, object], Awaitable[Any]]
 
@@ -25,13 +25,13 @@ async def call(behaviour: Behaviour, remaining: float | None) -> Any:
     return await handler.unary_unary(None, FakeContext(remaining))
 
 
-class Hanging:
+class HangingMethod:
     """A method that waits for ever, for the store or for something else; and for a while when it is cancelled."""
 
-    def __init__(self, *, store: bool, winding_up: asyncio.Event | None = None) -> None:
+    def __init__(self, *, store: bool, cleanup: asyncio.Event | None = None) -> None:
         self.store = store
         self.ended = asyncio.Event()
-        self.winding_up = winding_up
+        self.cleanup = cleanup
 
     async def __call__(self, _request: object, _context: object) -> None:
         """Wait."""
@@ -41,13 +41,13 @@ class Hanging:
                     await asyncio.Event().wait()
             await asyncio.Event().wait()
         finally:
-            if self.winding_up is not None:
-                await self.winding_up.wait()
+            if self.cleanup is not None:
+                await self.cleanup.wait()
             self.ended.set()
 
 
 async def test_a_call_that_waits_for_the_store_is_refused_in_time_and_ended() -> None:
-    hanging = Hanging(store=True)
+    hanging = HangingMethod(store=True)
     loop = asyncio.get_running_loop()
     begun = loop.time()
     with pytest.raises(StoreUnavailable):
@@ -59,7 +59,7 @@ async def test_a_call_that_waits_for_the_store_is_refused_in_time_and_ended() ->
 
 async def test_winding_up_is_not_waited_for() -> None:
     gate = asyncio.Event()
-    hanging = Hanging(store=True, winding_up=gate)
+    hanging = HangingMethod(store=True, cleanup=gate)
     with pytest.raises(StoreUnavailable):
         await call(hanging, 0.01)
     assert not hanging.ended.is_set()
@@ -69,7 +69,7 @@ async def test_winding_up_is_not_waited_for() -> None:
 
 
 async def test_a_call_that_waits_for_something_else_is_left_to_grpc() -> None:
-    hanging = Hanging(store=False)
+    hanging = HangingMethod(store=False)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):  # as gRPC does when the time is up
             await call(hanging, 0.01)
@@ -78,23 +78,23 @@ async def test_a_call_that_waits_for_something_else_is_left_to_grpc() -> None:
 
 
 async def test_answers_and_errors_pass() -> None:
-    async def answer(_request: object, _context: object) -> str:
+    async def respond(_request: object, _context: object) -> str:
         return "done"
 
     async def fail(_request: object, _context: object) -> None:
         raise ZeroDivisionError
 
     for remaining in (None, 60):
-        assert await call(answer, remaining) == "done"
+        assert await call(respond, remaining) == "done"
         with pytest.raises(ZeroDivisionError):
             await call(fail, remaining)
 
 
 @pytest.mark.parametrize(("remaining", "left"), [(0.5, 0.4), (2, 1.6), (8, 7.5), (3600, 3599.5)])
 async def test_time_is_kept_for_the_status_to_arrive(remaining: float, left: float) -> None:
-    async def answer(_request: object, _context: object) -> float | None:
+    async def respond(_request: object, _context: object) -> float | None:
         return time_left()
 
-    assert await call(answer, remaining) == pytest.approx(left, abs=0.1)
-    assert await call(answer, None) is None
+    assert await call(respond, remaining) == pytest.approx(left, abs=0.1)
+    assert await call(respond, None) is None
     assert time_left() is None

@@ -10,7 +10,7 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthToken
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.rpc import decoding, encoding
-from integration_server.service.credentials import UsableCredentials
+from integration_server.service.credentials.credential_service import UsableCredentials
 from integrations.v1 import integration_pb2
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider
@@ -45,7 +45,7 @@ FULL = replace(
 CHECK = HealthCheck(FULL, Status.ERROR, False, NOON, timedelta(milliseconds=42), "PROVIDER_UNAVAILABLE", "down")
 
 
-def told(message: Any) -> dict[str, Any]:
+def fields_of_message(message: Any) -> dict[str, Any]:
     return MessageToDict(message, preserving_proto_field_name=True)
 
 
@@ -63,7 +63,7 @@ def test_every_auth_method_has_its_value(method: AuthMethod) -> None:
 
 def test_an_integration_is_told_in_full() -> None:
     encoded = encoding.integration(FULL, NOON)
-    assert told(encoded) == {
+    assert fields_of_message(encoded) == {
         "integration_id": str(2**63 - 1),
         "user_id": "ada",
         "integration_type": "fake",
@@ -95,7 +95,7 @@ def test_an_integration_is_told_in_full() -> None:
             "2026-03-01T12:00:00.123456Z",
         ),
     }
-    assert set(told(encoded)) == set(encoded.DESCRIPTOR.fields_by_name)
+    assert set(fields_of_message(encoded)) == set(encoded.DESCRIPTOR.fields_by_name)
 
 
 def test_what_is_not_known_is_not_told() -> None:
@@ -122,7 +122,7 @@ def test_a_moment_is_told_in_utc() -> None:
 
 
 def test_a_check_is_told_in_full() -> None:
-    assert told(encoding.health_check(CHECK)) == {
+    assert fields_of_message(encoding.health_check(CHECK)) == {
         "integration_id": str(2**63 - 1),
         "integration_type": "fake",
         "name": "Mine",
@@ -137,7 +137,7 @@ def test_a_check_is_told_in_full() -> None:
 def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
     tokens = OAuthTokens("access", "refresh", NOON)
     encoded = encoding.credentials(UsableCredentials(tokens, ("read",), AUTH))
-    assert told(encoded) == {
+    assert fields_of_message(encoded) == {
         "bearer_token": "access",
         "expire_time": "2026-03-01T12:00:00.123456Z",
         "scopes": ["read"],
@@ -154,14 +154,14 @@ def test_a_token_without_an_end_has_none_and_the_refresh_token_stays_here() -> N
 
 def test_a_key_is_told_without_the_webhook_secret() -> None:
     encoded = encoding.credentials(UsableCredentials(ApiKey("key", "secret", "hook"), (), RequestAuth()))
-    assert told(encoded) == {"api_key": {"api_key": "key", "api_secret": "secret"}}
+    assert fields_of_message(encoded) == {"api_key": {"api_key": "key", "api_secret": "secret"}}
 
 
 def test_a_type_is_told_with_what_is_missing() -> None:
     provider = FakeProvider(SettableClock(), auth_method=AuthMethod.BASIC, required_fields=("api_key", "api_secret"))
     assert encoding.integration_type(provider).configured
     provider.missing_settings = ["FAKE_CLIENT_ID"]
-    assert told(encoding.integration_type(provider)) == {
+    assert fields_of_message(encoding.integration_type(provider)) == {
         "integration_type": "fake",
         "display_name": "Fake",
         "auth_method": "AUTH_METHOD_BASIC",

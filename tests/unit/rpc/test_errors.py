@@ -20,8 +20,8 @@ from integration_server.domain.errors import (
 )
 from integration_server.rpc.errors import ErrorInterceptor, status_of
 from integrations.v1.error_reason_pb2 import ErrorReason
-from tests.fakes.edge import Details, Edge, FakeContext, Refused
 from tests.fakes.errors import EVERY_ERROR, error_classes
+from tests.fakes.inmemory_grpc import Details, FakeContext, InMemoryGrpc, RpcError
 from tests.fakes.system import FakeSystem
 from tests.unit.rpc.requests import good
 
@@ -62,13 +62,13 @@ CODES = {
 }
 
 
-def seen(error: IntegrationServerError) -> Refused:
+def decode_status(error: IntegrationServerError) -> RpcError:
     """The error as a client gets it."""
     status = rpc_status.to_status(status_of(error))
-    return Refused(status.code, status.details, status.trailing_metadata)
+    return RpcError(status.code, status.details, status.trailing_metadata)
 
 
-async def answered(error: BaseException) -> Refused:
+async def rejection(error: BaseException) -> RpcError:
     """What the interceptor makes of a handler that raises."""
 
     async def behaviour(request: object, context: object) -> None:
@@ -94,7 +94,7 @@ async def intercepted(handler: Any) -> Any:
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
 def test_an_error_has_its_code_reason_and_domain(error: IntegrationServerError) -> None:
-    refused = seen(error)
+    refused = decode_status(error)
     assert refused.code.name == CODES[error.reason]
     assert (refused.info.reason, refused.info.domain) == (error.reason, "integrations.v1")
     assert refused.message == str(error)
@@ -112,27 +112,27 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
         expected.append("BadRequest")
     if isinstance(error, (StoreUnavailable, ProviderUnavailable, QuotaExceeded, ServerStopping, RateLimited)):
         expected.append("RetryInfo")
-    assert seen(error).kinds == expected
+    assert decode_status(error).kinds == expected
 
 
 def test_a_wrong_field_is_named_and_described() -> None:
-    refused = seen(InvalidField("page_size", "is negative"))
+    refused = decode_status(InvalidField("page_size", "is negative"))
     assert refused.fields == ["page_size"]
     assert refused.message == "page_size is negative"
 
 
 def test_how_long_to_wait_is_told_where_it_is_known() -> None:
-    assert seen(StoreUnavailable()).retry.retry_delay.ToTimedelta() == timedelta(seconds=1)
-    said = seen(ProviderUnavailable(retry_after=timedelta(seconds=7)))
+    assert decode_status(StoreUnavailable()).retry.retry_delay.ToTimedelta() == timedelta(seconds=1)
+    said = decode_status(ProviderUnavailable(retry_after=timedelta(seconds=7)))
     assert said.retry.retry_delay.ToTimedelta() == timedelta(seconds=7)
-    assert seen(ProviderUnavailable()).kinds == ["ErrorInfo"]
+    assert decode_status(ProviderUnavailable()).kinds == ["ErrorInfo"]
 
 
 def test_an_error_that_a_package_derived_from_ours_is_as_ours() -> None:
     class Throttled(ProviderUnavailable):
         pass
 
-    assert seen(Throttled()).wire == seen(ProviderUnavailable()).wire
+    assert decode_status(Throttled()).wire == decode_status(ProviderUnavailable()).wire
 
 
 # --- the interceptor -----------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_an_error_that_a_package_derived_from_ours_is_as_ours() -> None:
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
 async def test_a_handlers_error_becomes_its_status(error: IntegrationServerError) -> None:
-    assert (await answered(error)).wire == seen(error).wire
+    assert (await rejection(error)).wire == decode_status(error).wire
 
 
 @pytest.mark.parametrize("error", [RuntimeError("hush-hush"), KeyError("hush-hush"), TimeoutError("hush-hush")])
@@ -148,22 +148,24 @@ async def test_a_fault_of_ours_tells_nothing(error: Exception) -> None:
     error.__cause__ = ValueError("hush-hush")
     structlog.reset_defaults()
     with capture_logs() as logs:
-        refused = await answered(error)
+        refused = await rejection(error)
     assert (refused.code, refused.message) == (grpc.StatusCode.INTERNAL, "internal error")
     assert "hush" not in str(refused.wire)
 
     (line,) = logs
-    assert (line["event"], line["log_level"], line["kind"]) == ("fault", "error", type(error).__name__)
+    assert (line["event"], line["log_level"], line["kind"]) == ("unhandled_exception", "error", type(error).__name__)
     assert line["method"] == "/service/Method"
-    assert "test_errors.py" in line["place"]
+    assert "test_errors.py" in line["stack"]
     assert "hush" not in str(line)
 
 
 async def test_a_refusal_is_logged_by_its_reason() -> None:
     structlog.reset_defaults()
     with capture_logs() as logs:
-        await answered(InvalidField("name", "is too long"))
-    assert logs == [{"event": "refused", "log_level": "info", "method": "/service/Method", "reason": "INVALID_FIELD"}]
+        await rejection(InvalidField("name", "is too long"))
+    assert logs == [
+        {"event": "rpc_rejected", "log_level": "info", "method": "/service/Method", "reason": "INVALID_FIELD"}
+    ]
 
 
 async def test_a_status_that_a_handler_gave_itself_stands() -> None:
@@ -195,10 +197,10 @@ async def test_an_error_ends_a_stream_with_its_status(error: Exception, before: 
 
     handler = await intercepted(grpc.unary_stream_rpc_method_handler(stream))
     context = FakeContext()
-    answers = handler.unary_stream(Message(), context)
-    assert [await anext(answers) for _ in range(before)] == list(range(before))
+    responses = handler.unary_stream(Message(), context)
+    assert [await anext(responses) for _ in range(before)] == list(range(before))
     with pytest.raises(grpc.aio.AbortError):
-        await anext(answers)
+        await anext(responses)
     assert closed
     assert context.refused is not None
     is_ours = isinstance(error, InvalidField)
@@ -210,18 +212,18 @@ async def test_unknown_methods_are_left_alone() -> None:
     assert await intercepted(None) is None
 
 
-async def test_a_bug_in_a_provider_is_not_told_to_callers(edge: Edge, system: FakeSystem) -> None:
+async def test_a_bug_in_a_provider_is_not_told_to_callers(edge: InMemoryGrpc, system: FakeSystem) -> None:
     system.provider.exchange_error = RuntimeError("token hush-hush")
     state = (await system.begin()).state
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RpcError) as refused:
         await edge.call("HandleCallback", good("HandleCallback", state=state))
     assert refused.value.code is grpc.StatusCode.INTERNAL
     assert "hush" not in str(refused.value.wire)
 
 
-async def test_the_database_away_is_told_with_a_time_to_try_again(edge: Edge, system: FakeSystem) -> None:
+async def test_the_database_away_is_told_with_a_time_to_try_again(edge: InMemoryGrpc, system: FakeSystem) -> None:
     system.rows.away = True
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RpcError) as refused:
         await edge.call("GetIntegration", good("GetIntegration"))
     assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
     assert refused.value.retry.retry_delay.ToTimedelta() > timedelta(0)

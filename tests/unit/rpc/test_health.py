@@ -7,8 +7,8 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc as pb_grpc
 
-from integration_server.rpc.health import LIVENESS, Health
-from tests.fakes.edge import Edge, Refused
+from integration_server.rpc.health import LIVENESS, ServerHealthServicer
+from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
 from tests.fakes.provider import until
 
 SERVICE = "integrations.v1.IntegrationService"
@@ -19,34 +19,34 @@ SERVICE_UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @pytest.fixture
-def health() -> Health:
-    return Health([SERVICE])
+def health() -> ServerHealthServicer:
+    return ServerHealthServicer([SERVICE])
 
 
 @pytest.fixture
-def edge(health: Health) -> Edge:
-    return Edge("grpc.health.v1.Health", partial(pb_grpc.add_HealthServicer_to_server, health))
+def edge(health: ServerHealthServicer) -> InMemoryGrpc:
+    return InMemoryGrpc("grpc.health.v1.Health", partial(pb_grpc.add_HealthServicer_to_server, health))
 
 
-async def check(edge: Edge, service: str) -> Any:
+async def check(edge: InMemoryGrpc, service: str) -> Any:
     return (await edge.call("Check", pb.HealthCheckRequest(service=service))).status
 
 
 class Watcher:
-    """Somebody who watches, and has been told `seen`."""
+    """Somebody who watches, and has been told `statuses`."""
 
-    def __init__(self, edge: Edge, service: str) -> None:
-        self.seen: list[Any] = []
+    def __init__(self, edge: InMemoryGrpc, service: str) -> None:
+        self.statuses: list[Any] = []
         self.task = asyncio.create_task(self._watch(edge, service))
 
-    async def _watch(self, edge: Edge, service: str) -> None:
-        async for answer in await edge.stream("Watch", pb.HealthCheckRequest(service=service)):
-            self.seen.append(answer.status)
+    async def _watch(self, edge: InMemoryGrpc, service: str) -> None:
+        async for response in await edge.stream("Watch", pb.HealthCheckRequest(service=service)):
+            self.statuses.append(response.status)
 
 
 @pytest.mark.parametrize("service", READINESS)
 async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
-    health: Health, edge: Edge, service: str
+    health: ServerHealthServicer, edge: InMemoryGrpc, service: str
 ) -> None:
     assert await check(edge, service) == NOT_SERVING
     health.set_ready(True)
@@ -55,22 +55,22 @@ async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
     assert await check(edge, service) == NOT_SERVING
 
 
-async def test_liveness_needs_nothing(health: Health, edge: Edge) -> None:
+async def test_liveness_needs_nothing(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     assert await check(edge, LIVENESS) == SERVING
     health.drain()
     assert await check(edge, LIVENESS) == SERVING
 
 
-async def test_an_unknown_service_is_not_found(edge: Edge) -> None:
-    with pytest.raises(Refused) as refused:
+async def test_an_unknown_service_is_not_found(edge: InMemoryGrpc) -> None:
+    with pytest.raises(RpcError) as refused:
         await check(edge, "unheard.of")
     assert refused.value.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_lists_all(health: Health, edge: Edge) -> None:
+async def test_lists_all(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     health.set_ready(True)
     listed = (await edge.call("List", pb.HealthListRequest())).statuses
-    assert {service: answer.status for service, answer in listed.items()} == {
+    assert {service: response.status for service, response in listed.items()} == {
         "": SERVING,
         SERVICE: SERVING,
         LIVENESS: SERVING,
@@ -79,30 +79,30 @@ async def test_lists_all(health: Health, edge: Edge) -> None:
 
 @pytest.mark.parametrize("service", READINESS)
 async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
-    health: Health, edge: Edge, service: str
+    health: ServerHealthServicer, edge: InMemoryGrpc, service: str
 ) -> None:
     watcher = Watcher(edge, service)
-    await until(lambda: watcher.seen == [NOT_SERVING])
-    for ready, seen in ((True, 2), (True, 2), (False, 3), (True, 4)):
+    await until(lambda: watcher.statuses == [NOT_SERVING])
+    for ready, statuses in ((True, 2), (True, 2), (False, 3), (True, 4)):
         health.set_ready(ready)
-        await until(partial(lambda seen: len(watcher.seen) == seen, seen))
+        await until(partial(lambda statuses: len(watcher.statuses) == statuses, statuses))
     health.drain()
     await watcher.task
-    assert watcher.seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert watcher.statuses == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
 
-async def test_who_reads_slowly_holds_up_nobody(health: Health, edge: Edge) -> None:
+async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     slow = await edge.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING  # and reads no further
     watchers = [Watcher(edge, "") for _ in range(10)]
-    await until(lambda: all(watcher.seen for watcher in watchers))
+    await until(lambda: all(watcher.statuses for watcher in watchers))
     health.set_ready(True)
-    await until(lambda: all(watcher.seen[-1] == SERVING for watcher in watchers))
+    await until(lambda: all(watcher.statuses[-1] == SERVING for watcher in watchers))
     health.drain()
     await asyncio.gather(*(watcher.task for watcher in watchers))
 
 
-async def test_who_was_slow_is_told_how_things_stand_now(health: Health, edge: Edge) -> None:
+async def test_who_was_slow_is_told_how_things_stand_now(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     slow = await edge.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING
     health.set_ready(True)
@@ -110,31 +110,31 @@ async def test_who_was_slow_is_told_how_things_stand_now(health: Health, edge: E
     health.set_ready(True)
     assert (await anext(slow)).status == SERVING
     health.drain()
-    assert [answer.status async for answer in slow] == [NOT_SERVING]
+    assert [response.status async for response in slow] == [NOT_SERVING]
 
 
-async def test_watching_an_unknown_service_waits_for_it(health: Health, edge: Edge) -> None:
+async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     watcher = Watcher(edge, "unheard.of")
-    await until(lambda: watcher.seen == [SERVICE_UNKNOWN])
+    await until(lambda: watcher.statuses == [SERVICE_UNKNOWN])
     health.set_ready(True)
     health.drain()
     await watcher.task
-    assert watcher.seen == [SERVICE_UNKNOWN]
+    assert watcher.statuses == [SERVICE_UNKNOWN]
 
 
-async def test_liveness_can_be_watched_and_ends_at_the_drain(health: Health, edge: Edge) -> None:
+async def test_liveness_can_be_watched_and_ends_at_the_drain(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     watcher = Watcher(edge, LIVENESS)
-    await until(lambda: watcher.seen == [SERVING])
+    await until(lambda: watcher.statuses == [SERVING])
     health.drain()
     await watcher.task
-    assert watcher.seen == [SERVING]
+    assert watcher.statuses == [SERVING]
 
 
-async def test_after_the_drain_nothing_makes_it_ready_again(health: Health, edge: Edge) -> None:
+async def test_after_the_drain_nothing_makes_it_ready_again(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
     health.set_ready(True)
     health.drain()
     health.set_ready(True)
     assert await check(edge, "") == NOT_SERVING
     watcher = Watcher(edge, "")
     await watcher.task
-    assert watcher.seen == [NOT_SERVING]
+    assert watcher.statuses == [NOT_SERVING]

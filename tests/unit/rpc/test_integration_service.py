@@ -12,7 +12,7 @@ from integration_server.domain.integration import Integration
 from integration_server.rpc.integration_service import IntegrationService
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.fakes.edge import Edge
+from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.provider import HOUR, parameter
 from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
 from tests.unit.rpc.conftest import edge_of
@@ -34,7 +34,7 @@ def test_every_rpc_of_the_contract_is_here() -> None:
     assert set(METHODS) <= set(vars(IntegrationService))
 
 
-async def test_connects_over_oauth(edge: Edge, system: FakeSystem) -> None:
+async def test_connects_over_oauth(edge: InMemoryGrpc, system: FakeSystem) -> None:
     begun = await edge.call(
         "Connect",
         good("Connect", name="Mine", config=config_of(a=1), scopes=["write"], return_url=RETURN_URL),
@@ -54,32 +54,34 @@ async def test_connects_over_oauth(edge: Edge, system: FakeSystem) -> None:
     assert (await system.tokens(done.integration_id)).extras == {"realmId": "9"}
 
 
-async def test_a_refusal_is_an_answer(edge: Edge) -> None:
+async def test_an_error_response_is_a_result(edge: InMemoryGrpc) -> None:
     begun = await edge.call("Connect", good("Connect"))
     done = await edge.call("HandleCallback", pb.HandleCallbackRequest(state=begun.state, error="access_denied"))
     assert (done.success, done.reason, done.integration_id) == (False, "access_denied", 0)
 
 
 async def test_a_connection_is_confirmed(system: FakeSystem) -> None:
-    system = FakeSystem(direct_completion=False)
+    system = FakeSystem(skip_confirmation=False)
     edge = edge_of(system)
     begun = await edge.call("Connect", good("Connect"))
-    held = await edge.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))
-    assert (held.success, held.reason) == (False, "confirmation_required")
-    done = await edge.call("ConfirmConnection", good("ConfirmConnection", confirmation_token=held.confirmation_token))
+    pending = await edge.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))
+    assert (pending.success, pending.reason) == (False, "confirmation_required")
+    done = await edge.call(
+        "ConfirmConnection", good("ConfirmConnection", confirmation_token=pending.confirmation_token)
+    )
     assert (done.success, done.integration_id) == (True, begun.integration_id)
 
 
-async def test_connects_with_a_key(edge: Edge) -> None:
+async def test_connects_with_a_key(edge: InMemoryGrpc) -> None:
     request = good("ConnectWithApiKey", name="Mine", api_secret="secret", webhook_secret="hook")
-    answer = await edge.call("ConnectWithApiKey", request)
-    assert answer.integration.status == integration_pb2.STATUS_ACTIVE
-    assert answer.integration.auth_method == integration_pb2.AUTH_METHOD_API_KEY
+    response = await edge.call("ConnectWithApiKey", request)
+    assert response.integration.status == integration_pb2.STATUS_ACTIVE
+    assert response.integration.auth_method == integration_pb2.AUTH_METHOD_API_KEY
     for secret in (b"secret", b"hook"):
-        assert secret not in answer.SerializeToString()
+        assert secret not in response.SerializeToString()
 
 
-async def test_lists_page_by_page(edge: Edge, system: FakeSystem) -> None:
+async def test_lists_page_by_page(edge: InMemoryGrpc, system: FakeSystem) -> None:
     for number in range(3):
         await system.connect_account(f"account-{number}")
     await system.connect_account("hers", EVE)
@@ -89,7 +91,7 @@ async def test_lists_page_by_page(edge: Edge, system: FakeSystem) -> None:
     assert not rest.next_page_token
 
 
-async def test_looks_at_one(edge: Edge, integration: Integration) -> None:
+async def test_looks_at_one(edge: InMemoryGrpc, integration: Integration) -> None:
     found = (await edge.call("GetIntegration", good("GetIntegration"))).integration
     assert (found.integration_id, found.user_id, found.name) == (integration.integration_id, ADA, "Mine")
 
@@ -110,16 +112,16 @@ async def test_looks_at_one(edge: Edge, integration: Integration) -> None:
 )
 @pytest.mark.usefixtures("integration")
 async def test_changes_what_is_masked_or_else_what_is_there(
-    edge: Edge, given: dict[str, Any], mask: list[str], changed: dict[str, Any]
+    edge: InMemoryGrpc, given: dict[str, Any], mask: list[str], changed: dict[str, Any]
 ) -> None:
     request = good("UpdateIntegration", **given)
     request.update_mask.paths.extend(mask)
-    answer = (await edge.call("UpdateIntegration", request)).integration
-    told = {"name": answer.name, "config": dict(answer.config), "is_active": answer.is_active}
-    assert told == {"name": "Mine", "config": {"a": 1}, "is_active": True, **changed}
+    response = (await edge.call("UpdateIntegration", request)).integration
+    returned = {"name": response.name, "config": dict(response.config), "is_active": response.is_active}
+    assert returned == {"name": "Mine", "config": {"a": 1}, "is_active": True, **changed}
 
 
-async def test_what_is_not_masked_is_not_looked_at(edge: Edge, integration: Integration) -> None:
+async def test_what_is_not_masked_is_not_looked_at(edge: InMemoryGrpc, integration: Integration) -> None:
     request = good("UpdateIntegration", name="a\0b", is_active=False)
     request.update_mask.paths.append("is_active")
     assert (await edge.call("UpdateIntegration", request)).integration.name == integration.name
@@ -127,16 +129,18 @@ async def test_what_is_not_masked_is_not_looked_at(edge: Edge, integration: Inte
 
 @pytest.mark.parametrize("can_revoke", [True, False])
 @pytest.mark.usefixtures("integration")
-async def test_disconnects_and_says_whether_it_is_revoked(edge: Edge, system: FakeSystem, can_revoke: bool) -> None:
+async def test_disconnects_and_says_whether_it_is_revoked(
+    edge: InMemoryGrpc, system: FakeSystem, can_revoke: bool
+) -> None:
     system.provider.can_revoke = can_revoke
-    answer = await edge.call("DisconnectIntegration", good("DisconnectIntegration"))
-    assert (answer.success, answer.integration_id, answer.provider_revoked) == (True, 1, can_revoke)
-    assert answer.message
+    response = await edge.call("DisconnectIntegration", good("DisconnectIntegration"))
+    assert (response.success, response.integration_id, response.provider_revoked) == (True, 1, can_revoke)
+    assert response.message
     assert not system.ids()
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_one(edge: Edge, system: FakeSystem) -> None:
+async def test_checks_one(edge: InMemoryGrpc, system: FakeSystem) -> None:
     assert (await edge.call("CheckHealth", good("CheckHealth"))).health_check.healthy
     system.provider.verify_error = ProviderUnavailable()
     failed = (await edge.call("CheckHealth", good("CheckHealth"))).health_check
@@ -145,8 +149,8 @@ async def test_checks_one(edge: Edge, system: FakeSystem) -> None:
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_all_and_the_counts_add_up(edge: Edge, system: FakeSystem) -> None:
-    system.spoil((await system.connect_account("spoilt")).integration_id)
+async def test_checks_all_and_the_counts_add_up(edge: InMemoryGrpc, system: FakeSystem) -> None:
+    system.corrupt((await system.connect_account("spoilt")).integration_id)
     off = await system.connect_account("off")
     await edge.call("UpdateIntegration", good("UpdateIntegration", integration_id=off.integration_id, is_active=False))
     await system.begin()
@@ -157,7 +161,7 @@ async def test_checks_all_and_the_counts_add_up(edge: Edge, system: FakeSystem) 
 
 
 @pytest.mark.usefixtures("integration")
-async def test_lists_checks_in_pages_with_the_error_rates(edge: Edge, system: FakeSystem) -> None:
+async def test_lists_checks_in_pages_with_the_error_rates(edge: InMemoryGrpc, system: FakeSystem) -> None:
     await edge.call("CheckHealth", good("CheckHealth"))
     system.provider.verify_error = ProviderUnavailable()
     await edge.call("CheckHealth", good("CheckHealth"))
@@ -173,28 +177,28 @@ async def test_lists_checks_in_pages_with_the_error_rates(edge: Edge, system: Fa
 
 
 @pytest.mark.usefixtures("integration")
-async def test_refreshes_a_token_by_force_only_while_it_is_good(edge: Edge, system: FakeSystem) -> None:
+async def test_refreshes_a_token_by_force_only_while_it_is_good(edge: InMemoryGrpc, system: FakeSystem) -> None:
     still = await edge.call("RefreshToken", good("RefreshToken"))
     forced = await edge.call("RefreshToken", good("RefreshToken", force=True))
-    assert [(answer.success, answer.refreshed) for answer in (still, forced)] == [(True, False), (True, True)]
+    assert [(response.success, response.refreshed) for response in (still, forced)] == [(True, False), (True, True)]
     assert forced.HasField("access_token_expire_time")
 
 
-async def test_lists_what_can_be_connected(edge: Edge, system: FakeSystem) -> None:
+async def test_lists_what_can_be_connected(edge: InMemoryGrpc, system: FakeSystem) -> None:
     system.provider.missing_settings = ["FAKE_CLIENT_ID"]
     types = (await edge.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
     assert [(one.integration_type, one.configured) for one in types] == [("fake", False), ("fake_key", True)]
 
 
 @pytest.mark.usefixtures("integration")
-async def test_hands_out_credentials(edge: Edge) -> None:
-    answer = await edge.call("GetCredentials", good("GetCredentials", required_scopes=["read"]))
-    assert answer.credentials.bearer_token == "access-1"
-    assert dict(answer.credentials.headers) == {"Authorization": "Bearer access-1"}
+async def test_hands_out_credentials(edge: InMemoryGrpc) -> None:
+    response = await edge.call("GetCredentials", good("GetCredentials", required_scopes=["read"]))
+    assert response.credentials.bearer_token == "access-1"
+    assert dict(response.credentials.headers) == {"Authorization": "Bearer access-1"}
 
 
 @pytest.mark.usefixtures("integration")
-async def test_no_wait_is_not_the_same_as_the_usual_one(edge: Edge, system: FakeSystem) -> None:
+async def test_no_wait_is_not_the_same_as_the_usual_one(edge: InMemoryGrpc, system: FakeSystem) -> None:
     system.clock.advance(HOUR - timedelta(minutes=1))
     any_life = await edge.call("GetCredentials", good("GetCredentials", min_ttl=Duration()))
     assert any_life.credentials.bearer_token == "access-1"

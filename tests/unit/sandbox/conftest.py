@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from integration_server.sandbox import Sandbox, create_app
-from tests.unit.sandbox.application import Application
+from tests.unit.sandbox.oauth_client import OAuthClient
 
 
 class StoppedClock:
@@ -39,5 +39,5 @@ async def http(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def application(http: httpx.AsyncClient, sandbox: Sandbox) -> Application:
-    return Application(http, sandbox)
+def application(http: httpx.AsyncClient, sandbox: Sandbox) -> OAuthClient:
+    return OAuthClient(http, sandbox)

@@ -6,10 +6,10 @@ import httpx
 import pytest
 
 from integration_server.sandbox import Sandbox, decide
-from tests.unit.sandbox.application import CLIENT_ID, REDIRECT_URI, Application, callback_parameters
+from tests.unit.sandbox.oauth_client import CLIENT_ID, REDIRECT_URI, OAuthClient, callback_parameters
 
 
-async def test_sends_the_browser_back_with_code_state_and_issuer(application: Application) -> None:
+async def test_sends_the_browser_back_with_code_state_and_issuer(application: OAuthClient) -> None:
     location = await decide(application.http, application.authorization_url())
 
     assert location.startswith(REDIRECT_URI + "?")
@@ -19,15 +19,15 @@ async def test_sends_the_browser_back_with_code_state_and_issuer(application: Ap
     assert callback["iss"] == "https://sandbox.example"
 
 
-async def test_sends_the_browser_back_with_a_see_other(application: Application) -> None:
+async def test_sends_the_browser_back_with_a_see_other(application: OAuthClient) -> None:
     form = httpx.URL(application.authorization_url()).params
-    answer = await application.http.post("/oauth/authorize", data={**form, "account": "ada", "decision": "allow"})
+    response = await application.http.post("/oauth/authorize", data={**form, "account": "ada", "decision": "allow"})
 
-    assert answer.status_code == 303
+    assert response.status_code == 303
 
 
-async def test_says_so_when_the_person_refuses(application: Application) -> None:
-    callback = await application.be_refused()
+async def test_says_so_when_the_person_refuses(application: OAuthClient) -> None:
+    callback = await application.deny()
 
     assert callback["error"] == "access_denied"
     assert callback["state"] == "st&te"
@@ -35,7 +35,7 @@ async def test_says_so_when_the_person_refuses(application: Application) -> None
     assert "code" not in callback
 
 
-async def test_keeps_the_query_of_a_redirect_uri(application: Application, sandbox: Sandbox) -> None:
+async def test_keeps_the_query_of_a_redirect_uri(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client(CLIENT_ID, None, ["https://app.example/callback?type=sandbox"])
 
     callback = await application.authorize(redirect_uri="https://app.example/callback?type=sandbox")
@@ -44,14 +44,14 @@ async def test_keeps_the_query_of_a_redirect_uri(application: Application, sandb
     assert callback["code"]
 
 
-async def test_names_no_issuer_when_told_not_to(application: Application, sandbox: Sandbox) -> None:
+async def test_names_no_issuer_when_told_not_to(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, send_iss=False)
 
     assert "iss" not in await application.authorize()
-    assert "iss" not in await application.be_refused()
+    assert "iss" not in await application.deny()
 
 
-async def test_page_names_client_scopes_and_accounts(application: Application) -> None:
+async def test_page_names_client_scopes_and_accounts(application: OAuthClient) -> None:
     page = await application.http.get(application.authorization_url())
 
     assert page.status_code == 200
@@ -65,7 +65,7 @@ async def test_page_names_client_scopes_and_accounts(application: Application) -
         assert shown in page.text
 
 
-async def test_page_runs_no_script_and_cannot_be_framed(application: Application) -> None:
+async def test_page_runs_no_script_and_cannot_be_framed(application: OAuthClient) -> None:
     page = await application.http.get(application.authorization_url())
 
     policy = page.headers["content-security-policy"]
@@ -76,7 +76,7 @@ async def test_page_runs_no_script_and_cannot_be_framed(application: Application
     assert page.headers["cache-control"] == "no-store"
 
 
-async def test_page_escapes_what_the_request_carries(application: Application) -> None:
+async def test_page_escapes_what_the_request_carries(application: OAuthClient) -> None:
     state = '"><script>alert(1)</script>'
     page = await application.http.get(application.authorization_url(state=state))
 
@@ -96,20 +96,20 @@ async def test_page_escapes_what_the_request_carries(application: Application) -
     ],
 )
 async def test_never_redirects_to_an_unproven_address(
-    application: Application, overrides: dict[str, str | None]
+    application: OAuthClient, overrides: dict[str, str | None]
 ) -> None:
     url = application.authorization_url(**overrides)
 
-    for answer in (
+    for response in (
         await application.http.get(url),
         await application.http.post("/oauth/authorize", data={**httpx.URL(url).params, "decision": "allow"}),
     ):
-        assert answer.status_code == 400
-        assert "location" not in answer.headers
-        assert "cannot be answered" in answer.text
+        assert response.status_code == 400
+        assert "location" not in response.headers
+        assert "cannot be answered" in response.text
 
 
-async def test_never_redirects_when_the_address_is_given_twice(application: Application) -> None:
+async def test_never_redirects_when_the_address_is_given_twice(application: OAuthClient) -> None:
     url = application.authorization_url() + "&redirect_uri=https://attacker.example"
 
     with pytest.raises(httpx.HTTPStatusError):
@@ -130,7 +130,7 @@ async def test_never_redirects_when_the_address_is_given_twice(application: Appl
     ],
 )
 async def test_tells_the_client_of_its_other_mistakes(
-    application: Application, overrides: dict[str, str | None], error: str
+    application: OAuthClient, overrides: dict[str, str | None], error: str
 ) -> None:
     callback = await application.authorize(**overrides)
 
@@ -139,26 +139,26 @@ async def test_tells_the_client_of_its_other_mistakes(
     assert callback["iss"] == "https://sandbox.example"
 
 
-async def test_refuses_a_parameter_given_twice(application: Application) -> None:
+async def test_refuses_a_parameter_given_twice(application: OAuthClient) -> None:
     location = await decide(application.http, application.authorization_url() + "&scope=write")
 
     assert callback_parameters(location)["error"] == "invalid_request"
 
 
-async def test_asks_for_the_default_scope_when_none_is_named(application: Application) -> None:
+async def test_asks_for_the_default_scope_when_none_is_named(application: OAuthClient) -> None:
     assert (await application.connect(scope=None))["scope"] == "read"
 
 
-async def test_does_without_pkce_when_told_to(application: Application, sandbox: Sandbox) -> None:
+async def test_does_without_pkce_when_told_to(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
     callback = await application.authorize(code_challenge=None, code_challenge_method=None)
 
-    answer = await application.exchange(callback["code"], code_verifier=None)
+    response = await application.exchange(callback["code"], code_verifier=None)
 
-    assert answer.status_code == 200
+    assert response.status_code == 200
 
 
-async def test_refuses_an_account_that_is_not_on_the_page(application: Application, sandbox: Sandbox) -> None:
+async def test_refuses_an_account_that_is_not_on_the_page(application: OAuthClient, sandbox: Sandbox) -> None:
     with pytest.raises(httpx.HTTPStatusError):
         await application.authorize(account="mallory")
 
@@ -166,8 +166,8 @@ async def test_refuses_an_account_that_is_not_on_the_page(application: Applicati
 
 
 @pytest.mark.parametrize("content", [b"client_id=%ff", b"\xff"])
-async def test_refuses_what_is_not_utf8(application: Application, content: bytes) -> None:
+async def test_refuses_what_is_not_utf8(application: OAuthClient, content: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = await application.http.post("/oauth/authorize", content=content, headers=headers)
+    response = await application.http.post("/oauth/authorize", content=content, headers=headers)
 
-    assert answer.status_code == 400
+    assert response.status_code == 400

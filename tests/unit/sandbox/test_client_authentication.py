@@ -5,20 +5,20 @@ from base64 import b64encode
 import pytest
 
 from integration_server.sandbox import Sandbox
-from tests.unit.sandbox.application import (
+from tests.unit.sandbox.oauth_client import (
     CLIENT_ID,
     CLIENT_SECRET,
     REDIRECT_URI,
     VERIFIER,
-    Application,
+    OAuthClient,
     basic,
-    refusal,
+    error_of,
 )
 
 POSTED = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
 
 
-async def exchange_form(application: Application, client_id: str = CLIENT_ID) -> dict[str, str]:
+async def exchange_form(application: OAuthClient, client_id: str = CLIENT_ID) -> dict[str, str]:
     callback = await application.authorize(client_id=client_id)
     return {
         "grant_type": "authorization_code",
@@ -28,28 +28,28 @@ async def exchange_form(application: Application, client_id: str = CLIENT_ID) ->
     }
 
 
-async def test_accepts_a_posted_secret(application: Application) -> None:
+async def test_accepts_a_posted_secret(application: OAuthClient) -> None:
     form = await exchange_form(application)
 
     assert (await application.http.post("/oauth/token", data=form | POSTED)).status_code == 200
 
 
-async def test_accepts_basic_with_the_same_client_id_in_the_body(application: Application) -> None:
+async def test_accepts_basic_with_the_same_client_id_in_the_body(application: OAuthClient) -> None:
     form = await exchange_form(application)
 
     assert (await application.post("/oauth/token", form | {"client_id": CLIENT_ID})).status_code == 200
 
 
-async def test_basic_must_be_form_encoded(application: Application) -> None:
+async def test_basic_must_be_form_encoded(application: OAuthClient) -> None:
     form = await exchange_form(application)
     unencoded = "Basic " + b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).decode()
 
-    answer = await application.http.post("/oauth/token", data=form, headers={"Authorization": unencoded})
+    response = await application.http.post("/oauth/token", data=form, headers={"Authorization": unencoded})
 
-    assert refusal(answer) == (401, "invalid_client")
+    assert error_of(response) == (401, "invalid_client")
 
 
-async def test_public_client_shows_only_its_id(application: Application, sandbox: Sandbox) -> None:
+async def test_public_client_shows_only_its_id(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("mobile", None, [REDIRECT_URI])
     form = await exchange_form(application, "mobile") | {"client_id": "mobile"}
 
@@ -57,10 +57,10 @@ async def test_public_client_shows_only_its_id(application: Application, sandbox
 
 
 @pytest.mark.parametrize("more", [{"client_secret": CLIENT_SECRET}, {"client_id": "another"}])
-async def test_two_ways_at_once_are_refused(application: Application, more: dict[str, str]) -> None:
+async def test_two_ways_at_once_are_refused(application: OAuthClient, more: dict[str, str]) -> None:
     form = await exchange_form(application)
 
-    assert refusal(await application.post("/oauth/token", form | more)) == (400, "invalid_request")
+    assert error_of(await application.post("/oauth/token", form | more)) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("path", ["/oauth/token", "/oauth/revoke"])
@@ -80,41 +80,41 @@ async def test_two_ways_at_once_are_refused(application: Application, more: dict
     ],
 )
 async def test_refuses_who_proves_nothing(
-    application: Application, sandbox: Sandbox, path: str, form: dict[str, str], authorization: str | None
+    application: OAuthClient, sandbox: Sandbox, path: str, form: dict[str, str], authorization: str | None
 ) -> None:
     sandbox.register_client("mobile", None, [REDIRECT_URI])
     headers = {} if authorization is None else {"Authorization": authorization}
 
-    answer = await application.http.post(path, data={"token": "any", **form}, headers=headers)
+    response = await application.http.post(path, data={"token": "any", **form}, headers=headers)
 
-    assert refusal(answer) == (401, "invalid_client")
-    assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert error_of(response) == (401, "invalid_client")
+    assert response.headers["www-authenticate"].startswith("Basic ")
 
 
-async def test_secret_in_the_address_counts_for_nothing(application: Application) -> None:
+async def test_secret_in_the_address_counts_for_nothing(application: OAuthClient) -> None:
     form = await exchange_form(application)
 
-    answer = await application.http.post("/oauth/token", params=POSTED, data=form)
+    response = await application.http.post("/oauth/token", params=POSTED, data=form)
 
-    assert refusal(answer) == (401, "invalid_client")
-
-
-async def test_reads_nothing_but_forms(application: Application) -> None:
-    answer = await application.http.post("/oauth/token", json=POSTED)
-
-    assert refusal(answer) == (400, "invalid_request")
-    assert answer.headers["cache-control"] == "no-store"
+    assert error_of(response) == (401, "invalid_client")
 
 
-async def test_refuses_a_parameter_given_twice(application: Application) -> None:
-    answer = await application.http.post(
+async def test_reads_nothing_but_forms(application: OAuthClient) -> None:
+    response = await application.http.post("/oauth/token", json=POSTED)
+
+    assert error_of(response) == (400, "invalid_request")
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_refuses_a_parameter_given_twice(application: OAuthClient) -> None:
+    response = await application.http.post(
         "/oauth/token",
         content="grant_type=refresh_token&grant_type=refresh_token",
         headers={"Content-Type": "application/x-www-form-urlencoded"},
     )
 
-    assert refusal(answer) == (400, "invalid_request")
+    assert error_of(response) == (400, "invalid_request")
 
 
-async def test_wants_a_post(application: Application) -> None:
+async def test_wants_a_post(application: OAuthClient) -> None:
     assert (await application.http.get("/oauth/token")).status_code == 405

@@ -5,19 +5,19 @@ from dataclasses import replace
 import pytest
 
 from integration_server.sandbox import OMIT, Sandbox
-from tests.unit.sandbox.application import CHALLENGE, CLIENT_ID, REDIRECT_URI, Application, basic, refusal
 from tests.unit.sandbox.conftest import StoppedClock
+from tests.unit.sandbox.oauth_client import CHALLENGE, CLIENT_ID, REDIRECT_URI, OAuthClient, basic, error_of
 
 
-async def test_yields_tokens_once(application: Application) -> None:
+async def test_yields_tokens_once(application: OAuthClient) -> None:
     callback = await application.authorize(account="grace")
 
-    answer = await application.exchange(callback["code"])
+    response = await application.exchange(callback["code"])
 
-    tokens = answer.json()
+    tokens = response.json()
     assert tokens.keys() == {"access_token", "refresh_token", "token_type", "expires_in", "scope"}
     assert (tokens["token_type"], tokens["expires_in"], tokens["scope"]) == ("Bearer", 3600, "read write")
-    assert answer.headers["cache-control"] == "no-store"
+    assert response.headers["cache-control"] == "no-store"
     assert (await application.userinfo(tokens["access_token"])).json() == {
         "sub": "grace",
         "email": "grace@example.com",
@@ -25,24 +25,24 @@ async def test_yields_tokens_once(application: Application) -> None:
     }
 
 
-async def test_replay_is_refused_and_revokes_what_the_code_yielded(application: Application, sandbox: Sandbox) -> None:
+async def test_replay_is_refused_and_revokes_what_the_code_yielded(application: OAuthClient, sandbox: Sandbox) -> None:
     callback = await application.authorize()
     tokens = (await application.exchange(callback["code"])).json()
 
-    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+    assert error_of(await application.exchange(callback["code"])) == (400, "invalid_grant")
 
     assert (await application.userinfo(tokens["access_token"])).status_code == 401
-    assert refusal(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
+    assert error_of(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
     assert sandbox.grants_of("ada") == []
 
 
-async def test_lives_for_sixty_seconds(application: Application, clock: StoppedClock) -> None:
+async def test_lives_for_sixty_seconds(application: OAuthClient, clock: StoppedClock) -> None:
     early, late = await application.authorize(), await application.authorize()
 
     clock.advance(59)
     assert (await application.exchange(early["code"])).status_code == 200
     clock.advance(1)
-    assert refusal(await application.exchange(late["code"])) == (400, "invalid_grant")
+    assert error_of(await application.exchange(late["code"])) == (400, "invalid_grant")
 
 
 @pytest.mark.parametrize(
@@ -59,53 +59,53 @@ async def test_lives_for_sixty_seconds(application: Application, clock: StoppedC
         ({"grant_type": "password"}, "unsupported_grant_type"),
     ],
 )
-async def test_refuses_a_wrong_exchange(application: Application, overrides: dict[str, str | None], error: str) -> None:
+async def test_refuses_a_wrong_exchange(application: OAuthClient, overrides: dict[str, str | None], error: str) -> None:
     callback = await application.authorize()
 
-    assert refusal(await application.exchange(callback["code"], **overrides)) == (400, error)
+    assert error_of(await application.exchange(callback["code"], **overrides)) == (400, error)
 
 
-async def test_refuses_a_verifier_where_there_was_no_challenge(application: Application, sandbox: Sandbox) -> None:
+async def test_refuses_a_verifier_where_there_was_no_challenge(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
     callback = await application.authorize(code_challenge=None, code_challenge_method=None)
 
-    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+    assert error_of(await application.exchange(callback["code"])) == (400, "invalid_grant")
 
 
-async def test_refuses_another_clients_code(application: Application, sandbox: Sandbox) -> None:
+async def test_refuses_another_clients_code(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("other", "other-secret", [REDIRECT_URI])
     callback = await application.authorize()
     form = {"grant_type": "authorization_code", "code": callback["code"], "redirect_uri": REDIRECT_URI}
 
-    answer = await application.http.post(
+    response = await application.http.post(
         "/oauth/token", data=form, headers={"Authorization": basic("other", "other-secret")}
     )
 
-    assert refusal(answer) == (400, "invalid_grant")
+    assert error_of(response) == (400, "invalid_grant")
     assert (await application.exchange(callback["code"])).status_code == 200
 
 
-async def test_refuses_a_grant_that_was_withdrawn_meanwhile(application: Application, sandbox: Sandbox) -> None:
+async def test_refuses_a_grant_that_was_withdrawn_meanwhile(application: OAuthClient, sandbox: Sandbox) -> None:
     callback = await application.authorize(account="ada")
-    sandbox.kill_grant("ada")
+    sandbox.revoke_grants("ada")
 
-    assert refusal(await application.exchange(callback["code"])) == (400, "invalid_grant")
+    assert error_of(await application.exchange(callback["code"])) == (400, "invalid_grant")
 
 
-async def test_grants_fewer_scopes_when_told_to(application: Application, sandbox: Sandbox) -> None:
+async def test_grants_fewer_scopes_when_told_to(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, granted_scopes=("read",))
 
     assert (await application.connect(scope="read write"))["scope"] == "read"
 
 
-async def test_yields_no_refresh_token_when_told_so(application: Application, sandbox: Sandbox) -> None:
+async def test_yields_no_refresh_token_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, issue_refresh_token=False)
 
     assert "refresh_token" not in await application.connect()
 
 
-async def test_answer_can_be_made_odd(application: Application, sandbox: Sandbox) -> None:
-    sandbox.behaviour = replace(sandbox.behaviour, token_answer={"expires_in": "soon", "scope": OMIT})
+async def test_answer_can_be_made_odd(application: OAuthClient, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, token_response={"expires_in": "soon", "scope": OMIT})
 
     tokens = await application.connect()
 
@@ -113,7 +113,7 @@ async def test_answer_can_be_made_odd(application: Application, sandbox: Sandbox
     assert "scope" not in tokens
 
 
-async def test_records_every_call(application: Application, sandbox: Sandbox) -> None:
+async def test_records_every_call(application: OAuthClient, sandbox: Sandbox) -> None:
     callback = await application.authorize()
     await application.exchange(callback["code"])
     await application.exchange(callback["code"])

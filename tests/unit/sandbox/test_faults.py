@@ -12,46 +12,46 @@ from integration_server.sandbox import (
     HTML,
     JSON_ARRAY,
     REDIRECT,
-    Bloated,
-    Drip,
     Fault,
     Hang,
+    OversizedBody,
     Sandbox,
+    SlowBody,
 )
-from tests.unit.sandbox.application import Application, refusal
+from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 
-async def test_answers_the_fault_and_does_no_work(application: Application, sandbox: Sandbox) -> None:
+async def test_answers_the_fault_and_does_no_work(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Fault(status=429, headers={"Retry-After": "7"})})
 
-    answer = await application.refresh(tokens["refresh_token"])
+    response = await application.refresh(tokens["refresh_token"])
 
-    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
     assert [call.grant_type for call in sandbox.token_calls] == ["authorization_code"]
     assert sandbox.calls["token"] == 2
     sandbox.behaviour = replace(sandbox.behaviour, faults={})
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_loses_the_answer_of_work_that_was_done(application: Application, sandbox: Sandbox) -> None:
+async def test_loses_the_answer_of_work_that_was_done(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
-    garbage = Fault(status=200, headers={"Content-Type": "text/html"}, body=b"<html>oops", work_first=True)
+    garbage = Fault(status=200, headers={"Content-Type": "text/html"}, body=b"<html>oops", handle_first=True)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": garbage})
 
-    answer = await application.refresh(tokens["refresh_token"])
+    response = await application.refresh(tokens["refresh_token"])
 
-    assert (answer.text, answer.headers["content-type"]) == ("<html>oops", "text/html")
+    assert (response.text, response.headers["content-type"]) == ("<html>oops", "text/html")
     assert sandbox.token_calls[-1].outcome == "ok"
     sandbox.behaviour = replace(sandbox.behaviour, faults={})
-    assert refusal(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
+    assert error_of(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
 
 
-@pytest.mark.parametrize(("work_first", "exchanges"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize(("handle_first", "exchanges"), [(False, 0), (True, 1)])
 async def test_is_slow_before_or_after_its_work(
-    application: Application, sandbox: Sandbox, work_first: bool, exchanges: int
+    application: OAuthClient, sandbox: Sandbox, handle_first: bool, exchanges: int
 ) -> None:
-    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Fault(delay=3600, work_first=work_first)})
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Fault(delay=3600, handle_first=handle_first)})
     callback = await application.authorize()
 
     with pytest.raises(TimeoutError):
@@ -60,14 +60,14 @@ async def test_is_slow_before_or_after_its_work(
     assert len(sandbox.token_calls) == exchanges
 
 
-async def test_answers_as_ever_after_a_mere_delay(application: Application, sandbox: Sandbox) -> None:
-    for work_first in (False, True):
-        fault = Fault(delay=0.001, work_first=work_first)
+async def test_answers_as_ever_after_a_mere_delay(application: OAuthClient, sandbox: Sandbox) -> None:
+    for handle_first in (False, True):
+        fault = Fault(delay=0.001, handle_first=handle_first)
         sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
         assert (await application.connect())["access_token"]
 
 
-async def test_concerns_one_endpoint_only(application: Application, sandbox: Sandbox) -> None:
+async def test_concerns_one_endpoint_only(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(status=500)})
 
     tokens = await application.connect()
@@ -76,40 +76,42 @@ async def test_concerns_one_endpoint_only(application: Application, sandbox: San
 
 
 @pytest.mark.parametrize("fault", [BAD_GATEWAY, BAD_JSON, EMPTY, HTML, JSON_ARRAY, REDIRECT])
-@pytest.mark.parametrize("work_first", [False, True])
+@pytest.mark.parametrize("handle_first", [False, True])
 async def test_every_answer_that_is_none_goes_with_either_order(
-    application: Application, sandbox: Sandbox, fault: Fault, work_first: bool
+    application: OAuthClient, sandbox: Sandbox, fault: Fault, handle_first: bool
 ) -> None:
     callback = await application.authorize()
-    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": replace(fault, work_first=work_first)})
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": replace(fault, handle_first=handle_first)})
 
-    answer = await application.exchange(callback["code"])
+    response = await application.exchange(callback["code"])
 
-    assert (answer.status_code, answer.content) == (fault.status, fault.body)
-    assert len(sandbox.token_calls) == work_first
+    assert (response.status_code, response.content) == (fault.status, fault.body)
+    assert len(sandbox.token_calls) == handle_first
 
 
 async def test_notes_what_a_client_that_follows_a_redirect_brings_along(
-    application: Application, sandbox: Sandbox
+    application: OAuthClient, sandbox: Sandbox
 ) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": REDIRECT})
-    assert (await application.refresh("token")).headers["location"] == "/elsewhere"
-    assert sandbox.brought_elsewhere == []
+    assert (await application.refresh("token")).headers["location"] == "/redirect-target"
+    assert sandbox.redirected_parameters == []
 
     application.http.follow_redirects = True
     await application.refresh("token")
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": replace(REDIRECT, status=303)})
     await application.refresh("token")
 
-    assert sandbox.brought_elsewhere == [
+    assert sandbox.redirected_parameters == [
         frozenset({"authorization", "grant_type", "refresh_token"}),
         frozenset({"authorization"}),
     ]
 
 
-@pytest.mark.parametrize("fault", [Drip(pause=0), Bloated(size=100_000), Bloated(size=100_000, gzip=True)])
+@pytest.mark.parametrize(
+    "fault", [SlowBody(pause=0), OversizedBody(size=100_000), OversizedBody(size=100_000, gzip=True)]
+)
 async def test_what_only_alters_the_sending_sends_the_endpoints_own_answer(
-    application: Application, sandbox: Sandbox, fault: Fault
+    application: OAuthClient, sandbox: Sandbox, fault: Fault
 ) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
 
@@ -119,33 +121,33 @@ async def test_what_only_alters_the_sending_sends_the_endpoints_own_answer(
 
 
 @pytest.mark.parametrize("gzip", [False, True])
-async def test_bloats_a_body_to_its_size(application: Application, sandbox: Sandbox, gzip: bool) -> None:
-    fault = Bloated(status=200, body=b"[]", size=200_000, gzip=gzip)
+async def test_bloats_a_body_to_its_size(application: OAuthClient, sandbox: Sandbox, gzip: bool) -> None:
+    fault = OversizedBody(status=200, body=b"[]", size=200_000, gzip=gzip)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": fault})
 
-    async with application.http.stream("GET", "/healthz") as answer:
-        sent = b"".join([chunk async for chunk in answer.aiter_raw()])
+    async with application.http.stream("GET", "/healthz") as response:
+        sent = b"".join([chunk async for chunk in response.aiter_raw()])
     assert (len(sent) < 1000) == gzip
     assert (await application.http.get("/healthz")).content == b"[]".ljust(200_000)
 
 
-async def test_drips_byte_by_byte(application: Application, sandbox: Sandbox) -> None:
-    drip = Drip(pause=0.01, status=200, body=b"x" * 10)
+async def test_drips_byte_by_byte(application: OAuthClient, sandbox: Sandbox) -> None:
+    drip = SlowBody(pause=0.01, status=200, body=b"x" * 10)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": drip})
     begin = asyncio.get_running_loop().time()
 
-    answer = await application.http.get("/healthz")
+    response = await application.http.get("/healthz")
 
-    assert answer.content == b"x" * 10
+    assert response.content == b"x" * 10
     assert asyncio.get_running_loop().time() - begin >= 0.09
 
 
-@pytest.mark.parametrize(("work_first", "exchanges"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize(("handle_first", "exchanges"), [(False, 0), (True, 1)])
 async def test_hangs_before_or_after_its_work(
-    application: Application, sandbox: Sandbox, work_first: bool, exchanges: int
+    application: OAuthClient, sandbox: Sandbox, handle_first: bool, exchanges: int
 ) -> None:
     callback = await application.authorize()
-    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Hang(work_first=work_first)})
+    sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Hang(handle_first=handle_first)})
 
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(application.exchange(callback["code"]), timeout=0.05)
@@ -153,26 +155,26 @@ async def test_hangs_before_or_after_its_work(
     assert len(sandbox.token_calls) == exchanges
 
 
-async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: Application, sandbox: Sandbox) -> None:
+async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=0.05)})
 
     async with asyncio.TaskGroup() as group:
         for _ in range(3):
             group.create_task(application.userinfo(tokens["access_token"]))
-        while sandbox.under_way["userinfo"] < 3:  # noqa: ASYNC110
+        while sandbox.in_flight["userinfo"] < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
     await application.userinfo(tokens["access_token"])
 
-    assert (sandbox.under_way["userinfo"], sandbox.most_under_way["userinfo"]) == (0, 3)
-    assert sandbox.most_under_way["token"] == 1
+    assert (sandbox.in_flight["userinfo"], sandbox.max_in_flight["userinfo"]) == (0, 3)
+    assert sandbox.max_in_flight["token"] == 1
 
 
-async def test_a_call_whose_client_leaves_is_not_under_way(application: Application, sandbox: Sandbox) -> None:
+async def test_a_call_whose_client_leaves_is_not_under_way(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=60)})
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await application.userinfo("any")
 
-    assert (sandbox.under_way["userinfo"], sandbox.most_under_way["userinfo"]) == (0, 1)
+    assert (sandbox.in_flight["userinfo"], sandbox.max_in_flight["userinfo"]) == (0, 1)

@@ -4,11 +4,11 @@ import httpx
 import pytest
 
 from integration_server.sandbox import Sandbox
-from tests.unit.sandbox.application import Application, basic
 from tests.unit.sandbox.conftest import StoppedClock
+from tests.unit.sandbox.oauth_client import OAuthClient, basic
 
 
-async def test_access_token_dies_of_age(application: Application, clock: StoppedClock) -> None:
+async def test_access_token_dies_of_age(application: OAuthClient, clock: StoppedClock) -> None:
     tokens = await application.connect()
 
     clock.advance(3599)
@@ -17,7 +17,7 @@ async def test_access_token_dies_of_age(application: Application, clock: Stopped
     assert (await application.userinfo(tokens["access_token"])).status_code == 401
 
 
-async def test_access_tokens_can_be_ended_while_grants_stay(application: Application, sandbox: Sandbox) -> None:
+async def test_access_tokens_can_be_ended_while_grants_stay(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.expire_access_tokens()
 
@@ -36,10 +36,10 @@ async def test_access_tokens_can_be_ended_while_grants_stay(application: Applica
 async def test_userinfo_challenges_who_has_no_good_token(
     http: httpx.AsyncClient, headers: dict[str, str], challenge: str
 ) -> None:
-    answer = await http.get("/userinfo", headers=headers)
+    response = await http.get("/userinfo", headers=headers)
 
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == challenge
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == challenge
 
 
 async def test_account_takes_the_key_in_three_ways(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
@@ -50,9 +50,9 @@ async def test_account_takes_the_key_in_three_ways(http: httpx.AsyncClient, sand
         {"Authorization": f"Bearer {key}"},
         {"Authorization": basic(key, secret)},
     ):
-        answer = await http.get("/api/account", headers=headers)
-        assert answer.status_code == 200
-        assert answer.json().keys() == {"id", "name"}
+        response = await http.get("/api/account", headers=headers)
+        assert response.status_code == 200
+        assert response.json().keys() == {"id", "name"}
 
 
 async def test_account_refuses_any_other_key(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
@@ -65,9 +65,9 @@ async def test_account_refuses_any_other_key(http: httpx.AsyncClient, sandbox: S
         {"Authorization": basic(key, "wrong")},
         {"Authorization": basic("wrong", secret)},
     ):
-        answer = await http.get("/api/account", headers=headers)
-        assert answer.status_code == 401
-        assert "www-authenticate" in answer.headers
+        response = await http.get("/api/account", headers=headers)
+        assert response.status_code == 401
+        assert "www-authenticate" in response.headers
 
 
 def test_secrets_stay_out_of_repr(sandbox: Sandbox) -> None:

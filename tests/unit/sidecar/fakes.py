@@ -29,13 +29,13 @@ _T = TypeVar("_T")
 class FakeServer:
     """Answers each call with what it is told to: raises it if it is an exception."""
 
-    callback_answer: HandleCallbackResponse | Exception = field(
+    callback_response: HandleCallbackResponse | Exception = field(
         default_factory=lambda: HandleCallbackResponse(success=True, integration_id=123)
     )
-    health_answer: HealthCheckResponse | Exception = field(
+    health_response: HealthCheckResponse | Exception = field(
         default_factory=lambda: HealthCheckResponse(status=HealthCheckResponse.SERVING)
     )
-    webhook_answer: ReceiveWebhookResponse | Exception = field(
+    webhook_response: ReceiveWebhookResponse | Exception = field(
         default_factory=lambda: ReceiveWebhookResponse(status_code=200)
     )
     callbacks: list[HandleCallbackRequest] = field(default_factory=list)
@@ -45,17 +45,17 @@ class FakeServer:
     async def handle_callback(self, request: HandleCallbackRequest, *, timeout: float) -> HandleCallbackResponse:
         self.callbacks.append(request)
         self.deadlines.append(timeout)
-        return _answer(self.callback_answer)
+        return _return_or_raise(self.callback_response)
 
     async def receive_webhook(self, request: ReceiveWebhookRequest, *, timeout: float) -> ReceiveWebhookResponse:
         self.webhooks.append(request)
         self.deadlines.append(timeout)
-        return _answer(self.webhook_answer)
+        return _return_or_raise(self.webhook_response)
 
     async def check_health(self, request: HealthCheckRequest, *, timeout: float) -> HealthCheckResponse:
         assert not request.service
         self.deadlines.append(timeout)
-        return _answer(self.health_answer)
+        return _return_or_raise(self.health_response)
 
     def app(self) -> Starlette:
         """The sidecar's app over it."""
@@ -68,10 +68,10 @@ class FakeServer:
         )
 
 
-def _answer(answer: _T | Exception) -> _T:
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+def _return_or_raise(rpc_response: _T | Exception) -> _T:
+    if isinstance(rpc_response, Exception):
+        raise rpc_response
+    return rpc_response
 
 
 def rpc_error(

@@ -116,7 +116,7 @@ async def test_bytes_that_are_no_text_reach_the_server_as_replacement(
 
 
 async def test_a_program_gets_the_documents_json(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.callback_answer = HandleCallbackResponse(
+    server.callback_response = HandleCallbackResponse(
         success=True, integration_id=123, redirect_url="https://app.example/done", message="Stripe is connected"
     )
 
@@ -132,7 +132,7 @@ async def test_a_program_gets_the_documents_json(client: httpx.AsyncClient, serv
 
 
 async def test_a_program_learns_of_a_refusal(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.callback_answer = HandleCallbackResponse(reason="access_denied", message="The provider said no")
+    server.callback_response = HandleCallbackResponse(reason="access_denied", message="The provider said no")
 
     response = await client.get(f"{CALLBACK_PATH}?error=access_denied&state=s")
 
@@ -147,7 +147,7 @@ async def test_a_program_learns_of_a_refusal(client: httpx.AsyncClient, server: 
 
 
 async def test_a_program_gets_the_confirmation_token(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.callback_answer = HandleCallbackResponse(
+    server.callback_response = HandleCallbackResponse(
         integration_id=7, reason="confirmation_required", confirmation_token="t-1"
     )
 
@@ -158,7 +158,7 @@ async def test_a_program_gets_the_confirmation_token(client: httpx.AsyncClient, 
 
 async def test_a_browser_is_sent_back_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
     url = "https://app.example/done?success=true&integration_id=123#top"
-    server.callback_answer = HandleCallbackResponse(success=True, integration_id=123, redirect_url=url)
+    server.callback_response = HandleCallbackResponse(success=True, integration_id=123, redirect_url=url)
 
     response = await client.get(f"{CALLBACK_PATH}?code=c&state=s", headers=BROWSER)
 
@@ -168,7 +168,7 @@ async def test_a_browser_is_sent_back_to_the_app(client: httpx.AsyncClient, serv
 
 
 @pytest.mark.parametrize(
-    ("answer", "title"),
+    ("rpc_response", "title"),
     [
         (HandleCallbackResponse(success=True, integration_id=1), "Connected"),
         (HandleCallbackResponse(reason="confirmation_required", confirmation_token="t-1"), "One more step"),
@@ -176,9 +176,9 @@ async def test_a_browser_is_sent_back_to_the_app(client: httpx.AsyncClient, serv
     ],
 )
 async def test_a_browser_without_an_app_to_go_to_sees_a_page(
-    client: httpx.AsyncClient, server: FakeServer, answer: HandleCallbackResponse, title: str
+    client: httpx.AsyncClient, server: FakeServer, rpc_response: HandleCallbackResponse, title: str
 ) -> None:
-    server.callback_answer = answer
+    server.callback_response = rpc_response
 
     response = await client.get(f"{CALLBACK_PATH}?code=c&state=s", headers=BROWSER)
 
@@ -192,7 +192,7 @@ async def test_a_browser_without_an_app_to_go_to_sees_a_page(
 async def test_nothing_of_a_request_is_on_a_page(
     client: httpx.AsyncClient, server: FakeServer, name: str, hostile: str
 ) -> None:
-    server.callback_answer = rpc_error(grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID")
+    server.callback_response = rpc_error(grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID")
     harmless = await client.get(CALLBACK_PATH, headers=BROWSER)
 
     page = await client.get(CALLBACK_PATH, params={name: hostile}, headers=BROWSER)
@@ -204,9 +204,9 @@ async def test_nothing_of_a_request_is_on_a_page(
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_nothing_of_an_outcome_is_on_a_page(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
-    server.callback_answer = HandleCallbackResponse(reason="access_denied")
+    server.callback_response = HandleCallbackResponse(reason="access_denied")
     harmless = await client.get(CALLBACK_PATH, headers=BROWSER)
-    server.callback_answer = HandleCallbackResponse(reason=hostile, message=hostile)
+    server.callback_response = HandleCallbackResponse(reason=hostile, message=hostile)
 
     page = await client.get(CALLBACK_PATH, headers=BROWSER)
 
@@ -216,7 +216,7 @@ async def test_nothing_of_an_outcome_is_on_a_page(client: httpx.AsyncClient, ser
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_hostile_values_stay_values_in_json(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
-    server.callback_answer = HandleCallbackResponse(reason=hostile, message=hostile)
+    server.callback_response = HandleCallbackResponse(reason=hostile, message=hostile)
 
     response = await client.get(CALLBACK_PATH, params={"error": hostile})
 
@@ -226,7 +226,7 @@ async def test_hostile_values_stay_values_in_json(client: httpx.AsyncClient, ser
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 async def test_a_redirect_makes_no_second_header(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
-    server.callback_answer = HandleCallbackResponse(redirect_url=f"https://app.example/?reason={hostile}")
+    server.callback_response = HandleCallbackResponse(redirect_url=f"https://app.example/?reason={hostile}")
 
     response = await client.get(CALLBACK_PATH, headers=BROWSER)
 

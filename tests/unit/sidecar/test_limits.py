@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from integration_server.sidecar.answers import Answers
 from integration_server.sidecar.app import CALLBACK_PATH
 from integration_server.sidecar.limits import HttpLimits, RequestLimits
 from integration_server.sidecar.pages import Pages
+from integration_server.sidecar.responses import Responses
 from tests.fakes.limits import USUAL
 from tests.unit.sidecar.fakes import FakeServer
 
-SMALL = replace(USUAL, body_bytes=100, bodies_at_once=3)
+SMALL = replace(USUAL, body_bytes=100, max_buffered_bodies=3)
 NONE = replace(USUAL, body_bytes=1 << 40, url_bytes=1 << 40, headers=1 << 40, head_bytes=1 << 40)
 
 
@@ -27,17 +27,17 @@ class Reader:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.bodies.append(await Request(scope, receive).body())
-        await self.may_answer.wait()
+        await self.may_respond.wait()
         await PlainTextResponse("ok")(scope, receive, send)
 
 
 def client_of(app: Any, limits: HttpLimits) -> httpx.AsyncClient:
-    limited = RequestLimits(app, Answers(Pages()), limits)
+    limited = RequestLimits(app, Responses(Pages()), limits)
     return httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="https://sidecar.example")
 
 
@@ -58,13 +58,13 @@ async def test_a_body_up_to_the_limit_is_handed_on_as_it_is() -> None:
     assert app.bodies == [b"a" * 100, b"x" * 100, b""]
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["with-its-length", "in-chunks"])
-async def test_a_larger_one_is_refused_and_never_handed_on(told: bool) -> None:
+@pytest.mark.parametrize("has_length", [True, False], ids=["with-its-length", "in-chunks"])
+async def test_a_larger_one_is_refused_and_never_handed_on(has_length: bool) -> None:
     app = Reader()
     async with client_of(app, SMALL) as client:
-        answer = await client.post("/", content=b"a" * 101 if told else chunks(10, 11))
-    assert answer.status_code == 413
-    assert answer.json() == {
+        response = await client.post("/", content=b"a" * 101 if has_length else chunks(10, 11))
+    assert response.status_code == 413
+    assert response.json() == {
         "success": False,
         "reason": "BODY_TOO_LARGE",
         "message": "The body is longer than 100 bytes",
@@ -86,38 +86,38 @@ async def test_a_body_that_never_ends_is_read_no_further_than_the_limit() -> Non
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
-    await RequestLimits(Reader(), Answers(Pages()), SMALL)(scope, endless, send)
+    await RequestLimits(Reader(), Responses(Pages()), SMALL)(scope, endless, send)
     assert sent[0]["status"] == 413
     assert taken == 11
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["with-its-length", "in-chunks"])
-async def test_without_the_limit_it_is_all_in_memory(told: bool) -> None:
+@pytest.mark.parametrize("has_length", [True, False], ids=["with-its-length", "in-chunks"])
+async def test_without_the_limit_it_is_all_in_memory(has_length: bool) -> None:
     app = Reader()
     async with client_of(app, NONE) as client:
-        await client.post("/", content=b"a" * 5_000_000 if told else chunks(50_000, 100))
+        await client.post("/", content=b"a" * 5_000_000 if has_length else chunks(50_000, 100))
     assert len(app.bodies[0]) == 5_000_000
 
 
 async def test_only_so_many_bodies_are_in_memory_at_a_time() -> None:
     app = Reader()
-    app.may_answer.clear()
+    app.may_respond.clear()
     async with client_of(app, SMALL) as client:
         held = [asyncio.create_task(client.post("/", content=b"a" * 100)) for _ in range(3)]
         while len(app.bodies) < 3:  # noqa: ASYNC110  # they come in the loop's next rounds
             await asyncio.sleep(0)
         refused = await client.post("/", content=b"a")
         without_one = asyncio.create_task(client.get("/"))
-        app.may_answer.set()
+        app.may_respond.set()
 
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert [answer.status_code for answer in await asyncio.gather(*held, without_one)] == [200] * 4
+        assert [response.status_code for response in await asyncio.gather(*held, without_one)] == [200] * 4
         assert (await client.post("/", content=b"a" * 100)).status_code == 200
 
 
 async def test_a_client_that_leaves_halfway_is_forgotten() -> None:
     app = Reader()
-    limited = RequestLimits(app, Answers(Pages()), SMALL)
+    limited = RequestLimits(app, Responses(Pages()), SMALL)
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
 
     async def send(_message: Any) -> None:
@@ -150,8 +150,8 @@ async def test_a_head_that_is_too_large_is_refused(
 ) -> None:
     app = Reader()
     async with client_of(app, USUAL) as client:
-        answer = await client.get(path, headers=headers)
-    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+        response = await client.get(path, headers=headers)
+    assert (response.status_code, response.json()["reason"]) == (status, reason)
     assert app.bodies == []
     async with client_of(app, NONE) as client:
         assert (await client.get(path, headers=headers)).status_code == 200
@@ -159,12 +159,12 @@ async def test_a_head_that_is_too_large_is_refused(
 
 async def test_a_usual_browser_is_far_from_the_limits(client: httpx.AsyncClient) -> None:
     headers = {f"X-{number}": "x" * 100 for number in range(60)} | {"Cookie": "x" * 4096}
-    answer = await client.get(f"{CALLBACK_PATH}?state={'x' * 4000}", headers=headers)
-    assert answer.status_code == 200
+    response = await client.get(f"{CALLBACK_PATH}?state={'x' * 4000}", headers=headers)
+    assert response.status_code == 200
 
 
 async def test_the_apps_own_answers_are_limited_too(client: httpx.AsyncClient, server: FakeServer) -> None:
-    answer = await client.post(CALLBACK_PATH, content=b"x" * (USUAL.body_bytes + 1), headers={"Accept": "text/html"})
-    assert answer.status_code == 413
-    assert answer.headers["content-security-policy"] == Pages().policy
-    assert answer.headers["content-type"].startswith("text/html")
+    response = await client.post(CALLBACK_PATH, content=b"x" * (USUAL.body_bytes + 1), headers={"Accept": "text/html"})
+    assert response.status_code == 413
+    assert response.headers["content-security-policy"] == Pages().policy
+    assert response.headers["content-type"].startswith("text/html")

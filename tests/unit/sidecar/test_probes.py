@@ -9,7 +9,7 @@ from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
 
 async def test_lives_whatever_the_server_does(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.health_answer = rpc_error(grpc.StatusCode.UNAVAILABLE)
+    server.health_response = rpc_error(grpc.StatusCode.UNAVAILABLE)
 
     response = await client.get("/healthz")
 
@@ -24,7 +24,7 @@ async def test_is_ready_while_the_server_serves(client: httpx.AsyncClient, serve
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "rpc_response",
     [
         HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING),
         HealthCheckResponse(status=HealthCheckResponse.UNKNOWN),
@@ -35,9 +35,9 @@ async def test_is_ready_while_the_server_serves(client: httpx.AsyncClient, serve
     ids=["not-serving", "unknown", "away", "late", "has-no-health"],
 )
 async def test_is_not_ready_otherwise(
-    client: httpx.AsyncClient, server: FakeServer, answer: HealthCheckResponse | Exception
+    client: httpx.AsyncClient, server: FakeServer, rpc_response: HealthCheckResponse | Exception
 ) -> None:
-    server.health_answer = answer
+    server.health_response = rpc_response
 
     response = await client.get("/readyz")
 

@@ -36,7 +36,7 @@ async def test_the_url_is_the_public_one_whatever_the_host_header_says(
 
 
 async def test_answers_what_the_server_says(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.webhook_answer = ReceiveWebhookResponse(
+    server.webhook_response = ReceiveWebhookResponse(
         status_code=202,
         body=b"challenge",
         headers=[
@@ -55,7 +55,7 @@ async def test_answers_what_the_server_says(client: httpx.AsyncClient, server: F
 
 
 async def test_what_a_provider_may_choose_is_no_page(client: httpx.AsyncClient, server: FakeServer) -> None:
-    server.webhook_answer = ReceiveWebhookResponse(status_code=200, body=b"<script>alert(1)</script>")
+    server.webhook_response = ReceiveWebhookResponse(status_code=200, body=b"<script>alert(1)</script>")
 
     response = await client.get(PATH, headers={"Accept": "text/html"})
 
@@ -68,11 +68,11 @@ async def test_what_a_provider_may_choose_is_no_page(client: httpx.AsyncClient, 
 async def test_what_was_not_stored_is_to_be_sent_again(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode
 ) -> None:
-    server.webhook_answer = rpc_error(code)
+    server.webhook_response = rpc_error(code)
     response = await client.post(PATH)
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
 
-    server.webhook_answer = rpc_error(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=1)
+    server.webhook_response = rpc_error(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=1)
     response = await client.post(PATH)
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
@@ -89,7 +89,7 @@ async def test_what_was_not_stored_is_to_be_sent_again(
 async def test_no_failure_is_a_success(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode, status: int
 ) -> None:
-    server.webhook_answer = rpc_error(code, "CALLER_NOT_ALLOWED" if status == 500 else "INVALID_FIELD")
+    server.webhook_response = rpc_error(code, "CALLER_NOT_ALLOWED" if status == 500 else "INVALID_FIELD")
     assert (await client.post(PATH)).status_code == status
 
 

@@ -48,7 +48,7 @@ def _altered(body: bytes) -> Iterator[tuple[str, bytes]]:
 
 def time_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
     """Requests that are the provider's, and are not from now."""
-    if sample.judges_time:
+    if sample.checks_timestamp:
         yield "from 301 s ago", sample.sign(sample.secret, sample.body, NOW - LATE)
         yield "from 301 s ahead", sample.sign(sample.secret, sample.body, NOW + LATE)
 
@@ -77,8 +77,8 @@ def _without_its_header(request: WebhookRequest, header: str) -> Iterator[tuple[
     yield f"non-ASCII {header}", with_header(request, header, dict(request.headers)[header] + "é".encode())
     yield f"not even text {header}", with_header(request, header, b"\xff\xfe\x00")
     value = dict(request.headers)[header]
-    for name, further in (("twice", (header, value)), ("twice in another case", (header.upper(), value))):
-        yield f"{header} {name}", with_headers(request, lambda all_, further=further: [*all_, further])  # type: ignore[misc]
+    for name, extra in (("twice", (header, value)), ("twice in another case", (header.upper(), value))):
+        yield f"{header} {name}", with_headers(request, lambda all_, extra=extra: [*all_, extra])  # type: ignore[misc]
     yield f"{header} with another", with_headers(request, lambda all_: [*all_, (header.lower(), b"x")])
     yield f"{header} after another", with_headers(request, lambda all_: [(header, b"x"), *all_])
 
@@ -129,7 +129,7 @@ def _other_times(value: bytes) -> Iterator[tuple[str, bytes]]:
     yield "not a number", b"nan"
 
 
-def crossed(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
+def cross_scheme_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
     """Requests that the same secret has signed for other schemes."""
     for other in SAMPLES:
         if other.scheme is not sample.scheme and other.signature_header != sample.signature_header:
@@ -142,4 +142,4 @@ def forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
     yield from content_forgeries(sample)
     yield from time_forgeries(sample)
     yield from form_forgeries(sample)
-    yield from crossed(sample)
+    yield from cross_scheme_forgeries(sample)

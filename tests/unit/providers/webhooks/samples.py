@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.dropbox import DROPBOX
 from integration_server.providers.webhooks.github import GITHUB
 from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
@@ -21,7 +21,7 @@ from integration_server.providers.webhooks.hubspot import HUBSPOT
 from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
 from integration_server.providers.webhooks.quickbooks import QUICKBOOKS
-from integration_server.providers.webhooks.scheme import WebhookKeys, WebhookScheme, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.sendgrid import SENDGRID
 from integration_server.providers.webhooks.shopify import SHOPIFY
 from integration_server.providers.webhooks.slack import SLACK
@@ -56,9 +56,9 @@ def accepts(scheme: WebhookScheme, request: WebhookRequest, *secrets: str, now: 
     """Whether a request counts as the provider's, even where no sense is made of its body."""
     try:
         received(scheme, request, *secrets, now=now)
-    except WebhookForged:
+    except InvalidWebhookSignature:
         return False
-    except WebhookUnreadable:
+    except MalformedWebhook:
         return True
     return True
 
@@ -95,7 +95,7 @@ class Sample:
     body: bytes
     signature_header: str
     timestamp_header: str | None = None
-    judges_time: bool = False
+    checks_timestamp: bool = False
     signs_url: bool = False
     signs_body: bool = True
     covered: bytes | None = None
@@ -260,7 +260,7 @@ SAMPLES = (
         _stripe,
         _json({"id": "evt_1", "type": "charge.succeeded", "account": "acct_1", "data": {"object": {"name": "Zoë"}}}),
         "Stripe-Signature",
-        judges_time=True,
+        checks_timestamp=True,
         lists_signatures=True,
     ),
     Sample(
@@ -302,7 +302,7 @@ SAMPLES = (
         ),
         "X-Slack-Signature",
         timestamp_header="X-Slack-Request-Timestamp",
-        judges_time=True,
+        checks_timestamp=True,
     ),
     Sample(
         "zoom",
@@ -315,7 +315,7 @@ SAMPLES = (
         ),
         "x-zm-signature",
         timestamp_header="x-zm-request-timestamp",
-        judges_time=True,
+        checks_timestamp=True,
     ),
     Sample(
         "hubspot",
@@ -326,7 +326,7 @@ SAMPLES = (
         _json([{"eventId": 1, "portalId": 62515, "subscriptionType": "contact.creation", "attemptNumber": 0}]),
         "X-HubSpot-Signature-v3",
         timestamp_header="X-HubSpot-Request-Timestamp",
-        judges_time=True,
+        checks_timestamp=True,
         signs_url=True,
     ),
     Sample(
@@ -425,7 +425,7 @@ SAMPLES = (
         _json({"type": "contact.created", "timestamp": "2026-11-22T12:00:00Z", "data": {"id": 1}}),
         "webhook-signature",
         timestamp_header="webhook-timestamp",
-        judges_time=True,
+        checks_timestamp=True,
         lists_signatures=True,
     ),
 )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from integration_server.domain.webhooks import WebhookEvent, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import InvalidWebhookSignature, WebhookEvent, WebhookRequest
 from integration_server.providers.webhooks.meta import META
-from integration_server.providers.webhooks.scheme import WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook
 from tests.unit.providers.webhooks.samples import (
     NOW,
     SAMPLES,
@@ -79,12 +79,12 @@ def test_says_what_it_is_and_whose(name: str, expected: tuple[str | None, str, s
 
 # --- the same again, and another
 
-again = pytest.mark.parametrize(
+each_repeated = pytest.mark.parametrize(
     "sample", [sample for sample in SAMPLES if sample.name != "dropbox"], ids=lambda sample: sample.name
 )
 
 
-@again
+@each_repeated
 def test_what_is_sent_again_has_the_same_id(sample: Sample) -> None:
     later = NOW + timedelta(minutes=1)
     first = received(sample.scheme, sample.request, sample.secret)
@@ -204,9 +204,9 @@ def test_a_batch_is_taken_apart(name: str, body: object, expected: list[tuple[st
 def test_all_of_a_batch_of_graph_must_be_known() -> None:
     good = {"clientState": "our-client-state", "changeType": "created", "resource": "users/u/events/1"}
     for bad in ({**good, "clientState": "x"}, {"changeType": "created"}, {**good, "clientState": ["our-client-state"]}):
-        with pytest.raises(WebhookForged):
+        with pytest.raises(InvalidWebhookSignature):
             events_of("microsoft-graph", {"value": [good, bad]})
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         events_of("microsoft-graph", {"value": []})
 
 
@@ -369,11 +369,11 @@ def test_what_does_not_end_our_access(name: str, body: object, headers: dict[str
 )
 def test_a_signed_body_without_sense_is_no_crash(sample: Sample, body: bytes) -> None:
     request = sample.sign(sample.secret, body, NOW)
-    with pytest.raises(WebhookUnreadable):
+    with pytest.raises(MalformedWebhook):
         received(sample.scheme, request, sample.secret)
 
 
-SENSELESS: list[tuple[str, Any]] = [
+MALFORMED_BODIES: list[tuple[str, Any]] = [
     ("dropbox", {"list_folder": {"accounts": [1, None]}}),
     ("dropbox", {"list_folder": {"accounts": "dbid:1"}}),
     ("dropbox", {}),
@@ -391,9 +391,9 @@ SENSELESS: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "body"), SENSELESS)
+@pytest.mark.parametrize(("name", "body"), MALFORMED_BODIES)
 def test_nor_is_one_of_another_shape(name: str, body: object) -> None:
-    with pytest.raises(WebhookUnreadable):
+    with pytest.raises(MalformedWebhook):
         events_of(name, body)
 
 
@@ -401,7 +401,7 @@ def test_a_google_message_must_say_which_it_is() -> None:
     sample = BY_NAME["google-channel"]
     for missing in ("X-Goog-Channel-ID", "X-Goog-Message-Number", "X-Goog-Resource-State"):
         request = with_headers(sample.request, lambda all_, gone=missing: [pair for pair in all_ if pair[0] != gone])  # type: ignore[misc]
-        with pytest.raises(WebhookUnreadable):
+        with pytest.raises(MalformedWebhook):
             received(sample.scheme, request, sample.secret)
 
 

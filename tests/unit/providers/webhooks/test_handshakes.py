@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookForged, WebhookRequest
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.dropbox import DROPBOX
 from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
 from integration_server.providers.webhooks.meta import META
 from integration_server.providers.webhooks.microsoft_graph import MICROSOFT_GRAPH
-from integration_server.providers.webhooks.scheme import WebhookScheme, WebhookUnreadable
+from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookScheme
 from integration_server.providers.webhooks.slack import SLACK
 from integration_server.providers.webhooks.xero import XERO
 from integration_server.providers.webhooks.zoom import ZOOM
@@ -39,10 +39,10 @@ def signed(sample: Sample, body: object) -> WebhookRequest:
     return sample.sign(sample.secret, json.dumps(body).encode(), NOW)
 
 
-def answered(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> ReceivedWebhook:
+def response_of(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> ReceivedWebhook:
     """A handshake: an answer of 200, and no events."""
     result = received(scheme, request, *secrets)
-    assert (result.answer.status, list(result.events)) == (200, [])
+    assert (result.response.status, list(result.events)) == (200, [])
     return result
 
 
@@ -52,8 +52,11 @@ def answered(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> R
 def test_slacks_challenge_is_said_back() -> None:
     sample = BY_NAME["slack"]
     request = signed(sample, {"token": "t", "challenge": "3eZbrw1aBm2rZgRN", "type": "url_verification"})
-    answer = answered(SLACK, request, sample.secret).answer
-    assert (answer.body, answer.headers["Content-Type"]) == (b'{"challenge":"3eZbrw1aBm2rZgRN"}', "application/json")
+    response = response_of(SLACK, request, sample.secret).response
+    assert (response.body, response.headers["Content-Type"]) == (
+        b'{"challenge":"3eZbrw1aBm2rZgRN"}',
+        "application/json",
+    )
     assert not accepts(SLACK, replace(request, headers=[]), sample.secret)
 
 
@@ -63,8 +66,8 @@ def test_slacks_challenge_is_said_back() -> None:
 def test_zooms_token_comes_back_with_the_digest_of_the_secret_that_asked() -> None:
     sample = BY_NAME["zoom"]
     body = {"event": "endpoint.url_validation", "payload": {"plainToken": "qgg8vlvZRS6UYooatFL8Aw"}}
-    answer = answered(ZOOM, signed(sample, body), sample.other_secret, sample.secret).answer
-    assert json.loads(answer.body) == {
+    response = response_of(ZOOM, signed(sample, body), sample.other_secret, sample.secret).response
+    assert json.loads(response.body) == {
         "plainToken": "qgg8vlvZRS6UYooatFL8Aw",
         "encryptedToken": hex_hmac(sample.secret, b"qgg8vlvZRS6UYooatFL8Aw"),
     }
@@ -76,23 +79,23 @@ def test_zooms_challenge_signs_nothing_for_strangers(monkeypatch: pytest.MonkeyP
     wanted = f'v0:{seconds(NOW)}:{{"event":"app_deauthorized","payload":{{"user_id":"u1"}}}}'
     body = {"event": "endpoint.url_validation", "payload": {"plainToken": wanted}}
     stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(ZOOM, stranger, sample.secret)
     # And were the signature not looked at, a message to sign is no token.
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
-    with pytest.raises(WebhookUnreadable):
+    with pytest.raises(MalformedWebhook):
         received(ZOOM, stranger, sample.secret)
 
 
-def test_twin_an_unguarded_challenge_would_have_signed_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negative_control_an_unguarded_challenge_signs_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = BY_NAME["zoom"]
     token = "anything-goes"
     with monkeypatch.context() as unguarded:
         unguarded.setattr(hmac, "compare_digest", lambda a, b: True)
         body = {"event": "endpoint.url_validation", "payload": {"plainToken": token}}
         stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
-        stolen = json.loads(received(ZOOM, stranger, sample.secret).answer.body)["encryptedToken"]
-    assert stolen == hex_hmac(sample.secret, token.encode())
+        forged_signature = json.loads(received(ZOOM, stranger, sample.secret).response.body)["encryptedToken"]
+    assert forged_signature == hex_hmac(sample.secret, token.encode())
 
 
 # --- Xero
@@ -102,9 +105,9 @@ def test_xeros_intent_to_receive_is_200_or_401_and_no_more() -> None:
     """The body is that of developer.xero.com, Configuring your server."""
     sample = BY_NAME["xero"]
     body = {"events": [], "lastEventSequence": 0, "firstEventSequence": 0, "entropy": "S0m3r4Nd0mt3xt"}
-    answer = answered(XERO, signed(sample, body), sample.secret).answer
-    assert (answer.body, dict(answer.headers)) == (b"", {})
-    with pytest.raises(WebhookForged):
+    response = response_of(XERO, signed(sample, body), sample.secret).response
+    assert (response.body, dict(response.headers)) == (b"", {})
+    with pytest.raises(InvalidWebhookSignature):
         received(XERO, signed(sample, body), sample.other_secret)
 
 
@@ -112,16 +115,16 @@ def test_xeros_intent_to_receive_is_200_or_401_and_no_more() -> None:
 
 
 def test_dropboxs_challenge_is_said_back_as_text() -> None:
-    answer = answered(DROPBOX, get("challenge=Ab-1%3Cscript%3E"), "s").answer
-    assert answer.body == b"Ab-1<script>"
-    assert answer.headers == {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
+    response = response_of(DROPBOX, get("challenge=Ab-1%3Cscript%3E"), "s").response
+    assert response.body == b"Ab-1<script>"
+    assert response.headers == {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
 
 
 @pytest.mark.parametrize(
     "query", ["", "challenge=", "challenge=a&challenge=b", "challenge=%0Aa", f"challenge={'x' * 300}", "challenge=%FF"]
 )
 def test_and_nothing_else_is(query: str) -> None:
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(DROPBOX, get(query), "s")
 
 
@@ -130,10 +133,10 @@ def test_and_nothing_else_is(query: str) -> None:
 
 def test_graphs_validation_token_is_said_back_as_text() -> None:
     request = replace(get("validationToken=Validation%3A+Testing%2Bclient%20%26+%3Cb%3E"), method="POST")
-    answer = answered(MICROSOFT_GRAPH, request, "s").answer
-    assert answer.body == b"Validation: Testing+client & <b>"
-    assert answer.headers["Content-Type"].startswith("text/plain")
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    response = response_of(MICROSOFT_GRAPH, request, "s").response
+    assert response.body == b"Validation: Testing+client & <b>"
+    assert response.headers["Content-Type"].startswith("text/plain")
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_a_notification_with_a_validation_token_brings_nothing() -> None:
@@ -149,7 +152,7 @@ SUBSCRIBE = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyh
 
 def test_metas_challenge_is_said_back_to_who_knows_the_token() -> None:
     result = received(META, get(SUBSCRIBE), "app-secret", verify_tokens=["meatyhamhock"])
-    assert (result.answer.body, result.events) == (b"1158201444", ())
+    assert (result.response.body, result.events) == (b"1158201444", ())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_metas_challenge_is_said_back_to_who_knows_the_token() -> None:
     ],
 )
 def test_and_to_nobody_else(query: str, tokens: list[str]) -> None:
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(META, get(query), "app-secret", verify_tokens=tokens)
 
 
@@ -174,10 +177,10 @@ def test_the_verify_token_signs_no_events() -> None:
     """It is typed into a page, and may be short: it is no key."""
     sample = BY_NAME["meta"]
     request = sample.sign("meatyhamhock", sample.body, NOW)
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
     request = WebhookRequest("POST", URL, [], signed_request("meatyhamhock", {"algorithm": "HMAC-SHA256"}))
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(META, request, sample.secret, verify_tokens=["meatyhamhock"])
     assert received(META, request, "meatyhamhock").events
 
@@ -185,7 +188,7 @@ def test_the_verify_token_signs_no_events() -> None:
 def test_a_signed_request_names_its_algorithm() -> None:
     for algorithm in ("none", "HMAC-SHA1", None, ""):
         request = WebhookRequest("POST", URL, [], signed_request("s", {"algorithm": algorithm, "user_id": "1"}))
-        with pytest.raises(WebhookForged):
+        with pytest.raises(InvalidWebhookSignature):
             received(META, request, "s")
 
 
@@ -203,9 +206,9 @@ def test_a_signed_request_names_its_algorithm() -> None:
     ],
 )
 def test_a_signed_request_of_another_form_is_forged(body: bytes) -> None:
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(META, WebhookRequest("POST", URL, [], body), "s")
-    with pytest.raises(WebhookForged):
+    with pytest.raises(InvalidWebhookSignature):
         received(META, WebhookRequest("PUT", URL, [], body), "s")
 
 
@@ -214,8 +217,8 @@ def test_a_signed_request_of_another_form_is_forged(body: bytes) -> None:
 
 def test_googles_first_message_only_says_that_the_channel_is_open() -> None:
     sample = BY_NAME["google-channel"]
-    answered(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.secret)
-    with pytest.raises(WebhookForged):
+    response_of(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.secret)
+    with pytest.raises(InvalidWebhookSignature):
         received(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.other_secret)
 
 

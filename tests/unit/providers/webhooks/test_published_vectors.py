@@ -66,11 +66,11 @@ TWILIO_DIGEST = "0a1ff7634d9ab3b95db5c9a2dfe9416e41502b283a80c7cf19632632f96e662
 
 
 def _twilio(
-    what: str, signature: str, *, url: str = TWILIO_URL, body: bytes = TWILIO_BODY, form: bool = True
+    description: str, signature: str, *, url: str = TWILIO_URL, body: bytes = TWILIO_BODY, form: bool = True
 ) -> Vector:
     media_type = "application/x-www-form-urlencoded" if form else "application/json"
     headers = {"X-Twilio-Signature": signature, "Content-Type": media_type}
-    return Vector(f"twilio-python, test_request_validator.py: {what}", TWILIO, "12345", body, headers, url)
+    return Vector(f"twilio-python, test_request_validator.py: {description}", TWILIO, "12345", body, headers, url)
 
 
 VECTORS = [
@@ -234,7 +234,7 @@ def test_zooms_challenge_as_another_receiver_has_it() -> None:
     body = b'{"payload":{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"},"event":"endpoint.url_validation"}'
     signature = hex_hmac("secretValueTest", f"v0:{seconds(NOW)}:".encode() + body)
     request = post(body, {"x-zm-signature": f"v0={signature}", "x-zm-request-timestamp": seconds(NOW)})
-    assert received(ZOOM, request, "secretValueTest").answer.body == (
+    assert received(ZOOM, request, "secretValueTest").response.body == (
         b'{"plainToken":"qgg8vlvZRS6UYooatFL8Aw",'
         b'"encryptedToken":"70c1f2e2e6ca2d39297490d1f9142c7d701415ea8e6151f6562a08fa657a40ff"}'
     )

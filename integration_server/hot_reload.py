@@ -1,0 +1,70 @@
+"""Files that are read again when they change: keys, certificates, policies. Imports nothing of ours.
+
+Contents are compared, not times: a file may be replaced twice in one tick of the clock, or by a link that moves.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+Contents = Mapping[Path, bytes]
+
+
+class InvalidFile(Exception):
+    """What was read is no good; `problems` says why, a line each, and quotes no secret."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ReloadedFile(Generic[T]):
+    """What some files say. `value` follows them with each `poll`; bad files leave it as it was, and are told of once.
+
+    `read` makes the value of the contents, or raises `InvalidFile`; the constructor raises it too, since then there is
+    no older value to keep.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Contents], T]) -> None:
+        self._name = name
+        self._paths = paths
+        self._read = read
+        self._contents: Contents | None = _read_contents(paths)
+        self._problems: tuple[str, ...] = ()
+        self.value = read(self._contents)
+
+    async def poll(self) -> None:
+        """Read the files again, and take over what they say if it is new and good."""
+        try:
+            contents = await asyncio.to_thread(_read_contents, self._paths)
+            if contents == self._contents:
+                return
+            self._contents = contents
+            self.value = self._read(contents)
+        except InvalidFile as error:
+            self._log_problems(error.problems)
+        else:
+            self._problems = ()
+            structlog.get_logger(__name__).info("reloaded", name=self._name)
+
+    def _log_problems(self, problems: tuple[str, ...]) -> None:
+        if problems != self._problems:
+            structlog.get_logger(__name__).error("reload_failed", name=self._name, problems=problems)
+        self._problems = problems
+
+
+def _read_contents(paths: Sequence[Path]) -> Contents:
+    contents, problems = {}, []
+    for path in paths:
+        try:
+            contents[path] = path.read_bytes()
+        except OSError as error:
+            problems.append(f"{path}: cannot be read ({error.strerror})")
+    if problems:
+        raise InvalidFile(*problems)
+    return contents

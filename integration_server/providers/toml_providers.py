@@ -1,0 +1,191 @@
+"""Providers without code: each `*.toml` of a directory declares one. Keys: docs/adding-a-provider.md.
+
+A declaration becomes a subclass of the generic provider, with the declared values as its attributes: what a
+Python file that only declares would have said.
+"""
+
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from integration_server.domain.credentials import AuthMethod
+from integration_server.domain.proxy_messages import LimitScope, RateLimit
+from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvider
+from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider
+from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
+from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, TokenAuth
+from integration_server.providers.urls import url_problem
+
+
+def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
+    """Register every `*.toml` of the directory. Raises `ProvidersError` with all that is wrong."""
+    problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            declaration = _read(path, dev_mode=dev_mode)
+            factory.register(declaration.integration_type, declaration.provider_class(), origin=str(path))
+        except ProvidersError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ProvidersError(problems)
+
+
+def _read(path: Path, *, dev_mode: bool) -> "Declaration":
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ProvidersError([f"{path}: cannot be read as TOML: {error}"]) from error
+    try:
+        model = _MODELS.get(str(values.get("auth_method")), Declaration)
+        return model.model_validate(values, context={"dev_mode": dev_mode})
+    except ValidationError as error:
+        raise ProvidersError(f"{path}: {problem}" for problem in _describe_errors(error)) from error
+
+
+def _describe_errors(error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        name = ".".join(part for part in map(str, detail["loc"]) if part != "[key]")
+        yield f"{name}: {_MESSAGES.get(detail['type'], detail['msg'])}"
+
+
+_MESSAGES = {
+    "extra_forbidden": "is not known, or does not go with this auth_method",
+    "missing": "is required",
+}
+
+
+# --- the kinds of fields
+
+
+def _url(value: str, info: ValidationInfo) -> str:
+    problem = url_problem(value, dev_mode=bool(info.context and info.context["dev_mode"]))
+    if problem is not None:
+        raise PydanticCustomError("url", "{problem}", {"problem": problem})
+    return value
+
+
+def _exclude_header(value: str, info: ValidationInfo) -> str:
+    if info.data.get("api_key_header") is not None:
+        raise PydanticCustomError("api_key_location", "does not go with api_key_header: a key has one place")
+    return value
+
+
+def _param_name(value: str) -> str:
+    if value in RESERVED_PARAMS:
+        raise PydanticCustomError("reserved", "is set by the server itself")
+    return value
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Url = Annotated[str, AfterValidator(_url)]
+FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
+Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
+ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
+
+
+# --- the declarations
+# Fields are named as the provider's attributes, and have the key of the file as alias.
+
+
+class RateLimitDeclaration(BaseModel):
+    """One `[[rate_limits]]`: so many calls in so many seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+    calls: Annotated[int, Field(ge=1, le=1_000_000)]
+    seconds: Annotated[float, Field(ge=1, le=86_400)]
+    per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
+
+    def rate_limit(self) -> RateLimit:
+        """As the provider has it."""
+        return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per)
+
+
+class Declaration(BaseModel):
+    """What any provider declares. By itself it only tells what is wrong where `auth_method` is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
+    generic_class: ClassVar[type[BaseProvider]]
+
+    integration_type: Annotated[str, StringConstraints(pattern=f"^{INTEGRATION_TYPE.pattern}$")]
+    auth_method: Annotated[AuthMethod, Field(strict=False)]
+    display_name: Text | None = None
+    verify_url: Url | None = None
+    account_id_field: FieldPath | None = None
+    account_label_field: FieldPath | None = None
+    api_base_url: Url | None = None
+    rate_limits: list[RateLimitDeclaration] = []
+    calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+    def provider_class(self) -> type[BaseProvider]:
+        """The generic provider with the declared values."""
+        values = self.model_dump(exclude_unset=True)
+        values["rate_limits"] = tuple(limit.rate_limit() for limit in self.rate_limits)
+        return types.new_class("DeclaredProvider", (self.generic_class,), exec_body=lambda body: body.update(values))
+
+
+class OAuth2Declaration(Declaration):
+    """`auth_method = "oauth2"`."""
+
+    model_config = ConfigDict(extra="forbid")
+    generic_class = OAuth2Provider
+
+    oauth_authorize_url: Url = Field(alias="authorize_url")
+    oauth_token_url: Url = Field(alias="token_url")
+    revoke_url: Url | None = None
+    issuer: Url | None = None
+    required_scopes: list[Scope] = Field([], alias="scopes")
+    scope_separator: Annotated[str, StringConstraints(min_length=1, max_length=8)] = " "
+    token_auth: TokenAuth = "client_secret_basic"
+    refresh_token_grace: Annotated[timedelta, Field(strict=False, ge=timedelta(0))] = Field(
+        timedelta(0), alias="refresh_token_grace_seconds"
+    )
+    renew_after: Annotated[timedelta, Field(strict=False, ge=MIN_RENEW_AFTER)] = Field(
+        timedelta.max, alias="renew_after_seconds"
+    )
+    authorize_params: dict[Annotated[Text, AfterValidator(_param_name)], str] = {}
+
+
+class KeyDeclaration(Declaration):
+    """Where a key is verified before it is stored, there must be something to verify it with."""
+
+    verify_url: Url
+
+
+class ApiKeyDeclaration(KeyDeclaration):
+    """`auth_method = "api_key"`."""
+
+    model_config = ConfigDict(extra="forbid")
+    generic_class = ApiKeyProvider
+
+    api_key_header: HeaderName | None = None
+    api_key_query_param: Annotated[ParamName, AfterValidator(_exclude_header)] | None = None
+
+
+class BasicDeclaration(KeyDeclaration):
+    """`auth_method = "basic"`."""
+
+    model_config = ConfigDict(extra="forbid")
+    generic_class = BasicAuthProvider
+
+
+_MODELS: Mapping[object, type[Declaration]] = {
+    "oauth2": OAuth2Declaration,
+    "api_key": ApiKeyDeclaration,
+    "basic": BasicDeclaration,
+}

@@ -1,0 +1,48 @@
+"""The server's certificate and the authority of its clients, exchanged while it runs.
+
+gRPC asks for them at each new connection. Connections that are there go on: who came with a certificate that was
+good then is known until the connection ends, which the server sees to (`lifecycle`).
+"""
+
+from pathlib import Path
+
+import grpc
+
+from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
+from integration_server.pem_validation import certificate_problems, pair_problems
+
+
+class ReloadingServerCredentials:
+    """Server credentials that follow their files with each `poll`. Raises `InvalidFile`.
+
+    With `client_authorities` every client must show a certificate that one of them has signed.
+    """
+
+    def __init__(self, certificate: Path, key: Path, client_authorities: Path | None) -> None:
+        self._certificate, self._key, self._authorities = certificate, key, client_authorities
+        paths = [certificate, key] if client_authorities is None else [certificate, key, client_authorities]
+        self._files = ReloadedFile("certificates", paths, self._read)
+
+    async def poll(self) -> None:
+        """Read the files again."""
+        await self._files.poll()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What a secure port is opened with."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._files.value, lambda: self._files.value, require_client_authentication=self._authorities is not None
+        )
+
+    def _read(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
+        """The configuration, if certificate and key go together: gRPC itself would fail each handshake."""
+        problems = list(pair_problems(self._certificate, contents[self._certificate], self._key, contents[self._key]))
+        authorities = None
+        if self._authorities is not None:
+            authorities = contents[self._authorities]
+            problems += certificate_problems(self._authorities, authorities)
+        if problems:
+            raise InvalidFile(*problems)
+        return grpc.ssl_server_certificate_configuration(
+            [(contents[self._key], contents[self._certificate])],
+            root_certificates=authorities,
+        )

@@ -1,0 +1,130 @@
+"""The audit trail: entries on their way to the log, in batches.
+
+What changes something is answered only when its entry is written; reads of credentials do not wait, and are written
+with the next batch, at most a second later. A crash can lose that second of reads, and nothing else.
+"""
+
+import asyncio
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from integration_server.domain.audit import AuditEntry
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import UserId
+from integration_server.service.events.ports import AuditLog
+
+_BATCH_SIZE = 1000
+
+_NO_USER = UserId("")
+_user: ContextVar[UserId] = ContextVar("user", default=_NO_USER)
+
+
+def set_audit_user(user_id: UserId) -> None:
+    """Have the entry of this call name a user whom its request may not name. Only who is known for certain."""
+    _user.set(user_id)  # of this call alone: gRPC answers each in a task of its own
+
+
+def get_audit_user() -> UserId:
+    """Whom `set_audit_user` was called with in this call; empty if it was not."""
+    return _user.get()
+
+
+class AuditEntryLost(Exception):
+    """An entry that the log cannot take, whatever is done about it: a mistake of ours."""
+
+
+@dataclass(slots=True)
+class _PendingEntry:
+    entry: AuditEntry
+    is_lost: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class AuditTrail:
+    """Takes entries, and writes them within `interval`. Leaving the context writes what is left."""
+
+    def __init__(self, log: AuditLog, *, interval: timedelta = timedelta(seconds=1), max_pending: int = 50_000) -> None:
+        self._log = log
+        self._max_pending = max_pending  # by default some seconds of reads at full load, and about 20 MB
+        self._interval = interval.total_seconds()
+        self._pending: list[_PendingEntry] = []
+        self._flush_requested = asyncio.Event()
+        self._logger = structlog.get_logger(__name__)
+
+    async def __aenter__(self) -> Self:
+        self._writer = asyncio.get_running_loop().create_task(self._write_batches())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.cancel()
+        await asyncio.gather(self._writer, return_exceptions=True)
+        with suppress(StoreUnavailable):
+            while self._pending:
+                await self._write_batch()
+        if self._pending:
+            self._logger.error("audit_entries_lost", entries=len(self._pending))
+
+    def enqueue(self, entry: AuditEntry) -> bool:
+        """Have an entry written soon. False, and it is not taken, while too many wait."""
+        if len(self._pending) >= self._max_pending:
+            self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
+            return False
+        self._pending.append(_PendingEntry(entry))
+        return True
+
+    async def record(self, entry: AuditEntry) -> None:
+        """Have an entry written, and return when it is. One of these is always taken: it tells of what is done.
+
+        Raises `AuditEntryLost`.
+        """
+        pending = _PendingEntry(entry)
+        self._pending.append(pending)
+        self._flush_requested.set()
+        await pending.settled.wait()
+        if pending.is_lost:
+            raise AuditEntryLost
+
+    async def _write_batches(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._interval):
+                    await self._flush_requested.wait()
+            except TimeoutError:
+                pass
+            self._flush_requested.clear()
+            try:
+                while self._pending:
+                    await self._write_batch()
+            except StoreUnavailable:
+                self._logger.warning("audit_entries_delayed", entries=len(self._pending))
+                await asyncio.sleep(self._interval)
+                self._flush_requested.set()
+
+    async def _write_batch(self, limit: int = _BATCH_SIZE) -> None:
+        batch = self._pending[:limit]
+        try:
+            await self._log.append([pending.entry for pending in batch])
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            if len(batch) > 1:  # one by one, so that one which the log cannot take takes none of the others with it
+                for _ in batch:
+                    await self._write_batch(limit=1)
+                return
+            self._mark_lost(batch[0], error)
+        del self._pending[: len(batch)]
+        for pending in batch:
+            pending.settled.set()
+
+    def _mark_lost(self, pending: _PendingEntry, error: Exception) -> None:
+        pending.is_lost = True
+        entry, kind = pending.entry, type(error).__qualname__
+        self._logger.error("audit_entry_lost", action=entry.action, integration_id=entry.integration_id, kind=kind)

@@ -1,0 +1,186 @@
+"""A user's calendars at Google, by typed methods over the same way that any call takes (`api_proxy.py`)."""
+
+import re
+from collections.abc import Collection
+from typing import Protocol
+
+from integration_server.domain.calendar import CalendarEventPage, CalendarPage, Event, EventQuery, EventTime, Notify
+from integration_server.domain.errors import InvalidField
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
+from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.proxy.calls import ApiProxy
+
+INTEGRATION_TYPE = "google_calendar"
+
+WRITABLE = frozenset(
+    {"summary", "description", "location", "start", "end", "attendees", "recurrence", "reminders", "status"}
+)
+"""Fields of an event that an update may name."""
+
+_PRIMARY = "primary"
+
+_CALENDAR_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9!#$&'*+=?^_{|}~.@-]{1,255}")  # e-mail addresses, mostly
+_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,1024}")  # those of instances have a time behind "_"
+_OWN_EVENT_ID = re.compile(r"[0-9a-v]{5,1024}")
+
+
+class CalendarApi(Protocol):
+    """What Google's API wants to be asked, and what it answers. Reading raises what an error of Google's means."""
+
+    def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
+        """Ask for a page of calendars."""
+
+    def read_calendars(self, response: ApiResponse) -> CalendarPage:
+        """The page."""
+
+    def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
+        """Ask for a page of events."""
+
+    def read_events(self, response: ApiResponse) -> CalendarEventPage:
+        """The page."""
+
+    def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
+        """Ask for a new event."""
+
+    def update_event(
+        self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
+    ) -> ApiRequest:
+        """Ask for a change of these fields of an event, or for all of it where none are named."""
+
+    def read_event(self, response: ApiResponse) -> Event:
+        """The event as it is now."""
+
+    def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
+        """Ask for an event to be deleted."""
+
+    def read_deletion(self, response: ApiResponse) -> None:
+        """Nothing, if it is gone."""
+
+
+class GoogleCalendar:
+    """Reads and writes calendars of integrations of that type."""
+
+    def __init__(self, credentials: CredentialService, api_proxy: ApiProxy, api: CalendarApi) -> None:
+        self._credentials = credentials
+        self._api_proxy = api_proxy
+        self._api = api
+
+    async def list_calendars(
+        self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
+    ) -> CalendarPage:
+        """A page of the account's calendars."""
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        return self._api.read_calendars(
+            await self._api_proxy.send(fresh, self._api.list_calendars(page_size, page_token))
+        )
+
+    async def list_events(
+        self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, query: EventQuery
+    ) -> CalendarEventPage:
+        """A page of a calendar's events. Raises `SyncTokenExpired`, `ResourceNotFound`."""
+        _require_consistent(query)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.list_events(_calendar(fresh, calendar_id), query)
+        return self._api.read_events(await self._api_proxy.send(fresh, request))
+
+    async def create_event(
+        self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, event: Event, notify: Notify | None
+    ) -> Event:
+        """The new event. Raises `ResourceAlreadyExists`."""
+        if event.event_id and not _OWN_EVENT_ID.fullmatch(event.event_id):
+            raise InvalidField("event.event_id", "is not 5 to 1024 of the characters 0-9 and a-v")
+        _require_start_and_end(event)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.create_event(_calendar(fresh, calendar_id), event, notify)
+        return self._api.read_event(await self._api_proxy.send(fresh, request))
+
+    async def update_event(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        calendar_id: str,
+        event: Event,
+        fields: Collection[str],
+        notify: Notify | None,
+    ) -> Event:
+        """The event after the change of these fields, or of all. Raises `EtagMismatch`, `ResourceNotFound`."""
+        _require_event_id("event.event_id", event.event_id)
+        if not fields:
+            _require_start_and_end(event)
+        for field in {"start", "end"}.intersection(fields):
+            if getattr(event, field) is None:
+                raise InvalidField(f"event.{field}", "cannot be cleared; give it, or leave it out of update_mask")
+        _require_times(event)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.update_event(_calendar(fresh, calendar_id), event, fields, notify)
+        return self._api.read_event(await self._api_proxy.send(fresh, request))
+
+    async def delete_event(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        calendar_id: str,
+        event_id: str,
+        etag: str,
+        notify: Notify | None,
+    ) -> None:
+        """Delete an event. Raises `EtagMismatch`, `ResourceNotFound`."""
+        _require_event_id("event_id", event_id)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.delete_event(_calendar(fresh, calendar_id), event_id, etag, notify)
+        self._api.read_deletion(await self._api_proxy.send(fresh, request))
+
+    async def _calendar_credentials(self, integration_id: IntegrationId, user_id: UserId) -> RefreshResult:
+        fresh = await self._credentials.get_usable(integration_id, user_id)
+        if fresh.integration.integration_type != INTEGRATION_TYPE:
+            raise InvalidField("integration_id", f"is not of the type {INTEGRATION_TYPE}")
+        return fresh
+
+
+def _calendar(fresh: RefreshResult, calendar_id: str) -> str:
+    """The calendar that is named, else that of the integration's config, else the account's own."""
+    chosen = calendar_id or fresh.integration.config.get("calendar_id") or _PRIMARY
+    if not isinstance(chosen, str) or not _CALENDAR_ID.fullmatch(chosen):
+        raise InvalidField("calendar_id" if calendar_id else "config.calendar_id", "is not a calendar's identifier")
+    return chosen
+
+
+def _require_event_id(field: str, event_id: str) -> None:
+    if not _EVENT_ID.fullmatch(event_id):
+        raise InvalidField(field, "is not an event's identifier" if event_id else "is required")
+
+
+def _require_start_and_end(event: Event) -> None:
+    for field in ("start", "end"):
+        if getattr(event, field) is None:
+            raise InvalidField(f"event.{field}", "is required")
+    _require_times(event)
+
+
+def _require_times(event: Event) -> None:
+    start, end = event.start, event.end
+    if start is not None and end is not None:
+        if start.is_day != end.is_day:
+            raise InvalidField("event.end", "must be a day if the start is one, and a moment if it is one")
+        if not _is_before(start, end):
+            raise InvalidField("event.end", "is not after the start")
+    if event.recurrence and start is not None and not start.is_day and not start.time_zone:
+        raise InvalidField("event.start.time_zone", "is required where an event recurs")
+
+
+def _is_before(start: EventTime, end: EventTime) -> bool:
+    # An event may end as it begins; a whole day cannot, since the end is the first day after.
+    return start.when < end.when if start.is_day else start.when <= end.when
+
+
+def _require_consistent(query: EventQuery) -> None:
+    # developers.google.com/calendar/api/v3/reference/events/list, on syncToken and on orderBy
+    if query.sync_token:
+        for field in ("time_min", "time_max", "order_by"):
+            if getattr(query, field) is not None:
+                raise InvalidField(field, "does not go together with sync_token")
+    if query.time_min is not None and query.time_max is not None and query.time_min >= query.time_max:
+        raise InvalidField("time_max", "is not after time_min")
+    if query.order_by == "startTime" and not query.single_events:
+        raise InvalidField("order_by", "by the start needs single_events")

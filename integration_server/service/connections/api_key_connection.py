@@ -1,0 +1,74 @@
+"""Connecting an account with an API key, or replacing the key of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from integration_server.domain.credentials import ApiKey, AuthMethod
+from integration_server.domain.errors import InvalidField
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.common_types import RandomToken
+from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.integrations.ports import NewIntegration
+from integration_server.service.provider_port import Provider, Providers
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyConnectionRequest:
+    """A key and what it is for. Empty texts and 0 mean: not given."""
+
+    user_id: UserId
+    integration_type: str
+    api_key: str = field(repr=False)
+    api_secret: str = field(default="", repr=False)
+    webhook_secret: str = field(default="", repr=False)
+    name: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    integration_id: IntegrationId = IntegrationId(0)
+
+
+class ApiKeyConnectionService:
+    """Tries a key at its provider, and only then stores it."""
+
+    def __init__(
+        self, account_linker: AccountLinker, providers: Providers, tasks: DetachedTasks, random_token: RandomToken
+    ) -> None:
+        self._account_linker = account_linker
+        self._providers = providers
+        self._tasks = tasks
+        self._random_token = random_token
+
+    async def connect_with_api_key(self, request: ApiKeyConnectionRequest) -> Integration:
+        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider refuses it."""
+        provider = self._api_key_provider(request)
+        target = await self._target(request, provider)
+        key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
+        account = await provider.for_config(target.config).verify_connection(key)
+        return await self._tasks.run(self._account_linker.commit(target, account, key))
+
+    def _api_key_provider(self, request: ApiKeyConnectionRequest) -> Provider:
+        provider = self._providers.get(request.integration_type)
+        if provider.auth_method is AuthMethod.OAUTH2:
+            raise InvalidField("integration_type", "is connected with Connect")
+        for name in provider.required_fields:
+            if not getattr(request, name):
+                raise InvalidField(name, "is required for this integration type")
+        problem = provider.webhook_secret_problem(request.webhook_secret) if request.webhook_secret else None
+        if problem is not None:
+            raise InvalidField("webhook_secret", problem)
+        return require_configured(provider)
+
+    async def _target(self, request: ApiKeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
+        if request.integration_id:
+            return await self._account_linker.existing(
+                request.integration_id, request.user_id, provider.integration_type
+            )
+        return NewIntegration(
+            uid=self._random_token(),
+            user_id=request.user_id,
+            integration_type=provider.integration_type,
+            auth_method=provider.auth_method,
+            name=request.name,
+            config=request.config,
+        )

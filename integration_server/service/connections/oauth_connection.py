@@ -1,0 +1,415 @@
+"""Connecting an account over OAuth 2: begin, take the provider's answer, have it confirmed, finish.
+
+An attempt is single-use by one atomic change in the store, and everything that is fixed when it begins (user, type,
+redirect address, PKCE verifier) comes from there or from the sealed state, never from the callback. What a callback
+says wrongly, such as another user or issuer, is refused before the attempt is touched, so that a stray or hostile
+callback does not end an honest attempt.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.errors import (
+    ConfirmationInvalid,
+    IntegrationNotFound,
+    IntegrationPending,
+    InvalidField,
+    IssuerMismatch,
+    ProviderRejected,
+    StateExpired,
+    StateInvalid,
+    StateUsed,
+    StoreUnavailable,
+    UserMismatch,
+)
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.audit.audit_trail import set_audit_user
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.common_types import Aead, Clock, RandomToken
+from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.connections.ports import (
+    AuthorizationAttempt,
+    AuthorizationAttemptStore,
+    NewAuthorizationAttempt,
+)
+from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
+from integration_server.service.connections.revocation import RevocationService
+from integration_server.service.credentials.credential_cipher import EncryptedTokens, callback_aad, verifier_aad
+from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
+from integration_server.service.provider_port import Provider, Providers
+
+ATTEMPT_LIFETIME = timedelta(minutes=10)  # the document's, and RFC 6749 §4.1.2's longest for the code itself
+# An attempt that was taken in its last moment may still be talking to the provider; its row stays that long.
+_COMPLETION_GRACE = timedelta(minutes=1)
+_SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
+
+CONFIRMATION_REQUIRED = "confirmation_required"
+
+_UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRequest:
+    """What a user wants to connect. Empty texts and 0 mean: not given."""
+
+    user_id: UserId
+    integration_type: str
+    redirect_uri: str = ""
+    scopes: tuple[str, ...] = ()
+    return_url: str = ""
+    name: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    integration_id: IntegrationId = IntegrationId(0)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationRequest:
+    """Where to send the browser, and until when."""
+
+    url: str = field(repr=False)
+    state: str = field(repr=False)
+    expire_time: datetime
+    integration_id: IntegrationId
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """What the provider's redirect brought. `user_id` is the signed-in user, where the caller knows.
+
+    A state of a type that is not within `allowed_types` is not one that the caller could have.
+    """
+
+    state: str = field(repr=False)
+    code: str = field(default="", repr=False)
+    integration_type: str = ""
+    iss: str = ""
+    error: str = ""
+    user_id: UserId | None = None
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionResult:
+    """How a callback or confirmation ended; `reason` is empty on success."""
+
+    success: bool
+    integration_id: IntegrationId
+    redirect_url: str = field(repr=False)
+    message: str
+    reason: str = ""
+    confirmation_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StateClaims:
+    """The content of a state or confirmation token: which attempt, whose, and since when."""
+
+    attempt_id: str
+    user_id: UserId
+    integration_type: str
+    begin_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCallback:
+    """What of a callback is kept, sealed, until it is confirmed."""
+
+    code: str = field(repr=False)
+    query: Mapping[str, str] = field(repr=False)
+
+
+_PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
+
+
+class OAuthConnectionService:
+    """The OAuth 2 authorization code flow (RFC 6749 §4.1, RFC 7636), with a check of who finishes it.
+
+    With `skip_confirmation` a callback that does not name the signed-in user is finished at once; otherwise it waits
+    for `confirm_connection`. A user that is named is always compared.
+    """
+
+    def __init__(
+        self,
+        attempts: AuthorizationAttemptStore,
+        integrations: IntegrationStore,
+        account_linker: AccountLinker,
+        revocation_service: RevocationService,
+        providers: Providers,
+        aead: Aead,
+        redirects: RedirectAllowlist,
+        tasks: DetachedTasks,
+        clock: Clock,
+        random_token: RandomToken,
+        *,
+        skip_confirmation: bool,
+    ) -> None:
+        self._attempts = attempts
+        self._integrations = integrations
+        self._account_linker = account_linker
+        self._revocation_service = revocation_service
+        self._providers = providers
+        self._aead = aead
+        self._redirects = redirects
+        self._tasks = tasks
+        self._clock = clock
+        self._random_token = random_token
+        self._skip_confirmation = skip_confirmation
+        self._states = EncryptedTokens(aead, "state", StateClaims)
+        self._confirmations = EncryptedTokens(aead, "confirmation", StateClaims)
+
+    # --- beginning ---------------------------------------------------------------------------------------------
+
+    async def begin_connection(self, request: ConnectionRequest) -> AuthorizationRequest:
+        """Store an attempt and answer with the address to send the browser to."""
+        provider = self._oauth_provider(request.integration_type)
+        request = replace(request, integration_type=provider.integration_type)  # where it went by an alias
+        current = await self._find_reconnected(request)
+        provider = provider.for_config(current.config if current else request.config)
+        verifier = self._random_token()
+        scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
+        attempt = await self._new_attempt(request, scopes, verifier)
+        integration_id = await self._store(request, attempt)
+        state = await self._states.make(
+            StateClaims(attempt.attempt_id, request.user_id, request.integration_type, attempt.create_time)
+        )
+        url = provider.authorization_url(
+            redirect_uri=attempt.redirect_uri,
+            state=state,
+            scopes=scopes,
+            code_challenge=_s256(verifier),
+        )
+        return AuthorizationRequest(url, state, attempt.expire_time, integration_id)
+
+    def _oauth_provider(self, integration_type: str) -> Provider:
+        provider = self._providers.get(integration_type)
+        if provider.auth_method is not AuthMethod.OAUTH2:
+            raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
+        return require_configured(provider)
+
+    async def _find_reconnected(self, request: ConnectionRequest) -> Integration | None:
+        """The integration that is to be connected again; None for a new one."""
+        if not request.integration_id:
+            return None
+        current = await self._account_linker.existing(request.integration_id, request.user_id, request.integration_type)
+        if not current.is_connected:
+            raise IntegrationPending
+        return current
+
+    async def _new_attempt(
+        self, request: ConnectionRequest, scopes: tuple[str, ...], verifier: str
+    ) -> NewAuthorizationAttempt:
+        attempt_id = self._random_token()
+        redirect_uri = self._redirects.redirect_uri(request.integration_type, request.redirect_uri)
+        return_url = self._redirects.return_url(request.return_url)
+        associated_data = verifier_aad(attempt_id, request.user_id, request.integration_type)
+        now = self._clock()
+        return NewAuthorizationAttempt(
+            attempt_id=attempt_id,
+            user_id=request.user_id,
+            integration_type=request.integration_type,
+            redirect_uri=redirect_uri,
+            return_url=return_url,
+            scopes=scopes,
+            encrypted_verifier=await self._aead.encrypt(verifier.encode(), associated_data),
+            is_reconnection=bool(request.integration_id),
+            create_time=now,
+            expire_time=now + ATTEMPT_LIFETIME,
+        )
+
+    async def _store(self, request: ConnectionRequest, attempt: NewAuthorizationAttempt) -> IntegrationId:
+        if request.integration_id:
+            await self._attempts.begin_reconnection(attempt, request.integration_id)
+            return request.integration_id
+        return await self._attempts.begin(
+            attempt,
+            NewIntegration(
+                uid=self._random_token(),
+                user_id=request.user_id,
+                integration_type=request.integration_type,
+                auth_method=AuthMethod.OAUTH2,
+                name=request.name,
+                config=request.config,
+            ),
+        )
+
+    # --- the provider's answer ---------------------------------------------------------------------------------
+
+    async def handle_callback(self, callback: Callback) -> ConnectionResult:
+        """Take the provider's answer: finish, hold for confirmation, or tell of the refusal."""
+        claims = await self._read_state(callback)
+        provider = self._providers.get(claims.integration_type)
+        # RFC 9207 §2.4: before anything is sent to the token endpoint, and for refusals too.
+        if provider.issuer is not None and callback.iss != provider.issuer:
+            raise IssuerMismatch
+        if callback.user_id is not None and callback.user_id != claims.user_id:
+            raise UserMismatch
+        if callback.error:
+            return await self._handle_denial(claims, callback.error)
+        if not callback.code:
+            raise InvalidField("code", "is required, unless error is given")
+        if callback.user_id is None and not self._skip_confirmation:
+            return await self._hold_for_confirmation(claims, callback)
+        return await self._tasks.run(self._complete_from_callback(provider, claims, callback))
+
+    async def _read_state(self, callback: Callback) -> StateClaims:
+        claims = await self._states.read(callback.state)
+        if claims is None or not self._matches_type(callback.integration_type, claims.integration_type):
+            raise StateInvalid
+        if not callback.allowed_types.allows(claims.integration_type):
+            raise StateInvalid
+        set_audit_user(claims.user_id)  # who finishes may be a sidecar, which knows nobody
+        if self._clock() >= claims.begin_time + ATTEMPT_LIFETIME:
+            raise StateExpired
+        return claims
+
+    def _matches_type(self, named: str, integration_type: str) -> bool:
+        """Whether a callback for the named type, none meaning any, is for this one."""
+        return named in ("", integration_type) or named in self._providers.get(integration_type).aliases
+
+    async def _handle_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
+        attempt = await self._attempts.consume(claims.attempt_id, self._clock())
+        if attempt is None:
+            raise StateUsed
+        await self._attempts.abandon(attempt)
+        reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
+        return ConnectionResult(
+            success=False,
+            integration_id=attempt.integration_id if attempt.is_reconnection else IntegrationId(0),
+            redirect_url=with_result_params(
+                attempt.return_url, success="false", reason=reason, integration_type=attempt.integration_type
+            ),
+            message="The provider did not grant access",
+            reason=reason,
+        )
+
+    # --- confirmation ------------------------------------------------------------------------------------------
+
+    async def _hold_for_confirmation(self, claims: StateClaims, callback: Callback) -> ConnectionResult:
+        """Keep the code, sealed, until the app's backend says who is signed in."""
+        pending_callback = _PENDING_CALLBACK.dump_json(PendingCallback(callback.code, callback.query))
+        associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
+        encrypted = await self._aead.encrypt(pending_callback, associated_data)
+        attempt = await self._attempts.store_pending_callback(claims.attempt_id, encrypted, self._clock())
+        if attempt is None:
+            raise StateUsed
+        token = await self._confirmations.make(claims)
+        return ConnectionResult(
+            success=False,
+            integration_id=attempt.integration_id,
+            redirect_url=with_result_params(
+                attempt.return_url, confirmation_token=token, integration_type=attempt.integration_type
+            ),
+            message="The connection waits to be confirmed",
+            reason=CONFIRMATION_REQUIRED,
+            confirmation_token=token,
+        )
+
+    async def confirm_connection(
+        self, confirmation_token: str, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
+    ) -> ConnectionResult:
+        """Finish a held connection for the user who is signed in."""
+        claims = await self._confirmations.read(confirmation_token)
+        if claims is None or not allowed_types.allows(claims.integration_type):
+            raise ConfirmationInvalid
+        if user_id != claims.user_id:
+            raise UserMismatch
+        provider = self._providers.get(claims.integration_type)
+        return await self._tasks.run(self._complete_confirmed(provider, claims))
+
+    # --- finishing ---------------------------------------------------------------------------------------------
+
+    async def _complete_from_callback(
+        self, provider: Provider, claims: StateClaims, callback: Callback
+    ) -> ConnectionResult:
+        attempt = await self._attempts.consume(claims.attempt_id, self._clock())
+        if attempt is None:
+            raise StateUsed
+        return await self._complete(provider, attempt, PendingCallback(callback.code, callback.query))
+
+    async def _complete_confirmed(self, provider: Provider, claims: StateClaims) -> ConnectionResult:
+        attempt = await self._attempts.consume_pending_callback(claims.attempt_id, self._clock())
+        if attempt is None:
+            raise ConfirmationInvalid
+        return await self._complete(provider, attempt, None)
+
+    async def _complete(
+        self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback | None
+    ) -> ConnectionResult:
+        """Finish a taken attempt with its callback; None means the one that it holds."""
+        try:
+            integration_id = await self._exchange_code(
+                provider, attempt, callback or await self._decrypt_callback(attempt)
+            )
+        except Exception:
+            await self._attempts.abandon(attempt)
+            raise
+        return ConnectionResult(
+            success=True,
+            integration_id=integration_id,
+            redirect_url=with_result_params(
+                attempt.return_url,
+                success="true",
+                integration_id=str(integration_id),
+                integration_type=attempt.integration_type,
+            ),
+            message=f"{provider.display_name} is connected",
+        )
+
+    async def _decrypt_callback(self, attempt: AuthorizationAttempt) -> PendingCallback:
+        associated_data = callback_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
+        return _PENDING_CALLBACK.validate_json(
+            await self._aead.decrypt(attempt.encrypted_callback or b"", associated_data)
+        )
+
+    async def _exchange_code(
+        self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback
+    ) -> IntegrationId:
+        """Code to tokens to account to stored integration."""
+        target = await self._integrations.find(attempt.integration_id, attempt.user_id)
+        if target is None:
+            raise IntegrationNotFound  # disconnected while the user was at the provider
+        provider = provider.for_config(target.integration.config)
+        associated_data = verifier_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
+        verifier = (await self._aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()
+        extras = provider.read_callback(callback.query)
+        token_response = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
+        tokens = replace(token_response, extras={**extras, **token_response.extras})
+        account = _UNKNOWN_ACCOUNT
+        try:
+            account = await _verify_account(provider, tokens, attempt.scopes)
+            integration = await self._account_linker.commit(target.integration, account, tokens, attempt.scopes)
+        except StoreUnavailable:
+            raise  # and with it the knowledge whether they were kept
+        except Exception:
+            await self._revocation_service.discard(attempt, account, tokens)
+            raise
+        return integration.integration_id
+
+    async def remove_abandoned(self) -> int:
+        """Remove attempts that nobody finished, with their pending integrations; how many there were."""
+        return await self._attempts.remove_expired(self._clock() - _COMPLETION_GRACE)
+
+
+async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_scopes: Sequence[str]) -> NewAccount:
+    try:
+        return await provider.verify_connection(tokens)
+    except ProviderRejected:
+        # A user may leave out the very scope that the look-up needs: that is shown, not refused.
+        if set(provider.missing_scopes(requested_scopes, tokens)).isdisjoint(provider.required_scopes):
+            raise
+        return _UNKNOWN_ACCOUNT
+
+
+def _s256(verifier: str) -> str:
+    """RFC 7636 §4.2."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

@@ -1,0 +1,159 @@
+"""Handing out credentials that work, refreshed first where they must be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    ProviderError,
+    ProviderNotConfigured,
+    ReauthorizationRequired,
+    ScopeMissing,
+    StoreUnavailable,
+)
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.common_types import Clock
+from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.refresher import TokenRefresher
+from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
+from integration_server.service.provider_port import Providers
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """Credentials with their integration as it is now: a refresh may have changed it."""
+
+    integration: Integration
+    credentials: Credentials = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UsableCredentials:
+    """Credentials with what a backend needs to use them."""
+
+    credentials: Credentials = field(repr=False)
+    scopes: tuple[str, ...]
+    request_auth: RequestAuth = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """How a token stands after it was asked to be fresh; `expire_time` is None where it never expires."""
+
+    refreshed: bool
+    expire_time: datetime | None
+
+
+class CredentialService:
+    """Reads, opens and, where needed, has credentials refreshed. `buffer` is the usual time they must still last.
+
+    Credentials are handed out from `lookup`, which may remember; whoever wants them renewed reads the store.
+    """
+
+    def __init__(
+        self,
+        lookup: IntegrationLookup,
+        integrations: IntegrationStore,
+        providers: Providers,
+        cipher: CredentialCipher,
+        refresher: TokenRefresher,
+        clock: Clock,
+        *,
+        buffer: timedelta,
+    ) -> None:
+        self._lookup = lookup
+        self._integrations = integrations
+        self._providers = providers
+        self._cipher = cipher
+        self._refresher = refresher
+        self._clock = clock
+        self._buffer = buffer
+
+    async def get_credentials(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        min_ttl: timedelta | None,
+        required_scopes: Sequence[str],
+    ) -> UsableCredentials:
+        """Credentials good for `min_ttl`; None means the buffer, or half of the token's life if that is less."""
+        fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
+        provider = self._providers.get(fresh.integration.integration_type)
+        return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
+
+    async def get_usable(
+        self,
+        integration_id: IntegrationId,
+        user_id: UserId,
+        min_ttl: timedelta | None = None,
+        required_scopes: Sequence[str] = (),
+    ) -> RefreshResult:
+        """The credentials of an integration that may be used, refreshed first where they must be."""
+        stored = _require_usable(await self._lookup.find(integration_id, user_id))
+        _require_scopes(stored.integration, required_scopes)
+        fresh = await self.fresh(stored, min_ttl)
+        _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
+        return fresh
+
+    async def refreshed(self, rejected: RefreshResult) -> RefreshResult | None:
+        """Credentials newer than some that the provider refuses, from a refresh of ours or of somebody else.
+
+        None where there is nothing to renew them with. Also raises `ProviderUnavailable` during the pause after a
+        failure: a provider that refuses everything for a while is not asked at each call.
+        """
+        credentials = rejected.credentials
+        if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
+            return None
+        refreshed = await self._refresher.refresh(rejected.integration)
+        return RefreshResult(refreshed.integration, refreshed.tokens)
+
+    async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
+        """The opened credentials of a usable integration, refreshed first where they must be.
+
+        A token that still works is served even while its refresh fails; one that has expired never is.
+        """
+        credentials = await self._cipher.decrypt(stored)
+        as_stored = RefreshResult(stored.integration, credentials)
+        if not isinstance(credentials, OAuthTokens) or self._is_fresh(credentials, min_ttl):
+            return as_stored
+        if credentials.refresh_token is None and not credentials.has_expired(self._clock()):
+            return as_stored
+        try:
+            refreshed = await self._refresher.refresh(stored.integration)
+        except (ProviderError, ProviderNotConfigured, StoreUnavailable):
+            if credentials.has_expired(self._clock()):
+                raise
+            return as_stored
+        return RefreshResult(refreshed.integration, refreshed.tokens)
+
+    async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
+        """Renew a token that is about to expire, or any with `force`."""
+        stored = _require_usable(await self._integrations.find(integration_id, user_id))
+        credentials = await self._cipher.decrypt(stored)
+        if not isinstance(credentials, OAuthTokens):
+            return TokenState(refreshed=False, expire_time=None)
+        if self._is_fresh(credentials, None) and not force:
+            return TokenState(refreshed=False, expire_time=credentials.expire_time)
+        if credentials.refresh_token is None:
+            raise ReauthorizationRequired
+        refreshed = await self._refresher.refresh(stored.integration, force=force)
+        return TokenState(refreshed=True, expire_time=refreshed.tokens.expire_time)
+
+    def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:
+        ttl = tokens.buffer(self._buffer) if min_ttl is None else min_ttl
+        return tokens.is_good_for(ttl, self._clock())
+
+
+def _require_usable(found: StoredIntegration | None) -> StoredIntegration:
+    if found is None:
+        raise IntegrationNotFound
+    found.integration.require_usable()
+    return found
+
+
+def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:
+    missing = [scope for scope in scopes if scope not in integration.scopes]
+    if missing:
+        raise ScopeMissing(missing)

@@ -1,0 +1,188 @@
+"""Checking integrations, when asked and by itself: are their credentials good, and does the provider take them?"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationPending,
+    IntegrationServerError,
+    ProviderMisconfigured,
+    ProviderUnavailable,
+    ReauthorizationRequired,
+    ScopeMissing,
+    StoreUnavailable,
+)
+from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
+from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.service.background.due_times import Schedule
+from integration_server.service.background.ports import HealthHistory
+from integration_server.service.common_types import Aead, Clock
+from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.integrations.page_tokens import PageTokens
+from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
+from integration_server.service.provider_port import Providers
+
+RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
+
+_MAX_CONCURRENT = 8  # checks of one provider at a time, so that a user with many accounts is no burst to it
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckPage:
+    """Part of an integration's checks, newest first, with its error rates; `next_page_token` is empty on the last."""
+
+    checks: Sequence[HealthCheck]
+    next_page_token: str
+    error_rates: Sequence[ErrorRate]
+
+
+class HealthChecker:
+    """Checks one integration, or all of a user's, or what is due. `deadline` is what one provider may take for all that
+    it is asked; checks are kept for `retention`."""
+
+    def __init__(
+        self,
+        integrations: IntegrationStore,
+        history: HealthHistory,
+        providers: Providers,
+        credentials: CredentialService,
+        aead: Aead,
+        clock: Clock,
+        schedule: Schedule,
+        *,
+        deadline: timedelta,
+        retention: timedelta,
+    ) -> None:
+        self._integrations = integrations
+        self._history = history
+        self._providers = providers
+        self._credentials = credentials
+        self._clock = clock
+        self._schedule = schedule
+        self._deadline = deadline.total_seconds()
+        self._retention = retention
+        self._pages = PageTokens(aead, "health-check-page")
+
+    async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
+        """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
+        stored = await self._find(integration_id, user_id)
+        if not stored.integration.is_connected:
+            raise IntegrationPending
+        (check,) = await self._check_provider([stored])
+        return check
+
+    async def check_due(self, due: StoredIntegration) -> bool:
+        """Check what is due; whether its provider is well, as far as that showed."""
+        (check,) = await self._check_provider([due])
+        return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
+
+    async def check_all_health(
+        self, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
+    ) -> HealthReport:
+        """Check all that is connected and within reach, the providers side by side: none holds up another."""
+        start_time = self._clock()
+        by_type = defaultdict(list)
+        for stored in await self._integrations.list_connected(user_id):
+            if allowed_types.allows(stored.integration.integration_type):
+                by_type[stored.integration.integration_type].append(stored)
+        groups = await asyncio.gather(*map(self._check_provider, by_type.values()))
+        checks = [check for group in groups for check in group]
+        return HealthReport(tuple(sorted(checks, key=lambda check: check.integration.integration_id)), start_time)
+
+    async def _check_provider(self, rows: Sequence[StoredIntegration]) -> list[HealthCheck]:
+        semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
+        deadline_at = asyncio.get_running_loop().time() + self._deadline
+        return await asyncio.gather(*(self._check(stored, semaphore, deadline_at) for stored in rows))
+
+    async def _check(self, stored: StoredIntegration, semaphore: asyncio.Semaphore, deadline_at: float) -> HealthCheck:
+        integration = stored.integration
+        start_time, started = self._clock(), _loop_time()
+        if not integration.is_active:
+            return HealthCheck(
+                integration,
+                Status.INACTIVE,
+                False,
+                start_time,
+                timedelta(0),
+                None,
+                "The integration is switched off",
+            )
+        error: IntegrationServerError | None = None
+        try:
+            async with asyncio.timeout_at(deadline_at), semaphore:
+                start_time, started = self._clock(), _loop_time()
+                integration.require_usable()
+                fresh = await self._credentials.fresh(stored)
+                integration = fresh.integration
+                await self._verify(fresh)
+        except TimeoutError:
+            error = ProviderUnavailable("the provider did not answer in time")
+        except StoreUnavailable:
+            raise  # says nothing about the integration
+        except IntegrationServerError as failure:
+            error = failure
+        check = _check_result(integration, error, start_time, timedelta(seconds=_loop_time() - started))
+        failures = 0 if check.healthy else integration.error_count + 1
+        await self._history.record(check, self._schedule.next_check_time(self._clock(), failures))
+        return check
+
+    async def _verify(self, fresh: RefreshResult) -> None:
+        """Have the provider take the credentials, as a backend would."""
+        integration = fresh.integration
+        provider = self._providers.get(integration.integration_type).for_config(integration.config)
+        await provider.verify_connection(fresh.credentials)
+        if integration.lacks_required_scope:
+            raise ScopeMissing(integration.missing_scopes)
+
+    async def list_health_checks(
+        self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
+    ) -> HealthCheckPage:
+        """A page of the checks of an integration, newest first. Raises `IntegrationNotFound`."""
+        integration = (await self._find(integration_id, user_id)).integration
+        list_id = (user_id, str(integration_id))
+        before = await self._pages.read(page_token, list_id)
+        rows = await self._history.list(integration, before, page_size + 1)
+        rates = await self._history.error_rates(integration, RATE_WINDOWS, self._clock())
+        page = rows[:page_size]
+        is_last = len(rows) == len(page)
+        next_page_token = "" if is_last else await self._pages.make(list_id, page[-1].health_check_id)
+        return HealthCheckPage([row.check for row in page], next_page_token, rates)
+
+    async def prune(self) -> None:
+        """Forget checks that are older than they are kept."""
+        while await self._history.prune(self._clock() - self._retention):
+            pass
+
+    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        stored = await self._integrations.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        return stored
+
+
+def _check_result(
+    integration: Integration, error: IntegrationServerError | None, start_time: datetime, latency: timedelta
+) -> HealthCheck:
+    after = replace(
+        integration,
+        last_error=Failure(error.reason, start_time, str(error)) if error else None,
+        reauthorization_required=isinstance(error, ReauthorizationRequired),
+    )
+    return HealthCheck(
+        integration=after,
+        status=after.status(start_time),
+        healthy=error is None,
+        check_time=start_time,
+        latency=latency,
+        error_class=error.reason if error else None,
+        message=str(error) if error else "The provider takes the credentials",
+    )
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,118 @@
+"""Looking at integrations, and changing them."""
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.errors import IntegrationNotFound, IntegrationPending, UnknownIntegrationType
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.common_types import Aead, Clock
+from integration_server.service.integrations.page_tokens import PageTokens
+from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.provider_port import Provider, Providers
+
+_MAX_PAGE_BYTES = 3 * 1024 * 1024
+"""Bytes, by a generous estimate. gRPC's clients take messages of 4 MiB unless they are told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrationPage:
+    """Part of a list; `next_page_token` is empty on the last."""
+
+    integrations: Sequence[Integration]
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrationUpdate:
+    """What to set of an integration; None stays as it is."""
+
+    name: str | None = None
+    config: Mapping[str, Any] | None = None
+    is_active: bool | None = None
+
+
+class IntegrationManager:
+    """What a user does with integrations that are there."""
+
+    def __init__(self, integrations: IntegrationStore, providers: Providers, aead: Aead, clock: Clock) -> None:
+        self._integrations = integrations
+        self._providers = providers
+        self._clock = clock
+        self._pages = PageTokens(aead, "page")
+
+    def list_integration_types(self, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES) -> Sequence[Provider]:
+        """The types that this server knows and that are within reach, by name."""
+        return [provider for provider in self._providers.all() if allowed_types.allows(provider.integration_type)]
+
+    def canonical_type(self, integration_type: str) -> str:
+        """The name under which integrations of a type are stored; one that no type has stays as it is."""
+        try:
+            return self._providers.get(integration_type).integration_type
+        except UnknownIntegrationType:
+            return integration_type
+
+    async def list_integrations(
+        self,
+        user_id: UserId,
+        integration_type: str,
+        page_size: int,
+        page_token: str,
+        allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+    ) -> IntegrationPage:
+        """A page of the user's integrations, oldest first; an empty type means all within reach."""
+        if integration_type:
+            integration_type = self._providers.get(integration_type).integration_type
+        list_id = (user_id, integration_type)
+        after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
+        types = {integration_type} if integration_type else allowed_types.integration_types
+        rows = await self._integrations.list(user_id, types, after, page_size + 1)
+        page = rows[: min(page_size, _count_fitting(rows))]
+        if len(rows) == len(page):
+            return IntegrationPage(page, "")
+        return IntegrationPage(page, await self._pages.make(list_id, page[-1].integration_id))
+
+    async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
+        """The user's integration. Raises `IntegrationNotFound`."""
+        stored = await self._integrations.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        return stored.integration
+
+    async def update_integration(
+        self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
+    ) -> Integration:
+        """Change name, config or whether it is on. Raises `IntegrationNotFound` or `IntegrationPending`."""
+        current = await self.get_integration(integration_id, user_id)
+        if not current.is_connected:
+            raise IntegrationPending
+        if change == IntegrationUpdate():
+            return current
+        if change.config is not None:
+            self._providers.get(current.integration_type).for_config(change.config)  # raises what is wrong with it
+        changed = await self._integrations.update(
+            integration_id,
+            user_id,
+            self._clock(),
+            name=change.name,
+            config=change.config,
+            is_active=change.is_active,
+        )
+        if changed is None:
+            raise IntegrationNotFound
+        return changed
+
+
+def _count_fitting(rows: Sequence[Integration]) -> int:
+    """How many of the first rows fit into one page; one always does."""
+    totals = itertools.accumulate(map(_estimated_bytes, rows))
+    return max(1, sum(total <= _MAX_PAGE_BYTES for total in totals))
+
+
+def _estimated_bytes(row: Integration) -> int:
+    # In a protobuf Struct a number takes up to six times the space that it takes in JSON.
+    scopes = sum(map(len, (*row.scopes, *row.missing_scopes)))
+    return 4096 + scopes + 6 * len(json.dumps(row.config))

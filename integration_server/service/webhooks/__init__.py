@@ -1,0 +1,4 @@
+"""Webhooks: ingestion, secrets and delivery to consumers.
+
+May import `domain`, `service.common_types`, `service.provider_port` and integrations and background.
+"""

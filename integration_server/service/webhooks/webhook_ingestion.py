@@ -1,0 +1,237 @@
+"""Taking what providers send by themselves: shown to be theirs first, stored before it is answered, each event once.
+
+A request that is not shown to be the provider's costs no write, and hardly a read: addresses are looked up at most once
+a second each, two at a time.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+from cachetools import TTLCache
+
+from integration_server.domain.audit import SERVER, Action, AuditEntry
+from integration_server.domain.errors import InvalidField, ReauthorizationRequired, UnknownIntegrationType
+from integration_server.domain.integration import Failure, Integration
+from integration_server.domain.webhooks import (
+    InvalidWebhookSignature,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+    WebhookResponse,
+)
+from integration_server.service.common_types import Aead, Clock, RandomToken
+from integration_server.service.credentials.credential_cipher import payload_aad
+from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
+from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+
+APP = "app"
+"""The end of the address of our app's own webhooks at a provider."""
+
+NOT_FOUND = WebhookResponse(404)
+UNAUTHORIZED = WebhookResponse(401)
+
+_UID = re.compile(r"[\w-]{1,128}", re.ASCII)
+_MAX_TEXT_LENGTH = 255
+_MAX_ENTRIES = 10_000
+_FOUND_TTL = 1.0  # seconds that a secret which is good no more may still be taken
+_NOT_FOUND_TTL = 10.0  # nobody knows an address before it is there
+_MAX_CONCURRENT_LOOKUPS = 2  # of the database's connections; the others are for those who are known
+
+
+class EndpointCache:
+    """Addresses as they are, or were within the last second."""
+
+    def __init__(self, endpoints: WebhookEndpoints, monotonic: Callable[[], float]) -> None:
+        self._endpoints = endpoints
+        self._found: TTLCache[tuple[str, str], WebhookEndpoint] = TTLCache(_MAX_ENTRIES, _FOUND_TTL, monotonic)
+        self._not_found: TTLCache[tuple[str, str], None] = TTLCache(_MAX_ENTRIES, _NOT_FOUND_TTL, monotonic)
+        self._lookups = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
+
+    async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
+        """The integration with this address."""
+        key = integration_type, uid
+        if key not in self._not_found and key not in self._found:
+            async with self._lookups:
+                if key not in self._not_found and key not in self._found:  # looked up by another meanwhile
+                    await self._look_up(key)
+        return self._found.get(key)
+
+    async def _look_up(self, key: tuple[str, str]) -> None:
+        found = await self._endpoints.find(*key)
+        if found is None:
+            self._not_found[key] = None
+        else:
+            self._found[key] = found
+
+
+class WebhookIngestion:
+    """Receives webhooks. Events are kept for `retention`, and an event that comes again within that time is known."""
+
+    def __init__(
+        self,
+        endpoints: EndpointCache,
+        inbox: WebhookInbox,
+        secrets: WebhookSecrets,
+        providers: Providers,
+        aead: Aead,
+        clock: Clock,
+        random_token: RandomToken,
+        record_audit: Callable[[AuditEntry], object],
+        *,
+        retention: timedelta,
+    ) -> None:
+        self._endpoints = endpoints
+        self._inbox = inbox
+        self._secrets = secrets
+        self._providers = providers
+        self._aead = aead
+        self._clock = clock
+        self._random_token = random_token
+        self._record_audit = record_audit
+        self._retention = retention
+        self._log = structlog.get_logger(__name__)
+
+    async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
+        """What to answer, once all that the request brings is stored. Raises `StoreUnavailable`."""
+        provider = self._provider(integration_type)
+        if provider is None:
+            return NOT_FOUND
+        if endpoint == APP:
+            return await self._receive_for_app(provider, request)
+        # Of the provider, which may go by an alias in the address.
+        found = await self._endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
+        if found is None:
+            return NOT_FOUND
+        return await self._receive_for(found, provider, request)
+
+    async def prune(self) -> None:
+        """Forget events that are older than they are kept."""
+        while await self._inbox.prune(self._clock() - self._retention):
+            pass
+
+    def _provider(self, integration_type: str) -> Provider | None:
+        try:
+            provider = self._providers.get(integration_type)
+        except UnknownIntegrationType:
+            return None
+        return provider if provider.supports_webhooks else None
+
+    async def _receive_for_app(self, provider: Provider, request: WebhookRequest) -> WebhookResponse:
+        """To everybody with the account that an event is of."""
+        secrets = provider.webhook_secrets(None)
+        if not secrets:
+            return NOT_FOUND
+        received = self._verified(provider, request, secrets)
+        if received is None:
+            return UNAUTHORIZED
+        accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
+        if accounts:
+            integrations = await self._inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
+            await self._store(
+                [
+                    (one, event)
+                    for event in received.events
+                    for one in integrations
+                    if one.account_id == event.account_id
+                ]
+            )
+        return received.response
+
+    async def _receive_for(
+        self, endpoint: WebhookEndpoint, provider: Provider, request: WebhookRequest
+    ) -> WebhookResponse:
+        """To one integration, whatever account its events name: the address says whose they are. But the end of another
+        account's grant is not the end of this one's.
+        """
+        integration = endpoint.stored.integration
+        try:
+            provider = provider.for_config(integration.config)
+        except InvalidField:  # what was right for a former version of the provider
+            self._log.warning("webhook_config_invalid", **_log_fields(integration))
+            return UNAUTHORIZED
+        secrets = await self._secrets.valid(endpoint)
+        received = self._verified(provider, request, secrets) if secrets else None
+        if received is None:
+            return UNAUTHORIZED
+        await self._store([(integration, _restrict_to_account(integration, event)) for event in received.events])
+        return received.response
+
+    def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook | None:
+        try:
+            return provider.receive_webhook(request, secrets)
+        except InvalidWebhookSignature:
+            self._log.info("webhook_signature_invalid", integration_type=provider.integration_type)
+            return None
+
+    async def _store(self, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
+        events = [(integration, _storable(event)) for integration, event in deliveries]
+        if not events:
+            return
+        known = await self._inbox.known(
+            {integration.integration_id for integration, _ in events}, {event.event_id for _, event in events}
+        )
+        new = [
+            await self._encrypted(integration, event)
+            for integration, event in events
+            if (integration.integration_id, event.event_id) not in known
+        ]
+        if not new:
+            return
+        for added in await self._inbox.add(new, self._clock()):
+            if added.ends_grant is not None:
+                self._record_grant_end(added.integration)
+
+    async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
+        uid = self._random_token()
+        associated_data = payload_aad(uid, integration.user_id, integration.integration_type)
+        error = ReauthorizationRequired()
+        return NewWebhookEvent(
+            integration=integration,
+            uid=uid,
+            event_id=event.event_id,
+            event_type=event.event_type,
+            encrypted_payload=await self._aead.encrypt(event.payload, associated_data),
+            ends_grant=Failure(error.reason, self._clock(), str(error)) if event.ends_grant else None,
+        )
+
+    def _record_grant_end(self, integration: Integration) -> None:
+        self._log.info("grant_revoked_by_account", **_log_fields(integration))
+        self._record_audit(
+            AuditEntry(
+                self._clock(),
+                SERVER,
+                Action.LOSE_GRANT,
+                integration.user_id,
+                integration.integration_id,
+                integration.integration_type,
+            )
+        )
+
+
+def _log_fields(integration: Integration) -> dict[str, object]:
+    return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}
+
+
+def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:
+    """The event, which ends a grant only if that is not another account's."""
+    is_anothers = None not in {event.account_id, integration.account_id} and event.account_id != integration.account_id
+    return replace(event, ends_grant=event.ends_grant and not is_anothers)
+
+
+def _storable(event: WebhookEvent) -> WebhookEvent:
+    """The event with texts that every database can keep. A name that none can is replaced by its digest."""
+    event_id = event.event_id
+    if not _is_storable(event_id):
+        event_id = f"sha256:{hashlib.sha256(event_id.encode(errors='surrogatepass') or event.payload).hexdigest()}"
+    event_type = "".join(filter(str.isprintable, event.event_type))[:_MAX_TEXT_LENGTH]
+    return replace(event, event_id=event_id, event_type=event_type)
+
+
+def _is_storable(text: str | None) -> bool:
+    return text is not None and 0 < len(text) <= _MAX_TEXT_LENGTH and text.isprintable()

@@ -1,0 +1,197 @@
+"""Integrations' own webhook addresses, and what the requests to them are signed with.
+
+Secrets come from three places: the credentials (a Twilio account's token signs its webhooks too), the `webhook_secret`
+of a connection by key, and `SetWebhookSecret`. Of the last two the newer is in force, and the one before it for a while
+longer: while a provider is told of a new secret, it signs with either.
+"""
+
+import base64
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from integration_server.domain.credentials import ApiKey, Credentials
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationPending,
+    InvalidField,
+    StoreUnavailable,
+    WebhooksNotSupported,
+)
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.common_types import Aead, AssociatedData, Clock, RandomToken
+from integration_server.service.credentials.credential_cipher import CredentialCipher, webhook_secret_aad
+from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint, WebhookEndpoints
+
+WEBHOOKS_PATH = "/api/v1/webhooks"
+
+_MAX_GRACE = timedelta(days=30)
+_MAX_ATTEMPTS = 5  # how often to look again when another secret keeps getting in between
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookAddress:
+    """An integration's own webhook address, and how its secrets stand."""
+
+    url: str
+    has_secret: bool
+    secret_set_time: datetime | None
+    previous_expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSecretResult:
+    """A secret that is in force now; `generated_secret` if it was made here."""
+
+    url: str
+    generated_secret: str = field(repr=False)
+    previous_expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Secrets:
+    """What is set for an integration, opened. `current` is the newer of its two ways to be set."""
+
+    current: str | None = field(repr=False)
+    previous: str | None = field(repr=False)
+    previous_expire_time: datetime | None
+    from_credentials: Sequence[str] = field(repr=False)
+
+    def valid(self, now: datetime) -> Sequence[str]:
+        """All that a request may be signed with, the newest first."""
+        given = [self.current] if self.current else []
+        if self.previous and self.previous_expire_time is not None and now < self.previous_expire_time:
+            given.append(self.previous)
+        return tuple(dict.fromkeys((*given, *self.from_credentials)))
+
+
+class WebhookSecrets:
+    """Opens and sets them. `grace` is how long a former secret stays good, unless a call says otherwise."""
+
+    def __init__(
+        self,
+        endpoints: WebhookEndpoints,
+        providers: Providers,
+        aead: Aead,
+        clock: Clock,
+        random_token: RandomToken,
+        *,
+        public_url: str,
+        grace: timedelta,
+    ) -> None:
+        self._endpoints = endpoints
+        self._providers = providers
+        self._aead = aead
+        self._cipher = CredentialCipher(aead)
+        self._clock = clock
+        self._random_token = random_token
+        self._public_url = public_url
+        self._grace = grace
+
+    async def valid(self, endpoint: WebhookEndpoint) -> Sequence[str]:
+        """What a request to this address may be signed with now. Raises `CredentialsUnreadable`."""
+        return (await self._decrypted(endpoint)).valid(self._clock())
+
+    async def get_webhook_endpoint(self, integration_id: IntegrationId, user_id: UserId) -> WebhookAddress:
+        """The user's integration's address. Raises what keeps it from having one."""
+        endpoint = await self._find(integration_id, user_id)
+        secrets, now = await self._decrypted(endpoint), self._clock()
+        secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
+        return WebhookAddress(
+            self._url(endpoint), bool(secrets.valid(now)), secret_set_time, _unless_expired(secrets, now)
+        )
+
+    async def set_webhook_secret(
+        self, integration_id: IntegrationId, user_id: UserId, secret: str, grace: timedelta | None
+    ) -> WebhookSecretResult:
+        """Set the secret, or make one if it is empty; raises `InvalidField` if the provider's have another form. The
+        same once more changes nothing.
+        """
+        grace = self._grace if grace is None else grace
+        if grace > _MAX_GRACE:
+            raise InvalidField("previous_ttl", f"is longer than {_MAX_GRACE.days} days")
+        for _ in range(_MAX_ATTEMPTS):
+            endpoint = await self._find(integration_id, user_id)
+            secrets, now = await self._decrypted(endpoint), self._clock()
+            if secret and secrets.current and hmac.compare_digest(secret.encode(), secrets.current.encode()):
+                return WebhookSecretResult(self._url(endpoint), "", _unless_expired(secrets, now))
+            generated_secret = "" if secret else self._generate_secret()
+            problem = self._provider_of(endpoint).webhook_secret_problem(secret or generated_secret)
+            if problem is not None:
+                raise InvalidField("webhook_secret", problem)
+            new = await self._encrypted(
+                endpoint.stored.integration, secret or generated_secret, secrets.current, now, grace
+            )
+            if await self._endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
+                return WebhookSecretResult(self._url(endpoint), generated_secret, new.previous_expire_time)
+        raise StoreUnavailable
+
+    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint:
+        endpoint = await self._endpoints.find_by_id(integration_id, user_id)
+        if endpoint is None:
+            raise IntegrationNotFound
+        integration = endpoint.stored.integration
+        if not integration.is_connected:
+            raise IntegrationPending
+        if not self._provider_of(endpoint).supports_webhooks:
+            raise WebhooksNotSupported(integration.integration_type)
+        return endpoint
+
+    def _provider_of(self, endpoint: WebhookEndpoint) -> Provider:
+        return self._providers.get(endpoint.stored.integration.integration_type)
+
+    def _url(self, endpoint: WebhookEndpoint) -> str:
+        integration = endpoint.stored.integration
+        return f"{self._public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
+
+    def _generate_secret(self) -> str:
+        # The form that Standard Webhooks gives secrets; to other schemes it is a text like any other.
+        return f"whsec_{base64.b64encode(self._random_token().encode()).decode()}"
+
+    async def _encrypted(
+        self, integration: Integration, secret: str, previous: str | None, now: datetime, grace: timedelta
+    ) -> StoredWebhookSecrets:
+        associated_data = _aad_of(integration)
+        encrypted = await self._aead.encrypt(secret.encode(), associated_data)
+        if previous is None:
+            return StoredWebhookSecrets(encrypted, now)
+        return StoredWebhookSecrets(
+            encrypted, now, await self._aead.encrypt(previous.encode(), associated_data), now + grace
+        )
+
+    async def _decrypted(self, endpoint: WebhookEndpoint) -> _Secrets:
+        integration = endpoint.stored.integration
+        credentials = await self._cipher.decrypt(endpoint.stored)
+        provider = self._provider_of(endpoint)
+        given = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
+        stored = endpoint.secrets
+        if stored is None:
+            return _Secrets(given, None, None, provider.webhook_secrets(credentials))
+        own = await self._decrypt(stored.encrypted_secret, integration)
+        if given and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
+            until = integration.connect_time + self._grace
+            return _Secrets(given, own, until, provider.webhook_secrets(credentials))
+        previous = None
+        if stored.encrypted_previous_secret is not None:
+            previous = await self._decrypt(stored.encrypted_previous_secret, integration)
+        return _Secrets(
+            own, previous, stored.previous_expire_time, provider.webhook_secrets(_without_secret(credentials))
+        )
+
+    async def _decrypt(self, encrypted: bytes, integration: Integration) -> str:
+        return (await self._aead.decrypt(encrypted, _aad_of(integration))).decode()
+
+
+def _aad_of(integration: Integration) -> AssociatedData:
+    return webhook_secret_aad(integration.uid, integration.user_id, integration.integration_type)
+
+
+def _unless_expired(secrets: _Secrets, now: datetime) -> datetime | None:
+    until = secrets.previous_expire_time
+    return until if until is not None and now < until else None
+
+
+def _without_secret(credentials: Credentials) -> Credentials:
+    return replace(credentials, webhook_secret=None) if isinstance(credentials, ApiKey) else credentials

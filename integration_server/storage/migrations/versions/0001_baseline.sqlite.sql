@@ -1,0 +1,320 @@
+CREATE TABLE audit_chains (
+    chain_id VARCHAR(32) NOT NULL,
+    number BIGINT NOT NULL,
+    encrypted_key BLOB NOT NULL,
+    begin_time DATETIME NOT NULL,
+    entries BIGINT NOT NULL,
+    head BLOB NOT NULL,
+    checkpoint_mac BLOB NOT NULL,
+    CONSTRAINT pk_audit_chains PRIMARY KEY (chain_id),
+    CONSTRAINT uq_audit_chains_number UNIQUE (number)
+);
+
+CREATE TABLE audit_entries (
+    chain_id VARCHAR(32) NOT NULL,
+    sequence BIGINT NOT NULL,
+    time DATETIME NOT NULL,
+    caller VARCHAR(255) NOT NULL,
+    action VARCHAR(32) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_id BIGINT NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    outcome VARCHAR(64) NOT NULL,
+    purpose VARCHAR(255) NOT NULL,
+    mac BLOB NOT NULL,
+    details VARCHAR(512) DEFAULT '' NOT NULL,
+    CONSTRAINT pk_audit_entries PRIMARY KEY (chain_id, sequence)
+);
+
+CREATE INDEX ix_audit_entries_time ON audit_entries (time);
+
+CREATE INDEX ix_audit_entries_user_id_time ON audit_entries (user_id, time);
+
+CREATE TABLE data_keys (
+    key_id VARCHAR(16) NOT NULL,
+    wrapped_key BLOB NOT NULL,
+    wrapping_key_id VARCHAR(255) NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    create_time DATETIME NOT NULL,
+    active_time DATETIME NOT NULL,
+    CONSTRAINT pk_data_keys PRIMARY KEY (key_id)
+);
+
+CREATE UNIQUE INDEX uq_data_keys_state_rotating ON data_keys (state) WHERE state = 'rotating';
+
+CREATE TABLE integration_changes (
+    change_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    integration_id INTEGER NOT NULL,
+    change_time DATETIME NOT NULL
+);
+
+CREATE INDEX ix_integration_changes_change_time ON integration_changes (change_time);
+
+CREATE TABLE integration_events (
+    event_number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    transaction_id BIGINT,
+    integration_id INTEGER NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    kind VARCHAR(32) NOT NULL,
+    status_before VARCHAR(16),
+    status_after VARCHAR(16),
+    webhook_number BIGINT,
+    event_time DATETIME NOT NULL
+);
+
+CREATE INDEX ix_integration_events_event_time ON integration_events (event_time);
+
+CREATE INDEX ix_integration_events_transaction_id ON integration_events (transaction_id);
+
+CREATE INDEX ix_integration_events_user_id_event_number ON integration_events (user_id, event_number);
+
+CREATE TABLE integrations (
+    integration_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    uid VARCHAR(255) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    auth_method VARCHAR(32) NOT NULL,
+    name TEXT NOT NULL,
+    config JSON NOT NULL,
+    is_active BOOLEAN NOT NULL,
+    account_id VARCHAR(255),
+    account_label TEXT,
+    scopes JSON NOT NULL,
+    missing_scopes JSON NOT NULL,
+    lacks_required_scope BOOLEAN NOT NULL,
+    is_renewable BOOLEAN NOT NULL,
+    reauthorization_required BOOLEAN NOT NULL,
+    last_error_class VARCHAR(64),
+    last_error_time DATETIME,
+    last_error_message TEXT,
+    error_count INTEGER NOT NULL,
+    last_health_check DATETIME,
+    access_token_expire_time DATETIME,
+    refresh_token_expire_time DATETIME,
+    connect_time DATETIME,
+    create_time DATETIME NOT NULL,
+    update_time DATETIME NOT NULL,
+    version BIGINT NOT NULL,
+    refresh_retry_time DATETIME,
+    refresh_refusals INTEGER DEFAULT '0' NOT NULL,
+    refresh_failures INTEGER DEFAULT '0' NOT NULL,
+    refresh_due_time DATETIME,
+    check_due_time DATETIME,
+    last_webhook_number BIGINT DEFAULT '0' NOT NULL,
+    encrypted_credentials BLOB,
+    CONSTRAINT uq_integrations_uid UNIQUE (uid)
+);
+
+CREATE INDEX ix_integrations_account_id_integration_type ON integrations (account_id, integration_type);
+
+CREATE INDEX ix_integrations_check_due_time ON integrations (check_due_time, integration_type) WHERE is_active IS 1 AND reauthorization_required IS 0;
+
+CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_credentials, 2, 8), integration_id);
+
+CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
+
+CREATE INDEX ix_integrations_refresh_due_time ON integrations (refresh_due_time, integration_type) WHERE is_active IS 1 AND reauthorization_required IS 0;
+
+CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, integration_id);
+
+CREATE UNIQUE INDEX uq_integrations_user_id_integration_type_account_id ON integrations (user_id, integration_type, account_id) WHERE account_id IS NOT NULL;
+
+CREATE TABLE key_checks (
+    check_id VARCHAR(16) NOT NULL,
+    wrapped_check BLOB NOT NULL,
+    wrapping_key_id VARCHAR(255) NOT NULL,
+    CONSTRAINT pk_key_checks PRIMARY KEY (check_id)
+);
+
+CREATE TABLE revocations (
+    revocation_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    uid VARCHAR(255) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    account_id VARCHAR(255),
+    encrypted_credentials BLOB NOT NULL,
+    create_time DATETIME NOT NULL,
+    due_time DATETIME NOT NULL,
+    attempts INTEGER DEFAULT '0' NOT NULL
+);
+
+CREATE INDEX ix_revocations_due_time ON revocations (due_time);
+
+CREATE TABLE work_leases (
+    lease_name VARCHAR(64) NOT NULL,
+    owner VARCHAR(255) NOT NULL,
+    expire_time DATETIME NOT NULL,
+    CONSTRAINT pk_work_leases PRIMARY KEY (lease_name)
+);
+
+CREATE TABLE authorization_attempts (
+    attempt_id VARCHAR(255) NOT NULL,
+    integration_id INTEGER NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    redirect_uri TEXT NOT NULL,
+    return_url TEXT,
+    scopes JSON NOT NULL,
+    encrypted_verifier BLOB NOT NULL,
+    encrypted_callback BLOB,
+    is_reconnection BOOLEAN NOT NULL,
+    state VARCHAR(16) NOT NULL,
+    create_time DATETIME NOT NULL,
+    expire_time DATETIME NOT NULL,
+    CONSTRAINT pk_authorization_attempts PRIMARY KEY (attempt_id),
+    CONSTRAINT fk_authorization_attempts_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_authorization_attempts_expire_time ON authorization_attempts (expire_time);
+
+CREATE INDEX ix_authorization_attempts_integration_id ON authorization_attempts (integration_id);
+
+CREATE TABLE health_checks (
+    health_check_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    integration_id INTEGER NOT NULL,
+    status VARCHAR(16) NOT NULL,
+    healthy BOOLEAN NOT NULL,
+    check_time DATETIME NOT NULL,
+    latency_microseconds BIGINT NOT NULL,
+    error_class VARCHAR(64),
+    message TEXT NOT NULL,
+    CONSTRAINT fk_health_checks_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_health_checks_check_time ON health_checks (check_time);
+
+CREATE INDEX ix_health_checks_integration_id_health_check_id ON health_checks (integration_id, health_check_id);
+
+CREATE TABLE refresh_leases (
+    integration_id INTEGER NOT NULL,
+    version BIGINT NOT NULL,
+    owner VARCHAR(255) NOT NULL,
+    expire_time DATETIME NOT NULL,
+    call_time DATETIME,
+    called_by VARCHAR(255),
+    CONSTRAINT pk_refresh_leases PRIMARY KEY (integration_id),
+    CONSTRAINT fk_refresh_leases_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE TABLE webhook_consumer_offsets (
+    integration_id INTEGER NOT NULL,
+    consumer VARCHAR(64) NOT NULL,
+    number BIGINT NOT NULL,
+    CONSTRAINT pk_webhook_consumer_offsets PRIMARY KEY (integration_id, consumer),
+    CONSTRAINT fk_webhook_consumer_offsets_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE TABLE webhook_events (
+    webhook_event_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    integration_id INTEGER NOT NULL,
+    number BIGINT NOT NULL,
+    event_id VARCHAR(255) NOT NULL,
+    uid VARCHAR(255) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    event_type VARCHAR(255) NOT NULL,
+    receive_time DATETIME NOT NULL,
+    encrypted_payload BLOB NOT NULL,
+    CONSTRAINT uq_webhook_events_integration_id_number UNIQUE (integration_id, number),
+    CONSTRAINT uq_webhook_events_integration_id_event_id UNIQUE (integration_id, event_id),
+    CONSTRAINT fk_webhook_events_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE INDEX ix_webhook_events_receive_time ON webhook_events (receive_time);
+
+CREATE TABLE webhook_secrets (
+    integration_id INTEGER NOT NULL,
+    uid VARCHAR(255) NOT NULL,
+    user_id VARCHAR(255) NOT NULL,
+    integration_type VARCHAR(255) NOT NULL,
+    encrypted_secret BLOB NOT NULL,
+    secret_set_time DATETIME NOT NULL,
+    encrypted_previous_secret BLOB,
+    previous_expire_time DATETIME,
+    CONSTRAINT pk_webhook_secrets PRIMARY KEY (integration_id),
+    CONSTRAINT fk_webhook_secrets_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
+);
+
+CREATE TRIGGER record_created AFTER INSERT ON integrations FOR EACH ROW BEGIN
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'created',
+    NULL,
+    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now');
+END;
+
+CREATE TRIGGER record_updated AFTER UPDATE ON integrations FOR EACH ROW WHEN (OLD.connect_time IS NOT NEW.connect_time
+    OR OLD.is_active IS NOT NEW.is_active
+    OR OLD.reauthorization_required IS NOT NEW.reauthorization_required
+    OR OLD.is_renewable IS NOT NEW.is_renewable
+    OR OLD.access_token_expire_time IS NOT NEW.access_token_expire_time
+    OR OLD.last_error_class IS NOT NEW.last_error_class
+    OR OLD.lacks_required_scope IS NOT NEW.lacks_required_scope
+    OR OLD.name IS NOT NEW.name
+    OR OLD.config IS NOT NEW.config
+    OR OLD.account_id IS NOT NEW.account_id
+    OR OLD.account_label IS NOT NEW.account_label
+    OR OLD.scopes IS NOT NEW.scopes
+    OR OLD.missing_scopes IS NOT NEW.missing_scopes
+    OR OLD.version IS NOT NEW.version)
+BEGIN
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'updated',
+    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
+    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    WHERE OLD.connect_time IS NOT NULL AND (OLD.name IS NOT NEW.name
+    OR OLD.config IS NOT NEW.config
+    OR OLD.is_active IS NOT NEW.is_active
+    OR OLD.account_id IS NOT NEW.account_id
+    OR OLD.account_label IS NOT NEW.account_label
+    OR OLD.scopes IS NOT NEW.scopes
+    OR OLD.missing_scopes IS NOT NEW.missing_scopes);
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'credentials_refreshed',
+    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
+    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    WHERE OLD.connect_time IS NOT NULL AND OLD.version IS NOT NEW.version;
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'status_changed',
+    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
+    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    WHERE CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END <> CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END;
+END;
+
+CREATE TRIGGER record_disconnected AFTER DELETE ON integrations FOR EACH ROW BEGIN
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, OLD.integration_id, OLD.user_id, OLD.integration_type, 'disconnected',
+    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now');
+END;
+
+CREATE TRIGGER record_webhook AFTER INSERT ON webhook_events FOR EACH ROW BEGIN
+    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'webhook_received',
+    NULL,
+    NULL,
+    NEW.number, strftime('%Y-%m-%d %H:%M:%f000', 'now');
+END;
+
+CREATE TRIGGER record_change_on_update AFTER UPDATE ON integrations FOR EACH ROW WHEN (OLD.uid IS NOT NEW.uid
+    OR OLD.user_id IS NOT NEW.user_id
+    OR OLD.integration_type IS NOT NEW.integration_type
+    OR OLD.auth_method IS NOT NEW.auth_method
+    OR OLD.encrypted_credentials IS NOT NEW.encrypted_credentials
+    OR OLD.is_active IS NOT NEW.is_active
+    OR OLD.reauthorization_required IS NOT NEW.reauthorization_required
+    OR OLD.connect_time IS NOT NEW.connect_time
+    OR OLD.version IS NOT NEW.version
+    OR OLD.scopes IS NOT NEW.scopes)
+BEGIN
+    INSERT INTO integration_changes (integration_id, change_time) VALUES (OLD.integration_id, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+END;
+
+CREATE TRIGGER record_change_on_delete AFTER DELETE ON integrations FOR EACH ROW BEGIN
+    INSERT INTO integration_changes (integration_id, change_time) VALUES (OLD.integration_id, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+END;

@@ -1,0 +1,108 @@
+"""Refreshes that were answered while the database was away, on this machine's disk: fulfils the port `RefreshJournal`.
+
+One file each, written beside its name, fsynced, renamed, and the directory fsynced: after that it survives a crash.
+Credentials are sealed already, bound to their row, so that a file is worth no more than the row.
+"""
+
+import asyncio
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter
+
+from integration_server.service.credentials.ports import JournaledRefresh
+
+_REFRESH: TypeAdapter[JournaledRefresh] = TypeAdapter(JournaledRefresh)
+
+
+def _encode(refresh: JournaledRefresh) -> bytes:
+    values = _REFRESH.dump_python(refresh)
+    values["credentials"]["encrypted_credentials"] = base64.b64encode(
+        refresh.credentials.encrypted_credentials
+    ).decode()
+    return json.dumps(values, default=datetime.isoformat).encode()
+
+
+def _decode(content: bytes) -> JournaledRefresh:
+    values = json.loads(content)
+    values["credentials"]["encrypted_credentials"] = base64.b64decode(values["credentials"]["encrypted_credentials"])
+    return _REFRESH.validate_python(values)
+
+
+class FileRefreshJournal:
+    """A `RefreshJournal` in a directory, which is made when it is needed. Several processes may share it.
+
+    What the disk does not take is kept in memory, which is better than nowhere.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._unwritten: dict[Path, JournaledRefresh] = {}
+        self._log = structlog.get_logger(__name__)
+
+    async def append(self, refresh: JournaledRefresh) -> None:
+        """Write it to disk."""
+        try:
+            await asyncio.to_thread(self._write, refresh)
+        except OSError as error:
+            self._unwritten[self._path(refresh)] = refresh
+            self._log.error("refresh_journal_write_failed", directory=str(self._directory), reason=error.strerror)
+
+    async def pending(self) -> Sequence[JournaledRefresh]:
+        """Read what is on disk. A file that cannot be read is left for an operator, and told of."""
+        return [*await asyncio.to_thread(self._read), *self._unwritten.values()]
+
+    async def remove(self, refresh: JournaledRefresh) -> None:
+        """Remove its file."""
+        if self._unwritten.pop(self._path(refresh), None) is None:
+            await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
+
+    def _path(self, refresh: JournaledRefresh) -> Path:
+        return self._directory / f"{refresh.integration_id}-{refresh.version}.refresh"
+
+    def _write(self, refresh: JournaledRefresh) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._path(refresh)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(_encode(refresh))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+        _sync(self._directory)
+
+    def _read(self) -> list[JournaledRefresh]:
+        refreshes = []
+        for path in sorted(self._directory.glob("*.refresh")):
+            try:
+                refreshes.append(_decode(path.read_bytes()))
+            except FileNotFoundError:
+                continue  # another process was quicker
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                self._log.error("refresh_journal_entry_unreadable", path=str(path), kind=type(error).__name__)
+        return refreshes
+
+
+def require_writable(directory: Path) -> None:
+    """Raises `OSError` if nothing can be written there; better now than when it is needed."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(bytes(1))
+    except OSError as error:
+        raise OSError(f"REFRESH_JOURNAL_DIR: nothing can be written to {directory}: {error.strerror}") from error
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename durable, too."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

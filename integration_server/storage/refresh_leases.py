@@ -1,0 +1,120 @@
+"""Leases on refreshes, in SQL: fulfils the port `RefreshLeases`.
+
+All times are the database's, read when the statement runs. A lease is a row, not a lock: it needs no connection while
+the provider is called, and survives a transaction pooler. The row stays after the refresh: one of an older version than
+the integration's is void.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Executable, String, and_, bindparam, case, exists, not_, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from integration_server.domain.integration import Integration
+from integration_server.service.credentials.ports import Lease
+from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.engine import Database
+from integration_server.storage.tables import integrations, is_usable, refresh_leases
+
+_I = integrations.c
+_L = refresh_leases.c
+_OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
+_NO_OWNER = ""
+_IS_OWNER = _L.owner == bindparam("of_owner")
+_IS_CALLER = _L.called_by == bindparam("of_owner")
+
+_IS_LEASED = select(
+    exists().where(_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
+)
+_EXPIRE = update(refresh_leases).where(_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
+_RESOLVE = (
+    update(refresh_leases)
+    .where(_OF_INTEGRATION, or_(_IS_OWNER, _IS_CALLER))
+    .values(
+        owner=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),
+        expire_time=case((_IS_OWNER, DatabaseTime()), else_=_L.expire_time),
+        # Who has taken the lease over may have called since then.
+        call_time=case(
+            (not_(_IS_CALLER), _L.call_time),
+            (or_(_IS_OWNER, _L.owner == _NO_OWNER), None),
+            else_=DatabaseTime(),
+        ),
+        called_by=case(
+            (not_(_IS_CALLER), _L.called_by),
+            (or_(_IS_OWNER, _L.owner == _NO_OWNER), None),
+            else_=_L.owner,
+        ),
+    )
+)
+
+
+class SqlRefreshLeases:
+    """`RefreshLeases` over a SQL database; each lease is good for `duration`."""
+
+    def __init__(self, database: Database, duration: timedelta) -> None:
+        self._database = database
+        self._claims = {
+            "postgresql": _claim(postgresql.insert(refresh_leases), duration),
+            "sqlite": _claim(sqlite.insert(refresh_leases), duration),
+        }
+
+    async def is_free(self, integration: Integration) -> bool:
+        """Whether `claim` has a chance."""
+        version = {"of_integration": integration.integration_id, "of_version": integration.version}
+        async with self._database.read_connection() as connection:
+            return not await connection.scalar(_IS_LEASED, version)
+
+    async def claim(self, integration: Integration, owner: str) -> Lease | None:
+        """A lease on this version, if it is still the integration's. A lapsed one is taken over with its mark."""
+        parameters = {
+            "of_integration": integration.integration_id,
+            "of_version": integration.version,
+            "of_owner": owner,
+        }
+        async with self._database.write_statement() as connection:
+            row = (await connection.execute(self._claims[connection.dialect.name], parameters)).one_or_none()
+        if row is None:
+            return None
+        previous_call_age = None if row.called_by == owner else row.now - row.call_time
+        return Lease(integration.integration_id, integration.version, owner, previous_call_age)
+
+    async def release(self, lease: Lease, *, outcome_known: bool) -> None:
+        """Give back a lease, if it is still the owner's; and take the owner's mark away, if it is `outcome_known`."""
+        parameters = {"of_integration": lease.integration_id, "of_owner": lease.owner}
+        async with self._database.write_statement() as connection:
+            await connection.execute(_RESOLVE if outcome_known else _EXPIRE, parameters)
+
+
+def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common
+    """The statement that claims, by either dialect's insert."""
+    owner = bindparam("of_owner", type_=String(255))
+    columns = {
+        "integration_id": _I.integration_id,
+        "version": _I.version,
+        "owner": owner,
+        "expire_time": DatabaseTime(duration),
+        "call_time": DatabaseTime(),
+        "called_by": owner,
+    }
+    claimable = (
+        select(*columns.values())
+        .where(_I.integration_id == bindparam("of_integration"), _I.version == bindparam("of_version"), is_usable)
+        # Whoever removes the integration meanwhile sees the lease, or this sees nothing to claim.
+        .with_for_update(read=True, key_share=True)
+    )
+    new = insert.from_select(list(columns), claimable)
+    is_same_version = _L.version == new.excluded.version
+    was_called = and_(is_same_version, _L.call_time.is_not(None))
+    claim: Executable = new.on_conflict_do_update(
+        index_elements=[_L.integration_id],
+        set_={
+            "version": new.excluded.version,
+            "owner": new.excluded.owner,
+            "expire_time": new.excluded.expire_time,
+            "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
+            "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
+        },
+        where=or_(_L.version < new.excluded.version, and_(is_same_version, _L.expire_time <= DatabaseTime())),
+    ).returning(_L.call_time, _L.called_by, DatabaseTime().label("now"))
+    return claim

@@ -1,0 +1,23 @@
+"""Where calls to providers are counted."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from integration_server.service.proxy.rate_limiter import DistributedLimiter, NoDistributedLimiter
+from integration_server.settings import SettingsError
+
+
+@asynccontextmanager
+async def open_distributed_limiter(url: str | None) -> AsyncIterator[DistributedLimiter]:
+    """What counts calls to providers for all servers that name the same storage; without one each counts its own."""
+    if url is None:
+        yield NoDistributedLimiter()
+        return
+    try:
+        from integration_server.storage.redis_limits import RedisLimiter  # noqa: PLC0415  # an optional extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            ["RATE_LIMIT_REDIS_URL: needs the extra `redis`: pip install 'integration-server[redis]'"]
+        ) from error
+    async with RedisLimiter(url) as distributed_limiter:
+        yield distributed_limiter

@@ -1,0 +1,20 @@
+"""Time and chance, as the system has them."""
+
+import secrets
+import time
+from datetime import UTC, datetime
+
+
+def utc_now() -> datetime:
+    """The time, aware of its zone."""
+    return datetime.now(UTC)
+
+
+def random_token() -> str:
+    """256 bits from the system, in 43 URL-safe characters."""
+    return secrets.token_urlsafe(32)
+
+
+def monotonic() -> float:
+    """Seconds since some moment, those included for which the machine slept where the system counts them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

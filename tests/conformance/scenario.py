@@ -1,0 +1,148 @@
+"""The service over fakes, with one real provider, and what people and backends do with it."""
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+
+from integration_server.domain.credentials import OAuthTokens, RequestAuth
+from integration_server.domain.errors import ProviderError
+from integration_server.domain.integration import Integration, UserId
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.factory import ProviderRegistry
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
+from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, ConnectionResult
+from tests.conformance.fake_server import PROFILE_HEADER, SimulatedProvider
+from tests.conformance.profile import Profile, fill_template
+from tests.fakes.system import ADA, PUBLIC_URL, FakeSystem
+
+
+class Scenario:
+    """One test's world. Tests that expect complaints of the stage say so in `expected_violations`."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        system: FakeSystem,
+        simulated_provider: SimulatedProvider,
+        build: Callable[..., ProviderRegistry],
+        browser: httpx.AsyncBaseTransport,
+    ) -> None:
+        self.profile = profile
+        self.system = system
+        self.simulated_provider = simulated_provider
+        self.expected_violations: list[str] = []
+        self._build = build
+        self._browser = browser
+        self.use_provider(build().get(profile.integration_type))
+        simulated_provider.register_redirect_uri(
+            f"{PUBLIC_URL}/api/v1/integrations/callback/{profile.integration_type}"
+        )
+
+    @property
+    def provider(self) -> BaseProvider:
+        """The provider that the service has."""
+        provider = self.system.providers.get(self.profile.integration_type)
+        assert isinstance(provider, BaseProvider)
+        return provider
+
+    def use_provider(self, provider: BaseProvider) -> None:
+        """Give the service this one."""
+        self.system.providers.by_type[self.profile.integration_type] = provider
+
+    def with_client_secret(self, client_secret: str) -> None:
+        """As if the operator had set this secret."""
+        self.use_provider(self._build(client_secret).get(self.profile.integration_type))
+
+    # --- connecting
+
+    async def connect(self, user_id: UserId = ADA, **changes: Any) -> Integration:
+        """An integration of the person at the browser."""
+        outcome = await self.run_authorization(user_id, **changes)
+        assert outcome.success
+        return self.system.row(outcome.integration_id)
+
+    async def run_authorization(
+        self, user_id: UserId = ADA, *, code: str | None = None, **given: Any
+    ) -> ConnectionResult:
+        """To the provider and back, as a browser would; `code` puts another in the place of the provider's."""
+        config = dict(given.pop("config", self.profile.config))
+        authorization = await self.system.oauth_connection.begin_connection(
+            ConnectionRequest(user_id, self.profile.integration_type, config=config, **given)
+        )
+        query = await self.visit(authorization.url)
+        if code is not None:
+            query["code"] = code
+        assert query["state"] == authorization.state
+        return await self.system.oauth_connection.handle_callback(
+            Callback(
+                state=query["state"],
+                code=query.get("code", ""),
+                error=query.get("error", ""),
+                iss=query.get("iss", ""),
+                user_id=user_id,
+                integration_type=self.profile.integration_type,
+                query=query,
+            )
+        )
+
+    async def visit(self, url: str) -> dict[str, str]:
+        """The parameters that the provider's page sends the browser back with."""
+        page = await self.request_authorization_page(url)
+        assert page.status_code == 302, page.text
+        return dict(parse_qsl(urlsplit(page.headers["location"]).query))
+
+    async def request_authorization_page(self, url: str) -> httpx.Response:
+        """What the provider's page answers."""
+        request = httpx.Request("GET", url, headers={PROFILE_HEADER: self.profile.integration_type})
+        page = await self._browser.handle_async_request(request)
+        await page.aread()
+        return page
+
+    async def connect_key(self, *, api_key: str | None = None, api_secret: str | None = None) -> Integration:
+        """An integration by the profile's key, or by another."""
+        key = self.profile.key
+        assert key is not None
+        return await self.system.api_key_connection.connect_with_api_key(
+            ApiKeyConnectionRequest(
+                ADA,
+                self.profile.integration_type,
+                key.api_key if api_key is None else api_key,
+                key.api_secret if api_secret is None else api_secret,
+                config=dict(self.profile.config),
+            )
+        )
+
+    # --- looking
+
+    def account_fields(self, account_index: int = 0) -> Mapping[str, object]:
+        """What is known of a person."""
+        return self.simulated_provider._account_fields(account_index)  # its other half
+
+    def expected(self, template: Any, account_index: int = 0, **more: object) -> Any:
+        """A part of the profile, for a person."""
+        return fill_template(template, {**self.account_fields(account_index), **more})
+
+    async def tokens(self, integration: Integration) -> OAuthTokens:
+        """An integration's tokens, as they are stored."""
+        return await self.system.tokens(integration.integration_id)
+
+    async def get_credentials(self, integration: Integration) -> RequestAuth:
+        """What a backend is given to put on its requests."""
+        usable = await self.system.credentials.get_credentials(integration.integration_id, ADA, None, ())
+        return usable.request_auth
+
+    async def refresh_error(self, integration: Integration) -> ProviderError:
+        """What a forced refresh fails with."""
+        try:
+            await self.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
+        except ProviderError as error:
+            return error
+        raise AssertionError("the refresh went well")
+
+    def expire_access_tokens(self) -> None:
+        """Let access tokens end."""
+        lifetime = (self.profile.token and self.profile.token.lifetime) or 3600
+        self.system.clock.advance(timedelta(seconds=lifetime + 1))

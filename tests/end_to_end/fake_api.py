@@ -1,0 +1,92 @@
+"""A provider's API on loopback that counts who called when, and turns away what is over its budget."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+@dataclass
+class FakeApi:
+    """What came: when, with whose key, and how it was answered."""
+
+    url: str = ""
+    arrivals: list[tuple[float, str]] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    rejects_until: float = 0.0
+    raw: list[bytes] = field(default_factory=list)
+
+    def max_within(self, seconds: float) -> int:
+        """The most that came in any stretch of so many seconds."""
+        times = sorted(moment for moment, _ in self.arrivals)
+        return max((sum(begin <= other < begin + seconds for other in times) for begin in times), default=0)
+
+    def by_key(self) -> Counter[str]:
+        """How many came with each key."""
+        return Counter(key for _, key in self.arrivals)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                headers = dict(
+                    line.lower().split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:] if ": " in line
+                )
+                await reader.readexactly(int(headers.get("content-length", "0")))
+                writer.write(self._respond(head, headers.get("x-api-key", "")))
+                await writer.drain()
+        writer.close()
+
+    def _respond(self, head: bytes, key: str) -> bytes:
+        now = time.monotonic()
+        if head.startswith(b"GET /verify "):
+            body = b'{"id": "' + key.encode() + b'"}'
+            return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        self.raw.append(head)
+        if now < self.rejects_until:
+            self.refused.append(now)
+            left = max(1, round(self.rejects_until - now + 0.5))
+            return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n" % left
+        self.arrivals.append((now, key))
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@asynccontextmanager
+async def run_fake_api() -> AsyncIterator[FakeApi]:
+    """Such an API."""
+    api = FakeApi()
+    connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append((writer, asyncio.get_running_loop().create_task(api.serve(reader, writer))))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, backlog=1000)
+    api.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield api
+    finally:
+        server.close()
+        for writer, serving in connections:
+            writer.transport.abort()
+            serving.cancel()
+        await asyncio.gather(*(serving for _, serving in connections), return_exceptions=True)
+        await asyncio.sleep(0)  # the loop lets go of the sockets in its next round
+
+
+def declare_api(directory: Path, api: FakeApi, limits: str = "") -> None:
+    """Declare it as the type "acme", taking any key."""
+    assert urlsplit(api.url).hostname == "127.0.0.1"
+    (directory / "acme.toml").write_text(f"""\
+integration_type = "acme"
+auth_method = "api_key"
+verify_url = "{api.url}/verify"
+account_id_field = "id"
+api_base_url = "{api.url}/v1"
+api_key_header = "X-Api-Key"
+{limits}
+""")

@@ -1,0 +1,119 @@
+"""Looks for secrets, in whatever form somebody could have written them.
+
+Every system that the end-to-end tests run is searched when it ends, in what it logged and in its database, for all that
+passed through it: see `assert_no_secrets`.
+"""
+
+import base64
+import binascii
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import select
+
+from integration_server.storage.engine import SqliteFile, open_database, parse_database_url
+from integration_server.storage.tables import metadata
+
+# Hexadecimal runs long enough to be a value: in a PostgreSQL dump each `bytea` is one.
+_HEX_RUN = re.compile(rb"(?:[0-9a-fA-F]{2}){8,}")
+_MIN_LENGTH = 12
+
+
+class SecretLeaked(AssertionError):
+    """A secret is where it should not be."""
+
+
+def forms(secret: str) -> Iterator[tuple[str, bytes]]:
+    """The secret as it is, in base64 wherever it may begin in what is encoded, escaped, and in hexadecimal."""
+    raw = secret.encode()
+    assert len(raw) >= _MIN_LENGTH, "too short to tell from chance"
+    yield "plain", raw
+    yield "reversed", raw[::-1]
+    yield "UTF-16", secret.encode("utf-16-le")
+    yield "url", quote(secret, safe="").encode()
+    yield "every byte percent-encoded", b"".join(b"%%%02X" % byte for byte in raw)
+    yield "JSON", json.dumps(secret)[1:-1].encode()
+    yield "JSON, with slashes escaped too", json.dumps(secret)[1:-1].replace("/", "\\/").encode()
+    yield "JSON, every character escaped", "".join(f"\\u{ord(letter):04x}" for letter in secret).encode()
+    yield "hex", binascii.hexlify(raw)
+    yield "HEX", binascii.hexlify(raw).upper()
+    for offset in range(3):
+        # Only what the secret alone decides: characters at either end also hold bits of its neighbours.
+        encoded = base64.b64encode(b"\0" * offset + raw)
+        certain = encoded[(0, 2, 3)[offset] : (offset + len(raw)) * 8 // 6]
+        yield f"base64, offset {offset}", certain
+        yield f"base64url, offset {offset}", certain.translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def with_decoded_hex(text: bytes) -> Iterator[bytes]:
+    """A dump with each of its hexadecimal runs also as the bytes that it stands for."""
+    yield text
+    for run in _HEX_RUN.findall(text):
+        yield binascii.unhexlify(run)
+
+
+def find_secrets(secrets: Mapping[str, Iterable[str]], sources: Mapping[str, bytes]) -> set[tuple[str, str, str]]:
+    """Which kind of secret is where, and in which form. Names only, so that a failing test shows none of them.
+
+    One pass over each text, however many secrets there are.
+    """
+    needles = defaultdict(list)
+    for kind, values in secrets.items():
+        for form, needle in (pair for value in set(values) for pair in forms(value)):
+            needles[needle[:_MIN_LENGTH]].append((kind, form, needle))
+    return {
+        (kind, source, form)
+        for source, content in sources.items()
+        for text in with_decoded_hex(content)
+        for offset_in_text in range(len(text) - _MIN_LENGTH + 1)
+        if (prefix := text[offset_in_text : offset_in_text + _MIN_LENGTH]) in needles
+        for kind, form, needle in needles[prefix]
+        if text.startswith(needle, offset_in_text)
+    }
+
+
+# --- whole systems -------------------------------------------------------------------------------------------------
+
+
+def assert_no_secrets(secrets: Mapping[str, Iterable[str]], sources: Mapping[str, bytes]) -> None:
+    """Raise `SecretLeaked` where one of these secrets is in one of these places. Those that chance could write are
+    left.
+    """
+    long_enough = {kind: [value for value in values if len(value) >= _MIN_LENGTH] for kind, values in secrets.items()}
+    if leaks := find_secrets(long_enough, sources):
+        raise SecretLeaked(sorted(leaks))
+
+
+async def dump_rows(database_url: str) -> bytes:
+    """Whatever the tables have, read as any client of the database would."""
+    async with open_database(database_url, pool_size=1) as database, database.read_connection() as connection:
+        rows = [row for table in metadata.sorted_tables for row in await connection.execute(select(table))]
+    return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row)
+
+
+def read_database_files(database_url: str) -> Mapping[str, bytes]:
+    """SQLite's file and its WAL, with what is deleted in them and not yet overwritten; nothing of PostgreSQL."""
+    database = parse_database_url(database_url)
+    if not isinstance(database, SqliteFile):
+        return {}
+    files = (database.path, database.path.with_name(database.path.name + "-wal"))
+    return {path.name: path.read_bytes() for path in files if path.exists()}
+
+
+def read_files(directory: Path, *patterns: str) -> Mapping[str, bytes]:
+    """The files there with such names."""
+    paths = [path for pattern in patterns for path in directory.glob(pattern) if path.is_file()]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+
+
+def secret_variables(environment: Mapping[str, str]) -> Mapping[str, Iterable[str]]:
+    """The variables that no server may ever quote."""
+    return {
+        name: value.split(",")
+        for name, value in environment.items()
+        if name.endswith(("_KEY", "_SECRET", "_KEYS_RETIRED", "_TOKEN"))
+    }

@@ -1,0 +1,45 @@
+"""A gRPC server and a sidecar as their libraries make them, without any limit of ours: what limits are compared with.
+
+A program of its own, so that it can be given few open files.
+"""
+
+import json
+import socket
+from dataclasses import replace
+from typing import NoReturn
+
+import grpc.aio
+import uvicorn
+import uvloop
+from grpc_health.v1 import health_pb2_grpc
+
+from integration_server.rpc.health import ServerHealthServicer
+from integration_server.sidecar.app import create_app
+from tests.fakes.limits import USUAL
+
+
+async def nothing(*_arguments: object, **_options: object) -> NoReturn:
+    raise AssertionError("nobody calls this")
+
+
+async def main() -> None:
+    health = ServerHealthServicer([])
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    app = create_app(
+        handle_callback=nothing,
+        receive_webhook=nothing,
+        check_health=nothing,
+        limits=replace(USUAL, body_bytes=1 << 40),
+        public_url="",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sidecar = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        print(json.dumps({"event": "serving", "grpc": f"127.0.0.1:{port}", "sidecar": sidecar}), flush=True)
+        await uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None)).serve([listener])
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

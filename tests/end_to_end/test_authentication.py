@@ -1,0 +1,393 @@
+"""Knowing callers on a real server: certificates, tokens, the policy, and all of them exchanged while it runs."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography import x509
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.authenticated_system import (
+    POLICY,
+    AuthenticatedSystem,
+    Caller,
+    CredentialIssuer,
+    connect,
+    run_authenticated_system,
+    utc_now,
+)
+from tests.end_to_end.processes import run, run_server_process, server_environment, started
+from tests.end_to_end.system import run_system
+from tests.tokens import TokenIssuer
+from tools.certificates import SERVER, Authority, Pair
+
+DEADLINE = 30.0  # seconds until a change of a file is seen: it takes one, and machines may be busy
+TYPES = pb.ListIntegrationTypesRequest()
+
+
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    """OK, or what the call failed with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def call_as(caller: Caller) -> grpc.StatusCode:
+    """How the simplest call goes."""
+    return await code_of(caller.service.ListIntegrationTypes(TYPES, metadata=caller.metadata, timeout=10))
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for something that takes a moment."""
+    async with asyncio.timeout(DEADLINE):
+        while not await condition():  # noqa: ASYNC110  # nothing here is told when the server has looked
+            await asyncio.sleep(0.05)
+
+
+async def wait_for_log(capfd: pytest.CaptureFixture[str], text: str) -> None:
+    """Wait until the server has logged the text."""
+    reported = ""
+
+    async def is_logged() -> bool:
+        nonlocal reported
+        reported += "".join(capfd.readouterr())
+        return text in reported
+
+    await wait_until(is_logged)
+
+
+async def call_on_new_channel(
+    authenticated: AuthenticatedSystem, pair: Pair | None, roots: bytes | None = None
+) -> grpc.StatusCode:
+    """How a call goes on a connection of its own."""
+    # Channels with equal credentials would share a connection.
+    async with authenticated.credential_issuer.channel(authenticated.system.grpc_address, pair, roots) as channel:
+        return await call_as(Caller(channel))
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+async def test_certificates_that_are_not_good_are_refused_and_names_decide_about_good_ones(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    spiffe = x509.UniformResourceIdentifier
+    dns = x509.DNSName
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        credential_issuer = authenticated.credential_issuer
+        stranger = Authority()
+        backend = "spiffe://integrations.example/backend"
+        refused = {
+            "none": None,
+            "expired": credential_issuer.certificate("/backend", lifetime=timedelta(hours=-1)),
+            "of another authority": stranger.issue([spiffe(backend)]),
+        }
+        for pair in refused.values():
+            assert (
+                await call_on_new_channel(authenticated, pair) == grpc.StatusCode.UNAVAILABLE
+            )  # no connection is made
+        names: list[tuple[list[x509.GeneralName], grpc.StatusCode]] = [
+            ([spiffe(backend)], grpc.StatusCode.OK),
+            ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
+            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
+            ([], grpc.StatusCode.UNAUTHENTICATED),  # its common name is not looked at
+            ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
+            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
+            # The SPIFFE ID is the name, where there is one.
+            ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+        ]
+        for given, code in names:
+            pair = credential_issuer.authority.issue(given, common_name="other-type.integrations.example")
+            assert await call_on_new_channel(authenticated, pair) == code, given
+
+        # The twin: the server is told to believe the other authority, and the same certificate is good.
+        credential_issuer.put("ca.pem", credential_issuer.authority.certificate + stranger.certificate)
+        pair = refused["of another authority"]
+
+        async def is_believed() -> bool:
+            return await call_on_new_channel(authenticated, pair) == grpc.StatusCode.OK
+
+        await wait_until(is_believed)
+
+
+async def test_certificates_are_exchanged_while_calls_go_on(
+    sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        old, credential_issuer = authenticated.credential_issuer.authority, authenticated.credential_issuer
+        backend = await authenticated.backend()
+        codes: set[grpc.StatusCode] = set()
+        calls = 0
+
+        async def go_on_calling() -> None:
+            nonlocal calls
+            while True:
+                codes.add(await call_as(backend))
+                calls += 1
+
+        going = asyncio.create_task(go_on_calling())
+        new = Authority()
+        new_backend = new.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
+        assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.UNAVAILABLE
+        credential_issuer.write("server", new.issue(SERVER))
+        credential_issuer.put("ca.pem", new.certificate)
+
+        async def new_is_served() -> bool:
+            return await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
+
+        await wait_until(new_is_served)
+        old_pair = old.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
+        assert await call_on_new_channel(authenticated, old_pair, new.certificate) == grpc.StatusCode.UNAVAILABLE
+        seen = calls
+
+        async def calls_went_on() -> bool:
+            return calls > seen + 10
+
+        await wait_until(calls_went_on)
+        going.cancel()
+        assert codes == {grpc.StatusCode.OK}
+
+        # A key that is not the certificate's changes nothing.
+        credential_issuer.put("server-key.pem", old.issue(SERVER).key)
+        await wait_for_log(capfd, "is not the key of")
+        assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
+
+
+# --- the sidecar -----------------------------------------------------------------------------------------------------
+
+
+async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        system = authenticated.system
+        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code in {200, 503}
+
+        async def is_ready() -> bool:
+            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+
+        async def is_not_ready() -> bool:
+            return not await is_ready()
+
+        await wait_until(is_ready)
+        authenticated.credential_issuer.write("sidecar", authenticated.credential_issuer.certificate("/somebody-else"))
+        await wait_until(is_not_ready)
+        authenticated.credential_issuer.write("sidecar", authenticated.credential_issuer.certificate("/sidecar"))
+        await wait_until(is_ready)
+
+
+async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url: str, tmp_path: Path) -> None:
+    credential_issuer = CredentialIssuer(tmp_path)
+    credential_issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
+    credential_issuer.put("sidecar.token", b"not yet")
+    settings = {**credential_issuer.token_settings, "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token")}
+    async with run_system(sqlite_url, **settings) as system:
+        token = credential_issuer.services.token("sidecar", utc_now(), lifetime=timedelta(hours=1))
+        assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
+        credential_issuer.put("sidecar.token", f"{token}\n".encode())
+
+        async def is_ready() -> bool:
+            return (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 200
+
+        await wait_until(is_ready)
+        backend = Caller(system.channel, credential_issuer.services.token("backend", utc_now()))
+        user = Caller(system.channel, credential_issuer.users.token("ada", utc_now()))
+        connect_response = await user.service.Connect(
+            pb.ConnectRequest(integration_type="sandbox"), metadata=user.metadata
+        )
+        response = await system.follow(await system.decide(connect_response, account="ada"))
+        assert response.json()["success"] is True
+        own = await user.service.ListIntegrations(pb.ListIntegrationsRequest(), metadata=user.metadata)
+        (integration,) = own.integrations
+        assert integration.user_id == "ada"
+        credentials = pb.GetCredentialsRequest(integration_id=integration.integration_id, user_id="ada")
+        assert await code_of(user.service.GetCredentials(credentials, metadata=user.metadata)) == (
+            grpc.StatusCode.PERMISSION_DENIED
+        )
+        assert (await backend.service.GetCredentials(credentials, metadata=backend.metadata)).credentials.bearer_token
+        for stranger in (
+            Caller(system.channel),
+            Caller(system.channel, TokenIssuer(credential_issuer.users.issuer).token("ada", utc_now())),
+            Caller(system.channel, credential_issuer.users.token("ada", utc_now(), lifetime=timedelta(minutes=-1))),
+            Caller(
+                system.channel,
+                credential_issuer.services.token("backend", utc_now(), iss=credential_issuer.users.issuer),
+            ),
+        ):
+            assert await call_as(stranger) == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str, tmp_path: Path) -> None:
+    credential_issuer = CredentialIssuer(tmp_path)
+    published, asked = [credential_issuer.users.jwks], []
+
+    async def response(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        body = published[-1]
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(response, "127.0.0.1", 0) as page:
+        host, port = page.sockets[0].getsockname()
+        credential_issuer.put("sidecar.token", b"none")
+        settings = {
+            **credential_issuer.token_settings,
+            "USER_JWT_JWKS": f"http://{host}:{port}/keys",
+            "SIDECAR_TOKEN_FILE": str(tmp_path / "sidecar.token"),
+        }
+        async with run_system(sqlite_url, **settings) as system:
+            assert (
+                await call_as(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))
+                == grpc.StatusCode.OK
+            )
+            renewed = TokenIssuer(credential_issuer.users.issuer, kid="two")
+            published.append(renewed.jwks)
+            late = Caller(system.channel, renewed.token("ada", utc_now()))
+            assert await call_as(late) == grpc.StatusCode.UNAUTHENTICATED  # it was asked a moment ago
+            system.clock.shift = timedelta(seconds=11)
+            assert await call_as(late) == grpc.StatusCode.OK
+    assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
+
+
+async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_path: Path) -> None:
+    """The twin of all that is refused: the same calls on a server that does not ask who calls."""
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        integration_id = await connect(authenticated, await authenticated.backend())
+        request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
+        nobody = await authenticated.unidentified()
+        assert await code_of(nobody.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
+    async with run_system(sqlite_url) as open_to_all:
+        assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
+
+
+async def test_of_a_stranger_no_request_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+    """One whose request never comes is turned away at once. The twin is with gRPC's limits: by itself it waits."""
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        nobody, backend = await authenticated.unidentified(), await authenticated.backend()
+        for service, method in (
+            ("integrations.v1.IntegrationService", "ListIntegrations"),
+            ("no.such.Service", "Nothing"),
+        ):
+            call: Any = nobody.channel.stream_unary(f"/{service}/{method}")
+            assert await code_of(call(never(), timeout=DEADLINE)) == grpc.StatusCode.UNAUTHENTICATED
+        assert await call_as(backend) == grpc.StatusCode.OK
+
+
+# --- the policy ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
+    sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        backend, late = (
+            await authenticated.backend(),
+            await authenticated.caller(authenticated.credential_issuer.certificate("/late")),
+        )
+        assert await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+        more = POLICY + (
+            '\n[services.late]\ncertificates = ["spiffe://integrations.example/late"]\n'
+            'groups = ["read"]\nintegration_types = ["*"]\n'
+        )
+        authenticated.credential_issuer.put("policy.toml", more.encode())
+
+        async def late_is_let_in() -> bool:
+            return await call_as(late) == grpc.StatusCode.OK
+
+        await wait_until(late_is_let_in)
+        capfd.readouterr()
+        authenticated.credential_issuer.put("policy.toml", b'[services.late]\ngroups = ["everything"]\n')
+        await wait_for_log(capfd, "reload_failed")
+        assert await call_as(late) == await call_as(backend) == grpc.StatusCode.OK
+        authenticated.credential_issuer.put("policy.toml", POLICY.encode())
+
+        async def late_is_shut_out() -> bool:
+            return await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+
+        await wait_until(late_is_shut_out)
+        assert await call_as(backend) == grpc.StatusCode.OK
+
+
+async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Path) -> None:
+    for is_open, code in (("false", grpc.StatusCode.UNAUTHENTICATED), ("true", grpc.StatusCode.OK)):
+        async with run_authenticated_system(
+            sqlite_url, tmp_path, HEALTH_ALLOW_UNAUTHENTICATED=is_open
+        ) as authenticated:
+            probe = await authenticated.unidentified()
+            health = HealthStub(probe.channel)
+            assert await code_of(health.Check(HealthCheckRequest())) == code
+            assert await call_as(probe) == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
+        caller = await authenticated.unidentified(
+            authenticated.credential_issuer.services.token("backend", authenticated.now)
+        )
+        assert await call_as(caller) == grpc.StatusCode.OK
+        authenticated.clock.shift = timedelta(minutes=5, seconds=29)  # within the leeway
+        assert await call_as(caller) == grpc.StatusCode.OK
+        authenticated.clock.shift = timedelta(minutes=5, seconds=31)
+        assert await call_as(caller) == grpc.StatusCode.UNAUTHENTICATED
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+    credential_issuer = CredentialIssuer(tmp_path)
+    credential_issuer.put("policy.toml", b'[users]\ngroups = ["credentials"]\n[services.a]\ngroups = ["read"]\n')
+    environment = server_environment(sqlite_url, **credential_issuer.settings)
+    finished = await run(tmp_path, environment, "serve")
+    assert finished.code == 1
+    for reported in (
+        "policy.toml: users.groups.0: is never for users",
+        "services.a.tokens: ",
+        "services.a.integration_types",
+    ):
+        assert reported in finished.err, finished.err
+    assert "Traceback" not in finished.err
+    credential_issuer.put("policy.toml", POLICY.encode())
+    credential_issuer.put("users.json", json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}).encode())
+    finished = await run(tmp_path, environment, "serve")
+    assert finished.code == 1
+    assert "users.json: has no public key for signatures" in finished.err
+
+
+async def test_server_and_sidecar_run_as_processes_of_their_own(sqlite_url: str, tmp_path: Path) -> None:
+    credential_issuer = CredentialIssuer(tmp_path)
+    async with run_server_process(tmp_path, sqlite_url, **credential_issuer.settings) as process:
+        async with credential_issuer.channel(
+            process.grpc_address, credential_issuer.certificate("/backend")
+        ) as channel:
+            assert await call_as(Caller(channel)) == grpc.StatusCode.OK
+        alone = {name: value for name, value in credential_issuer.settings.items() if name.startswith("SIDECAR_")} | {
+            "GRPC_ADDRESS": process.grpc_address,
+            "SIDECAR_ADDRESS": "127.0.0.1:0",
+        }
+        async with started(tmp_path, alone, "sidecar") as command:
+            output = await command.wait_for_output('"event": "serving"')
+            (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
+            url = json.loads(line)["sidecar"]
+
+            async def is_ready() -> bool:
+                return (await process.browser.get(f"{url}/readyz")).status_code == 200
+
+            await wait_until(is_ready)

@@ -1,0 +1,142 @@
+"""Every odd answer of a token endpoint to a refresh: what callers of a server see, and what becomes of the integration.
+
+`odd_answers.TABLE` states what a provider makes of each; here is what follows: the status of the call, the status of
+the integration, and whether it is well again when the endpoint is. Many cases are tried at once, each with a type and a
+client of its own: some of them take as long as a call may.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import grpc
+import grpc.aio
+
+from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
+from integration_server.providers.factory import ProviderFactory
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.sandbox import Sandbox
+from integrations.v1 import integration_pb2
+from tests.end_to_end.faults import ByCase
+from tests.end_to_end.replicas import force_refresh
+from tests.end_to_end.rpc_errors import parse_rpc_error
+from tests.end_to_end.system import System, callback_url, run_system
+from tests.integration.providers.odd_responses import TABLE, Failure, Tokens
+
+ACTIVE, ERROR, EXPIRED = (
+    integration_pb2.STATUS_ACTIVE,
+    integration_pb2.STATUS_ERROR,
+    integration_pb2.STATUS_EXPIRED,
+)
+SECRET = "client-secret"
+CONCURRENCY = 20  # more than there are cases that take long, and few enough for one SQLite file on a busy machine
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedError:
+    """What a caller sees of a refresh and its integration."""
+
+    reason: str
+    status: integration_pb2.Status
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    retry_after: timedelta | None = None
+
+
+VALID = ObservedError("", ACTIVE)
+INVALID_GRANT = ObservedError("REAUTHORIZATION_REQUIRED", EXPIRED, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+def expected(outcome: Tokens | Failure) -> ObservedError:
+    """What follows from an outcome of the table."""
+    if isinstance(outcome, Tokens):
+        if outcome.lifetime == timedelta():  # stored, since it can be renewed, but nobody can use it
+            return ObservedError("PROVIDER_UNAVAILABLE", ACTIVE, grpc.StatusCode.UNAVAILABLE)
+        return VALID
+    if issubclass(outcome.error, ProviderRejected):
+        return INVALID_GRANT
+    if issubclass(outcome.error, ProviderMisconfigured):
+        return ObservedError("PROVIDER_MISCONFIGURED", ACTIVE, grpc.StatusCode.UNAVAILABLE)
+    return ObservedError("PROVIDER_UNAVAILABLE", ERROR, grpc.StatusCode.UNAVAILABLE, outcome.retry_after)
+
+
+def afterwards(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedError:
+    """What the next refresh comes to, at an endpoint that is well again and rotates strictly."""
+    if isinstance(outcome, Tokens):
+        return VALID if outcome.has_refresh_token else INVALID_GRANT
+    return INVALID_GRANT if was_spent or issubclass(outcome.error, ProviderRejected) else VALID
+
+
+CASES: Mapping[str, str] = {
+    f"case_{number}": name for number, name in enumerate(TABLE) if "expires_at" not in TABLE[name][0].token_response
+}
+"""Integration types, and the lines of the table that they stand for: all but those with a date, as here time passes."""
+
+
+def register(factory: ProviderFactory, sandbox_url: str) -> None:
+    """A type for each case, whose token endpoint knows the case."""
+    for case in CASES:
+
+        class CaseProvider(OAuth2Provider):
+            integration_type = case
+            oauth_authorize_url = f"{sandbox_url}/oauth/authorize"
+            oauth_token_url = f"{sandbox_url}/oauth/token?case={case}"
+            required_scopes = ("read",)
+
+        factory.register(case, CaseProvider)
+
+
+async def observe(system: System, integration_id: int) -> ObservedError:
+    """Have it refreshed."""
+    reason, code, retry_after = "", grpc.StatusCode.OK, None
+    try:
+        await force_refresh(system, integration_id)
+    except grpc.aio.AioRpcError as error:
+        refusal = parse_rpc_error(error)
+        reason, code, retry_after = refusal.reason, refusal.code, refusal.retry_delay
+    return ObservedError(reason, (await system.get(integration_id)).status, code, retry_after)
+
+
+def differences(
+    found: Mapping[str, ObservedError], wanted: Mapping[str, ObservedError]
+) -> dict[str, tuple[ObservedError, ObservedError]]:
+    """What is not as it should be, and how it should be."""
+    return {name: (observe, wanted[name]) for name, observe in found.items() if observe != wanted[name]}
+
+
+def spent(sandbox: Sandbox) -> set[str | None]:
+    """The clients whose refresh token was taken."""
+    return {
+        call.client_id for call in sandbox.token_calls if call.grant_type == "refresh_token" and call.outcome == "ok"
+    }
+
+
+async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqlite_url: str) -> None:
+    sandbox = Sandbox()
+    environment: dict[str, str] = {}
+    for case in CASES:
+        sandbox.register_client(case, SECRET, [callback_url(case)])
+        environment |= {f"{case.upper()}_CLIENT_ID": case, f"{case.upper()}_CLIENT_SECRET": SECRET}
+    async with run_system(sqlite_url, sandbox=sandbox, environment=environment, extra_providers=[register]) as system:
+        ids = {case: await system.connect(integration_type=case) for case in CASES}
+
+        slots = asyncio.Semaphore(CONCURRENCY)
+
+        async def one(integration_id: int) -> ObservedError:
+            async with slots:
+                return await observe(system, integration_id)
+
+        async def refresh_all() -> dict[str, ObservedError]:
+            found = await asyncio.gather(*map(one, ids.values()))
+            return dict(zip(CASES.values(), found, strict=True))
+
+        cases = {case: TABLE[name][0] for case, name in CASES.items()}
+        sandbox.behaviour = replace(sandbox.behaviour, faults={"token": ByCase(cases=cases)})
+        wanted = {name: expected(TABLE[name][1]) for name in CASES.values()}
+        assert differences(await refresh_all(), wanted) == {}
+
+        spent_by = spent(sandbox)
+        sandbox.behaviour = replace(sandbox.behaviour, faults={})
+        await refresh_all()  # what the server began by itself before that is over then
+        wanted = {name: afterwards(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
+        assert differences(await refresh_all(), wanted) == {}

@@ -1,0 +1,340 @@
+"""Connecting over the real flow: who may finish, what a refusal does, and which row an account belongs to."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from integrations.v1 import integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.rpc_errors import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    NOT_FOUND,
+    RpcError,
+    expect_rpc_error,
+)
+from tests.end_to_end.system import (
+    APP_CALLBACK,
+    BROWSER,
+    JSON,
+    RETURN_URL,
+    System,
+    query_of,
+    run_system,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def callback_of(location: str, **fields: str) -> pb.HandleCallbackRequest:
+    """The RPC that a redirect to the app's own callback becomes."""
+    query = query_of(location)
+    known: dict[str, Any] = {name: query[name] for name in ("code", "state", "iss", "error") if name in query}
+    return pb.HandleCallbackRequest(**(known | fields))
+
+
+async def ids_of(system: System, user_id: str = "ada") -> list[int]:
+    """A user's integrations."""
+    listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
+    return [row.integration_id for row in listed.integrations]
+
+
+# --- the browser's way back ------------------------------------------------------------------------------------------
+
+
+async def test_a_browser_is_redirected_and_a_program_gets_json(system: System) -> None:
+    for_browser = await system.begin(return_url=RETURN_URL)
+    redirected = await system.follow(await system.decide(for_browser, account="ada"), BROWSER)
+    assert redirected.status_code == 303
+    assert redirected.headers["Location"] == (
+        f"{RETURN_URL}&success=true&integration_id={for_browser.integration_id}&integration_type=sandbox"
+    )
+
+    for_program = await system.begin(return_url=RETURN_URL)
+    responded = await system.follow(await system.decide(for_program, account="grace"), JSON)
+    assert responded.status_code == 200
+    document = responded.json()
+    assert (document["success"], document["integration_id"]) == (True, for_program.integration_id)
+    assert document["redirect_url"].startswith(RETURN_URL)
+
+    without_return_url = await system.begin()
+    page = await system.follow(await system.decide(without_return_url, account="linus"), BROWSER)
+    assert (page.status_code, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "Connected" in page.text
+    for response in (redirected, responded, page):
+        assert response.headers["Cache-Control"] == "no-store"
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+
+
+async def test_the_documented_callback_path_without_a_type_is_served_too(system: System) -> None:
+    connect_response = await system.begin()
+    location = await system.decide(connect_response)
+    response = await system.follow(location.replace("/callback/sandbox?", "/callback?"))
+    assert response.json()["success"] is True
+
+
+async def test_an_app_may_have_its_own_callback(system: System) -> None:
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    location = await system.decide(connect_response, account="ada")
+    assert location.startswith(APP_CALLBACK)
+    response = await system.service.HandleCallback(callback_of(location, user_id="ada"))
+    assert (response.success, response.integration_id) == (True, connect_response.integration_id)
+
+
+async def test_a_refusal_is_an_answer_and_leaves_nothing_behind(system: System) -> None:
+    connect_response = await system.begin(return_url=RETURN_URL)
+    location = await system.decide(connect_response, allow=False)
+    response = await system.follow(location, BROWSER)
+    assert response.status_code == 303
+    assert response.headers["Location"] == (f"{RETURN_URL}&success=false&reason=access_denied&integration_type=sandbox")
+    assert await ids_of(system) == []
+    assert not system.sandbox.token_calls
+
+    again = await system.follow(location)
+    assert (again.status_code, again.json()["reason"]) == (400, "STATE_USED")
+
+
+# --- who finishes ----------------------------------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def careful_system(database_url: str) -> AsyncIterator[System]:
+    """One that has each connection confirmed by the signed-in user."""
+    async with run_system(database_url, SKIP_CONFIRMATION="false") as system:
+        yield system
+
+
+async def test_a_callback_without_a_user_waits_to_be_confirmed(careful_system: System) -> None:
+    system = careful_system
+    connect_response = await system.begin("ada", return_url=RETURN_URL)
+    response = await system.follow(await system.decide(connect_response, account="ada"), BROWSER)
+    assert response.status_code == 303
+    token = query_of(response.headers["Location"])["confirmation_token"]
+    assert not system.sandbox.token_calls
+    assert (await system.get(connect_response.integration_id)).status == integration_pb2.STATUS_PENDING
+
+    def confirm(user_id: str, token: str = token) -> Awaitable[Any]:
+        request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id=user_id)
+        return system.service.ConfirmConnection(request)
+
+    invalid = RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+    assert await expect_rpc_error(confirm("mallory")) == RpcError(grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH")
+    assert await expect_rpc_error(confirm("ada", token[:-1] + "!")) == invalid
+    assert await expect_rpc_error(confirm("ada", connect_response.state)) == invalid
+
+    outcome = await confirm("ada")
+    assert (outcome.success, outcome.integration_id) == (True, connect_response.integration_id)
+    assert (await system.get(connect_response.integration_id)).status == integration_pb2.STATUS_ACTIVE
+    assert await expect_rpc_error(confirm("ada")) == invalid
+    assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
+
+
+async def test_a_confirmation_comes_too_late_after_ten_minutes(careful_system: System) -> None:
+    connect_response = await careful_system.begin("ada")
+    response = await careful_system.follow(await careful_system.decide(connect_response))
+    assert response.json()["success"] is False
+    request = pb.ConfirmConnectionRequest(confirmation_token=response.json()["confirmation_token"], user_id="ada")
+    careful_system.clock.shift = timedelta(minutes=10)
+    late = await expect_rpc_error(careful_system.service.ConfirmConnection(request))
+    assert late == RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
+    assert not careful_system.sandbox.token_calls
+
+
+async def test_a_user_that_is_named_is_compared_whatever_the_settings(system: System) -> None:
+    connect_response = await system.begin("ada", redirect_uri=APP_CALLBACK)
+    location = await system.decide(connect_response, account="ada")
+    stolen = callback_of(location, user_id="mallory")
+    mismatch = RpcError(grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH")
+    assert await expect_rpc_error(system.service.HandleCallback(stolen)) == mismatch
+    assert not system.sandbox.token_calls
+    finished = await system.service.HandleCallback(callback_of(location, user_id="ada"))
+    assert finished.success
+
+
+async def test_without_the_comparison_the_same_callback_would_connect(system: System) -> None:
+    """The twin of the two above: unnamed, and with direct completion, somebody else's callback goes through."""
+    connect_response = await system.begin("ada", redirect_uri=APP_CALLBACK)
+    location = await system.decide(connect_response, account="ada")
+    assert (await system.service.HandleCallback(callback_of(location))).success
+
+
+async def test_another_issuer_is_refused_before_any_token_call(system: System) -> None:
+    connect_response = await system.begin(redirect_uri=APP_CALLBACK)
+    location = await system.decide(connect_response)
+    mismatch = RpcError(INVALID_ARGUMENT, "ISSUER_MISMATCH")
+    for issuer in ("", "https://evil.example", system.sandbox_url + "/"):
+        assert await expect_rpc_error(system.service.HandleCallback(callback_of(location, iss=issuer))) == mismatch
+    assert not system.sandbox.token_calls
+    assert (await system.service.HandleCallback(callback_of(location))).success
+
+
+# --- which row -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_account_again_gets_the_row_that_it_has(system: System) -> None:
+    first = await system.connect(account="ada", name="First")
+    token = await system.bearer_token(first)
+    connect_response = await system.begin(name="Second")
+    assert connect_response.integration_id != first
+    response = await system.follow(await system.decide(connect_response, account="ada"))
+    assert response.json()["integration_id"] == first
+    assert await ids_of(system) == [first]
+    assert await expect_rpc_error(system.get(connect_response.integration_id)) == NOT_FOUND
+    assert await system.bearer_token(first) != token
+    assert (await system.get(first)).name == "First"
+
+    other_account = await system.connect(account="grace")
+    assert await ids_of(system) == [first, other_account]
+
+
+async def test_a_key_of_the_same_account_replaces_the_one_that_is_there(system: System) -> None:
+    def connect(key: str, integration_id: int = 0) -> Awaitable[Any]:
+        return system.service.ConnectWithApiKey(
+            pb.ConnectWithApiKeyRequest(
+                user_id="ada", integration_type="sandbox_api_key", api_key=key, integration_id=integration_id
+            )
+        )
+
+    old = system.sandbox.api_key
+    first = (await connect(old.key)).integration.integration_id
+    system.sandbox.api_key = replace(old, key="a-new-key")
+    assert (await connect("a-new-key")).integration.integration_id == first
+    system.sandbox.api_key = replace(old, key="a-newer-key")
+    assert (await connect("a-newer-key", first)).integration.integration_id == first
+    credentials = (
+        await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=first, user_id="ada"))
+    ).credentials
+    assert credentials.api_key.api_key == "a-newer-key"
+
+
+async def test_a_reconnection_keeps_id_name_and_config_and_the_live_row_until_it_is_done(system: System) -> None:
+    config = {"calendar": "primary"}
+    integration_id = await system.connect(account="ada", name="Mine", config=config)
+    token = await system.bearer_token(integration_id)
+    connect_response = await system.begin(integration_id=integration_id)
+    assert connect_response.integration_id == integration_id
+    assert await system.bearer_token(integration_id) == token
+
+    refused = await system.follow(await system.decide(connect_response, allow=False))
+    assert refused.json()["integration_id"] == integration_id
+    assert await system.bearer_token(integration_id) == token
+
+    again = await system.begin(integration_id=integration_id)
+    response = await system.follow(await system.decide(again, account="ada"))
+    assert response.json()["integration_id"] == integration_id
+    assert await system.bearer_token(integration_id) != token
+    after = await system.get(integration_id)
+    assert (after.name, dict(after.config)) == ("Mine", config)
+
+
+async def test_a_reconnection_with_another_account_is_refused_and_changes_nothing(system: System) -> None:
+    integration_id = await system.connect(account="ada")
+    before, token = await system.get(integration_id), await system.bearer_token(integration_id)
+    connect_response = await system.begin(integration_id=integration_id, redirect_uri=APP_CALLBACK)
+    location = await system.decide(connect_response, account="grace")
+    refused = await expect_rpc_error(system.service.HandleCallback(callback_of(location)))
+    assert refused == RpcError(FAILED_PRECONDITION, "ACCOUNT_MISMATCH")
+    assert await system.get(integration_id) == before
+    assert await system.bearer_token(integration_id) == token
+
+
+async def test_a_grant_that_died_is_mended_by_a_reconnection(system: System) -> None:
+    integration_id = await system.connect(account="ada")
+    system.sandbox.revoke_grants("ada")
+    refresh = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
+    dead = RpcError(FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED")
+    assert await expect_rpc_error(system.service.RefreshToken(refresh)) == dead
+    assert (await system.get(integration_id)).status == integration_pb2.STATUS_EXPIRED
+    calls = len(system.sandbox.token_calls)
+    assert await expect_rpc_error(system.bearer_token(integration_id)) == dead
+    assert len(system.sandbox.token_calls) == calls
+
+    connect_response = await system.begin(integration_id=integration_id)
+    await system.follow(await system.decide(connect_response, account="ada"))
+    assert (await system.get(integration_id)).status == integration_pb2.STATUS_ACTIVE
+    assert await system.bearer_token(integration_id)
+
+
+async def test_scopes_that_were_not_granted_are_shown(system: System) -> None:
+    system.sandbox.behaviour = replace(system.sandbox.behaviour, granted_scopes=("read",))
+    integration_id = await system.connect(scopes=["write"])
+    integration = await system.get(integration_id)
+    assert (list(integration.scopes), list(integration.missing_scopes)) == (["read"], ["write"])
+    assert integration.status == integration_pb2.STATUS_ACTIVE
+    assert await system.bearer_token(integration_id, required_scopes=["read"])
+    missing = await expect_rpc_error(system.bearer_token(integration_id, required_scopes=["write"]))
+    assert missing == RpcError(FAILED_PRECONDITION, "SCOPE_MISSING")
+
+
+async def test_a_required_scope_that_was_not_granted_is_an_error(system: System) -> None:
+    system.sandbox.behaviour = replace(system.sandbox.behaviour, granted_scopes=("write",))
+    integration_id = await system.connect(scopes=["write"])
+    integration = await system.get(integration_id)
+    assert (integration.status, list(integration.missing_scopes)) == (integration_pb2.STATUS_ERROR, ["read"])
+
+
+# --- whose -----------------------------------------------------------------------------------------------------------
+
+
+async def test_another_users_integration_is_answered_as_one_that_does_not_exist(system: System) -> None:
+    theirs = await system.connect("grace", account="grace")
+    before = await system.get(theirs, "grace")
+    nobodys = theirs + 1000
+    for build in (
+        lambda which: system.service.GetIntegration(pb.GetIntegrationRequest(**which)),
+        lambda which: system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, name="Mine now")),
+        lambda which: system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which)),
+        lambda which: system.service.CheckHealth(pb.CheckHealthRequest(**which)),
+        lambda which: system.service.RefreshToken(pb.RefreshTokenRequest(**which, force=True)),
+        lambda which: system.service.GetCredentials(pb.GetCredentialsRequest(**which)),
+        lambda which: system.service.Connect(pb.ConnectRequest(**which, integration_type="sandbox")),
+        lambda which: system.service.ConnectWithApiKey(
+            pb.ConnectWithApiKeyRequest(**which, integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key)
+        ),
+    ):
+        responses = []
+        for integration_id in (theirs, nobodys):
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await build({"integration_id": integration_id, "user_id": "mallory"})
+            responses.append((raised.value.code(), raised.value.details(), raised.value.trailing_metadata()))
+        assert responses[0] == responses[1]
+        assert responses[0][0] == grpc.StatusCode.NOT_FOUND
+    assert await system.get(theirs, "grace") == before
+    assert await ids_of(system, "mallory") == []
+    report = await system.service.CheckAllHealth(pb.CheckAllHealthRequest(user_id="mallory"))
+    assert report.total_integrations == 0
+
+
+async def test_the_same_account_of_two_users_is_two_integrations(system: System) -> None:
+    mine, theirs = await system.connect("ada", account="ada"), await system.connect("grace", account="ada")
+    assert mine != theirs
+    assert await system.bearer_token(mine, "ada") != await system.bearer_token(theirs, "grace")
+
+
+# --- once ------------------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_callbacks_at_once_with_one_state_make_one_exchange(system: System) -> None:
+    connect_response = await system.begin()
+    location = await system.decide(connect_response, account="ada")
+    responses = await asyncio.gather(*(system.follow(location) for _ in range(50)))
+    reported = Counter((response.status_code, response.json().get("reason")) for response in responses)
+    assert reported == {(200, None): 1, (400, "STATE_USED"): 49}
+    assert [(call.grant_type, call.outcome) for call in system.sandbox.token_calls] == [("authorization_code", "ok")]
+    assert await ids_of(system) == [connect_response.integration_id]
+
+
+async def test_an_attempt_that_is_too_old_is_refused(system: System) -> None:
+    connect_response = await system.begin()
+    location = await system.decide(connect_response)
+    system.clock.shift = timedelta(minutes=10)
+    late = await system.follow(location)
+    assert (late.status_code, late.json()["reason"]) == (400, "STATE_EXPIRED")
+    assert not system.sandbox.token_calls

@@ -1,0 +1,136 @@
+"""Four servers on one database: a token is renewed once for all of them, however they are raced, slept or killed.
+
+The sandbox rotates refresh tokens, and one that comes a second time kills the grant: a race that is lost once shows.
+"""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from integration_server.sandbox import Fault, Hang
+from integration_server.storage.schema import migrate
+from integrations.v1 import integration_pb2
+from tests.end_to_end.replicas import (
+    LEASE,
+    Replicas,
+    expired,
+    force_refresh,
+    has_called,
+    run_replicas,
+    status_of,
+    wait_until,
+)
+from tests.postgres import PostgresServer, run_postgres
+
+SERVERS = 4
+CALLERS = 200
+ROUNDS = 3
+SLOW = Fault(delay=1)
+
+
+@pytest.fixture
+async def replicas(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
+    """Four servers."""
+    async with run_replicas(tmp_path, database_url, SERVERS, lease=10) as running:
+        yield running
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
+    """Two servers."""
+    async with run_replicas(tmp_path, database_url, servers=2) as running:
+        yield running
+
+
+async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
+    integration_id = await replicas.clients[0].connect()
+    for _ in range(ROUNDS):
+        await expired(replicas, integration_id)
+        before = len(replicas.refreshes())
+        tokens = await asyncio.gather(
+            *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))
+        )
+        assert len(set(tokens)) == 1
+        assert replicas.refreshes()[before:] == ["ok"]
+    assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE
+
+
+async def test_a_server_that_sleeps_through_its_lease_loses_nothing(pair: Replicas) -> None:
+    integration_id = await pair.clients[0].connect()
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": SLOW})
+    sleeping = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
+    await wait_until(has_called(pair))
+    pair.commands[0].send(signal.SIGSTOP)
+    await asyncio.sleep(LEASE + 1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await force_refresh(pair.clients[1], integration_id)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    pair.commands[0].send(signal.SIGCONT)
+    assert (await sleeping).refreshed
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
+    assert (await force_refresh(pair.clients[1], integration_id)).refreshed
+    assert pair.refreshes() == ["ok", "ok"]
+
+
+async def test_a_refresh_lost_in_a_crash_is_told_and_not_tried_in_a_loop(pair: Replicas) -> None:
+    integration_id = await pair.clients[0].connect()
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(handle_first=True)})
+    lost = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
+
+    async def is_spent() -> bool:
+        return pair.refreshes() == ["ok"]
+
+    await wait_until(is_spent)
+    pair.commands[0].send(signal.SIGKILL)
+    await asyncio.gather(lost, return_exceptions=True)
+    pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
+
+    async def is_reported() -> bool:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await force_refresh(pair.clients[1], integration_id)
+        return refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+    await wait_until(is_reported)
+    assert await status_of(pair.clients[1], integration_id) == integration_pb2.STATUS_EXPIRED
+    assert pair.refreshes() == ["ok"]
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
+    """A server to be stopped, with a database in it."""
+    with run_postgres() as server, server.new_database() as url:
+        asyncio.run(migrate(url))
+        yield server, url
+
+
+async def test_an_answer_that_comes_while_the_database_is_gone_survives_a_crash(
+    tmp_path: Path, own_postgres: tuple[PostgresServer, str]
+) -> None:
+    postgres, url = own_postgres
+    async with run_replicas(tmp_path, url, servers=2) as pair:
+        integration_id = await pair.clients[0].connect()
+        pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": SLOW})
+        refreshing = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
+        await wait_until(has_called(pair))
+        await asyncio.to_thread(postgres.stop)
+        assert (await refreshing).refreshed
+        pair.commands[0].send(signal.SIGKILL)
+        await asyncio.to_thread(postgres.start)
+        pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
+
+        async def is_recovered() -> bool:
+            try:
+                return (await force_refresh(pair.clients[1], integration_id)).refreshed
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # above all not that the user has to come again
+                    raise
+                return False
+
+        await wait_until(is_recovered)
+        assert set(pair.refreshes()) == {"ok"}
+        assert await status_of(pair.clients[1], integration_id) == integration_pb2.STATUS_ACTIVE

@@ -1,0 +1,119 @@
+"""Refreshing at django-oauth-toolkit, whose rotation and reuse protection this project did not write."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from integrations.v1 import integration_pb2
+from tests.end_to_end.dot.server import DotServer, running_dot
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.replicas import LEASE, force_refresh, status_of, wait_until
+from tests.end_to_end.system import RETURN_URL, Clients, callback_url, clients_of
+from tests.end_to_end.variants import AT_THE_COMMIT
+
+CALLERS = 50
+EXPIRIES = 3
+LIFETIME = 2  # seconds
+GRACE = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two servers that are clients of one django-oauth-toolkit, and an integration there."""
+
+    dot: DotServer
+    commands: list[Command]
+    clients: list[Clients]
+    integration_id: int
+
+
+@asynccontextmanager
+async def running_pair(
+    prefork: PreforkServer,
+    directory: Path,
+    database_url: str,
+    variants: tuple[str, str] = ("", ""),
+    *,
+    lease: int = LEASE,
+    **options: int,
+) -> AsyncIterator[Pair]:
+    """Such a pair; the account is connected at the second server."""
+    async with AsyncExitStack() as stack:
+        dot = stack.enter_context(running_dot(directory, callback_url("acme"), **options))
+        providers = directory / "providers"
+        providers.mkdir()
+        (providers / "acme.toml").write_text(dot.declaration("acme"))
+        environment = server_environment(
+            database_url,
+            PROVIDERS_DIR=str(providers),
+            ACME_CLIENT_ID=dot.options.client_id,
+            ACME_CLIENT_SECRET=dot.options.client_secret,
+            REFRESH_LEASE_SECONDS=str(lease),
+            REFRESH_JOURNAL_DIR=str(directory / "refresh-journal"),
+        )
+        commands, clients = [], []
+        for variant in variants:
+            command = await stack.enter_async_context(prefork.serving(directory, environment, variant))
+            commands.append(command)
+            clients.append(
+                await stack.enter_async_context(clients_of(command.serving["grpc"], command.serving["sidecar"]))
+            )
+        connect_response = await clients[1].begin("ada", "acme", return_url=RETURN_URL)
+        await clients[1].follow(await dot.sign_in_and_decide(connect_response.authorization_url))
+        yield Pair(dot, commands, clients, connect_response.integration_id)
+
+
+async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
+    prefork: PreforkServer, tmp_path: Path, sqlite_url: str
+) -> None:
+    async with running_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
+        tokens: set[str] = set()
+        for _ in range(EXPIRIES):
+            await asyncio.sleep(LIFETIME)  # what there is expires
+            got = await asyncio.gather(
+                *(pair.clients[number % 2].bearer_token(pair.integration_id) for number in range(CALLERS)),
+                return_exceptions=True,
+            )
+            new = {token for token in got if isinstance(token, str)}
+            assert not tokens & new
+            tokens |= new
+            for error in (error for error in got if isinstance(error, BaseException)):
+                assert isinstance(error, grpc.aio.AioRpcError)
+                assert error.code() is grpc.StatusCode.UNAVAILABLE  # on a machine so busy that a token expires at once
+        assert tokens
+        await force_refresh(pair.clients[0], pair.integration_id)
+        assert await status_of(pair.clients[0], pair.integration_id) == integration_pb2.STATUS_ACTIVE
+
+
+@pytest.mark.parametrize("grace", [GRACE, 0], ids=["grace", "strict"])
+async def test_a_lost_call_recovers_where_the_provider_gives_a_grace(
+    prefork: PreforkServer, tmp_path: Path, sqlite_url: str, grace: int
+) -> None:
+    options = {"refresh_token_grace_period_seconds": grace}
+    async with running_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
+        dying = asyncio.create_task(force_refresh(pair.clients[0], pair.integration_id))
+        await pair.commands[0].wait_for_output(AT_THE_COMMIT)  # so the provider has answered
+        pair.commands[0].send(signal.SIGKILL)
+        await asyncio.gather(dying, return_exceptions=True)
+
+        async def is_known() -> bool:
+            try:
+                await force_refresh(pair.clients[1], pair.integration_id)
+            except grpc.aio.AioRpcError as error:
+                return error.code() is not grpc.StatusCode.UNAVAILABLE
+            return True
+
+        await wait_until(is_known)
+        status = await status_of(pair.clients[1], pair.integration_id)
+        if grace:
+            assert status == integration_pb2.STATUS_ACTIVE
+            assert await pair.dot.takes(await pair.clients[1].bearer_token(pair.integration_id))
+        else:
+            assert status == integration_pb2.STATUS_EXPIRED

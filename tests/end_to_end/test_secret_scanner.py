@@ -1,0 +1,77 @@
+"""Each system of these tests is searched for secrets when it ends; the twins leave one behind, and are told."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import new_key, run, run_server_process, server_environment
+from tests.end_to_end.secret_scanner import SecretLeaked
+from tests.end_to_end.system import KEY, Clients, run_system
+
+
+async def store_in_plaintext(system: Clients, integration_id: int, secret: str) -> None:
+    """As the name of an integration."""
+    rename = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", name=f"My {secret}")
+    await system.service.UpdateIntegration(rename)
+
+
+async def log_in_plaintext(system: Clients, secret: str) -> None:
+    """As a path, which is meant to be logged."""
+    await system.browser.get(f"{system.sidecar_url}/{secret}")
+
+
+async def connected_and_used(system: Clients) -> str:
+    """A token that went through the server, which is none of its fault."""
+    return await system.bearer_token(await system.connect())
+
+
+async def test_a_token_in_a_row_is_found(database_url: str) -> None:
+    async def leak() -> None:
+        async with run_system(database_url) as system:
+            integration_id = await system.connect()
+            await store_in_plaintext(system, integration_id, await system.bearer_token(integration_id))
+
+    with pytest.raises(SecretLeaked, match="rows"):
+        await leak()
+
+
+async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
+    async def leak() -> None:
+        async with run_system(sqlite_url) as system:
+            await log_in_plaintext(system, await connected_and_used(system))
+
+    with pytest.raises(SecretLeaked, match="log"):
+        await leak()
+
+
+async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: str, tmp_path: Path) -> None:
+    tokens = []
+
+    async def leak() -> None:
+        async with run_server_process(tmp_path, database_url) as system:
+            integration_id = await system.connect()
+            tokens.append(await system.bearer_token(integration_id))
+            await log_in_plaintext(system, tokens[0])
+            await store_in_plaintext(system, integration_id, tokens[0])
+
+    with pytest.raises(SecretLeaked) as leaked:
+        await leak()
+    assert {"0.err", "rows"} <= {place for _, place, _ in leaked.value.args[0]}
+    assert tokens[0] not in str(leaked.value)
+
+
+async def test_what_a_process_was_configured_with_is_found(sqlite_url: str, tmp_path: Path) -> None:
+    """Here by way of an address, which is quoted where it is wrong."""
+    key = new_key()
+    environment = server_environment(sqlite_url, ENCRYPTION_KEY=key, PUBLIC_URL="http://wrong.example/" + key)
+    with pytest.raises(SecretLeaked, match="ENCRYPTION_KEY"):
+        await run(tmp_path, environment, "types")
+
+
+async def test_a_run_that_leaves_nothing_ends_well(database_url: str, tmp_path: Path) -> None:
+    async with run_system(database_url) as system:
+        await connected_and_used(system)
+    async with run_server_process(tmp_path, database_url, ENCRYPTION_KEY=base64.b64encode(KEY).decode()) as another:
+        await connected_and_used(another)

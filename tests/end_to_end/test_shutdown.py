@@ -1,0 +1,67 @@
+"""Stopping a server: NOT_SERVING first, calls under way finish, then it ends with 0, and soon where nothing is."""
+
+import asyncio
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.faults import HeldResponse
+from tests.end_to_end.processes import new_key, run_server_process
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+KEY = new_key()
+SOON = 5.0  # seconds; the grace for calls under way is 20, and a watch is none of them
+
+
+async def test_what_is_under_way_finishes_after_health_says_no_more(sqlite_url: str, tmp_path: Path) -> None:
+    async with run_server_process(tmp_path, sqlite_url) as system:
+        mine, theirs = await system.connect("ada"), await system.connect("eve")
+        watch = system.health.Watch(HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+
+        held = HeldResponse()
+        system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
+        patient = asyncio.ensure_future(system.service.RefreshToken(refresh_of(mine, "ada")))
+        impatient = asyncio.ensure_future(system.service.RefreshToken(refresh_of(theirs, "eve")))
+        await held.wait_for_requests(2)
+        impatient.cancel()
+        await asyncio.gather(impatient, return_exceptions=True)
+
+        system.command.send(signal.SIGTERM)
+        assert (await watch.read()).status == NOT_SERVING
+        assert await watch.read() == grpc.aio.EOF
+        assert not patient.done()
+        assert system.command.process.poll() is None
+
+        held.released.set()
+        assert (await patient).refreshed
+        finished = await system.command.finished()
+        assert finished.code == 0
+        # Rotated tokens are stored, whether or not somebody still waits for them.
+        assert finished.err.count('"event": "refreshed"') == 2
+
+
+def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:
+    """A request to refresh now."""
+    return pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True)
+
+
+async def test_an_idle_server_ends_soon_although_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
+    async def stop(number: signal.Signals) -> None:
+        directory = tmp_path / number.name
+        directory.mkdir()
+        async with run_server_process(directory, sqlite_url, ENCRYPTION_KEY=KEY) as system:
+            watches = [system.health.Watch(HealthCheckRequest(service=name)) for name in ("", "liveness", "unknown")]
+            for watch in watches:
+                await watch.read()
+            system.command.send(number)
+            finished = await system.command.finished(within=SOON)
+            assert finished.code == 0
+            assert "Traceback" not in finished.err
+            assert '"event": "stopped"' in finished.err.strip().splitlines()[-1]
+
+    await asyncio.gather(stop(signal.SIGTERM), stop(signal.SIGINT))

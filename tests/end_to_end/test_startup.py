@@ -1,0 +1,210 @@
+"""Starts that are refused: the exit code is not 0, the message says what to mend, and no key is ever quoted."""
+
+import asyncio
+import base64
+import os
+import socket
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from integration_server.storage.engine import open_database
+from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
+from integration_server.storage.keyring import open_keyring
+from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.processes import CompletedCommand, new_key, run, server_environment, serving
+from tests.end_to_end.system import clients_of
+
+SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()
+
+
+async def make_data_key(database_url: str, key: bytes) -> str:
+    """Give the database a data key; the id of the key that wraps it."""
+    async with open_database(database_url) as database:
+        await open_keyring(database, KeyEncryptionKeys(LocalKey(key)))
+    return LocalKey(key).key_id
+
+
+def assert_refused(finished: CompletedCommand, *reported: str) -> None:
+    """It did not start, says all of this, and shows no traceback."""
+    assert finished.code == 1, finished
+    assert finished.out == ""
+    for text in reported:
+        assert text in finished.err, finished.err
+    assert "Traceback" not in finished.err
+
+
+async def test_a_missing_or_wrong_key_is_refused_by_the_id_of_the_right_one(sqlite_url: str, tmp_path: Path) -> None:
+    key = os.urandom(32)
+    key_id = await make_data_key(sqlite_url, key)
+    environment = server_environment(sqlite_url, DEV_MODE="false")
+    starts = {
+        "": "ENCRYPTION_KEY: is not set",
+        new_key(): f"is wrapped by key {key_id}, which is not configured",
+    }
+    finished = await asyncio.gather(
+        *(
+            run(make_directory(tmp_path, number), {**environment, "ENCRYPTION_KEY": given}, "serve")
+            for number, given in enumerate(starts)
+        )
+    )
+    for (given, reported), end in zip(starts.items(), finished, strict=True):
+        assert_refused(end, reported, key_id)
+        assert not given or given not in end.err
+        assert base64.b64encode(key).decode() not in end.err
+
+
+@pytest.mark.postgres
+async def test_a_wrong_key_is_refused_on_postgresql_too(postgres_url: str, tmp_path: Path) -> None:
+    key_id = await make_data_key(postgres_url, os.urandom(32))
+    wrong = os.urandom(32)
+    environment = server_environment(postgres_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(wrong).decode())
+    finished = await run(tmp_path, environment, "serve")
+    assert_refused(finished, f"is wrapped by key {key_id}, which is not configured", LocalKey(wrong).key_id)
+    assert environment["ENCRYPTION_KEY"] not in finished.err
+
+
+async def test_with_the_right_key_it_starts_also_where_that_is_retired(sqlite_url: str, tmp_path: Path) -> None:
+    """The twin: the same start, with the key that the database wants, goes through."""
+    key = os.urandom(32)
+    await make_data_key(sqlite_url, key)
+    right = base64.urlsafe_b64encode(key).decode().rstrip("=")
+    given = ({"ENCRYPTION_KEY": right}, {"ENCRYPTION_KEY": new_key(), "ENCRYPTION_KEYS_RETIRED": right})
+    async with AsyncExitStack() as stack:
+        for number, keys in enumerate(given):
+            environment = server_environment(sqlite_url, DEV_MODE="false", **keys)
+            await stack.enter_async_context(serving(make_directory(tmp_path, number), environment))
+
+
+def make_directory(parent: Path, number: int) -> Path:
+    """A directory for one of several commands."""
+    directory = parent / str(number)
+    directory.mkdir()
+    return directory
+
+
+async def test_a_short_key_is_told_with_all_else_that_is_wrong_with_the_settings(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    key_id = await make_data_key(sqlite_url, os.urandom(32))
+    finished = await run(
+        tmp_path,
+        {
+            "DATABASE_URL": sqlite_url,
+            "GRPC_ADDRESS": "0.0.0.0:50051",
+            "SIDECAR_ADDRESS": "nonsense",
+            "PUBLIC_URL": "http://integrations.example",
+            "ALLOWED_REDIRECT_URIS": "https://app.example/#here",
+            "REFRESH_BUFFER_SECONDS": "soon",
+            "ENCRYPTION_KEY": SHORT_KEY,
+            "ENCRYPTION_KEYS_RETIRED": SHORT_KEY,
+        },
+        "serve",
+    )
+    assert_refused(
+        finished,
+        "GRPC_ADDRESS",
+        "SIDECAR_ADDRESS",
+        "PUBLIC_URL",
+        "ALLOWED_REDIRECT_URIS",
+        "REFRESH_BUFFER_SECONDS",
+        "ENCRYPTION_KEY: must be 32 bytes in base64; this is 16 bytes",
+        "ENCRYPTION_KEYS_RETIRED",
+        f"wrapped by key {key_id}",
+    )
+    assert SHORT_KEY not in finished.err
+
+
+@pytest.mark.parametrize("content", [b"too small", SHORT_KEY.encode() * 2, b""], ids=["short", "base64", "empty"])
+async def test_a_key_file_that_holds_no_key_is_told_and_stays_as_it_is(
+    content: bytes, sqlite_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "data" / "encryption.key"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
+    assert_refused(finished, "data/encryption.key is no key", "must be 32 bytes", f"it is {len(content)} bytes")
+    assert path.read_bytes() == content
+    assert not content or content.decode() not in finished.err
+    path.unlink()  # the twin: without it the same command makes one
+    finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
+    assert (finished.code, len(path.read_bytes())) == (0, 32)
+
+
+async def test_bad_provider_files_are_told_with_path_field_and_problem(sqlite_url: str, tmp_path: Path) -> None:
+    providers = tmp_path / "providers"
+    providers.mkdir()
+    (providers / "broken.toml").write_text("integration_type = ")
+    (providers / "first.toml").write_text(
+        'integration_type = "Not A Name"\nauth_method = "oauth2"\n'
+        'authorize_url = "http://plain.example/"\ncolour = "red"\n'
+    )
+    (providers / "second.toml").write_text('integration_type = "second"\nauth_method = "magic"\n')
+    (providers / "third.toml").write_text(
+        'integration_type = "stripe"\nauth_method = "api_key"\nverify_url = "https://api.example/me"\n'
+    )
+    finished = await run(tmp_path, server_environment(sqlite_url, PROVIDERS_DIR=str(providers)), "serve")
+    assert_refused(finished)
+    assert set(problems_of(finished.err, providers)) >= {
+        ("broken.toml", "cannot be read as TOML"),
+        ("first.toml", "integration_type"),
+        ("first.toml", "authorize_url"),
+        ("first.toml", "token_url"),
+        ("first.toml", "colour"),
+        ("second.toml", "auth_method"),
+        ("third.toml", "integration_type"),
+    }
+
+
+def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
+    """File and field of each line that tells of one; every line has a problem after them."""
+    found = []
+    for line in text.splitlines():
+        path, separator, rest = line.strip().partition(": ")
+        if separator and path.startswith(str(providers)):
+            field, colon, problem = rest.partition(": ")
+            assert colon, line
+            assert problem, line
+            found.append((Path(path).name, field))
+    return found
+
+
+async def test_an_address_that_is_taken_is_told_with_its_setting(sqlite_url: str, tmp_path: Path) -> None:
+    environment = server_environment(sqlite_url)
+    async with (
+        serving(tmp_path, environment) as first,
+        clients_of(first.serving["grpc"], first.serving["sidecar"]) as clients,
+    ):
+        taken = {
+            "GRPC_ADDRESS": first.serving["grpc"],
+            "SIDECAR_ADDRESS": first.serving["sidecar"].removeprefix("http://"),
+        }
+        finished = await asyncio.gather(
+            *(
+                run(make_directory(tmp_path, number), {**environment, setting: taken[setting]}, "serve")
+                for number, setting in enumerate(taken)
+            )
+        )
+        for (setting, address), end in zip(taken.items(), finished, strict=True):
+            assert end.code == 1
+            last_line = end.err.strip().splitlines()[-1]
+            assert address in last_line
+            assert setting in last_line
+        # and the first server has the port for itself
+        for _ in range(5):
+            assert (await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())).integration_types
+
+
+async def test_a_schema_that_is_not_migrated_says_what_to_run(empty_sqlite_url: str, tmp_path: Path) -> None:
+    finished = await run(tmp_path, server_environment(empty_sqlite_url, DEV_MODE="false"), "serve")
+    assert_refused(finished, "python -m integration_server migrate")
+
+
+async def test_a_database_that_is_away_is_told_in_a_line(tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        url = f"postgresql://ada:hunter2@127.0.0.1:{nobody.getsockname()[1]}/nothing"
+        finished = await run(tmp_path, server_environment(url, DEV_MODE="false"), "serve")
+    assert_refused(finished, "database")
+    assert "hunter2" not in finished.err

@@ -1,0 +1,44 @@
+"""Webhooks over two servers, one of which is killed midway: nothing that was accepted is lost, nothing is there twice.
+
+A small version of `tests/faults/test_webhooks.py`.
+"""
+
+import random
+from pathlib import Path
+
+from tests.end_to_end.prefork import PreforkServer
+from tests.end_to_end.variants import WITH_WEBHOOKS, WITHOUT_DEDUPLICATION
+from tests.end_to_end.webhook_senders import (
+    WebhookSender,
+    connect_accounts,
+    list_inbox,
+    run_servers,
+    send_while_killing_a_server,
+)
+
+
+async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+    prefork: PreforkServer, tmp_path: Path, database_url: str
+) -> None:
+    async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS) as servers:
+        result = await send_while_killing_a_server(servers, random.Random(7), 4, 12)
+    print(result)
+    assert (result.accepted, result.lost, result.duplicates, result.out_of_order, result.unreported) == (48, 0, 0, 0, 0)
+
+
+async def test_without_deduplication_every_event_is_there_twice(
+    prefork: PreforkServer, tmp_path: Path, sqlite_url: str
+) -> None:
+    """The twin."""
+    async with run_servers(tmp_path, sqlite_url, prefork, WITHOUT_DEDUPLICATION) as servers:
+        accounts = await connect_accounts(servers.all[0], 1)
+        await WebhookSender(servers, random.Random(7)).send_all(accounts, 5)
+        assert len(await list_inbox(servers.all[0].clients, accounts[0])) == 10
+
+
+async def test_a_server_that_is_killed_and_comes_back_is_watched_on_from_the_cursor(
+    prefork: PreforkServer, tmp_path: Path, database_url: str
+) -> None:
+    async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS, count=1) as servers:
+        result = await send_while_killing_a_server(servers, random.Random(8), 2, 8)
+    assert (result.lost, result.duplicates, result.unreported) == (0, 0, 0)

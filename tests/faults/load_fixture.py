@@ -1,0 +1,117 @@
+"""Many integrations, each of a user of its own, and what a fault left of their refreshes."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import grpc.aio
+from sqlalchemy import select
+
+from integration_server.storage.tables import integrations, refresh_leases
+from integrations.v1 import integration_pb2
+from tests.end_to_end.databases import fetch
+from tests.end_to_end.replicas import Replicas, force_refresh, status_of
+from tests.end_to_end.rpc_errors import parse_rpc_error
+from tests.end_to_end.system import Clients
+
+LEASE = 2  # seconds: more than a refresh takes on a busy machine; short enough that naps end before statements time out
+TIMEOUT = 60.0  # seconds until what becomes of a refresh is known: many times what it takes
+
+
+class RefreshProgress(StrEnum):
+    """Where in a refresh the process was, as far as the database tells."""
+
+    NOT_BEGUN = "before the claim"
+    CLAIMED = "claimed, not committed"
+    COMMITTED = "committed"
+
+
+def describe_progress(refresh_progress: Counter[RefreshProgress]) -> str:
+    """How many of each, for people."""
+    return ", ".join(f"{refresh_progress[progress]} {progress}" for progress in RefreshProgress)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedIntegration:
+    """An integration and its user."""
+
+    integration_id: int
+    user_id: str
+
+
+async def connect_members(clients: Clients, size: int) -> list[LoadedIntegration]:
+    """So many, connected."""
+    users = [f"user-{number}" for number in range(size)]
+    return [LoadedIntegration(await clients.connect(user), user) for user in users]
+
+
+async def versions(database_url: str) -> dict[int, int]:
+    """Every integration's version."""
+    rows = await fetch(database_url, select(integrations.c.integration_id, integrations.c.version))
+    return {row.integration_id: row.version for row in rows}
+
+
+async def refresh_progress(database_url: str, before: dict[int, int]) -> dict[int, RefreshProgress]:
+    """How far each refresh has come since `before`."""
+    query = select(integrations.c.integration_id, integrations.c.version, refresh_leases.c.owner).outerjoin(
+        refresh_leases,
+        (refresh_leases.c.integration_id == integrations.c.integration_id)
+        & (refresh_leases.c.version == integrations.c.version),
+    )
+    found = {}
+    for row in await fetch(database_url, query):
+        if row.version > before[row.integration_id]:
+            progress = RefreshProgress.COMMITTED
+        else:
+            progress = RefreshProgress.NOT_BEGUN if row.owner is None else RefreshProgress.CLAIMED
+        found[row.integration_id] = progress
+    return found
+
+
+async def measure_refresh_time(clients: Clients, members: Sequence[LoadedIntegration]) -> float:
+    """How many seconds it takes to refresh them all at once, when all is well."""
+    begin = time.monotonic()
+    await asyncio.gather(*(is_refreshable(clients, member) for member in members))
+    return time.monotonic() - begin
+
+
+async def is_refreshable(clients: Clients, member: LoadedIntegration) -> bool:
+    """Whether it can be refreshed, once that is known; otherwise it needs reauthorization."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            try:
+                await force_refresh(clients, member.integration_id, member.user_id)
+            except grpc.aio.AioRpcError as error:
+                if parse_rpc_error(error).reason == "REAUTHORIZATION_REQUIRED":
+                    return False
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.1)
+            else:
+                return True
+
+
+async def find_lost(replicas: Replicas, members: Sequence[LoadedIntegration]) -> list[LoadedIntegration]:
+    """Who needs reauthorization. Each of the others is active and has tokens that the provider takes."""
+    clients = replicas.clients[0]
+    refreshable = await asyncio.gather(*(is_refreshable(clients, member) for member in members))
+    for member, survived in zip(members, refreshable, strict=True):
+        status = await status_of(clients, member.integration_id, member.user_id)
+        if survived:
+            assert status == integration_pb2.STATUS_ACTIVE
+            token = await clients.bearer_token(member.integration_id, member.user_id)
+            assert replicas.sandbox.find_account(token) is not None, "shown as active, with a dead token"
+        else:
+            assert status == integration_pb2.STATUS_EXPIRED
+    return [member for member, survived in zip(members, refreshable, strict=True) if not survived]
+
+
+async def assert_newest_token(replicas: Replicas, members: Sequence[LoadedIntegration]) -> None:
+    """Each can be refreshed even where only the newest refresh token is taken."""
+    grace = replicas.sandbox.behaviour.refresh_grace
+    replicas.change_behaviour(refresh_grace=0)
+    assert not await find_lost(replicas, members), "the row did not have the newest refresh token"
+    replicas.change_behaviour(refresh_grace=grace)

@@ -1,0 +1,302 @@
+"""Attempts to have the server connect to what is inside its own network, and the same with the defence left out.
+
+What is inside is a server on loopback that anybody who connects to it is told a secret by. Outside is every other
+address: a connection there goes nowhere, it is only written down.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore
+import pytest
+
+from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.http import HttpResponse, ProviderHttp, UrlNotAllowed
+from integration_server.providers.ip_policy import Address, is_public, is_public_or_loopback
+from integration_server.providers.ssrf_guard import AddressPolicy, Resolve, SsrfGuardedBackend, SystemResolver
+from integration_server.providers.urls import origin_of
+from tests.integration.providers.socket_servers import server_tls, serving
+
+NAME = "rebinding.example"
+PUBLIC = "93.184.216.34"
+SECRET = b"a secret of the inside"
+
+
+def allow_any_address(_address: Address) -> bool:
+    """The defence left out."""
+    return True
+
+
+@dataclass
+class InternalServer:
+    """A server inside the network."""
+
+    port: int
+    connections: list[Any] = field(default_factory=list)
+
+    def url(self, host: str) -> str:
+        """Its URL under another spelling of its host."""
+        return f"https://{host}:{self.port}/"
+
+
+@pytest.fixture
+async def internal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[InternalServer]:
+    """Such a server, with a certificate that is trusted for the name, for localhost and for its addresses."""
+    tls, ca_file = server_tls(tmp_path, NAME, "localhost", "127.0.0.1", "::1", "0.0.0.0", "::ffff:7f00:1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+
+    async def send_secret(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(SECRET), SECRET))
+        await writer.drain()
+
+    async with serving(send_secret, tls=tls) as url:
+        yield InternalServer(urlsplit(url).port or 0)
+
+
+class RecordingBackend(httpcore.AsyncNetworkBackend):
+    """Connects to loopback, and writes down all that it is to connect to."""
+
+    def __init__(self) -> None:
+        self.connected_hosts: list[str] = []
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        self.connected_hosts.append(host)
+        if is_public(ip_address(host)):
+            raise httpcore.ConnectError("nobody leaves this machine in a test")
+        return await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+
+
+def fake_resolver(*results: str) -> Resolve:
+    """A name server that gives these addresses, one look-up after the other."""
+    remaining = list(results)
+
+    async def resolve(_host: str) -> Sequence[Address]:
+        return [ip_address(remaining.pop(0))]
+
+    return resolve
+
+
+async def get(
+    url: str, network: httpcore.AsyncNetworkBackend, *, dev_mode: bool = False, deadline: float = 10
+) -> bytes:
+    """What a provider that declared the URL would get from it."""
+    http = ProviderHttp(
+        lambda: datetime.now(UTC), dev_mode=dev_mode, deadline=timedelta(seconds=deadline), network=network
+    )
+    async with http:
+        result: HttpResponse = await http.request("GET", url, allowed_origins={origin_of(url)})
+        return result.body
+
+
+# --- by every spelling of an address --------------------------------------------------------------------------------
+
+# Names that the system resolves, and notations that only old resolvers read: decimal, hexadecimal, octal, short.
+SPELLINGS = ["localhost", "127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "0x7f.1", "127.1"]
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+async def test_no_spelling_of_a_host_leads_inside(host: str, internal_server: InternalServer) -> None:
+    backend = RecordingBackend()
+    with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
+        await get(internal_server.url(host), SsrfGuardedBackend(is_public, connector=backend))
+    assert backend.connected_hosts == []
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+async def test_negative_control_without_the_check_each_spelling_connects(
+    host: str, internal_server: InternalServer
+) -> None:
+    backend = RecordingBackend()
+    try:
+        body = await get(internal_server.url(host), SsrfGuardedBackend(allow_any_address, connector=backend))
+    except ProviderUnavailable:  # some names are in no certificate, but the connection was made all the same
+        body = SECRET
+    assert body == SECRET
+    assert backend.connected_hosts[-1] in {"127.0.0.1", "0.0.0.0", "::ffff:7f00:1", "::ffff:127.0.0.1"}
+
+
+async def test_the_check_is_what_a_server_has_by_default(internal_server: InternalServer) -> None:
+    http = ProviderHttp(lambda: datetime.now(UTC))
+    async with http:
+        with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
+            await http.request(
+                "GET", internal_server.url("localhost"), allowed_origins={internal_server.url("localhost")[:-1]}
+            )
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost.", "user@localhost", "acme.example@localhost", "[fe80::1%25lo]", "[::1%lo]"]
+)
+async def test_a_host_with_more_to_it_is_no_host(host: str, internal_server: InternalServer) -> None:
+    backend = RecordingBackend()
+    http = ProviderHttp(lambda: datetime.now(UTC), network=SsrfGuardedBackend(allow_any_address, connector=backend))
+    async with http:
+        with pytest.raises(UrlNotAllowed):
+            await http.request("GET", internal_server.url(host), allowed_origins={internal_server.url(host)[:-1]})
+    assert backend.connected_hosts == []
+
+
+# --- in dev mode ----------------------------------------------------------------------------------------------------
+
+
+async def test_dev_mode_reaches_loopback(internal_server: InternalServer) -> None:
+    network = SsrfGuardedBackend(is_public_or_loopback)
+    assert await get(internal_server.url("localhost"), network, dev_mode=True) == SECRET
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "0.0.0.0", "::ffff:127.0.0.1", "fd00:ec2::254"])
+async def test_dev_mode_reaches_nothing_else_inside(address: str) -> None:
+    backend = RecordingBackend()
+    network = SsrfGuardedBackend(is_public_or_loopback, resolve=fake_resolver(address), connector=backend)
+    with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
+        await get(f"https://{NAME}/", network, dev_mode=True)
+    assert backend.connected_hosts == []
+
+
+# --- by a name that means one thing when it is judged, and another when it is used ----------------------------------
+
+
+class CheckThenResolveBackend(httpcore.AsyncNetworkBackend):
+    """What many do: look the name up and judge it, then have it looked up again to connect."""
+
+    def __init__(self, is_allowed: AddressPolicy, resolve: Resolve, connector: httpcore.AsyncNetworkBackend) -> None:
+        self._is_allowed = is_allowed
+        self._resolve = resolve
+        self._connector = connector
+
+    async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        assert all(map(self._is_allowed, await self._resolve(host)))
+        (address,) = await self._resolve(host)
+        return await self._connector.connect_tcp(str(address), port)
+
+
+async def test_a_name_that_changes_between_two_look_ups_does_not_lead_inside(internal_server: InternalServer) -> None:
+    backend = RecordingBackend()
+    network = SsrfGuardedBackend(is_public, resolve=fake_resolver(PUBLIC, "127.0.0.1"), connector=backend)
+    with pytest.raises(ProviderUnavailable, match="ConnectError"):
+        await get(internal_server.url(NAME), network)
+    with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
+        await get(internal_server.url(NAME), network)
+    assert backend.connected_hosts == [PUBLIC]
+
+
+async def test_negative_control_check_then_resolve_connects_inside(internal_server: InternalServer) -> None:
+    backend = RecordingBackend()
+    network = CheckThenResolveBackend(is_public, fake_resolver(PUBLIC, "127.0.0.1"), backend)
+    assert await get(internal_server.url(NAME), network) == SECRET
+    assert backend.connected_hosts == ["127.0.0.1"]
+
+
+# --- what goes on as before -----------------------------------------------------------------------------------------
+
+
+async def test_a_certificate_is_still_asked_for_by_name(internal_server: InternalServer) -> None:
+    def network() -> SsrfGuardedBackend:
+        return SsrfGuardedBackend(allow_any_address, resolve=fake_resolver("127.0.0.1"))
+
+    assert await get(internal_server.url(NAME), network()) == SECRET
+    with pytest.raises(ProviderUnavailable, match="ConnectError"):
+        await get(internal_server.url("other.example"), network())
+
+
+# --- name servers that hang -----------------------------------------------------------------------------------------
+
+HANGING = 40  # more than the loop's own pool of threads has
+
+
+async def test_a_look_up_that_hangs_ends_at_the_deadline() -> None:
+    async def hang(_host: str) -> Sequence[Address]:
+        await asyncio.Event().wait()
+        return []
+
+    with pytest.raises(ProviderUnavailable, match="TimeoutError"):
+        await get("https://acme.example/", SsrfGuardedBackend(is_public, resolve=hang), deadline=0.1)
+
+
+@dataclass
+class HangingNameServer:
+    """Look-ups of a name below `hanging.example` end when it is `released`."""
+
+    looked_up: list[str] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    @asynccontextmanager
+    async def pending_lookups(self, resolve: Resolve, hosts: Iterable[str]) -> AsyncIterator[None]:
+        """Look-ups of these hosts are under way."""
+        waiting = [asyncio.ensure_future(resolve(host)) for host in hosts]
+        await asyncio.sleep(0)
+        try:
+            yield
+        finally:
+            self.released.set()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.fixture
+def hanging_name_server(monkeypatch: pytest.MonkeyPatch) -> HangingNameServer:
+    """Such a name server is what the system asks."""
+    server = HangingNameServer()
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **options: Any) -> Any:
+        server.looked_up.append(host)
+        if host.endswith("hanging.example"):
+            server.released.wait()
+            raise socket.gaierror
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return server
+
+
+async def test_names_that_hang_do_not_hold_up_the_others(hanging_name_server: HangingNameServer) -> None:
+    resolve = SystemResolver()
+    async with (
+        hanging_name_server.pending_lookups(resolve, [f"{number}.hanging.example" for number in range(HANGING)]),
+        asyncio.timeout(20),
+    ):
+        assert await resolve("127.0.0.1") == [ip_address("127.0.0.1")]
+
+
+async def test_negative_control_the_loops_own_threads_are_exhausted(hanging_name_server: HangingNameServer) -> None:
+    async def resolve(host: str) -> Sequence[Address]:
+        results = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return [ip_address(result[4][0]) for result in results]
+
+    async with hanging_name_server.pending_lookups(resolve, [f"{number}.hanging.example" for number in range(HANGING)]):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await resolve("127.0.0.1")
+
+
+async def test_a_name_that_hangs_is_looked_up_once_for_all(hanging_name_server: HangingNameServer) -> None:
+    resolve = SystemResolver()
+    async with hanging_name_server.pending_lookups(resolve, ["hanging.example"] * HANGING):
+        assert await resolve("127.0.0.1")
+    assert hanging_name_server.looked_up.count("hanging.example") == 1
+
+
+async def test_a_name_that_does_not_exist_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*_args: Any, **_options: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(ProviderUnavailable, match="gaierror"):
+        await get("https://acme.example/", SsrfGuardedBackend(is_public))

@@ -1,0 +1,674 @@
+"""Re-sealing under load, on both databases: nothing is overwritten, nothing is lost, whoever dies or helps."""
+
+import asyncio
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import LargeBinary, insert, select, text, update
+
+from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.integration import Integration
+from integration_server.service.common_types import AssociatedData
+from integration_server.service.credentials.credential_cipher import (
+    callback_aad,
+    chain_key_aad,
+    credentials_aad,
+    payload_aad,
+    verifier_aad,
+    webhook_secret_aad,
+)
+from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap
+from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
+from integration_server.storage.engine import Database, open_database
+from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.key_encryption import KeyringError
+from integration_server.storage.keyring import Keyring
+from integration_server.storage.rotation import AgeBasedRotation, Rotation, RotationProgress, RotationResult
+from integration_server.storage.tables import (
+    audit_chains,
+    data_keys,
+    integrations,
+    metadata,
+    revocations,
+    webhook_events,
+    webhook_secrets,
+)
+from integration_server.storage.work_leases import WorkLease
+from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
+from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, local_keys, open_test_keyring
+
+NO_DELAY = timedelta(0)
+
+
+async def ignore_report(_operation: str) -> None:
+    """Who is told."""
+
+
+async def skip_wait(_step: RotationProgress) -> None:
+    """For a rotation that has the database for itself."""
+
+
+@pytest.fixture
+async def keyring(database: Database) -> Keyring:
+    return await open_test_keyring(database)
+
+
+@pytest.fixture
+def rotation(database: Database, keyring: Keyring) -> Rotation:
+    return Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_report, batch=7)
+
+
+async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
+    """A connected integration whose sealed credentials have this content."""
+    new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}")
+    encrypted = await keyring.encrypt(content, credentials_aad(new.uid, new.user_id, new.integration_type))
+    row = await SqlIntegrations(database).add_connected(new, account(None), new_credentials(encrypted), NOW)
+    assert row is not None
+    return row
+
+
+async def decrypt_credentials(database: Database, keyring: Keyring, integration: Integration) -> bytes:
+    """What the row's credentials open to."""
+    row = await SqlIntegrations(database).find(integration.integration_id, integration.user_id)
+    assert row is not None
+    return await keyring.decrypt(row.encrypted_credentials or b"", associated_data_of(integration))
+
+
+def associated_data_of(integration: Integration) -> AssociatedData:
+    return credentials_aad(integration.uid, integration.user_id, integration.integration_type)
+
+
+async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
+    """A value in every sealed column; its content is the column's name."""
+    row = await store_integration(database, keyring, b"integrations.encrypted_credentials")
+    revoked = await keyring.encrypt(b"revocations.encrypted_credentials", associated_data_of(row))
+    async with database.write_transaction() as connection:
+        await connection.execute(
+            insert(revocations).values(
+                uid=row.uid,
+                user_id=row.user_id,
+                integration_type=row.integration_type,
+                encrypted_credentials=revoked,
+                create_time=NOW,
+                due_time=NOW,
+            )
+        )
+    await store_webhooks(database, keyring, row)
+    chain_id = secrets.token_hex(16)
+    chain_key = await keyring.encrypt(b"audit_chains.encrypted_key", chain_key_aad(chain_id))
+    async with database.write_transaction() as connection:
+        await connection.execute(
+            insert(audit_chains).values(
+                chain_id=chain_id,
+                number=secrets.randbits(62),
+                encrypted_key=chain_key,
+                begin_time=NOW,
+                entries=0,
+                head=b"",
+                checkpoint_mac=b"",
+            )
+        )
+    attempt = new_attempt()
+    names = (attempt.attempt_id, attempt.user_id, attempt.integration_type)
+    verifier = await keyring.encrypt(b"authorization_attempts.encrypted_verifier", verifier_aad(*names))
+    callback = await keyring.encrypt(b"authorization_attempts.encrypted_callback", callback_aad(*names))
+    await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_verifier=verifier), new_integration())
+    await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, callback, NOW)
+
+
+async def store_webhooks(database: Database, keyring: Keyring, row: Integration) -> None:
+    """The same for what belongs to webhooks."""
+    owner = {
+        "integration_id": row.integration_id,
+        "uid": row.uid,
+        "user_id": row.user_id,
+        "integration_type": row.integration_type,
+    }
+    secret_aad = webhook_secret_aad(row.uid, row.user_id, row.integration_type)
+    event_aad = payload_aad(row.uid, row.user_id, row.integration_type)
+    async with database.write_transaction() as connection:
+        await connection.execute(
+            insert(webhook_secrets).values(
+                **owner,
+                encrypted_secret=await keyring.encrypt(b"webhook_secrets.encrypted_secret", secret_aad),
+                encrypted_previous_secret=await keyring.encrypt(
+                    b"webhook_secrets.encrypted_previous_secret", secret_aad
+                ),
+                secret_set_time=NOW,
+            )
+        )
+        await connection.execute(
+            insert(webhook_events).values(
+                **owner,
+                number=1,
+                event_id="event",
+                event_type="type",
+                receive_time=NOW,
+                encrypted_payload=await keyring.encrypt(b"webhook_events.encrypted_payload", event_aad),
+            )
+        )
+
+
+async def values_encrypted_with(database: Database, key_id: str) -> dict[str, list[Any]]:
+    """The rows of each sealed column whose value has this data key."""
+    async with database.read_connection() as connection:
+        return {
+            column.name: list((await connection.execute(column.rows_encrypted_with(key_id))).all())
+            for column in ENCRYPTED_COLUMNS
+        }
+
+
+async def decrypted_with(database: Database, keyring: Keyring, key_id: str) -> dict[str, list[bytes]]:
+    """The same, opened."""
+    rows = await values_encrypted_with(database, key_id)
+    return {
+        column.name: [await keyring.decrypt(row.value, column.associated_data(row)) for row in rows[column.name]]
+        for column in ENCRYPTED_COLUMNS
+    }
+
+
+def test_every_encrypted_column_is_known() -> None:
+    encrypted = {
+        f"{table.name}.{column.name}"
+        for table in metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, LargeBinary) and not column.name.startswith("wrapped_")
+        if column.name not in {"mac", "head", "checkpoint_mac"}  # of the audit log, which anybody may see
+    }
+    assert {column.name for column in ENCRYPTED_COLUMNS} == encrypted
+
+
+class TestRotation:
+    async def test_values_of_every_column_are_reencrypted(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        await fill_encrypted_columns(database, keyring)
+        old = keyring.active_key_id
+        assert await rotation.rotate(skip_wait) == RotationResult(keyring.active_key_id, len(ENCRYPTED_COLUMNS), [])
+        assert keyring.active_key_id != old
+        assert not any((await values_encrypted_with(database, old)).values())
+        assert await decrypted_with(database, keyring, keyring.active_key_id) == {
+            column.name: [column.name.encode()] for column in ENCRYPTED_COLUMNS
+        }
+        assert [key.is_rotation_complete for key in await describe_data_keys(database)] == [True, True]
+
+    async def test_nothing_else_of_a_row_changes(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        row = await store_integration(database, keyring, b"content")
+        await rotation.rotate(skip_wait)
+        after = await SqlIntegrations(database).find(row.integration_id, row.user_id)
+        assert after is not None
+        assert after.integration == row
+
+    async def test_the_former_key_is_removed_and_everything_still_reads(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(20)]
+        old = keyring.active_key_id
+        await rotation.rotate(skip_wait)
+        await remove_data_key(database, old, force=True)
+        anew = await open_test_keyring(database)
+        assert [await decrypt_credentials(database, anew, row) for row in rows] == [
+            b"%d" % number for number in range(20)
+        ]
+        assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]
+
+    async def test_the_key_is_not_used_before_its_time(self, database: Database, keyring: Keyring) -> None:
+        await store_integration(database, keyring, b"content")
+        old = keyring.active_key_id
+        await set_replaced_for(database, old, timedelta(days=1))
+        waits: list[float] = []
+
+        async def wait(seconds: float) -> None:
+            """Instead of waiting, have it that the time has come."""
+            if seconds:
+                waits.append(seconds)
+                assert keyring.active_key_id == old or not any((await values_encrypted_with(database, old)).values())
+                earlier = DatabaseTime(timedelta(seconds=-30 * len(waits)))
+                newest = (await describe_data_keys(database))[-1].key_id
+                async with database.write_transaction() as connection:
+                    statement = update(data_keys).where(data_keys.c.key_id == newest).values(active_time=earlier)
+                    await connection.execute(statement)
+
+        rotation = Rotation(
+            database, keyring, activation_delay=timedelta(seconds=40), record_audit=ignore_report, pause=wait
+        )
+        steps: list[RotationProgress] = []
+
+        async def record_step(step: RotationProgress) -> None:
+            steps.append(step)
+
+        await rotation.rotate(record_step)
+        assert len(waits) >= 2  # until it is known to all, and until none seals with the former one
+        assert timedelta(seconds=35) < steps[0].remaining <= timedelta(seconds=40)
+
+    async def test_an_unfinished_rotation_is_finished_and_a_finished_one_is_followed_by_another(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        row = await store_integration(database, keyring, b"content")
+        announced = await keyring.add_data_key()
+        assert (await rotation.rotate(skip_wait)).key_id == announced
+        assert (await rotation.rotate(skip_wait)).key_id != announced
+        assert len(await describe_data_keys(database)) == 3
+        assert await decrypt_credentials(database, keyring, row) == b"content"
+
+    async def test_without_a_new_key_remaining_values_are_reencrypted_with_the_newest(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        straggler = await open_test_keyring(database)
+        await rotation.rotate(skip_wait)
+        row = await store_integration(database, straggler, b"late")
+        assert await rotation.rotate(skip_wait, new_key=False) == RotationResult(keyring.active_key_id, 1, [])
+        assert await decrypt_credentials(database, keyring, row) == b"late"
+
+    async def test_undecryptable_values_are_reported_and_kept(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(10)]
+        old, broken = keyring.active_key_id, rows[4]
+        async with database.write_transaction() as connection:
+            flipped = bytes.fromhex("01" + old) + bytes(40)
+            where = integrations.c.integration_id == broken.integration_id
+            await connection.execute(update(integrations).where(where).values(encrypted_credentials=flipped))
+        rotated = await rotation.rotate(skip_wait)
+        assert rotated.reencrypted == 9
+        assert rotated.unreadable == [f"integrations.encrypted_credentials of {broken.integration_id}"]
+        (remaining,) = (await values_encrypted_with(database, old))["integrations.encrypted_credentials"]
+        assert remaining.value == flipped
+        with pytest.raises(KeyringError, match="still seals 1 of integrations"):
+            await remove_data_key(database, old, force=True)
+
+    async def test_adding_and_activating_a_key_is_audited(self, database: Database, keyring: Keyring) -> None:
+        reported: list[str] = []
+
+        async def record_audit(operation: str) -> None:
+            reported.append(operation)
+
+        async def interrupt(_step: RotationProgress) -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            await Rotation(database, keyring, activation_delay=timedelta(seconds=1), record_audit=record_audit).rotate(
+                interrupt
+            )
+        key_id = (await describe_data_keys(database))[-1].key_id
+        assert reported == [f"add {key_id}"]
+        await Rotation(database, keyring, activation_delay=timedelta(seconds=1), record_audit=record_audit).rotate(
+            skip_wait
+        )
+        assert reported == [f"add {key_id}", f"rotate to {key_id}"]
+
+    async def test_rotation_is_not_complete_when_auditing_fails(self, database: Database, keyring: Keyring) -> None:
+        async def record_audit(_operation: str) -> None:
+            raise StoreUnavailable
+
+        await keyring.add_data_key()
+        with pytest.raises(StoreUnavailable):
+            await Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=record_audit).rotate(skip_wait)
+        assert not (await describe_data_keys(database))[-1].is_rotation_complete
+
+    async def test_several_at_once_help_each_other(self, database_url: str) -> None:
+        async with AsyncExitStack() as stack:
+            databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
+            keyrings = [await open_test_keyring(database) for database in databases]
+            rows = [await store_integration(databases[0], keyrings[0], b"%d" % number, number) for number in range(60)]
+            rotations = [
+                Rotation(database, keyring, activation_delay=timedelta(seconds=1), record_audit=ignore_report, batch=5)
+                for database, keyring in zip(databases, keyrings, strict=True)
+            ]
+            rotated = await asyncio.gather(
+                *(rotation.rotate(skip_wait) for rotation in rotations), return_exceptions=True
+            )
+            finished = [one for one in rotated if isinstance(one, RotationResult)]
+            assert finished
+            assert len({one.key_id for one in finished}) == 1
+            assert all(isinstance(one, RotationResult | KeyringError) for one in rotated)  # begun at the same moment
+            assert sum(one.reencrypted for one in finished) == 60
+            assert [await decrypt_credentials(databases[0], keyrings[0], row) for row in rows] == [
+                b"%d" % number for number in range(60)
+            ]
+
+    async def test_rows_under_a_key_are_found_by_an_index(self, database: Database) -> None:
+        """PostgreSQL is asked not to scan, which is cheapest in an empty table."""
+        query = ENCRYPTED_COLUMNS[0].rows_encrypted_with("41" * 8).order_by(integrations.c.integration_id).limit(5)
+        async with database.write_transaction() as connection:
+            is_postgres = connection.dialect.name == "postgresql"
+            if is_postgres:
+                await connection.execute(text("SET LOCAL enable_seqscan = off"))
+                await connection.execute(text("SET LOCAL enable_bitmapscan = off"))
+            options = {"literal_binds": True}
+            written = query.compile(dialect=connection.dialect, compile_kwargs=options)
+            plan = await connection.exec_driver_sql(f"EXPLAIN {'' if is_postgres else 'QUERY PLAN'} {written}")
+            reported = " ".join(str(row) for row in plan.all())
+        assert "ix_integrations_data_key_id" in reported
+        assert "Sort" not in reported
+        assert "TEMP B-TREE" not in reported
+
+
+class InterruptedAead(Keyring):
+    """A keyring that has something else happen while it seals."""
+
+    before_encrypt: Callable[[], Awaitable[None]] | None = None
+
+    async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
+        """Sealed, after something else had the time to happen."""
+        callback, self.before_encrypt = self.before_encrypt, None
+        if callback is not None:
+            await callback()
+        return await super().encrypt(plaintext, associated_data)
+
+
+class TestConcurrentRefresh:
+    """A refresh that is committed between the reading and the writing of a row is not overwritten."""
+
+    async def refresh(self, database: Database, keyring: Keyring, row: Integration) -> None:
+        encrypted = await keyring.encrypt(b"refreshed", associated_data_of(row))
+        committed = await SqlIntegrations(database).commit_refresh(row, new_credentials(encrypted), LATER)
+        assert committed is not None
+
+    async def test_it_waits_for_the_reencryption_and_wins(self, database: Database, database_url: str) -> None:
+        reencrypting = InterruptedAead(database, local_keys(KEY), monotonic=time.monotonic)
+        await reencrypting.prepare()
+        async with open_database(database_url) as other_database:
+            refreshing = await open_test_keyring(other_database)
+            row = await store_integration(database, refreshing, b"stale")
+            tasks: list[asyncio.Task[None]] = []
+
+            async def before_encrypt() -> None:
+                tasks.append(asyncio.create_task(self.refresh(other_database, refreshing, row)))
+                await asyncio.wait(tasks, timeout=0.5)
+
+            reencrypting.before_encrypt = before_encrypt
+            await Rotation(database, reencrypting, activation_delay=NO_DELAY, record_audit=ignore_report).rotate(
+                skip_wait
+            )
+            await asyncio.gather(*tasks)
+            assert tasks
+            assert await decrypt_credentials(database, refreshing, row) == b"refreshed"
+
+    async def test_without_holding_the_row_it_would_be_lost(self, database: Database, keyring: Keyring) -> None:
+        """The twin: read, overtaken, written."""
+        row = await store_integration(database, keyring, b"stale")
+        before = await decrypt_credentials(database, keyring, row)
+        await self.refresh(database, keyring, row)
+        again = await keyring.encrypt(before, associated_data_of(row))
+        where = integrations.c.integration_id == row.integration_id
+        async with database.write_transaction() as connection:
+            await connection.execute(update(integrations).where(where).values(encrypted_credentials=again))
+        assert await decrypt_credentials(database, keyring, row) == b"stale"
+
+    @pytest.mark.postgres
+    async def test_rows_that_others_hold_are_passed_over_and_done_later(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as database, open_database(postgres_url) as other_database:
+            keyring = await open_test_keyring(database)
+            rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(3)]
+            old = keyring.active_key_id
+            where = integrations.c.integration_id == rows[1].integration_id
+            async with other_database.write_transaction() as connection:
+                await connection.execute(select(integrations.c.uid).where(where).with_for_update())
+                rotating = asyncio.create_task(
+                    Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_report).rotate(skip_wait)
+                )
+                async with asyncio.timeout(20):
+                    while len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) != 1:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                assert not rotating.done()
+            assert (await rotating).reencrypted == 3
+
+
+class TestRemoval:
+    async def test_active_and_announced_keys_are_not_removed(self, database: Database, keyring: Keyring) -> None:
+        announced = await keyring.add_data_key(timedelta(minutes=1))
+        for key_id in (keyring.active_key_id, announced):
+            with pytest.raises(KeyringError, match="is the one that seals, or will"):
+                await remove_data_key(database, key_id, force=True)
+
+    async def test_not_one_that_is_unknown(self, database: Database, keyring: Keyring) -> None:
+        with pytest.raises(KeyringError, match="there is no data key 0123456789abcdef"):
+            await remove_data_key(database, "0123456789abcdef", force=True)
+        assert await describe_data_keys(database)
+        assert keyring.active_key_id
+
+    @pytest.mark.parametrize("column", ENCRYPTED_COLUMNS, ids=lambda column: column.name)
+    async def test_not_while_a_value_of_any_column_needs_it(
+        self, database: Database, keyring: Keyring, column: Any
+    ) -> None:
+        await fill_encrypted_columns(database, keyring)
+        old = keyring.active_key_id
+        await keyring.add_data_key()
+        for other in ENCRYPTED_COLUMNS:
+            if other is not column:
+                rows = (await values_encrypted_with(database, old))[other.name]
+                async with database.write_transaction() as connection:
+                    for row in rows:
+                        new = await keyring.encrypt(b"", other.associated_data(row))
+                        await connection.execute(other.replacement(), {"id": row.row_id, "old": row.value, "new": new})
+        with pytest.raises(KeyringError, match=f"still seals 1 of {column.name}: run"):
+            await remove_data_key(database, old, force=True)
+
+    async def test_for_a_day_only_by_force(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+        first = keyring.active_key_id
+        await rotation.rotate(skip_wait)
+        second = keyring.active_key_id
+        with pytest.raises(KeyringError, match="may be removed from"):
+            await remove_data_key(database, first)
+        await set_replaced_for(database, second, timedelta(hours=23, minutes=59))
+        with pytest.raises(KeyringError, match="may be removed from"):
+            await remove_data_key(database, first)
+        await set_replaced_for(database, second, timedelta(hours=24, minutes=1))
+        await remove_data_key(database, first)
+        assert [key.key_id for key in await describe_data_keys(database)] == [second]
+
+
+async def set_replaced_for(database: Database, key_id: str, age: timedelta) -> None:
+    """Have it that this key has sealed for so long, after all others."""
+    async with database.write_transaction() as connection:
+        await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age - timedelta(days=1))))
+        await connection.execute(
+            update(data_keys).where(data_keys.c.key_id == key_id).values(active_time=DatabaseTime(-age))
+        )
+
+
+class TestAssociatedData:
+    """What is stored in one place opens in no other, whatever the places have in common."""
+
+    async def values(self, database: Database) -> list[tuple[str, str, bytes, AssociatedData]]:
+        """Every stored value, with its data key, the name of its column, and its place."""
+        found = []
+        for key in await describe_data_keys(database):
+            rows = await values_encrypted_with(database, key.key_id)
+            for column in ENCRYPTED_COLUMNS:
+                found += [
+                    (key.key_id, column.name, row.value, column.associated_data(row)) for row in rows[column.name]
+                ]
+        return found
+
+    @pytest.fixture
+    async def stored_values(self, database: Database, keyring: Keyring) -> list[tuple[str, str, bytes, AssociatedData]]:
+        """Three rows of each table under each of two data keys."""
+        for _ in range(2):
+            for _ in range(3):
+                await fill_encrypted_columns(database, keyring)
+            await keyring.add_data_key()
+            await complete_rotations(database)
+        values = await self.values(database)
+        assert len(values) == 2 * 3 * len(ENCRYPTED_COLUMNS)
+        return values
+
+    async def test_every_pair_of_rows_and_columns(
+        self, keyring: Keyring, stored_values: list[tuple[str, str, bytes, AssociatedData]]
+    ) -> None:
+        outcomes = []
+        for (_, here, value, own), (_, there, _, associated_data) in itertools.permutations(stored_values, 2):
+            try:
+                assert (await keyring.decrypt(value, associated_data)).decode() == here
+            except CredentialsUnreadable:
+                assert associated_data != own
+                outcomes.append("refused")
+            else:
+                assert associated_data == own
+                # The pairs that are meant: what was an integration's credentials waits to be revoked, and what was a
+                # webhook's secret is good beside the one that came after.
+                assert {here, there} in (
+                    {"integrations.encrypted_credentials", "revocations.encrypted_credentials"},
+                    {"webhook_secrets.encrypted_secret", "webhook_secrets.encrypted_previous_secret"},
+                )
+                outcomes.append("opened")
+        assert outcomes.count("opened") == 2 * 2 * 6
+        assert len(outcomes) == len(stored_values) * (len(stored_values) - 1)
+
+    async def test_every_pair_of_key_ids(
+        self, keyring: Keyring, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
+    ) -> None:
+        key_ids = [key.key_id for key in await describe_data_keys(database)]
+        for own_id, name, value, associated_data in stored_values:
+            for key_id in key_ids:
+                renamed = value[:1] + bytes.fromhex(key_id) + value[9:]
+                if key_id == own_id:
+                    assert (await keyring.decrypt(renamed, associated_data)).decode() == name
+                    continue
+                with pytest.raises(CredentialsUnreadable):
+                    await keyring.decrypt(renamed, associated_data)
+
+    async def test_every_byte_of_every_value(
+        self, keyring: Keyring, stored_values: list[tuple[str, str, bytes, AssociatedData]]
+    ) -> None:
+        for _, name, value, associated_data in stored_values:
+            assert (await keyring.decrypt(value, associated_data)).decode() == name
+            for position in range(len(value)):
+                flipped = value[:position] + bytes([value[position] ^ 0xFF]) + value[position + 1 :]
+                with pytest.raises(CredentialsUnreadable):
+                    await keyring.decrypt(flipped, associated_data)
+
+    async def test_wrapped_keys_of_every_pair_of_data_keys(
+        self, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
+    ) -> None:
+        assert stored_values
+        keys = local_keys(KEY)
+        async with database.read_connection() as connection:
+            rows = (await connection.execute(select(data_keys))).all()
+        assert len(rows) == 3
+        for one, another in itertools.permutations(rows, 2):
+            assert await keys.unwrap(one.wrapped_key, one.key_id, one.wrapping_key_id)
+            with pytest.raises(KeyringError, match=another.key_id):
+                await keys.unwrap(one.wrapped_key, another.key_id, one.wrapping_key_id)
+
+
+class TestRewrap:
+    async def test_then_the_retired_key_is_not_needed(self, database: Database, keyring: Keyring) -> None:
+        row = await store_integration(database, keyring, b"content")
+        await keyring.add_data_key()
+        with pytest.raises(KeyringError, match=KEY_ID):
+            await open_test_keyring(database, OTHER_KEY)
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 2
+        anew = await open_test_keyring(database, OTHER_KEY)
+        assert await decrypt_credentials(database, anew, row) == b"content"
+        assert {key.wrapping_key_id for key in await describe_data_keys(database)} == {OTHER_KEY_ID}
+        with pytest.raises(KeyringError, match=OTHER_KEY_ID):
+            await open_test_keyring(database, KEY)
+
+    async def test_a_second_time_there_is_nothing_to_do(self, database: Database, keyring: Keyring) -> None:
+        assert keyring.active_key_id
+        await rewrap(database, local_keys(OTHER_KEY, KEY))
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 0
+
+    async def test_it_goes_on_after_a_crash(self, database: Database, keyring: Keyring) -> None:
+        row = await store_integration(database, keyring, b"content")
+        await keyring.add_data_key()
+        await rewrap(database, local_keys(OTHER_KEY, KEY))
+        # As if it had died before the first one.
+        first = (await describe_data_keys(database))[0].key_id
+        async with database.read_connection() as connection:
+            query = select(data_keys.c.wrapped_key).where(data_keys.c.key_id == first)
+            key = await local_keys(OTHER_KEY).unwrap(
+                (await connection.execute(query)).scalar_one(), first, OTHER_KEY_ID
+            )
+        values = {"wrapped_key": await local_keys(KEY).wrap(key, first), "wrapping_key_id": KEY_ID}
+        async with database.write_transaction() as connection:
+            await connection.execute(update(data_keys).where(data_keys.c.key_id == first).values(values))
+        assert await decrypt_credentials(database, await open_test_keyring(database, OTHER_KEY, KEY), row) == b"content"
+        assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 1
+        assert await decrypt_credentials(database, await open_test_keyring(database, OTHER_KEY), row) == b"content"
+
+
+class TestAgeBasedRotation:
+    def by_age(self, database: Database, rotation: Rotation, owner: str = "one", **changes: Any) -> AgeBasedRotation:
+        lease = WorkLease(database, "rotation", owner, changes.pop("lease", timedelta(minutes=1)))
+        return AgeBasedRotation(
+            database, rotation, lease, max_age=timedelta(days=90), duty_cycle=0.5, pause=no_pause, **changes
+        )
+
+    async def set_key_age(self, database: Database, age: timedelta) -> None:
+        async with database.write_transaction() as connection:
+            await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age)))
+
+    async def test_a_key_of_less_age_stays(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+        await self.set_key_age(database, timedelta(days=89))
+        await self.by_age(database, rotation).poll()
+        assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]
+
+    async def test_an_older_one_is_replaced_once(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        row = await store_integration(database, keyring, b"content")
+        old = keyring.active_key_id
+        await self.set_key_age(database, timedelta(days=91))
+        for _ in range(2):
+            await self.by_age(database, rotation).poll()
+        assert [key.key_id for key in await describe_data_keys(database)] == [old, keyring.active_key_id]
+        assert not any((await values_encrypted_with(database, old)).values())
+        assert await decrypt_credentials(database, keyring, row) == b"content"
+
+    async def test_one_server_at_a_time_does_and_another_takes_over(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
+        await self.set_key_age(database, timedelta(days=91))
+        gone = WorkLease(database, "rotation", "gone", timedelta(minutes=1))
+        assert await gone.renew()
+        await self.by_age(database, rotation).poll()
+        assert len(await describe_data_keys(database)) == 1
+        assert await WorkLease(database, "rotation", "gone", timedelta(seconds=-1)).renew()  # lapsed
+        await self.by_age(database, rotation).poll()
+        assert len(await describe_data_keys(database)) == 2
+        assert keyring.active_key_id
+
+    async def test_who_loses_the_claim_stops(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+        for number in range(20):
+            await store_integration(database, keyring, b"", number)
+        old = keyring.active_key_id
+        await self.set_key_age(database, timedelta(days=91))
+        expired = WorkLease(database, "rotation", "one", timedelta(seconds=-1))
+        other = WorkLease(database, "rotation", "other", timedelta(minutes=1))
+
+        async def let_lease_expire(_seconds: float) -> None:
+            await expired.renew()
+            await other.renew()
+
+        by_age = AgeBasedRotation(
+            database,
+            rotation,
+            WorkLease(database, "rotation", "one", timedelta(minutes=1)),
+            max_age=timedelta(days=90),
+            duty_cycle=0.5,
+            pause=let_lease_expire,
+        )
+        await by_age.poll()
+        assert (
+            len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
+        )  # it noticed after the next batch
+        assert await other.renew()  # it is still the other's
+
+
+async def no_pause(_seconds: float) -> None:
+    """Instead of a pause."""

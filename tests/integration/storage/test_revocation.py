@@ -1,0 +1,173 @@
+"""Revoking over SQL stores, on both databases and their own clocks: what is gone is revoked whoever dies on the way."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
+from integration_server.domain.integration import Integration
+from integration_server.domain.revocation import RevocationState
+from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.background.due_times import Schedule
+from integration_server.service.connections.account_linking import AccountLinker
+from integration_server.service.connections.revocation import RevocationService, RevocationTimes
+from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
+from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.engine import Database
+from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.refresh_journal import FileRefreshJournal
+from integration_server.storage.refresh_leases import SqlRefreshLeases
+from integration_server.storage.revocations import SqlRevocationOutbox
+from integration_server.storage.tables import revocations
+from tests.contracts.store_contract import account, new_integration
+from tests.fakes.aead import FakeAead
+from tests.fakes.clock import SettableClock
+from tests.fakes.provider import FakeProvider, FakeProviders
+from tests.fakes.random_tokens import CountingTokens
+
+MINUTE = timedelta(minutes=1)
+TOKENS = OAuthTokens("access-1", "refresh-1")
+
+
+@dataclass
+class Process:
+    """What refreshes and revokes in one process."""
+
+    database: Database
+    provider: FakeProvider
+    account_linker: AccountLinker
+    refresher: TokenRefresher
+    revocation_service: RevocationService
+
+    async def connect(self) -> Integration:
+        """An integration with these tokens."""
+        return await self.account_linker.commit(new_integration(integration_type="fake"), account("account-1"), TOKENS)
+
+    async def disconnect(self, integration: Integration) -> RevocationState:
+        """Gone."""
+        return await self.revocation_service.disconnect_integration(integration.integration_id, integration.user_id)
+
+    async def run_background_until(self, revocation_count: int) -> None:
+        """Rounds until the provider has been asked so often, and the outbox is empty."""
+        async with asyncio.timeout(30):
+            while len(self.provider.revocations) < revocation_count or await self.outbox():
+                await self.revocation_service.revoke_due()
+                await asyncio.sleep(0.01)
+
+    async def outbox(self) -> int:
+        """How much there is in it."""
+        async with self.database.read_connection() as connection:
+            return int(await connection.scalar(select(func.count()).select_from(revocations)) or 0)
+
+    async def make_due(self) -> None:
+        """Until whatever is in the outbox is due."""
+        async with self.database.write_transaction() as connection:
+            await connection.execute(update(revocations).values(due_time=DatabaseTime()))
+
+
+def start_process(database: Database, provider: FakeProvider, tasks: DetachedTasks, journal: Path) -> Process:
+    """A process with stores of its own."""
+    clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), FakeProviders(provider)
+    integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
+    schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    refresher = TokenRefresher(
+        integrations,
+        SqlRefreshLeases(database, MINUTE),
+        FileRefreshJournal(journal),
+        outbox,
+        account_linker,
+        providers,
+        cipher,
+        tasks,
+        clock,
+        CountingTokens(),
+        lambda: 0.5,
+        lambda _: None,
+        lease_timeouts=LeaseTimeouts(),
+    )
+    revocation_service = RevocationService(
+        integrations, outbox, providers, cipher, tasks, lambda: 0.5, times=RevocationTimes(first_response=MINUTE)
+    )
+    return Process(database, provider, account_linker, refresher, revocation_service)
+
+
+@pytest.fixture
+async def tasks() -> AsyncIterator[DetachedTasks]:
+    async with DetachedTasks() as tasks:
+        yield tasks
+
+
+@pytest.fixture
+def provider() -> FakeProvider:
+    return FakeProvider(SettableClock())
+
+
+@pytest.fixture
+def process(database: Database, provider: FakeProvider, tasks: DetachedTasks, tmp_path: Path) -> Process:
+    return start_process(database, provider, tasks, tmp_path)
+
+
+@pytest.fixture
+def other_process(database: Database, provider: FakeProvider, tasks: DetachedTasks, tmp_path: Path) -> Process:
+    return start_process(database, provider, tasks, tmp_path)
+
+
+async def test_what_the_provider_confirms_leaves_nothing(process: Process, provider: FakeProvider) -> None:
+    assert await process.disconnect(await process.connect()) is RevocationState.REVOKED
+    assert provider.revocations == [TOKENS]
+    assert await process.outbox() == 0
+
+
+async def test_what_failed_is_taken_over_by_another_process(
+    process: Process, other_process: Process, provider: FakeProvider
+) -> None:
+    provider.revoke_error = ProviderUnavailable()
+    assert await process.disconnect(await process.connect()) is RevocationState.PENDING
+    provider.revoke_error = None
+    await process.make_due()
+    await other_process.run_background_until(2)
+    assert provider.revocations == [TOKENS, TOKENS]
+
+
+async def test_a_token_response_for_a_removed_integration_is_revoked(
+    process: Process, other_process: Process, provider: FakeProvider
+) -> None:
+    integration = await process.connect()
+    gate = provider.gate = asyncio.Event()
+    refresher = asyncio.create_task(process.refresher.refresh(integration))
+    async with asyncio.timeout(30):
+        while not provider.refreshes:  # noqa: ASYNC110  # a fake has no event for it
+            await asyncio.sleep(0.01)
+    provider.gate = None
+    assert await other_process.disconnect(integration) is RevocationState.PENDING
+    assert provider.revocations == [TOKENS]
+    gate.set()
+    with pytest.raises(IntegrationNotFound):
+        await refresher
+    await other_process.run_background_until(2)
+    (_, new) = provider.revocations
+    assert isinstance(new, OAuthTokens)
+    assert new.refresh_token == "renewed-refresh-1"
+
+
+async def test_many_processes_make_one_call_for_each(
+    process: Process, other_process: Process, provider: FakeProvider
+) -> None:
+    integrations = [
+        await process.account_linker.commit(
+            new_integration(integration_type="fake"), account(f"account-{number}"), TOKENS
+        )
+        for number in range(30)
+    ]
+    store = SqlIntegrations(process.database)
+    await asyncio.gather(*(store.remove(row.integration_id, row.user_id) for row in integrations))
+    await asyncio.gather(process.run_background_until(30), other_process.run_background_until(30))
+    assert len(provider.revocations) == 30

@@ -1,0 +1,84 @@
+"""A provider with webhooks that tests sign themselves: an HMAC of the body, in a header, by a secret of one's own."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from integration_server.domain.credentials import ApiKey, Credentials
+from integration_server.domain.webhooks import (
+    InvalidWebhookSignature,
+    ReceivedWebhook,
+    WebhookEvent,
+    WebhookRequest,
+    WebhookResponse,
+)
+from integration_server.providers.api_key import ApiKeyProvider
+from integration_server.providers.factory import ProviderFactory
+from integration_server.service.integrations.ports import NewAccount
+
+SIGNED_WEBHOOK = "signed_webhook"
+APP_SECRET_SETTING = "SIGNED_WEBHOOK_WEBHOOK_SECRET"
+SIGNATURE = "X-Signature"
+
+
+def webhook_body(*events: Mapping[str, Any]) -> bytes:
+    """A body with these events: each has an `id`, and may have `type`, `account` and `ends_grant`."""
+    return json.dumps({"events": events}).encode()
+
+
+def signature_headers(body: bytes, secret: str) -> dict[str, str]:
+    """The headers that go with a body."""
+    return {SIGNATURE: hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
+
+
+def receive(request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+    """What is in a request that one of the secrets has signed. A GET is a handshake, of which the query is signed."""
+    content = request.body if request.method == "POST" else urlsplit(request.url).query.encode()
+    given = [value for name, value in request.headers if name.lower() == SIGNATURE.lower()]
+    if len(given) != 1 or not any(
+        hmac.compare_digest(given[0], signature_headers(content, secret)[SIGNATURE].encode()) for secret in secrets
+    ):
+        raise InvalidWebhookSignature
+    if request.method == "GET":
+        challenge = parse_qs(content.decode())["challenge"][0]
+        return ReceivedWebhook(response=WebhookResponse(body=challenge.encode(), headers={"X-Handshake": "yes"}))
+    return ReceivedWebhook([_event(event) for event in json.loads(content)["events"]], WebhookResponse(202, body=b"ok"))
+
+
+def _event(event: Mapping[str, Any]) -> WebhookEvent:
+    return WebhookEvent(
+        event_id=event["id"],
+        event_type=event.get("type", "changed"),
+        account_id=event.get("account"),
+        payload=json.dumps(event).encode(),
+        ends_grant=event.get("ends_grant", False),
+    )
+
+
+class SignedWebhookProvider(ApiKeyProvider):
+    """Takes any key; its part before a colon is the account."""
+
+    integration_type = SIGNED_WEBHOOK
+    supports_webhooks = True
+
+    def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
+        """As the key says."""
+        assert isinstance(credentials, ApiKey)
+        return NewAccount(credentials.api_key.partition(":")[0], None)
+
+    def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
+        """The app's from the settings; an integration's from its connection."""
+        secret = self._setting("WEBHOOK_SECRET") if credentials is None else getattr(credentials, "webhook_secret", "")
+        return [secret] if secret else []
+
+    def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """What is in it."""
+        return receive(request, secrets)
+
+
+def register_signed_webhook_provider(factory: ProviderFactory) -> None:
+    """Make it known."""
+    factory.register(SIGNED_WEBHOOK, SignedWebhookProvider)

@@ -1,0 +1,38 @@
+"""When tokens fall due and end in the benchmark of refreshing ahead, and what it makes of the outcome."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from benchmarks.proactive_refresh import Outcome, Timetable, in_time
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_all_expire_within_the_window_a_buffer_after_they_fell_due() -> None:
+    timetable = Timetable(BEGIN, spread=timedelta(minutes=4), buffer=timedelta(minutes=5), window=timedelta(minutes=1))
+
+    first, *_, last = timetable.expire_times(1_000)
+
+    assert timetable.lifetime == timedelta(minutes=40)
+    assert first == BEGIN + timedelta(minutes=9)
+    assert timedelta(0) < timetable.end - last < timedelta(seconds=1)
+    # docs/refreshing.md: due in the tenth of its life before its buffer begins.
+    assert first - timetable.buffer - timetable.lifetime / 10 == BEGIN
+    assert timetable.all_due == BEGIN + timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "holds", "measured"),
+    [
+        (Outcome(margins=[1, 300], never=0), True, "0 were too late, 0 not refreshed at all"),
+        (Outcome(margins=[0, -1, 300], never=0), False, "2 were too late, 0 not refreshed at all"),
+        (Outcome(margins=[1, 300], never=1), False, "0 were too late, 1 not refreshed at all"),
+        (Outcome(margins=[], never=3), False, "none was, though all were due: this server does not refresh by itself"),
+    ],
+    ids=["all", "late", "one-never", "none"],
+)
+def test_every_token_must_be_refreshed_in_time(outcome: Outcome, holds: bool, measured: str) -> None:
+    bound = in_time(3, outcome)
+
+    assert (bound.holds, bound.measured) == (holds, measured)

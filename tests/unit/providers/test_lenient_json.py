@@ -1,0 +1,64 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from integration_server.providers.lenient_json import read_array, read_object, text_at
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a": 1}', {"a": 1}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (rb'{"a": "x\ud83dy"}', {"a": "x\ufffdy"}),
+        (rb'{"\udc00": ["\ud83d\ude00", "\ud83d"]}', {"\ufffd": ["\U0001f600", "\ufffd"]}),
+        (b'{"a": "Caf\xe9"}', {"a": "Caf\ufffd"}),
+        (b'{"a": "\xe9", "b": "\xf0\x9f"}', {"a": "\ufffd", "b": "\ufffd"}),
+        (b'{"a": "x\ty"}', {"a": "x\ty"}),
+        (b'{"a": -%s}' % (b"9" * 5000), {"a": float("-inf")}),
+        (b'\xef\xbb\xbf{"a": %d}' % 10**40, {"a": 10**40}),
+    ],
+)
+def test_reads_objects(body: bytes, value: object) -> None:
+    assert read_object(body) == value
+
+
+def test_reads_arrays_likewise() -> None:
+    assert read_array(b'\xef\xbb\xbf["\xe9"]') == ["\ufffd"]
+
+
+@pytest.mark.parametrize("body", [b"", b"\xef\xbb\xbf", b'{"a": ', b"<html>", b"\xff\xfe", b"{'a': 1}", b'{"a": 1} x'])
+def test_what_is_no_json_is_nothing(body: bytes) -> None:
+    assert (read_object(body), read_array(body)) == (None, None)
+
+
+@pytest.mark.parametrize("depth", [5_000, 30_000, 500_000])
+@pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"":', b"}"), (b"[", b""), (b'{"":', b"")])
+def test_deep_nesting_is_harmless(depth: int, begin: bytes, end: bytes) -> None:
+    body = begin * depth + b"1" + end * depth
+    assert (read_object(body), read_array(body)) == (None, None)
+
+
+def test_only_what_is_small_is_forgiven() -> None:
+    body = b'\xef\xbb\xbf{"a": "%s"}'
+    assert read_object(body % (b"x" * 65_000)) is not None
+    assert read_object(body % (b"x" * 66_000)) is None
+    assert read_object(body[3:] % (b"x" * 66_000)) is not None
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_whatever_is_read_can_be_written(body: bytes) -> None:
+    value = read_object(b'{"a": "%s"}' % body)
+    assert value is None or json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("body", [rb'{"a": "x\ud83d"}', b'{"a": "x\xe9"}', '{"a": "x\ufffd"}'.encode()])
+def test_a_text_that_could_not_be_read_whole_is_no_identifier(body: bytes) -> None:
+    assert text_at(read_object(body), "a") is None
+
+
+def test_half_a_character_could_not_be_stored() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        json.loads(rb'{"a": "x\ud83d"}')["a"].encode()

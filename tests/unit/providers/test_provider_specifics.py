@@ -1,0 +1,166 @@
+"""What some providers do and no profile shows."""
+
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
+from integration_server.domain.proxy_messages import ApiRequest
+from integration_server.providers.github import GitHubProvider
+from integration_server.providers.google_ads import GoogleAdsProvider
+from integration_server.providers.instagram import InstagramProvider
+from integration_server.providers.meta_business import MetaBusinessProvider
+from integration_server.providers.microsoft_outlook import MicrosoftOutlookProvider
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.salesforce import SalesforceProvider
+from integration_server.providers.shopify import ShopifyProvider
+from integration_server.providers.slack import SlackProvider
+from integration_server.providers.xero import XeroProvider
+from tests.unit.providers.support import NOW, FakeTransport, build_provider, json_response
+
+CALLBACK = "https://app.example/cb"
+TENANT, OTHER = "11111111-0000-4000-8000-000000000000", "22222222-0000-4000-8000-000000000000"
+
+
+async def test_slack_gives_the_users_token_where_there_is_no_bot() -> None:
+    user = {"id": "U1", "scope": "users:read,search:read", "access_token": "xoxp", "token_type": "user"}
+    network = FakeTransport(json_response({"ok": True, "team": {"id": "T1"}, "authed_user": user}))
+    tokens = await build_provider(SlackProvider, network).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert (tokens.access_token, tokens.scopes) == ("xoxp", ("users:read", "search:read"))
+    assert tokens.extras == {"team.id": "T1", "authed_user.id": "U1"}
+
+
+async def test_slack_revokes_both_tokens() -> None:
+    network = FakeTransport(*[json_response({"ok": True, "revoked": True})] * 2)
+    tokens = OAuthTokens("xoxb", extras={"authed_user.access_token": "xoxp"})
+    assert await build_provider(SlackProvider, network).revoke_credentials(tokens)
+    assert {request.headers["Authorization"] for request in network.requests} == {"Bearer xoxb", "Bearer xoxp"}
+
+
+async def test_slack_that_is_overloaded_says_so_with_200() -> None:
+    network = FakeTransport(json_response({"ok": False, "error": "internal_error"}))
+    with pytest.raises(ProviderUnavailable):
+        await build_provider(SlackProvider, network).verify_connection(OAuthTokens("xoxb"))
+
+
+async def test_instagram_leaves_a_token_of_the_first_day_alone() -> None:
+    network = FakeTransport()
+    day = timedelta(days=1)
+    young = OAuthTokens("at", "at", NOW + 60 * day - timedelta(hours=1), lifetime=60 * day)
+    assert await build_provider(InstagramProvider, network).refresh(young) is young
+    assert network.requests == []
+
+
+@pytest.mark.parametrize(("number", "is_invalid"), [(700082, True), (50173, True), (50076, True), (50196, False)])
+async def test_microsofts_numbers_tell_the_end_from_a_pause(number: int, is_invalid: bool) -> None:
+    network = FakeTransport(json_response({"error": "invalid_grant", "error_codes": [number]}, 400))
+    with pytest.raises(ProviderRejected if is_invalid else ProviderUnavailable) as raised:
+        await build_provider(MicrosoftOutlookProvider, network).refresh(OAuthTokens("at", "rt"))
+    assert raised.value.oauth_error == ("invalid_grant" if is_invalid else None)
+
+
+async def test_salesforce_tokens_are_taken_to_last_an_hour() -> None:
+    http_response = {"access_token": "at", "instance_url": "https://acme.my.salesforce.com"}
+    tokens = await build_provider(
+        SalesforceProvider, FakeTransport(json_response(http_response))
+    ).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert tokens.expire_time == NOW + timedelta(hours=1)
+
+
+def tenants(*ids: str) -> Any:
+    return json_response([{"tenantId": tenant, "tenantName": tenant[:1]} for tenant in ids])
+
+
+def xero(network: FakeTransport, **config: str) -> Any:
+    return build_provider(XeroProvider, network).for_config(config)
+
+
+async def test_xero_takes_the_tenant_that_the_config_names() -> None:
+    network = FakeTransport(json_response({"access_token": "at"}), tenants(TENANT, OTHER))
+    tokens = await xero(network, tenant_id=OTHER).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert tokens.extras["tenant_id"] == OTHER
+
+
+async def test_xero_takes_the_only_one() -> None:
+    network = FakeTransport(json_response({"access_token": "at"}), tenants(TENANT))
+    tokens = await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
+    assert tokens.extras["tenant_id"] == TENANT
+
+
+@pytest.mark.parametrize("given", [(), (TENANT, OTHER)])
+async def test_xero_takes_none_of_several_by_chance(given: tuple[str, ...]) -> None:
+    network = FakeTransport(json_response({"access_token": "not.a.jwt"}), tenants(*given))
+    with pytest.raises(ProviderRejected, match="tenant"):
+        await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
+
+
+async def test_a_tenant_that_was_taken_away_is_told() -> None:
+    tokens = OAuthTokens("at", extras={"tenant_id": TENANT})
+    with pytest.raises(ProviderRejected):
+        await xero(FakeTransport(tenants(OTHER))).verify_connection(tokens)
+
+
+async def test_github_is_understood_where_it_answers_with_forms() -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+    network = FakeTransport(
+        httpx.Response(200, headers=form, text="access_token=at&scope=read%3Auser%2Crepo&token_type=bearer"),
+        httpx.Response(200, headers=form, text="error=bad_refresh_token&error_description=It+has+expired."),
+    )
+    github = build_provider(GitHubProvider, network)
+    assert await github.refresh_access_token("rt") == OAuthTokens("at", scopes=("read:user", "repo"))
+    with pytest.raises(ProviderRejected) as raised:
+        await github.refresh_access_token("rt")
+    assert raised.value.oauth_error == "invalid_grant"
+
+
+async def test_github_has_nothing_left_of_a_token_it_does_not_know() -> None:
+    network = FakeTransport(json_response({"message": "Not Found"}, 404))
+    assert await build_provider(GitHubProvider, network).revoke_credentials(OAuthTokens("at"))
+    assert str(network.request.url) == "https://api.github.com/applications/our-id/grant"
+
+
+def test_google_ads_needs_a_developer_token() -> None:
+    assert build_provider(GoogleAdsProvider, FakeTransport()).missing_settings == ["GOOGLE_ADS_DEVELOPER_TOKEN"]
+    provider = build_provider(GoogleAdsProvider, FakeTransport(), GOOGLE_ADS_DEVELOPER_TOKEN="dev")
+    assert provider.missing_settings == []
+    assert provider.request_auth(OAuthTokens("at")).headers["developer-token"] == "dev"
+
+
+@pytest.mark.parametrize(
+    ("provider", "body", "status", "is_invalid"),
+    [
+        (SlackProvider, {"ok": False, "error": "token_expired"}, 200, True),
+        (SlackProvider, {"ok": False, "error": "channel_not_found"}, 200, False),
+        (SlackProvider, {"ok": True, "text": "token_expired"}, 200, False),
+        (MetaBusinessProvider, {"error": {"code": 190}}, 400, True),
+        (MetaBusinessProvider, {"error": {"code": 100}}, 400, False),
+        (GitHubProvider, {"message": "Bad credentials"}, 401, True),
+    ],
+)
+async def test_an_invalid_token_is_detected_whatever_the_status(
+    provider: type[OAuth2Provider], body: dict[str, Any], status: int, is_invalid: bool
+) -> None:
+    network = FakeTransport(json_response(body, status))
+    http_response = await build_provider(provider, network).call_api(
+        OAuthTokens("at"), ApiRequest("GET", "/things"), deadline=timedelta(seconds=9), body_limit=1000
+    )
+    assert http_response.is_unauthorized is is_invalid
+
+
+@pytest.mark.parametrize(
+    ("provider", "asked", "granted", "missing"),
+    [
+        (GitHubProvider, ("read:user", "user"), ("user",), []),
+        (GitHubProvider, ("read:org", "repo", "public_repo"), ("admin:org", "repo"), []),
+        (GitHubProvider, ("read:user", "user"), ("read:user",), ["user"]),
+        (ShopifyProvider, ("read_products", "write_products"), ("write_products",), []),
+        (ShopifyProvider, ("read_products", "read_orders"), ("write_products",), ["read_orders"]),
+    ],
+)
+def test_a_wider_scope_has_the_narrower_ones_in_it(
+    provider: type[OAuth2Provider], asked: tuple[str, ...], granted: tuple[str, ...], missing: list[str]
+) -> None:
+    assert build_provider(provider, FakeTransport()).missing_scopes(asked, OAuthTokens("at", scopes=granted)) == missing

@@ -1,0 +1,425 @@
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic_core import from_json
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import (
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+)
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.token_response import read_tokens
+from tests.unit.providers.support import NOW, exception_text, http_response
+
+TEN_YEARS = timedelta(days=3650)
+
+
+def tokens_of(**fields: Any) -> OAuthTokens:
+    return read_tokens(http_response({"access_token": "at", **fields}), subject="code", now=NOW)
+
+
+def failure_of(value: object, status: int = 400, *, subject: str = "code", **headers: str) -> ProviderError:
+    with pytest.raises(ProviderError) as raised:
+        read_tokens(http_response(value, status, **headers), subject=subject, now=NOW)
+    return raised.value
+
+
+def test_reads_a_plain_answer() -> None:
+    tokens = tokens_of(token_type="Bearer", expires_in=3600, refresh_token="rt", scope="read write")
+    assert tokens == OAuthTokens(
+        access_token="at",
+        refresh_token="rt",
+        expire_time=NOW + timedelta(hours=1),
+        lifetime=timedelta(hours=1),
+        scopes=("read", "write"),
+    )
+
+
+def test_reads_an_answer_with_nothing_but_a_token() -> None:
+    assert tokens_of() == OAuthTokens(access_token="at")
+
+
+@pytest.mark.parametrize("token_type", ["bearer", "Bearer", "BEARER", "", None])
+def test_takes_bearer_in_any_case_and_unsaid(token_type: str | None) -> None:
+    assert tokens_of(token_type=token_type).access_token == "at"
+
+
+@pytest.mark.parametrize("token_type", ["mac", "DPoP", "N_A", 7, ["bearer"]])
+def test_an_unknown_token_type_must_not_be_used(token_type: object) -> None:
+    assert isinstance(failure_of({"access_token": "at", "token_type": token_type}, 200), ProviderUnavailable)
+
+
+@pytest.mark.parametrize("token", [None, "", 5, ["at"], "a b", "a\nb", "a\0b", "tökén", "x" * 16_385])
+def test_an_answer_without_a_token_that_can_be_sent_is_unusable(token: object) -> None:
+    assert isinstance(failure_of({"access_token": token}, 200), ProviderUnavailable)
+
+
+# --- in what form it comes ---------------------------------------------------------------------------------
+
+ODD_JSON = {
+    "a byte order mark": b'\xef\xbb\xbf{"access_token": "at", "refresh_token": "rt"}',
+    "half a character": rb'{"name": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "bytes that are no UTF-8": b'{"name": "Caf\xe9", "access_token": "at", "refresh_token": "rt"}',
+    "a text of two lines": b'{"name": "a\nb", "access_token": "at", "refresh_token": "rt"}',
+    "a number of 5,000 digits": b'{"id": %s, "access_token": "at", "refresh_token": "rt"}' % (b"9" * 5000),
+    "half a character as scope": rb'{"scope": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "lists in lists": b'{"a": %s1%s, "access_token": "at", "refresh_token": "rt"}' % (b"[" * 250, b"]" * 250),
+}
+
+
+@pytest.mark.parametrize("name", ODD_JSON)
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=iso-8859-1", "text/html", ""])
+def test_tokens_are_read_beside_what_is_no_json(name: str, content_type: str) -> None:
+    response = http_response(ODD_JSON[name], content_type=content_type)
+    tokens = read_tokens(response, subject="grant", now=NOW, extra_fields=("name", "id"))
+    assert tokens == OAuthTokens(access_token="at", refresh_token="rt")
+
+
+@pytest.mark.parametrize("name", ODD_JSON)
+def test_a_strict_reader_would_refuse_them(name: str) -> None:
+    with pytest.raises(ValueError, match="line"):
+        from_json(ODD_JSON[name])
+
+
+@pytest.mark.parametrize("refresh_token", [rb"\ud83d", b"r\xe9"])
+def test_a_refresh_token_that_could_not_be_read_whole_is_none(refresh_token: bytes) -> None:
+    response = http_response(b'{"access_token": "at", "refresh_token": "%s"}' % refresh_token)
+    assert read_tokens(response, subject="code", now=NOW) == OAuthTokens(access_token="at")
+
+
+def test_an_access_token_that_could_not_be_read_whole_is_unusable() -> None:
+    assert isinstance(failure_of(b'{"access_token": "a\xe9"}', 200), ProviderUnavailable)
+
+
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_reads_an_expires_in_of_5_000_digits(sign: str) -> None:
+    response = http_response(b'{"access_token": "at", "expires_in": %s%s}' % (sign.encode(), b"9" * 5000))
+    assert read_tokens(response, subject="code", now=NOW).lifetime == (timedelta() if sign else TEN_YEARS)
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("content_type", [FORM, "Application/X-WWW-Form-URLencoded ; charset=utf-8", "text/plain"])
+@pytest.mark.parametrize("end", ["", "\r\n"])
+def test_reads_a_form(content_type: str, end: str) -> None:
+    members = {"access_token": "a+t", "refresh_token": "r t", "expires_in": 3600, "scope": "read,write", "id": 7}
+    response = http_response(f"{urlencode(members)}{end}".encode(), content_type=content_type)
+    assert read_tokens(response, subject="code", now=NOW, scope_separators=(",",), extra_fields=("id",)) == OAuthTokens(
+        access_token="a+t",
+        refresh_token="r t",
+        expire_time=NOW + timedelta(hours=1),
+        lifetime=timedelta(hours=1),
+        scopes=("read", "write"),
+        extras={"id": "7"},
+    )
+
+
+def test_json_that_says_it_is_a_form_is_json() -> None:
+    response = http_response({"access_token": "at"}, content_type=FORM)
+    assert read_tokens(response, subject="code", now=NOW).access_token == "at"
+
+
+@pytest.mark.parametrize("content_type", [FORM, "text/plain; charset=us-ascii"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_reads_an_error_in_a_form(content_type: str, status: int) -> None:
+    error = failure_of(b"error=invalid_grant&error_description=s3cret", status, content_type=content_type)
+    assert isinstance(error, ProviderRejected)
+    assert error.oauth_error == "invalid_grant"
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"access_token=at", "text/html"),
+        (b"access_token=at", "application/json"),
+        (b"access_token=at", ""),
+        (b"access_token=", FORM),
+        (b"refresh_token=rt", FORM),
+        (b"Sign in, please", "text/plain"),
+        (b"", FORM),
+        (b"\xff\xfe\x00", FORM),
+        (b"a=b&" * 2000 + b"access_token=at", FORM),
+    ],
+)
+def test_what_is_no_form_of_tokens_is_unusable(body: bytes, content_type: str) -> None:
+    assert isinstance(failure_of(body, 200, content_type=content_type), ProviderUnavailable)
+
+
+@given(st.binary() | st.text().map(str.encode), st.sampled_from([FORM, "text/plain", "application/json"]))
+def test_whatever_bytes_come_are_tokens_or_a_provider_error(body: bytes, content_type: str) -> None:
+    for start in (b"", b'{"access_token": "at", "refresh_token": "', b"access_token=at&refresh_token="):
+        response = http_response(start + body + (b'"}' if start.startswith(b"{") else b""), content_type=content_type)
+        try:
+            tokens = read_tokens(response, subject="code", now=NOW, extra_fields=("extra",))
+        except ProviderError:
+            continue
+        assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # fit to be stored
+
+
+# --- how long it is good for -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "lifetime"),
+    [
+        (3600, timedelta(hours=1)),
+        (3599.5, timedelta(seconds=3599.5)),
+        ("3600", timedelta(hours=1)),
+        (" 3600 ", timedelta(hours=1)),
+        (0, timedelta()),
+        (-60, timedelta()),
+        ("-1e300", timedelta()),
+        (1e300, TEN_YEARS),
+        (10**400, TEN_YEARS),
+        ("inf", TEN_YEARS),
+        (float("inf"), TEN_YEARS),
+    ],
+)
+def test_reads_expires_in(expires_in: object, lifetime: timedelta) -> None:
+    tokens = tokens_of(expires_in=expires_in)
+    assert tokens.lifetime == lifetime
+    assert tokens.expire_time == NOW + lifetime
+    assert tokens.has_expired(NOW) == (lifetime == timedelta())
+
+
+@pytest.mark.parametrize("expires_in", [None, "", "soon", "nan", True, [3600], {"seconds": 1}])
+def test_an_expires_in_that_is_no_number_counts_as_left_out(expires_in: object) -> None:
+    tokens = tokens_of(expires_in=expires_in)
+    assert tokens.access_token == "at"
+    assert (tokens.expire_time, tokens.lifetime) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "lifetime"),
+    [
+        ("2026-12-22T12:00:00Z", timedelta(days=30)),
+        ("2026-12-22T12:00:00", timedelta(days=30)),
+        ("2026-12-22T14:00:00+02:00", timedelta(days=30)),
+        (int(NOW.timestamp()) + 60, timedelta(minutes=1)),
+        (str(int(NOW.timestamp()) + 60), timedelta(minutes=1)),
+        (int(NOW.timestamp() + 60) * 1000, timedelta(minutes=1)),
+        (str(int(NOW.timestamp() + 60) * 1000), timedelta(minutes=1)),
+        (int(NOW.timestamp() - 60) * 1000, timedelta()),
+        (253_402_300_799, TEN_YEARS),  # the end of the year 9999, as which some say "never"
+        (253_402_300_799_999, TEN_YEARS),
+        ("2020-01-01T00:00:00Z", timedelta()),
+        ("9999-12-31T23:59:59Z", TEN_YEARS),
+        (1e300, TEN_YEARS),
+    ],
+)
+def test_reads_expires_at(expires_at: object, lifetime: timedelta) -> None:
+    tokens = tokens_of(expires_at=expires_at)
+    assert (tokens.lifetime, tokens.expire_time) == (lifetime, NOW + lifetime)
+
+
+@pytest.mark.parametrize("expires_at", ["tomorrow", "", None, [1]])
+def test_an_expires_at_that_is_no_time_counts_as_left_out(expires_at: object) -> None:
+    assert tokens_of(expires_at=expires_at).expire_time is None
+
+
+def test_expires_in_goes_before_expires_at_because_clocks_differ() -> None:
+    assert tokens_of(expires_in=60, expires_at="2030-01-01T00:00:00Z").lifetime == timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("name", ["refresh_token_expires_in", "x_refresh_token_expires_in", "refresh_expires_in"])
+def test_reads_how_long_the_refresh_token_is_good_for(name: str) -> None:
+    tokens = tokens_of(refresh_token="rt", **{name: "8726400"})
+    assert tokens.refresh_token_expire_time == NOW + timedelta(days=101)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, "never", None])
+@pytest.mark.parametrize("name", ["refresh_token_expires_in", "refresh_expires_in"])
+def test_a_refresh_token_without_a_sensible_end_has_none(name: str, seconds: object) -> None:
+    assert tokens_of(refresh_token="rt", **{name: seconds}).refresh_token_expire_time is None
+
+
+# --- what else is in it ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refresh_token", [None, "", 7, ["rt"]])
+def test_a_refresh_token_that_is_no_text_is_none(refresh_token: object) -> None:
+    assert tokens_of(refresh_token=refresh_token).refresh_token is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "separators", "scopes"),
+    [
+        ("read write", [], ("read", "write")),
+        ("read write", [" "], ("read", "write")),
+        ("read,write", [], ("read,write",)),
+        ("read,write", [","], ("read", "write")),
+        ("read, write", [","], ("read", "write")),
+        ("read write", [","], ("read", "write")),
+        ("read;write,delete", [";", ","], ("read", "write", "delete")),
+        (" read  read ", [], ("read",)),
+        (["read", "write", 7], [], ("read", "write")),
+        (["read", "write"], [","], ("read", "write")),
+        ("read wr\0ite", [], ("read",)),
+        ("", [], None),
+        ([], [], None),
+        (None, [], None),
+        (7, [], None),
+    ],
+)
+def test_reads_scopes(scope: object, separators: list[str], scopes: tuple[str, ...] | None) -> None:
+    response = http_response({"access_token": "at", "scope": scope})
+    assert read_tokens(response, subject="code", now=NOW, scope_separators=separators).scopes == scopes
+
+
+def test_keeps_the_extra_fields_that_are_declared_and_no_others() -> None:
+    response = http_response({"access_token": "at", "team": {"id": 7}, "name": "Ada", "other": "x"})
+    tokens = read_tokens(response, subject="code", now=NOW, extra_fields=("team.id", "name", "missing"))
+    assert tokens.extras == {"team.id": "7", "name": "Ada"}
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def test_invalid_grant_is_a_refusal_with_its_code() -> None:
+    error = failure_of({"error": "invalid_grant", "error_description": "s3cret"}, subject="grant")
+    assert isinstance(error, ProviderRejected)
+    assert error.oauth_error == "invalid_grant"
+    assert str(error) == "the provider refused the grant"
+
+
+@pytest.mark.parametrize("code", ["invalid_client", "unauthorized_client"])
+@pytest.mark.parametrize("status", [400, 401, 200])
+def test_a_refusal_of_our_client_is_our_fault(code: str, status: int) -> None:
+    error = failure_of({"error": code}, status)
+    assert isinstance(error, ProviderMisconfigured)
+    assert error.oauth_error == code
+
+
+@pytest.mark.parametrize(
+    "code", ["invalid_request", "invalid_scope", "unsupported_grant_type", "bad_verification_code"]
+)
+def test_other_error_codes_are_refusals(code: str) -> None:
+    error = failure_of({"error": code})
+    assert isinstance(error, ProviderRejected)
+    assert error.oauth_error == code
+
+
+def test_an_error_that_comes_with_http_200_is_an_error() -> None:
+    error = failure_of({"error": "invalid_grant", "access_token": "at"}, 200)
+    assert isinstance(error, ProviderRejected)
+
+
+@pytest.mark.parametrize("nothing", [None, "", False, 0, 0.0, {}])
+def test_an_empty_error_beside_a_token_is_none(nothing: object) -> None:
+    assert tokens_of(error=nothing).access_token == "at"
+
+
+def test_a_number_beside_a_token_is_an_error() -> None:
+    assert failure_of({"error": 1, "access_token": "at"}, 200).oauth_error == "1"
+
+
+@pytest.mark.parametrize("code", ["temporarily_unavailable", "server_error", "slow_down"])
+def test_a_code_that_passes_is_no_refusal(code: str) -> None:
+    error = failure_of({"error": code}, 400)
+    assert isinstance(error, ProviderUnavailable)
+    assert not error.is_refusal
+
+
+@pytest.mark.parametrize("fields", [{"message": "gone"}, {"error": "Not a code, but a sentence"}, {"error": 0}])
+def test_a_refusal_without_a_code_is_told_as_one(fields: object) -> None:
+    error = failure_of(fields, 400)
+    assert isinstance(error, ProviderUnavailable)
+    assert error.is_refusal
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"error": "invalid_grant"}, 500),
+        ({"error": "invalid_grant"}, 429),
+        ({"error": "invalid_client"}, 503),
+        ({"error": "invalid_grant"}, 302),
+        ({"error": "temporarily_unavailable"}, 400),
+        ({"error": "server_error"}, 200),
+        ({"error": {"code": 400}}, 400),
+        ({"error": {"code": 400}, "access_token": "at"}, 200),
+        ({"error": "Not a code, but a sentence"}, 400),
+        ({"error": "Not a code, but a sentence", "access_token": "at"}, 200),
+        ({"error": "x" * 65}, 400),
+        ({"message": "no such grant"}, 401),
+        ({"message": "gone"}, 404),
+        ({}, 400),
+        ({}, 200),
+        ([], 200),
+        ("at", 200),
+        (b"", 200),
+        (b"", 401),
+        (b"<html>Sign in to the hotel's network</html>", 200),
+        (b'{"access_token": "at"', 200),
+        (b"\xff\xfe", 200),
+        (b"[" * 100_000, 200),
+        ({"access_token": "at"}, 302),
+    ],
+)
+def test_what_says_nothing_certain_is_worth_another_try(body: object, status: int) -> None:
+    assert isinstance(failure_of(body, status), ProviderUnavailable)
+
+
+def test_says_when_to_come_back_if_the_provider_does() -> None:
+    response = HttpResponse(429, {}, b"", retry_after=timedelta(seconds=7))
+    with pytest.raises(ProviderUnavailable) as raised:
+        read_tokens(response, subject="grant", now=NOW)
+    assert raised.value.retry_after == timedelta(seconds=7)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"error": "invalid_grant", "error_description": "s3cret", "hint": "s3cret"}, 400),
+        ({"error": "s3cret s3cret"}, 400),
+        ({"access_token": "s3cret token", "refresh_token": "s3cret"}, 200),
+        ({"access_token": "s3cret", "token_type": "s3cret"}, 200),
+        (b'{"access_token": "s3cret"', 200),
+        (b"<html>s3cret</html>", 502),
+    ],
+)
+def test_no_error_has_a_token_or_a_providers_words(body: object, status: int) -> None:
+    assert "s3cret" not in exception_text(failure_of(body, status))
+
+
+def test_tokens_hide_in_their_repr() -> None:
+    response = http_response({"access_token": "s3cret-at", "refresh_token": "s3cret-rt", "id": "s3cret-id"})
+    assert "s3cret" not in repr(read_tokens(response, subject="code", now=NOW, extra_fields=("id",)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(
+    [
+        "access_token",
+        "token_type",
+        "expires_in",
+        "expires_at",
+        "refresh_token",
+        "refresh_token_expires_in",
+        "scope",
+        "error",
+        "extra",
+    ]
+)
+
+
+@given(st.dictionaries(FIELDS, JSON), st.integers(200, 599))
+def test_whatever_comes_is_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
+    try:
+        tokens = read_tokens(http_response(fields, status), subject="code", now=NOW, extra_fields=("extra",))
+    except ProviderError:
+        return
+    assert tokens.access_token
+    assert tokens.expire_time is None or NOW <= tokens.expire_time <= NOW + TEN_YEARS

@@ -1,0 +1,158 @@
+"""URLs that leave a host or a path open: what fills them, and that nothing else does."""
+
+import pytest
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import InvalidField, ProviderUnavailable
+from integration_server.providers.http import UrlNotAllowed
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.quickbooks import QuickBooksProvider
+from integration_server.providers.salesforce import SalesforceProvider
+from integration_server.providers.shopify import ShopifyProvider
+from integration_server.providers.urls import fill, has_open_host, template_params
+from tests.attack_inputs import similar_urls
+from tests.unit.providers.support import FakeTransport, build_provider, json_response
+
+SHOP = "https://{shop}.shops.example/{version}/token"
+
+
+def test_fills_all_url_params() -> None:
+    assert template_params(SHOP) == ("shop", "version")
+    assert fill(SHOP, {"shop": "acme", "version": "v1.2"}) == "https://acme.shops.example/v1.2/token"
+    assert has_open_host(SHOP)
+    assert not has_open_host("https://shops.example/{version}")
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a/b", "a@b", "a?b", "a#b", "a:1", "..", ".a", "a b", "a%2fb", "a\n", "ä", "{shop}"]
+)
+def test_a_url_param_is_one_segment(value: str) -> None:
+    with pytest.raises(ValueError, match="shop"):
+        fill("https://{shop}.shops.example/", {"shop": value})
+
+
+def test_an_unknown_url_param_raises() -> None:
+    with pytest.raises(ValueError, match="shop"):
+        fill(SHOP, {})
+
+
+class Shop(OAuth2Provider):
+    integration_type = "shop"
+    oauth_authorize_url = "https://{shop}.shops.example/authorize"
+    oauth_token_url = "https://{shop}.shops.example/token"
+    verify_url = "https://{shop}.shops.example/me"
+    host_patterns = ("*.shops.example",)
+
+
+async def test_tokens_know_where_they_are_from() -> None:
+    network = FakeTransport(json_response({"access_token": "at", "refresh_token": "rt"}), *[json_response({})] * 2)
+    shop = build_provider(Shop, network)
+    tokens = await shop.with_url_params(shop="acme").exchange_code_for_tokens("c", "https://app.example/cb", "v" * 43)
+    assert tokens.extras == {"shop": "acme"}
+    await shop.verify_connection(tokens)
+    with pytest.raises(ProviderUnavailable):
+        await shop.refresh(tokens)
+    assert {request.url.host for request in network.requests} == {"acme.shops.example"}
+
+
+async def test_no_url_param_leads_to_an_undeclared_host() -> None:
+    network = FakeTransport()
+    with pytest.raises(UrlNotAllowed):
+        await (
+            build_provider(Shop, network)
+            .with_url_params(shop="evil.example.x")
+            .send("GET", "https://{shop}.shops.example/")
+        )
+    assert network.requests == []
+
+
+async def test_with_its_pattern_left_out_it_would_be_reached() -> None:
+    network = FakeTransport(json_response({}))
+    shop = build_provider(Shop, network).with_attributes(host_patterns=("*.x.shops.example",))
+    await shop.with_url_params(shop="evil.x").send("GET", "https://{shop}.shops.example/")
+    assert network.request.url.host == "evil.x.shops.example"
+
+
+# --- the shop that a callback is from -------------------------------------------------------------------------------
+
+SIGNED = {  # as Shopify's documentation has it, with the secret "hush"
+    "code": "0907a61c0c8d55e99db179b68161bc00",
+    "shop": "some-shop.myshopify.com",
+    "timestamp": "1337178173",
+    "hmac": "4712bf92ffc2917d15a2f5a273e39f0116667419aa4b6ac0b3baaf26fa3c4d20",
+}
+
+
+def shopify(shop: str = "some-shop") -> ShopifyProvider:
+    provider = build_provider(ShopifyProvider, FakeTransport(), SHOPIFY_CLIENT_SECRET="hush").for_config({"shop": shop})
+    assert isinstance(provider, ShopifyProvider)
+    return provider
+
+
+def test_a_callback_that_shopify_signed_is_taken() -> None:
+    assert shopify().read_callback(SIGNED) == {}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {**SIGNED, "code": "another"},
+        {**SIGNED, "more": "1"},
+        {**SIGNED, "hmac": ""},
+        {**SIGNED, "hmac": SIGNED["hmac"].upper()},
+        {**SIGNED, "hmac": "ä"},
+        {name: value for name, value in SIGNED.items() if name != "hmac"},
+        {"code": f"{SIGNED['code']}&shop={SIGNED['shop']}", **{k: SIGNED[k] for k in ("timestamp", "hmac")}},
+    ],
+)
+def test_any_other_is_not(query: dict[str, str]) -> None:
+    with pytest.raises(InvalidField, match="signed"):
+        shopify().read_callback(query)
+
+
+def test_one_that_was_signed_for_another_shop_is_not() -> None:
+    with pytest.raises(InvalidField, match="another shop"):
+        shopify("my-shop").read_callback(SIGNED)
+
+
+@pytest.mark.parametrize("shop", ["acme", "ACME", "acme.myshopify.com"])
+def test_a_shop_goes_by_its_name_or_domain(shop: str) -> None:
+    assert shopify(shop).url_params["shop"] == "acme"
+
+
+@pytest.mark.parametrize(
+    "shop", ["", "acme.evil.example", "a/b", "-a", "a.b.myshopify.com", "acme.myshopify.com.evil.example"]
+)
+def test_nothing_else_is_a_shop(shop: str) -> None:
+    with pytest.raises(InvalidField) as raised:
+        shopify(shop)
+    assert raised.value.field == "config.shop"
+
+
+# --- other places ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("realm", ["", "12a", "../1", "\uff11\uff12", "1" * 65])
+def test_a_company_is_a_number(realm: str) -> None:
+    with pytest.raises(InvalidField, match="realmId"):
+        build_provider(QuickBooksProvider, FakeTransport()).read_callback({"realmId": realm})
+
+
+@pytest.mark.parametrize(
+    "url", [None, 7, "acme.my.salesforce.com", *similar_urls("https://acme.my.salesforce.com/x")[:40]]
+)
+async def test_an_instance_must_be_one_of_salesforces(url: object) -> None:
+    network = FakeTransport(json_response({"access_token": "at", "instance_url": url}))
+    provider = build_provider(SalesforceProvider, network)
+    try:
+        tokens = await provider.exchange_code_for_tokens("c", "https://app.example/cb", "v" * 43)
+    except ProviderUnavailable:
+        return
+    assert tokens.extras["instance"].endswith(".salesforce.com")
+    assert str(provider.api_url(tokens)).endswith(".salesforce.com")
+
+
+def test_credentials_without_a_url_param_have_no_api_url() -> None:
+    with pytest.raises(ValueError, match="instance"):
+        build_provider(SalesforceProvider, FakeTransport()).api_url(OAuthTokens("at"))

@@ -1,0 +1,252 @@
+"""What a provider makes of its scheme, and the providers that have one."""
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from integration_server.domain.credentials import ApiKey, Credentials, OAuthTokens
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.providers.api_key import ApiKeyProvider
+from integration_server.providers.base import BaseProvider
+from integration_server.providers.google_calendar import GoogleCalendarProvider
+from integration_server.providers.google_my_business import GoogleMyBusinessProvider
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.sendgrid import SendGridProvider
+from integration_server.providers.square import SquareProvider
+from integration_server.providers.stripe import StripeProvider
+from integration_server.providers.twilio import TwilioProvider
+from integration_server.providers.webhooks.hmac_scheme import HmacScheme
+from integration_server.providers.webhooks.meta import META
+from integration_server.providers.webhooks.scheme import WebhookScheme
+from integration_server.providers.webhooks.shopify import SHOPIFY
+from integration_server.providers.webhooks.standard import STANDARD
+from integration_server.service.provider_port import Provider
+from tests.unit.providers.support import NOW, FakeTransport, build_provider
+from tests.unit.providers.webhooks.samples import SAMPLES, URL, hex_hmac, post
+
+BY_NAME = {sample.name: sample for sample in SAMPLES}
+
+
+class Shop(OAuth2Provider):
+    """Signs with the client secret."""
+
+    integration_type = "shop"
+    oauth_authorize_url = "https://shop.example/a"
+    oauth_token_url = "https://shop.example/t"
+    webhook_scheme: WebhookScheme | None = SHOPIFY
+
+
+class Pages(Shop):
+    """Says a token first."""
+
+    integration_type = "pages"
+    webhook_scheme = META
+
+
+class Custom(ApiKeyProvider):
+    """Signs with a secret of the account's own."""
+
+    integration_type = "custom"
+    verify_url = "https://custom.example/me"
+    webhook_scheme = STANDARD
+
+
+def public_key_of(curve: ec.EllipticCurve) -> str:
+    """A new one, as SendGrid shows them."""
+    key = ec.generate_private_key(curve).public_key()
+    return b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+P256, P384 = public_key_of(ec.SECP256R1()), public_key_of(ec.SECP384R1())
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "name"),
+    [
+        (StripeProvider, "stripe"),
+        (SquareProvider, "square"),
+        (TwilioProvider, "twilio"),
+        (TwilioProvider, "twilio-json"),
+        (SendGridProvider, "sendgrid"),
+        (GoogleCalendarProvider, "google-channel"),
+    ],
+)
+def test_takes_webhooks_by_its_scheme(provider_class: type[BaseProvider], name: str) -> None:
+    provider: Provider = build_provider(provider_class, FakeTransport())
+    sample = BY_NAME[name]
+    assert provider.supports_webhooks
+    request = sample.sign(sample.secret, sample.body, NOW)
+    (event,) = provider.receive_webhook(request, [sample.other_secret, sample.secret]).events
+    assert event.event_type != "unknown"
+    for secrets in ([], [""], [sample.other_secret]):
+        with pytest.raises(InvalidWebhookSignature):
+            provider.receive_webhook(request, secrets)
+
+
+def test_the_time_is_that_of_the_providers_clock() -> None:
+    provider = build_provider(StripeProvider, FakeTransport())
+    sample = BY_NAME["stripe"]
+    old = sample.sign(sample.secret, sample.body, NOW.replace(year=2025))
+    with pytest.raises(InvalidWebhookSignature):
+        provider.receive_webhook(old, [sample.secret])
+
+
+def test_a_provider_without_a_scheme_takes_none() -> None:
+    provider = build_provider(GoogleMyBusinessProvider, FakeTransport(), GOOGLE_MY_BUSINESS_WEBHOOK_SECRET="s")
+    assert not provider.supports_webhooks
+    assert provider.webhook_secrets(None) == ()
+    with pytest.raises(InvalidWebhookSignature):
+        provider.receive_webhook(WebhookRequest("POST", URL, [], b"{}"), ["s"])
+
+
+def test_what_is_signed_and_makes_no_sense_is_answered_with_400() -> None:
+    sample = BY_NAME["stripe"]
+    for body in (b"{", b"[]", b""):
+        result = build_provider(StripeProvider, FakeTransport()).receive_webhook(
+            sample.sign(sample.secret, body, NOW), [sample.secret]
+        )
+        assert (result.response.status, result.response.body, list(result.events)) == (400, b"", [])
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "environment", "expected"),
+    [
+        (StripeProvider, {}, []),
+        (StripeProvider, {"STRIPE_WEBHOOK_SECRET": " whsec_1 "}, ["whsec_1"]),
+        (
+            StripeProvider,
+            {"STRIPE_WEBHOOK_SECRET": "whsec_2", "STRIPE_WEBHOOK_SECRET_RETIRED": "whsec_1"},
+            ["whsec_2", "whsec_1"],
+        ),
+        (StripeProvider, {"STRIPE_WEBHOOK_SECRET": " "}, []),
+        (Shop, {}, ["our-secret"]),
+        (Shop, {"SHOP_WEBHOOK_SECRET": "own"}, ["own"]),
+        (Shop, {"SHOP_WEBHOOK_SECRET_RETIRED": "former"}, ["our-secret", "former"]),
+        (Shop, {"SHOP_CLIENT_SECRET": ""}, []),
+        (TwilioProvider, {}, []),
+    ],
+)
+def test_our_apps_secrets_are_settings(
+    provider_class: type[BaseProvider], environment: dict[str, str], expected: list[str]
+) -> None:
+    assert build_provider(provider_class, FakeTransport(), **environment).webhook_secrets(None) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "credentials", "expected"),
+    [
+        (Custom, ApiKey("k", webhook_secret="whsec_"), ["whsec_"]),
+        (Custom, ApiKey("k", api_secret="not this"), []),
+        (TwilioProvider, ApiKey("AC1", "auth-token"), ["auth-token"]),
+        (TwilioProvider, ApiKey("AC1", "auth-token", "other"), ["other", "auth-token"]),
+        (TwilioProvider, ApiKey("AC1", ""), []),
+        (Shop, OAuthTokens("at"), []),
+    ],
+)
+def test_an_integrations_secrets_are_in_its_credentials(
+    provider_class: type[BaseProvider], credentials: Credentials, expected: list[str]
+) -> None:
+    assert build_provider(provider_class, FakeTransport()).webhook_secrets(credentials) == expected
+
+
+@pytest.mark.parametrize(
+    ("provider_class", "secret", "is_good"),
+    [
+        (Custom, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", True),
+        (Custom, "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", True),
+        (Custom, "whsec_", False),
+        (Custom, "correct horse battery staple", False),
+        (SendGridProvider, P256, True),
+        (SendGridProvider, P384, False),
+        (SendGridProvider, "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", False),
+        (TwilioProvider, "anything", True),
+    ],
+    ids=range(8),
+)
+def test_some_secrets_have_a_form(provider_class: type[BaseProvider], secret: str, is_good: bool) -> None:
+    assert (build_provider(provider_class, FakeTransport()).webhook_secret_problem(secret) is None) == is_good
+
+
+def test_the_verify_token_is_a_setting() -> None:
+    ask = WebhookRequest("GET", f"{URL}?hub.mode=subscribe&hub.challenge=11&hub.verify_token=vt", [], b"")
+    assert (
+        build_provider(Pages, FakeTransport(), PAGES_WEBHOOK_VERIFY_TOKEN="vt")
+        .receive_webhook(ask, ["s"])
+        .response.body
+        == b"11"
+    )
+    for environment in ({}, {"PAGES_WEBHOOK_VERIFY_TOKEN": "other"}):
+        with pytest.raises(InvalidWebhookSignature):
+            build_provider(Pages, FakeTransport(), **environment).receive_webhook(ask, ["s"])
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "not base64!", "whsec_é", "whsec_===="])
+def test_a_standard_secret_that_is_none_signs_nothing(secret: str) -> None:
+    sample = BY_NAME["standard"]
+    for signature in (b"v1,", b"v1,AAAA", b"", b","):
+        request = WebhookRequest(
+            "POST",
+            URL,
+            [
+                ("webhook-id", b"m"),
+                ("webhook-timestamp", str(int(NOW.timestamp())).encode()),
+                ("webhook-signature", signature),
+            ],
+            sample.body,
+        )
+        with pytest.raises(InvalidWebhookSignature):
+            build_provider(Custom, FakeTransport()).receive_webhook(request, [secret])
+    # Beside one that is a key it does no harm.
+    request = sample.sign(sample.secret, sample.body, NOW)
+    assert build_provider(Custom, FakeTransport()).receive_webhook(request, [secret, sample.secret]).events
+
+
+def test_a_standard_secret_may_come_without_prefix_or_padding() -> None:
+    sample = BY_NAME["standard"]
+    request = sample.sign(sample.secret, sample.body, NOW)
+    assert (
+        build_provider(Custom, FakeTransport()).receive_webhook(request, [sample.secret.removeprefix("whsec_")]).events
+    )
+    padded = "whsec_" + "YW5vdGhlciBrZXkgb2YgMjMgYnl0ZXM="
+    request = sample.sign(padded, sample.body, NOW)
+    assert build_provider(Custom, FakeTransport()).receive_webhook(request, [padded.rstrip("=")]).events
+
+
+@pytest.mark.parametrize("key", ["", "x", "AAAA", "-----BEGIN PUBLIC KEY-----", "é"])
+def test_a_key_of_sendgrids_that_is_none_has_signed_nothing(key: str) -> None:
+    sample = BY_NAME["sendgrid"]
+    provider = build_provider(SendGridProvider, FakeTransport())
+    with pytest.raises(InvalidWebhookSignature):
+        provider.receive_webhook(sample.request, [key])
+    request = sample.sign(sample.secret, sample.body, NOW)
+    assert provider.receive_webhook(request, [key, sample.secret]).events
+
+
+def test_every_scheme_is_in_the_documents_table() -> None:
+    table = (Path(__file__).parents[4] / "docs" / "webhooks.md").read_text(encoding="utf-8")
+    for sample in SAMPLES:
+        for header in (sample.signature_header or "clientState", sample.timestamp_header or ""):
+            assert header.replace("X-Twilio-Email-Event-Webhook-Timestamp", "…-Timestamp") in table
+
+
+class Own(ApiKeyProvider):
+    """A provider outside of this repository, which signs in a way of its own."""
+
+    integration_type = "own"
+    verify_url = "https://own.example/me"
+    webhook_scheme = HmacScheme(
+        "X-Own-Signature", read=lambda verified: ReceivedWebhook([WebhookEvent("1", "t", None, verified.request.body)])
+    )
+
+
+def test_a_scheme_of_ones_own_is_declared_by_its_data() -> None:
+    request = post(b"any", {"X-Own-Signature": hex_hmac("s", b"any")})
+    provider = build_provider(Own, FakeTransport(), OWN_WEBHOOK_SECRET="s")
+    (event,) = provider.receive_webhook(request, provider.webhook_secrets(None)).events
+    assert event.payload == b"any"

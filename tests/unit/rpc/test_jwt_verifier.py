@@ -1,0 +1,404 @@
+"""Tokens: each way of forging one fails, and succeeds once the defence that it runs into is switched off."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
+from joserfc.jws import JWSRegistry
+from structlog.testing import capture_logs
+
+from integration_server.hot_reload import InvalidFile
+from integration_server.rpc import jwt_verifier
+from integration_server.rpc.jwt_verifier import Issuer, JwtVerifier, RemoteJwks, parse_jwks
+from integration_server.rpc.peer_identity import Identity, IdentityKind, Unauthenticated
+from tests.fakes.clock import SettableClock
+from tests.tokens import AUDIENCE, TokenIssuer
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LEEWAY = timedelta(seconds=30)
+
+
+class FixedKeys:
+    """Keys that never change."""
+
+    def __init__(self, body: bytes) -> None:
+        self.keys = parse_jwks(body)
+
+    async def get_keys(self, kid: str | None) -> KeySet:
+        return self.keys
+
+    async def poll(self) -> None:
+        """Nothing to see."""
+
+
+def verifier_for(
+    *issuers: TokenIssuer,
+    kind: IdentityKind = IdentityKind.TOKEN,
+    algorithms: tuple[str, ...] = ("ES256", "RS256"),
+    audience: str = AUDIENCE,
+    leeway: timedelta = LEEWAY,
+) -> JwtVerifier:
+    get_keys = [Issuer(kind, issuer.issuer, audience, FixedKeys(issuer.jwks)) for issuer in issuers]
+    return JwtVerifier(get_keys, algorithms, leeway, lambda: NOW)
+
+
+@pytest.fixture
+def issuer() -> TokenIssuer:
+    return TokenIssuer("https://issuer.example")
+
+
+async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
+    try:
+        return (await verifier.resolve_identity(token)).names == ("backend",)
+    except Unauthenticated:
+        return False
+
+
+async def test_a_good_token_is_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
+    token = issuer.token("backend", NOW)
+    expire_time = NOW + timedelta(minutes=5) + LEEWAY
+    assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, ("backend",), expire_time)
+
+
+@pytest.mark.parametrize(
+    ("claims", "negative_control"),
+    [
+        ({"aud": "another-service"}, {"audience": "another-service"}),
+        ({"lifetime": timedelta(seconds=-31)}, {"leeway": timedelta(minutes=5)}),
+        ({"nbf": int(NOW.timestamp()) + 31}, {"leeway": timedelta(minutes=5)}),
+    ],
+    ids=["audience", "expired", "not-yet"],
+)
+async def test_a_token_for_another_place_or_time_is_not_believed(
+    issuer: TokenIssuer, claims: dict[str, Any], negative_control: dict[str, Any]
+) -> None:
+    token = issuer.token("backend", NOW, **claims)
+    assert not await is_accepted(verifier_for(issuer), token)
+    assert await is_accepted(verifier_for(issuer, **negative_control), token)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "https://other.example"}, {"iss": None}, {"iss": ["https://issuer.example"]}, {"aud": None},
+        {"aud": []}, {"aud": {"integrations": 1}}, {"exp": None}, {"exp": "never"}, {"exp": True}, {"exp": 10**30},
+        {"sub": None}, {"sub": ""}, {"sub": 7}, {"sub": ["backend"]}, {"sub": "x" * 129}, {"sub": "back\0end"},
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_claim_that_is_missing_or_odd_is_not_believed(issuer: TokenIssuer, claims: dict[str, Any]) -> None:
+    with pytest.raises(Unauthenticated):
+        await verifier_for(issuer).resolve_identity(issuer.token("backend", NOW, **claims))
+
+
+async def test_an_audience_may_be_one_of_several(issuer: TokenIssuer) -> None:
+    assert await is_accepted(verifier_for(issuer), issuer.token("backend", NOW, aud=["other", AUDIENCE]))
+
+
+# --- signatures ------------------------------------------------------------------------------------------------------
+
+
+def encoded(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def claims_of(token: str) -> Any:
+    part = token.split(".")[1]
+    return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+
+
+async def test_a_token_without_a_signature_is_not_believed(issuer: TokenIssuer) -> None:
+    claims = claims_of(issuer.token("backend", NOW))
+    token = f"{encoded({'alg': 'none', 'kid': 'one'})}.{encoded(claims)}."
+    assert not await is_accepted(verifier_for(issuer), token)
+    with pytest.warns(match="none"):  # the twin: the library alone, told that it is allowed
+        assert jwt.decode(token, issuer.key, registry=JWSRegistry(algorithms=["none"])).claims == claims
+
+
+async def test_a_public_key_is_no_secret_to_sign_with(issuer: TokenIssuer) -> None:
+    """RFC 8725 §2.1."""
+    rsa = RSAKey.generate_key(2048, {"kid": "one"})
+    public = json.dumps(rsa.as_dict(private=False)).encode()  # as it is published; its PEM the library itself refuses
+    claims = claims_of(issuer.token("backend", NOW))
+    secret = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
+    key = OctKey.import_key({"kty": "oct", "k": secret, "kid": "one"})
+    token = jwt.encode({"alg": "HS256", "kid": "one"}, claims, key)
+    for algorithms in (("RS256",), ("RS256", "HS256")):  # were it allowed by mistake, the key's kind is the second wall
+        keys = FixedKeys(json.dumps({"keys": [rsa.as_dict(private=False)]}).encode())
+        verifier = JwtVerifier(
+            [Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], algorithms, LEEWAY, lambda: NOW
+        )
+        assert not await is_accepted(verifier, token)
+    assert jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"  # the twin: key and kind confused
+
+
+async def test_a_key_that_the_token_brings_along_is_not_used(issuer: TokenIssuer) -> None:
+    forger = TokenIssuer(issuer.issuer)
+    token = forger.token("backend", NOW, header={"jwk": forger.key.as_dict(private=False)})
+    assert not await is_accepted(verifier_for(issuer), token)
+    assert await is_accepted(verifier_for(forger), token)  # the twin: the key is believed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda token: token[:-8] + "AAAAAAAA",
+        lambda token: token.rpartition(".")[0] + ".",
+        lambda token: token.replace(token.split(".")[1], encoded({**claims_of(token), "sub": "root"})),
+        lambda token: token + ".x",
+        lambda _: "x",
+        lambda _: "..",
+        lambda _: f"{encoded(['alg'])}.e30.x",
+        lambda _: f"{encoded({'alg': 'ES256', 'kid': 'one', 'crit': ['exp']})}.e30.x",
+        lambda _: "é.é.é",
+        lambda _: f"{'W1' * 4000}.e30.x",
+    ],
+    ids=["signature", "none", "claims", "more-parts", "one-part", "empty", "header", "crit", "not-ascii", "deep"],
+)  # fmt: skip
+async def test_a_token_that_was_tampered_with_is_not_believed(
+    issuer: TokenIssuer, change: Callable[[str], str]
+) -> None:
+    with pytest.raises(Unauthenticated) as unknown:
+        await verifier_for(issuer).resolve_identity(change(issuer.token("backend", NOW)))
+    assert "backend" not in str(unknown.value)
+
+
+async def test_the_key_is_the_one_that_the_token_names(issuer: TokenIssuer) -> None:
+    new = TokenIssuer(issuer.issuer, kid="two")
+    both = FixedKeys(json.dumps({"keys": [key.as_dict(private=False) for key in (issuer.key, new.key)]}).encode())
+    verifier = JwtVerifier([Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, both)], ["ES256"], LEEWAY, lambda: NOW)
+    assert await is_accepted(verifier, issuer.token("backend", NOW))
+    assert await is_accepted(verifier, new.token("backend", NOW))
+    assert not await is_accepted(verifier, issuer.token("backend", NOW, header={"kid": "two"}))
+    assert not await is_accepted(verifier, issuer.token("backend", NOW, header={"kid": "three"}))
+
+
+# --- services and users ----------------------------------------------------------------------------------------------
+
+
+async def test_tokens_of_services_and_of_users_are_told_apart_by_issuer(issuer: TokenIssuer) -> None:
+    app = TokenIssuer("https://app.example")
+    verifier = JwtVerifier(
+        [
+            Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, FixedKeys(issuer.jwks)),
+            Issuer(IdentityKind.USER, app.issuer, AUDIENCE, FixedKeys(app.jwks)),
+        ],
+        ["ES256"],
+        LEEWAY,
+        lambda: NOW,
+    )
+    assert (await verifier.resolve_identity(issuer.token("ada", NOW))).kind is IdentityKind.TOKEN
+    assert (await verifier.resolve_identity(app.token("ada", NOW))).kind is IdentityKind.USER
+    with pytest.raises(Unauthenticated):
+        await verifier.resolve_identity(app.token("backend", NOW, iss=issuer.issuer))
+
+
+async def test_a_token_that_would_do_as_both_does_as_neither(issuer: TokenIssuer) -> None:
+    def verifier(*audiences: tuple[IdentityKind, str]) -> JwtVerifier:
+        keys = FixedKeys(issuer.jwks)
+        issuers = [Issuer(kind, issuer.issuer, audience, keys) for kind, audience in audiences]
+        return JwtVerifier(issuers, ["ES256"], LEEWAY, lambda: NOW)
+
+    token = issuer.token("backend", NOW, aud=["services", "users"])
+    with pytest.raises(Unauthenticated, match="both"):
+        await verifier((IdentityKind.TOKEN, "services"), (IdentityKind.USER, "users")).resolve_identity(token)
+    assert (await verifier((IdentityKind.TOKEN, "services")).resolve_identity(token)).kind is IdentityKind.TOKEN
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", ["1", "[]", "[1]", '[{"kty": "EC"}]', "[[]]", "x"])
+def test_what_is_no_key_set_is_refused(keys: str) -> None:
+    for body in (f'{{"keys": {keys}}}', keys, ""):
+        with pytest.raises(InvalidFile):
+            parse_jwks(body.encode())
+
+
+def test_secrets_and_keys_for_encryption_are_not_taken() -> None:
+    keys = [
+        {"kty": "oct", "k": "c2VjcmV0"},
+        ECKey.generate_key("P-256", {"use": "enc"}).as_dict(private=False),
+        ECKey.generate_key("P-256", {"kid": "good"}).as_dict(private=False),
+    ]
+    assert [key.kid for key in parse_jwks(json.dumps({"keys": keys}).encode())] == ["good"]
+
+
+ODD_KEYS: list[Any] = [
+    {"kty": "EC", "crv": "secp256k1", "kid": "x", "x": "AAAA", "y": "AAAA"},
+    {"kty": "EC", "crv": "brainpoolP256r1", "kid": "x", "x": "AAAA", "y": "AAAA"},
+    {"kty": "OKP", "crv": "X5", "kid": "x", "x": "AAAA"},
+    {"kty": "RSA", "kid": "x", "e": "AQAB"},
+    {"kty": "RSA", "kid": ["x"], "n": "AQAB", "e": "AQAB"},
+    {"kty": ["RSA"], "kid": "x"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_KEYS, ids=str)
+async def test_a_key_that_is_not_understood_does_not_take_the_others_along(odd: Any, issuer: TokenIssuer) -> None:
+    """RFC 7517 §5."""
+    body = json.dumps({"keys": [odd, *json.loads(issuer.jwks)["keys"], odd]}).encode()
+    with capture_logs() as logs:
+        keys = FixedKeys(body)
+    verifier = JwtVerifier([Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], ["ES256"], LEEWAY, lambda: NOW)
+    assert await is_accepted(verifier, issuer.token("backend", NOW))
+    ((first, last),) = [entry["skipped"] for entry in logs if entry["event"] == "jwks_keys_skipped"]
+    assert (first.partition(":")[0], last.partition(":")[0]) == ("1", "3")
+    assert "AAAA" not in str(logs)
+    with pytest.raises(InvalidFile, match="that is understood"):
+        parse_jwks(json.dumps({"keys": [odd]}).encode())
+    with pytest.raises(Exception):  # the twin: the library alone, which makes a set of all or none  # noqa: B017, PT011
+        KeySet.import_key_set(json.loads(body))
+
+
+class JwksEndpoint:
+    """An issuer's page with its keys."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body: bytes | None = body
+        self.fetched = 0
+
+    async def __call__(self) -> bytes:
+        self.fetched += 1
+        if self.body is None:
+            raise OSError("away")
+        return self.body
+
+
+async def test_keys_are_fetched_for_a_kid_that_is_new_but_not_for_each(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
+    keys = RemoteJwks(page, clock)
+    for _ in range(3):
+        assert [key.kid for key in await keys.get_keys("one")] == ["one"]
+    assert page.fetched == 1
+    page.body = TokenIssuer(issuer.issuer, kid="two").jwks
+    for forged in range(100):
+        assert [key.kid for key in await keys.get_keys(f"forged-{forged}")] == ["one"]
+    assert page.fetched == 1
+    clock.advance(timedelta(seconds=10))
+    assert [key.kid for key in await keys.get_keys("two")] == ["two"]
+    assert page.fetched == 2
+
+
+async def test_without_the_interval_each_forged_kid_is_a_fetch(
+    issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin."""
+    monkeypatch.setattr(jwt_verifier, "_MIN_INTERVAL", timedelta())
+    page = JwksEndpoint(issuer.jwks)
+    keys = RemoteJwks(page, SettableClock())
+    for forged in range(100):
+        await keys.get_keys(f"forged-{forged}")
+    assert page.fetched == 100
+
+
+class SlowJwksEndpoint:
+    """A page that is not answered until it is let go, ten seconds later."""
+
+    def __init__(self, clock: SettableClock) -> None:
+        self.fetched = 0
+        self._clock = clock
+        self._released = asyncio.Event()
+
+    async def __call__(self) -> bytes:
+        self.fetched += 1
+        await self._released.wait()
+        self._clock.advance(timedelta(seconds=10))
+        raise TimeoutError
+
+    def release(self) -> None:
+        self._released.set()
+
+
+class WithoutSingleFlight(RemoteJwks):
+    """The defence, switched off: each waits for its turn, and tries for itself where the interval is over by then."""
+
+    turn: asyncio.Lock
+    began: datetime | None = None
+
+    async def _refresh(self) -> None:
+        async with self.turn:
+            if self.began is None or self._clock() - self.began >= jwt_verifier._MIN_INTERVAL:
+                self.began = self._clock()
+                await self._fetch_once()
+
+
+async def query_concurrently(keys: RemoteJwks, page: SlowJwksEndpoint) -> None:
+    async with asyncio.TaskGroup() as callers:
+        for forged in range(30):
+            callers.create_task(keys.get_keys(f"forged-{forged}"))
+        await asyncio.sleep(0)
+        page.release()
+
+
+async def test_callers_wait_for_one_attempt_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SettableClock()
+    page = SlowJwksEndpoint(clock)
+    keys = RemoteJwks(page, clock)
+    await query_concurrently(keys, page)
+    await keys.get_keys("forged-at-its-end")
+    assert page.fetched == 1
+    monkeypatch.setattr(
+        jwt_verifier, "_MIN_INTERVAL", timedelta()
+    )  # the twin of the last one: no interval after the end
+    await keys.get_keys("forged-at-its-end")
+    assert page.fetched == 2
+
+
+async def test_where_each_tries_for_itself_they_queue() -> None:
+    """The twin."""
+    clock = SettableClock()
+    page = SlowJwksEndpoint(clock)
+    keys = WithoutSingleFlight(page, clock)
+    keys.turn = asyncio.Lock()
+    await query_concurrently(keys, page)
+    assert page.fetched == 30
+
+
+async def test_a_caller_that_leaves_does_not_take_the_attempt_along(issuer: TokenIssuer) -> None:
+    gate = asyncio.Event()
+
+    async def slow() -> bytes:
+        await gate.wait()
+        return issuer.jwks
+
+    keys = RemoteJwks(slow, SettableClock())
+    leaving, staying = (asyncio.create_task(keys.get_keys("one")) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert [key.kid for key in await staying] == ["one"]
+    assert leaving.cancelled()
+
+
+async def test_keys_that_cannot_be_fetched_stay_as_they_were(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
+    keys = RemoteJwks(page, clock)
+    await keys.poll()
+    for body in (None, b"<html>"):
+        page.body = body
+        clock.advance(timedelta(minutes=5))
+        with capture_logs() as logs:
+            await keys.poll()
+        assert [entry["event"] for entry in logs] == ["jwks_fetch_failed"]
+        assert [key.kid for key in await keys.get_keys("one")] == ["one"]
+
+
+async def test_a_key_that_is_withdrawn_is_believed_for_five_minutes_at_most(issuer: TokenIssuer) -> None:
+    clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
+    keys = RemoteJwks(page, clock)
+    await keys.poll()
+    page.body = TokenIssuer(issuer.issuer, kid="two").jwks
+    clock.advance(timedelta(minutes=4, seconds=59))
+    await keys.poll()
+    assert page.fetched == 1
+    clock.advance(timedelta(seconds=1))
+    await keys.poll()
+    assert [key.kid for key in await keys.get_keys("two")] == ["two"]

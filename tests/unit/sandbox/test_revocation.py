@@ -1,0 +1,72 @@
+"""The revocation endpoint."""
+
+from dataclasses import replace
+
+from integration_server.sandbox import Sandbox
+from tests.unit.sandbox.oauth_client import OAuthClient, basic, error_of
+
+
+async def test_refresh_token_takes_its_grant_along(application: OAuthClient, sandbox: Sandbox) -> None:
+    tokens = await application.connect()
+
+    assert (await application.revoke(tokens["refresh_token"])).status_code == 200
+
+    assert (await application.userinfo(tokens["access_token"])).status_code == 401
+    assert error_of(await application.refresh(tokens["refresh_token"])) == (400, "invalid_grant")
+    assert sandbox.grants_of("ada") == []
+
+
+async def test_access_token_goes_alone(application: OAuthClient) -> None:
+    tokens = await application.connect()
+
+    assert (await application.revoke(tokens["access_token"])).status_code == 200
+
+    assert (await application.userinfo(tokens["access_token"])).status_code == 401
+    assert (await application.refresh(tokens["refresh_token"])).status_code == 200
+
+
+async def test_access_token_takes_its_grant_along_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, revocation_scope="grant")
+    revoked, other = await application.connect(), await application.connect()
+
+    await application.revoke(revoked["access_token"])
+
+    assert error_of(await application.refresh(revoked["refresh_token"])) == (400, "invalid_grant")
+    assert (await application.refresh(other["refresh_token"])).status_code == 200
+
+
+async def test_takes_every_grant_of_the_account_along_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+    sandbox.behaviour = replace(sandbox.behaviour, revocation_scope="account")
+    revoked, same_person = await application.connect(), await application.connect()
+    callback = await application.authorize(account="grace")
+    other_person = (await application.exchange(callback["code"])).json()
+
+    await application.revoke(revoked["refresh_token"])
+
+    assert error_of(await application.refresh(same_person["refresh_token"])) == (400, "invalid_grant")
+    assert (await application.refresh(other_person["refresh_token"])).status_code == 200
+
+
+async def test_unknown_and_dead_tokens_are_no_error(application: OAuthClient) -> None:
+    tokens = await application.connect()
+
+    for token in ("made-up", tokens["refresh_token"], tokens["refresh_token"]):
+        assert (await application.revoke(token)).status_code == 200
+
+
+async def test_refuses_another_clients_token(application: OAuthClient, sandbox: Sandbox) -> None:
+    sandbox.register_client("other", "other-secret", [])
+    tokens = await application.connect()
+
+    response = await application.http.post(
+        "/oauth/revoke",
+        data={"token": tokens["refresh_token"]},
+        headers={"Authorization": basic("other", "other-secret")},
+    )
+
+    assert error_of(response) == (400, "invalid_grant")
+    assert (await application.refresh(tokens["refresh_token"])).status_code == 200
+
+
+async def test_wants_a_token(application: OAuthClient) -> None:
+    assert error_of(await application.post("/oauth/revoke", {})) == (400, "invalid_request")

@@ -1,0 +1,337 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from integration_server.domain.errors import (
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    ReauthorizationRequired,
+    StoreUnavailable,
+)
+from integration_server.domain.integration import Integration, Status
+from integration_server.service.background.background_worker import (
+    BackgroundWorker,
+    CircuitBreaker,
+    JobHandler,
+    WorkerLimits,
+)
+from integration_server.service.background.ports import JobKind
+from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import NewAccount, StoredIntegration
+from tests.fakes.clock import NOON, SettableClock
+from tests.fakes.provider import FakeProvider, until
+from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
+
+CLAIM_DURATION = timedelta(minutes=1)
+MAX_CONCURRENT = 3
+SOON = timedelta(minutes=1)
+
+
+def new_worker(system: FakeSystem, job_kind: JobKind, handler: JobHandler) -> BackgroundWorker:
+    return BackgroundWorker(
+        job_kind,
+        handler,
+        system.due_work,
+        system.providers,
+        system.clock,
+        lambda: 0.5,
+        limits=WorkerLimits(MAX_CONCURRENT, 100),
+        claim_duration=CLAIM_DURATION,
+        pause=system.pause,
+    )
+
+
+@asynccontextmanager
+async def refresher(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
+    async with new_worker(system, JobKind.REFRESH, system.refresher.refresh_proactively) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def checker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
+    async with new_worker(system, JobKind.CHECK, system.health_checker.check_due) as worker:
+        yield worker
+
+
+async def run_once(worker: BackgroundWorker) -> None:
+    """A look, and all that it begins."""
+    await worker.poll()
+    await until(lambda: not worker.is_busy)
+
+
+async def connect_many(system: FakeSystem, number: int, integration_type: str = "fake") -> list[Integration]:
+    rows = []
+    provider = system.providers.by_type[integration_type]
+    assert isinstance(provider, FakeProvider)
+    for one in range(number):
+        provider.account = NewAccount(f"{integration_type}-{one}", None)
+        rows.append(await system.connect(integration_type=integration_type))
+    return rows
+
+
+def due_for_refresh(system: FakeSystem) -> None:
+    """Let time pass until every token is due, and none has come to its buffer."""
+    system.clock.advance(timedelta(minutes=54))
+
+
+# --- refreshing ahead of need --------------------------------------------------------------------------------------
+
+
+async def test_tokens_are_renewed_before_anybody_asks(system: FakeSystem) -> None:
+    rows = await connect_many(system, 10)
+    async with refresher(system) as worker:
+        await run_once(worker)
+        assert system.provider.refreshes == []
+        due_for_refresh(system)
+        await run_once(worker)
+        assert sorted(system.provider.refreshes) == sorted(f"refresh-{number + 1}" for number in range(10))
+        await run_once(worker)
+    assert len(system.provider.refreshes) == 10
+    for row in rows:
+        assert system.row(row.integration_id).version == row.version + 1
+        assert (system.row(row.integration_id).refresh_due_time or NOON) > system.clock()
+
+
+async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: FakeSystem) -> None:
+    system.provider.gives_refresh_token = False
+    integration = await system.connect()
+    async with refresher(system) as worker:
+        system.clock.advance(timedelta(minutes=59))
+        await run_once(worker)
+        assert not system.row(integration.integration_id).reauthorization_required
+        system.clock.advance(timedelta(minutes=1))
+        for _ in range(3):  # once is enough
+            system.clock.advance(timedelta(minutes=5))
+            await run_once(worker)
+    noted = system.row(integration.integration_id)
+    assert noted.reauthorization_required
+    assert noted.last_error is not None
+    assert noted.error_count == 1
+    ends = [(event.status_before, event.status_after) for event in system.rows.events][-1:]
+    assert ends == [(Status.ACTIVE, Status.EXPIRED)]
+    assert system.provider.refreshes == []
+
+
+async def test_who_asks_for_a_token_that_has_ended_notes_it(system: FakeSystem) -> None:
+    system.provider.gives_refresh_token = False
+    integration = await system.connect()
+    system.clock.advance(timedelta(hours=1))
+    with pytest.raises(ReauthorizationRequired):
+        await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+    assert system.row(integration.integration_id).reauthorization_required
+
+
+async def test_many_processes_renew_each_once(system: FakeSystem) -> None:
+    await connect_many(system, 20)
+    due_for_refresh(system)
+    async with refresher(system) as one, refresher(system) as another:
+        await asyncio.gather(run_once(one), run_once(another))
+    assert len(system.provider.refreshes) == len(set(system.provider.refreshes)) == 20
+
+
+async def test_a_provider_gets_no_more_than_its_share_at_once(system: FakeSystem) -> None:
+    await connect_many(system, 10)
+    due_for_refresh(system)
+    system.provider.gate = asyncio.Event()
+    async with refresher(system) as worker:
+        await worker.poll()
+        await until(lambda: len(system.provider.refreshes) == MAX_CONCURRENT)
+        await worker.poll()
+        system.provider.gate.set()
+        await until(lambda: not worker.is_busy)
+    assert (system.provider.max_in_flight, len(system.provider.refreshes)) == (MAX_CONCURRENT, 10)
+
+
+async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem) -> None:
+    hanging = system.add_provider("hanging")
+    await connect_many(system, 5, "hanging")
+    await connect_many(system, 5)
+    due_for_refresh(system)
+    hanging.gate = asyncio.Event()
+    async with refresher(system) as worker:
+        await worker.poll()
+        await until(lambda: len(system.provider.refreshes) == 5)
+        assert len(hanging.refreshes) == MAX_CONCURRENT
+        hanging.gate.set()
+        await until(lambda: len(hanging.refreshes) == 5)
+
+
+async def test_inactive_and_expired_integrations_are_skipped(system: FakeSystem) -> None:
+    off, expired = await connect_many(system, 2)
+    due_for_refresh(system)
+    await system.integration_manager.update_integration(off.integration_id, ADA, IntegrationUpdate(is_active=False))
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
+    async with refresher(system) as worker:
+        for _ in range(3):
+            await run_once(worker)
+            system.clock.advance(CLAIM_DURATION)
+    assert len(system.provider.refreshes) == 1
+    assert system.row(expired.integration_id).status(system.clock()) is Status.EXPIRED
+
+
+async def test_a_failure_is_tried_again_after_its_pause(system: FakeSystem) -> None:
+    (row,) = await connect_many(system, 1)
+    due_for_refresh(system)
+    system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(seconds=20))
+    async with refresher(system) as worker:
+        await run_once(worker)
+        system.clock.advance(timedelta(seconds=19))
+        await run_once(worker)
+        assert len(system.provider.refreshes) == 1
+        system.provider.refresh_error = None
+        system.clock.advance(timedelta(seconds=1))
+        await run_once(worker)
+    assert len(system.provider.refreshes) == 2
+    assert system.row(row.integration_id).last_error is None
+
+
+async def test_what_a_crashed_process_claimed_is_due_again(system: FakeSystem) -> None:
+    await connect_many(system, 1)
+    due_for_refresh(system)
+    assert await system.due_work.claim(JobKind.REFRESH, "fake", system.clock(), system.clock() + CLAIM_DURATION, 1)
+    async with refresher(system) as worker:
+        await run_once(worker)
+        assert not system.provider.refreshes
+        system.clock.advance(CLAIM_DURATION)
+        await run_once(worker)
+    assert len(system.provider.refreshes) == 1
+
+
+async def test_the_database_away_ends_a_round_and_no_more(system: FakeSystem) -> None:
+    await connect_many(system, 1)
+    due_for_refresh(system)
+    async with refresher(system) as worker:
+        system.rows.away = True
+        with pytest.raises(StoreUnavailable):
+            await worker.poll()
+        system.rows.away = False
+        await run_once(worker)
+    assert len(system.provider.refreshes) == 1
+
+
+async def test_leaving_waits_for_nobody_and_loses_no_answer(system: FakeSystem) -> None:
+    (row,) = await connect_many(system, 1)
+    due_for_refresh(system)
+    system.provider.gate = asyncio.Event()
+    async with refresher(system) as worker:
+        await worker.poll()
+        await until(lambda: system.provider.refreshes)
+    assert not worker.is_busy
+    system.provider.gate.set()
+    await until(lambda: system.row(row.integration_id).version > row.version)
+
+
+async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeSystem) -> None:
+    rows = await connect_many(system, 3)
+    seen = []
+
+    async def handler(due: StoredIntegration) -> bool:
+        seen.append(due.integration.integration_id)
+        if due.integration.integration_id == rows[0].integration_id:
+            raise RuntimeError("secret")
+        return True
+
+    due_for_refresh(system)
+    with capture_logs() as logs:
+        async with new_worker(system, JobKind.REFRESH, handler) as worker:
+            await run_once(worker)
+    assert sorted(seen) == [row.integration_id for row in rows]
+    assert [log["kind"] for log in logs if log["event"] == "background_job_failed"] == ["RuntimeError"]
+    assert "secret" not in str(logs)
+
+
+async def test_a_type_that_is_no_longer_known_is_left_alone(system: FakeSystem) -> None:
+    provider = system.add_provider("gone")
+    await connect_many(system, 1, "gone")
+    due_for_refresh(system)
+    del system.providers.by_type["gone"]
+    async with refresher(system) as worker:
+        await run_once(worker)
+    assert not provider.refreshes
+
+
+@pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderMisconfigured()], ids=lambda error: error.reason)
+async def test_a_provider_that_only_fails_is_left_alone_and_then_tried_by_one(
+    system: FakeSystem, error: Exception
+) -> None:
+    await connect_many(system, 40)
+    due_for_refresh(system)
+    system.provider.refresh_error = error
+    async with refresher(system) as worker:
+        await run_once(worker)
+        tried = len(system.provider.refreshes)
+        assert tried < 10
+        await run_once(worker)
+        assert len(system.provider.refreshes) == tried
+        system.clock.advance(SOON)
+        await run_once(worker)
+        assert len(system.provider.refreshes) == tried + 1
+        system.provider.refresh_error = None
+        system.clock.advance(SOON)
+        await run_once(worker)
+    assert all(system.row(number).version == 1 + 1 for number in system.ids())
+
+
+# --- checking ------------------------------------------------------------------------------------------------------
+
+
+async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) -> None:
+    rows = await connect_many(system, 5)
+    key = await system.connect_key()
+    async with checker(system) as worker:
+        await run_once(worker)
+        assert not system.rows.checks
+        for rounds in (1, 2):
+            system.clock.advance(CHECK_INTERVAL)
+            await run_once(worker)
+            checked = sorted(check.integration.integration_id for check in system.rows.checks)
+            assert checked == sorted(rounds * [*(row.integration_id for row in rows), key.integration_id])
+
+
+async def test_one_that_fails_is_checked_sooner(system: FakeSystem) -> None:
+    (row,) = await connect_many(system, 1)
+    system.provider.verify_error = ProviderUnavailable()
+    async with checker(system) as worker:
+        system.clock.advance(CHECK_INTERVAL)
+        await run_once(worker)
+        assert system.row(row.integration_id).status(system.clock()) is Status.ERROR
+        system.provider.verify_error = None
+        system.clock.advance(timedelta(minutes=1))
+        await run_once(worker)
+    assert [check.healthy for check in system.rows.checks] == [False, True]
+    assert system.row(row.integration_id).check_due_time == system.clock() + CHECK_INTERVAL
+
+
+async def test_what_is_switched_off_is_checked_again_when_it_is_on(system: FakeSystem) -> None:
+    (row,) = await connect_many(system, 1)
+    await system.integration_manager.update_integration(row.integration_id, ADA, IntegrationUpdate(is_active=False))
+    async with checker(system) as worker:
+        system.clock.advance(CHECK_INTERVAL)
+        await run_once(worker)
+        assert not system.rows.checks
+        await system.integration_manager.update_integration(row.integration_id, ADA, IntegrationUpdate(is_active=True))
+        await run_once(worker)
+    assert len(system.rows.checks) == 1
+
+
+# --- the breaker ---------------------------------------------------------------------------------------------------
+
+
+def test_the_pause_grows_up_to_a_minute() -> None:
+    clock, breaker = SettableClock(), CircuitBreaker(lambda: 1)
+    for _ in range(4):
+        breaker.record(False, clock())
+        assert breaker.capacity(MAX_CONCURRENT, clock()) == MAX_CONCURRENT
+    for seconds in (2, 4, 8, 16, 32, 60, 60):
+        breaker.record(False, clock())
+        clock.advance(timedelta(seconds=seconds - 1))
+        assert breaker.capacity(MAX_CONCURRENT, clock()) == 0
+        clock.advance(timedelta(seconds=1))
+        assert breaker.capacity(MAX_CONCURRENT, clock()) == 1
+    breaker.record(True, clock())
+    assert breaker.capacity(MAX_CONCURRENT, clock()) == MAX_CONCURRENT

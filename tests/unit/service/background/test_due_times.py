@@ -1,0 +1,89 @@
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.service.background.due_times import Schedule
+from tests.fakes.clock import NOON
+from tests.fakes.provider import HOUR
+
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+QUARTER = timedelta(minutes=15)
+DAY = timedelta(days=1)
+
+
+def tokens(lifetime: timedelta) -> OAuthTokens:
+    return OAuthTokens("access", "refresh", expire_time=NOON + lifetime, lifetime=lifetime)
+
+
+def schedule(jitter: float, check_interval: timedelta | None = QUARTER) -> Schedule:
+    return Schedule(5 * MINUTE, check_interval, lambda: jitter)
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "latest", "earliest"),
+    [
+        (HOUR, 55 * MINUTE, 49 * MINUTE),
+        (10 * MINUTE, 5 * MINUTE, 4 * MINUTE),
+        (10 * SECOND, 5 * SECOND, 4 * SECOND),
+        (5 * SECOND, 2.5 * SECOND, 2 * SECOND),
+    ],
+)
+def test_tokens_are_renewed_in_the_tenth_of_their_life_before_their_buffer(
+    lifetime: timedelta, latest: timedelta, earliest: timedelta
+) -> None:
+    assert schedule(0).refresh_due_time(tokens(lifetime)) == NOON + latest
+    assert schedule(1).refresh_due_time(tokens(lifetime)) == NOON + earliest
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "latest", "earliest"),
+    [
+        (30 * DAY, 7 * DAY, 6.3 * DAY),
+        (7 * DAY, 7 * DAY - 5 * MINUTE, 6.3 * DAY - 5 * MINUTE),
+        (DAY, DAY - 5 * MINUTE, None),
+    ],
+)
+def test_tokens_are_not_left_to_grow_older_than_they_should(
+    lifetime: timedelta, latest: timedelta, earliest: timedelta | None
+) -> None:
+    assert schedule(0).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + latest
+    if earliest is not None:
+        assert schedule(1).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + earliest
+
+
+def test_the_end_of_a_token_that_cannot_be_renewed_is_due_when_it_comes() -> None:
+    for lifetime in (HOUR, 4 * SECOND, -SECOND):
+        last = replace(tokens(lifetime), refresh_token=None)
+        assert schedule(0.5).refresh_due_time(last, MINUTE) == NOON + lifetime
+    assert schedule(0.5).refresh_due_time(OAuthTokens("access")) is None
+
+
+def test_some_tokens_are_never_renewed_ahead() -> None:
+    usual = tokens(HOUR)
+    for without in (
+        replace(usual, expire_time=None, lifetime=None),
+        tokens(4 * SECOND),
+        tokens(-SECOND),
+    ):
+        assert schedule(0.5).refresh_due_time(without) is None
+
+
+def test_checks_are_spread_around_their_interval() -> None:
+    for when in (schedule(0.5).first_check_time(NOON), schedule(0.5).next_check_time(NOON, 0)):
+        assert when == NOON + QUARTER
+    assert schedule(0).first_check_time(NOON) == NOON + 0.9 * QUARTER
+    assert schedule(1).next_check_time(NOON, 0) == NOON + 1.1 * QUARTER
+
+
+def test_after_failures_checks_come_sooner_and_then_less_and_less_so() -> None:
+    waits = [schedule(0.5).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
+    assert waits == [NOON + minutes * MINUTE for minutes in (1, 2, 4, 8, 15, 15)]
+    assert schedule(0.5, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
+
+
+def test_without_an_interval_nothing_is_checked_by_itself() -> None:
+    assert schedule(0.5, None).first_check_time(NOON) is None
+    assert schedule(0.5, None).next_check_time(NOON, 3) is None

@@ -1,0 +1,117 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from integration_server.domain.credentials import ApiKey, AuthMethod
+from integration_server.domain.errors import (
+    AccountMismatch,
+    IntegrationNotFound,
+    InvalidField,
+    ProviderNotConfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    UnknownIntegrationType,
+)
+from integration_server.domain.integration import IntegrationId, Status
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
+from integration_server.service.integrations.ports import NewAccount
+from tests.fakes.system import ADA, EVE, FakeSystem
+
+
+async def key_of(system: FakeSystem, integration_id: int) -> ApiKey:
+    key = await system.cipher.decrypt(system.stored(integration_id))
+    assert isinstance(key, ApiKey)
+    return key
+
+
+async def test_a_key_is_verified_and_stored_encrypted(system: FakeSystem) -> None:
+    given: dict[str, Any] = {"api_secret": "secret-1", "webhook_secret": "hook-1", "name": "Mine", "config": {"a": 1}}
+    row = await system.connect_key(api_key="key-1", **given)
+    key = ApiKey("key-1", "secret-1", "hook-1")
+
+    assert system.key_provider.verifications == [key]
+    assert await key_of(system, row.integration_id) == key
+    encrypted = system.stored(row.integration_id).encrypted_credentials or b""
+    assert not any(secret in encrypted for secret in (b"key-1", b"secret-1", b"hook-1"))
+    assert row.status(system.clock()) is Status.ACTIVE
+    assert (row.auth_method, row.account_id) == (AuthMethod.API_KEY, "account-1")
+    assert (row.name, row.config, row.scopes) == ("Mine", {"a": 1}, ())
+
+
+@pytest.mark.parametrize("error", [ProviderRejected("key"), ProviderUnavailable()])
+async def test_nothing_is_stored_of_a_key_that_the_provider_did_not_take(system: FakeSystem, error: Exception) -> None:
+    system.key_provider.verify_error = error
+    with pytest.raises(type(error)):
+        await system.connect_key()
+    assert not system.ids()
+
+
+async def test_an_oauth_type_takes_no_key(system: FakeSystem) -> None:
+    with pytest.raises(InvalidField, match="integration_type"):
+        await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "fake", "key"))
+
+
+async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
+    with pytest.raises(UnknownIntegrationType):
+        await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "unheard_of", "key"))
+
+
+async def test_a_type_without_its_settings_takes_no_key(system: FakeSystem) -> None:
+    system.key_provider.missing_settings = ["FAKE_KEY_URL"]
+    with pytest.raises(ProviderNotConfigured):
+        await system.connect_key()
+    assert not system.key_provider.verifications
+
+
+@pytest.mark.parametrize("missing", ["api_key", "api_secret"])
+async def test_a_field_that_the_type_needs_is_named(system: FakeSystem, missing: str) -> None:
+    system.key_provider.required_fields = ("api_key", "api_secret")
+    given: dict[str, Any] = {"api_key": "key", "api_secret": "secret", missing: ""}
+    with pytest.raises(InvalidField) as refused:
+        await system.connect_key(**given)
+    assert refused.value.field == missing
+    assert not system.key_provider.verifications
+
+
+async def test_the_same_account_updates_the_row_it_has(system: FakeSystem) -> None:
+    first = await system.connect_key(api_key="old", name="Mine")
+    again = await system.connect_key(api_key="new", name="Other")
+    assert again.integration_id == first.integration_id
+    assert again.name == "Mine"
+    assert (await key_of(system, first.integration_id)).api_key == "new"
+
+
+async def test_one_account_connected_many_times_at_once_has_one_row(system: FakeSystem) -> None:
+    rows = await asyncio.gather(*(system.connect_key() for _ in range(5)))
+    assert len({row.integration_id for row in rows}) == len(system.ids()) == 1
+
+
+async def test_a_key_is_replaced(system: FakeSystem) -> None:
+    row = await system.connect_key(api_key="old", name="Mine")
+    again = await system.connect_key(api_key="new", name="Other", integration_id=row.integration_id)
+    assert (again.integration_id, again.name) == (row.integration_id, "Mine")
+    assert (await key_of(system, row.integration_id)).api_key == "new"
+
+
+@pytest.mark.parametrize("account_id", ["another", None])
+async def test_a_key_of_another_account_does_not_replace(system: FakeSystem, account_id: str | None) -> None:
+    row = await system.connect_key(api_key="old")
+    system.key_provider.account = NewAccount(account_id, None)
+    with pytest.raises(AccountMismatch):
+        await system.connect_key(api_key="new", integration_id=row.integration_id)
+    assert (await key_of(system, row.integration_id)).api_key == "old"
+
+
+async def test_nobody_replaces_the_key_of_somebody_else(system: FakeSystem) -> None:
+    row = await system.connect_key(ADA)
+    for integration_id in (row.integration_id, IntegrationId(999)):
+        with pytest.raises(IntegrationNotFound):
+            await system.connect_key(EVE, integration_id=integration_id)
+    assert len(system.key_provider.verifications) == 1
+
+
+async def test_a_key_does_not_replace_an_oauth_grant(system: FakeSystem) -> None:
+    row = await system.connect()
+    with pytest.raises(InvalidField, match="integration_type"):
+        await system.connect_key(integration_id=row.integration_id)

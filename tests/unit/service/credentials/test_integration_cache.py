@@ -1,0 +1,295 @@
+"""What is remembered is served for a moment, never after a change is known, and not while nobody tells of changes."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.service.credentials.integration_cache import (
+    MAX_STALENESS,
+    PRUNE_INTERVAL,
+    CachedLookup,
+    RaceSafeCache,
+)
+from integration_server.service.integrations.ports import ChangeBatch, ChangeCursor, StoredIntegration
+from tests.fakes.change_feed import FakeChangeFeed
+from tests.fakes.system import ADA, EVE, FakeSystem
+
+LITTLE = timedelta(milliseconds=1)
+
+
+@dataclass
+class ManualMonotonicClock:
+    """Seconds that a test lets pass."""
+
+    seconds: float = 0
+
+    def __call__(self) -> float:
+        """So many by now."""
+        return self.seconds
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        self.seconds += by.total_seconds()
+
+
+@dataclass
+class CountingLookup:
+    """A lookup that counts how often it is asked, and can be held up after it has read."""
+
+    rows: dict[int, StoredIntegration] = field(default_factory=dict)
+    asked: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """What the row was when it was read."""
+        self.asked += 1
+        found = self.rows.get(integration_id)
+        await self.gate.wait()
+        return found if found and found.integration.user_id == user_id else None
+
+
+class RacyCache(RaceSafeCache):
+    """Without the defence: keeps whatever was read, however long ago."""
+
+    def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
+        """Keep it."""
+        if found is not None:
+            self._entries[integration_id] = found
+
+
+class CacheFixture:
+    """A lookup that remembers, and all that it is made of."""
+
+    def __init__(
+        self,
+        row: StoredIntegration,
+        cache: Callable[[int, Callable[[], float]], RaceSafeCache] = RaceSafeCache,
+        size: int = 10,
+    ) -> None:
+        self.elapsed = ManualMonotonicClock()
+        self.store = CountingLookup({row.integration.integration_id: row})
+        self.change_feed = FakeChangeFeed()
+        self.cache = cache(size, self.elapsed)
+        self.lookup = CachedLookup(self.cache, self.store, self.change_feed, self.elapsed)
+
+    async def find(self, row: StoredIntegration, user_id: UserId = ADA) -> StoredIntegration | None:
+        """What a backend gets."""
+        return await self.lookup.find(row.integration.integration_id, user_id)
+
+    def remove(self, row: StoredIntegration) -> None:
+        """Another replica disconnects it."""
+        del self.store.rows[row.integration.integration_id]
+        self.change_feed.record_change(row.integration.integration_id)
+
+
+@pytest.fixture
+async def integration(system: FakeSystem) -> Integration:
+    return await system.connect()
+
+
+@pytest.fixture
+def row(system: FakeSystem, integration: Integration) -> StoredIntegration:
+    return system.stored(integration.integration_id)
+
+
+async def test_the_store_is_asked_once(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    assert [await fixture.find(row) for _ in range(3)] == [row] * 3
+    assert fixture.store.asked == 1
+
+
+async def test_another_user_gets_nothing_of_it(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    for _ in range(2):
+        assert await fixture.find(row) == row
+        assert await fixture.find(row, EVE) is None
+    assert fixture.store.asked == 1
+
+
+async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    gone = fixture.store.rows.pop(row.integration.integration_id)
+    assert await fixture.find(row) is None
+    fixture.store.rows[row.integration.integration_id] = gone
+    assert await fixture.find(row) == row
+
+
+@pytest.mark.parametrize(
+    "unusable", [{"is_active": False}, {"reauthorization_required": True}, {"connect_time": None}], ids=str
+)
+async def test_unusable_integrations_are_not_cached(row: StoredIntegration, unusable: dict[str, Any]) -> None:
+    off = replace(row, integration=replace(row.integration, **unusable))
+    fixture = CacheFixture(off)
+    await fixture.lookup.poll()
+    assert await fixture.find(off) == off
+    fixture.store.rows[row.integration.integration_id] = row
+    assert await fixture.find(row) == row
+
+
+async def test_a_change_invalidates_the_cached_row(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    fixture.remove(row)
+    assert await fixture.find(row) == row
+    await fixture.lookup.poll()
+    assert await fixture.find(row) is None
+
+
+async def test_own_changes_are_known_at_once(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    fixture.store.rows.clear()
+    fixture.cache.invalidate(row.integration.integration_id)
+    assert await fixture.find(row) is None
+
+
+async def test_nothing_is_served_from_the_cache_before_the_first_poll(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.find(row)
+    fixture.remove(row)  # nobody tells: the first look only says where to begin
+    assert await fixture.find(row) is None
+    await fixture.lookup.poll()
+    assert await fixture.find(row) is None
+
+
+async def test_entries_from_before_the_first_poll_are_not_served(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.find(row)
+    fixture.remove(row)
+    await fixture.lookup.poll()
+    assert await fixture.find(row) is None
+
+
+async def test_nothing_is_served_from_the_cache_while_the_change_feed_is_unavailable(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    fixture.change_feed.away = True
+    fixture.store.rows.clear()
+    fixture.elapsed.advance(MAX_STALENESS - LITTLE)
+    with pytest.raises(StoreUnavailable):
+        await fixture.lookup.poll()
+    assert await fixture.find(row) == row
+    fixture.elapsed.advance(2 * LITTLE)
+    assert await fixture.find(row) is None
+
+
+async def test_staleness_counts_from_the_start_of_a_poll(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+
+    class SlowChangeFeed(FakeChangeFeed):
+        async def since(self, cursor: ChangeCursor | None) -> ChangeBatch:
+            batch = await super().since(cursor)
+            fixture.elapsed.advance(MAX_STALENESS)
+            return batch
+
+    fixture.lookup = CachedLookup(fixture.cache, fixture.store, SlowChangeFeed(), fixture.elapsed)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    await fixture.find(row)
+    assert fixture.store.asked == 2
+
+
+async def test_missed_changes_are_read_when_polling_works_again(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    fixture.change_feed.away = True
+    fixture.elapsed.advance(MAX_STALENESS)
+    fixture.remove(row)
+    fixture.change_feed.away = False
+    await fixture.lookup.poll()
+    assert await fixture.find(row) is None
+
+
+async def test_entries_expire_before_change_notices_do(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    fixture.elapsed.advance(PRUNE_INTERVAL)
+    await fixture.lookup.poll()
+    await fixture.find(row)
+    assert fixture.store.asked == 2
+
+
+async def read_that_is_overtaken(fixture: CacheFixture, row: StoredIntegration) -> None:
+    """The row is read, and before the reading ends it is removed, and everybody is told."""
+    await fixture.lookup.poll()
+    fixture.store.gate.clear()
+    read_token = asyncio.create_task(fixture.find(row))
+    await asyncio.sleep(0)
+    fixture.remove(row)
+    await fixture.lookup.poll()
+    fixture.store.gate.set()
+    assert await read_token == row
+
+
+async def test_a_read_superseded_by_a_change_is_not_cached(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await read_that_is_overtaken(fixture, row)
+    assert await fixture.find(row) is None
+
+
+async def test_without_begin_read_a_superseded_row_is_cached(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row, RacyCache)
+    await read_that_is_overtaken(fixture, row)
+    assert await fixture.find(row) == row
+
+
+async def test_the_later_of_two_reads_is_cached(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    fixture.store.gate.clear()
+    read_tokens = [asyncio.create_task(fixture.find(row)) for _ in range(2)]
+    await asyncio.sleep(0)
+    fixture.store.gate.set()
+    await asyncio.gather(*read_tokens)
+    await fixture.find(row)
+    assert fixture.store.asked == 2
+
+
+async def test_a_failed_read_leaves_nothing_behind(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.lookup.poll()
+    fixture.store.gate.clear()
+    read_token = asyncio.create_task(fixture.find(row))
+    await asyncio.sleep(0)
+    read_token.cancel()
+    await asyncio.gather(read_token, return_exceptions=True)
+    fixture.store.gate.set()
+    assert await fixture.find(row) == row
+    assert not fixture.cache._pending_reads
+
+
+async def test_the_least_recently_used_goes_first(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row, size=2)
+    rows = [
+        replace(row, integration=replace(row.integration, integration_id=IntegrationId(number))) for number in (1, 2, 3)
+    ]
+    fixture.store.rows = {stored.integration.integration_id: stored for stored in rows}
+    await fixture.lookup.poll()
+    for number in (0, 1, 0, 2):
+        await fixture.find(rows[number])
+    assert fixture.store.asked == 3
+    await fixture.find(rows[0])
+    assert fixture.store.asked == 3
+    await fixture.find(rows[1])
+    assert fixture.store.asked == 4
+
+
+async def test_cached_rows_hide_their_credentials(row: StoredIntegration) -> None:
+    assert repr(row.encrypted_credentials) not in repr(row)

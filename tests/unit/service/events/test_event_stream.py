@@ -1,0 +1,292 @@
+"""Streams of events over fakes: nothing is missed, whoever is slow, comes back late or is the only one to watch."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.errors import (
+    CursorExpired,
+    InvalidField,
+    ServerStopping,
+    StoreUnavailable,
+    UnknownIntegrationType,
+)
+from integration_server.domain.events import EventKind
+from integration_server.domain.integration import Status, UserId
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
+from integration_server.service.events.event_stream import StreamItem
+from tests.fakes.provider import until
+from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
+
+Stream = AsyncGenerator[StreamItem]
+
+
+def watch(
+    system: FakeSystem,
+    cursor: str = "",
+    user_id: UserId | None = None,
+    integration_type: str = "",
+    allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
+) -> Stream:
+    return system.event_stream.watch(user_id, integration_type, cursor, allowed_types)
+
+
+async def begun(system: FakeSystem, cursor: str = "", user_id: UserId | None = None) -> Stream:
+    """A stream that has said from where it tells."""
+    stream = watch(system, cursor, user_id)
+    assert (await anext(stream)).event is None
+    await system.event_stream.poll()
+    return stream
+
+
+async def read(system: FakeSystem, stream: Stream, count: int) -> list[StreamItem]:
+    """So many answers, while the log is looked at."""
+    items = []
+    for _ in range(count):
+        waiting = asyncio.ensure_future(anext(stream))
+        for _ in range(20):
+            if waiting.done():
+                break
+            await system.event_stream.poll()
+            await asyncio.sleep(0)
+        assert waiting.done(), "nothing was told"
+        items.append(waiting.result())
+    return items
+
+
+async def rename(system: FakeSystem, integration_id: int, name: str) -> None:
+    row = system.row(integration_id)
+    await system.integrations.update(row.integration_id, row.user_id, system.clock(), name=name)
+
+
+async def rename_often(system: FakeSystem, integration_id: int, times: int) -> None:
+    for number in range(times):
+        await rename(system, integration_id, f"name-{number}")
+
+
+async def test_streams_events_from_now_on_and_each_item_has_a_cursor(system: FakeSystem) -> None:
+    integration = await system.connect()
+    async with aclosing(await begun(system)) as stream:
+        await rename(system, integration.integration_id, "new")
+        await system.integrations.remove(integration.integration_id, ADA)
+        first, second = await read(system, stream, 2)
+    assert first.event is not None
+    assert (first.event.kind, first.event.integration_id) == (EventKind.UPDATED, integration.integration_id)
+    assert second.event is not None
+    assert (second.event.kind, second.event.status_before) == (EventKind.DISCONNECTED, Status.ACTIVE)
+    assert first.cursor != second.cursor
+
+
+async def test_every_cursor_can_be_resumed_from(system: FakeSystem) -> None:
+    integration = await system.connect()
+    async with aclosing(await begun(system)) as stream:
+        for batch in range(3):  # some together, as the reader finds them
+            await rename_often(system, integration.integration_id, 2 + batch)
+            await system.event_stream.poll()
+        items = await read(system, stream, 9)
+    for at, one in enumerate(items[:-1]):
+        async with aclosing(await begun(system, one.cursor)) as again:
+            rest = await read(system, again, len(items) - at - 1)
+            assert [other.event for other in rest] == [other.event for other in items[at + 1 :]]
+
+
+async def test_events_without_a_subscriber_are_delivered_later(system: FakeSystem) -> None:
+    integration = await system.connect()
+    stream = watch(system)
+    cursor = (await anext(stream)).cursor
+    await stream.aclose()
+    await rename_often(system, integration.integration_id, 1200)  # pages of them
+    async with aclosing(await begun(system, cursor)) as stream:
+        items = await read(system, stream, 1200)
+    assert len({one.cursor for one in items}) == 1200
+
+
+async def test_a_type_is_watched_by_any_of_its_names(system: FakeSystem) -> None:
+    system.provider.aliases = ("pretend",)
+    integration = await system.connect()
+    stream = watch(system, integration_type="pretend")
+    await anext(stream)
+    await system.event_stream.poll()
+    async with aclosing(stream):
+        await rename(system, integration.integration_id, "new")
+        (items,) = await read(system, stream, 1)
+    assert items.event is not None
+    assert items.event.kind is EventKind.UPDATED
+
+
+async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
+    streams = {
+        "adas": watch(system, user_id=ADA),
+        "keys": watch(system, integration_type="fake_key"),
+        "allowed_types": watch(system, allowed_types=AllowedTypes(frozenset({"fake_key"}))),
+        "adas keys": watch(system, user_id=ADA, integration_type="fake_key"),
+        "nothing": watch(system, allowed_types=AllowedTypes(frozenset())),
+        "all": watch(system),
+    }
+    for stream in streams.values():
+        await anext(stream)
+    await system.event_stream.poll()
+    adas = (await system.connect()).integration_id
+    adas_key = (await system.connect_key()).integration_id
+    eves_key = (
+        await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(EVE, "fake_key", "key"))
+    ).integration_id
+    expected = {
+        "adas": {adas, adas_key},
+        "keys": {adas_key, eves_key},
+        "allowed_types": {adas_key, eves_key},
+        "adas keys": {adas_key},
+        "all": {adas, adas_key, eves_key},
+    }
+    for name, ids in expected.items():
+        count = len(ids) + (adas in ids)  # a flow tells of its beginning and its end
+        items = await read(system, streams[name], count)
+        assert {one.event.integration_id for one in items if one.event} == ids, name
+    for name, stream in streams.items():
+        waiting = asyncio.ensure_future(anext(stream))
+        await system.event_stream.poll()
+        await asyncio.sleep(0)
+        assert not waiting.done(), name
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
+    integration = await system.connect()
+    streams = [await begun(system) for _ in range(50)]
+    system.log.reads = system.log.page_reads = 0
+    await rename(system, integration.integration_id, "new")
+    await system.event_stream.poll()
+    for stream in streams:
+        assert (await anext(stream)).event is not None
+    assert (system.log.page_reads, system.log.reads) == (1, 0)
+    for stream in streams:
+        await stream.aclose()
+    await system.event_stream.poll()
+    assert system.log.page_reads == 1  # nobody watches
+
+
+async def test_a_slow_one_holds_nobody_up_and_loses_nothing(system: FakeSystem) -> None:
+    integration = await system.connect()
+    slow, quick = await begun(system), await begun(system)
+    for number in range(40):  # more batches than are kept in memory
+        await rename(system, integration.integration_id, f"name-{number}")
+        await read(system, quick, 1)
+    assert system.log.reads == 0
+    assert len(system.event_stream._broadcaster._buffered) == 8
+    items = await read(system, slow, 40)
+    assert len({one.cursor for one in items}) == 40
+    assert system.log.reads == 1  # it had fallen behind, and read them by itself
+    await rename(system, integration.integration_id, "last")
+    await read(system, slow, 1)
+    assert system.log.reads == 1
+
+
+async def test_a_burst_is_not_kept_in_memory(system: FakeSystem) -> None:
+    integration = await system.connect()
+    stream = await begun(system)
+    await rename_often(system, integration.integration_id, 2000)
+    await system.event_stream.poll()
+    assert not system.event_stream._broadcaster._buffered
+    assert len(await read(system, stream, 2000)) == 2000
+
+
+async def test_a_quiet_stream_gets_a_fresh_cursor_now_and_then() -> None:
+    system = FakeSystem(heartbeat=timedelta(milliseconds=1))
+    stream = watch(system)
+    first = await anext(stream)
+    system.clock.advance(EVENTS_KEPT)
+    await system.event_stream.poll()
+    system.clock.advance(EVENTS_KEPT)
+    await system.event_stream.poll()
+    fresh = await anext(stream)
+    assert fresh.event is None
+    with pytest.raises(CursorExpired):
+        await begun(system, first.cursor)
+    await begun(system, fresh.cursor)
+
+
+async def test_others_events_keep_no_heartbeat_back() -> None:
+    system = FakeSystem(heartbeat=timedelta(milliseconds=1))
+    integration = await system.connect()
+    stream = await begun(system, user_id=EVE)
+    waiting = asyncio.ensure_future(anext(stream))
+    async with asyncio.timeout(5):
+        while not waiting.done():
+            await rename(system, integration.integration_id, "new")
+            await system.event_stream.poll()
+            await asyncio.sleep(0.0005)
+    assert waiting.result().event is None
+
+
+async def test_a_cursor_that_is_too_old_is_rejected(system: FakeSystem) -> None:
+    integration = await system.connect()
+    async with aclosing(await begun(system)) as stream:
+        await rename(system, integration.integration_id, "new")
+        ((items),) = await read(system, stream, 1)
+    system.clock.advance(EVENTS_KEPT)
+    await system.event_stream.prune()
+    await begun(system, items.cursor)
+    system.clock.advance(timedelta(seconds=1))
+    with pytest.raises(CursorExpired):
+        await begun(system, items.cursor)
+
+
+async def test_nothing_that_a_cursor_may_come_before_is_forgotten(system: FakeSystem) -> None:
+    integration = await system.connect()
+    async with aclosing(watch(system)) as stream:
+        cursor = (await anext(stream)).cursor
+    await rename(system, integration.integration_id, "new")
+    system.clock.advance(EVENTS_KEPT)
+    await system.event_stream.prune()
+    async with aclosing(await begun(system, cursor)) as stream:
+        await read(system, stream, 1)
+    system.clock.advance(timedelta(hours=2))
+    await system.event_stream.prune()
+    assert not system.rows.events
+
+
+async def test_a_cursor_of_another_database_is_rejected(system: FakeSystem) -> None:
+    for _ in range(3):
+        await system.connect_key()
+    async with aclosing(watch(system)) as stream:
+        cursor = (await anext(stream)).cursor
+    system.rows.events.clear()  # put back to an earlier state
+    with pytest.raises(CursorExpired):
+        await begun(system, cursor)
+
+
+@pytest.mark.parametrize("cursor", ["x", "é", "A" * 100])
+async def test_a_forged_cursor_is_refused(system: FakeSystem, cursor: str) -> None:
+    with pytest.raises(InvalidField, match="cursor"):
+        await begun(system, cursor)
+
+
+async def test_an_unknown_type_is_refused(system: FakeSystem) -> None:
+    with pytest.raises(UnknownIntegrationType):
+        await anext(watch(system, integration_type="unheard_of"))
+
+
+async def test_a_server_that_stops_ends_every_stream(system: FakeSystem) -> None:
+    waiting = [asyncio.ensure_future(anext(await begun(system))) for _ in range(3)]
+    await until(lambda: system.event_stream._broadcaster.changed._waiters)
+    system.event_stream.drain()
+    for one in waiting:
+        with pytest.raises(ServerStopping):
+            await one
+    with pytest.raises(ServerStopping):
+        await anext(await begun(system))
+
+
+async def test_who_is_behind_learns_that_the_database_is_away(system: FakeSystem) -> None:
+    integration = await system.connect()
+    stream = await begun(system)
+    await rename_often(system, integration.integration_id, 600)
+    await system.event_stream.poll()
+    system.rows.away = True
+    with pytest.raises(StoreUnavailable):
+        await anext(stream)

@@ -1,0 +1,320 @@
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationPending,
+    InvalidField,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    StoreUnavailable,
+)
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Integration, IntegrationId, Status, UserId
+from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from tests.fakes.provider import HOUR, until
+from tests.fakes.system import ADA, EVE, FakeSystem
+
+
+@pytest.fixture
+async def integration(system: FakeSystem) -> Integration:
+    return await system.connect()
+
+
+async def check(system: FakeSystem, integration_id: int, user_id: UserId = ADA) -> HealthCheck:
+    return await system.health_checker.check_health(IntegrationId(integration_id), user_id)
+
+
+async def switch_off(system: FakeSystem, integration: Integration) -> None:
+    await system.integration_manager.update_integration(
+        integration.integration_id, ADA, IntegrationUpdate(is_active=False)
+    )
+
+
+def let_pass(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the running loop's clock be ahead by so much."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + time.total_seconds())
+
+
+# --- one -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_working_integration_is_healthy(system: FakeSystem, integration: Integration) -> None:
+    system.provider.verifications.clear()
+    found = await check(system, integration.integration_id)
+    assert (found.healthy, found.status, found.error_class) == (True, Status.ACTIVE, None)
+    assert found.check_time == system.clock()
+    assert found.latency >= timedelta(0)
+    assert system.provider.verifications == [await system.tokens(integration.integration_id)]
+
+
+async def test_every_check_is_kept(system: FakeSystem, integration: Integration) -> None:
+    first = await check(system, integration.integration_id)
+    system.provider.verify_error = ProviderUnavailable()
+    second = await check(system, integration.integration_id)
+    assert system.rows.checks == [first, second]
+    assert system.row(integration.integration_id).last_health_check == system.clock()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ProviderUnavailable(), Status.ERROR),
+        (ProviderRejected("credentials"), Status.ERROR),
+        (ProviderMisconfigured(), Status.ERROR),
+    ],
+    ids=lambda value: getattr(value, "reason", None),
+)
+async def test_an_error_is_recorded_and_cleared_by_the_next_success(
+    system: FakeSystem, integration: Integration, error: ProviderUnavailable, status: Status
+) -> None:
+    system.provider.verify_error = error
+    found = await check(system, integration.integration_id)
+    row = system.row(integration.integration_id)
+    assert (found.healthy, found.status, found.error_class) == (False, status, error.reason)
+    assert found.message == str(error)
+    assert row.last_error == found.integration.last_error
+    assert (row.status(system.clock()), row.error_count) == (status, 1)
+
+    system.provider.verify_error = None
+    found = await check(system, integration.integration_id)
+    row = system.row(integration.integration_id)
+    assert found.healthy
+    assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
+
+
+async def test_a_check_refreshes_an_expired_token_first(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    assert (await check(system, integration.integration_id)).healthy
+    assert system.provider.verifications[-1] == await system.tokens(integration.integration_id)
+    assert system.provider.refreshes == ["refresh-1"]
+
+
+async def test_what_fails_after_a_refresh_is_noted_as_well(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    system.provider.verify_error = ProviderRejected("credentials")
+    found = await check(system, integration.integration_id)
+    row = system.row(integration.integration_id)
+    assert found.status is row.status(system.clock()) is Status.ERROR
+    assert row.last_error == found.integration.last_error
+    assert row.version == integration.version + 1
+
+
+async def test_a_refresh_that_fails_within_a_check_counts_once(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderUnavailable()
+    await check(system, integration.integration_id)
+    assert system.row(integration.integration_id).error_count == 1
+
+
+async def test_an_invalid_grant_is_expired(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
+    for _ in range(2):
+        found = await check(system, integration.integration_id)
+        assert (found.status, found.error_class) == (Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
+    assert system.row(integration.integration_id).status(system.clock()) is Status.EXPIRED
+    assert len(system.provider.refreshes) == 1
+
+
+async def test_a_token_that_has_run_out_is_expired(system: FakeSystem) -> None:
+    system.provider.gives_refresh_token = False
+    integration = await system.connect()
+    system.clock.advance(HOUR)
+    found = await check(system, integration.integration_id)
+    assert (found.healthy, found.status, found.error_class) == (False, Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
+
+
+async def test_a_missing_required_scope_is_an_error(system: FakeSystem) -> None:
+    system.provider.granted = ("write",)
+    integration = await system.connect(scopes=("write",))
+    found = await check(system, integration.integration_id)
+    assert (found.healthy, found.status, found.error_class) == (False, Status.ERROR, "SCOPE_MISSING")
+    assert "read" in found.message
+
+
+async def test_spoilt_credentials_are_an_error(system: FakeSystem, integration: Integration) -> None:
+    system.corrupt(integration.integration_id)
+    found = await check(system, integration.integration_id)
+    assert (found.status, found.error_class) == (Status.ERROR, "CREDENTIALS_UNREADABLE")
+
+
+async def test_a_type_that_is_no_longer_known_is_an_error(system: FakeSystem, integration: Integration) -> None:
+    del system.providers.by_type["fake"]
+    found = await check(system, integration.integration_id)
+    assert (found.status, found.error_class) == (Status.ERROR, "UNKNOWN_INTEGRATION_TYPE")
+
+
+async def test_what_is_switched_off_is_not_tried(system: FakeSystem, integration: Integration) -> None:
+    await switch_off(system, integration)
+    system.provider.verifications.clear()
+    found = await check(system, integration.integration_id)
+    assert (found.healthy, found.status, found.error_class) == (False, Status.INACTIVE, None)
+    assert not system.provider.verifications
+    assert not system.rows.checks
+
+
+async def test_a_key_is_checked_too(system: FakeSystem) -> None:
+    row = await system.connect_key()
+    assert (await check(system, row.integration_id)).healthy
+    assert len(system.key_provider.verifications) == 2
+
+
+async def test_there_is_nothing_to_check_yet_or_for_another(system: FakeSystem, integration: Integration) -> None:
+    pending = await system.begin()
+    with pytest.raises(IntegrationPending):
+        await check(system, pending.integration_id)
+    for integration_id, user_id in ((integration.integration_id, EVE), (999, ADA)):
+        with pytest.raises(IntegrationNotFound):
+            await check(system, integration_id, user_id)
+
+
+async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSystem, integration: Integration) -> None:
+    system.clock.advance(HOUR)
+    system.provider.gate = asyncio.Event()
+    waiting = asyncio.create_task(check(system, integration.integration_id))
+    await until(lambda: system.provider.refreshes)
+    system.rows.away = True
+    system.provider.gate.set()
+    with pytest.raises(StoreUnavailable):
+        await waiting
+    system.rows.away = False
+    assert system.row(integration.integration_id).last_error is None
+    assert not system.rows.checks
+
+
+# --- all -----------------------------------------------------------------------------------------------------------
+
+
+async def test_counts_add_up_and_pending_ones_are_not_among_them(system: FakeSystem) -> None:
+    working = await system.connect_account("one")
+    off = await system.connect_account("two")
+    await switch_off(system, off)
+    spoilt = await system.connect_account("three")
+    system.corrupt(spoilt.integration_id)
+    await system.begin()
+    await system.connect_account("hers", EVE)
+
+    report = await system.health_checker.check_all_health(ADA)
+    assert [one.integration.integration_id for one in report.checks] == [
+        working.integration_id,
+        off.integration_id,
+        spoilt.integration_id,
+    ]
+    assert (report.healthy_count, report.error_count, report.inactive_count) == (1, 1, 1)
+    assert report.check_time == system.clock()
+
+
+async def test_nothing_connected_is_an_empty_report(system: FakeSystem) -> None:
+    assert (await system.health_checker.check_all_health(ADA)).checks == ()
+
+
+async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = system.add_provider("hanging")
+    slow = await system.connect(integration_type="hanging")
+    quick = await system.connect()
+    hanging.gate = asyncio.Event()
+
+    checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
+    await until(lambda: [one.integration.integration_id for one in system.rows.checks] == [quick.integration_id])
+    let_pass(HOUR, monkeypatch)
+    report = await checking
+    told = {one.integration.integration_id: (one.healthy, one.error_class) for one in report.checks}
+    assert told == {
+        slow.integration_id: (False, "PROVIDER_UNAVAILABLE"),
+        quick.integration_id: (True, None),
+    }
+    assert hanging.in_flight == 0
+
+
+async def test_a_refresh_that_outlasts_the_check_is_not_lost(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    integration = await system.connect()
+    system.clock.advance(HOUR)
+    system.provider.gate = asyncio.Event()
+    checking = asyncio.create_task(check(system, integration.integration_id))
+    await until(lambda: system.provider.in_flight)
+    let_pass(HOUR, monkeypatch)
+    assert (await checking).error_class == "PROVIDER_UNAVAILABLE"
+    system.provider.gate.set()
+    await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
+
+
+async def test_one_provider_gets_no_burst(system: FakeSystem) -> None:
+    for number in range(20):
+        await system.connect_account(f"account-{number}")
+    system.provider.max_in_flight = 0
+    system.provider.gate = asyncio.Event()
+    checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
+    await until(lambda: system.provider.in_flight == 8)
+    system.provider.gate.set()
+    assert (await checking).healthy_count == 20
+    assert system.provider.max_in_flight == 8
+
+
+# --- the history ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, integration: Integration) -> None:
+    other = await system.connect_account("another")
+    for _ in range(5):
+        system.clock.advance(timedelta(minutes=1))
+        await check(system, integration.integration_id)
+        await check(system, other.integration_id)
+    listed: list[HealthCheck] = []
+    token = ""
+    while True:
+        history = await system.health_checker.list_health_checks(integration.integration_id, ADA, 2, token)
+        listed += history.checks
+        token = history.next_page_token
+        if not token:
+            break
+    mine = [one for one in system.rows.checks if one.integration.integration_id == integration.integration_id]
+    assert [one.check_time for one in listed] == [one.check_time for one in mine][::-1]
+
+
+async def test_the_history_reports_the_error_rates(system: FakeSystem, integration: Integration) -> None:
+    system.provider.verify_error = ProviderUnavailable()
+    await check(system, integration.integration_id)
+    system.clock.advance(timedelta(hours=2))
+    system.provider.verify_error = None
+    await check(system, integration.integration_id)
+    history = await system.health_checker.list_health_checks(integration.integration_id, ADA, 10, "")
+    assert [(one.window, one.checks, one.failures, one.rate) for one in history.error_rates] == [
+        (HOUR, 1, 0, 0.0),
+        (timedelta(days=1), 2, 1, 0.5),
+        (timedelta(days=7), 2, 1, 0.5),
+    ]
+
+
+async def test_a_page_token_is_good_for_its_own_history_only(system: FakeSystem, integration: Integration) -> None:
+    other = await system.connect_account("another")
+    for _ in range(2):
+        await check(system, integration.integration_id)
+    token = (await system.health_checker.list_health_checks(integration.integration_id, ADA, 1, "")).next_page_token
+    integrations = await system.integration_manager.list_integrations(ADA, "", 1, "")
+    for wrong in (token + "x", integrations.next_page_token):
+        with pytest.raises(InvalidField):
+            await system.health_checker.list_health_checks(integration.integration_id, ADA, 1, wrong)
+    with pytest.raises(InvalidField):
+        await system.health_checker.list_health_checks(other.integration_id, ADA, 1, token)
+
+
+async def test_there_is_no_history_for_another(system: FakeSystem, integration: Integration) -> None:
+    for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
+        with pytest.raises(IntegrationNotFound):
+            await system.health_checker.list_health_checks(integration_id, user_id, 10, "")
+
+
+async def test_old_checks_are_forgotten(system: FakeSystem, integration: Integration) -> None:
+    for _ in range(3):
+        await check(system, integration.integration_id)
+        system.clock.advance(timedelta(days=20))
+    await system.health_checker.prune()
+    assert [system.clock() - one.check_time for one in system.rows.checks] == [timedelta(days=20)]

@@ -1,0 +1,136 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationPending,
+    InvalidField,
+    UnknownIntegrationType,
+)
+from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from tests.fakes.system import ADA, EVE, FakeSystem
+
+# --- listing -------------------------------------------------------------------------------------------------------
+
+
+async def ids_page_by_page(system: FakeSystem, page_size: int, integration_type: str = "") -> Sequence[Sequence[int]]:
+    pages, token = [], ""
+    while True:
+        page = await system.integration_manager.list_integrations(ADA, integration_type, page_size, token)
+        pages.append([row.integration_id for row in page.integrations])
+        token = page.next_page_token
+        if not token:
+            return pages
+
+
+@pytest.mark.parametrize(
+    ("page_size", "pages"),
+    [(1, [[1], [2], [3], [4]]), (3, [[1, 2, 3], [4]]), (4, [[1, 2, 3, 4]]), (5, [[1, 2, 3, 4]])],
+)
+async def test_lists_page_by_page_and_the_last_page_says_so(
+    system: FakeSystem, page_size: int, pages: Sequence[Sequence[int]]
+) -> None:
+    for number in range(4):
+        await system.connect_account(f"account-{number}")
+    await system.connect_account("hers", EVE)
+    assert await ids_page_by_page(system, page_size) == pages
+
+
+async def test_lists_one_type_and_pending_ones_too(system: FakeSystem) -> None:
+    await system.connect_key()
+    begun = await system.begin()
+    assert await ids_page_by_page(system, 10, "fake") == [[begun.integration_id]]
+    assert await ids_page_by_page(system, 10) == [[1, begun.integration_id]]
+
+
+async def test_a_row_that_goes_between_pages_is_no_trouble(system: FakeSystem) -> None:
+    rows = [await system.connect_account(f"account-{number}") for number in range(4)]
+    first = await system.integration_manager.list_integrations(ADA, "", 2, "")
+    await system.revocation_service.disconnect_integration(rows[1].integration_id, ADA)
+    second = await system.integration_manager.list_integrations(ADA, "", 2, first.next_page_token)
+    assert [row.integration_id for row in second.integrations] == [3, 4]
+
+
+async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
+    with pytest.raises(UnknownIntegrationType):
+        await system.integration_manager.list_integrations(ADA, "unheard_of", 10, "")
+
+
+async def page_token(system: FakeSystem) -> str:
+    for number in range(2):
+        await system.connect_account(f"account-{number}")
+    return (await system.integration_manager.list_integrations(ADA, "fake", 1, "")).next_page_token
+
+
+@pytest.mark.parametrize(("user_id", "integration_type"), [(EVE, "fake"), (ADA, ""), (ADA, "fake_key")])
+async def test_a_page_token_continues_its_own_list_only(
+    system: FakeSystem, user_id: UserId, integration_type: str
+) -> None:
+    token = await page_token(system)
+    with pytest.raises(InvalidField) as refused:
+        await system.integration_manager.list_integrations(user_id, integration_type, 1, token)
+    assert refused.value.field == "page_token"
+
+
+async def test_a_forged_page_token_is_refused(system: FakeSystem) -> None:
+    token = await page_token(system)
+    state = (await system.begin()).state
+    for forged in ("x", "=", "é", token[:-1], token + "A", token[::-1], state):
+        with pytest.raises(InvalidField, match="page_token"):
+            await system.integration_manager.list_integrations(ADA, "fake", 1, forged)
+
+
+def test_lists_every_type_by_name(system: FakeSystem) -> None:
+    system.add_provider("another")
+    names = [provider.integration_type for provider in system.integration_manager.list_integration_types()]
+    assert names == ["another", "fake", "fake_key"]
+
+
+# --- looking and changing ------------------------------------------------------------------------------------------
+
+
+async def test_a_pending_integration_can_be_looked_at_but_not_changed(system: FakeSystem) -> None:
+    begun = await system.begin()
+    row = await system.integration_manager.get_integration(begun.integration_id, ADA)
+    assert row.status(system.clock()) is Status.PENDING
+    with pytest.raises(IntegrationPending):
+        await system.integration_manager.update_integration(begun.integration_id, ADA, IntegrationUpdate(name="x"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "New"}, {"name": ""}, {"config": {"b": [1, None]}}, {"config": {}}, {"is_active": False}, {}]
+)
+async def test_changes_what_is_given_and_nothing_else(system: FakeSystem, change: dict[str, Any]) -> None:
+    integration = await system.connect(name="Old", config={"a": 1})
+    changed = await system.integration_manager.update_integration(
+        integration.integration_id, ADA, IntegrationUpdate(**change)
+    )
+    wanted = {"name": "Old", "config": {"a": 1}, "is_active": True, **change}
+    assert changed == system.row(integration.integration_id)
+    assert {name: getattr(changed, name) for name in wanted} == wanted
+    assert changed.version == integration.version
+
+
+async def test_switching_off_and_on_again(system: FakeSystem) -> None:
+    integration = await system.connect()
+    for is_active, status in ((False, Status.INACTIVE), (True, Status.ACTIVE)):
+        changed = await system.integration_manager.update_integration(
+            integration.integration_id, ADA, IntegrationUpdate(is_active=is_active)
+        )
+        assert changed.status(system.clock()) is status
+
+
+async def test_somebody_elses_is_as_absent_as_what_never_was(system: FakeSystem) -> None:
+    integration = await system.connect(ADA)
+    for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
+        with pytest.raises(IntegrationNotFound):
+            await system.integration_manager.get_integration(integration_id, user_id)
+        with pytest.raises(IntegrationNotFound):
+            await system.integration_manager.update_integration(integration_id, user_id, IntegrationUpdate(name="x"))
+        with pytest.raises(IntegrationNotFound):
+            await system.revocation_service.disconnect_integration(integration_id, user_id)
+    assert system.row(integration.integration_id) == integration
+    assert not system.provider.revocations

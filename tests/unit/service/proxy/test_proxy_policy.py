@@ -1,0 +1,248 @@
+"""No path leads out of the API's base address, and no header carries credentials in either direction."""
+
+from collections.abc import Iterator
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+from integration_server.domain.credentials import ApiKey, OAuthTokens, RequestAuth
+from integration_server.domain.errors import InvalidField
+from integration_server.domain.proxy_messages import ApiRequest
+from integration_server.service.proxy.proxy_policy import (
+    forwardable_headers,
+    path_problem,
+    require_no_credentials,
+    require_valid_request,
+    secrets_of,
+)
+
+BASE = "https://api.acme.example/v1"
+
+DOTS = ("..", "%2e%2e", "%2E%2E", ".%2e", "%2e.", "%252e%252e", "%25252e%25252e", "..%3b", "..;", "..;x=1", "%E2%80%A5")
+OTHER_DOTS = ("%EF%BC%8E%EF%BC%8E", "%c0%ae%c0%ae", "%e0%80%ae%e0%80%ae", "%C0%2E%C0%2E")
+SLASHES = ("/", "%2f", "%2F", "%5c", "%5C", "%252f", "%255c", "%EF%BC%8F")
+
+
+def traversals() -> Iterator[str]:
+    """Ways up, in the middle, at the beginning and at the end, once and again."""
+    for dots in (*DOTS, *OTHER_DOTS):
+        for slash in SLASHES:
+            yield f"/{dots}{slash}admin"
+            yield f"/things{slash}{dots}{slash}{dots}{slash}admin"
+        yield f"/{dots}"
+        yield f"/things/{dots}/"
+
+
+ELSEWHERE = [
+    "https://evil.example/",
+    "http://evil.example/",
+    "//evil.example/",
+    "///evil.example/",
+    "/\\evil.example/",
+    "\\\\evil.example\\",
+    "/%5Cevil.example/",
+    "/%2F%2Fevil.example",
+    "/%2Fevil.example//x",
+    "@evil.example/",
+    ".evil.example/",
+    ":443@evil.example/",
+    ":@evil.example",
+    "evil.example",
+    "",
+    "?x=1",
+    "#x",
+    "/things?admin=1",
+    "/things#x",
+    "/things%3Fadmin%3D1\r\n",
+    "/\thttps://evil.example",
+    " /things",
+    "/thi ngs",
+    "/things\r\nHost: evil.example",
+    "/things%0d%0aHost:%20evil.example",
+    "/things%0aX: 1",
+    "/things%00",
+    "/things\0",
+    "/things%",
+    "/things%2",
+    "/things%zz",
+    "/th\u00efngs",
+    "/things\u2028",
+    "/things%E2%80%A8",
+    "/./things",
+    "/%2e/things",
+    "/things//more",
+    "/things/%2Fmore",
+    "/things%7f",
+    "/things<script>",
+    '/things"',
+    "/things|x",
+    "/things^x",
+    "/things`x",
+    "/{things}",
+    "/[things]",
+    "javascript:alert(1)",
+    "file:///etc/passwd",
+    "/%" + "25" * 12 + "2e",
+]
+
+HOSTILE = [*traversals(), *ELSEWHERE]
+
+
+def test_there_are_many_of_them() -> None:
+    assert len(set(HOSTILE)) == len(HOSTILE) >= 100
+
+
+@pytest.mark.parametrize("path", HOSTILE, ids=ascii)
+def test_no_path_leads_elsewhere(path: str) -> None:
+    assert path_problem(path) is not None
+    with pytest.raises(InvalidField) as refused:
+        require_valid_request(ApiRequest("GET", path))
+    assert refused.value.field == "path"
+
+
+def lands_outside(url: str) -> bool:
+    """Whether a server that decodes as often as it takes, and resolves dots, would look outside of the base."""
+    for _ in range(5):
+        url = unquote(url).replace("\\", "/").replace("\uff0f", "/").replace("\uff0e", ".").replace("\u2025", "..")
+    parts = urlsplit(urljoin(url, ".") if url.endswith("..") else url)
+    resolved = urlsplit(urljoin(f"{parts.scheme}://{parts.netloc}/", parts.path.replace(";", "/;")))
+    return parts.netloc != "api.acme.example" or not resolved.path.startswith("/v1")
+
+
+def test_without_the_grammar_they_would_lead_outside() -> None:
+    """The twin: what would be sent if a path were simply put behind the base, or joined with it."""
+    outside = [path for path in HOSTILE if lands_outside(BASE + path) or lands_outside(urljoin(BASE, path))]
+    assert len(outside) >= 100
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/things",
+        "/things/",
+        "/calendars/ada%40example.com/events",
+        "/calendars/en.uk%23holiday%40group.v.calendar.google.com/events",
+        "/projects/group%2Fproject",
+        "/things/a:b@c;d=e,f",
+        "/a.b/..c/d..",
+        "/%F0%9F%A6%86",
+        "/100%25",
+    ],
+)
+def test_what_apis_use_is_passed(path: str) -> None:
+    assert path_problem(path) is None
+
+
+OURS = [
+    *(
+        "Authorization",
+        "authorization",
+        "AUTHORIZATION",
+        "Cookie",
+        "Cookie2",
+        "Proxy-Authorization",
+        "Proxy-Connection",
+    ),
+    *("Host", "Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length"),
+    *("HTTP2-Settings", "Expect", "Accept-Encoding", "Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host"),
+    *("X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"),
+]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_headers_of_the_server_are_not_the_callers(name: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        require_valid_request(ApiRequest("GET", "/", headers=[("X-Fine", "1"), (name, "1")]))
+    assert refused.value.field == "headers[1].name"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "a\0", "\u00e4", "a(b)", " a"])
+def test_a_headers_name_is_a_token(name: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        require_valid_request(ApiRequest("GET", "/", headers=[(name, "1")]))
+    assert refused.value.field == "headers[0].name"
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\0b", "\u00e4", " a", "a ", "\x7f"])
+def test_a_headers_value_is_visible_ascii(value: str) -> None:
+    for request, field in (
+        (ApiRequest("GET", "/", headers=[("X-Thing", value)]), "headers[0].value"),
+        (ApiRequest("GET", "/", idempotency_key=value), "idempotency_key"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            require_valid_request(request)
+        assert refused.value.field == field
+
+
+@pytest.mark.parametrize("method", ["get", "TRACE", "CONNECT", "", "GET ", "GET /x HTTP/1.1\r\n", "PROPFIND"])
+def test_a_method_is_one_of_seven(method: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        require_valid_request(ApiRequest(method, "/"))
+    assert refused.value.field == "method"
+
+
+def test_a_key_is_given_once() -> None:
+    request = ApiRequest("POST", "/", headers=[("Idempotency-Key", "1")], idempotency_key="2")
+    with pytest.raises(InvalidField):
+        require_valid_request(request)
+
+
+def test_the_providers_credential_parameters_are_reserved() -> None:
+    auth = RequestAuth({"X-Api-Key": "secret"}, {"key": "secret"})
+    for request, field in (
+        (ApiRequest("GET", "/", headers=[("x-api-key", "1")]), "headers[0].name"),
+        (ApiRequest("GET", "/", query=[("a", "1"), ("key", "1")]), "query[1].name"),
+        (ApiRequest("GET", "/", query=[("access_token", "1")]), "query[0].name"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            require_no_credentials(request, auth)
+        assert refused.value.field == field
+    require_no_credentials(ApiRequest("GET", "/", headers=[("X-Other", "1")], query=[("q", "1")]), auth)
+
+
+def test_what_belongs_to_the_connection_or_the_server_stays_here() -> None:
+    headers = [
+        ("content-type", "application/json"),
+        ("connection", "close, X-Hop"),
+        ("x-hop", "1"),
+        ("set-cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("www-authenticate", "Bearer"),
+        ("proxy-authenticate", "Basic"),
+        ("transfer-encoding", "chunked"),
+        ("content-encoding", "gzip"),
+        ("content-length", "7"),
+        ("keep-alive", "timeout=5"),
+        ("upgrade", "h2c"),
+        ("link", "a"),
+        ("link", "b"),
+    ]
+    assert forwardable_headers(headers, ()) == (("content-type", "application/json"), ("link", "a"), ("link", "b"))
+
+
+TOKENS = OAuthTokens("t/ok+en=1", "refresh token")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://api.acme.example/next?access_token=t/ok+en=1",
+        "https://api.acme.example/next?access_token=t%2Fok%2Ben%3D1",
+        "https://api.acme.example/next?access_token=t%2fok%2ben%3d1",
+        "https://api.acme.example/next?url=%3Ftoken%3Dt%252Fok%252Ben%253D1",
+        "https://api.acme.example/next?r=refresh%20token",
+        "https://api.acme.example/next?r=refresh+token",
+        "Bearer t/ok+en=1",
+    ],
+)
+def test_no_header_with_a_secret_is_passed_on(value: str) -> None:
+    secrets = secrets_of(TOKENS, RequestAuth({"Authorization": "Bearer t/ok+en=1"}))
+    assert forwardable_headers([("location", value), ("x-a", "1")], secrets) == (("x-a", "1"),)
+    assert forwardable_headers([("location", value)], ()) != ()  # the twin
+
+
+def test_of_a_pair_the_name_is_no_secret() -> None:
+    secrets = secrets_of(ApiKey("AC1", "auth-token"), RequestAuth({"Authorization": "Basic abc=="}))
+    assert secrets == {"Basic abc==", "abc==", "auth-token"}
+    assert secrets_of(ApiKey("key"), RequestAuth(query_params={"k": "key"})) == {"key"}

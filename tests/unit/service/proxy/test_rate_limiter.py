@@ -1,0 +1,233 @@
+"""Turns: within budgets, in fairness, and told at once where they come too late."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.errors import ProviderUnavailable, RateLimited
+from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
+from integration_server.service.proxy.rate_limiter import Exhausted, NoDistributedLimiter, ProviderRateLimiter
+from tests.fakes.system import FakeSystem
+
+
+def limit(calls: int, seconds: float, scope: LimitScope = LimitScope.APP) -> RateLimit:
+    return RateLimit(calls, timedelta(seconds=seconds), scope)
+
+
+def new_limiter(*limits: RateLimit) -> ProviderRateLimiter:
+    return ProviderRateLimiter("acme", limits, NoDistributedLimiter(), time.monotonic, lambda: 1.0)
+
+
+@pytest.fixture
+async def sample() -> Integration:
+    return await FakeSystem().connect()
+
+
+def of(sample: Integration, user: str, number: int = 1) -> Integration:
+    return replace(sample, user_id=UserId(user), integration_id=IntegrationId(number))
+
+
+async def acquire(
+    limiter: ProviderRateLimiter, integration: Integration, within: float = 5.0, work: float = 0.0
+) -> None:
+    async with limiter.permit(integration, within, is_retry=False):
+        await asyncio.sleep(work)
+
+
+async def test_a_flood_of_one_user_leaves_others_their_share(sample: Integration) -> None:
+    limiter, order = new_limiter(limit(10, 0.05)), list[str]()
+
+    async def call(user: str) -> None:
+        async with limiter.permit(of(sample, user, len(user)), 5.0, is_retry=False):
+            order.append(user)
+
+    flood = [asyncio.create_task(call("ada")) for _ in range(100)]
+    await asyncio.sleep(0.02)
+    others = [asyncio.create_task(call(user)) for user in ("grace", "linus") for _ in range(15)]
+    await asyncio.gather(*flood, *others)
+    after_the_flood_began = Counter(order[10:55])
+    print("shares of 45 turns while all three waited:", dict(after_the_flood_began))
+    assert max(after_the_flood_began.values()) - min(after_the_flood_began.values()) <= 3
+
+
+async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration) -> None:
+    """The twin: with everybody taken for one user, who comes later waits for all of the flood."""
+    limiter, order = new_limiter(limit(10, 0.05)), list[str]()
+
+    async def call(user: str) -> None:
+        async with limiter.permit(of(sample, "everybody"), 5.0, is_retry=False):
+            order.append(user)
+
+    flood = [asyncio.create_task(call("ada")) for _ in range(100)]
+    await asyncio.sleep(0.02)
+    others = [asyncio.create_task(call("grace")) for _ in range(15)]
+    await asyncio.gather(*flood, *others)
+    assert set(order[:100]) == {"ada"}
+
+
+@pytest.mark.parametrize("calls_at_once", [3, None])
+async def test_an_account_gets_no_more_calls_at_a_time_than_its_api_takes(
+    sample: Integration, calls_at_once: int | None
+) -> None:
+    limiter = ProviderRateLimiter(
+        "acme", [], NoDistributedLimiter(), time.monotonic, lambda: 1.0, calls_at_once=calls_at_once
+    )
+    in_flight, most = Counter[int](), Counter[int]()
+
+    async def call(number: int) -> None:
+        async with limiter.permit(of(sample, "ada", number), 5.0, is_retry=False):
+            in_flight[number] += 1
+            most[number] = max(most[number], in_flight[number])
+            await asyncio.sleep(0.001)
+            in_flight[number] -= 1
+
+    await asyncio.gather(*(call(number) for number in (1, 2) for _ in range(20)))
+    assert most == dict.fromkeys((1, 2), calls_at_once or 20)
+
+
+async def test_an_integration_that_must_wait_holds_up_no_other(sample: Integration) -> None:
+    limiter = new_limiter(limit(1, 60, LimitScope.INTEGRATION))
+    await acquire(limiter, of(sample, "ada", 1))
+    waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=90))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await acquire(limiter, of(sample, "ada", 2))
+        await acquire(limiter, of(sample, "grace", 3))
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_a_call_that_cannot_start_in_time_is_rejected_at_once(sample: Integration) -> None:
+    limiter = new_limiter(limit(2, 60))
+    for _ in range(2):
+        await acquire(limiter, sample)
+    async with asyncio.timeout(1):
+        with pytest.raises(RateLimited) as refused:
+            await acquire(limiter, sample, within=30)
+    assert refused.value.retry_after is not None
+    assert 59 < refused.value.retry_after.total_seconds() <= 60
+
+
+async def test_a_provider_that_asks_for_a_pause_is_unavailable(sample: Integration) -> None:
+    limiter = new_limiter()
+    async with limiter.permit(sample, 1.0, is_retry=False) as permit:
+        permit.observe(ApiResponse(429, (), b"", is_rate_limited=True, retry_after=timedelta(minutes=1)))
+    with pytest.raises(ProviderUnavailable):
+        await acquire(limiter, sample, within=30)
+
+
+async def test_who_gives_up_leaves_no_hole(sample: Integration) -> None:
+    limiter = new_limiter(limit(1, 0.1))
+    async with limiter.permit(sample, 1.0, is_retry=False):
+        late = asyncio.create_task(acquire(limiter, sample, within=0.3))
+        gone = asyncio.create_task(acquire(limiter, sample, within=5))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        with pytest.raises(RateLimited):
+            await late
+    async with asyncio.timeout(1):
+        await acquire(limiter, sample)
+    assert gone.cancelled()
+
+
+async def test_a_waiter_cancelled_as_capacity_frees_is_skipped(sample: Integration) -> None:
+    """The pump goes on before the task that was cancelled does; it never came back to let that one go on."""
+
+    class FakeDistributedLimiter:
+        """Counts how often it is asked."""
+
+        asked = 0
+
+        async def acquire(self, counters: object) -> Exhausted | None:
+            """Let go, at once: a pump that asks for ever is ended by this."""
+            self.asked += 1
+            assert self.asked < 10
+            return None
+
+    now, shared = 0.0, FakeDistributedLimiter()
+    limiter = ProviderRateLimiter("acme", [limit(1, 1)], shared, lambda: now, lambda: 1.0)
+    async with limiter.permit(sample, 5.0, is_retry=False):
+        gone, remaining = (asyncio.create_task(acquire(limiter, sample)) for _ in range(2))
+        await asyncio.sleep(0.01)  # both wait, and the pump for a place
+    now = 2.0  # the turn's end has woken the pump
+    gone.cancel()
+    await remaining
+    assert gone.cancelled()
+    assert shared.asked == 2
+
+
+async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
+    class FakeDistributedLimiter:
+        """Full at first."""
+
+        asked = 0
+
+        async def acquire(self, counters: object) -> Exhausted | None:
+            """Once no."""
+            self.asked += 1
+            return Exhausted("acme", 0.05) if self.asked == 1 else None
+
+    shared = FakeDistributedLimiter()
+    limiter = ProviderRateLimiter("acme", [limit(5, 1)], shared, time.monotonic, lambda: 1.0)
+    begin = time.monotonic()
+    await acquire(limiter, sample)
+    assert (shared.asked, time.monotonic() - begin >= 0.05) == (2, True)
+
+
+@pytest.mark.parametrize(("place", "others_wait"), [("acme/1", False), ("acme", True)], ids=["own", "the app's"])
+async def test_a_shared_budget_that_is_full_holds_up_those_whose_it_is(
+    sample: Integration, place: str, others_wait: bool
+) -> None:
+    class FakeDistributedLimiter:
+        """Full for Ada's integration, once."""
+
+        def __init__(self) -> None:
+            self.names_taken: list[str] = []
+
+        async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
+            """No more calls of hers."""
+            names = [name for name, _ in counters]
+            if "acme/1" in names and not self.names_taken:
+                self.names_taken = names
+                return Exhausted(place, 3600)
+            return None
+
+    limits = [limit(5, 1), limit(5, 1, LimitScope.INTEGRATION)]
+    shared = FakeDistributedLimiter()
+    limiter = ProviderRateLimiter("acme", limits, shared, time.monotonic, lambda: 1.0)
+    waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=7200))
+    while not shared.names_taken:  # noqa: ASYNC110  # in the loop's next rounds
+        await asyncio.sleep(0)
+    if others_wait:
+        with pytest.raises(RateLimited):
+            await acquire(limiter, of(sample, "grace", 2))
+    else:
+        await acquire(limiter, of(sample, "grace", 2))
+    with pytest.raises(RateLimited):
+        await acquire(limiter, of(sample, "ada", 1))
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("is_retry", [True, False])
+async def test_a_call_that_goes_in_front_is_not_refused_for_those_behind_it(
+    sample: Integration, is_retry: bool
+) -> None:
+    limiter = new_limiter(limit(1, 0.1, LimitScope.INTEGRATION))
+    await acquire(limiter, sample)
+    behind = [asyncio.create_task(acquire(limiter, sample, within=3600)) for _ in range(500)]
+    await asyncio.sleep(0)
+    if is_retry:
+        async with limiter.permit(sample, 20.0, is_retry=True):
+            pass
+    else:
+        with pytest.raises(RateLimited):
+            await acquire(limiter, sample, within=20.0)
+    for task in behind:
+        task.cancel()
+    await asyncio.gather(*behind, return_exceptions=True)

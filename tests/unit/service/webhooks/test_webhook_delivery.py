@@ -1,0 +1,113 @@
+"""Handing on what webhooks have brought: in order, at least once, each consumer from its own place."""
+
+import pytest
+
+from integration_server.domain.errors import CredentialsUnreadable, IntegrationNotFound, InvalidField
+from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.webhooks.webhook_delivery import WebhookEventPage
+from tests.fakes.system import ADA, EVE, MAX_PAGE_BYTES, FakeSystem
+from tests.unit.service.webhooks.test_webhook_ingestion import SECRET, deliver
+
+
+@pytest.fixture
+async def integration(system: FakeSystem) -> Integration:
+    return await system.connect_key(webhook_secret=SECRET)
+
+
+async def send(system: FakeSystem, integration: Integration, count: int, size: int = 0) -> None:
+    """So many events, of such a size."""
+    for number in range(count):
+        await deliver(system, integration, {"id": f"e-{number}", "text": "x" * size})
+
+
+async def page_of(
+    system: FakeSystem, integration: Integration, consumer: str = "mail", page_size: int = 200, token: str = ""
+) -> WebhookEventPage:
+    return await system.webhook_delivery.list_webhook_events(
+        integration.integration_id, integration.user_id, consumer, page_size, token
+    )
+
+
+def numbers(page: WebhookEventPage) -> list[int]:
+    return [event.number for event in page.events]
+
+
+async def test_everything_is_listed_again_until_it_is_acknowledged(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await send(system, integration, 3)
+    acknowledge = system.webhook_delivery.acknowledge_webhook_events
+    assert numbers(await page_of(system, integration)) == [1, 2, 3]
+    assert numbers(await page_of(system, integration)) == [1, 2, 3]
+    assert await acknowledge(integration.integration_id, ADA, "mail", 2) == 2
+    assert numbers(await page_of(system, integration)) == [3]
+    assert await acknowledge(integration.integration_id, ADA, "mail", 1) == 2
+    assert numbers(await page_of(system, integration)) == [3]
+    assert numbers(await page_of(system, integration, "billing")) == [1, 2, 3]
+
+
+async def test_pages_follow_each_other_whatever_is_acknowledged_meanwhile(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await send(system, integration, 5)
+    first = await page_of(system, integration, page_size=2)
+    await system.webhook_delivery.acknowledge_webhook_events(integration.integration_id, ADA, "mail", 2)
+    second = await page_of(system, integration, page_size=2, token=first.next_page_token)
+    third = await page_of(system, integration, page_size=2, token=second.next_page_token)
+    assert [numbers(page) for page in (first, second, third)] == [[1, 2], [3, 4], [5]]
+    assert third.next_page_token == ""
+
+
+async def test_a_page_is_no_larger_than_a_message_may_be(system: FakeSystem, integration: Integration) -> None:
+    await send(system, integration, 10, size=1024 * 1024)
+    seen, token = [], ""
+    while True:
+        page = await page_of(system, integration, token=token)
+        assert sum(len(event.payload) for event in page.events) <= MAX_PAGE_BYTES
+        seen += numbers(page)
+        token = page.next_page_token
+        if not token:
+            break
+    assert seen == list(range(1, 11))
+
+
+@pytest.mark.parametrize("number", [4, 2**62])
+async def test_what_has_not_been_is_not_acknowledged(system: FakeSystem, integration: Integration, number: int) -> None:
+    await send(system, integration, 3)
+    with pytest.raises(InvalidField, match="number"):
+        await system.webhook_delivery.acknowledge_webhook_events(integration.integration_id, ADA, "mail", number)
+    assert numbers(await page_of(system, integration)) == [1, 2, 3]
+
+
+async def test_a_page_token_is_for_its_integration_user_and_consumer(
+    system: FakeSystem, integration: Integration
+) -> None:
+    system.key_provider.account = NewAccount("account-2", None)
+    other = await system.connect_key(api_key="key-2", webhook_secret=SECRET)
+    for row in (integration, other):
+        await send(system, row, 3)
+    token = (await page_of(system, integration, page_size=1)).next_page_token
+    for row, consumer in ((other, "mail"), (integration, "billing")):
+        with pytest.raises(InvalidField, match="page_token"):
+            await page_of(system, row, consumer, token=token)
+
+
+async def test_only_its_user_reads_it(system: FakeSystem, integration: Integration) -> None:
+    await send(system, integration, 1)
+    for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
+        with pytest.raises(IntegrationNotFound):
+            await system.webhook_delivery.list_webhook_events(integration_id, user_id, "mail", 10, "")
+        with pytest.raises(IntegrationNotFound):
+            await system.webhook_delivery.acknowledge_webhook_events(integration_id, user_id, "mail", 1)
+
+
+async def test_a_payload_decrypts_as_its_own_event_only(system: FakeSystem, integration: Integration) -> None:
+    await send(system, integration, 2)
+    events = system.inbox._events[integration.integration_id]
+    events[0], events[1] = (
+        type(one)(one.number, one.uid, one.event_id, one.event_type, one.receive_time, other.encrypted_payload)
+        for one, other in ((events[0], events[1]), (events[1], events[0]))
+    )
+    with pytest.raises(CredentialsUnreadable):
+        await page_of(system, integration)

@@ -1,0 +1,271 @@
+"""Webhooks over fakes: what is not the provider's leaves nothing, what is is kept once, and in whose name."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from integration_server.domain.audit import SERVER, Action
+from integration_server.domain.errors import InvalidField, StoreUnavailable
+from integration_server.domain.integration import Integration, Status
+from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
+from integration_server.service.integrations.ports import NewAccount
+from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
+from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
+from tests.signed_webhook_provider import signature_headers, webhook_body
+
+SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "somebody else's"
+STORED = WebhookResponse(202, body=b"ok")
+
+
+def request(body: bytes, secret: str, /, **changes: Any) -> WebhookRequest:
+    """A signed request."""
+    headers = [(name, value.encode()) for name, value in signature_headers(body, secret).items()]
+    return WebhookRequest(
+        **{"method": "POST", "url": "https://hooks.example/hook", "headers": headers, "body": body, **changes}
+    )
+
+
+async def deliver(
+    system: FakeSystem, integration: Integration, *events: Mapping[str, Any], secret: str = SECRET
+) -> WebhookResponse:
+    """Send events to an integration's own address."""
+    return await system.webhook_ingestion.receive_webhook(
+        integration.integration_type, integration.uid, request(webhook_body(*events), secret)
+    )
+
+
+async def deliver_to_app(system: FakeSystem, *events: Mapping[str, Any], secret: str = APP_SECRET) -> WebhookResponse:
+    """Send events to our app's address at the OAuth provider."""
+    return await system.webhook_ingestion.receive_webhook("fake", "app", request(webhook_body(*events), secret))
+
+
+async def kept(system: FakeSystem, integration: Integration) -> list[tuple[int, str]]:
+    """What a consumer would be given."""
+    page = await system.webhook_delivery.list_webhook_events(
+        integration.integration_id, integration.user_id, "consumer", 200, ""
+    )
+    return [(event.number, event.event_id) for event in page.events]
+
+
+@pytest.fixture
+async def integration(system: FakeSystem) -> Integration:
+    system.provider.app_secrets = [APP_SECRET]
+    return await system.connect_key(webhook_secret=SECRET)
+
+
+async def test_a_signed_event_is_kept_and_answered_as_the_provider_wants(
+    system: FakeSystem, integration: Integration
+) -> None:
+    assert await deliver(system, integration, {"id": "a"}, {"id": "b"}) == STORED
+    assert await kept(system, integration) == [(1, "a"), (2, "b")]
+
+
+async def test_a_repeated_delivery_is_answered_again_and_kept_once(
+    system: FakeSystem, integration: Integration
+) -> None:
+    for _ in range(3):
+        assert await deliver(system, integration, {"id": "a"}) == STORED
+    await asyncio.gather(*(deliver(system, integration, {"id": "b"}) for _ in range(5)))
+    assert await kept(system, integration) == [(1, "a"), (2, "b")]
+
+
+async def test_an_address_may_have_another_of_the_types_names(system: FakeSystem, integration: Integration) -> None:
+    system.key_provider.aliases = ("pretend_key",)
+    signed_request = request(webhook_body({"id": "a"}), SECRET)
+    assert await system.webhook_ingestion.receive_webhook("pretend_key", integration.uid, signed_request) == STORED
+    assert await kept(system, integration) == [(1, "a")]
+
+
+async def test_a_forged_one_is_refused_and_leaves_nothing(system: FakeSystem, integration: Integration) -> None:
+    for secret in (WRONG, "", APP_SECRET):
+        assert await deliver(system, integration, {"id": "a"}, secret=secret) == UNAUTHORIZED
+    unsigned = request(webhook_body({"id": "a"}), SECRET, headers=())
+    assert await system.webhook_ingestion.receive_webhook("fake_key", integration.uid, unsigned) == UNAUTHORIZED
+    altered = request(webhook_body({"id": "a"}), SECRET, body=webhook_body({"id": "b"}))
+    assert await system.webhook_ingestion.receive_webhook("fake_key", integration.uid, altered) == UNAUTHORIZED
+    assert await deliver_to_app(system, {"id": "a", "account": "account-1"}, secret=SECRET) == UNAUTHORIZED
+    assert await kept(system, integration) == []
+    assert not [event for event in system.rows.events if event.webhook_number]
+
+
+async def test_an_address_that_is_not_there_is_not_found(system: FakeSystem, integration: Integration) -> None:
+    pending = system.row((await system.begin()).integration_id)
+    good = request(webhook_body({"id": "a"}), SECRET)
+    for integration_type, endpoint in (
+        ("fake_key", "x" * 43),
+        ("fake_key", "../app"),
+        ("fake_key", "\0"),
+        ("fake_key", ""),
+        ("fake_key", "app"),  # which has no secret of our app's
+        ("unheard_of", integration.uid),
+        ("fake", integration.uid),
+        ("fake", pending.uid),
+    ):
+        assert await system.webhook_ingestion.receive_webhook(integration_type, endpoint, good) == NOT_FOUND
+    system.key_provider.supports_webhooks = False
+    assert await deliver(system, integration, {"id": "a"}) == NOT_FOUND
+
+
+async def test_an_integration_without_a_secret_takes_nothing(system: FakeSystem) -> None:
+    integration = await system.connect_key()
+    assert await deliver(system, integration, {"id": "a"}, secret="") == UNAUTHORIZED
+
+
+async def test_the_apps_events_go_to_everybody_with_the_account(system: FakeSystem, integration: Integration) -> None:
+    adas, eves = await system.connect_account("a-1"), await system.connect_account("a-1", EVE)
+    other = await system.connect_account("a-2")
+    events = [{"id": "1", "account": "a-1"}, {"id": "2", "account": "a-2"}, {"id": "3", "account": "a-1"}]
+    assert await deliver_to_app(system, *events) == STORED
+    assert await kept(system, adas) == await kept(system, eves) == [(1, "1"), (2, "3")]
+    assert await kept(system, other) == [(1, "2")]
+    assert await kept(system, integration) == []
+
+
+async def test_events_of_nobody_are_answered_all_the_same(system: FakeSystem, integration: Integration) -> None:
+    for account in ("a-3", None, "", "\0", "a" * 300):
+        assert await deliver_to_app(system, {"id": "1", "account": account}) == STORED
+
+
+async def test_a_handshake_is_answered_without_a_look_at_the_inbox(
+    system: FakeSystem, integration: Integration
+) -> None:
+    query = "challenge=said"
+    handshake = request(query.encode(), APP_SECRET, method="GET", url=f"https://hooks.example/hook?{query}", body=b"")
+    system.rows.away = True
+    response = await system.webhook_ingestion.receive_webhook("fake", "app", handshake)
+    assert (response.status, response.body) == (200, b"said")
+
+
+async def test_what_cannot_be_stored_is_not_taken(system: FakeSystem, integration: Integration) -> None:
+    await deliver(system, integration, {"id": "a"})  # its address is remembered
+    system.rows.away = True
+    with pytest.raises(StoreUnavailable):
+        await deliver(system, integration, {"id": "b"})
+    system.rows.away = False
+    assert await deliver(system, integration, {"id": "b"}) == STORED
+    assert await kept(system, integration) == [(1, "a"), (2, "b")]
+
+
+async def test_names_that_no_database_can_keep_are_digested(system: FakeSystem, integration: Integration) -> None:
+    names = ["", "a\0b", "n" * 256, "\ud800"]
+    for _ in range(2):
+        for name in names:
+            await deliver(system, integration, {"id": name, "type": "t\0" * 300})
+    ids = [event_id for _, event_id in await kept(system, integration)]
+    assert len(set(ids)) == len(ids) == len(names)
+    assert all(event_id.startswith("sha256:") for event_id in ids)
+
+
+async def test_a_config_that_is_not_right_any_more_takes_nothing(system: FakeSystem, integration: Integration) -> None:
+    system.key_provider.config_problem = InvalidField("config.shop", "is required")
+    assert await deliver(system, integration, {"id": "a"}) == UNAUTHORIZED
+
+
+# --- the end of a grant ----------------------------------------------------------------------------------------------
+
+
+async def test_an_account_that_takes_our_access_back_has_to_connect_again(
+    system: FakeSystem, integration: Integration
+) -> None:
+    ours, theirs = await system.connect_account("a-1"), await system.connect_account("a-2")
+    for _ in range(2):
+        await deliver_to_app(system, {"id": "bye", "account": "a-1", "ends_grant": True})
+    assert system.row(ours.integration_id).status(system.clock()) is Status.EXPIRED
+    assert system.row(ours.integration_id).error_count == 1
+    assert system.row(theirs.integration_id).status(system.clock()) is Status.ACTIVE
+    (entry,) = [entry for entry in system.audit_entries if entry.action is Action.LOSE_GRANT]
+    assert (entry.caller, entry.integration_id, entry.user_id) == (SERVER, ours.integration_id, ADA)
+
+
+@pytest.mark.parametrize(
+    ("own", "account", "status"),
+    [
+        ("a-1", "a-1", Status.EXPIRED),
+        ("a-1", None, Status.EXPIRED),
+        (None, "a-1", Status.EXPIRED),
+        ("a-1", "a-2", Status.ACTIVE),
+    ],
+)
+async def test_at_an_address_of_its_own_only_the_end_of_its_own_grant_counts(
+    system: FakeSystem, own: str | None, account: str | None, status: Status
+) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    system.key_provider.account = NewAccount(own, None)
+    integration = await system.connect_key(webhook_secret=SECRET)
+    await deliver(system, integration, {"id": "bye", "account": account, "ends_grant": True})
+    assert await kept(system, integration) == [(1, "bye")]
+    assert system.row(integration.integration_id).status(system.clock()) is status
+
+
+# --- floods ----------------------------------------------------------------------------------------------------------
+
+
+async def test_forged_ones_hardly_reach_the_database(system: FakeSystem, integration: Integration) -> None:
+    await asyncio.gather(*(deliver(system, integration, {"id": "a"}, secret=WRONG) for _ in range(100)))
+    forged = request(webhook_body({"id": "a"}), WRONG)
+    for _ in range(100):
+        await system.webhook_ingestion.receive_webhook("fake_key", "y" * 43, forged)
+    assert system.endpoints.lookups <= 3  # two look for the same one at once
+
+
+async def test_without_the_cache_every_forged_request_does(system: FakeSystem, integration: Integration) -> None:
+    """The twin."""
+    forged = request(webhook_body({"id": "a"}), WRONG)
+    for _ in range(100):
+        await system.another_receiver().receive_webhook("fake_key", integration.uid, forged)
+    assert system.endpoints.lookups == 100
+
+
+async def test_at_most_two_addresses_are_looked_up_at_a_time(system: FakeSystem) -> None:
+    looking, most = 0, 0
+    find = system.endpoints.find
+
+    async def counted(integration_type: str, uid: str) -> Any:
+        nonlocal looking, most
+        looking += 1
+        most = max(most, looking)
+        try:
+            return await find(integration_type, uid)
+        finally:
+            looking -= 1
+
+    system.endpoints.find = counted  # type: ignore[method-assign]
+    webhook_ingestion = system.another_receiver()
+    forged = request(b"", WRONG)
+    await asyncio.gather(
+        *(webhook_ingestion.receive_webhook("fake_key", f"{number:043}", forged) for number in range(50))
+    )
+    assert most == 2
+
+
+async def test_cached_endpoints_expire_soon(system: FakeSystem, integration: Integration) -> None:
+    assert await deliver(system, integration, {"id": "a"}) == STORED
+    await system.integrations.remove(integration.integration_id, ADA)
+    system.clock.advance(timedelta(seconds=1))
+    assert await deliver(system, integration, {"id": "b"}) == NOT_FOUND
+
+
+async def test_an_integration_that_is_gone_gets_nothing_within_that_second(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await deliver(system, integration, {"id": "a"})
+    await system.integrations.remove(integration.integration_id, ADA)
+    before = len(system.rows.events)
+    await deliver(system, integration, {"id": "b"})
+    assert len(system.rows.events) == before
+
+
+# --- retention -------------------------------------------------------------------------------------------------------
+
+
+async def test_events_are_kept_for_a_while_and_known_for_as_long(system: FakeSystem, integration: Integration) -> None:
+    await deliver(system, integration, {"id": "a"})
+    system.clock.advance(EVENTS_KEPT)
+    await system.webhook_ingestion.prune()
+    assert await kept(system, integration) == [(1, "a")]
+    system.clock.advance(timedelta(seconds=1))
+    await system.webhook_ingestion.prune()
+    assert await kept(system, integration) == []

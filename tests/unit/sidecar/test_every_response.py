@@ -1,0 +1,96 @@
+"""What holds for every answer: its headers, its line in the log, and that no fault is shown."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import structlog
+
+from integration_server.sidecar.app import CALLBACK_PATH
+from integration_server.sidecar.pages import Pages
+from integrations.v1.integration_service_pb2 import HandleCallbackResponse
+from tests.unit.sidecar.fakes import FakeServer, rpc_error
+
+SECRETS = ("the-code", "the-state")
+
+
+@pytest.fixture
+def log() -> Iterator[list[Any]]:
+    structlog.reset_defaults()
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.mark.parametrize("accept", ["text/html", "*/*"])
+@pytest.mark.parametrize(
+    ("method", "path", "rpc_response"),
+    [
+        pytest.param("GET", CALLBACK_PATH, HandleCallbackResponse(success=True), id="success"),
+        pytest.param("GET", CALLBACK_PATH, HandleCallbackResponse(redirect_url="https://a.example"), id="redirect"),
+        pytest.param("GET", CALLBACK_PATH, HandleCallbackResponse(reason="access_denied"), id="refused"),
+        pytest.param("GET", CALLBACK_PATH, rpc_error(grpc.StatusCode.UNAVAILABLE), id="unavailable"),
+        pytest.param("GET", CALLBACK_PATH, RuntimeError("the-code"), id="unhandled_exception"),
+        pytest.param("GET", f"{CALLBACK_PATH}?code=1&code=2", None, id="repeated"),
+        pytest.param("GET", "/elsewhere", None, id="not-found"),
+        pytest.param("POST", CALLBACK_PATH, None, id="wrong-method"),
+        pytest.param("GET", "/healthz", None, id="live"),
+        pytest.param("GET", "/readyz", None, id="ready"),
+    ],
+)
+async def test_has_the_safe_headers(
+    client: httpx.AsyncClient, server: FakeServer, method: str, path: str, rpc_response: Any, accept: str
+) -> None:
+    server.callback_response = rpc_response
+
+    response = await client.request(method, path, headers={"Accept": accept})
+
+    assert response.headers["content-security-policy"] == Pages().policy
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["referrer-policy"] == "no-referrer"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["vary"] == "Accept"
+    assert response.headers["content-type" if response.content else "location"]
+
+
+@pytest.mark.parametrize("accept", ["text/html", "*/*"])
+async def test_a_fault_is_answered_without_details_and_logged_without_values(
+    client: httpx.AsyncClient, server: FakeServer, log: list[Any], accept: str
+) -> None:
+    server.callback_response = RuntimeError("choked on the-code")
+
+    response = await client.get(
+        CALLBACK_PATH, params={"code": "the-code", "state": "the-state"}, headers={"Accept": accept}
+    )
+
+    assert response.status_code == 500
+    assert "RuntimeError" not in response.text
+    assert "the-code" not in response.text
+    fault, request = log
+    assert (fault["event"], fault["log_level"], fault["kind"]) == ("unhandled_exception", "error", "RuntimeError")
+    assert re.search(r"callback\.py", fault["stack"])
+    assert request["status"] == 500
+    assert not any(secret in str(log) for secret in SECRETS)
+
+
+async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, log: list[Any]) -> None:
+    await client.get(f"{CALLBACK_PATH}/stripe", params={"code": "the-code", "state": "the-state"})
+
+    (line,) = log
+    assert line.pop("ms") >= 0
+    assert line == {
+        "event": "request",
+        "log_level": "info",
+        "method": "GET",
+        "path": f"{CALLBACK_PATH}/stripe",
+        "status": 200,
+    }
+
+
+async def test_nobody_writes_lines_of_their_own_into_the_log(client: httpx.AsyncClient, log: list[Any]) -> None:
+    await client.get("/x%0Aevent=forged%1B[31m" + "y" * 1000)
+
+    assert log[0]["path"].startswith("/x%0Aevent%3Dforged%1B%5B31myyy")
+    assert len(log[0]["path"]) == 200

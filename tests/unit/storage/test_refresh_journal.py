@@ -1,0 +1,96 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.service.credentials.ports import JournaledRefresh
+from integration_server.service.integrations.ports import NewCredentials
+from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
+
+REFRESH = JournaledRefresh(
+    IntegrationId(7),
+    UserId("ädä"),
+    3,
+    NewCredentials(
+        bytes(range(256)),
+        scopes=("read", "write"),
+        missing_scopes=("more",),
+        lacks_required_scope=True,
+        is_renewable=True,
+        access_token_expire_time=datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC),
+    ),
+    uid="uid-7",
+    integration_type="acme",
+    account_id="account-1",
+)
+PREVIOUS_FORMAT_FILE = """\
+{"integration_id": 7, "user_id": "\\u00e4d\\u00e4", "version": 3, "credentials": {"encrypted_credentials": "c2VhbGVk",
+"scopes": ["read"], "missing_scopes": [], "lacks_required_scope": false, "is_renewable": true,
+"access_token_expire_time": "2026-03-01T12:00:00.123456+00:00", "refresh_token_expire_time": null}}"""
+
+
+def modes(directory: Path) -> list[int]:
+    """The permissions of the directory and of what is in it."""
+    return [path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "not" / "there yet"
+
+
+async def test_what_is_kept_is_there_after_a_restart(directory: Path) -> None:
+    await FileRefreshJournal(directory).append(REFRESH)
+    assert await FileRefreshJournal(directory).pending() == [REFRESH]
+
+
+async def test_only_the_server_can_read_it(directory: Path) -> None:
+    await FileRefreshJournal(directory).append(REFRESH)
+    assert modes(directory) == [0o700, 0o600]
+
+
+async def test_what_is_dropped_is_gone_and_may_be_dropped_twice(directory: Path) -> None:
+    journal = FileRefreshJournal(directory)
+    await journal.append(REFRESH)
+    for _ in range(2):
+        await journal.remove(REFRESH)
+        assert await journal.pending() == []
+
+
+async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_back(directory: Path) -> None:
+    journal = FileRefreshJournal(directory)
+    await journal.append(REFRESH)
+    for name, content in (("1-1.refresh", b"{"), ("2-1.refresh", b'{"credentials": {}}'), ("3-1.12", b"")):
+        (directory / name).write_bytes(content)
+    assert await journal.pending() == [REFRESH]
+    assert len(modes(directory)) == 1 + 4
+
+
+async def test_what_the_disk_does_not_take_is_kept_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    journal = FileRefreshJournal(tmp_path / "file" / "journal")
+    await journal.append(REFRESH)
+    assert await journal.pending() == [REFRESH]
+    await journal.remove(REFRESH)
+    assert await journal.pending() == []
+
+
+async def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"REFRESH_JOURNAL_DIR: .*/file/journal"):
+        require_writable(tmp_path / "file" / "journal")
+
+
+async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
+    assert await FileRefreshJournal(directory).pending() == []
+
+
+async def test_a_file_of_a_former_version_is_read(directory: Path) -> None:
+    await FileRefreshJournal(directory).append(REFRESH)
+    (directory / "7-3.refresh").write_text(PREVIOUS_FORMAT_FILE)
+    (refresh,) = await FileRefreshJournal(directory).pending()
+    assert (refresh.user_id, refresh.version, refresh.credentials.encrypted_credentials) == ("ädä", 3, b"sealed")
+    assert (refresh.uid, refresh.integration_type, refresh.account_id) == (None, None, None)
