@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from random import SystemRandom
 
 import structlog
 
@@ -30,7 +29,7 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import DueWork, HealthHistory, JobKind
 from integration_server.service.calendar.google_calendar import GoogleCalendar
-from integration_server.service.common_types import Aead, Clock
+from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionService
 from integration_server.service.connections.oauth_connection import OAuthConnectionService
@@ -81,6 +80,7 @@ from integration_server.wiring.distributed_limiter import open_distributed_limit
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, Servicers, build_grpc_server
 from integration_server.wiring.keys import open_key_encryptions, rotation_by_age
 from integration_server.wiring.sidecar import running_sidecar
+from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
 
 Register = Callable[[ProviderFactory], None]
@@ -254,11 +254,22 @@ def build_service(
     trail: AuditTrail,
     clock: Clock,
     distributed_limiter: DistributedLimiter,
+    *,
+    random_token: RandomToken = random_token,
+    jitter: Jitter = secure_jitter,
+    monotonic: Callable[[], float] = monotonic,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    redirects: RedirectAllowlist | None = None,
+    revocation_wait: timedelta = timedelta(seconds=3),
+    heartbeat: timedelta = timedelta(seconds=15),
 ) -> Service:
-    """What the service can do over these parts, and what it does by itself."""
+    """The use cases over these parts, and the background jobs.
+
+    The keyword arguments are constants of the server. `revocation_wait` is how long a caller that disconnects waits
+    for the provider, `heartbeat` the interval between cursors of a quiet event stream.
+    """
     integrations = stores.integrations
     cipher = CredentialCipher(aead)
-    jitter = SystemRandom().random
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
     refresher = TokenRefresher(
@@ -275,6 +286,7 @@ def build_service(
         jitter,
         trail.enqueue,
         lease_timeouts=LeaseTimeouts(settings.refresh_lease),
+        pause=pause,
     )
     credentials = CredentialService(
         lookup, integrations, providers, cipher, refresher, clock, buffer=settings.refresh_buffer
@@ -286,7 +298,7 @@ def build_service(
         cipher,
         tasks,
         jitter,
-        times=RevocationTimes(claim=settings.refresh_lease, give_up_after=settings.revocation_give_up),
+        times=RevocationTimes(settings.refresh_lease, revocation_wait, settings.revocation_give_up),
     )
     health_checker = HealthChecker(
         integrations,
@@ -329,7 +341,8 @@ def build_service(
             revocation_service,
             providers,
             aead,
-            RedirectAllowlist(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
+            redirects
+            or RedirectAllowlist(settings.public_url, settings.allowed_redirect_uris, settings.allowed_return_urls),
             tasks,
             clock,
             random_token,
@@ -356,7 +369,9 @@ def build_service(
             integrations, stores.inbox, aead, max_page_bytes=settings.grpc_max_message_bytes * 3 // 4
         ),
         webhook_secrets=webhook_secrets,
-        event_stream=EventStream(stores.events, providers, aead, retention=settings.event_retention),
+        event_stream=EventStream(
+            stores.events, providers, aead, retention=settings.event_retention, heartbeat=heartbeat
+        ),
         api_proxy=api_proxy,
     )
     limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)

@@ -101,10 +101,11 @@ class SqlAuthorizationAttempts:
         )
         async with self._database.write_transaction() as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else _attempt(row)
+        return None if row is None else attempt_of(row)
 
 
-def _attempt(row: Row[Any]) -> AuthorizationAttempt:
+def attempt_of(row: Row[Any]) -> AuthorizationAttempt:
+    """The attempt in a row."""
     return AuthorizationAttempt(
         attempt_id=row.attempt_id,
         integration_id=row.integration_id,

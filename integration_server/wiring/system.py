@@ -3,6 +3,7 @@
 import secrets
 import time
 from datetime import UTC, datetime
+from random import SystemRandom
 
 
 def utc_now() -> datetime:
@@ -18,3 +19,8 @@ def random_token() -> str:
 def monotonic() -> float:
     """Seconds since some moment, those included for which the machine slept where the system counts them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def jitter() -> float:
+    """A random number from 0 to 1, from the operating system."""
+    return SystemRandom().random()

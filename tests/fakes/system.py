@@ -1,55 +1,45 @@
-"""The use cases over fakes: what bootstrap builds, without a world around it."""
+"""The service as bootstrap builds it, over a database in memory and providers that a test controls."""
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
+from sqlalchemy import Row, Table, delete, select, text, update
+
+from integration_server.bootstrap import Service, Stores, build_service, sql_stores
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, UserId
+from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.background.due_times import Schedule
-from integration_server.service.connections.account_linking import AccountLinker
-from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
+from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.connections.oauth_connection import (
     AuthorizationRequest,
     Callback,
     ConnectionRequest,
     ConnectionResult,
-    OAuthConnectionService,
 )
-from integration_server.service.connections.redirect_allowlist import RedirectAllowlist
-from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
-from integration_server.service.events.event_stream import EventStream
-from integration_server.service.health.health_checks import HealthChecker
-from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import NewAccount, StoredIntegration
-from integration_server.service.proxy.calls import ApiProxy, ProxyLimits
-from integration_server.service.proxy.rate_limiter import NoDistributedLimiter, RateLimiters
-from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
-from integration_server.service.webhooks.webhook_ingestion import EndpointCache, WebhookIngestion
-from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+from integration_server.service.proxy.rate_limiter import NoDistributedLimiter
+from integration_server.settings import Settings
+from integration_server.storage.integrations import stored_integration_of
+from integration_server.storage.tables import (
+    authorization_attempts,
+    health_checks,
+    integration_events,
+    integrations,
+    revocations,
+)
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
+from tests.fakes.database import InMemoryDatabase
 from tests.fakes.provider import FakeProvider, FakeProviders
 from tests.fakes.random_tokens import CountingTokens
-from tests.fakes.store import (
-    MemoryAttempts,
-    MemoryDueWork,
-    MemoryHealthHistory,
-    MemoryIntegrations,
-    MemoryLeases,
-    MemoryRefreshJournal,
-    MemoryRevocationOutbox,
-    Rows,
-)
-from tests.fakes.webhooks import MemoryEventLog, MemoryWebhookEndpoints, MemoryWebhookInbox
+from tests.fakes.stores import InMemoryRefreshJournal, intercepted
 
 ADA, EVE = UserId("ada"), UserId("eve")
 PUBLIC_URL = "https://hooks.example"
@@ -66,33 +56,58 @@ EVENTS_KEPT = timedelta(days=7)
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 
+@cache
+def _default_settings() -> Settings:
+    return Settings.from_environment(
+        {
+            "DATABASE_URL": "sqlite:///unused.db",
+            "DEV_MODE": "true",
+            "PUBLIC_URL": PUBLIC_URL,
+            "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
+            "ALLOWED_RETURN_URLS": RETURN_URL,
+            "REFRESH_BUFFER_SECONDS": str(BUFFER.seconds),
+            "REFRESH_LEASE_SECONDS": str(LEASE.seconds),
+            "HEALTH_CHECK_INTERVAL_SECONDS": str(CHECK_INTERVAL.seconds),
+            "HEALTH_HISTORY_DAYS": str(HISTORY_KEPT.days),
+            "REVOCATION_GIVE_UP_HOURS": str(GIVE_UP_AFTER // timedelta(hours=1)),
+            "WEBHOOK_SECRET_GRACE_HOURS": str(SECRET_GRACE // timedelta(hours=1)),
+            "WEBHOOK_RETENTION_DAYS": str(EVENTS_KEPT.days),
+            "EVENT_RETENTION_DAYS": str(EVENTS_KEPT.days),
+        },
+        needs_key=False,
+    )
+
+
+class RecordingAuditTrail(AuditTrail):
+    """Keeps entries in a list."""
+
+    def __init__(self) -> None:
+        self.entries: list[AuditEntry] = []
+
+    def enqueue(self, entry: AuditEntry) -> bool:
+        """Record an entry."""
+        self.entries.append(entry)
+        return True
+
+
 @dataclass
 class FakeSystem:
-    """Everything that a test may want to look at or to change, wired up by `start`."""
+    """The service and its surroundings. `settings` are changes to the usual settings, by field."""
 
-    skip_confirmation: bool = True
-    atomic_attempts: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of `build_service`."""
+
     associated_data_is_checked: bool = True
-    leases_are_exclusive: bool = True
-    claims_are_exclusive: bool = True
-    health_deadline: timedelta = timedelta(seconds=10)
-    first_response: timedelta = timedelta(seconds=10)
-
-    heartbeat: timedelta = timedelta(seconds=15)
-
     sleep_advances_clock: bool = False
-    proxy_limits: ProxyLimits = field(default_factory=ProxyLimits)
+    wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
+    """Replaces stores; by default they are the SQL stores."""
 
-    redirects: RedirectAllowlist = field(
-        default_factory=lambda: RedirectAllowlist(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
-    )
     clock: SettableClock = field(default_factory=SettableClock)
     random_tokens: CountingTokens = field(default_factory=CountingTokens)
     tasks: DetachedTasks = field(default_factory=DetachedTasks)
-    audit_entries: list[AuditEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.rows = Rows(self.clock)
         self.provider = FakeProvider(self.clock, supports_webhooks=True)
         self.key_provider = FakeProvider(
             self.clock,
@@ -106,123 +121,60 @@ class FakeSystem:
         self.providers = FakeProviders(self.provider, self.key_provider)
         self.aead = FakeAead(checks_associated_data=self.associated_data_is_checked)
         self.cipher = CredentialCipher(self.aead)
-        self.integrations = MemoryIntegrations(self.rows)
-        self.attempts = MemoryAttempts(self.rows, atomic=self.atomic_attempts)
-        self.leases = MemoryLeases(self.rows, self.clock, duration=LEASE, exclusive=self.leases_are_exclusive)
-        self.revocations = MemoryRevocationOutbox(self.rows, exclusive=self.claims_are_exclusive)
-        self.journal = MemoryRefreshJournal()
-        self.history = MemoryHealthHistory(self.rows)
-        self.due_work = MemoryDueWork(self.rows)
-        self.schedule = Schedule(BUFFER, CHECK_INTERVAL, lambda: 0.5)
-        self.account_linker = AccountLinker(self.integrations, self.providers, self.cipher, self.clock, self.schedule)
-        self.refresher = self.another_process()
-        self.credentials = CredentialService(
-            self.integrations, self.integrations, self.providers, self.cipher, self.refresher, self.clock, buffer=BUFFER
-        )
-        self.revocation_service = self.another_revoker()
-        self.oauth_connection = OAuthConnectionService(
-            self.attempts,
-            self.integrations,
-            self.account_linker,
-            self.revocation_service,
-            self.providers,
-            self.aead,
-            self.redirects,
-            self.tasks,
-            self.clock,
-            self.random_tokens,
-            skip_confirmation=self.skip_confirmation,
-        )
-        self.api_key_connection = ApiKeyConnectionService(
-            self.account_linker, self.providers, self.tasks, self.random_tokens
-        )
-        self.integration_manager = IntegrationManager(self.integrations, self.providers, self.aead, self.clock)
-        self.endpoints = MemoryWebhookEndpoints(self.rows)
-        self.inbox = MemoryWebhookInbox(self.rows)
-        self.log = MemoryEventLog(self.rows)
-        self.webhook_secrets = WebhookSecrets(
-            self.endpoints,
-            self.providers,
-            self.aead,
-            self.clock,
-            self.random_tokens,
-            public_url=PUBLIC_URL,
-            grace=SECRET_GRACE,
-        )
-        self.webhook_ingestion = self.another_receiver()
-        self.webhook_delivery = WebhookDelivery(self.integrations, self.inbox, self.aead, max_page_bytes=MAX_PAGE_BYTES)
-        self.event_stream = EventStream(
-            self.log, self.providers, self.aead, retention=EVENTS_KEPT, heartbeat=self.heartbeat
-        )
-        self.rate_limiters = RateLimiters(NoDistributedLimiter(), time.monotonic, lambda: 0.5)
-        self.api_proxy = ApiProxy(
-            self.credentials,
-            self.integrations,
-            self.providers,
-            self.rate_limiters,
-            self.tasks,
-            self.clock,
-            self.proxy_limits,
-        )
-        self.health_checker = HealthChecker(
-            self.integrations,
-            self.history,
-            self.providers,
-            self.credentials,
-            self.aead,
-            self.clock,
-            self.schedule,
-            deadline=self.health_deadline,
-            retention=HISTORY_KEPT,
-        )
+        self.trail = RecordingAuditTrail()
+        self.database = InMemoryDatabase(self.clock)
+        self.server_settings = _default_settings().model_copy(update=self.settings)
+        self.journal = InMemoryRefreshJournal()
+        stores = sql_stores(self.server_settings, self.database, lambda _: None)
+        stores = self.wrap_stores(replace(stores, journal=self.journal), self.database)
+        self.stores = Stores(**{name: intercepted(getattr(stores, name)) for name in Stores.__dataclass_fields__})
+        self.integrations = self.stores.integrations
+        self.attempts = self.stores.attempts
+        self.leases = self.stores.leases
+        self.revocations = self.stores.revocations
+        self.history = self.stores.history
+        self.due_work = self.stores.due_work
+        self.endpoints = self.stores.endpoints
+        self.inbox = self.stores.inbox
+        self.log = self.stores.events
+        service = self.another_process()
+        self.use_cases = service.use_cases
+        self.refresher = service.refresher
+        self.credentials = self.use_cases.credentials
+        self.revocation_service = self.use_cases.revocation_service
+        self.oauth_connection = self.use_cases.oauth_connection
+        self.api_key_connection = self.use_cases.api_key_connection
+        self.integration_manager = self.use_cases.integration_manager
+        self.health_checker = self.use_cases.health_checker
+        self.webhook_secrets = self.use_cases.webhook_secrets
+        self.webhook_ingestion = self.use_cases.webhook_ingestion
+        self.webhook_delivery = self.use_cases.webhook_delivery
+        self.event_stream = self.use_cases.event_stream
+        self.api_proxy = self.use_cases.api_proxy
 
-    def another_process(self) -> TokenRefresher:
-        """What refreshes, without the single flight that it has with others."""
-        return TokenRefresher(
+    def another_process(self, **stores: Any) -> Service:
+        """The service of another process: the same database, but caches and single flight of its own."""
+        return build_service(
+            self.server_settings,
+            replace(self.stores, **stores),
             self.integrations,
-            self.leases,
-            self.journal,
-            self.revocations,
-            self.account_linker,
-            self.providers,
-            self.cipher,
-            self.tasks,
-            self.clock,
-            self.random_tokens,
-            lambda: 0.5,
-            self.audit_entries.append,
-            lease_timeouts=LeaseTimeouts(LEASE),
-            pause=self.pause,
-        )
-
-    def another_revoker(self) -> RevocationService:
-        """What revokes, as in a process of its own."""
-        return RevocationService(
-            self.integrations,
-            self.revocations,
-            self.providers,
-            self.cipher,
-            self.tasks,
-            lambda: 0.5,
-            times=RevocationTimes(claim=LEASE, first_response=self.first_response, give_up_after=GIVE_UP_AFTER),
-        )
-
-    def another_receiver(self) -> WebhookIngestion:
-        """What receives webhooks, without the memory that it has of addresses."""
-        return WebhookIngestion(
-            EndpointCache(self.endpoints, lambda: self.clock().timestamp()),
-            self.inbox,
-            self.webhook_secrets,
             self.providers,
             self.aead,
+            self.tasks,
+            self.trail,
             self.clock,
-            self.random_tokens,
-            self.audit_entries.append,
-            retention=EVENTS_KEPT,
+            NoDistributedLimiter(),
+            **{
+                "random_token": self.random_tokens,
+                "jitter": lambda: 0.5,
+                "monotonic": lambda: self.clock().timestamp(),
+                "pause": self.pause,
+                **self.options,
+            },
         )
 
     async def pause(self, seconds: float) -> None:
-        """Let the others go on, and time pass where `sleep_advances_clock` says so."""
+        """Give other tasks a turn. The clock advances where `sleep_advances_clock` says so."""
         await asyncio.sleep(0)
         if self.sleep_advances_clock:
             self.clock.advance(timedelta(seconds=seconds))
@@ -263,26 +215,54 @@ class FakeSystem:
     # --- what is stored ------------------------------------------------------------------------------------------
 
     def stored(self, integration_id: int) -> StoredIntegration:
-        """A row, whoever's."""
-        return self.rows.integrations[IntegrationId(integration_id)]
+        """An integration of any user, with its encrypted credentials."""
+        (row,) = self.database.rows(select(integrations).where(integrations.c.integration_id == integration_id))
+        return stored_integration_of(row)
 
     def row(self, integration_id: int) -> Integration:
-        """A row without its credentials."""
+        """An integration of any user."""
         return self.stored(integration_id).integration
 
     def ids(self) -> Sequence[int]:
-        """All rows' ids."""
-        return list(self.rows.integrations)
+        """The ids of all integrations."""
+        query = select(integrations.c.integration_id).order_by(integrations.c.integration_id)
+        return [row.integration_id for row in self.database.rows(query)]
+
+    def attempt_rows(self) -> Sequence[Row[Any]]:
+        """All authorization attempts, in the order of their creation."""
+        return self.database.rows(select(authorization_attempts).order_by(authorization_attempts.c.create_time))
+
+    def revocation_rows(self) -> Sequence[Row[Any]]:
+        """The revocation outbox."""
+        return self.database.rows(select(revocations).order_by(revocations.c.revocation_id))
+
+    def check_rows(self) -> Sequence[Row[Any]]:
+        """All health checks, oldest first."""
+        return self.database.rows(select(health_checks).order_by(health_checks.c.health_check_id))
+
+    def event_rows(self) -> Sequence[Row[Any]]:
+        """All recorded events, oldest first."""
+        return self.database.rows(select(integration_events).order_by(integration_events.c.event_number))
 
     async def tokens(self, integration_id: int) -> OAuthTokens:
-        """A row's tokens, opened."""
+        """The decrypted tokens of an integration."""
         tokens = await self.cipher.decrypt(self.stored(integration_id))
         assert isinstance(tokens, OAuthTokens)
         return tokens
 
+    def set_columns(self, integration_id: int, **values: Any) -> None:
+        """Change columns of an integration."""
+        self.database.execute(
+            update(integrations).where(integrations.c.integration_id == integration_id).values(values)
+        )
+
     def corrupt(self, integration_id: int) -> None:
-        """Change a byte of a row's sealed credentials."""
-        stored = self.stored(integration_id)
-        encrypted = bytearray(stored.encrypted_credentials or b"")
+        """Change a byte of an integration's encrypted credentials."""
+        encrypted = bytearray(self.stored(integration_id).encrypted_credentials or b"")
         encrypted[-1] ^= 1
-        self.rows.integrations[IntegrationId(integration_id)] = replace(stored, encrypted_credentials=bytes(encrypted))
+        self.set_columns(integration_id, encrypted_credentials=bytes(encrypted))
+
+    def clear(self, table: Table) -> None:
+        """Delete all rows of a table, and number new ones from 1."""
+        self.database.execute(delete(table))
+        self.database.execute(text("DELETE FROM sqlite_sequence WHERE name = :name").bindparams(name=table.name))

@@ -222,7 +222,7 @@ async def test_a_bug_in_a_provider_is_not_told_to_callers(edge: InMemoryGrpc, sy
 
 
 async def test_the_database_away_is_told_with_a_time_to_try_again(edge: InMemoryGrpc, system: FakeSystem) -> None:
-    system.rows.away = True
+    system.database.is_unavailable = True
     with pytest.raises(RpcError) as refused:
         await edge.call("GetIntegration", good("GetIntegration"))
     assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")

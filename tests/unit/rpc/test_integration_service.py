@@ -61,7 +61,7 @@ async def test_an_error_response_is_a_result(edge: InMemoryGrpc) -> None:
 
 
 async def test_a_connection_is_confirmed(system: FakeSystem) -> None:
-    system = FakeSystem(skip_confirmation=False)
+    system = FakeSystem({"skip_confirmation": False})
     edge = edge_of(system)
     begun = await edge.call("Connect", good("Connect"))
     pending = await edge.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))

@@ -17,6 +17,6 @@ async def system() -> AsyncIterator[FakeSystem]:
 @pytest.fixture
 async def careful_system() -> AsyncIterator[FakeSystem]:
     """As in production: who does not name the signed-in user has to confirm."""
-    system = FakeSystem(skip_confirmation=False)
+    system = FakeSystem({"skip_confirmation": False})
     async with system.tasks:
         yield system

@@ -13,6 +13,7 @@ from integration_server.domain.errors import (
     ReauthorizationRequired,
     StoreUnavailable,
 )
+from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.background_worker import (
     BackgroundWorker,
@@ -112,8 +113,8 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
     assert noted.reauthorization_required
     assert noted.last_error is not None
     assert noted.error_count == 1
-    ends = [(event.status_before, event.status_after) for event in system.rows.events][-1:]
-    assert ends == [(Status.ACTIVE, Status.EXPIRED)]
+    change = [event for event in system.event_rows() if event.kind == EventKind.STATUS_CHANGED][-1]
+    assert (change.status_before, change.status_after) == (Status.ACTIVE, Status.EXPIRED)
     assert system.provider.refreshes == []
 
 
@@ -206,10 +207,10 @@ async def test_the_database_away_ends_a_round_and_no_more(system: FakeSystem) ->
     await connect_many(system, 1)
     due_for_refresh(system)
     async with refresher(system) as worker:
-        system.rows.away = True
+        system.database.is_unavailable = True
         with pytest.raises(StoreUnavailable):
             await worker.poll()
-        system.rows.away = False
+        system.database.is_unavailable = False
         await run_once(worker)
     assert len(system.provider.refreshes) == 1
 
@@ -285,11 +286,11 @@ async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) 
     key = await system.connect_key()
     async with checker(system) as worker:
         await run_once(worker)
-        assert not system.rows.checks
+        assert not system.check_rows()
         for rounds in (1, 2):
             system.clock.advance(CHECK_INTERVAL)
             await run_once(worker)
-            checked = sorted(check.integration.integration_id for check in system.rows.checks)
+            checked = sorted(row.integration_id for row in system.check_rows())
             assert checked == sorted(rounds * [*(row.integration_id for row in rows), key.integration_id])
 
 
@@ -303,7 +304,7 @@ async def test_one_that_fails_is_checked_sooner(system: FakeSystem) -> None:
         system.provider.verify_error = None
         system.clock.advance(timedelta(minutes=1))
         await run_once(worker)
-    assert [check.healthy for check in system.rows.checks] == [False, True]
+    assert [check.healthy for check in system.check_rows()] == [False, True]
     assert system.row(row.integration_id).check_due_time == system.clock() + CHECK_INTERVAL
 
 
@@ -313,10 +314,10 @@ async def test_what_is_switched_off_is_checked_again_when_it_is_on(system: FakeS
     async with checker(system) as worker:
         system.clock.advance(CHECK_INTERVAL)
         await run_once(worker)
-        assert not system.rows.checks
+        assert not system.check_rows()
         await system.integration_manager.update_integration(row.integration_id, ADA, IntegrationUpdate(is_active=True))
         await run_once(worker)
-    assert len(system.rows.checks) == 1
+    assert len(system.check_rows()) == 1
 
 
 # --- the breaker ---------------------------------------------------------------------------------------------------

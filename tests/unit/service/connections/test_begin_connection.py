@@ -39,8 +39,8 @@ async def test_the_challenge_is_of_a_verifier_that_nobody_sees(system: FakeSyste
     begun = await system.begin()
     (verifier,) = [name for name in system.random_tokens.given if s256(name) == parameter(begun.url, "code_challenge")]
     assert verifier not in begun.url
-    (attempt,) = system.rows.attempts.values()
-    assert verifier.encode() not in attempt.attempt.encrypted_verifier
+    (attempt,) = system.attempt_rows()
+    assert verifier.encode() not in attempt.encrypted_verifier
 
 
 async def test_no_two_attempts_have_anything_secret_in_common(system: FakeSystem) -> None:
@@ -68,8 +68,8 @@ async def test_required_scopes_are_always_asked_for_and_none_twice(system: FakeS
 async def test_allowed_addresses_are_kept(system: FakeSystem) -> None:
     begun = await system.begin(redirect_uri=APP_CALLBACK, return_url=RETURN_URL)
     assert parameter(begun.url, "redirect_uri") == APP_CALLBACK
-    (row,) = system.rows.attempts.values()
-    assert (row.attempt.redirect_uri, row.attempt.return_url) == (APP_CALLBACK, RETURN_URL)
+    (row,) = system.attempt_rows()
+    assert (row.redirect_uri, row.return_url) == (APP_CALLBACK, RETURN_URL)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ async def test_what_is_refused_leaves_nothing_behind(
 ) -> None:
     with pytest.raises(error):
         await system.begin(**given)
-    assert not system.rows.integrations
-    assert not system.rows.attempts
+    assert not system.ids()
+    assert not system.attempt_rows()
 
 
 async def test_a_type_without_its_settings_cannot_be_connected(system: FakeSystem) -> None:
     system.provider.missing_settings = ["FAKE_CLIENT_ID"]
     with pytest.raises(ProviderNotConfigured, match="FAKE_CLIENT_ID"):
         await system.begin()
-    assert not system.rows.integrations
+    assert not system.ids()

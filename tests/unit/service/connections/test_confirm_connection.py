@@ -2,6 +2,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import update
 
 from integration_server.domain.errors import (
     ConfirmationInvalid,
@@ -11,6 +12,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.service.connections.oauth_connection import CONFIRMATION_REQUIRED
+from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, until
 from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
 
@@ -39,7 +41,7 @@ async def test_a_callback_that_names_nobody_waits_for_confirmation(system: FakeS
 
 
 async def test_with_direct_completion_it_does_not() -> None:
-    system = FakeSystem(skip_confirmation=True)
+    system = FakeSystem({"skip_confirmation": True})
     outcome = await system.call_back((await system.begin()).state)
     assert outcome.success
     assert not outcome.confirmation_token
@@ -62,7 +64,7 @@ async def test_another_user_does_not_and_leaves_it_to_be_confirmed(system: FakeS
 
 async def test_without_the_check_whoever_finishes_connects_for_the_one_who_began() -> None:
     """The attack that the check is against: Eve begins, and has Ada finish at the provider."""
-    system = FakeSystem(skip_confirmation=True)
+    system = FakeSystem({"skip_confirmation": True})
     begun = await system.begin(EVE)
     assert (await system.call_back(begun.state)).success
     assert system.row(begun.integration_id).user_id == EVE
@@ -119,16 +121,16 @@ async def test_a_state_confirms_nothing(system: FakeSystem) -> None:
 
 
 async def test_without_associated_data_a_state_is_a_confirmation_token() -> None:
-    system = FakeSystem(skip_confirmation=False, associated_data_is_checked=False)
+    system = FakeSystem({"skip_confirmation": False}, associated_data_is_checked=False)
     begun = await system.begin()
     await system.call_back(begun.state)
     assert (await system.oauth_connection.confirm_connection(begun.state, ADA)).success
 
 
 async def test_the_code_is_stored_encrypted(system: FakeSystem, token: str) -> None:
-    (row,) = system.rows.attempts.values()
-    assert row.attempt.encrypted_callback
-    assert b"hushed" not in row.attempt.encrypted_callback
+    (row,) = system.attempt_rows()
+    assert row.encrypted_callback
+    assert b"hushed" not in row.encrypted_callback
     assert "hushed" not in token
 
 
@@ -140,8 +142,7 @@ async def test_a_failed_exchange_leaves_no_pending_row(system: FakeSystem, token
 
 
 async def test_a_stored_code_that_does_not_decrypt_leaves_no_pending_row(system: FakeSystem, token: str) -> None:
-    (row,) = system.rows.attempts.values()
-    object.__setattr__(row.attempt, "encrypted_callback", b"spoilt")
+    system.database.execute(update(authorization_attempts).values(encrypted_callback=b"spoilt"))
     with pytest.raises(CredentialsUnreadable):
         await system.oauth_connection.confirm_connection(token, ADA)
     assert not system.ids()
@@ -150,6 +151,6 @@ async def test_a_stored_code_that_does_not_decrypt_leaves_no_pending_row(system:
 
 async def test_a_confirmation_runs_to_its_end_though_its_caller_is_gone(system: FakeSystem, token: str) -> None:
     caller = asyncio.create_task(system.oauth_connection.confirm_connection(token, ADA))
-    await until(lambda: any(row.state == "taken" for row in system.rows.attempts.values()))
+    await until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
     await until(lambda: system.row(system.ids()[0]).is_connected)

@@ -1,9 +1,9 @@
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from integration_server.domain.errors import (
     IntegrationNotFound,
@@ -21,7 +21,9 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.audit.audit_trail import get_audit_user
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, until
+from tests.fakes.stores import with_racy_attempts
 from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
 
 TEN_MINUTES = timedelta(minutes=10)
@@ -73,11 +75,11 @@ async def test_fifty_callbacks_make_one_exchange(system: FakeSystem) -> None:
     outcomes = await asyncio.gather(*(system.call_back(begun.state) for _ in range(50)), return_exceptions=True)
     assert len(system.provider.exchanges) == 1
     assert sum(isinstance(outcome, StateUsed) for outcome in outcomes) == 49
-    assert len(system.rows.integrations) == 1
+    assert len(system.ids()) == 1
 
 
 async def test_a_store_that_does_not_take_at_once_would_let_many_exchange() -> None:
-    system = FakeSystem(atomic_attempts=False)
+    system = FakeSystem(wrap_stores=with_racy_attempts)
     begun = await system.begin()
     await asyncio.gather(*(system.call_back(begun.state) for _ in range(50)), return_exceptions=True)
     assert len(system.provider.exchanges) > 1
@@ -155,7 +157,7 @@ async def test_a_confirmation_token_is_no_state(careful_system: FakeSystem) -> N
 
 
 async def test_without_associated_data_a_confirmation_token_is_a_state() -> None:
-    system = FakeSystem(skip_confirmation=False, associated_data_is_checked=False)
+    system = FakeSystem({"skip_confirmation": False}, associated_data_is_checked=False)
     held = await system.call_back((await system.begin()).state)
     with pytest.raises(StateUsed):  # it opened
         await system.call_back(held.confirmation_token)
@@ -178,11 +180,13 @@ async def test_without_associated_data_a_verifier_can_be_moved() -> None:
 
 async def _attempts_with_swapped_verifiers(system: FakeSystem) -> tuple[str, str]:
     states = (await system.begin(ADA)).state, (await system.begin(EVE)).state
-    one, two = system.rows.attempts.values()
-    one.attempt, two.attempt = (
-        replace(one.attempt, encrypted_verifier=two.attempt.encrypted_verifier),
-        replace(two.attempt, encrypted_verifier=one.attempt.encrypted_verifier),
-    )
+    one, two = system.attempt_rows()
+    for row, other in ((one, two), (two, one)):
+        system.database.execute(
+            update(authorization_attempts)
+            .where(authorization_attempts.c.attempt_id == row.attempt_id)
+            .values(encrypted_verifier=other.encrypted_verifier)
+        )
     return states
 
 
@@ -246,7 +250,7 @@ async def test_an_error_response_is_a_result(system: FakeSystem) -> None:
     assert (outcome.reason, outcome.integration_id) == ("access_denied", 0)
     assert parameter(outcome.redirect_url, "success") == "false"
     assert parameter(outcome.redirect_url, "reason") == "access_denied"
-    assert not system.rows.integrations
+    assert not system.ids()
     assert not system.provider.exchanges
 
 
@@ -275,7 +279,7 @@ async def test_a_failed_exchange_leaves_no_pending_row(system: FakeSystem, where
     setattr(system.provider, where, error)
     with pytest.raises(type(error)):
         await system.call_back(begun.state)
-    assert not system.rows.integrations
+    assert not system.ids()
 
 
 async def test_an_integration_removed_meanwhile_stays_removed(system: FakeSystem) -> None:
@@ -287,7 +291,7 @@ async def test_an_integration_removed_meanwhile_stays_removed(system: FakeSystem
     system.provider.gate.set()
     with pytest.raises(IntegrationNotFound):
         await waiting
-    assert not system.rows.integrations
+    assert not system.ids()
 
 
 async def test_an_exchange_runs_to_its_end_though_its_caller_is_gone(system: FakeSystem) -> None:
@@ -305,7 +309,7 @@ async def test_an_exchange_runs_to_its_end_though_its_caller_is_gone(system: Fak
 async def test_an_attempt_whose_caller_leaves_while_it_is_taken_is_finished(system: FakeSystem) -> None:
     begun = await system.begin()
     caller = asyncio.create_task(system.call_back(begun.state))
-    await until(lambda: any(row.state == "taken" for row in system.rows.attempts.values()))
+    await until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
     await until(lambda: system.row(begun.integration_id).is_connected)
 
@@ -386,7 +390,7 @@ async def test_the_second_callback_of_a_connection_that_merged_finds_the_state_u
 
 async def test_the_same_account_connected_again_is_mended(system: FakeSystem) -> None:
     older = await system.connect()
-    system.rows.set(system.row(older.integration_id), is_active=False, reauthorization_required=True, error_count=3)
+    system.set_columns(older.integration_id, is_active=False, reauthorization_required=True, error_count=3)
     again = await system.connect()
     assert again.integration_id == older.integration_id
     assert again.status(system.clock()) is Status.ACTIVE
@@ -437,7 +441,7 @@ async def test_a_pending_row_goes_when_its_attempt_expires(system: FakeSystem) -
     system.clock.advance(timedelta(minutes=1))
     await system.oauth_connection.remove_abandoned()
     assert system.ids() == [kept.integration_id]
-    assert not system.rows.attempts
+    assert not system.attempt_rows()
 
 
 async def test_an_attempt_awaiting_confirmation_is_removed_too(careful_system: FakeSystem) -> None:
@@ -490,7 +494,7 @@ async def test_a_refused_reconnection_leaves_the_live_row(system: FakeSystem) ->
 
 async def test_reconnecting_replaces_an_invalid_grant(system: FakeSystem) -> None:
     live = await system.connect()
-    system.rows.set(live, reauthorization_required=True)
+    system.set_columns(live.integration_id, reauthorization_required=True)
     await system.call_back((await system.begin(integration_id=live.integration_id)).state)
     assert system.row(live.integration_id).status(system.clock()) is Status.ACTIVE
 
@@ -549,7 +553,7 @@ async def test_nobody_reconnects_what_is_not_theirs(system: FakeSystem) -> None:
             await system.begin(EVE, integration_id=integration_id)
         errors.append(str(refused.value))
     assert errors[0] == errors[1]
-    assert not [row for row in system.rows.attempts.values() if row.state == "begun"]
+    assert not [row for row in system.attempt_rows() if row.state == AttemptState.STARTED.value]
 
 
 async def test_a_pending_integration_cannot_be_reconnected(system: FakeSystem) -> None:

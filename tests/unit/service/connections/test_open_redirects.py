@@ -91,7 +91,7 @@ async def test_with_such_a_list_the_browser_is_sent_to_the_attacker(field: str) 
     allowed = APP_CALLBACK if field == "redirect_uri" else RETURN_URL
     evil = next(address for address in similar_urls(allowed) if address.startswith("https://app.example.evil.example/"))
     asked: dict[str, Any] = {field: evil}
-    strict, lax = FakeSystem(), FakeSystem(redirects=LaxAllowlist(LAX["begins with the origin"]))
+    strict, lax = FakeSystem(), FakeSystem(options={"redirects": LaxAllowlist(LAX["begins with the origin"])})
     with pytest.raises(RedirectUriNotAllowed):
         await strict.begin(**asked)
     async with lax.tasks:

@@ -22,7 +22,9 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.credentials.refresher import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
+from integration_server.storage.tables import revocations
 from tests.fakes.provider import HOUR, until
+from tests.fakes.stores import intercept, restore, with_non_exclusive_revocations
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
 
 REVOKED, PENDING = RevocationState.REVOKED, RevocationState.PENDING
@@ -53,8 +55,8 @@ async def background_round(system: FakeSystem) -> None:
 async def background_until_quiet(system: FakeSystem) -> list[timedelta]:
     """Rounds whenever something falls due, until nothing is left; the pauses between them."""
     pauses = []
-    while system.rows.revocations:
-        pauses.append(min(row.due_time for row in system.rows.revocations.values()) - system.clock())
+    while system.revocation_rows():
+        pauses.append(min(row.due_time for row in system.revocation_rows()) - system.clock())
         system.clock.advance(pauses[-1])
         await background_round(system)
     return pauses
@@ -74,7 +76,7 @@ async def test_disconnecting_removes_and_revokes(system: FakeSystem, integration
     tokens = await system.tokens(integration.integration_id)
     assert await disconnect(system, integration) is REVOKED
     assert not system.ids()
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
     assert system.provider.revocations == [tokens]
     with pytest.raises(IntegrationNotFound):
         await disconnect(system, integration)
@@ -87,7 +89,7 @@ async def test_it_is_gone_here_whatever_the_provider_answers(
     system.provider.revoke_error = error
     assert await disconnect(system, integration) is PENDING
     assert not system.ids()
-    assert len(system.rows.revocations) == 1
+    assert len(system.revocation_rows()) == 1
 
 
 async def test_it_is_gone_here_before_the_provider_is_asked(system: FakeSystem, integration: Integration) -> None:
@@ -100,14 +102,14 @@ async def test_it_is_gone_here_before_the_provider_is_asked(system: FakeSystem, 
 
 
 async def test_a_provider_that_hangs_does_not_keep_the_caller_waiting() -> None:
-    system = FakeSystem(first_response=timedelta(0))
+    system = FakeSystem(options={"revocation_wait": timedelta(0)})
     async with system.tasks:
         integration = await system.connect()
         system.provider.gate = asyncio.Event()
         assert await disconnect(system, integration) is PENDING
         await until(lambda: system.provider.revocations)
         system.provider.gate.set()
-        await until(lambda: not system.rows.revocations)
+        await until(lambda: not system.revocation_rows())
     assert len(system.provider.revocations) == 1
 
 
@@ -123,24 +125,24 @@ async def test_no_more_than_a_few_of_a_provider_are_asked_for_at_once(system: Fa
 
 
 async def test_a_revocation_without_a_free_slot_is_left_to_the_background() -> None:
-    system = FakeSystem(first_response=timedelta(0))
+    system = FakeSystem(options={"revocation_wait": timedelta(0)})
     async with system.tasks:
         rows = [await system.connect_account(f"account-{number}") for number in range(9)]
         system.provider.gate = asyncio.Event()
         assert {await disconnect(system, row) for row in rows} == {PENDING}
-        await until(lambda: any(row.due_time <= system.clock() for row in system.rows.revocations.values()))
+        await until(lambda: any(row.due_time <= system.clock() for row in system.revocation_rows()))
         assert len(system.provider.revocations) == 8
         system.provider.gate.set()
         await rest()
         await background_round(system)
     assert len(system.provider.revocations) == 9
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
 async def test_a_provider_without_revocation_is_not_supported(system: FakeSystem, integration: Integration) -> None:
     system.provider.can_revoke = False
     assert await disconnect(system, integration) is RevocationState.NOT_SUPPORTED
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
 async def test_a_pending_integration_goes_without_a_call(system: FakeSystem) -> None:
@@ -181,7 +183,7 @@ async def test_what_failed_is_tried_again_until_the_provider_is_back(
 
 async def test_without_the_outbox_the_grant_stays_valid(system: FakeSystem, integration: Integration) -> None:
     await down_at_disconnect(system, integration)
-    system.rows.revocations.clear()
+    system.clear(revocations)
     system.provider.revoke_error = None
     system.clock.advance(GIVE_UP_AFTER)
     await background_round(system)
@@ -197,7 +199,7 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
     system.clock.advance(LEASE)
     await background_round(system)
     assert len(system.provider.revocations) == 1
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
 async def test_a_database_that_goes_away_after_the_removal_does_not_undo_it(
@@ -205,9 +207,9 @@ async def test_a_database_that_goes_away_after_the_removal_does_not_undo_it(
 ) -> None:
     disconnecting = asyncio.create_task(disconnect(system, integration))
     await until(lambda: not system.ids())
-    system.rows.away = True
+    system.database.is_unavailable = True
     assert await disconnecting is PENDING
-    system.rows.away = False
+    system.database.is_unavailable = False
     system.clock.advance(LEASE)
     await background_round(system)
     assert len(system.provider.revocations) == 1
@@ -217,24 +219,24 @@ async def test_a_revocation_that_cannot_be_noted_is_repeated(system: FakeSystem,
     system.provider.gate = asyncio.Event()
     disconnecting = asyncio.create_task(disconnect(system, integration))
     await until(lambda: system.provider.revocations)
-    system.rows.away = True
+    system.database.is_unavailable = True
     system.provider.gate.set()
     assert await disconnecting is REVOKED
-    system.rows.away = False
+    system.database.is_unavailable = False
     await background_until_quiet(system)
     assert len(system.provider.revocations) == 2
 
 
 @pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)])
 async def test_two_processes_make_one_call_an_attempt(exclusive: bool, calls: int) -> None:
-    system = FakeSystem(claims_are_exclusive=exclusive)
+    system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_revocations)
     async with system.tasks:
         await down_at_disconnect(system, await system.connect())
         system.provider.revoke_error = None
         system.provider.gate = asyncio.Event()
         system.clock.advance(timedelta(seconds=2))
         await system.revocation_service.revoke_due()
-        await system.another_revoker().revoke_due()
+        await system.another_process().use_cases.revocation_service.revoke_due()
         await rest()
         system.provider.gate.set()
     assert len(system.provider.revocations) == calls
@@ -305,7 +307,7 @@ async def test_a_mistake_in_a_provider_is_retried_and_spares_the_others(
     system.clock.advance(timedelta(seconds=2))
     await background_round(system)
     assert len(other.revocations) == 2
-    assert [row.grant.uid for row in system.rows.revocations.values()] == [integration.uid]
+    assert [row.uid for row in system.revocation_rows()] == [integration.uid]
 
 
 async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem) -> None:
@@ -338,7 +340,7 @@ async def test_a_shared_grant_is_revoked_with_the_last_of_those_who_share_it(sys
     assert await disconnect(system, mine) is SHARED
     assert await disconnect(system, hers) is SHARED
     assert not system.provider.revocations
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
     assert await disconnect(system, related) is REVOKED
     assert len(sister.revocations) == 1
 
@@ -392,7 +394,7 @@ class Refresh:
 
 async def refresh_meanwhile(system: FakeSystem, integration: Integration) -> Refresh:
     gate = system.provider.gate = asyncio.Event()
-    task = asyncio.create_task(system.another_process().refresh(integration))
+    task = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.provider.gate = None
     return Refresh(gate, task)
@@ -410,7 +412,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     await refresh.comes_back()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
     assert not system.ids()
 
 
@@ -438,19 +440,19 @@ async def test_a_journaled_token_response_is_revoked_if_its_integration_is_remov
     system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await refresh_meanwhile(system, integration)
-    system.rows.away = True
+    system.database.is_unavailable = True
     refresh.gate.set()
     await refresh.task
-    system.rows.away = False
+    system.database.is_unavailable = False
     assert await disconnect(system, integration) is PENDING
-    await system.another_process().recover()
+    await system.another_process().refresher.recover()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
     assert not system.journal.refreshes
 
 
 async def test_a_token_response_that_cannot_go_into_the_outbox_is_journaled(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await refresh_meanwhile(system, integration)
     await disconnect(system, integration)
@@ -458,10 +460,10 @@ async def test_a_token_response_that_cannot_go_into_the_outbox_is_journaled(
     async def fail(grant: OrphanedGrant) -> None:
         raise StoreUnavailable
 
-    monkeypatch.setattr(system.revocations, "add", fail)
+    intercept(system.revocations, add=fail)
     refresh.gate.set()
     await refresh.task
-    monkeypatch.undo()
+    restore(system.revocations)
     await system.refresher.recover()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
@@ -469,10 +471,10 @@ async def test_a_token_response_that_cannot_go_into_the_outbox_is_journaled(
 
 async def test_a_late_journal_entry_of_an_older_format_is_logged(system: FakeSystem, integration: Integration) -> None:
     refresh = await refresh_meanwhile(system, integration)
-    system.rows.away = True
+    system.database.is_unavailable = True
     refresh.gate.set()
     await refresh.task
-    system.rows.away = False
+    system.database.is_unavailable = False
     (journaled,) = system.journal.refreshes
     system.journal.refreshes[:] = [replace(journaled, uid=None, integration_type=None)]
     await disconnect(system, integration)
@@ -507,7 +509,7 @@ async def test_they_are_not_where_that_would_end_what_the_other_account_has(
     await answered_for_another_account(system, integration)
     await background_round(system)
     assert not system.provider.revocations
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
 async def test_they_are_though_the_integrations_own_account_stays(system: FakeSystem, integration: Integration) -> None:
@@ -551,12 +553,10 @@ async def test_a_code_that_is_refused_leaves_nothing_to_revoke(system: FakeSyste
     system.provider.exchange_error = ProviderRejected("code")
     with pytest.raises(ProviderRejected):
         await system.call_back(begun.state)
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
-async def test_tokens_that_may_have_been_kept_are_not_revoked(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tokens_that_may_have_been_kept_are_not_revoked(system: FakeSystem) -> None:
     begun = await system.begin()
     commit = system.integrations.commit_connection
 
@@ -564,11 +564,11 @@ async def test_tokens_that_may_have_been_kept_are_not_revoked(
         await commit(*arguments, **given)
         raise StoreUnavailable
 
-    monkeypatch.setattr(system.integrations, "commit_connection", commit_and_lose_the_answer)
+    intercept(system.integrations, commit_connection=commit_and_lose_the_answer)
     with pytest.raises(StoreUnavailable):
         await system.call_back(begun.state)
     assert system.row(begun.integration_id).is_connected
-    assert not system.rows.revocations
+    assert not system.revocation_rows()
 
 
 async def test_tokens_that_cannot_go_into_the_outbox_are_logged(system: FakeSystem, integration: Integration) -> None:
@@ -578,7 +578,7 @@ async def test_tokens_that_cannot_go_into_the_outbox_are_logged(system: FakeSyst
     with capture_logs() as logs:
         waiting = asyncio.create_task(system.call_back(begun.state))
         await until(lambda: len(system.provider.exchanges) == 2)
-        system.rows.away = True
+        system.database.is_unavailable = True
         gate.set()
         with pytest.raises(StoreUnavailable):  # of the attempt, which cannot be given up either
             await waiting

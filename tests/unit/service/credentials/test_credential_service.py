@@ -212,7 +212,7 @@ async def test_pending_inactive_and_expired_integrations_give_no_credentials(
     with pytest.raises(IntegrationInactive):
         await get(system, integration.integration_id)
 
-    system.rows.set(integration, reauthorization_required=True)
+    system.set_columns(integration.integration_id, is_active=True, reauthorization_required=True)
     with pytest.raises(ReauthorizationRequired):
         await get(system, integration.integration_id)
 
@@ -228,7 +228,7 @@ async def test_corrupt_credentials_do_not_decrypt_and_the_others_still_serve(
 
 
 async def test_an_outage_is_reported(system: FakeSystem, integration: Integration) -> None:
-    system.rows.away = True
+    system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await get(system, integration.integration_id)
 

@@ -18,6 +18,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from tests.fakes.provider import HOUR, until
+from tests.fakes.stores import allow_shared_leases
 from tests.fakes.system import ADA, FakeSystem
 
 INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
@@ -54,16 +55,17 @@ async def test_refreshes_once_when_callers_race(system: FakeSystem, integration:
 
 
 async def test_refreshes_once_when_processes_race(system: FakeSystem, integration: Integration) -> None:
-    refreshed = await asyncio.gather(*(system.another_process().refresh(integration) for _ in range(10)))
+    refreshed = await asyncio.gather(*(system.another_process().refresher.refresh(integration) for _ in range(10)))
     assert system.provider.refreshes == ["refresh-1"]
     assert {one.tokens.access_token for one in refreshed} == {"renewed-access-1"}
 
 
 async def test_without_the_lease_every_process_refreshes() -> None:
-    system = FakeSystem(leases_are_exclusive=False)
+    system = FakeSystem()
+    allow_shared_leases(system.leases)
     integration = await system.connect()
     system.clock.advance(HOUR)
-    await asyncio.gather(*(system.another_process().refresh(integration) for _ in range(10)))
+    await asyncio.gather(*(system.another_process().refresher.refresh(integration) for _ in range(10)))
     assert len(system.provider.refreshes) == 10
 
 
@@ -161,8 +163,8 @@ async def test_what_belongs_to_the_account_survives_a_refresh(system: FakeSystem
 async def test_who_commits_second_takes_the_winners_tokens(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
-    system.leases.exclusive = False
-    here, there = system.another_process(), system.another_process()
+    allow_shared_leases(system.leases)
+    here, there = system.another_process().refresher, system.another_process().refresher
     both = asyncio.gather(here.refresh(integration), there.refresh(integration))
     await until(lambda: len(system.provider.refreshes) == 2)
     gate.set()
@@ -318,10 +320,10 @@ async def test_an_integration_switched_off_meanwhile_is_not_refreshed(
 
 
 async def test_the_database_away_is_no_fault_of_the_grant(system: FakeSystem, integration: Integration) -> None:
-    system.rows.away = True
+    system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await system.refresher.refresh(integration)
-    system.rows.away = False
+    system.database.is_unavailable = False
     assert system.row(integration.integration_id) == integration
 
 

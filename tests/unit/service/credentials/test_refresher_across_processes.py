@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 import structlog
 import structlog.testing
+from sqlalchemy import update
 
 from integration_server.domain.errors import (
     ProviderMisconfigured,
@@ -22,8 +23,9 @@ from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.service.credentials.ports import Lease
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import NewCredentials
+from integration_server.storage.tables import refresh_leases
 from tests.fakes.provider import HOUR, until
-from tests.fakes.store import MemoryRefreshJournal
+from tests.fakes.stores import InMemoryRefreshJournal, allow_shared_leases, intercept, restore
 from tests.fakes.system import ADA, LEASE, FakeSystem
 
 INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
@@ -55,10 +57,9 @@ def status(system: FakeSystem, integration: Integration) -> Status:
 async def test_who_waits_for_a_holder_gives_up_in_the_end(integration: Integration, system: FakeSystem) -> None:
     system.sleep_advances_clock = True
     system.provider.gate = asyncio.Event()
-    hanging = asyncio.create_task(system.another_process().refresh(integration))
+    hanging = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
-    row = system.rows.leases[integration.integration_id]
-    row.expire_time += HOUR
+    system.database.execute(update(refresh_leases).values(expire_time=system.clock() + HOUR))
     with pytest.raises(ProviderUnavailable) as refused:
         await system.refresher.refresh(integration)
     assert refused.value.retry_after is not None
@@ -80,7 +81,7 @@ async def test_a_spent_token_is_not_sent_again_while_its_holder_may_come_back(
 async def test_a_token_whose_holder_never_comes_back_needs_reauthorization(
     system: FakeSystem, integration: Integration
 ) -> None:
-    processes = [system.another_process() for _ in range(3)]
+    processes = [system.another_process().refresher for _ in range(3)]
     await crash_after_the_call(system, integration)
     system.clock.advance(2 * LEASE)
     for process in processes:
@@ -140,7 +141,7 @@ async def test_an_owner_that_slept_past_its_lease_commits_its_token_response(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.gate = asyncio.Event()
-    sleeper = asyncio.create_task(system.another_process().refresh(integration))
+    sleeper = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.clock.advance(3 * LEASE)
     with pytest.raises(ReauthorizationRequired):
@@ -156,7 +157,7 @@ async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
 ) -> None:
     system.provider.refresh_token_grace = HOUR
     system.provider.gate = asyncio.Event()
-    sleeper = asyncio.create_task(system.another_process().refresh(integration))
+    sleeper = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.clock.advance(LEASE)
     gate, system.provider.gate = system.provider.gate, None
@@ -165,21 +166,18 @@ async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
     assert (await sleeper).tokens == newest.tokens == await system.tokens(integration.integration_id)
 
 
-async def test_a_holder_that_slept_before_the_call_does_not_call(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_holder_that_slept_before_the_call_does_not_call(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_token_grace = HOUR
-    sleeper = system.another_process()
-    claim = system.leases.claim
+    sleeper = system.another_process().refresher
 
     async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
-        lease = await claim(seen, owner)
-        monkeypatch.undo()
+        restore(system.leases)
+        lease = await system.leases.claim(seen, owner)
         system.clock.advance(LEASE)
         await system.refresher.refresh(seen)
         return lease
 
-    monkeypatch.setattr(system.leases, "claim", sleep_after_claiming)
+    intercept(system.leases, claim=sleep_after_claiming)
     await sleeper.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
@@ -192,22 +190,20 @@ async def test_a_holder_that_slept_before_the_call_does_not_call(
 async def test_a_holder_that_slept_before_the_call_costs_nobody_the_grant(
     system: FakeSystem,
     integration: Integration,
-    monkeypatch: pytest.MonkeyPatch,
     slept: timedelta,
     meanwhile: type[Exception],
 ) -> None:
-    sleeper = system.another_process()
-    claim = system.leases.claim
+    sleeper = system.another_process().refresher
 
     async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
-        lease = await claim(seen, owner)
-        monkeypatch.undo()
+        restore(system.leases)
+        lease = await system.leases.claim(seen, owner)
         system.clock.advance(slept)
         with pytest.raises(meanwhile):  # it may be spent, as far as anybody else knows
             await system.refresher.refresh(seen)
         return lease
 
-    monkeypatch.setattr(system.leases, "claim", sleep_after_claiming)
+    intercept(system.leases, claim=sleep_after_claiming)
     await sleeper.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
     assert status(system, integration) is Status.ACTIVE
@@ -225,9 +221,7 @@ async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integra
 
 def on_another_machine(system: FakeSystem) -> TokenRefresher:
     """A process that does not see the others' journal."""
-    journal, system.journal = system.journal, MemoryRefreshJournal()
-    process, system.journal = system.another_process(), journal
-    return process
+    return system.another_process(journal=InMemoryRefreshJournal()).refresher
 
 
 async def answer_while_away(system: FakeSystem, integration: Integration) -> str:
@@ -235,7 +229,7 @@ async def answer_while_away(system: FakeSystem, integration: Integration) -> str
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.refresher.refresh(integration))
     await until(lambda: system.provider.in_flight)
-    system.rows.away = True
+    system.database.is_unavailable = True
     system.provider.gate.set()
     return (await waiting).tokens.access_token
 
@@ -246,8 +240,8 @@ async def test_a_token_response_that_cannot_be_stored_is_journaled_and_stored_la
     assert await answer_while_away(system, integration) == "renewed-access-1"
     with pytest.raises(StoreUnavailable):
         await system.refresher.recover()
-    system.rows.away = False
-    await system.another_process().recover()  # as after a restart
+    system.database.is_unavailable = False
+    await system.another_process().refresher.recover()  # as after a restart
     tokens = await system.tokens(integration.integration_id)
     assert (tokens.access_token, tokens.refresh_token) == ("renewed-access-1", "renewed-refresh-1")
     assert not system.journal.refreshes
@@ -255,29 +249,27 @@ async def test_a_token_response_that_cannot_be_stored_is_journaled_and_stored_la
 
 
 async def test_a_token_response_that_the_database_rejects_is_journaled(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem, integration: Integration
 ) -> None:
     async def refuse(*_: object) -> None:
         raise LookupError("no such table")
 
-    monkeypatch.setattr(system.integrations, "commit_refresh", refuse)
+    intercept(system.integrations, commit_refresh=refuse)
     refreshed = await system.refresher.refresh(integration)
     assert refreshed.tokens.access_token == "renewed-access-1"
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
-    monkeypatch.undo()
+    restore(system.integrations)
     await system.refresher.recover()
     assert (await system.tokens(integration.integration_id)).access_token == "renewed-access-1"
 
 
-async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(system: FakeSystem) -> None:
     first, second = [await system.connect_account(name) for name in ("first", "second")]
     system.clock.advance(HOUR)
     for integration in (first, second):
         await answer_while_away(system, integration)
-        system.rows.away = False
+        system.database.is_unavailable = False
     commit = system.integrations.commit_refresh
 
     async def refuse_the_first(
@@ -287,7 +279,7 @@ async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(
             raise LookupError
         return await commit(integration, credentials, now)
 
-    monkeypatch.setattr(system.integrations, "commit_refresh", refuse_the_first)
+    intercept(system.integrations, commit_refresh=refuse_the_first)
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
     assert [pending.integration_id for pending in await system.journal.pending()] == [first.integration_id]
@@ -299,7 +291,7 @@ async def test_a_journal_entry_of_another_database_changes_nothing(
     await answer_while_away(system, integration)
     (pending,) = await system.journal.pending()
     system.journal.refreshes = [replace(pending, uid="of another")]
-    system.rows.away = False
+    system.database.is_unavailable = False
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
     assert (await system.tokens(integration.integration_id)).access_token == "access-1"
@@ -307,27 +299,26 @@ async def test_a_journal_entry_of_another_database_changes_nothing(
 
 
 async def test_leases_that_come_back_while_others_are_released_are_not_forgotten(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem, integration: Integration
 ) -> None:
     other = await system.connect_account("other")
     system.clock.advance(HOUR)
     system.provider.refresh_error = ProviderUnavailable()
-    release = system.leases.release
 
     async def be_away(*_: object, **__: object) -> None:
         raise StoreUnavailable
 
     async def release_while_another_fails(lease: Lease, *, outcome_known: bool) -> None:
-        monkeypatch.setattr(system.leases, "release", be_away)
+        intercept(system.leases, release=be_away)
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(other)
-        monkeypatch.setattr(system.leases, "release", release)
-        await release(lease, outcome_known=outcome_known)
+        restore(system.leases)
+        await system.leases.release(lease, outcome_known=outcome_known)
 
-    monkeypatch.setattr(system.leases, "release", be_away)
+    intercept(system.leases, release=be_away)
     with pytest.raises(ProviderUnavailable):
         await system.refresher.refresh(integration)
-    monkeypatch.setattr(system.leases, "release", release_while_another_fails)
+    intercept(system.leases, release=release_while_another_fails)
     await system.refresher.recover()
     for one in (integration, other):
         assert await system.leases.is_free(system.row(one.integration_id))
@@ -335,7 +326,7 @@ async def test_leases_that_come_back_while_others_are_released_are_not_forgotten
 
 async def test_without_the_journal_the_token_response_is_lost(system: FakeSystem, integration: Integration) -> None:
     await answer_while_away(system, integration)
-    system.rows.away = False
+    system.database.is_unavailable = False
     system.journal.refreshes.clear()
     await system.refresher.recover()
     system.clock.advance(3 * LEASE)
@@ -347,10 +338,10 @@ async def test_nobody_reuses_the_refresh_token_before_the_journal_is_replayed(
     system: FakeSystem, integration: Integration
 ) -> None:
     await answer_while_away(system, integration)
-    system.rows.away = False
+    system.database.is_unavailable = False
     system.clock.advance(LEASE)
     with pytest.raises(ProviderUnavailable):
-        await system.another_process().refresh(integration)
+        await system.another_process().refresher.refresh(integration)
     await system.refresher.recover()
     assert (await system.refresher.refresh(integration)).tokens.access_token == "renewed-access-1"
     assert system.provider.refreshes == ["refresh-1"]
@@ -364,7 +355,7 @@ async def test_a_call_that_aged_in_an_outage_is_not_lost_before_the_journal_is_r
     system.clock.advance(3 * LEASE)
     with pytest.raises(StoreUnavailable):
         await other.recover()
-    system.rows.away = False
+    system.database.is_unavailable = False
     with pytest.raises(ProviderUnavailable):
         await other.refresh(integration)
     assert status(system, integration) is Status.ACTIVE
@@ -378,16 +369,16 @@ async def test_without_knowing_of_the_outage_it_would_be_taken_for_lost(
     unaware = on_another_machine(system)
     await answer_while_away(system, integration)
     system.clock.advance(3 * LEASE)
-    system.rows.away = False
+    system.database.is_unavailable = False
     with pytest.raises(ReauthorizationRequired):
         await unaware.refresh(integration)
 
 
 async def test_a_refresh_in_the_local_journal_is_never_given_up(system: FakeSystem, integration: Integration) -> None:
-    unaware = system.another_process()
+    unaware = system.another_process().refresher
     await answer_while_away(system, integration)
     system.clock.advance(3 * LEASE)
-    system.rows.away = False
+    system.database.is_unavailable = False
     with pytest.raises(ProviderUnavailable):
         await unaware.refresh(integration)
     assert status(system, integration) is Status.ACTIVE
@@ -395,35 +386,33 @@ async def test_a_refresh_in_the_local_journal_is_never_given_up(system: FakeSyst
 
 @pytest.mark.parametrize("end", [StoreUnavailable, asyncio.CancelledError])
 async def test_a_lease_with_an_unknown_commit_is_not_a_call(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+    system: FakeSystem, integration: Integration, end: type[BaseException]
 ) -> None:
-    claim = system.leases.claim
 
     async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
-        await claim(seen, owner)
-        monkeypatch.undo()
+        restore(system.leases)
+        await system.leases.claim(seen, owner)
         raise end
 
-    monkeypatch.setattr(system.leases, "claim", claim_and_go)
+    intercept(system.leases, claim=claim_and_go)
     with pytest.raises(end):
         await system.refresher.refresh(integration)
     await system.refresher.recover()
-    await system.another_process().refresh(integration)
+    await system.another_process().refresher.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
 
 async def test_an_earlier_call_outlives_a_lease_with_an_unknown_commit(
-    system: FakeSystem, integration: Integration, monkeypatch: pytest.MonkeyPatch
+    system: FakeSystem, integration: Integration
 ) -> None:
     await crash_after_the_call(system, integration)
-    claim = system.leases.claim
 
     async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
-        await claim(seen, owner)
-        monkeypatch.undo()
+        restore(system.leases)
+        await system.leases.claim(seen, owner)
         raise StoreUnavailable
 
-    monkeypatch.setattr(system.leases, "claim", claim_and_go)
+    intercept(system.leases, claim=claim_and_go)
     with pytest.raises(StoreUnavailable):
         await system.refresher.refresh(integration)
     await system.refresher.recover()
@@ -435,7 +424,7 @@ async def test_an_earlier_call_outlives_a_lease_with_an_unknown_commit(
 
 async def test_a_superseded_journal_entry_is_removed(system: FakeSystem, integration: Integration) -> None:
     await answer_while_away(system, integration)
-    system.rows.away = False
+    system.database.is_unavailable = False
     system.provider.gate = None
     await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
     await system.refresher.recover()
@@ -449,7 +438,7 @@ async def test_a_failure_during_a_database_outage_is_not_a_lost_token_response(
     system.provider.refresh_error = ProviderUnavailable()
     with pytest.raises(StoreUnavailable):
         await answer_while_away(system, integration)
-    system.rows.away = False
+    system.database.is_unavailable = False
     system.provider.refresh_error = None
     await system.refresher.recover()
     assert (await system.refresher.refresh(integration)).tokens.access_token == "renewed-access-2"
@@ -461,10 +450,10 @@ async def test_a_failure_during_a_database_outage_is_not_a_lost_token_response(
 async def test_an_invalid_grant_is_checked_against_a_concurrent_refresh(
     system: FakeSystem, integration: Integration
 ) -> None:
-    system.leases.exclusive = False
+    allow_shared_leases(system.leases)
     system.provider.gate = asyncio.Event()
     system.provider.refresh_error = INVALID_GRANT
-    loser = asyncio.create_task(system.another_process().refresh(integration))
+    loser = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     gate, system.provider.gate = system.provider.gate, None
     system.provider.refresh_error = None
@@ -493,7 +482,7 @@ async def test_pauses_grow_with_failed_refreshes_only(system: FakeSystem, integr
 async def test_a_client_that_is_refused_is_an_alarm_each_time(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderMisconfigured(oauth_error="invalid_client")
     with structlog.testing.capture_logs() as logs, pytest.raises(ProviderMisconfigured):
-        await system.another_process().refresh(integration)
+        await system.another_process().refresher.refresh(integration)
     alarm = {"event": "invalid_client", "log_level": "error", "integration_type": "fake"}
     assert alarm in logs
     assert status(system, integration) is Status.ACTIVE
@@ -542,7 +531,7 @@ async def test_refusals_with_other_codes_are_believed_in_the_end(
     system: FakeSystem, integration: Integration, code: str
 ) -> None:
     system.provider.refresh_error = ProviderRejected("grant", oauth_error=code)
-    for _ in range(24 * 60):
+    for _ in range(2 * 60):
         with pytest.raises((ProviderRejected, ProviderUnavailable, ReauthorizationRequired)):
             await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
         system.clock.advance(timedelta(minutes=1))
@@ -586,13 +575,11 @@ async def test_many_invalid_grants_at_once_raise_an_alarm(system: FakeSystem) ->
         assert row.last_error is None
         assert row.refresh_retry_time is not None
         assert row.refresh_due_time == row.refresh_retry_time
-    changes = [event.status_after for event in system.rows.events if event.kind is EventKind.STATUS_CHANGED]
+    changes = [Status(event.status_after) for event in system.event_rows() if event.kind == EventKind.STATUS_CHANGED]
     assert Counter(changes[-38:]) == {Status.EXPIRED: 19, Status.ACTIVE: 19}
 
 
-async def test_reverts_that_failed_are_retried_with_the_next_invalid_grant(
-    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reverts_that_failed_are_retried_with_the_next_invalid_grant(system: FakeSystem) -> None:
     async def unavailable(integration: Integration, retry_time: datetime | None) -> None:
         raise StoreUnavailable
 
@@ -602,10 +589,10 @@ async def test_reverts_that_failed_are_retried_with_the_next_invalid_grant(
     for integration in integrations[:19]:
         with pytest.raises(ReauthorizationRequired):
             await system.refresher.refresh(integration)
-    with monkeypatch.context() as patch:
-        patch.setattr(system.integrations, "revert_failure", unavailable)
-        with pytest.raises(StoreUnavailable):
-            await system.refresher.refresh(integrations[19])
+    intercept(system.integrations, revert_failure=unavailable)
+    with pytest.raises(StoreUnavailable):
+        await system.refresher.refresh(integrations[19])
+    restore(system.integrations)
     assert sum(system.row(one.integration_id).reauthorization_required for one in integrations) == 19
     with pytest.raises(ProviderMisconfigured):
         await system.refresher.refresh(integrations[20])

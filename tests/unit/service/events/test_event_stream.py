@@ -19,7 +19,9 @@ from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Status, UserId
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.events.event_stream import StreamItem
+from integration_server.storage.tables import integration_events
 from tests.fakes.provider import until
+from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
 
 Stream = AsyncGenerator[StreamItem]
@@ -158,16 +160,17 @@ async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
 async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
     integration = await system.connect()
     streams = [await begun(system) for _ in range(50)]
-    system.log.reads = system.log.page_reads = 0
+    before = count_calls(system.log, "read_page")
     await rename(system, integration.integration_id, "new")
     await system.event_stream.poll()
     for stream in streams:
         assert (await anext(stream)).event is not None
-    assert (system.log.page_reads, system.log.reads) == (1, 0)
+    assert count_calls(system.log, "read_page") == before + 1
+    assert count_calls(system.log, "read") == 0
     for stream in streams:
         await stream.aclose()
     await system.event_stream.poll()
-    assert system.log.page_reads == 1  # nobody watches
+    assert count_calls(system.log, "read_page") == before + 1  # nobody watches
 
 
 async def test_a_slow_one_holds_nobody_up_and_loses_nothing(system: FakeSystem) -> None:
@@ -176,14 +179,14 @@ async def test_a_slow_one_holds_nobody_up_and_loses_nothing(system: FakeSystem) 
     for number in range(40):  # more batches than are kept in memory
         await rename(system, integration.integration_id, f"name-{number}")
         await read(system, quick, 1)
-    assert system.log.reads == 0
+    assert count_calls(system.log, "read") == 0
     assert len(system.event_stream._broadcaster._buffered) == 8
     items = await read(system, slow, 40)
     assert len({one.cursor for one in items}) == 40
-    assert system.log.reads == 1  # it had fallen behind, and read them by itself
+    assert count_calls(system.log, "read") == 1  # it had fallen behind, and read them by itself
     await rename(system, integration.integration_id, "last")
     await read(system, slow, 1)
-    assert system.log.reads == 1
+    assert count_calls(system.log, "read") == 1
 
 
 async def test_a_burst_is_not_kept_in_memory(system: FakeSystem) -> None:
@@ -196,7 +199,7 @@ async def test_a_burst_is_not_kept_in_memory(system: FakeSystem) -> None:
 
 
 async def test_a_quiet_stream_gets_a_fresh_cursor_now_and_then() -> None:
-    system = FakeSystem(heartbeat=timedelta(milliseconds=1))
+    system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     stream = watch(system)
     first = await anext(stream)
     system.clock.advance(EVENTS_KEPT)
@@ -211,7 +214,7 @@ async def test_a_quiet_stream_gets_a_fresh_cursor_now_and_then() -> None:
 
 
 async def test_others_events_keep_no_heartbeat_back() -> None:
-    system = FakeSystem(heartbeat=timedelta(milliseconds=1))
+    system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     integration = await system.connect()
     stream = await begun(system, user_id=EVE)
     waiting = asyncio.ensure_future(anext(stream))
@@ -247,7 +250,7 @@ async def test_nothing_that_a_cursor_may_come_before_is_forgotten(system: FakeSy
         await read(system, stream, 1)
     system.clock.advance(timedelta(hours=2))
     await system.event_stream.prune()
-    assert not system.rows.events
+    assert not system.event_rows()
 
 
 async def test_a_cursor_of_another_database_is_rejected(system: FakeSystem) -> None:
@@ -255,7 +258,7 @@ async def test_a_cursor_of_another_database_is_rejected(system: FakeSystem) -> N
         await system.connect_key()
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
-    system.rows.events.clear()  # put back to an earlier state
+    system.clear(integration_events)  # put back to an earlier state
     with pytest.raises(CursorExpired):
         await begun(system, cursor)
 
@@ -287,6 +290,6 @@ async def test_who_is_behind_learns_that_the_database_is_away(system: FakeSystem
     stream = await begun(system)
     await rename_often(system, integration.integration_id, 600)
     await system.event_stream.poll()
-    system.rows.away = True
+    system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await anext(stream)

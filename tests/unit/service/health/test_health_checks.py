@@ -57,7 +57,10 @@ async def test_every_check_is_kept(system: FakeSystem, integration: Integration)
     first = await check(system, integration.integration_id)
     system.provider.verify_error = ProviderUnavailable()
     second = await check(system, integration.integration_id)
-    assert system.rows.checks == [first, second]
+    rows = system.check_rows()
+    assert [(row.check_time, row.error_class) for row in rows] == [
+        (check.check_time, check.error_class) for check in (first, second)
+    ]
     assert system.row(integration.integration_id).last_health_check == system.clock()
 
 
@@ -156,7 +159,7 @@ async def test_what_is_switched_off_is_not_tried(system: FakeSystem, integration
     found = await check(system, integration.integration_id)
     assert (found.healthy, found.status, found.error_class) == (False, Status.INACTIVE, None)
     assert not system.provider.verifications
-    assert not system.rows.checks
+    assert not system.check_rows()
 
 
 async def test_a_key_is_checked_too(system: FakeSystem) -> None:
@@ -179,13 +182,13 @@ async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSyst
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
     await until(lambda: system.provider.refreshes)
-    system.rows.away = True
+    system.database.is_unavailable = True
     system.provider.gate.set()
     with pytest.raises(StoreUnavailable):
         await waiting
-    system.rows.away = False
+    system.database.is_unavailable = False
     assert system.row(integration.integration_id).last_error is None
-    assert not system.rows.checks
+    assert not system.check_rows()
 
 
 # --- all -----------------------------------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem, m
     hanging.gate = asyncio.Event()
 
     checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
-    await until(lambda: [one.integration.integration_id for one in system.rows.checks] == [quick.integration_id])
+    await until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
     let_pass(HOUR, monkeypatch)
     report = await checking
     told = {one.integration.integration_id: (one.healthy, one.error_class) for one in report.checks}
@@ -275,7 +278,7 @@ async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, i
         token = history.next_page_token
         if not token:
             break
-    mine = [one for one in system.rows.checks if one.integration.integration_id == integration.integration_id]
+    mine = [row for row in system.check_rows() if row.integration_id == integration.integration_id]
     assert [one.check_time for one in listed] == [one.check_time for one in mine][::-1]
 
 
@@ -317,4 +320,4 @@ async def test_old_checks_are_forgotten(system: FakeSystem, integration: Integra
         await check(system, integration.integration_id)
         system.clock.advance(timedelta(days=20))
     await system.health_checker.prune()
-    assert [system.clock() - one.check_time for one in system.rows.checks] == [timedelta(days=20)]
+    assert [system.clock() - one.check_time for one in system.check_rows()] == [timedelta(days=20)]

@@ -1,6 +1,7 @@
 """Calls: what is repeated, what is renewed, and what comes of them for the integration."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +22,6 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
-from integration_server.service.proxy.calls import ProxyLimits
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 GET = ApiRequest("GET", "/things")
@@ -36,7 +36,7 @@ def wait(seconds: float | None = None, status: int = 429) -> ApiResponse:
 
 @pytest.fixture
 async def system() -> AsyncIterator[FakeSystem]:
-    system = FakeSystem(proxy_limits=ProxyLimits(timedelta(seconds=2)))
+    system = FakeSystem({"proxy_timeout_seconds": 2}, options={"monotonic": time.monotonic})
     async with system.tasks:
         yield system
 

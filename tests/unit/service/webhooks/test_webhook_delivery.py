@@ -1,11 +1,13 @@
 """Handing on what webhooks have brought: in order, at least once, each consumer from its own place."""
 
 import pytest
+from sqlalchemy import select, update
 
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationNotFound, InvalidField
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.webhooks.webhook_delivery import WebhookEventPage
+from integration_server.storage.tables import webhook_events
 from tests.fakes.system import ADA, EVE, MAX_PAGE_BYTES, FakeSystem
 from tests.unit.service.webhooks.test_webhook_ingestion import SECRET, deliver
 
@@ -104,10 +106,12 @@ async def test_only_its_user_reads_it(system: FakeSystem, integration: Integrati
 
 async def test_a_payload_decrypts_as_its_own_event_only(system: FakeSystem, integration: Integration) -> None:
     await send(system, integration, 2)
-    events = system.inbox._events[integration.integration_id]
-    events[0], events[1] = (
-        type(one)(one.number, one.uid, one.event_id, one.event_type, one.receive_time, other.encrypted_payload)
-        for one, other in ((events[0], events[1]), (events[1], events[0]))
-    )
+    first, second = system.database.rows(select(webhook_events).order_by(webhook_events.c.number))
+    for row, other in ((first, second), (second, first)):
+        system.database.execute(
+            update(webhook_events)
+            .where(webhook_events.c.number == row.number)
+            .values(encrypted_payload=other.encrypted_payload)
+        )
     with pytest.raises(CredentialsUnreadable):
         await page_of(system, integration)

@@ -13,6 +13,7 @@ from integration_server.domain.integration import Integration, Status
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
+from tests.fakes.stores import count_calls, intercept
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
 from tests.signed_webhook_provider import signature_headers, webhook_body
 
@@ -88,7 +89,7 @@ async def test_a_forged_one_is_refused_and_leaves_nothing(system: FakeSystem, in
     assert await system.webhook_ingestion.receive_webhook("fake_key", integration.uid, altered) == UNAUTHORIZED
     assert await deliver_to_app(system, {"id": "a", "account": "account-1"}, secret=SECRET) == UNAUTHORIZED
     assert await kept(system, integration) == []
-    assert not [event for event in system.rows.events if event.webhook_number]
+    assert not [event for event in system.event_rows() if event.webhook_number]
 
 
 async def test_an_address_that_is_not_there_is_not_found(system: FakeSystem, integration: Integration) -> None:
@@ -134,17 +135,17 @@ async def test_a_handshake_is_answered_without_a_look_at_the_inbox(
 ) -> None:
     query = "challenge=said"
     handshake = request(query.encode(), APP_SECRET, method="GET", url=f"https://hooks.example/hook?{query}", body=b"")
-    system.rows.away = True
+    system.database.is_unavailable = True
     response = await system.webhook_ingestion.receive_webhook("fake", "app", handshake)
     assert (response.status, response.body) == (200, b"said")
 
 
 async def test_what_cannot_be_stored_is_not_taken(system: FakeSystem, integration: Integration) -> None:
     await deliver(system, integration, {"id": "a"})  # its address is remembered
-    system.rows.away = True
+    system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await deliver(system, integration, {"id": "b"})
-    system.rows.away = False
+    system.database.is_unavailable = False
     assert await deliver(system, integration, {"id": "b"}) == STORED
     assert await kept(system, integration) == [(1, "a"), (2, "b")]
 
@@ -176,7 +177,7 @@ async def test_an_account_that_takes_our_access_back_has_to_connect_again(
     assert system.row(ours.integration_id).status(system.clock()) is Status.EXPIRED
     assert system.row(ours.integration_id).error_count == 1
     assert system.row(theirs.integration_id).status(system.clock()) is Status.ACTIVE
-    (entry,) = [entry for entry in system.audit_entries if entry.action is Action.LOSE_GRANT]
+    (entry,) = [entry for entry in system.trail.entries if entry.action is Action.LOSE_GRANT]
     assert (entry.caller, entry.integration_id, entry.user_id) == (SERVER, ours.integration_id, ADA)
 
 
@@ -208,15 +209,15 @@ async def test_forged_ones_hardly_reach_the_database(system: FakeSystem, integra
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
         await system.webhook_ingestion.receive_webhook("fake_key", "y" * 43, forged)
-    assert system.endpoints.lookups <= 3  # two look for the same one at once
+    assert count_calls(system.endpoints, "find") <= 3  # two look for the same one at once
 
 
 async def test_without_the_cache_every_forged_request_does(system: FakeSystem, integration: Integration) -> None:
     """The twin."""
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
-        await system.another_receiver().receive_webhook("fake_key", integration.uid, forged)
-    assert system.endpoints.lookups == 100
+        await system.another_process().use_cases.webhook_ingestion.receive_webhook("fake_key", integration.uid, forged)
+    assert count_calls(system.endpoints, "find") == 100
 
 
 async def test_at_most_two_addresses_are_looked_up_at_a_time(system: FakeSystem) -> None:
@@ -232,8 +233,8 @@ async def test_at_most_two_addresses_are_looked_up_at_a_time(system: FakeSystem)
         finally:
             looking -= 1
 
-    system.endpoints.find = counted  # type: ignore[method-assign]
-    webhook_ingestion = system.another_receiver()
+    intercept(system.endpoints, find=counted)
+    webhook_ingestion = system.another_process().use_cases.webhook_ingestion
     forged = request(b"", WRONG)
     await asyncio.gather(
         *(webhook_ingestion.receive_webhook("fake_key", f"{number:043}", forged) for number in range(50))
@@ -253,9 +254,9 @@ async def test_an_integration_that_is_gone_gets_nothing_within_that_second(
 ) -> None:
     await deliver(system, integration, {"id": "a"})
     await system.integrations.remove(integration.integration_id, ADA)
-    before = len(system.rows.events)
+    before = len(system.event_rows())
     await deliver(system, integration, {"id": "b"})
-    assert len(system.rows.events) == before
+    assert len(system.event_rows()) == before
 
 
 # --- retention -------------------------------------------------------------------------------------------------------
