@@ -14,7 +14,8 @@ import pytest
 from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import Command, server_environment, serving
+from tests.end_to_end.commands import Command
+from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files, read_files
 from tests.end_to_end.system import CLIENT_ID, Clients, callback_url, clients_of

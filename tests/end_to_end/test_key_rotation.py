@@ -18,9 +18,10 @@ from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey, parse_key
 from integration_server.storage.tables import audit_entries, data_keys, integrations
+from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.key_rotation import fill, killed, reading, rotated, unreadable
-from tests.end_to_end.processes import CompletedCommand, new_key, server_environment, serving, started
+from tests.end_to_end.processes import new_key, server_environment, serving, started
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
 

@@ -22,7 +22,8 @@ from grpc_status import rpc_status
 
 from integration_server.rpc.health import LIVENESS
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import Command, server_environment, serving
+from tests.end_to_end.commands import Command
+from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.system import clients_of
 
 FILES = 200

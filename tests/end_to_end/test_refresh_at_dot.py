@@ -11,9 +11,10 @@ import grpc.aio
 import pytest
 
 from integrations.v1 import integration_pb2
+from tests.end_to_end.commands import Command
 from tests.end_to_end.dot.server import DotServer, running_dot
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.processes import server_environment
 from tests.end_to_end.replicas import LEASE, force_refresh, status_of, wait_until
 from tests.end_to_end.system import RETURN_URL, Clients, callback_url, clients_of
 from tests.end_to_end.variants import AT_THE_COMMIT

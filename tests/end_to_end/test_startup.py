@@ -14,7 +14,8 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import CompletedCommand, new_key, run, server_environment, serving
+from tests.end_to_end.commands import CompletedCommand
+from tests.end_to_end.processes import new_key, run, server_environment, serving
 from tests.end_to_end.system import clients_of
 
 SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()

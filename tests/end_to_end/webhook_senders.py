@@ -17,8 +17,9 @@ import psutil
 
 from integrations.v1 import event_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.commands import Command
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.processes import server_environment
 from tests.end_to_end.system import Clients, clients_of
 from tests.signed_webhook_provider import APP_SECRET_SETTING, SIGNED_WEBHOOK, signature_headers, webhook_body
 
