@@ -7,17 +7,20 @@ total=$(grep -c '^[A-Za-z0-9].*==' "$lock")
 failed=$(mktemp)
 trap 'rm -f "$failed"' EXIT
 
-# sh has no pipefail: the file keeps pip's exit code. pip compiles nothing: Python does so for what is imported.
+# sh has no pipefail: the file keeps pip's exit code. The lock is complete, so pip looks for no dependencies, and it
+# compiles nothing, because Python compiles what is imported.
 {
-    "$python" -m pip install --disable-pip-version-check --no-input --no-compile --progress-bar off \
+    "$python" -m pip install --disable-pip-version-check --no-input --no-deps --no-compile --progress-bar off \
         --require-hashes --requirement "$lock" 2>&1 || echo $? >"$failed"
 } | awk -v total="$total" '
-    /^(Collecting|Requirement already satisfied:)/ {
-        name = $1 == "Collecting" ? $2 : $4
-        if ($1 == "Collecting") printf "  [%d/%d] %s\n", ++count, total, name; else ++count
+    /^(Collecting|Processing|Requirement already satisfied:)/ {
+        ++count
+        if ($1 == "Requirement") next
+        name = $2; sub(/.*\//, "", name)
+        printf "  [%d/%d] %s\n", count, total, name
     }
     /^Installing collected packages/ { print "  unpacking" }
-    /^(ERROR|WARNING)/ { print }
+    /^ERROR/ { print }
     { fflush() }
 '
 [ ! -s "$failed" ] || exit "$(cat "$failed")"
