@@ -118,7 +118,7 @@ async def expired(replicas: Replicas, integration_id: int) -> None:
     replicas.change_behaviour(access_token_lifetime=3600)
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 30) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 60) -> None:
     """Look until it is so."""
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110  # a server in another process sets no event of ours
