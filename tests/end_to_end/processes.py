@@ -77,13 +77,13 @@ async def started(
 ) -> AsyncIterator[Command]:
     """`python -m module`, running in the directory; killed at the latest when the block ends.
 
-    The prefork process of this test worker starts it, if one runs, unless `forked` is False or it is another module.
-    `open_files` limits its open files.
+    The prefork process of this test worker starts it, if one runs, unless `forked` is False, or it is another module or
+    has its own import path. `open_files` limits its open files.
     """
     inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
     everything = {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment}
     prefork_socket = os.environ.get(PREFORK_SOCKET)
-    if forked and prefork_socket and module == "integration_server":
+    if forked and prefork_socket and module == "integration_server" and "PYTHONPATH" not in environment:
         server = PreforkServer(prefork_socket)
         starting = server.fork(directory, everything, arguments=arguments, open_files=open_files)
     else:

@@ -71,6 +71,7 @@ async def running_pair(
         yield Pair(dot, commands, clients, connect_response.integration_id)
 
 
+@pytest.mark.slow
 async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
