@@ -12,10 +12,12 @@ TEST_WORKERS ?= $(shell echo $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )))
 VENV := .venv
 BIN := $(VENV)/bin
 CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
-DEPENDENCIES := $(VENV)/.dependencies-installed
+# Stamp files, newer than what is installed from: RUN_* what running needs, STAMP all of it.
+RUN_DEPENDENCIES := $(VENV)/.run-dependencies-installed
+RUN_STAMP := $(VENV)/.run-installed
 STAMP := $(VENV)/.project-installed
-# Errors only: a machine's own pip configuration may have much to say.
-PIP_OPTIONS := -qq --disable-pip-version-check --no-input
+# Installs the packages of a lock file, and prints one line for each.
+INSTALL := tools/install_packages.sh $(BIN)/python
 IMAGE := build/protos.binpb
 
 .DEFAULT_GOAL := help
@@ -23,20 +25,14 @@ IMAGE := build/protos.binpb
 MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
-help: ## List what can be made
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
-setup: $(STAMP) ## Make .venv with everything in it (the others do this first)
+setup: $(STAMP) ## Install everything into .venv (each target installs what it needs)
 	@echo "$(VENV) is ready"
 
-# Each step is done again only when what it installs from has changed.
-$(STAMP): $(DEPENDENCIES) pyproject.toml
-	@echo "Installing the project"
-	@$(BIN)/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation --editable .
-	@touch $@
-
-$(DEPENDENCIES): requirements.lock
+$(RUN_DEPENDENCIES): requirements-run.lock
 	@set -eu; \
 	if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	    python=; \
@@ -44,29 +40,47 @@ $(DEPENDENCIES): requirements.lock
 	        if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
 	    done; \
 	    if [ -z "$$python" ]; then \
-	        echo "make: Python 3.11 or newer is needed to make $(VENV). Tried: $(CANDIDATES)" >&2; \
+	        echo "make: $(VENV) needs Python 3.11 or newer. Tried: $(CANDIDATES)" >&2; \
 	        echo "make: name another with: make PYTHON=/path/to/python3 setup" >&2; \
 	        exit 1; \
 	    fi; \
-	    echo "Making $(VENV) with $$("$$python" --version)"; \
+	    echo "Creating $(VENV) with $$("$$python" --version)"; \
 	    rm -rf $(VENV); \
 	    "$$python" -m venv $(VENV); \
 	fi; \
-	echo "Installing the pinned dependencies (a minute or two, once)"; \
-	$(BIN)/python -m pip install $(PIP_OPTIONS) --require-hashes --requirement requirements.lock; \
+	echo "Installing the packages that the server needs"; \
+	$(INSTALL) requirements-run.lock; \
 	touch $@
 
-# exec: Ctrl-C and a TERM reach the server itself, and make reports nothing when it ends well.
+$(RUN_STAMP): $(RUN_DEPENDENCIES) pyproject.toml
+	@echo "Installing the project"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(STAMP): requirements.lock | $(RUN_STAMP)
+	@echo "Installing the packages for tests and checks"
+	@$(INSTALL) requirements.lock
+	@touch $@
+
+# exec: Ctrl-C and SIGTERM reach the server itself, and make reports nothing when it ends normally.
 .PHONY: run
-run: $(STAMP) ## Start server, sidecar and sandbox, with one account connected; Ctrl-C stops them
+run: $(RUN_STAMP) ## Start server, sidecar and sandbox, with one account connected; Ctrl-C stops them
+	@echo "Starting the server, the sidecar and the sandbox"
 	@exec $(BIN)/python -m integration_server dev
 
-.PHONY: test
-test: $(STAMP) ## Run every test (more arguments: ARGS="-k callback")
-	@$(BIN)/python -m pytest --no-header -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+# loadfile: the tests of a file share a server. Durations show what to make faster.
+PYTEST := $(BIN)/python -m pytest --no-header --durations=25 -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-# One after the other, since they load the machine, and each tells its rounds. A test has its own number of rounds and
-# takes a new seed, unless ROUNDS and SEED say otherwise: make test-faults SEED=42 ROUNDS=5 ARGS="-k frozen"
+.PHONY: test
+test: $(STAMP) ## Run the quick tests, in less than five minutes (ARGS="-k callback")
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+.PHONY: test-all
+test-all: $(STAMP) ## Run all tests but test-faults, as .ci/run does (ARGS="-k callback")
+	@$(PYTEST) $(ARGS)
+
+# The tests load the machine, so they run one after another. Each prints its rounds. A test has its own number of rounds
+# and a new seed, unless ROUNDS and SEED are given: make test-faults SEED=42 ROUNDS=5 ARGS="-k frozen"
 .PHONY: test-faults
 test-faults: $(STAMP) ## Run the long tests of refreshing and webhooks under faults, about an hour (ROUNDS=, SEED=, ARGS="-k killed")
 	@$(BIN)/python -m pytest --no-header tests/faults --override-ini faulthandler_timeout=3600 \
@@ -104,23 +118,25 @@ providers-doc: $(STAMP) ## Write docs/providers.md from what the providers decla
 	@$(BIN)/python -m tools.providers_doc
 
 .PHONY: certs
-certs: $(STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md
+certs: $(RUN_STAMP) ## Make certificates for development in data/certs: see docs/authentication-and-authorization.md
 	@$(BIN)/python tools/certificates.py
 
 .PHONY: migrate
-migrate: $(STAMP) ## Bring the database at DATABASE_URL to the newest schema
+migrate: $(RUN_STAMP) ## Bring the database at DATABASE_URL to the newest schema
 	@$(BIN)/python -m integration_server migrate
 
-# Pins are kept where they still fit; `make lock UPGRADE=1` takes the newest. The lock names no index and no folder, so
-# it installs from whatever index pip is set up to use.
+# Pins are kept where they still fit; `make lock UPGRADE=1` takes the newest versions. The lock files name no index and
+# no folder, so they install from any index that pip is configured for. The smaller one takes its versions from the other.
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-config \
+    --universal --python-version 3.11 --fork-strategy fewest \
+    --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
 .PHONY: lock
-lock: ## Pin all dependencies, with hashes, into requirements.lock (UPGRADE=1: newest versions)
+lock: ## Pin all packages, with hashes, in requirements.lock and requirements-run.lock (UPGRADE=1: newest versions)
 	@test -x $(BIN)/uv || { echo "make: run 'make setup' first: it installs uv" >&2; exit 1; }
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --quiet --no-config \
-	    --universal --python-version 3.11 --fork-strategy fewest \
-	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
-	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
-	@echo "requirements.lock pins $$(grep -c '==' requirements.lock) packages"
+	@$(COMPILE) --extra dev $(if $(UPGRADE),--upgrade) --output-file requirements.lock >/dev/null
+	@$(COMPILE) --extra build --constraint requirements.lock --upgrade --output-file requirements-run.lock >/dev/null
+	@grep -c '==' requirements.lock requirements-run.lock
 
 .PHONY: clean
 clean: ## Remove .venv, caches and what was built; ./data stays

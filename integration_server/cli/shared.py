@@ -20,8 +20,8 @@ from integration_server.settings import Settings, SettingsError, read_environmen
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteFile, open_database, parse_database_url
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
+from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
-from integration_server.storage.schema import schema_is_current
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> Sequen
         return ()
     try:
         wanted = asyncio.run(_wrapping_key_ids(environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL))
-    except (StoreUnavailable, ValueError, OSError):
+    except (SchemaError, StoreUnavailable, ValueError, OSError):
         return ()
     return [f"The data keys of this database are wrapped by key {', '.join(wanted)}."] if wanted else ()
 
@@ -55,8 +55,7 @@ async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
     if isinstance(location, SqliteFile) and not location.path.exists():
         return ()  # to look would be to make it
     async with open_database(database_url) as database:
-        if not await schema_is_current(database):
-            return ()
+        await check_schema(database)
         return sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
 
 
@@ -68,8 +67,7 @@ async def prepare_database(settings: Settings) -> bytes | None:
     if settings.dev_mode:
         await migrate_schema(settings.database_url)
     async with open_database(settings.database_url) as database:
-        if not await schema_is_current(database):
-            fail("The database's schema is not up to date: run `python -m integration_server migrate` first.")
+        await check_schema(database)
     if settings.encryption_key is None and settings.dev_mode and settings.kms_key_id is None:
         return _dev_key(Path("data/encryption.key"))
     return settings.encryption_key
@@ -105,7 +103,7 @@ def run(command: Coroutine[Any, Any, T]) -> T:
         fail("These settings are wrong:", *error.problems)
     except InvalidFile as error:
         fail("What callers are known by is wrong:", *error.problems)
-    except (AddressTaken, KeyringError, StoreUnavailable, OSError) as error:
+    except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
         fail(str(error))
 
 

@@ -71,6 +71,14 @@ metadata = MetaData(
     }
 )
 
+schema_compatibility = Table(
+    "schema_compatibility",
+    metadata,
+    Column("oldest_compatible_revision", String(32), primary_key=True),
+    Column("baseline_fingerprint", String(64), nullable=False),
+)
+"""One row, written by each migration: which code the schema supports (see `schema.py`)."""
+
 _Id = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows in an INTEGER only, which has 64 bits
 
 integrations = Table(

@@ -9,8 +9,18 @@ import pytest
 import pytest_asyncio
 
 from tests.end_to_end.databases import wipe
+from tests.end_to_end.prefork import PREFORK_SOCKET, PreforkServer
 from tests.end_to_end.system import System, run_system
 from tests.postgres import PostgresServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prefork_commands(prefork: PreforkServer) -> Iterator[None]:
+    """`processes.started` uses the prefork process of this test worker."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PREFORK_SOCKET, prefork.socket_path)
+        yield
+
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 

@@ -26,7 +26,8 @@ from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKe
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import integrations
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import Command, CompletedCommand, started
+from tests.end_to_end.commands import Command, CompletedCommand
+from tests.end_to_end.processes import started
 from tests.end_to_end.system import Clients
 
 USER = UserId("ada")

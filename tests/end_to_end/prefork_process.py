@@ -1,38 +1,61 @@
-"""A process that has everything imported, and forks a server whenever it is told to: in a tenth of the time of a start.
+"""A process that has imported the server and forks commands on request, in a tenth of the time of a process start.
 
-Run as `python -m tests.end_to_end.prefork_process`, by `nursery.py`. Takes orders as JSON, one a line, and answers each
-with a line: `{"fork": {"variant", "directory", "environment", "out", "err"}}` with the process id, `{"poll": pid}` with
-the exit code as `Popen` has it, or null. When its input ends, or it is told to, it takes all that it forked along.
+Run as `python -m tests.end_to_end.prefork_process SOCKET` by `prefork.py`. It listens on a Unix socket. A connection
+carries one request and one response, each a line of JSON:
 
-It never starts an event loop or gRPC itself, so that there is nothing that a fork could break.
+- `{"fork": {"variant" | "arguments", "directory", "environment", "out", "err", "open_files"}}`: the process id
+- `{"poll": pid}`: the exit code as `subprocess.Popen` defines it, null while the process runs
+- `{"wait": pid}`: the exit code, once the process has ended
+
+When its standard input is closed, it kills all processes that it forked, and ends.
+
+It never starts an event loop or gRPC itself, so that a fork copies no thread.
 """
 
 import json
 import os
+import resource
+import selectors
 import signal
+import socket
 import sys
+import traceback
 from typing import Any
 
 import uvloop
 
+from integration_server.cli import main as run_command
 from tests.end_to_end.variants import VARIANTS, serve
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Serve requests until the standard input is closed."""
     children: set[int] = set()
-    print("ready", flush=True)
-    try:
-        for line in sys.stdin:
-            request = json.loads(line)
-            print(
-                json.dumps(_poll(request["poll"], children) if "poll" in request else _fork(request["fork"], children))
-            )
-            sys.stdout.flush()
-    finally:
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        print("ready", flush=True)
+        try:
+            while all(key.fileobj is listener for key, _ in selector.select()):
+                connection, _ = listener.accept()
+                with connection, connection.makefile("rw") as stream:
+                    stream.write(json.dumps(_respond(json.loads(stream.readline()), children)) + "\n")
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _respond(request: dict[str, Any], children: set[int]) -> int | None:
+    match request:
+        case {"poll": pid}:
+            return _wait(pid, children, os.WNOHANG)
+        case {"wait": pid}:
+            return _wait(pid, children)
+        case _:
+            return _fork(request["fork"], children)
 
 
 def _fork(request: dict[str, Any], children: set[int]) -> int:
@@ -41,17 +64,31 @@ def _fork(request: dict[str, Any], children: set[int]) -> int:
         code = 1
         try:
             _set_up_process(request)
-            uvloop.run(serve(VARIANTS[request["variant"]], request["environment"]))
-            code = 0
+            code = _run(request)
+        except BaseException:  # the interpreter, too, prints whatever ends a program
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
     children.add(pid)
     return pid
 
 
+def _run(request: dict[str, Any]) -> int:
+    if "variant" in request:
+        uvloop.run(serve(VARIANTS[request["variant"]], request["environment"]))
+        return 0
+    sys.argv = ["integration_server", *request["arguments"]]
+    try:
+        run_command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
 def _set_up_process(request: dict[str, Any]) -> None:
-    """A process with a directory, an environment and streams of its own."""
+    """Give this process its own directory, environment, streams, and limit of open files."""
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -60,11 +97,13 @@ def _set_up_process(request: dict[str, Any]) -> None:
         (os.open(os.devnull, os.O_RDONLY), os.open(request["out"], flags), os.open(request["err"], flags))
     ):
         os.dup2(descriptor, number)
-        os.close(descriptor)
+    os.closerange(3, 1024)  # the sockets of `main`
+    if request["open_files"] is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["open_files"],) * 2)
 
 
-def _poll(pid: int, children: set[int]) -> int | None:
-    ended, status = os.waitpid(pid, os.WNOHANG)
+def _wait(pid: int, children: set[int], options: int = 0) -> int | None:
+    ended, status = os.waitpid(pid, options)
     if not ended:
         return None
     children.discard(pid)

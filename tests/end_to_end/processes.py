@@ -1,12 +1,9 @@
-"""`python -m integration_server` as a process of its own, configured by environment variables and nothing else."""
+"""`python -m integration_server` in its own process, configured by environment variables only."""
 
-import asyncio
 import base64
-import json
 import os
 import random
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -14,9 +11,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 from integration_server.sandbox import Sandbox, run_sandbox
+from tests.end_to_end.commands import ROOT, Command, CompletedCommand, output_paths, wait_until_serving
+from tests.end_to_end.prefork import PREFORK_SOCKET, PreforkServer
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.secret_scanner import (
     assert_no_secrets,
@@ -34,9 +32,6 @@ from tests.end_to_end.system import (
     callback_url,
     clients_of,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 30.0  # seconds for a process to start or end: many times what it takes, since machines may be busy
 
 
 def new_key() -> str:
@@ -71,66 +66,6 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class CompletedCommand:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Process(Protocol):
-    """What is needed of a process: `subprocess.Popen` has it."""
-
-    pid: int
-
-    @property
-    def returncode(self) -> int | None:
-        """How it ended, once that was looked at."""
-
-    def poll(self) -> int | None:
-        """Look whether it has ended, and how."""
-
-    def send_signal(self, number: int, /) -> None:
-        """Send it a signal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command under way, with what it has written so far in files of the directory that it runs in."""
-
-    process: Process
-    out_path: Path
-    err_path: Path
-    serving: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def output(self) -> str:
-        """All that it wrote, on both streams."""
-        return self.out_path.read_text() + self.err_path.read_text()
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        self.process.send_signal(number)
-
-    async def finished(self, within: float = DEADLINE) -> CompletedCommand:
-        """Wait for it to end by itself."""
-        async with asyncio.timeout(within):
-            while self.process.poll() is None:  # noqa: ASYNC110  # a process of its own sets no event of ours
-                await asyncio.sleep(0.02)
-        assert self.process.returncode is not None
-        return CompletedCommand(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
-
-    async def wait_for_output(self, text: str) -> str:
-        """Wait until it has written the text; all that it wrote."""
-        async with asyncio.timeout(DEADLINE):
-            while text not in (output := self.output):
-                assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{output}"
-                await asyncio.sleep(0.02)
-        return output
-
-
 @asynccontextmanager
 async def started(
     directory: Path,
@@ -138,41 +73,39 @@ async def started(
     *arguments: str,
     module: str = "integration_server",
     open_files: int | None = None,
+    forked: bool = True,
 ) -> AsyncIterator[Command]:
-    """The command, running in the directory; ended at the latest when the block ends.
+    """`python -m module`, running in the directory; killed at the latest when the block ends.
 
-    It is that of another module, or may have no more than so many open files, if that is said.
+    The prefork process of this test worker starts it, if one runs, unless `forked` is False, or it is another module or
+    has its own import path. `open_files` limits its open files.
     """
-    command_line = [sys.executable, "-m", module, *arguments]
-    if open_files is not None:
-        command_line = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command_line]
-    with _started(directory, environment, command_line) as command:
+    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    everything = {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment}
+    prefork_socket = os.environ.get(PREFORK_SOCKET)
+    if forked and prefork_socket and module == "integration_server" and "PYTHONPATH" not in environment:
+        server = PreforkServer(prefork_socket)
+        starting = server.fork(directory, everything, arguments=arguments, open_files=open_files)
+    else:
+        starting = _start_subprocess(directory, everything, [sys.executable, "-m", module, *arguments], open_files)
+    with starting as command:
         yield command
-
-
-def output_paths(directory: Path) -> tuple[Path, Path]:
-    """New files in the directory for what a command writes on both streams."""
-    number = len(list(directory.glob("*.out")))
-    paths = directory / f"{number}.out", directory / f"{number}.err"
-    for path in paths:
-        path.touch()
-    return paths
+    left = read_files(directory, command.out_path.name, command.err_path.name)
+    assert_no_secrets(secret_variables(environment), left)
 
 
 @contextmanager
-def _started(directory: Path, environment: Mapping[str, str], command_line: Sequence[str]) -> Iterator[Command]:
+def _start_subprocess(
+    directory: Path, environment: Mapping[str, str], command_line: Sequence[str], open_files: int | None
+) -> Iterator[Command]:
+    if open_files is not None:
+        command_line = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command_line]
     out_path, err_path = output_paths(directory)
-    inherited = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
     with (
         out_path.open("wb") as out,
         err_path.open("wb") as err,
         subprocess.Popen(
-            command_line,
-            cwd=directory,
-            env={**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'generated'}", **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+            command_line, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
         ) as process,
     ):
         try:
@@ -180,7 +113,6 @@ def _started(directory: Path, environment: Mapping[str, str], command_line: Sequ
         finally:
             if process.poll() is None:
                 process.kill()
-    assert_no_secrets(secret_variables(environment), read_files(directory, out_path.name, err_path.name))
 
 
 async def run(directory: Path, environment: Mapping[str, str], *arguments: str) -> CompletedCommand:
@@ -196,18 +128,11 @@ async def serving(
     *,
     module: str = "integration_server",
     open_files: int | None = None,
+    forked: bool = True,
 ) -> AsyncIterator[Command]:
     """`serve`, once it says where: `Command.serving` has `grpc` and `sidecar`."""
-    async with started(directory, environment, "serve", module=module, open_files=open_files) as command:
+    async with started(directory, environment, "serve", module=module, open_files=open_files, forked=forked) as command:
         yield await wait_until_serving(command)
-
-
-async def wait_until_serving(command: Command) -> Command:
-    """The command, once it says where it serves."""
-    output = await command.wait_for_output('"event": "serving"')
-    (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
-    command.serving.update(json.loads(line))
-    return command
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +146,7 @@ class ProcessSystem(Clients):
 
 @asynccontextmanager
 async def run_server_process(
-    directory: Path, database_url: str, *, sandbox: Sandbox | None = None, **settings: str
+    directory: Path, database_url: str, *, sandbox: Sandbox | None = None, forked: bool = True, **settings: str
 ) -> AsyncIterator[ProcessSystem]:
     """Such a system on a migrated database. Raises `SecretLeaked` if a secret of the sandbox is left behind in the
     end.
@@ -241,7 +166,7 @@ async def run_server_process(
             **settings,
         )
         async with (
-            serving(directory, environment) as command,
+            serving(directory, environment, forked=forked) as command,
             clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
         ):
             yield ProcessSystem(

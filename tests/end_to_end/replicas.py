@@ -14,7 +14,8 @@ import pytest
 from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import Command, server_environment, serving
+from tests.end_to_end.commands import Command
+from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files, read_files
 from tests.end_to_end.system import CLIENT_ID, Clients, callback_url, clients_of
@@ -117,7 +118,7 @@ async def expired(replicas: Replicas, integration_id: int) -> None:
     replicas.change_behaviour(access_token_lifetime=3600)
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 30) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 60) -> None:
     """Look until it is so."""
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110  # a server in another process sets no event of ours

@@ -146,7 +146,7 @@ async def clients_of(grpc_address: str, sidecar_url: str) -> AsyncIterator[Clien
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
     async with (
         grpc.aio.insecure_channel(grpc_address, options=options) as channel,
-        httpx.AsyncClient(trust_env=False, timeout=20) as browser,
+        httpx.AsyncClient(trust_env=False, timeout=60) as browser,
     ):
         yield Clients(grpc_address, sidecar_url, channel, browser)
 

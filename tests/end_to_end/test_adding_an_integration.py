@@ -12,7 +12,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.sandbox import Sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import ROOT
+from tests.end_to_end.commands import ROOT
 from tests.end_to_end.rpc_errors import NOT_FOUND, expect_rpc_error
 from tests.end_to_end.system import callback_url, run_system
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from integration_server.rpc.permissions import METHOD_PERMISSIONS, USER_PERMISSIONS, Permission
-from tests.end_to_end.processes import ROOT, free_port, started
+from tests.end_to_end.commands import ROOT
+from tests.end_to_end.processes import free_port, started
 
 PAGE = (ROOT / "docs" / "authentication-and-authorization.md").read_text()
 

@@ -39,6 +39,7 @@ async def history(pair: Replicas, integration_id: int) -> pb.ListHealthChecksRes
     return response
 
 
+@pytest.mark.slow
 async def test_tokens_are_renewed_and_checked_by_whichever_server(pair: Replicas) -> None:
     ids = await connect_many(pair)
     assert pair.refreshes() == []

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.processes import ROOT
+from tests.end_to_end.commands import ROOT
 
 pytestmark = pytest.mark.slow
 

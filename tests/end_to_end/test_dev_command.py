@@ -20,7 +20,7 @@ def dev_environment() -> dict[str, str]:
 async def test_it_connects_an_account_says_where_all_is_and_stops_at_ctrl_c(tmp_path: Path) -> None:
     for run_number in range(2):  # again in the same directory, with the data of the first
         environment = dev_environment()
-        async with started(tmp_path, environment, "dev") as command:
+        async with started(tmp_path, environment, "dev", forked=False) as command:
             output = await command.wait_for_output("Ctrl-C stops all of it.")
             for address in environment.values():
                 if ":" in address:

@@ -10,7 +10,8 @@ import pytest
 
 from integration_server.sandbox import Sandbox, decide, run_sandbox
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import ROOT, Command, free_port, output_paths, started
+from tests.end_to_end.commands import ROOT, Command, output_paths
+from tests.end_to_end.processes import free_port, started
 from tests.end_to_end.system import clients_of
 
 EXAMPLES = ROOT / "examples"

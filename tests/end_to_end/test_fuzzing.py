@@ -22,7 +22,7 @@ CASES = 300
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
     """For a server of its own."""
     sandbox = IssuingSandbox()
-    async with run_server_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
+    async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
         yield Fuzzer(system, sandbox)
 
 

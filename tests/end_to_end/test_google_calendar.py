@@ -235,7 +235,7 @@ async def test_a_spent_quota_is_waited_for_and_one_of_403_is_no_refusal(calendar
         calendar_client.system.sandbox.behaviour, faults={"calendar": spent}
     )
     refused = await expect_rpc_error(
-        calendar_client.system.calendars.ListEvents(pb.ListEventsRequest(**calendar_client.which), timeout=5)
+        calendar_client.system.calendars.ListEvents(pb.ListEventsRequest(**calendar_client.which), timeout=20)
     )
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
     assert refused.retry_delay is not None

@@ -18,9 +18,10 @@ from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey, parse_key
 from integration_server.storage.tables import audit_entries, data_keys, integrations
+from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.databases import execute, fetch
 from tests.end_to_end.key_rotation import fill, killed, reading, rotated, unreadable
-from tests.end_to_end.processes import CompletedCommand, new_key, server_environment, serving, started
+from tests.end_to_end.processes import new_key, server_environment, serving, started
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
 
@@ -75,6 +76,7 @@ async def reported_changes(database_url: str) -> set[tuple[str, str]]:
     return {(row.caller, row.purpose) for row in await fetch(database_url, reported)}
 
 
+@pytest.mark.slow
 async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Path, database_url: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -174,6 +176,7 @@ async def test_another_encryption_key_while_servers_run(tmp_path: Path, sqlite_u
     assert f"wrapped by key {LocalKey(parse_key(new)).key_id}, which is not configured" in refused.err
 
 
+@pytest.mark.slow
 async def test_from_the_local_key_to_aws_kms(tmp_path: Path, sqlite_url: str, aws: dict[str, str]) -> None:
     local = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, local["ENCRYPTION_KEY"], 20)

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import grpc
 import grpc.aio
+import pytest
 
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.providers.factory import ProviderFactory
@@ -111,6 +112,7 @@ def spent(sandbox: Sandbox) -> set[str | None]:
     }
 
 
+@pytest.mark.slow
 async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqlite_url: str) -> None:
     sandbox = Sandbox()
     environment: dict[str, str] = {}

@@ -108,6 +108,7 @@ def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
         yield server, url
 
 
+@pytest.mark.slow
 async def test_an_answer_that_comes_while_the_database_is_gone_survives_a_crash(
     tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:

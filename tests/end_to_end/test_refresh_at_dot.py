@@ -11,9 +11,10 @@ import grpc.aio
 import pytest
 
 from integrations.v1 import integration_pb2
+from tests.end_to_end.commands import Command
 from tests.end_to_end.dot.server import DotServer, running_dot
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.processes import server_environment
 from tests.end_to_end.replicas import LEASE, force_refresh, status_of, wait_until
 from tests.end_to_end.system import RETURN_URL, Clients, callback_url, clients_of
 from tests.end_to_end.variants import AT_THE_COMMIT
@@ -70,6 +71,7 @@ async def running_pair(
         yield Pair(dot, commands, clients, connect_response.integration_id)
 
 
+@pytest.mark.slow
 async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -211,6 +211,7 @@ async def test_without_the_outbox_its_grant_would_stay_alive(pair: Replicas, dat
     assert not await is_invalid_grant(pair.sandbox)
 
 
+@pytest.mark.slow
 async def test_two_servers_make_one_call_an_attempt(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=DOWN)
@@ -237,6 +238,7 @@ def attempts_of(pair: Replicas) -> list[int]:
     return [event["attempts"] for event in events]
 
 
+@pytest.mark.slow
 async def test_giving_up_is_an_error_in_the_log(tmp_path: Path, database_url: str) -> None:
     async with run_replicas(tmp_path, database_url, servers=1, REVOCATION_GIVE_UP_HOURS="0.001") as alone:
         set_fault(alone.sandbox, revoke=DOWN)

@@ -8,12 +8,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integrations.v1 import integration_service_pb2 as pb
-from tests.end_to_end.processes import CompletedCommand, new_key, run, server_environment, serving
+from tests.end_to_end.commands import CompletedCommand
+from tests.end_to_end.processes import new_key, run, server_environment, serving
 from tests.end_to_end.system import clients_of
 
 SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()
@@ -30,8 +32,8 @@ def assert_refused(finished: CompletedCommand, *reported: str) -> None:
     """It did not start, says all of this, and shows no traceback."""
     assert finished.code == 1, finished
     assert finished.out == ""
-    for text in reported:
-        assert text in finished.err, finished.err
+    for part in reported:
+        assert part in finished.err, finished.err
     assert "Traceback" not in finished.err
 
 
@@ -194,6 +196,18 @@ async def test_an_address_that_is_taken_is_told_with_its_setting(sqlite_url: str
         # and the first server has the port for itself
         for _ in range(5):
             assert (await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())).integration_types
+
+
+async def test_a_database_of_another_baseline_is_refused_with_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
+    async with open_database(sqlite_url) as database, database.write_transaction() as connection:
+        await connection.execute(text("UPDATE schema_compatibility SET baseline_fingerprint = 'another'"))
+    for number, command in enumerate(["serve", "dev", "migrate"]):
+        environment = server_environment(
+            sqlite_url, DEV_MODE=str(command == "dev").lower(), SANDBOX_ADDRESS="127.0.0.1:0"
+        )
+        finished = await run(make_directory(tmp_path, number), environment, command)
+        assert_refused(finished, "set DATABASE_URL to a new database")
+        assert len(finished.err.strip().splitlines()) == 1
 
 
 async def test_a_schema_that_is_not_migrated_says_what_to_run(empty_sqlite_url: str, tmp_path: Path) -> None:

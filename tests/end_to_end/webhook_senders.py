@@ -17,8 +17,9 @@ import psutil
 
 from integrations.v1 import event_pb2
 from integrations.v1 import integration_service_pb2 as pb
+from tests.end_to_end.commands import Command
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.processes import Command, server_environment
+from tests.end_to_end.processes import server_environment
 from tests.end_to_end.system import Clients, clients_of
 from tests.signed_webhook_provider import APP_SECRET_SETTING, SIGNED_WEBHOOK, signature_headers, webhook_body
 
@@ -139,7 +140,7 @@ class WebhookSender:
     async def _send_events(self, account: Account, events: int) -> None:
         begun = time.monotonic() + self._rng.uniform(0, self._seconds_between)
         # A client each: what one has to do for a request grows with its connections.
-        async with httpx.AsyncClient(trust_env=False, timeout=15, verify=self._tls) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=30, verify=self._tls) as client:
             for number in range(events):
                 await asyncio.sleep(max(0.0, begun + number * self._seconds_between - time.monotonic()))
                 event_id = f"event-{number}"

@@ -32,7 +32,7 @@ async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
         print(f"{name}: {report.cases} cases, {report.cases / seconds:.0f} a second; server: {memory}", flush=True)
 
     try:
-        async with run_server_process(directory, database_url, sandbox=sandbox, **SETTINGS) as system:
+        async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
             report = await Fuzzer(system, sandbox).run(cases, seed, print_progress)
         print(
             f"{name}: " + ", ".join(f"{outcome} {count}" for outcome, count in report.outcomes.most_common()),

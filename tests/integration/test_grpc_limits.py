@@ -18,7 +18,7 @@ from integration_server.rpc.errors import ErrorInterceptor
 from integration_server.rpc.request_reader import RequestReader
 from tests.integration.providers.socket_servers import server_tls
 
-DEADLINE = 20.0  # seconds; the machine may be busy
+DEADLINE = 60.0  # seconds; the machine may be busy
 SOON = timedelta(seconds=0.5)
 LONG = timedelta(seconds=60)
 LIMITS = GrpcLimits(
@@ -223,7 +223,7 @@ async def refusal(call: Any) -> grpc.StatusCode:
 
 
 async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
-    request_reader = RequestReader(timeout=timedelta(seconds=0.2))
+    request_reader = RequestReader(timeout=timedelta(seconds=1))
     async with (
         serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
         silent_caller(port) as begin,
@@ -242,7 +242,7 @@ async def test_by_grpc_alone_it_is() -> None:
 
 
 async def test_only_so_many_slow_requests_are_waited_for() -> None:
-    request_reader = RequestReader(timeout=LONG, slow_after=0.1, max_slow_requests=2)
+    request_reader = RequestReader(timeout=LONG, slow_after=1, max_slow_requests=2)
     async with (
         serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
         silent_caller(port) as begin,

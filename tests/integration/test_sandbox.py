@@ -58,13 +58,15 @@ async def test_fifty_exchanges_of_one_code_have_one_winner() -> None:
 @pytest.mark.parametrize("fault", [Hang(), Reset()], ids=["hang", "reset"])
 async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault, handle_first: bool) -> None:
     sandbox = Sandbox()
-    async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url, timeout=0.2) as http:
+    async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url, timeout=30) as http:
         application = OAuthClient(http, sandbox)
         tokens = await application.connect()
 
         sandbox.behaviour = Behaviour(faults={"token": replace(fault, handle_first=handle_first)})
+        http.timeout = 1
         with pytest.raises((httpx.ReadError, httpx.ReadTimeout)):
             await application.refresh(tokens["refresh_token"])
+        http.timeout = 30
 
         sandbox.behaviour = Behaviour()
         response = await application.refresh(tokens["refresh_token"])
@@ -115,7 +117,7 @@ async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_re
                 await asyncio.sleep(0.01)
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
             begin = time.perf_counter()
-        assert time.perf_counter() - begin < 1
+        assert time.perf_counter() - begin < 60  # the request would hang for an hour
         with pytest.raises(httpx.RemoteProtocolError):
             await request
         with pytest.raises(httpx.ConnectError):

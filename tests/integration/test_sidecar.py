@@ -165,7 +165,7 @@ async def test_starts_before_its_server_and_finds_it_when_it_comes(backend: Back
 
         assert (live.status_code, ready.status_code, callback.status_code) == (200, 503, 503)
         assert callback.json() == {"success": False, "reason": "UNAVAILABLE", "message": "Service Unavailable"}
-        async with backend.serving(target), asyncio.timeout(20):
+        async with backend.serving(target), asyncio.timeout(60):
             await wait_until_ready(client)
             assert (await client.get(CALLBACK, params=QUERY)).status_code == 200
 
@@ -206,7 +206,7 @@ async def test_its_port_is_free_again_when_it_has_stopped() -> None:
 
 
 async def test_can_be_left_at_once() -> None:
-    async with asyncio.timeout(5), sidecar("127.0.0.1:1"):
+    async with asyncio.timeout(60), sidecar("127.0.0.1:1"):
         pass
 
 
@@ -239,7 +239,7 @@ async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend)
 
 async def refuses_connections(url: str) -> None:
     """Comes back when nobody takes connections there any more."""
-    async with asyncio.timeout(5), httpx.AsyncClient(trust_env=False) as client:
+    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
         while True:
             try:
                 await client.get(f"{url}/healthz")
@@ -296,7 +296,7 @@ async def test_what_is_no_request_of_ours_is_refused_and_the_next_one_served(
     url = client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request_bytes)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         response = await reader.read()
     writer.close()
     await writer.wait_closed()

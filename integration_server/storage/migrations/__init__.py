@@ -1,1 +1,1 @@
-"""Alembic's migrations."""
+"""Alembic's environment, and the revisions in `versions/`."""

@@ -1,16 +1,18 @@
-"""What Alembic runs for each of its commands.
+"""Alembic's environment: what Alembic runs for each command.
 
-`storage/schema.py` hands it a connection. On the command line it finds the database as the server does: `DATABASE_URL`
-in the environment, else in `./.env`, else the default.
+`storage/schema.py` passes a connection. The command line `alembic` finds the database as the server does: in
+`DATABASE_URL` of the environment, else of `./.env`, else the default.
 """
 
 import asyncio
 import os
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 from alembic import context
+from alembic.migration import MigrationContext, MigrationInfo
 from dotenv import dotenv_values
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
@@ -18,10 +20,8 @@ from integration_server.storage.engine import (
     open_database,
     parse_database_url,
 )
+from integration_server.storage.schema import lock_migrations, record_compatibility
 from integration_server.storage.tables import UtcDateTime, metadata
-
-_LOCK = 0x696E7465_67726174
-"""PostgreSQL's name for the lock that one migration at a time holds ("integrat"): any number, always the same."""
 
 
 def _database_url() -> str:
@@ -29,14 +29,24 @@ def _database_url() -> str:
 
 
 def _render_item(kind: str, item: object, _context: object) -> str | Literal[False]:
-    # A revision must not change when our types do.
+    # A revision must not change when our column types do.
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(item, UtcDateTime) else False
 
 
+def _on_version_apply(
+    ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]
+) -> None:
+    record_compatibility(ctx, context.script, str(step.up_revision_id))
+
+
 def _run(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":  # on SQLite, the transaction has the write lock already
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    context.configure(connection=connection, target_metadata=metadata, render_item=_render_item)
+    lock_migrations(connection)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        render_item=_render_item,
+        on_version_apply=_on_version_apply,
+    )
     with context.begin_transaction():
         context.run_migrations()
 
@@ -52,7 +62,12 @@ async def _run_on_own_connection() -> None:
 def _write_script() -> None:
     """Print the SQL instead of running it (`--sql`)."""
     is_sqlite = isinstance(parse_database_url(_database_url()), SqliteFile)
-    context.configure(dialect_name="sqlite" if is_sqlite else "postgresql", target_metadata=metadata)
+    context.configure(
+        dialect_name="sqlite" if is_sqlite else "postgresql",
+        target_metadata=metadata,
+        literal_binds=True,
+        on_version_apply=_on_version_apply,
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -420,7 +420,7 @@ class TestConcurrentRefresh:
                 rotating = asyncio.create_task(
                     Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_report).rotate(skip_wait)
                 )
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) != 1:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
                 assert not rotating.done()

@@ -56,7 +56,7 @@ class Process:
 
     async def run_background_until(self, revocation_count: int) -> None:
         """Rounds until the provider has been asked so often, and the outbox is empty."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(self.provider.revocations) < revocation_count or await self.outbox():
                 await self.revocation_service.revoke_due()
                 await asyncio.sleep(0.01)
@@ -143,7 +143,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     integration = await process.connect()
     gate = provider.gate = asyncio.Event()
     refresher = asyncio.create_task(process.refresher.refresh(integration))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not provider.refreshes:  # noqa: ASYNC110  # a fake has no event for it
             await asyncio.sleep(0.01)
     provider.gate = None

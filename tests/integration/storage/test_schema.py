@@ -1,7 +1,8 @@
-"""The migrations make what the tables say, from code and from the command line."""
+"""The migrations create the schema that `tables.py` declares, and code runs only on schemas that it supports."""
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 import integration_server
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
-from integration_server.storage.schema import migrate, schema_is_current
+from integration_server.storage.schema import OLDEST_SUPPORTED_REVISION, SchemaError, check_schema, migrate
 from integration_server.storage.tables import metadata
+from tests.contracts.store_contract import connected
 from tests.postgres import PostgresServer
 
 PROJECT = Path(integration_server.__file__).parents[1]
@@ -40,7 +44,7 @@ def empty_url(request: pytest.FixtureRequest) -> str:
 
 
 async def run(*arguments: str, directory: Path = PROJECT, **environment: str) -> str:
-    """What a Python of its own prints; fails with its errors if it fails."""
+    """Run Python with the arguments; the output."""
     inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -56,21 +60,26 @@ async def run(*arguments: str, directory: Path = PROJECT, **environment: str) ->
 
 
 async def alembic(*arguments: str, directory: Path = PROJECT, **environment: str) -> str:
-    """What `alembic` prints, with this project's configuration."""
+    """Run the command `alembic` with this project's configuration; the output."""
     return await run(
         "-m", "alembic", "-c", str(PROJECT / "pyproject.toml"), *arguments, directory=directory, **environment
     )
 
 
-async def is_current(url: str) -> bool:
+async def problem(url: str, versions: Path | None = None, oldest_supported: str = OLDEST_SUPPORTED_REVISION) -> str:
+    """The reason why code with those revisions does not run on the database; empty if it does."""
     async with open_database(url) as database:
-        return await schema_is_current(database)
+        try:
+            await check_schema(database, versions=versions, oldest_supported=oldest_supported)
+        except SchemaError as error:
+            return str(error)
+        return ""
 
 
-# SQLAlchemy does not read such indexes out of SQLite, so that they are not compared there.
+# SQLAlchemy cannot reflect expression-based indexes of SQLite, so they are not compared there.
 @pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 @pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
-async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> None:
+async def test_the_migrated_schema_equals_the_declared_tables(database: Database) -> None:
     def differences(connection: Connection) -> object:
         has_identities = connection.dialect.name == "postgresql"
         options = {"compare_server_default": has_identities}
@@ -82,7 +91,7 @@ async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> 
 
     async with database.read_connection() as connection:
         assert await connection.run_sync(differences) == []
-        assert await connection.run_sync(references) == {  # whose names are not compared
+        assert await connection.run_sync(references) == {  # compare_metadata does not compare their names
             "fk_authorization_attempts_integration_id",
             "fk_health_checks_integration_id",
             "fk_refresh_leases_integration_id",
@@ -92,50 +101,156 @@ async def test_the_migrated_schema_is_that_of_the_tables(database: Database) -> 
         }
 
 
-async def test_an_empty_database_is_not_current_until_it_is_migrated(empty_url: str) -> None:
+async def test_an_empty_database_is_refused_until_it_is_migrated(empty_url: str) -> None:
+    assert await problem(empty_url) == ("The database has no schema yet: run `python -m integration_server migrate`.")
     async with open_database(empty_url) as database:
-        assert not await schema_is_current(database)
         with pytest.raises(StoreUnavailable):
             await SqlIntegrations(database).ping()
         for _ in range(2):
             await migrate(empty_url)
-            assert await schema_is_current(database)
+            assert not await problem(empty_url)
             await SqlIntegrations(database).ping()
 
 
-async def test_replicas_that_migrate_at_once_wait_for_each_other(empty_url: str) -> None:
+async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None:
     script = (
         "import asyncio, sys\n"
         "from integration_server.storage.schema import migrate\n"
         "asyncio.run(migrate(sys.argv[1]))\n"
     )
     await asyncio.gather(*(run("-c", script, empty_url) for _ in range(3)))
-    assert await is_current(empty_url)
+    assert not await problem(empty_url)
 
 
-async def test_alembic_does_the_same(empty_url: str) -> None:
+async def test_the_alembic_command_migrates_the_schema(empty_url: str) -> None:
     await alembic("upgrade", "head", DATABASE_URL=empty_url)
-    assert await is_current(empty_url)
+    assert not await problem(empty_url)
 
 
-async def test_alembic_prints_the_sql_and_touches_nothing(empty_url: str) -> None:
+async def test_the_alembic_command_prints_the_sql_without_running_it(empty_url: str) -> None:
     script = await alembic("upgrade", "head", "--sql", DATABASE_URL=empty_url)
     assert "CREATE TABLE integrations" in script
+    assert "INSERT INTO schema_compatibility" in script
     assert ("BIGINT GENERATED BY DEFAULT AS IDENTITY" in script) == empty_url.startswith("postgresql")
-    assert not await is_current(empty_url)
+    assert await problem(empty_url)
 
 
-async def test_alembic_finds_the_database_where_the_server_does(tmp_path: Path) -> None:
+async def test_the_alembic_command_reads_database_url_as_the_server_does(tmp_path: Path) -> None:
     await alembic("upgrade", "head", directory=tmp_path)
-    assert await is_current(f"sqlite:///{tmp_path}/data/integrations.db")
+    assert not await problem(f"sqlite:///{tmp_path}/data/integrations.db")
     (tmp_path / ".env").write_text(f"DATABASE_URL=sqlite:///{tmp_path}/named.db\n")
     await alembic("upgrade", "head", directory=tmp_path)
-    assert await is_current(f"sqlite:///{tmp_path}/named.db")
+    assert not await problem(f"sqlite:///{tmp_path}/named.db")
 
 
-async def test_a_server_that_is_away_is_said_to_be(tmp_path: Path) -> None:
+async def test_an_unreachable_database_raises_store_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable):
         await migrate("postgresql://ann@127.0.0.1:1/it")
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnavailable):
         await migrate(f"sqlite:///{tmp_path}/file/it.db")
+
+
+# --- upgrades beside running replicas --------------------------------------------------------------------------------
+
+SYNTHETIC_REVISION = """
+from alembic import op
+
+revision = {revision!r}
+down_revision = {down_revision!r}
+phase = {phase!r}
+
+def upgrade():
+    op.execute({sql!r})
+"""
+EXPAND = "ALTER TABLE integrations ADD COLUMN extra VARCHAR(16) DEFAULT 'none' NOT NULL"
+CONTRACT = "ALTER TABLE integrations RENAME COLUMN name TO display_name"
+
+
+def newer_versions(folder: Path, *revisions: tuple[str, str]) -> Path:
+    """The folder of revisions of newer code: ours, and one for each phase and SQL statement."""
+    versions = Path(integration_server.__file__).parent / "storage" / "migrations" / "versions"
+    shutil.copytree(versions, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (down_revision,) = ScriptDirectory(str(versions.parent)).get_heads()
+    for number, (phase, sql) in enumerate(revisions, start=1):
+        revision = f"next{number}"
+        (folder / f"{revision}.py").write_text(
+            SYNTHETIC_REVISION.format(revision=revision, down_revision=down_revision, phase=phase, sql=sql)
+        )
+        down_revision = revision
+    return folder
+
+
+async def write_and_read_an_integration(url: str) -> str:
+    """Use the schema as running code does; the name that was read."""
+    async with open_database(url) as database:
+        store = SqlIntegrations(database)
+        created = await connected(store, name="Work")
+        (stored,) = await store.list_connected(created.user_id)
+        return stored.integration.name
+
+
+async def test_old_code_runs_on_an_expanded_schema_and_leaves_it_unchanged(empty_url: str, tmp_path: Path) -> None:
+    versions = newer_versions(tmp_path / "newer", ("expand", EXPAND))
+    await migrate(empty_url)
+    async with open_database(empty_url) as running:  # a replica of the old version, with open connections
+        await SqlIntegrations(running).ping()
+        await migrate(empty_url, versions=versions)
+        assert not await problem(empty_url)
+        await SqlIntegrations(running).ping()
+    assert await write_and_read_an_integration(empty_url) == "Work"
+    await migrate(empty_url)
+    assert not await problem(empty_url, versions, oldest_supported="next1")
+
+
+async def test_new_code_runs_on_an_older_schema_that_it_supports(empty_url: str, tmp_path: Path) -> None:
+    versions = newer_versions(tmp_path / "newer", ("expand", EXPAND))
+    await migrate(empty_url)
+    assert not await problem(empty_url, versions, oldest_supported="0001")
+    assert await problem(empty_url, versions, oldest_supported="next1") == (
+        "The database's schema is older than this version supports: run `python -m integration_server migrate`."
+    )
+    await migrate(empty_url, versions=versions)
+    assert not await problem(empty_url, versions, oldest_supported="next1")
+
+
+@pytest.mark.parametrize(
+    "revisions",
+    [[("contract", CONTRACT)], [("contract", CONTRACT), ("expand", EXPAND)]],
+    ids=["contract", "contract-then-expand"],
+)
+async def test_old_code_refuses_a_contracted_schema(
+    empty_url: str, tmp_path: Path, revisions: list[tuple[str, str]]
+) -> None:
+    versions = newer_versions(tmp_path / "newer", *revisions)
+    await migrate(empty_url, versions=versions)
+    refusal = "The database's schema is newer than this version supports: start a newer version."
+    assert await problem(empty_url) == refusal
+    with pytest.raises(SchemaError, match="newer than this version supports"):
+        await migrate(empty_url)
+    with pytest.raises(DBAPIError):  # without the refusal, old code fails on this schema
+        await write_and_read_an_integration(empty_url)
+    assert not await problem(empty_url, versions)
+
+
+ANOTHER_BASELINE = [
+    "UPDATE schema_compatibility SET baseline_fingerprint = 'another'",
+    "DELETE FROM schema_compatibility",
+    "DROP TABLE schema_compatibility",
+]
+
+
+@pytest.mark.parametrize("change", ANOTHER_BASELINE, ids=["fingerprint", "row", "table"])
+@pytest.mark.parametrize("revision", ["0001", "unknown"])
+async def test_a_schema_of_another_baseline_is_refused(database_url: str, change: str, revision: str) -> None:
+    async with open_database(database_url) as database, database.write_transaction() as connection:
+        await connection.execute(text(change))
+        await connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+    refusal = (
+        "The database was created from another baseline schema, which may change until the first release: "
+        "set DATABASE_URL to a new database and run `python -m integration_server migrate`."
+    )
+    assert await problem(database_url) == refusal
+    with pytest.raises(SchemaError) as refused:
+        await migrate(database_url)
+    assert str(refused.value) == refusal

@@ -1,3 +1,9 @@
+CREATE TABLE schema_compatibility (
+    oldest_compatible_revision VARCHAR(32) NOT NULL,
+    baseline_fingerprint VARCHAR(64) NOT NULL,
+    CONSTRAINT pk_schema_compatibility PRIMARY KEY (oldest_compatible_revision)
+);
+
 CREATE TABLE audit_chains (
     chain_id VARCHAR(32) NOT NULL,
     number BIGINT NOT NULL,

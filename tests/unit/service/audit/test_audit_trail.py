@@ -51,7 +51,7 @@ def log() -> MemoryLog:
 async def test_reads_are_written_together(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=SOON) as trail:
         assert all(trail.enqueue(entry(number)) for number in range(100))
-        await asyncio.wait_for(log.written.wait(), 10)
+        await asyncio.wait_for(log.written.wait(), 60)
     assert log.ids == list(range(100))
     assert len(log.batches) == 1
 

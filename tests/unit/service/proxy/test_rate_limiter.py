@@ -34,7 +34,7 @@ def of(sample: Integration, user: str, number: int = 1) -> Integration:
 
 
 async def acquire(
-    limiter: ProviderRateLimiter, integration: Integration, within: float = 5.0, work: float = 0.0
+    limiter: ProviderRateLimiter, integration: Integration, within: float = 60.0, work: float = 0.0
 ) -> None:
     async with limiter.permit(integration, within, is_retry=False):
         await asyncio.sleep(work)
@@ -44,11 +44,12 @@ async def test_a_flood_of_one_user_leaves_others_their_share(sample: Integration
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
     async def call(user: str) -> None:
-        async with limiter.permit(of(sample, user, len(user)), 5.0, is_retry=False):
+        async with limiter.permit(of(sample, user, len(user)), 60.0, is_retry=False):
             order.append(user)
 
     flood = [asyncio.create_task(call("ada")) for _ in range(100)]
-    await asyncio.sleep(0.02)
+    while len(order) < 10:  # noqa: ASYNC110  # the limiter sets no event
+        await asyncio.sleep(0)
     others = [asyncio.create_task(call(user)) for user in ("grace", "linus") for _ in range(15)]
     await asyncio.gather(*flood, *others)
     after_the_flood_began = Counter(order[10:55])
@@ -61,11 +62,12 @@ async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
     async def call(user: str) -> None:
-        async with limiter.permit(of(sample, "everybody"), 5.0, is_retry=False):
+        async with limiter.permit(of(sample, "everybody"), 60.0, is_retry=False):
             order.append(user)
 
     flood = [asyncio.create_task(call("ada")) for _ in range(100)]
-    await asyncio.sleep(0.02)
+    while len(order) < 10:  # noqa: ASYNC110  # the limiter sets no event
+        await asyncio.sleep(0)
     others = [asyncio.create_task(call("grace")) for _ in range(15)]
     await asyncio.gather(*flood, *others)
     assert set(order[:100]) == {"ada"}
@@ -81,7 +83,7 @@ async def test_an_account_gets_no_more_calls_at_a_time_than_its_api_takes(
     in_flight, most = Counter[int](), Counter[int]()
 
     async def call(number: int) -> None:
-        async with limiter.permit(of(sample, "ada", number), 5.0, is_retry=False):
+        async with limiter.permit(of(sample, "ada", number), 60.0, is_retry=False):
             in_flight[number] += 1
             most[number] = max(most[number], in_flight[number])
             await asyncio.sleep(0.001)
@@ -96,7 +98,7 @@ async def test_an_integration_that_must_wait_holds_up_no_other(sample: Integrati
     await acquire(limiter, of(sample, "ada", 1))
     waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=90))
     await asyncio.sleep(0)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await acquire(limiter, of(sample, "ada", 2))
         await acquire(limiter, of(sample, "grace", 3))
     waiting.cancel()
@@ -107,11 +109,11 @@ async def test_a_call_that_cannot_start_in_time_is_rejected_at_once(sample: Inte
     limiter = new_limiter(limit(2, 60))
     for _ in range(2):
         await acquire(limiter, sample)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         with pytest.raises(RateLimited) as refused:
             await acquire(limiter, sample, within=30)
     assert refused.value.retry_after is not None
-    assert 59 < refused.value.retry_after.total_seconds() <= 60
+    assert 30 < refused.value.retry_after.total_seconds() <= 60
 
 
 async def test_a_provider_that_asks_for_a_pause_is_unavailable(sample: Integration) -> None:
@@ -131,7 +133,7 @@ async def test_who_gives_up_leaves_no_hole(sample: Integration) -> None:
         gone.cancel()
         with pytest.raises(RateLimited):
             await late
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         await acquire(limiter, sample)
     assert gone.cancelled()
 

@@ -1,0 +1,88 @@
+"""A command in its own process, whose output goes to files."""
+
+import asyncio
+import json
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 60.0  # seconds for a process to start or end: many times what it takes, since machines may be busy
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedCommand:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Process(Protocol):
+    """What is needed of a process: `subprocess.Popen` has it."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended, once that was looked at."""
+
+    def poll(self) -> int | None:
+        """Look whether it has ended, and how."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send it a signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command under way, with what it has written so far in files of the directory that it runs in."""
+
+    process: Process
+    out_path: Path
+    err_path: Path
+    serving: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> str:
+        """All that it wrote, on both streams."""
+        return self.out_path.read_text() + self.err_path.read_text()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    async def finished(self, within: float = DEADLINE) -> CompletedCommand:
+        """Wait for it to end by itself."""
+        async with asyncio.timeout(within):
+            while self.process.poll() is None:  # noqa: ASYNC110  # a process of its own sets no event of ours
+                await asyncio.sleep(0.02)
+        assert self.process.returncode is not None
+        return CompletedCommand(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
+
+    async def wait_for_output(self, text: str) -> str:
+        """Wait until it has written the text; all that it wrote."""
+        async with asyncio.timeout(DEADLINE):
+            while text not in (output := self.output):
+                assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{output}"
+                await asyncio.sleep(0.02)
+        return output
+
+
+def output_paths(directory: Path) -> tuple[Path, Path]:
+    """New files in the directory for what a command writes on both streams."""
+    number = len(list(directory.glob("*.out")))
+    paths = directory / f"{number}.out", directory / f"{number}.err"
+    for path in paths:
+        path.touch()
+    return paths
+
+
+async def wait_until_serving(command: Command) -> Command:
+    """The command, once it says where it serves."""
+    output = await command.wait_for_output('"event": "serving"')
+    (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
+    command.serving.update(json.loads(line))
+    return command
