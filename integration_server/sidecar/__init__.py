@@ -1,1 +1,1 @@
-"""The HTTP edge for browsers that providers send back. It is only a client of the RPCs, over gRPC."""
+"""The HTTP server for browsers and providers: OAuth callback, webhooks, probes. A client of the RPCs, over gRPC."""

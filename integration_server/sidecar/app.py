@@ -1,4 +1,4 @@
-"""The sidecar's ASGI app: which path leads where."""
+"""The sidecar's ASGI app: its routes and middleware."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -10,10 +10,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from integration_server.sidecar.callback import CallbackEndpoint, HandleCallback
-from integration_server.sidecar.limits import HttpLimits, RequestLimits
-from integration_server.sidecar.middleware import AccessLog, FixedHeaders, security_headers
+from integration_server.sidecar.middleware import HttpLimits, OuterMiddleware, RequestLimits, security_headers
 from integration_server.sidecar.pages import Pages
-from integration_server.sidecar.probes import CheckHealth, ReadinessProbe, live
+from integration_server.sidecar.probes import CheckHealth, Probes
 from integration_server.sidecar.responses import Responses
 from integration_server.sidecar.webhooks import ReceiveWebhook, WebhookEndpoint
 
@@ -29,33 +28,33 @@ def create_app(
     limits: HttpLimits,
     public_url: str,
 ) -> Starlette:
-    """The app, over the RPCs that it is a client of. `public_url` is where it is for those outside."""
+    """The app over the RPCs that it calls. `public_url` is its base URL as browsers and providers see it."""
     pages = Pages()
     responses = Responses(pages)
     callback = CallbackEndpoint(handle_callback, responses)
     webhook = WebhookEndpoint(receive_webhook, responses, public_url)
+    probes = Probes(check_health)
     app = Starlette(
         routes=[
             _exact_route(["GET"], CALLBACK_PATH, callback.receive),
             _exact_route(["GET"], f"{CALLBACK_PATH}/{{integration_type}}", callback.receive),
             _exact_route(["GET", "POST"], WEBHOOK_PATH, webhook.receive),
-            Route("/healthz", live),
-            Route("/readyz", ReadinessProbe(check_health).ready),
+            Route("/healthz", probes.live),
+            Route("/readyz", probes.ready),
         ],
         middleware=[
-            Middleware(FixedHeaders, security_headers(pages.policy)),
-            Middleware(AccessLog, responses),
+            Middleware(OuterMiddleware, responses, security_headers(pages.policy)),
             Middleware(RequestLimits, responses, limits),
         ],
         exception_handlers={HTTPException: responses.http_exception},
     )
-    # Starlette would redirect a path with a slash too many to whatever the Host header says, code and state too.
+    # Starlette would redirect a path with a trailing slash, with code and state, to the host in the Host header.
     app.router.redirect_slashes = False
     return app
 
 
 def _exact_route(methods: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
-    """A route without the HEAD that Starlette adds to GET: looking ahead at a link must not use its state up."""
+    """A route without HEAD, which Starlette adds to GET: a link preview must not use up the state."""
     route = Route(path, endpoint)
     route.methods = set(methods)
     return route

@@ -1,4 +1,4 @@
-"""Where providers send browsers back to: the redirect's query becomes one `HandleCallback`."""
+"""The OAuth callback endpoint: converts the query of a redirect into one `HandleCallback` RPC."""
 
 from collections.abc import Awaitable
 from http import HTTPStatus
@@ -13,55 +13,54 @@ from integration_server.sidecar.error_mapping import to_http_error
 from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
 
-# Seconds. The server gives a provider 10 to trade the code and 10 to name the account: giving up before it does
-# would report a connection as failed that is about to be made.
+# Seconds. The server gives a provider 10 s to exchange the code and 10 s to name the account. A shorter deadline would
+# report a failure for a connection that then succeeds.
 DEADLINE = 25.0
 
-# Bytes. Codes and states take some hundreds each, rarely a thousand or two.
+# Bytes. Codes and states have some hundred bytes each, rarely one or two thousand.
 MAX_QUERY = 8 * 1024
 
-# There is no `user_id` among them, and there must never be: it says who is signed in, and that is not for a browser
-# to say. Whoever has another finish a flow could put the right name in the link, and pass the finisher check.
+# `user_id` must never be added: it states which user is signed in, and a browser cannot be trusted to state that. An
+# attacker who has a victim finish the attacker's flow could put the victim's name in the link and pass the user check.
 _PARAMETERS = ("code", "state", "integration_type", "iss", "error", "error_description")
 
 
 class HandleCallback(Protocol):
-    """The RPC, as the generated stub has it."""
+    """The RPC. `timeout` is in seconds. Raises `AioRpcError`."""
 
-    def __call__(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]:
-        """Raises `AioRpcError`. `timeout` is in seconds."""
+    def __call__(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]: ...
 
 
 class CallbackEndpoint:
-    """Receives the redirect of an authorization response (RFC 6749 §4.1.2)."""
+    """Receives the redirect with an authorization response (RFC 6749 §4.1.2)."""
 
     def __init__(self, handle_callback: HandleCallback, responses: Responses) -> None:
         self._handle_callback = handle_callback
         self._responses = responses
 
     async def receive(self, request: Request) -> Response:
-        """Answer a GET of the callback's path, with or without an integration type at its end."""
+        """Handle a GET of the callback path, with or without an integration type at its end."""
         try:
-            outcome = await self._handle_callback(decode_callback(request), timeout=DEADLINE)
+            result = await self._handle_callback(decode_callback(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             return self._responses.http_error(request, to_http_error(error))
-        return self._responses.outcome(request, outcome)
+        return self._responses.callback_result(request, result)
 
 
 def decode_callback(request: Request) -> HandleCallbackRequest:
-    """The RPC's request. Raises `HTTPException` for a query that is too long, or repeats what it must not."""
+    """The RPC's request. Raises `HTTPException` if the query is too long or repeats a parameter."""
     query: bytes = request.scope["query_string"]
     if len(query) > MAX_QUERY:
         raise HTTPException(HTTPStatus.REQUEST_URI_TOO_LONG, f"The query is longer than {MAX_QUERY} bytes")
-    parameters = {name: _only_value(request, name) for name in _PARAMETERS}
-    # The path is what the provider has registered; the query can be written by anyone.
+    parameters = {name: _single_value(request, name) for name in _PARAMETERS}
+    # The path is registered at the provider, while anybody can write the query.
     parameters.update(request.path_params)
     return HandleCallbackRequest(**parameters, query=query.decode("latin-1"))
 
 
-def _only_value(request: Request, name: str) -> str:
+def _single_value(request: Request, name: str) -> str:
     values = request.query_params.getlist(name)
     if len(values) > 1:
-        # RFC 6749 §3.1: a parameter must not come more than once. Two readers might each believe another one.
+        # RFC 6749 §3.1: a parameter must not be repeated. Two readers could each take another value.
         raise HTTPException(HTTPStatus.BAD_REQUEST, f"The query has the parameter {name} more than once")
     return values[0] if values else ""

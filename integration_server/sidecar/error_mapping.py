@@ -1,4 +1,4 @@
-"""Why a request has no good answer: gRPC's statuses in HTTP's terms."""
+"""Conversion of gRPC statuses to HTTP errors."""
 
 import math
 from collections.abc import Iterable
@@ -11,10 +11,8 @@ from google.protobuf.any_pb2 import Any as PackedMessage
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-DOMAIN = "integrations.v1"
-
-# As google/rpc/code.proto pairs them. What is not here is a fault on our side, whatever it is called: nobody who is
-# out there can do anything about this process being unknown to the server.
+# As in google/rpc/code.proto. Any other code is an error of this system, and not of the caller: for example, a browser
+# can do nothing about a sidecar that the server does not authenticate.
 _STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     grpc.StatusCode.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
@@ -28,7 +26,7 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True)
 class HttpError:
-    """What to tell the caller. `message` is safe to show; `retry_after` is seconds, set where waiting helps."""
+    """An error response. `message` is safe to show; `retry_after` is in seconds, None where a retry does not help."""
 
     status: HTTPStatus
     reason: str
@@ -40,32 +38,30 @@ INTERNAL_ERROR = HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL", HTTPSta
 
 
 def to_http_error(error: grpc.aio.AioRpcError) -> HttpError:
-    """The failure that a failed call means.
+    """The HTTP error for a failed RPC.
 
-    Only what carries an `ErrorInfo` of ours is passed on in its own words; gRPC's own errors name addresses.
+    Only an error with an `ErrorInfo` of the server keeps its message. gRPC's own messages contain addresses.
     """
     status = _STATUSES.get(error.code(), HTTPStatus.INTERNAL_SERVER_ERROR)
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     for detail in _error_details(error):
         if not detail.Unpack(info):
             detail.Unpack(retry)
-    retry_after = _whole_seconds(retry) if retry.HasField("retry_delay") else None
+    retry_after = None
+    if retry.HasField("retry_delay"):
+        # RFC 9110 §10.2.3: Retry-After has no fractions. Rounding down would ask for a retry that is too early.
+        retry_after = max(1, math.ceil(retry.retry_delay.ToTimedelta().total_seconds()))
     if info.reason == "CALLER_NOT_ALLOWED":
-        return INTERNAL_ERROR  # it is this process that the policy does not know, not the browser
-    if info.domain == DOMAIN:
+        return INTERNAL_ERROR  # the server denied permission to the sidecar, not to the browser
+    if info.domain == "integrations.v1":
         return HttpError(status, info.reason, error.details() or status.phrase, retry_after)
     return HttpError(status, error.code().name, status.phrase, retry_after)
 
 
 def _error_details(error: grpc.aio.AioRpcError) -> Iterable[PackedMessage]:
     try:
-        # Made for `grpc.Call`; of its methods it uses three, which an `AioRpcError` has too.
+        # `from_call` is typed for `grpc.Call`. It uses three methods, which `AioRpcError` has too.
         status = rpc_status.from_call(cast(grpc.Call, error))
-    except ValueError:  # a proxy between here and the server has changed the code or message
+    except ValueError:  # an intermediary has changed the code or the message
         return ()
     return status.details if status else ()
-
-
-def _whole_seconds(retry: error_details_pb2.RetryInfo) -> int:
-    # RFC 9110 §10.2.3: Retry-After has no fractions; rounded down, it would ask for a call that is too early.
-    return max(1, math.ceil(retry.retry_delay.ToTimedelta().total_seconds()))

@@ -1,72 +1,62 @@
-"""uvicorn's HTTP protocol, with an end to everything that a client can make it wait for.
+"""uvicorn's HTTP protocol with timeouts for every phase of a connection, and a limit on connections.
 
-uvicorn has a time for idle connections, but none for a head or a body that comes slowly, nor for an answer that nobody
-reads; and it counts a connection only once it has sent a request.
+uvicorn has a timeout for idle connections only: none for a head or a body that arrives slowly, none for a response that
+the client does not read. It counts a connection only when the connection has sent a request.
 """
 
 import asyncio
 import socket
 import struct
-from enum import Enum
+from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeAlias, cast
 
 import h11
-from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
-from integration_server.sidecar.limits import HttpLimits
-from integration_server.sidecar.middleware import security_headers
+from integration_server.sidecar.middleware import HttpLimits, security_headers
 
 IdleConnections: TypeAlias = "dict[LimitedProtocol, None]"
-"""Connections whose next request has not come yet, the longest waiting first."""
+"""Connections that wait for a request, the longest idle first."""
 
-_CHUNK_BYTES = 4 * 1024  # bytes
-_NO_LINGER = struct.pack("ii", 1, 0)  # on, for no seconds
-_SEND_BUFFER_BYTES = (
-    64 * 1024
-)  # bytes that the kernel keeps for a client that does not read; by itself it may keep megabytes
+_CHUNK_BYTES = 4 * 1024
+_NO_LINGER = struct.pack("ii", 1, 0)  # on, for 0 seconds
+_SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's default grows to megabytes
 
 
 class Phase(Enum):
     """What a connection waits for."""
 
-    KEEPALIVE = "for a next request, of which nothing has come"
-    HEAD = "for the rest of a request's head"
-    BODY = "for the rest of its body"
-    RESPONSE = "for the answer to be made"
+    KEEPALIVE = auto()
+    """The next request, of which nothing has arrived."""
+    HEAD = auto()
+    """The rest of a request's head."""
+    BODY = auto()
+    """The rest of a request's body."""
+    RESPONSE = auto()
+    """The response to be made."""
 
 
 def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
-    """What uvicorn takes as its protocol: makes them for one server."""
+    """The protocol factory for one uvicorn server."""
     idle: IdleConnections = {}
     return cast(type[asyncio.Protocol], partial(LimitedProtocol, limits=limits, idle=idle))
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection. It is in one phase at a time, and each phase has its time; that of a kept one is uvicorn's."""
+    """One connection. It is in one phase at a time, each with a timeout. uvicorn times the KEEPALIVE phase."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        limits: HttpLimits,
-        idle: IdleConnections,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *arguments: Any, limits: HttpLimits, idle: IdleConnections, **options: Any) -> None:  # noqa: ANN401  # uvicorn's own
+        super().__init__(*arguments, **options)
         self._limits = limits
         self._idle = idle
         self._phase: Phase | None = None
-        self._cycle: object = None  # of the request whose phase it is
+        self._cycle: object = None  # the request that the phase belongs to
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Take the connection; if that is one too many, instead of the one that has been silent for longest."""
+        """Accept the connection. Above the limit, close the connection that has been idle for longest instead."""
         super().connection_made(transport)
         self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self._limits.connections:
@@ -79,26 +69,26 @@ class LimitedProtocol(H11Protocol):
         self._update_phase()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of it."""
+        """Forget the connection."""
         super().connection_lost(exc)
         self._idle.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what has come, in pieces: h11 measures a head only while it is not complete."""
+        """Parse what arrived, in chunks: h11 checks the size of a head only while it is incomplete."""
         for begin in range(0, len(data), _CHUNK_BYTES):
             if self.transport.is_closing():
                 return
             super().data_received(data[begin : begin + _CHUNK_BYTES])
 
     def handle_events(self) -> None:
-        """Handle what has come; uvicorn calls this whenever there may be something to do."""
+        """Handle parsed events; uvicorn calls this after every change of state."""
         super().handle_events()
         self._update_phase()
 
     def _update_phase(self) -> None:
-        """Note the phase. A new one begins to count, and so does that of a next request."""
+        """Restart the timer if the phase or the request has changed."""
         phase, cycle = self._current_phase(), self.cycle
         if phase is self._phase and cycle is self._cycle:
             return
@@ -108,15 +98,15 @@ class LimitedProtocol(H11Protocol):
             self._idle[self] = None
         if self._timer is not None:
             self._timer.cancel()
-        # What was answered before may still have to be read while a connection is kept.
-        times = {Phase.HEAD: self._limits.header_timeout, Phase.BODY: self._limits.body_timeout}
-        time = times.get(phase, self._limits.response_timeout)
-        self._timer = self.loop.call_later(time.total_seconds(), self._on_timeout)
+        # In the KEEPALIVE phase the timer covers a previous response that the client has not read yet.
+        timeouts = {Phase.HEAD: self._limits.header_timeout, Phase.BODY: self._limits.body_timeout}
+        timeout = timeouts.get(phase, self._limits.response_timeout)
+        self._timer = self.loop.call_later(timeout.total_seconds(), self._on_timeout)
 
     def _current_phase(self) -> Phase:
         if self.conn.their_state is h11.IDLE:
-            previous: object = self.cycle  # None ahead of the first
-            return Phase.HEAD if previous is None or self.conn.trailing_data[0] else Phase.KEEPALIVE
+            is_first: bool = self.cycle is None
+            return Phase.HEAD if is_first or self.conn.trailing_data[0] else Phase.KEEPALIVE
         return Phase.BODY if self.conn.their_state is h11.SEND_BODY else Phase.RESPONSE
 
     def _on_timeout(self) -> None:
@@ -129,21 +119,21 @@ class LimitedProtocol(H11Protocol):
             self.abort_connection()
 
     def _reject(self, status: HTTPStatus) -> None:
-        """Answer below the app, which may be waiting for more of the request, and end the connection."""
+        """Respond without the app, which may be waiting for more of the request, and close the connection."""
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        # Without a body, which an answer to HEAD could not have.
+        # No body, because a response to HEAD cannot have one.
         extra = {"Content-Length": "0", "Connection": "close"}
         headers = [*security_headers("default-src 'none'").items(), *extra.items()]
         for event in (h11.Response(status_code=status, headers=headers, reason=status.phrase), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         if self.transport.get_write_buffer_size():
-            self.abort_connection()  # who does not read what was said before will not read this either
+            self.abort_connection()  # the client does not read
 
     def abort_connection(self) -> None:
-        """End the connection with a reset: an orderly end would have the kernel wait for the client once more."""
+        """Reset the connection. After an orderly close the kernel would wait for the client once more."""
         self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 

@@ -1,5 +1,6 @@
-"""Answers in the form that the caller asked for: a redirect or a page for a browser, JSON for anyone else."""
+"""HTTP responses in the form that the client accepts: a redirect or a page for a browser, JSON for a program."""
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
@@ -8,12 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from integration_server.sidecar.content_negotiation import wants_html
 from integration_server.sidecar.error_mapping import HttpError
-from integration_server.sidecar.pages import Pages, page_for_error, page_for_outcome
+from integration_server.sidecar.pages import Pages
 from integrations.v1.integration_service_pb2 import HandleCallbackResponse
 
-# For requests that are refused before any RPC, in the words of `ErrorReason` where it has one.
+# Reasons for requests that are rejected before any RPC, named as in `ErrorReason` where it has one.
 _REASONS = {
     HTTPStatus.BAD_REQUEST: "INVALID_FIELD",
     HTTPStatus.NOT_FOUND: "NOT_FOUND",
@@ -23,58 +23,71 @@ _REASONS = {
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "HEADERS_TOO_LARGE",
     HTTPStatus.SERVICE_UNAVAILABLE: "UNAVAILABLE",
 }
+_QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
 
 
 class Responses:
-    """Outcomes and failures as HTTP responses."""
+    """Makes the responses for callback results and for errors."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
 
-    def outcome(self, request: Request, outcome: HandleCallbackResponse) -> Response:
-        """What came of a callback. `redirect_url` is the server's, which has it from its allow-list."""
+    def callback_result(self, request: Request, result: HandleCallbackResponse) -> Response:
+        """The response for a handled callback. The server takes `redirect_url` from its allow-list."""
         if not _is_browser(request):
-            return JSONResponse(_to_json(outcome))
-        if outcome.redirect_url:
-            return RedirectResponse(outcome.redirect_url, HTTPStatus.SEE_OTHER)
-        return self._pages.render(page_for_outcome(outcome), HTTPStatus.OK)
+            return JSONResponse(_to_json(result))
+        if result.redirect_url:
+            return RedirectResponse(result.redirect_url, HTTPStatus.SEE_OTHER)
+        return self._pages.callback_result(result)
 
     def http_error(self, request: Request, http_error: HttpError) -> Response:
-        """Why there is none."""
-        response = (
-            self._pages.render(page_for_error(http_error), http_error.status)
-            if _is_browser(request)
-            else JSONResponse(
-                {"success": False, "reason": http_error.reason, "message": http_error.message}, http_error.status
-            )
+        """The response for a failed request."""
+        fields = {"success": False, "reason": http_error.reason, "message": http_error.message}
+        response: Response = (
+            self._pages.http_error(http_error) if _is_browser(request) else JSONResponse(fields, http_error.status)
         )
         if http_error.retry_after is not None:
             response.headers["Retry-After"] = str(http_error.retry_after)
         return response
 
     def http_exception(self, request: Request, error: Exception) -> Response:
-        """What was refused with an `HTTPException`."""
-        exception = cast(HTTPException, error)  # Starlette's type for handlers knows no narrower one
+        """The response for an `HTTPException`; Starlette's type for handlers is no narrower than `Exception`."""
+        exception = cast(HTTPException, error)
         status = HTTPStatus(exception.status_code)
         response = self.http_error(request, HttpError(status, _REASONS[status], exception.detail))
         response.headers.update(exception.headers or {})
         return response
 
 
+def wants_html(accept: str) -> bool:
+    """Whether an `Accept` header (RFC 9110 §12.5.1) prefers HTML to JSON. Naming `text/html` wins at equal quality."""
+    ranges = dict(map(_media_range, accept.lower().split(",")))
+    html, json = _quality(ranges, "text/html"), _quality(ranges, "application/json")
+    return html > json or (html == json > 0 and "text/html" in ranges)
+
+
+def _media_range(element: str) -> tuple[str, float]:
+    name, *parameters = (part.strip() for part in element.split(";"))
+    qualities = [match[1] for match in map(_QUALITY.fullmatch, parameters) if match]
+    return name, float(qualities[0]) if qualities else 1.0
+
+
+def _quality(ranges: Mapping[str, float], media_type: str) -> float:
+    """The quality in the most specific range that includes the media type; 0 if there is none."""
+    group = media_type.partition("/")[0]
+    return next((ranges[name] for name in (media_type, f"{group}/*", "*/*") if name in ranges), 0.0)
+
+
 def _is_browser(request: Request) -> bool:
     return wants_html(",".join(request.headers.getlist("accept")))
 
 
-def _to_json(outcome: HandleCallbackResponse) -> Mapping[str, Any]:
-    """The documented fields, always there, and the further ones where they say something."""
-    document: dict[str, Any] = {
-        "success": outcome.success,
-        "integration_id": outcome.integration_id or None,
-        "redirect_url": outcome.redirect_url or None,
+def _to_json(result: HandleCallbackResponse) -> Mapping[str, Any]:
+    """The documented fields, always present, and the optional ones that have a value."""
+    optional = {name: getattr(result, name) for name in ("message", "reason", "confirmation_token")}
+    return {
+        "success": result.success,
+        "integration_id": result.integration_id or None,
+        "redirect_url": result.redirect_url or None,
+        **{name: value for name, value in optional.items() if value},
     }
-    optional = {
-        "message": outcome.message,
-        "reason": outcome.reason,
-        "confirmation_token": outcome.confirmation_token,
-    }
-    return document | {name: value for name, value in optional.items() if value}

@@ -1,4 +1,4 @@
-"""Serves the sidecar over HTTP, inside the event loop of whoever runs it."""
+"""Serves the sidecar's app with uvicorn in the caller's event loop."""
 
 import asyncio
 import socket
@@ -6,23 +6,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_timeouts import limited_protocol
-from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.middleware import HttpLimits
 
 
 @asynccontextmanager
 async def run_sidecar(
     *, server: ServerClient, host: str, port: int, limits: HttpLimits, public_url: str
 ) -> AsyncIterator[str]:
-    """Yields the base URL, which outside may be `public_url`. Port 0 takes one that is free. The connection to the
-    server is closed in the end.
+    """Run the sidecar; yields its local base URL. Port 0 selects a free port. Closes `server` at the end.
 
-    Raises `OSError`, with the address in it, if that is taken. The gRPC server may come later: until then `/readyz`
-    says no. On leaving, no more connections are taken, and requests under way have some seconds to finish.
+    Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
+    `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
     """
     app = create_app(
         handle_callback=server.handle_callback,
@@ -31,58 +29,55 @@ async def run_sidecar(
         limits=limits,
         public_url=public_url,
     )
+    config = uvicorn.Config(
+        app,
+        http=limited_protocol(limits),
+        ws="none",
+        lifespan="off",
+        # uvicorn's access log contains the query, and its TRACE level whole requests, both with code and state.
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        # Nothing here depends on the client's address, so headers of proxies are not read.
+        proxy_headers=False,
+        server_header=False,
+        # Each accepted connection is an open file before it is counted.
+        backlog=64,
+        timeout_keep_alive=round(limits.keepalive_timeout.total_seconds()),
+        # For an incomplete head; `RequestLimits` measures complete ones.
+        h11_max_incomplete_event_size=limits.head_bytes,
+        # Seconds. Most requests wait for one response of a provider, which rarely takes longer.
+        timeout_graceful_shutdown=5,
+    )
     async with aclosing(server):
         with _listener(host, port) as listener:
-            http = _QuietServer(_config(app, limits))
-            # The socket listens already: a request that comes before the server is up waits in its backlog.
+            http = _SignalFreeServer(config)
+            # The socket listens already: requests that arrive before the server runs wait in the backlog.
             serving = asyncio.create_task(http.serve([listener]), name="sidecar")
             try:
-                yield _url_of(listener)
+                yield _local_url(listener)
             finally:
                 http.should_exit = True
                 await serving
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A listening socket of our own: uvicorn, left to bind, ends the process where the port is taken."""
+    """A listening socket of our own. uvicorn would exit the process if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family)
-    # Accepted sockets inherit it. asyncio sets it only on sockets made with the protocol's number, which these are not,
-    # and without it the second half of an answer waits some 40 ms for the first to be acknowledged.
+    # Accepted sockets inherit the option. asyncio sets it only on sockets that were created with the number of the
+    # protocol. Without it the second segment of a response waits about 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
-def _url_of(listener: socket.socket) -> str:
+def _local_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _config(app: Starlette, limits: HttpLimits) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=limited_protocol(limits),
-        ws="none",
-        lifespan="off",
-        # Its access log has the query in every line, and at its TRACE level whole requests: code and state.
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        # Nothing here depends on who calls: what a proxy says about that is not read.
-        proxy_headers=False,
-        server_header=False,
-        # As many are accepted at a time, each of them a file, before any is counted.
-        backlog=64,
-        timeout_keep_alive=round(limits.keepalive_timeout.total_seconds()),
-        # Of a head that is not complete yet; a complete one is measured by `RequestLimits`.
-        h11_max_incomplete_event_size=limits.head_bytes,
-        # Seconds for requests under way: most wait for one answer of a provider, which rarely takes longer.
-        timeout_graceful_shutdown=5,
-    )
-
-
-class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals to whoever owns the process."""
+class _SignalFreeServer(uvicorn.Server):
+    """Installs no signal handlers; they belong to the owner of the process."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Where providers tell of what happens by themselves: each request becomes one `ReceiveWebhook`, byte for byte."""
+"""The webhook endpoint: forwards each request unchanged as one `ReceiveWebhook` RPC."""
 
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -14,24 +14,23 @@ from integration_server.sidecar.responses import Responses
 from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest, ReceiveWebhookResponse
 from integrations.v1.webhook_pb2 import WebhookHeader
 
-# Seconds. Most providers wait for as long at most, and send again what was not answered.
+# Seconds. Most providers wait no longer, and retry a delivery that got no response.
 DEADLINE = 10.0
 
-# Seconds after which to send again what could not be stored.
+# Seconds until a provider should retry a delivery that could not be stored.
 RETRY_AFTER = 5
 
 _RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 class ReceiveWebhook(Protocol):
-    """The RPC, as the generated stub has it."""
+    """The RPC. `timeout` is in seconds. Raises `AioRpcError`."""
 
-    def __call__(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]:
-        """Raises `AioRpcError`. `timeout` is in seconds."""
+    def __call__(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]: ...
 
 
 class WebhookEndpoint:
-    """Receives webhooks. What is not stored is never answered with success."""
+    """Receives webhooks. A delivery that is not stored never gets a success status."""
 
     def __init__(self, receive_webhook: ReceiveWebhook, responses: Responses, public_url: str) -> None:
         self._receive_webhook = receive_webhook
@@ -39,7 +38,7 @@ class WebhookEndpoint:
         self._public_url = public_url.removesuffix("/")
 
     async def receive(self, request: Request) -> Response:
-        """Answer a request with what the server says."""
+        """Respond to a delivery or handshake as the server says."""
         try:
             rpc_response = await self._receive_webhook(await self._decode(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
@@ -54,12 +53,12 @@ class WebhookEndpoint:
             **request.path_params,
             headers=[WebhookHeader(name=name.decode("latin-1"), value=value) for name, value in request.headers.raw],
             body=await request.body(),
-            url=self._url_of(request),
+            url=self._called_url(request),
             method=request.method,
         )
 
-    def _url_of(self, request: Request) -> str:
-        """What the provider called, which may be signed; not what a proxy has made of it."""
+    def _called_url(self, request: Request) -> str:
+        """The URL that the provider called, which it may have signed. A reverse proxy may have changed the host."""
         path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
         return f"{self._public_url}{path}?{query}" if query else f"{self._public_url}{path}"
 
@@ -68,6 +67,6 @@ def _to_retryable_error(error: grpc.aio.AioRpcError) -> HttpError:
     http_error = to_http_error(error)
     if http_error.status not in _RETRYABLE_STATUSES:
         return http_error
-    # However long the server may be away: a provider that is told to come again does, and others may give up.
+    # Providers retry after 503 with Retry-After; some give up after other statuses.
     retry_after = http_error.retry_after or RETRY_AFTER
     return replace(http_error, status=HTTPStatus.SERVICE_UNAVAILABLE, retry_after=retry_after)

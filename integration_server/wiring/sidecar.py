@@ -1,4 +1,4 @@
-"""The sidecar, as the settings want it."""
+"""Builds and runs the sidecar from the settings."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,15 +8,15 @@ from ipaddress import ip_address
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
 from integration_server.settings import Address, Settings
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
-from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.middleware import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 
-_POLL_INTERVAL = timedelta(seconds=0.5)  # its papers may be replaced while it runs
+_POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time
 
 
 @asynccontextmanager
 async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[str]:
-    """The sidecar on its address, a client of the server's; yields its own URL. Raises `AddressTaken`."""
+    """The sidecar on its address, as a client of `server`; yields its local URL. Raises `AddressTaken`."""
     listen = settings.sidecar_address
     tls_files = TlsFiles(
         authorities=settings.sidecar_tls_ca_file,
@@ -25,26 +25,22 @@ async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[
         token=settings.sidecar_token_file,
         server_name=settings.sidecar_tls_server_name,
     )
-    server_client = ServerClient(str(reachable_address(server)), tls_files)
+    client = ServerClient(str(reachable_address(server)), tls_files)
+    limits = http_limits_of(settings)
     async with AsyncExitStack() as stack:
         try:
-            url = await stack.enter_async_context(
-                run_sidecar(
-                    server=server_client,
-                    host=listen.host,
-                    port=listen.port,
-                    limits=http_limits_of(settings),
-                    public_url=settings.public_url,
-                )
+            sidecar = run_sidecar(
+                server=client, host=listen.host, port=listen.port, limits=limits, public_url=settings.public_url
             )
+            url = await stack.enter_async_context(sidecar)
         except OSError as error:
             raise AddressTaken(f"cannot listen on {listen} (SIDECAR_ADDRESS): {error.strerror}") from error
-        await stack.enter_async_context(periodic_job(server_client.poll, _POLL_INTERVAL))
+        await stack.enter_async_context(periodic_job(client.poll, _POLL_INTERVAL))
         yield url
 
 
 def reachable_address(server: Address) -> Address:
-    """Where a server that listens there can be reached from this machine."""
+    """The address at which this machine reaches a server that listens on `server`."""
     try:
         address = ip_address(server.host)
     except ValueError:
@@ -55,7 +51,7 @@ def reachable_address(server: Address) -> Address:
 
 
 def http_limits_of(settings: Settings) -> HttpLimits:
-    """What clients can take of the sidecar: a quarter of the open files at most."""
+    """The sidecar's limits. Connections take at most a quarter of the open files."""
     return HttpLimits(
         connections=cap_to_fd_limit(settings.sidecar_max_connections, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS"),
         body_bytes=settings.sidecar_max_body_bytes,

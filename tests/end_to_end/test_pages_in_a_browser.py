@@ -149,7 +149,7 @@ async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -
             observed_page.requests.clear()
             url = f"{system.sidecar_url}/{quote(text, safe='')}"
             await observed_page.go(url)
-            assert await observed_page.page.title() == "There is nothing here"
+            assert await observed_page.page.title() == "Page not found"
             assert await observed_page.page.locator("script, iframe, img, base").count() == 0
             observed_page.console[:] = [line for line in observed_page.console if "status of 404" not in line]
             assert_quiet(observed_page, url)

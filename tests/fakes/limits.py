@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.middleware import HttpLimits
 
 USUAL = HttpLimits(
     connections=500,

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
-from integration_server.sidecar.limits import HttpLimits
+from integration_server.sidecar.middleware import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from tests.fakes.limits import USUAL
 

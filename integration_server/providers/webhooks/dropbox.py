@@ -1,15 +1,13 @@
 """Dropbox: `X-Dropbox-Signature`.
 
-- HMAC-SHA256 in hex of the body, with the app's secret; a GET with `challenge` is answered with it as text, without
-  guessing by browsers: developers.dropbox.com/reference/webhooks [H]. Anybody can have that answer.
+- HMAC-SHA256 in hex of the body, with the app's secret; the response to a GET with `challenge` is the challenge as
+  text, which browsers must not sniff: developers.dropbox.com/reference/webhooks [H]. Anybody can get that response.
 - There is no timestamp.
-- A notification names accounts, and says no more than that something of theirs has changed [H]. The next one of the
-  same accounts is the same bytes, so what came tells nothing apart: every delivery is an event of its own, and its id
-  is made from when it came. One that is sent again has the account looked at once more.
-- No event tells that an account has removed our app [H].
+- A notification names accounts, and says only that something of theirs has changed [H]. The next notification for the
+  same accounts has the same bytes, so every delivery is an event of its own, with an id made from its time of arrival.
+  A retried delivery causes one more look at the account.
+- No event reports that an account has removed our app [H].
 """
-
-from datetime import datetime
 
 from integration_server.domain.webhooks import (
     InvalidWebhookSignature,
@@ -20,14 +18,7 @@ from integration_server.domain.webhooks import (
 )
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.parsing import (
-    VerifiedRequest,
-    as_payload,
-    digest,
-    json_object,
-    query_of,
-    text_response,
-)
+from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload, digest, query_of, text_response
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource
 
 
@@ -39,22 +30,17 @@ def _challenge(request: WebhookRequest) -> WebhookResponse:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    accounts = field_at(json_object(verified.request.body), "list_folder.accounts")
+    accounts = field_at(verified.json_object(), "list_folder.accounts")
     if not isinstance(accounts, list):
         raise MalformedWebhook
-    named = dict.fromkeys(text_at(accounts, str(index)) for index in range(len(accounts)))
-    return ReceivedWebhook([_event(account, verified.now) for account in named])
-
-
-def _event(account: str | None, receive_time: datetime) -> WebhookEvent:
-    if account is None:
-        raise MalformedWebhook
-    return WebhookEvent(
-        digest(receive_time.isoformat(), account),
-        "list_folder",
-        account,
-        as_payload({"list_folder": {"accounts": [account]}}),
-    )
+    events = []
+    for account in dict.fromkeys(text_at(accounts, str(index)) for index in range(len(accounts))):
+        if account is None:
+            raise MalformedWebhook
+        event_id = digest(verified.now.isoformat(), account)
+        payload = as_payload({"list_folder": {"accounts": [account]}})
+        events.append(WebhookEvent(event_id, "list_folder", account, payload))
+    return ReceivedWebhook(events)
 
 
 DROPBOX = HmacScheme(

@@ -1,18 +1,18 @@
 """Google's push channels: `X-Goog-Channel-Token`.
 
-- Nothing is signed. The token is what was given when the channel was opened, and must be a secret:
+- Nothing is signed. The token is the one that was given when the channel was opened, and must be a secret:
   developers.google.com/workspace/calendar/api/guides/push [H].
-- The body is empty; the headers say that something has changed, and with `X-Goog-Message-Number` which message of the
-  channel this is [H]. The payload is what they say, as JSON. The numbers may have gaps.
-- A channel's first message, "sync", says only that it is open [H], and brings no event.
-- Channels end by themselves [H]; only the address tells whose one is.
+- The body is empty; the headers say that something has changed, and `X-Goog-Message-Number` is the number of the
+  message in its channel [H]. The payload is the headers as JSON. The numbers may have gaps.
+- A channel's first message, "sync", says only that the channel is open [H], and contains no event.
+- Channels expire [H]; only the address identifies the integration.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
-from integration_server.providers.webhooks.parsing import as_payload, header_text
+from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
 
@@ -29,15 +29,16 @@ _HEADER_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class GoogleChannelScheme:
-    """A token that is compared."""
+    """Compares a token in a header."""
 
     secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """Verify and read."""
+        """Verify and read a request."""
         require_post(request)
-        find_signing_secret(keys.secrets, [single_header(request, "X-Goog-Channel-Token")], lambda token: token)
-        headers = {name: header_text(request, f"X-Goog-{name.replace('_', '-')}") for name in _HEADER_FIELDS}
+        secret = find_signing_secret(keys.secrets, [single_header(request, "X-Goog-Channel-Token")], str)
+        verified = VerifiedRequest(request, secret, now)
+        headers = {name: verified.header(f"X-Goog-{name.replace('_', '-')}") for name in _HEADER_FIELDS}
         fields = {name: value for name, value in headers.items() if value is not None}
         if not {"channel_id", "message_number", "resource_state"} <= fields.keys():
             raise MalformedWebhook

@@ -1,8 +1,8 @@
-"""Signatures that are an HMAC-SHA256 (RFC 2104) in one header: most providers' schemes, which differ in data only."""
+"""The scheme of most providers: an HMAC-SHA256 (RFC 2104) in a header. Such schemes differ in data only."""
 
 import hmac
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,41 +25,59 @@ def hmac_sha256(key: bytes, message: bytes) -> bytes:
 
 
 def base64_text(digest: bytes) -> str:
-    """Standard base64, padded."""
+    """Padded standard base64."""
     return b64encode(digest).decode()
 
 
 def body_only(request: WebhookRequest, timestamp: str) -> bytes:
-    """What most sign."""
+    """The signed message of most providers."""
     return request.body
 
 
 def v0_message(request: WebhookRequest, timestamp: str) -> bytes:
-    """What Slack and Zoom sign."""
+    """The signed message of Slack and Zoom."""
     return f"v0:{timestamp}:".encode() + request.body
+
+
+def single_signature(value: str) -> Sequence[str]:
+    """The signature header of most providers: one signature and nothing else."""
+    return [value]
 
 
 @dataclass(frozen=True, slots=True)
 class Timestamp:
-    """A header with the time of sending, which is part of what is signed."""
+    """A header with the time of sending, which is part of the signed message. `extract` finds it in the value."""
 
     header: str
     unit: timedelta = SECOND
     tolerance: timedelta = FIVE_MINUTES
+    extract: Callable[[str], str] = str
 
     def read(self, request: WebhookRequest, now: datetime) -> str:
-        """The time as it is written. Raises `InvalidWebhookSignature` where it is too far from now."""
-        text = single_header(request, self.header)
+        """The timestamp as written. Raises `InvalidWebhookSignature` if it is too far from now."""
+        text = self.extract(single_header(request, self.header))
         require_recent(text, now, unit=self.unit, tolerance=self.tolerance)
         return text
 
 
 @dataclass(frozen=True, slots=True)
 class HmacScheme:
-    """What is signed (`message`), how the digest is written and where, and how the events are read.
+    """An HMAC-SHA256 scheme, declared by its data.
 
-    Without a `timestamp` a recorded request can be sent again at any time, and only the id of its event tells. A GET
-    is answered by `respond_to_get`, where the provider asks so whether an address is ours.
+    Without a `timestamp` a recorded request can be replayed at any time; only the id of its event reveals that.
+
+    Attributes:
+        signature_header: the header with the signature.
+        read: returns the events of a verified request.
+        encode: how the digest is written.
+        prefix: the text before the digest.
+        message: the signed message, made from the request and the timestamp ("" without one).
+        timestamp: where the time of sending is.
+        signatures: all signatures in the header's value, where there may be several.
+        key: the key that a secret stands for; None if the secret is malformed.
+        key_problem: what is wrong with a malformed secret, as the end of a sentence.
+        respond_to_get: the response to a GET, for providers that verify an address by one.
+        secret_source: where the secrets come from.
     """
 
     signature_header: str
@@ -68,18 +86,26 @@ class HmacScheme:
     prefix: str = ""
     message: Callable[[WebhookRequest, str], bytes] = body_only
     timestamp: Timestamp | None = None
+    signatures: Callable[[str], Sequence[str]] = single_signature
+    key: Callable[[str], bytes | None] = str.encode
+    key_problem: str = ""
     respond_to_get: Callable[[WebhookRequest], WebhookResponse] | None = None
     secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """Verify and read."""
+        """Verify and read a request."""
         if request.method == "GET" and self.respond_to_get is not None:
             return ReceivedWebhook(response=self.respond_to_get(request))
         require_post(request)
-        given = single_header(request, self.signature_header)
+        given = self.signatures(single_header(request, self.signature_header))
         timestamp = self.timestamp.read(request, now) if self.timestamp else ""
         message = self.message(request, timestamp)
-        secret = find_signing_secret(
-            keys.secrets, [given], lambda secret: self.prefix + self.encode(hmac_sha256(secret.encode(), message))
+        candidates = [(secret, key) for secret in keys.secrets if (key := self.key(secret)) is not None]
+        secret, _ = find_signing_secret(
+            candidates, given, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
         )
         return self.read(VerifiedRequest(request, secret, now))
+
+    def secret_problem(self, secret: str) -> str | None:
+        """What is wrong with a secret; None if it can verify requests."""
+        return self.key_problem if self.key(secret) is None else None

@@ -2,19 +2,19 @@
 
 - HMAC-SHA256 in hex of the body, with the app's secret, after "sha256=":
   developers.facebook.com/docs/graph-api/webhooks/getting-started [K].
-- An address is tried by a GET with `hub.mode=subscribe`, a `hub.challenge` to say back, and the `hub.verify_token` that
-  was typed in beside the address [K]: the setting `<TYPE>_WEBHOOK_VERIFY_TOKEN`.
+- An address is verified by a GET with `hub.mode=subscribe`, a `hub.challenge` to repeat, and the `hub.verify_token`
+  that was entered together with the address [K]: the setting `<TYPE>_WEBHOOK_VERIFY_TOKEN`.
 - There is no timestamp.
-- The body has entries, and an entry has changes or messages, none with an id [K]: the digest of one with its entry's id
-  and time is its id. The account is the entry's: a page, a user, or an Instagram account.
+- The body has entries, and an entry has changes or messages, none with an id [K]: the id is the digest of the change
+  with its entry's id and time. The account is the entry's: a page, a user, or an Instagram account.
 - The deauthorize callback is a form with `signed_request`: signature and JSON in base64url, the former being the
   HMAC-SHA256 of the latter as written, with the app's secret; it names `user_id` [K]. The data deletion callback has
-  the same form and wants another answer, so it must not be given this address.
+  the same form and expects another response, so it must not be configured with this address.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,12 +30,13 @@ from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_s
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
+    as_object,
     as_objects,
-    as_payload,
+    build_event,
     digest,
-    form_of,
-    json_object,
     query_of,
+    read_form,
+    read_json,
     text_response,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
@@ -46,13 +47,13 @@ _LISTS = ("changes", "messaging", "standby")
 
 @dataclass(frozen=True, slots=True)
 class MetaScheme:
-    """Its events, its challenge and its deauthorize callback."""
+    """Events by `events`, the challenge, and the deauthorize callback."""
 
     events: HmacScheme
     secret_source: SecretSource = SecretSource.CLIENT_SECRET
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """Verify and read."""
+        """Verify and read a request."""
         if request.method == "GET":
             return ReceivedWebhook(response=_challenge(query_of(request), keys))
         if request.body.startswith(b"signed_request="):
@@ -64,14 +65,14 @@ class MetaScheme:
 def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> WebhookResponse:
     challenge = text_at([query.get("hub.challenge")], "0")
     token = query.get("hub.verify_token", "")
-    known = any(constant_time_equal(expected, token) for expected in keys.verify_tokens)
-    if not known or query.get("hub.mode") != "subscribe" or challenge is None:
+    is_known = any(constant_time_equal(expected, token) for expected in keys.verify_tokens)
+    if not is_known or query.get("hub.mode") != "subscribe" or challenge is None:
         raise InvalidWebhookSignature
     return text_response(challenge)
 
 
 def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
-    fields = form_of(body) or ()
+    fields = read_form(body) or ()
     signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
     if not dot or not signature.isascii():
         raise InvalidWebhookSignature
@@ -82,7 +83,7 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
         payload = urlsafe_b64decode(encoded_payload + "=" * (-len(encoded_payload) % 4))
     except ValueError:
         raise MalformedWebhook from None
-    request = json_object(payload)
+    request = as_object(read_json(payload))
     if str(request.get("algorithm")).upper() != "HMAC-SHA256":
         raise InvalidWebhookSignature
     user_id = text_at(request, "user_id")
@@ -94,27 +95,22 @@ def _base64url(value: bytes) -> str:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    fields = json_object(verified.request.body)
+    fields = verified.json_object()
     topic = text_at(fields, "object") or UNKNOWN
-    entries = as_objects(fields.get("entry"))
-    return ReceivedWebhook([event for entry in entries for event in _events_of_entry(topic, entry)])
+    return ReceivedWebhook([event for entry in as_objects(fields.get("entry")) for event in _events(topic, entry)])
 
 
-def _events_of_entry(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
-    account_id = text_at(entry, "id") or text_at(entry, "uid")
-    shared = {name: value for name, value in entry.items() if name not in _LISTS}
+def _events(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
+    """One event for each item of the entry's lists, or one for the whole entry if it has none."""
+    account_path = "id" if text_at(entry, "id") else "uid"
+    shared = {"object": topic, **{name: value for name, value in entry.items() if name not in _LISTS}}
     lists = [name for name in _LISTS if name in entry]
+    if not lists:
+        yield build_event(shared, type_path="object", account_path=account_path)
     for name in lists:
         for item in as_objects(entry[name]):
-            kind = text_at(item, "field") or name
-            yield _event(f"{topic}.{kind}", account_id, {"object": topic, **shared, name: [item]})
-    if not lists:
-        yield _event(topic, account_id, {"object": topic, **entry})
-
-
-def _event(event_type: str, account_id: str | None, value: Mapping[str, Any]) -> WebhookEvent:
-    payload = as_payload(value)
-    return WebhookEvent(digest(payload), event_type, account_id, payload)
+            event = build_event({**shared, name: [item]}, type_path="object", account_path=account_path)
+            yield replace(event, event_type=f"{topic}.{text_at(item, 'field') or name}")
 
 
 META = MetaScheme(

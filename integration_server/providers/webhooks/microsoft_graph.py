@@ -1,12 +1,14 @@
 """Microsoft Graph: `clientState`.
 
-- Nothing is signed. Each notification says the `clientState` that was given when its subscription was made, and that
-  must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. All of a request are compared.
-- An address is tried with `?validationToken=…`, said back as text within ten seconds [H]. Anybody can have that answer.
-- Lifecycle notifications (`reauthorizationRequired`, `subscriptionRemoved`, `missed`) come the same way:
+- Nothing is signed. Each notification has the `clientState` that was given when its subscription was created, and that
+  must be a secret: learn.microsoft.com/graph/change-notifications-delivery-webhooks [H]. All notifications of a request
+  are checked.
+- An address is verified with `?validationToken=…`, which the response repeats as text within ten seconds [H]. Anybody
+  can get that response.
+- Lifecycle notifications (`reauthorizationRequired`, `subscriptionRemoved`, `missed`) arrive in the same way:
   learn.microsoft.com/graph/change-notifications-lifecycle-events [H]. None of them means that our access has ended.
-- A notification's `id` is optional [H]. Without one, a change is known by its digest, since it has the resource's ETag
-  [K]; lifecycle notifications repeat word for word, so each delivery of those is an event of its own.
+- A notification's `id` is optional [H]. Without one, the id of a change is its digest, because it has the resource's
+  ETag [K]; lifecycle notifications repeat the same bytes, so each delivery of them is an event of its own.
 - The account is the user in `resource`, "Users/{id}/…" [H].
 """
 
@@ -20,11 +22,12 @@ from integration_server.domain.webhooks import InvalidWebhookSignature, Received
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
+    as_object,
     as_objects,
     as_payload,
     digest,
-    json_object,
     query_of,
+    read_json,
     text_response,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
@@ -35,12 +38,12 @@ _USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class MicrosoftGraphScheme:
-    """A secret that is compared, in the body."""
+    """Compares a secret in the body."""
 
     secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """Verify and read."""
+        """Verify and read a request."""
         require_post(request)
         token = query_of(request).get("validationToken")
         if token is not None:
@@ -48,14 +51,14 @@ class MicrosoftGraphScheme:
         notifications = _notifications(request.body)
         for notification in notifications:
             state = notification.get("clientState")
-            find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], lambda secret: secret)
+            find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], str)
         return ReceivedWebhook([_event(notification, now) for notification in notifications])
 
 
 def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
-    """At least one, since what has none, or cannot be read, has nothing to show whose it is."""
+    """At least one notification, because each of them carries the secret."""
     try:
-        notifications = as_objects(json_object(body).get("value"))
+        notifications = as_objects(as_object(read_json(body)).get("value"))
     except MalformedWebhook:
         raise InvalidWebhookSignature from None
     if not notifications:

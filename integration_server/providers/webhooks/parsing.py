@@ -1,4 +1,4 @@
-"""Reading the bodies of verified requests, and naming what they bring."""
+"""Reads the bodies of verified requests and makes events from them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,40 +9,49 @@ from urllib.parse import parse_qsl
 
 from pydantic_core import from_json, to_json
 
-from integration_server.domain.webhooks import WebhookEvent, WebhookRequest, WebhookResponse
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest, WebhookResponse
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 from integration_server.providers.webhooks.verification import header_values
 
 UNKNOWN = "unknown"
-"""The type of an event that does not say what it is."""
+"""The type of an event that states none."""
 
-_MAX_FIELDS = 1000
+_MAX_FIELDS = 1000  # of a form or query
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRequest:
-    """A request that is known to be the provider's, by which secret, and when it came."""
+    """A request of the provider, with the secret that verified it and the time at which it arrived."""
 
     request: WebhookRequest
     secret: str
     now: datetime
+
+    @property
+    def body(self) -> bytes:
+        """The body as received."""
+        return self.request.body
+
+    def json_object(self) -> Mapping[str, Any]:
+        """The JSON object in the body. Raises `MalformedWebhook`."""
+        return as_object(read_json(self.body))
+
+    def header(self, name: str) -> str | None:
+        """The value of a header if it occurs once and can be stored. Most such headers are not signed."""
+        values = header_values(self.request, name)
+        return text_at([value.decode("ascii", errors="ignore") for value in values], "0") if len(values) == 1 else None
 
 
 # --- bodies
 
 
 def read_json(body: bytes) -> Any:  # noqa: ANN401  # whatever the provider sent
-    """The JSON in a body. Raises `MalformedWebhook`."""
+    """The JSON value in a body. Raises `MalformedWebhook`."""
     try:
         return from_json(body, allow_inf_nan=False)
-    except ValueError:  # not chained: it quotes what it could not read
+    except ValueError:  # not chained, because the error quotes the body
         raise MalformedWebhook from None
-
-
-def json_object(body: bytes) -> Mapping[str, Any]:
-    """The JSON object in a body. Raises `MalformedWebhook`."""
-    return as_object(read_json(body))
 
 
 def as_object(value: object) -> Mapping[str, Any]:
@@ -60,47 +69,31 @@ def as_objects(value: object) -> Sequence[Mapping[str, Any]]:
 
 
 def as_payload(value: object) -> bytes:
-    """A part of a body, as JSON by itself."""
+    """A part of a body, encoded as JSON."""
     return to_json(value, inf_nan_mode="null")  # JSON has no infinity, but may have 1e999
 
 
-def read_form(text: str) -> Sequence[tuple[str, str]] | None:
-    """The fields of a form or a query, in their order; None if it is none, or has more than anybody sends."""
+def read_form(encoded: str | bytes) -> Sequence[tuple[str, str]] | None:
+    """The fields of a form or query, in order; None if it is malformed or has too many."""
     try:
+        text = encoded if isinstance(encoded, str) else encoded.decode()
         return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
         return None
 
 
-def form_of(body: bytes) -> Sequence[tuple[str, str]] | None:
-    """The fields of a body that is a form."""
-    try:
-        return read_form(body.decode())
-    except UnicodeDecodeError:
-        return None
-
-
 def query_of(request: WebhookRequest) -> Mapping[str, str]:
-    """The query that was called, less what is repeated in it: of two, nobody knows which one is meant."""
+    """The query of the called URL without repeated parameters, which are ambiguous."""
     fields = read_form(request.url.partition("#")[0].partition("?")[2]) or ()
     names = [name for name, _ in fields]
     return {name: value for name, value in fields if names.count(name) == 1}
-
-
-# --- what is beside the body, unsigned
-
-
-def header_text(request: WebhookRequest, name: str) -> str | None:
-    """What a header says, if it says it once and fit to store."""
-    values = header_values(request, name)
-    return text_at([value.decode("ascii", errors="ignore") for value in values], "0") if len(values) == 1 else None
 
 
 # --- events
 
 
 def digest(*parts: bytes | str) -> str:
-    """An id for what has none: the same for the same parts."""
+    """An id for an event without one: equal for equal parts."""
     total = sha256()
     for part in parts:
         octets = part.encode() if isinstance(part, str) else part
@@ -110,17 +103,22 @@ def digest(*parts: bytes | str) -> str:
 
 def build_event(
     fields: Mapping[str, Any],
-    payload: bytes,
+    payload: bytes | None = None,
     *,
-    id_path: str,
     type_path: str,
+    id_path: str | None = None,
     account_path: str | None = None,
     ends_grant: frozenset[str] = frozenset(),
 ) -> WebhookEvent:
-    """An event that says itself what it is, at dotted paths. `ends_grant` are the types that take our access back."""
-    event_type = text_at(fields, type_path) or UNKNOWN
+    """An event whose id, type and account are at dotted paths in `fields`.
+
+    `payload` is the fields as JSON if None. `type_path` may be several paths separated by "+". Without an id, a digest
+    of the payload is the id. `ends_grant` are the types that revoke our access.
+    """
+    payload = as_payload(fields) if payload is None else payload
+    event_type = ".".join(text_at(fields, path) or UNKNOWN for path in type_path.split("+"))
     return WebhookEvent(
-        event_id=text_at(fields, id_path) or digest(payload),
+        event_id=(id_path and text_at(fields, id_path)) or digest(payload),
         event_type=event_type,
         account_id=text_at(fields, account_path) if account_path else None,
         payload=payload,
@@ -128,11 +126,16 @@ def build_event(
     )
 
 
-# --- answers
+def received_events(items: object, **paths: str) -> ReceivedWebhook:
+    """The events in a list of JSON objects; `paths` as for `build_event`. Raises `MalformedWebhook`."""
+    return ReceivedWebhook([build_event(fields, **paths) for fields in as_objects(items)])  # type: ignore[arg-type]
+
+
+# --- responses
 
 
 def text_response(text: str) -> WebhookResponse:
-    """A text that came with the request, said back so that no browser takes it for anything else."""
+    """Echoes a text of the request, with headers that keep a browser from interpreting it."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
     return WebhookResponse(headers=headers, body=text.encode())
 

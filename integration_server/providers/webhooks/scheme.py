@@ -1,4 +1,4 @@
-"""What a scheme is: the only thing that a provider needs to take webhooks."""
+"""The interface of a webhook scheme."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,56 +10,53 @@ from integration_server.domain.webhooks import InvalidWebhookSignature, Received
 
 
 class MalformedWebhook(Exception):
-    """A request is the provider's, but its body is not what the provider sends. It is answered with 400."""
+    """A verified request has a body that the provider does not send. The response is 400."""
 
 
 class SecretSource(Enum):
-    """What a provider signs with."""
+    """Where the secret that signs a provider's webhooks comes from."""
 
     OWN = auto()
-    """A secret that is for webhooks only."""
+    """A secret for webhooks only."""
 
     CLIENT_SECRET = auto()
-    """The secret of our OAuth client, unless there is one for webhooks."""
+    """The OAuth client's secret, unless a secret for webhooks is set."""
 
     API_SECRET = auto()
-    """The secret half of an account's own API key, unless there is one for webhooks."""
+    """The secret half of an account's API key, unless a secret for webhooks is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookKeys:
-    """What may vouch for a request: at least one secret, and none of them empty. Raises `InvalidWebhookSignature` for
-    less.
+    """The secrets that may verify a request: at least one (two during a rotation), none of them empty.
 
-    There are two secrets while one replaces the other. `verify_tokens` are what a provider says when it is told of an
-    address, where that is not the secret itself.
+    `verify_tokens` are what the provider sends when it verifies a new address, where that is not a secret. Raises
+    `InvalidWebhookSignature` if a value is missing or empty.
     """
 
     secrets: Sequence[str] = field(repr=False)
     verify_tokens: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        # An empty key is one that everybody has.
+        # Everybody knows an empty key.
         if not self.secrets or not all(self.secrets) or not all(self.verify_tokens):
             raise InvalidWebhookSignature
 
 
 class WebhookScheme(Protocol):
-    """How one provider's webhooks are verified and read."""
+    """How the webhooks of one provider are verified and read."""
 
     @property
     def secret_source(self) -> SecretSource:
-        """What the provider signs with."""
+        """Where the secrets come from."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """What the request brings. Raises `InvalidWebhookSignature`, and `MalformedWebhook` for one that is not
-        forged.
-        """
+        """Verify and read a request. Raises `InvalidWebhookSignature`, or `MalformedWebhook` if it is verified."""
 
 
 @runtime_checkable
 class SecretFormat(WebhookScheme, Protocol):
-    """A scheme whose secrets have a form."""
+    """A scheme that can validate the format of secrets."""
 
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret, as the end of a sentence; None if requests can be verified with it."""
+        """What is wrong with a secret, as the end of a sentence; None if it can verify requests."""

@@ -1,16 +1,14 @@
 """Slack: `X-Slack-Signature: v0=…`.
 
-- HMAC-SHA256 in hex of "v0:", time, ":" and body, with the app's signing secret; `X-Slack-Request-Timestamp`; five
+- HMAC-SHA256 in hex of "v0:", timestamp, ":" and body, with the app's signing secret; `X-Slack-Request-Timestamp`; five
   minutes: docs.slack.dev/authentication/verifying-requests-from-slack [H].
-- An address is tried with `url_verification`, signed likewise, whose `challenge` is said back [H].
+- An address is verified with `url_verification`, signed like an event; the response has its `challenge` [H].
 - Events are JSON with `event_id` and `team_id`; commands and interactions are forms, the latter with JSON in `payload`
   [H].
-- `app_uninstalled` ends the team's grant, and so does `tokens_revoked` if bot tokens are among them [H]; those of
-  single users leave the bot's. The account is the team, or the enterprise where a whole one has installed the app [H].
+- `app_uninstalled` ends the team's grant, and so does `tokens_revoked` if it names bot tokens [H]; a revoked token of a
+  single user does not end the bot's grant. The account is the team, or the enterprise if the app is installed in a
+  whole enterprise [H].
 """
-
-from collections.abc import Mapping
-from typing import Any
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_json import field_at, text_at
@@ -18,55 +16,49 @@ from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timest
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
+    as_object,
     as_payload,
     digest,
-    form_of,
-    json_object,
     json_response,
+    read_form,
+    read_json,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    body = verified.request.body
-    if not body.startswith(b"{"):
-        return _read_form(body)
-    fields = json_object(body)
+    if not verified.body.startswith(b"{"):
+        return ReceivedWebhook([_read_form(verified.body)])
+    fields = verified.json_object()
     if fields.get("type") == "url_verification":
         challenge = fields.get("challenge")
         if not isinstance(challenge, str):
             raise MalformedWebhook
         return ReceivedWebhook(response=json_response({"challenge": challenge}))
-    kind = "event.type" if fields.get("type") == "event_callback" else "type"
-    event_type = text_at(fields, kind) or UNKNOWN
+    event_type = text_at(fields, "event.type" if fields.get("type") == "event_callback" else "type") or UNKNOWN
+    bot_tokens = field_at(fields, "event.tokens.bot")
     event = WebhookEvent(
-        event_id=text_at(fields, "event_id") or digest(body),
+        event_id=text_at(fields, "event_id") or digest(verified.body),
         event_type=event_type,
         account_id=text_at(fields, "team_id") or text_at(fields, "enterprise_id"),
-        payload=body,
-        ends_grant=_ends_grant(event_type, fields),
+        payload=verified.body,
+        ends_grant=event_type == "app_uninstalled" or (event_type == "tokens_revoked" and bool(bot_tokens)),
     )
     return ReceivedWebhook([event])
 
 
-def _ends_grant(event_type: str, fields: Mapping[str, Any]) -> bool:
-    return event_type == "app_uninstalled" or (
-        event_type == "tokens_revoked" and bool(field_at(fields, "event.tokens.bot"))
-    )
-
-
-def _read_form(body: bytes) -> ReceivedWebhook:
-    form = dict(form_of(body) or ())
+def _read_form(body: bytes) -> WebhookEvent:
+    form = dict(read_form(body) or ())
     if "payload" in form:
         payload = form["payload"].encode()
-        fields = json_object(payload)
+        fields = as_object(read_json(payload))
         event_type, team = text_at(fields, "type"), text_at(fields, "team.id") or text_at(fields, "enterprise.id")
     elif "command" in form:
         payload, event_type = as_payload(form), "slash_command"
         team = text_at(form, "team_id") or text_at(form, "enterprise_id")
     else:
         raise MalformedWebhook
-    return ReceivedWebhook([WebhookEvent(digest(body), event_type or UNKNOWN, team, payload)])
+    return WebhookEvent(digest(body), event_type or UNKNOWN, team, payload)
 
 
 SLACK = HmacScheme(

@@ -1,16 +1,15 @@
 """Square: `x-square-hmacsha256-signature`.
 
 - HMAC-SHA256 in base64 of the notification URL and the body, with the subscription's signature key; the SDK's
-  `verify_signature` [H]. The URL is the one that the subscription has, so it must be what we are called by.
-- There is no timestamp [H]: only the event's id shows that a request was recorded and sent again. It is in the body,
-  and so signed.
+  `verify_signature` [H]. The URL is the one that is configured in the subscription, so it must be the URL that we see.
+- There is no timestamp [H]: only the event's id reveals a replayed request. The id is in the body, and so is signed.
 - Events have `event_id`, `type` and `merchant_id` [H]. `oauth.authorization.revoked`: the merchant, or Square, has
   revoked our access [H].
 """
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event, json_object
+from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event
 
 _ENDS_GRANT = frozenset({"oauth.authorization.revoked"})
 
@@ -20,16 +19,8 @@ def _url_and_body(request: WebhookRequest, timestamp: str) -> bytes:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    body = verified.request.body
-    event = build_event(
-        json_object(body),
-        body,
-        id_path="event_id",
-        type_path="type",
-        account_path="merchant_id",
-        ends_grant=_ENDS_GRANT,
-    )
-    return ReceivedWebhook([event])
+    fields, paths = verified.json_object(), {"id_path": "event_id", "type_path": "type", "account_path": "merchant_id"}
+    return ReceivedWebhook([build_event(fields, verified.body, ends_grant=_ENDS_GRANT, **paths)])
 
 
 SQUARE = HmacScheme("x-square-hmacsha256-signature", read=_read, encode=base64_text, message=_url_and_body)

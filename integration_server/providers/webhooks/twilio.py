@@ -1,13 +1,13 @@
 """Twilio: `X-Twilio-Signature`.
 
-- HMAC-SHA1 in base64, with the account's auth token, of the URL and, for a form, its fields sorted by name, names and
-  values run together, one of equal values; of another body, the query's `bodySHA256` says the SHA-256 in hex, and the
-  URL alone is signed: twilio.com/docs/usage/security, and the SDK's `RequestValidator` [H].
-- So where a field's name ends and its value begins is not signed: Twilio's scheme has no more to give.
-- The URL is signed with its port or without; both are tried [H].
-- There is no timestamp, and no id: the digest of what is signed is one. The account is `AccountSid` [H].
+- HMAC-SHA1 in base64, with the account's auth token, of the URL and, for a form, its fields sorted by name, with names
+  and values concatenated, one of equal fields; for another body, the query's `bodySHA256` is its SHA-256 in hex, and
+  the URL alone is signed: twilio.com/docs/usage/security, and the SDK's `RequestValidator` [H].
+- So the border between a field's name and its value is not signed. Twilio's scheme does not offer more.
+- The URL is signed with or without its port; both are tried [H].
+- There is no timestamp, and no id: the digest of what is signed is the id. The account is `AccountSid` [H].
 - Calls of Event Streams are lists of CloudEvents [M].
-- What ends our access, a new auth token, is told by no event.
+- No event reports the end of our access, a new auth token.
 """
 
 import hmac
@@ -16,22 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import base64_text
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    as_objects,
+    VerifiedRequest,
     as_payload,
-    build_event,
     digest,
-    form_of,
-    header_text,
     query_of,
     read_form,
     read_json,
+    received_events,
 )
 from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
 from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, single_header
@@ -44,33 +41,32 @@ Fields = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class TwilioScheme:
-    """Forms, and bodies that the URL has the digest of."""
+    """Verifies forms, and bodies whose digest is in the URL."""
 
     secret_source: SecretSource = SecretSource.API_SECRET
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
-        """Verify and read."""
+        """Verify and read a request."""
         if request.method not in {"GET", "POST"}:
             raise InvalidWebhookSignature
         given = single_header(request, "X-Twilio-Signature")
-        form = _form(request)
+        form = _form(request, VerifiedRequest(request, "", now).header("Content-Type") or "")
         if form is None:
             _require_body_digest(request)
         fields = "".join(name + value for name, value in sorted(set(form or ())))
-        for url in _with_and_without_port(request.url):
-            if _is_signed(keys, f"{url}{fields}", given):
-                return ReceivedWebhook(list(_events(request, form)))
-        raise InvalidWebhookSignature
+        messages = [f"{url}{fields}" for url in _with_and_without_port(request.url)]
+        candidates = [(secret, message) for message in messages for secret in keys.secrets]
+        find_signing_secret(candidates, [given], _hmac_sha1)
+        return _stream_events(request.body) if form is None else ReceivedWebhook([_form_event(request.url, form)])
 
 
-def _form(request: WebhookRequest) -> Fields | None:
-    """The fields of the body; None where it is none, or should not be, and so is not in the signature."""
+def _form(request: WebhookRequest, content_type: str) -> Fields | None:
+    """The fields of the body; None if the body is not a form, and so not part of the signed text."""
     if not request.body and "bodySHA256" not in query_of(request):
         return ()
-    media_type = (header_text(request, "Content-Type") or "").partition(";")[0].strip().lower()
-    if media_type != "application/x-www-form-urlencoded":
+    if content_type.partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
         return None
-    form = form_of(request.body)
+    form = read_form(request.body)
     if form is None:
         raise InvalidWebhookSignature
     return form
@@ -86,39 +82,27 @@ def _with_and_without_port(url: str) -> Iterator[str]:
     yield url
     parts = _URL.fullmatch(url)
     if parts is not None:
-        port = "443" if parts["scheme"] == "https" else "80"
-        for middle in ("", f":{port}"):
-            other = f"{parts['scheme']}{parts['host']}{middle}{parts['rest'] or ''}"
-            if other != url:
-                yield other
+        port = ":443" if parts["scheme"] == "https" else ":80"
+        for middle in ("", port):
+            yield f"{parts['scheme']}{parts['host']}{middle}{parts['rest'] or ''}"
 
 
-def _is_signed(keys: WebhookKeys, message: str, given: str) -> bool:
-    try:
-        find_signing_secret(keys.secrets, [given], lambda secret: _hmac_sha1(secret, message))
-    except InvalidWebhookSignature:
-        return False
-    return True
-
-
-def _hmac_sha1(secret: str, message: str) -> str:
+def _hmac_sha1(candidate: tuple[str, str]) -> str:
     # Twilio's choice. Collisions, which SHA-1 has, do not break its HMAC (RFC 6194 §3.3).
+    secret, message = candidate
     return base64_text(hmac.digest(secret.encode(), message.encode(), "sha1"))
 
 
-def _events(request: WebhookRequest, form: Fields | None) -> Iterator[WebhookEvent]:
-    if form is None:
-        body = read_json(request.body)
-        for item in as_objects(body if isinstance(body, list) else [body]):
-            yield _event_of_stream(item)
-        return
-    fields = dict([*(read_form(request.url.partition("?")[2]) or ()), *form])
+def _stream_events(body: bytes) -> ReceivedWebhook:
+    value = read_json(body)
+    items = value if isinstance(value, list) else [value]
+    return received_events(items, id_path="id", type_path="type", account_path="data.accountSid")
+
+
+def _form_event(url: str, form: Fields) -> WebhookEvent:
+    fields = dict([*(read_form(url.partition("?")[2]) or ()), *form])
     payload = as_payload(fields)
-    yield WebhookEvent(digest(request.url, payload), _type(fields), text_at(fields, "AccountSid"), payload)
-
-
-def _event_of_stream(fields: Mapping[str, Any]) -> WebhookEvent:
-    return build_event(fields, as_payload(fields), id_path="id", type_path="type", account_path="data.accountSid")
+    return WebhookEvent(digest(url, payload), _type(fields), text_at(fields, "AccountSid"), payload)
 
 
 def _type(fields: Mapping[str, str]) -> str:

@@ -1,10 +1,11 @@
-"""Telling who sent a request. Whatever is missing, repeated or of another form is forged: nothing is guessed."""
+"""Checks that a request is from the provider. A missing, repeated or malformed value counts as an invalid signature."""
 
 import hmac
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, WebhookRequest
 
@@ -14,23 +15,22 @@ MILLISECOND = timedelta(milliseconds=1)
 
 _TIMESTAMP = re.compile(r"[0-9]{1,15}")
 
+T = TypeVar("T")
+
 
 def require_post(request: WebhookRequest) -> None:
-    """Events come by POST, whoever sends them."""
+    """Every provider sends events by POST."""
     if request.method != "POST":
         raise InvalidWebhookSignature
 
 
 def header_values(request: WebhookRequest, name: str) -> Sequence[bytes]:
-    """The values of a header, in any case of its name."""
+    """The values of a header; its name is case-insensitive."""
     return [value for given, value in request.headers if given.lower() == name.lower()]
 
 
 def single_header(request: WebhookRequest, name: str) -> str:
-    """The value of a header that must be there once.
-
-    Of two, others on the way may have read the other one. Outside of ASCII there are no signatures.
-    """
+    """The value of a header that must occur once, in ASCII. An intermediary may have checked another occurrence."""
     values = header_values(request, name)
     if len(values) != 1 or not values[0].isascii():
         raise InvalidWebhookSignature
@@ -38,21 +38,21 @@ def single_header(request: WebhookRequest, name: str) -> str:
 
 
 def constant_time_equal(expected: str, given: str) -> bool:
-    """Whether two texts are equal, in a time that does not tell where they differ."""
+    """Whether two texts are equal. The duration does not reveal where they differ."""
     return hmac.compare_digest(expected.encode(), given.encode())
 
 
-def find_signing_secret(secrets: Sequence[str], given: Sequence[str], sign: Callable[[str], str]) -> str:
-    """The secret that made one of the given signatures."""
-    for secret in secrets:
-        expected = sign(secret)
+def find_signing_secret(candidates: Iterable[T], given: Sequence[str], sign: Callable[[T], str]) -> T:
+    """The candidate (a secret) whose signature is one of those given."""
+    for candidate in candidates:
+        expected = sign(candidate)
         if any(constant_time_equal(expected, signature) for signature in given):
-            return secret
+            return candidate
     raise InvalidWebhookSignature
 
 
 def require_recent(text: str, now: datetime, *, unit: timedelta = SECOND, tolerance: timedelta) -> None:
-    """A signed time must be near to now, in either direction: a recorded request is no good for longer."""
+    """Check that a signed timestamp is close to now, in either direction. This limits replays of recorded requests."""
     if not _TIMESTAMP.fullmatch(text):
         raise InvalidWebhookSignature
     try:
@@ -64,7 +64,7 @@ def require_recent(text: str, now: datetime, *, unit: timedelta = SECOND, tolera
 
 
 def base64_bytes(text: str) -> bytes | None:
-    """What a text of standard base64 says, with its padding; None if it is anything else (RFC 4648 §3.5 included)."""
+    """Decoded padded standard base64; None for any other text, non-canonical base64 included (RFC 4648 §3.5)."""
     try:
         value = b64decode(text, validate=True)
     except ValueError:

@@ -1,14 +1,15 @@
 """Zoom: `x-zm-signature: v0=…`.
 
 - HMAC-SHA256 in hex of "v0:", `x-zm-request-timestamp` (seconds), ":" and body, with the app's secret token:
-  developers.zoom.us/docs/api/webhooks [H]. No tolerance is documented; five minutes are assumed, as the header is the
-  request's time and not the event's, which a repeated delivery would keep (`event_ts`).
-- An address is tried when it is saved and every 72 hours, with three seconds to answer: `endpoint.url_validation`,
-  signed like an event, whose `plainToken` is said back with its HMAC [H]. That HMAC has the key of our signatures, so
-  it is never made for what could be a message to sign.
-- Events have no id [H]; the digest of the body is one, since the body has the time of the event in milliseconds and
-  stays when it is sent again [K].
-- `app_deauthorized`: the user has removed our app [H]; `user_id` is theirs. Events of meetings are their host's.
+  developers.zoom.us/docs/api/webhooks [H]. No tolerance is documented; five minutes are assumed, because the header has
+  the time of the request and not of the event (`event_ts`), which a retried delivery would repeat.
+- An address is verified when it is saved and every 72 hours, with three seconds to respond: `endpoint.url_validation`,
+  signed like an event; the response has its `plainToken` and the HMAC of it [H]. That HMAC uses the key that signs
+  events, so it is never computed for a text that could be a signed message.
+- Events have no id [H]; the digest of the body is one, because the body has the time of the event in milliseconds and
+  stays the same when it is retried [K].
+- `app_deauthorized`: the user has removed our app [H]; `user_id` is the user. The account of a meeting's event is its
+  host.
 """
 
 import re
@@ -16,15 +17,14 @@ import re
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0_message
-from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_object, json_response
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_response
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 
-_PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_+/=.-]{1,255}")  # without ":", which every signed message has
+_PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_+/=.-]{1,255}")  # without ":", which every signed message contains
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    body = verified.request.body
-    fields = json_object(body)
+    fields = verified.json_object()
     event_type = text_at(fields, "event") or UNKNOWN
     if event_type == "endpoint.url_validation":
         token = text_at(fields, "payload.plainToken")
@@ -34,7 +34,8 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
         return ReceivedWebhook(response=json_response({"plainToken": token, "encryptedToken": token_digest}))
     is_deauthorized = event_type == "app_deauthorized"
     account_id = text_at(fields, "payload.user_id" if is_deauthorized else "payload.object.host_id")
-    return ReceivedWebhook([WebhookEvent(digest(body), event_type, account_id, body, ends_grant=is_deauthorized)])
+    event_id = digest(verified.body)
+    return ReceivedWebhook([WebhookEvent(event_id, event_type, account_id, verified.body, ends_grant=is_deauthorized)])
 
 
 ZOOM = HmacScheme(

@@ -1,8 +1,7 @@
-"""By when callers must be answered, and who keeps them waiting.
+"""The deadline of a caller, and whether its call waits for the store.
 
-A database that hangs should cost a caller their call, with a status that says so before their deadline. A slow provider
-is another matter: there gRPC's own end of the call is the truth. So what is done for a caller carries its `CallBudget`,
-where the store notes that it is being waited for.
+If the database hangs, a call ends before its deadline with a status that says so. If a provider is slow, gRPC ends the
+call at the deadline. So the tasks of a call carry its `CallBudget` in their context, where the store records waits.
 """
 
 import asyncio
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class CallBudget:
-    """Something that is being done. `deadline` is on the loop's clock; None where nobody's deadline ends it."""
+    """The deadline of a piece of work, on the loop's clock (None without one), and the store calls it waits for."""
 
     deadline: float | None = None
     pending_store_calls: int = 0
 
     def context(self) -> Context:
-        """This context, with what is done in it counted as this effort."""
+        """A copy of the current context for a task that belongs to this budget."""
         context = copy_context()
         context.run(_call_budget.set, self)
         return context
@@ -30,7 +29,7 @@ _call_budget: ContextVar[CallBudget | None] = ContextVar("call_budget", default=
 
 
 def time_left() -> float | None:
-    """Seconds until the caller, for whom this is done, must be answered; None where nobody's deadline ends it."""
+    """Seconds until the deadline of the current work; None without one."""
     call_budget = _call_budget.get()
     if call_budget is None or call_budget.deadline is None:
         return None
@@ -39,11 +38,8 @@ def time_left() -> float | None:
 
 @contextmanager
 def waiting_for_store() -> Iterator[None]:
-    """In this block, what is being done waits for the store."""
-    call_budget = _call_budget.get()
-    if call_budget is None:
-        yield
-        return
+    """Records in the budget of the current work that it waits for the store."""
+    call_budget = _call_budget.get() or CallBudget()
     call_budget.pending_store_calls += 1
     try:
         yield

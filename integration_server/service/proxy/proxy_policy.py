@@ -1,8 +1,8 @@
-"""What of a backend's request may go to a provider, and what of the answer comes back.
+"""The policy of the API proxy: which requests may be sent to a provider, and which response headers are returned.
 
-A path can only lead further down from the API's base address: it is written in one grammar, without any way to say
-"up" or "elsewhere", however often somebody on the way decodes it. Headers that carry credentials, or belong to one
-connection, are this server's on the way out and stay here on the way in.
+A path can only extend the API's base URL: its grammar has no way to express a parent or another host, however often an
+intermediary decodes it. Headers that carry credentials, or belong to one connection, are set by this server in requests
+and removed from responses.
 """
 
 import re
@@ -15,23 +15,23 @@ from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
-"""Neither TRACE, which shows the request as it came, nor CONNECT, which opens a tunnel."""
+"""Without TRACE, which echoes the request with its credentials, and CONNECT, which opens a tunnel."""
 
-IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110 §9.2.2
+_IDEMPOTENT_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})  # RFC 9110 §9.2.2
 
-IDEMPOTENCY_KEY = "idempotency-key"
+_IDEMPOTENCY_KEY = "idempotency-key"
 
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")  # RFC 3986 §3.3
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.1
 _HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\t\x20-\x7e]*[\x21-\x7e])?)?")  # RFC 9110 §5.5, ASCII only
 
-_MAX_DECODINGS = 4  # what is still encoded after so many has no good reason to be
+_MAX_DECODINGS = 4  # a path that is still encoded after these is rejected
 
 _HOP_BY_HOP_HEADERS = frozenset(  # RFC 9110 §7.6.1, RFC 9112 §6 and §7.1.2
     {"connection", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 _RESERVED_REQUEST_HEADERS = _HOP_BY_HOP_HEADERS | {
-    "accept-encoding",  # bodies are inflated here
+    "accept-encoding",  # bodies are decompressed here
     "authorization",
     "content-length",
     "cookie",
@@ -40,14 +40,14 @@ _RESERVED_REQUEST_HEADERS = _HOP_BY_HOP_HEADERS | {
     "forwarded",
     "host",
     "via",
-    # They make a request something else than its method says.
+    # These override the method.
     "x-http-method",
     "x-http-method-override",
     "x-method-override",
 }
 _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP_HEADERS | {
     "authentication-info",
-    "content-encoding",  # bodies are inflated here
+    "content-encoding",  # bodies are decompressed here
     "content-length",
     "set-cookie",
     "set-cookie2",
@@ -59,41 +59,47 @@ _TOKEN_PARAMETER = "access_token"  # RFC 6750 §2.3
 
 
 def require_valid_request(request: ApiRequest) -> None:
-    """Raise `InvalidField` unless the request is one that may go to any provider."""
+    """Raise `InvalidField` unless the request may be sent to any provider."""
     if request.method not in METHODS:
         raise InvalidField("method", f"must be one of {', '.join(METHODS)}")
     if problem := path_problem(request.path):
         raise InvalidField("path", problem)
     for index, (name, value) in enumerate(request.headers):
         if not _HEADER_NAME.fullmatch(name):
-            raise InvalidField(f"headers[{index}].name", "is not a header's name (RFC 9110 section 5.1)")
+            raise InvalidField(f"headers[{index}].name", "is not a header name (RFC 9110 section 5.1)")
         if name.lower() in _RESERVED_REQUEST_HEADERS or name.lower().startswith(_PROXY_HEADER_PREFIXES):
-            raise InvalidField(f"headers[{index}].name", "names a header that only this server sets")
+            raise InvalidField(f"headers[{index}].name", "is a header that only the server sets")
         if not _HEADER_VALUE.fullmatch(value):
-            raise InvalidField(f"headers[{index}].value", "has characters that a header cannot have")
+            raise InvalidField(f"headers[{index}].value", "has characters that are not allowed in a header")
     if not _HEADER_VALUE.fullmatch(request.idempotency_key):
-        raise InvalidField("idempotency_key", "has characters that a header cannot have")
-    if request.idempotency_key and any(name.lower() == IDEMPOTENCY_KEY for name, _ in request.headers):
-        raise InvalidField("idempotency_key", "is in the headers too; give it once")
+        raise InvalidField("idempotency_key", "has characters that are not allowed in a header")
+    if request.idempotency_key and any(name.lower() == _IDEMPOTENCY_KEY for name, _ in request.headers):
+        raise InvalidField("idempotency_key", "is in the headers too; set it once")
+
+
+def is_retry_safe(request: ApiRequest) -> bool:
+    """Whether a request may be sent again: it is idempotent, or the provider recognizes it by an idempotency key."""
+    has_key = any(name.lower() == _IDEMPOTENCY_KEY and value for name, value in request.headers)
+    return request.method in _IDEMPOTENT_METHODS or bool(request.idempotency_key) or has_key
 
 
 def path_problem(path: str) -> str | None:
-    """What is wrong with a path, or None."""
+    """What is wrong with a path, as the end of a sentence; None if it is valid."""
     if not _PATH.fullmatch(path):
-        return "must begin with '/', and have neither scheme, host, query nor characters that need percent-encoding"
+        return "must begin with '/', without scheme, host, query or characters that need percent-encoding"
     decoded = path
     for _ in range(_MAX_DECODINGS):
-        # Some servers take what looks like a dot or a slash for one.
+        # Some servers treat look-alikes of dots and slashes as such.
         if problem := _decoded_path_problem(decoded) or _decoded_path_problem(unicodedata.normalize("NFKC", decoded)):
             return problem
         try:
             decoded_again = unquote(decoded, errors="strict")
-        except UnicodeDecodeError:  # overlong forms of a dot among them
-            return "is not UTF-8, once decoded"
+        except UnicodeDecodeError:  # for example an overlong encoding of a dot
+            return "is not UTF-8 after decoding"
         if decoded_again == decoded:
             return None
         decoded = decoded_again
-    return "is percent-encoded again and again"
+    return "is percent-encoded too many times"
 
 
 def _decoded_path_problem(path: str) -> str | None:
@@ -102,29 +108,29 @@ def _decoded_path_problem(path: str) -> str | None:
     segments = path.split("/")
     if "" in segments[1:-1]:
         return "has '//', encoded or not"
-    # Some servers cut a segment at ";" before they look at it.
+    # Some servers truncate a segment at ";" before they check it.
     if any(segment.partition(";")[0].strip() in {".", ".."} for segment in segments):
         return "has a segment '.' or '..', encoded or not"
     return None
 
 
 def require_no_credentials(request: ApiRequest, auth: RequestAuth) -> None:
-    """Raise `InvalidField` if the request brings what only this server puts on requests to that provider."""
+    """Raise `InvalidField` if the request has a header or parameter that carries the credentials."""
     own_headers = {name.lower() for name in auth.headers}
     for index, (name, _) in enumerate(request.headers):
         if name.lower() in own_headers:
-            raise InvalidField(f"headers[{index}].name", "names the header of the credentials, which the server adds")
+            raise InvalidField(f"headers[{index}].name", "is the header of the credentials, which the server adds")
     own_parameters = {name.lower() for name in auth.query_params} | {_TOKEN_PARAMETER}
     for index, (name, _) in enumerate(request.query):
         if name.lower() in own_parameters:
-            raise InvalidField(f"query[{index}].name", "names the parameter of the credentials, which the server adds")
+            raise InvalidField(f"query[{index}].name", "is the parameter of the credentials, which the server adds")
 
 
 def forwardable_headers(headers: Iterable[tuple[str, str]], secrets: Collection[str]) -> Sequence[tuple[str, str]]:
-    """The headers of an answer that a backend gets: none of the connection's, no cookies, none with a secret in it."""
+    """The response headers that a backend gets: no connection headers, no cookies, none that contains a secret."""
     listed = list(headers)
     named = {
-        option.strip().lower()  # RFC 9110 §7.6.1: what Connection names is for the next hop only
+        option.strip().lower()  # RFC 9110 §7.6.1: Connection names hop-by-hop headers
         for name, value in listed
         if name.lower() == "connection"
         for option in value.split(",")
@@ -149,12 +155,12 @@ def _encodings(secret: str) -> set[str]:
 
 
 def secrets_of(credentials: Credentials, auth: RequestAuth) -> frozenset[str]:
-    """All that an answer must not give away."""
+    """The secrets that a response must not reveal."""
     values: list[str | None] = [*auth.headers.values(), *auth.query_params.values()]
     values += [value.partition(" ")[2] for value in auth.headers.values()]  # without the scheme
     if isinstance(credentials, OAuthTokens):
         values += [credentials.access_token, credentials.refresh_token]
     elif isinstance(credentials, ApiKey):
-        # Of a pair the key is a name: Twilio's account SID is part of every address in its answers.
+        # The key of a pair is a name: Twilio's account SID is part of every URL in its responses.
         values += [credentials.api_secret or credentials.api_key, credentials.webhook_secret]
     return frozenset(secret for secret in values if secret)

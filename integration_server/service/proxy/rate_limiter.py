@@ -1,16 +1,13 @@
-"""Keeps calls within what providers allow: a call waits for its turn, rather than being turned away at the provider.
+"""Keeps calls within the rate limits of providers: a call waits here instead of being rejected by the provider.
 
-How much a provider takes is declared, and learned from its answers: one that says wait is left alone until then, and
-afterwards gets one call at a time, then two, then four; one that tells how much is left gets no more than that.
-
-Turns are fair: the users who wait for a provider take them in a circle, so that one user's flood delays that user's
-own calls. docs/api-proxy.md says more.
+Limits are declared by providers, and learned from their responses (`rate_limit_budget.py`). Users who wait for the same
+provider take turns (`fair_queue.py`), so that a flood of calls delays only the user who causes it.
 """
 
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -23,35 +20,35 @@ from integration_server.service.provider_port import Provider
 from integration_server.service.proxy.fair_queue import FairQueue, Waiter
 from integration_server.service.proxy.rate_limit_budget import MIN_PAUSE, AdaptiveLimit
 
-_SWEEP_INTERVAL = 1000  # turns
+_SWEEP_INTERVAL = 1000  # permits
 
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """A place in which no further call is counted for so many seconds."""
+    """A shared counter that has no capacity for `wait` seconds."""
 
     name: str
     wait: float
 
 
 class DistributedLimiter(Protocol):
-    """Counts calls for several processes. It never fails: while it cannot count it lets calls go."""
+    """Counts calls for several processes. It never fails: while it is unavailable it permits all calls."""
 
     async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> "Exhausted | None":
-        """None if a call was counted in each of the named places; else one that is full."""
+        """Count a call in each of the named counters and return None, or return a counter that is exhausted."""
 
 
 class NoDistributedLimiter:
-    """For a process that is alone."""
+    """Permits all calls: for a single process."""
 
     async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
-        """Let all calls go."""
+        """Permit the call."""
         del counters
         return None
 
 
 class ProviderRateLimiter:
-    """Lets the calls to one provider go, one after the other, when budgets allow."""
+    """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds."""
 
     def __init__(
         self,
@@ -64,14 +61,14 @@ class ProviderRateLimiter:
         calls_at_once: int | None = None,
     ) -> None:
         self._type = integration_type
-        self._calls_at_once = calls_at_once
         self._limits = {scope: [limit for limit in limits if limit.scope is scope] for scope in LimitScope}
         self._shared = shared
-        self._exhausted_until: dict[str, float] = {}
         self._now = monotonic
         self._jitter = jitter
+        self._calls_at_once = calls_at_once
         self._app = AdaptiveLimit(self._limits[LimitScope.APP], jitter)
-        self._adaptive_limits: dict[IntegrationId, AdaptiveLimit] = {}
+        self._integrations: dict[IntegrationId, AdaptiveLimit] = {}
+        self._exhausted_until: dict[str, float] = {}
         self._queue = FairQueue()
         self._dispatcher: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -79,21 +76,22 @@ class ProviderRateLimiter:
 
     @asynccontextmanager
     async def permit(self, integration: Integration, within: float, *, is_retry: bool) -> AsyncIterator["Permit"]:
-        """Wait for a turn at most so many seconds; the call is made in the block.
+        """Wait for at most `within` seconds until a call may start; the call is made in the block.
 
-        Raises `RateLimited`, or `ProviderUnavailable` where the provider itself wants to be left alone for longer.
+        Raises `RateLimited`, or `ProviderUnavailable` if the provider itself has asked for a longer pause.
         """
         await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
-        permit = Permit(self._observed_limit(integration.integration_id), self._now)
         try:
-            yield permit
+            yield Permit(self._observed_limit(integration.integration_id), self._now)
         finally:
             self._end(integration.integration_id, was_sent=True)
 
     async def _wait(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
         self._require_in_time(waiter, within, is_retry=is_retry)
         self._queue.add(waiter, at_front=is_retry)
-        self._wake()
+        self._changed.set()
+        if self._dispatcher is None or self._dispatcher.done():
+            self._dispatcher = asyncio.create_task(self._dispatch(), name=f"rate-limiter-{self._type}")
         try:
             async with asyncio.timeout(within):
                 await waiter.permit
@@ -105,18 +103,17 @@ class ProviderRateLimiter:
             raise
 
     def _require_in_time(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
+        """Raise at once if the call cannot start in time."""
         now = self._now()
         user_id, integration_id = waiter.user_id, waiter.integration_id
-        in_app, in_own = self._queue.count_ahead(user_id), self._queue.count_waiting(user_id, integration_id)
-        if is_retry:
-            in_app = in_own = 0  # it goes in front
-        app = self._app.estimated_wait(now, in_app)
-        own = self._limit_of(integration_id).estimated_wait(now, in_own)
+        # A retry goes to the front.
+        ahead_in_app = 0 if is_retry else self._queue.count_ahead(user_id)
+        ahead_in_own = 0 if is_retry else self._queue.count_waiting(user_id, integration_id)
         estimated_wait = max(
-            app,
-            own,
+            self._app.estimated_wait(now, ahead_in_app),
+            self._limit_of(integration_id).estimated_wait(now, ahead_in_own),
             self._exhausted_for(self._type, now),
-            self._exhausted_for(self._integration_key(integration_id), now),
+            self._exhausted_for(self._counter_name(integration_id), now),
         )
         if estimated_wait > within:
             raise self._timeout_error(waiter, estimated_wait, now)
@@ -124,44 +121,37 @@ class ProviderRateLimiter:
     def _timeout_error(self, waiter: Waiter, estimated_wait: float, now: float) -> RateLimited | ProviderUnavailable:
         reported = max(self._app.provider_wait(now), self._limit_of(waiter.integration_id).provider_wait(now))
         if reported >= estimated_wait:
-            return ProviderUnavailable("the provider wants no calls for now", retry_after=timedelta(seconds=reported))
+            return ProviderUnavailable("the provider accepts no calls now", retry_after=timedelta(seconds=reported))
         return RateLimited(timedelta(seconds=estimated_wait))
 
     def _cancel_waiter(self, waiter: Waiter) -> None:
         if waiter.permit.done() and not waiter.permit.cancelled():
-            self._end(waiter.integration_id, was_sent=False)  # its turn came in the same moment
+            self._end(waiter.integration_id, was_sent=False)  # permitted in the same moment
         else:
             waiter.permit.cancel()
             self._queue.remove(waiter)
             self._changed.set()
 
-    # --- letting go
-
-    def _wake(self) -> None:
-        self._changed.set()
-        if self._dispatcher is None or self._dispatcher.done():
-            self._dispatcher = asyncio.get_running_loop().create_task(self._dispatch(), name=f"gate-{self._type}")
+    # --- dispatching
 
     async def _dispatch(self) -> None:
         while self._queue:
-            waiter, wait = self._next()
+            waiter, wait = self._next_waiter()
             if waiter is not None:
                 exhausted = await self._shared.acquire(self._counters(waiter.integration_id))
                 if exhausted is not None:
                     self._exhausted_until[exhausted.name] = self._now() + exhausted.wait
-                elif not waiter.permit.done():  # did not give up meanwhile
+                elif not waiter.permit.done():  # not cancelled in the meantime
                     self._queue.remove(waiter)
                     self._begin(waiter)
                 continue
             self._changed.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(wait) else wait):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
 
-    def _next(self) -> tuple[Waiter | None, float]:
-        """Whose turn it is; or None, and the seconds after which to look again."""
+    def _next_waiter(self) -> tuple[Waiter | None, float]:
+        """The next waiter to permit; or None, and the seconds after which to check again."""
         now = self._now()
         wait = max(self._app.wait_time(now), self._exhausted_for(self._type, now))
         if wait > 0:
@@ -169,22 +159,22 @@ class ProviderRateLimiter:
         soonest = math.inf
         for waiter in self._queue.heads():
             own = self._limit_of(waiter.integration_id).wait_time(now)
-            wait_time = max(own, self._exhausted_for(self._integration_key(waiter.integration_id), now))
-            if wait_time <= 0:
+            wait = max(own, self._exhausted_for(self._counter_name(waiter.integration_id), now))
+            if wait <= 0:
                 return waiter, 0.0
-            soonest = min(soonest, wait_time)
+            soonest = min(soonest, wait)
         return None, soonest
 
     def _counters(self, integration_id: IntegrationId) -> Sequence[tuple[str, RateLimit]]:
         app = [(self._type, limit) for limit in self._limits[LimitScope.APP]]
-        own = [(self._integration_key(integration_id), limit) for limit in self._limits[LimitScope.INTEGRATION]]
+        own = [(self._counter_name(integration_id), limit) for limit in self._limits[LimitScope.INTEGRATION]]
         return [*app, *own]
 
-    def _integration_key(self, integration_id: IntegrationId) -> str:
+    def _counter_name(self, integration_id: IntegrationId) -> str:
         return f"{self._type}/{integration_id}"
 
     def _exhausted_for(self, name: str, now: float) -> float:
-        """Seconds for which a shared place is full, as far as is known."""
+        """Seconds for which a shared counter is known to be exhausted."""
         return self._exhausted_until.get(name, 0.0) - now
 
     # --- counting
@@ -198,47 +188,40 @@ class ProviderRateLimiter:
     def _end(self, integration_id: IntegrationId, *, was_sent: bool) -> None:
         now = self._now()
         self._app.end(now, was_sent=was_sent)
-        self._adaptive_limits[integration_id].end(now, was_sent=was_sent)
+        self._integrations[integration_id].end(now, was_sent=was_sent)
         self._changed.set()
         self._permit_count += 1
         if self._permit_count % _SWEEP_INTERVAL == 0:
-            self._adaptive_limits = {
-                key: adaptive_limit
-                for key, adaptive_limit in self._adaptive_limits.items()
-                if not adaptive_limit.is_empty(now)
-            }
+            self._integrations = {key: limit for key, limit in self._integrations.items() if not limit.is_empty(now)}
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
     def _observed_limit(self, integration_id: IntegrationId) -> AdaptiveLimit:
-        """Whose budget answers tell of: where only the app has limits that is the app's, else the account's."""
-        only_app = self._limits[LimitScope.APP] and not self._limits[LimitScope.INTEGRATION]
-        return self._app if only_app else self._adaptive_limits[integration_id]
+        """The limit that responses report on: the app's if only the app has declared limits, else the integration's."""
+        is_app_only = self._limits[LimitScope.APP] and not self._limits[LimitScope.INTEGRATION]
+        return self._app if is_app_only else self._integrations[integration_id]
 
     def _limit_of(self, integration_id: IntegrationId) -> AdaptiveLimit:
-        adaptive_limit = self._adaptive_limits.get(integration_id)
-        if adaptive_limit is None:
+        if integration_id not in self._integrations:
             limits = self._limits[LimitScope.INTEGRATION]
-            adaptive_limit = self._adaptive_limits[integration_id] = AdaptiveLimit(
-                limits, self._jitter, self._calls_at_once
-            )
-        return adaptive_limit
+            self._integrations[integration_id] = AdaptiveLimit(limits, self._jitter, self._calls_at_once)
+        return self._integrations[integration_id]
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The right to make one call."""
+    """The permission to make one call."""
 
-    _adaptive_limit: AdaptiveLimit
+    _limit: AdaptiveLimit
     _now: Callable[[], float]
 
     def observe(self, response: ApiResponse) -> timedelta:
-        """Say what came of it; for how long the provider wants no further call."""
-        self._adaptive_limit.observe(response, self._now())
-        return timedelta(seconds=self._adaptive_limit.provider_wait(self._now()))
+        """Learn from the call's response. Returns the time for which the provider accepts no further calls."""
+        self._limit.observe(response, self._now())
+        return timedelta(seconds=self._limit.provider_wait(self._now()))
 
 
 class RateLimiters:
-    """The gates of all providers. `monotonic` tells seconds."""
+    """The rate limiters of all providers. `monotonic` is in seconds."""
 
     def __init__(self, shared: DistributedLimiter, monotonic: Callable[[], float], jitter: Jitter) -> None:
         self._shared = shared
@@ -247,15 +230,15 @@ class RateLimiters:
         self._limiters: dict[str, ProviderRateLimiter] = {}
 
     def limiter(self, provider: Provider) -> ProviderRateLimiter:
-        """The gate to a provider, within its limits."""
-        integration_type = provider.integration_type
-        if integration_type not in self._limiters:
-            self._limiters[integration_type] = ProviderRateLimiter(
-                integration_type,
+        """The rate limiter of a provider."""
+        name = provider.integration_type
+        if name not in self._limiters:
+            self._limiters[name] = ProviderRateLimiter(
+                name,
                 provider.rate_limits,
                 self._shared,
                 self._monotonic,
                 self._jitter,
                 calls_at_once=provider.calls_at_once,
             )
-        return self._limiters[integration_type]
+        return self._limiters[name]

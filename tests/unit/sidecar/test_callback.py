@@ -272,7 +272,7 @@ async def test_there_is_nothing_elsewhere(client: httpx.AsyncClient, path: str) 
 
     assert (program.status_code, program.json()["reason"]) == (404, "NOT_FOUND")
     assert browser.status_code == 404
-    assert "<h1>There is nothing here</h1>" in browser.text
+    assert "<h1>Page not found</h1>" in browser.text
 
 
 SLASHED: dict[str, Any] = {

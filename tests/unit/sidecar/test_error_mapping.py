@@ -19,7 +19,7 @@ Code = grpc.StatusCode
         (Code.INVALID_ARGUMENT, "ISSUER_MISMATCH", 400, "This link does not work"),
         (Code.FAILED_PRECONDITION, "STATE_EXPIRED", 400, "This took too long"),
         (Code.FAILED_PRECONDITION, "STATE_USED", 400, "This link has been used"),
-        (Code.FAILED_PRECONDITION, "ACCOUNT_MISMATCH", 400, "That was another account"),
+        (Code.FAILED_PRECONDITION, "ACCOUNT_MISMATCH", 400, "Different account"),
         (Code.FAILED_PRECONDITION, "PROVIDER_REJECTED", 400, "Not connected"),
         (Code.FAILED_PRECONDITION, "PROVIDER_NOT_CONFIGURED", 400, "Something went wrong"),
         (Code.PERMISSION_DENIED, "USER_MISMATCH", 403, "This link does not work"),
@@ -48,7 +48,7 @@ async def test_the_servers_errors_keep_their_reason(
     ("code", "status", "title"),
     [
         (Code.UNAVAILABLE, 503, "Not available right now"),
-        (Code.DEADLINE_EXCEEDED, 504, "No answer in time"),
+        (Code.DEADLINE_EXCEEDED, 504, "No response in time"),
         (Code.INTERNAL, 500, "Something went wrong"),
         (Code.UNKNOWN, 500, "Something went wrong"),
         (Code.CANCELLED, 500, "Something went wrong"),

@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from integration_server.sidecar.app import CALLBACK_PATH
-from integration_server.sidecar.limits import HttpLimits, RequestLimits
+from integration_server.sidecar.middleware import HttpLimits, RequestLimits
 from integration_server.sidecar.pages import Pages
 from integration_server.sidecar.responses import Responses
 from tests.fakes.limits import USUAL

@@ -1,4 +1,4 @@
-"""The pages: self-contained, under a policy that allows their style and nothing else."""
+"""The pages: self-contained, under a content security policy that allows their style only."""
 
 import base64
 import hashlib
@@ -7,10 +7,9 @@ from http import HTTPStatus
 
 import pytest
 
-from integration_server.sidecar import pages
 from integration_server.sidecar.pages import Page, Pages
 
-ALL_PAGES = [value for value in vars(pages).values() if isinstance(value, Page)]
+ALL_PAGES = list(Pages().pages.values())
 
 
 def rendered(page: Page) -> str:
@@ -18,22 +17,22 @@ def rendered(page: Page) -> str:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_says_what_happened_and_what_to_do_next(page: Page) -> None:
+def test_a_page_shows_its_texts(page: Page) -> None:
     html = rendered(page)
 
-    for text in (page.title, page.happened, page.next_step):
+    for text in (page.title, page.message, page.next_step):
         assert f">{text}<" in html
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_loads_nothing_and_runs_nothing(page: Page) -> None:
+def test_a_page_loads_and_runs_nothing(page: Page) -> None:
     html = rendered(page)
 
     assert not re.search(r"<script|<link|<img|<form|<iframe|\son\w+=|\shref=|\ssrc=|style=|url\(|@import", html)
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_the_policy_allows_the_style_of_the_page_and_nothing_else(page: Page) -> None:
+def test_the_policy_allows_only_the_style_of_the_page(page: Page) -> None:
     styles = re.findall(r"<style>(.*?)</style>", rendered(page), re.DOTALL)
 
     assert len(styles) == 1
@@ -43,9 +42,15 @@ def test_the_policy_allows_the_style_of_the_page_and_nothing_else(page: Page) ->
     )
 
 
-def test_even_a_hostile_text_of_our_own_would_be_escaped() -> None:
+def test_texts_are_escaped() -> None:
     html = rendered(Page("done", "</title><script>", "<img src=x onerror=alert(1)>", "\"'&{{ 7 * 7 }}"))
 
     assert "<script" not in html
     assert "<img" not in html
     assert "&#34;&#39;&amp;{{ 7 * 7 }}" in html
+
+
+def test_no_error_selects_two_pages() -> None:
+    errors = [error for page in ALL_PAGES for error in page.errors]
+
+    assert len(errors) == len(set(errors))

@@ -1,8 +1,8 @@
-"""Who gets a page, and who gets JSON."""
+"""Content negotiation: browsers get pages, programs get JSON."""
 
 import pytest
 
-from integration_server.sidecar.content_negotiation import wants_html
+from integration_server.sidecar.responses import wants_html
 
 
 @pytest.mark.parametrize(
