@@ -228,7 +228,7 @@ async def running_server(
         ]
         if settings.credentials_cache_size:
             jobs.append((cached_lookup.poll, POLL_INTERVAL))
-        if settings.data_key_max_age is not None:
+        if settings.data_key_max_age:
             activation_delay, max_age = settings.data_key_activation, settings.data_key_max_age
             by_age = rotation_by_age(database, keyring, trail, clock, activation_delay, max_age)
             jobs.append((by_age.poll, _ROTATION_INTERVAL))
@@ -270,7 +270,7 @@ def build_service(
     """
     integrations = stores.integrations
     cipher = CredentialCipher(aead)
-    schedule = Schedule(settings.refresh_buffer, settings.health_check_interval, jitter)
+    schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
     refresher = TokenRefresher(
         integrations,
@@ -328,7 +328,7 @@ def build_service(
         tasks,
         clock,
         ProxyLimits(
-            timedelta(seconds=settings.proxy_timeout_seconds),
+            settings.proxy_timeout,
             settings.proxy_max_request_bytes,
             settings.max_response_bytes,
         ),
@@ -346,7 +346,7 @@ def build_service(
             tasks,
             clock,
             random_token,
-            skip_confirmation=bool(settings.skip_confirmation),
+            skip_confirmation=settings.skip_confirmation,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
         integration_manager=IntegrationManager(integrations, providers, aead, clock),

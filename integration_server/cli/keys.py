@@ -116,7 +116,7 @@ async def _add_key(settings: Settings) -> None:
         keyring = await open_keyring(database, keys)
         key_id = await keyring.add_data_key(settings.data_key_activation)
         await _record_audit(database, keyring, f"add {key_id}")
-    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
+    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation.total_seconds():g} seconds from now on.")
 
 
 async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
