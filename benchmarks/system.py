@@ -21,7 +21,7 @@ from sqlalchemy import insert, select
 
 from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, Grant, Provider, running_provider
-from integration_server.bootstrap import build_providers
+from integration_server.bootstrap import build_providers, open_storage
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
@@ -30,11 +30,8 @@ from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.settings import Settings
-from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations, new_integration_values
-from integration_server.storage.keyring import open_keyring
 from integration_server.storage.tables import integrations
-from integration_server.wiring.keys import open_key_encryptions
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
@@ -164,13 +161,12 @@ async def seed(
     """
     grants = await system.provider.issue_grants(integration_type, len(expire_times))
     settings = Settings.from_environment(system.environment)
-    assert settings.encryption_key is not None
     providers = build_providers(settings, system.environment, ProviderHttp(utc_now, dev_mode=True))
-    async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, await open_key_encryptions(settings, settings.encryption_key))
+    async with open_storage(settings) as storage:
+        database = storage.database
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
         account_linker = AccountLinker(
-            SqlIntegrations(database), providers, CredentialCipher(keyring), utc_now, schedule
+            SqlIntegrations(database), providers, CredentialCipher(storage.keyring), utc_now, schedule
         )
         rows = [
             await _row(account_linker, integration_type, number, grant, expire_time, lifetime)

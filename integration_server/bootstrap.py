@@ -1,6 +1,7 @@
-"""The whole object graph on one page: what there is, what it is made of, and what it does by itself.
+"""The composition root: the whole object graph on one page.
 
-Parts that take some choosing are put together in `wiring/`.
+`running_server` is the server, `build_service` the use cases, `open_storage` the database with its keyring, which the
+commands use too. `wiring/` builds the parts that need selection.
 """
 
 import asyncio
@@ -69,6 +70,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.key_encryption import KeyEncryptionKeys
 from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
 from integration_server.storage.refresh_leases import SqlRefreshLeases
@@ -83,20 +85,20 @@ from integration_server.wiring.sidecar import running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
 
-Register = Callable[[ProviderFactory], None]
+RegisterProviders = Callable[[ProviderFactory], None]
 PeriodicJob = tuple[Callable[[], Awaitable[object]], timedelta]
-"""What is done again and again, and how often."""
+"""A function and the interval between its calls."""
 
-_SWEEP_INTERVAL = timedelta(seconds=30)  # abandoned connections go within this time of their end
-_POLL_INTERVAL = timedelta(seconds=0.5)  # readiness follows the database within this time, and that of a look
-_DUE_WORK_INTERVAL = timedelta(seconds=1)  # what is due, or waited for the database, is begun within this time
-_RETENTION_INTERVAL = timedelta(minutes=10)  # checks that are too old
-_ROTATION_INTERVAL = timedelta(seconds=30)  # a data key that is too old is seen within this time
+_SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authorization attempts
+_POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may change
+_DUE_WORK_INTERVAL = timedelta(seconds=1)
+_RETENTION_INTERVAL = timedelta(minutes=10)
+_ROTATION_INTERVAL = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A server that is up, and where."""
+class ServerAddresses:
+    """The addresses at which a running server is reached."""
 
     grpc_address: str
     sidecar_url: str
@@ -104,7 +106,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Where things are kept."""
+    """The stores that the use cases read and write."""
 
     integrations: IntegrationStore
     history: HealthHistory
@@ -120,7 +122,7 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the service can do when it is called, and what it does by itself."""
+    """The use cases and the background work."""
 
     use_cases: UseCases
     google_calendar: GoogleCalendar
@@ -129,11 +131,28 @@ class Service:
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
-"""Makes the stores over a database; they tell at once which integration they change."""
+"""Builds the stores over a database. They report each integration that they change to the callback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """An open database, and the keyring that encrypts and decrypts its values."""
+
+    database: Database
+    keys: KeyEncryptionKeys
+    keyring: Keyring
+
+
+@asynccontextmanager
+async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
+    """Open the database and its keyring. Raises `KeyringError` or `StoreUnavailable`."""
+    keys = await open_key_encryptions(settings)
+    async with open_database(settings.database_url, pool_size=settings.database_pool_size) as database:
+        yield Storage(database, keys, await open_keyring(database, keys))
 
 
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
-    """All of them in the database, but for what is kept on disk while it is away."""
+    """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
     return Stores(
         SqlIntegrations(database, on_change),
         SqlHealthHistory(database),
@@ -153,9 +172,9 @@ def build_providers(
     environment: Mapping[str, str],
     http: ProviderHttp,
     clock: Clock = utc_now,
-    extra: Sequence[Register] = (),
+    extra: Sequence[RegisterProviders] = (),
 ) -> ProviderRegistry:
-    """All providers that this server knows."""
+    """The registered providers and the extra ones, configured. Raises `ProvidersError`."""
     factory = registered_providers(settings)
     for register in extra:
         register(factory)
@@ -163,7 +182,7 @@ def build_providers(
 
 
 def registered_providers(settings: Settings) -> ProviderFactory:
-    """Those that are built in, from packages, and from `PROVIDERS_DIR`. Raises `ProvidersError`."""
+    """The built-in providers, those of plugins and those of `PROVIDERS_DIR`. Raises `ProvidersError`."""
     factory = ProviderFactory()
     for module in BUILT_IN:
         module.register(factory)
@@ -178,20 +197,23 @@ async def running_server(
     settings: Settings,
     environment: Mapping[str, str],
     *,
-    key: bytes | None,
-    extra_providers: Sequence[Register] = (),
+    extra_providers: Sequence[RegisterProviders] = (),
     clock: Clock = utc_now,
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
-) -> AsyncIterator[Running]:
-    """The gRPC server and its sidecar, up until left: then NOT_SERVING first, and calls in flight finish."""
+) -> AsyncIterator[ServerAddresses]:
+    """Run the gRPC server and its sidecar. On exit the health service reports NOT_SERVING and calls get time to finish.
+
+    `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
+    `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
+    """
     await asyncio.to_thread(require_writable, settings.refresh_journal_dir)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         http = await enter(ProviderHttp(clock, dev_mode=settings.dev_mode, deadline=settings.provider_timeout))
         providers = build_providers(settings, environment, http, clock, extra_providers)
-        database = await enter(open_database(settings.database_url, pool_size=settings.database_pool_size))
-        keyring = await open_keyring(database, await open_key_encryptions(settings, key))
+        storage = await enter(open_storage(settings))
+        database, keyring = storage.database, storage.keyring
         trail = await enter(AuditTrail(SqlAuditLog(database, keyring)))
         tasks = await enter(server_tasks())
         cache, change_feed = RaceSafeCache(settings.credentials_cache_size, monotonic), SqlChangeFeed(database)
@@ -228,7 +250,7 @@ async def running_server(
         ]
         if settings.credentials_cache_size:
             jobs.append((cached_lookup.poll, POLL_INTERVAL))
-        if settings.data_key_max_age is not None:
+        if settings.data_key_max_age:
             activation_delay, max_age = settings.data_key_activation, settings.data_key_max_age
             by_age = rotation_by_age(database, keyring, trail, clock, activation_delay, max_age)
             jobs.append((by_age.poll, _ROTATION_INTERVAL))
@@ -241,7 +263,7 @@ async def running_server(
         sidecar_url = await enter(running_sidecar(settings, grpc_address))
         stack.callback(use_cases.event_stream.drain)
         stack.callback(health.drain)
-        yield Running(str(grpc_address), sidecar_url)
+        yield ServerAddresses(str(grpc_address), sidecar_url)
 
 
 def build_service(
@@ -263,14 +285,15 @@ def build_service(
     revocation_wait: timedelta = timedelta(seconds=3),
     heartbeat: timedelta = timedelta(seconds=15),
 ) -> Service:
-    """The use cases over these parts, and the background jobs.
+    """Build the use cases and the background work.
 
-    The keyword arguments are constants of the server. `revocation_wait` is how long a caller that disconnects waits
-    for the provider, `heartbeat` the interval between cursors of a quiet event stream.
+    `lookup` finds integrations for `GetCredentials`, cached or not. The keyword arguments are constants of the server,
+    which tests replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the
+    interval between cursors of a quiet event stream.
     """
     integrations = stores.integrations
     cipher = CredentialCipher(aead)
-    schedule = Schedule(settings.refresh_buffer, settings.health_check_interval, jitter)
+    schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
     refresher = TokenRefresher(
         integrations,
@@ -328,7 +351,7 @@ def build_service(
         tasks,
         clock,
         ProxyLimits(
-            timedelta(seconds=settings.proxy_timeout_seconds),
+            settings.proxy_timeout,
             settings.proxy_max_request_bytes,
             settings.max_response_bytes,
         ),
@@ -346,7 +369,7 @@ def build_service(
             tasks,
             clock,
             random_token,
-            skip_confirmation=bool(settings.skip_confirmation),
+            skip_confirmation=settings.skip_confirmation,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
         integration_manager=IntegrationManager(integrations, providers, aead, clock),
@@ -364,7 +387,7 @@ def build_service(
             trail.enqueue,
             retention=settings.webhook_retention,
         ),
-        # Payloads are most of a message, not all of it.
+        # The payloads of a page leave room for the other fields of the message.
         webhook_delivery=WebhookDelivery(
             integrations, stores.inbox, aead, max_page_bytes=settings.grpc_max_message_bytes * 3 // 4
         ),
@@ -380,7 +403,7 @@ def build_service(
             job, handler, stores.due_work, providers, clock, jitter, limits=limits, claim_duration=claim_duration
         )
         for job, handler, claim_duration in (
-            # Longer than waiting for another's refresh, and the refresh, take together.
+            # Longer than waiting for the lease of another process and the refresh take together.
             (JobKind.REFRESH, refresher.refresh_proactively, 3 * settings.refresh_lease),
             (JobKind.CHECK, health_checker.check_due, 3 * settings.health_check_timeout),
         )
@@ -390,11 +413,11 @@ def build_service(
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:
-    """Whether the database answers, and every data key in it can be opened here."""
+    """Whether the database responds and this process can unwrap every data key in it."""
     try:
         await integrations.ping()
         await keyring.reload()
-    except Exception as error:  # whatever it is: who cannot tell is not ready
+    except Exception as error:  # any failure means not ready
         first_line = str(error).partition("\n")[0]
         structlog.get_logger(__name__).warning("not_ready", kind=type(error).__name__, message=first_line)
         return False

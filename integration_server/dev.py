@@ -1,7 +1,7 @@
-"""A whole system for development: the server in dev mode, a sandbox provider, and one account connected.
+"""The command `dev`: the server in dev mode, a sandbox provider and connected sample accounts.
 
-The sample account is connected as a person would do it: over the provider's page and the sidecar's callback. Where
-callers are authenticated nothing is connected: what is here has no name that a policy could know.
+The sample accounts are connected over the OAuth flow, with the provider's page and the sidecar's callback. If callers
+must authenticate no account is connected, because this command has no identity that a policy could name.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from integration_server.bootstrap import Running, running_server
+from integration_server.bootstrap import ServerAddresses, running_server
 from integration_server.lifecycle import AddressTaken
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
@@ -27,19 +27,18 @@ from integrations.v1 import integration_pb2, integration_service_pb2, integratio
 
 SAMPLE_USER = "ada"
 
-_DEADLINE = 10.0  # seconds; everything here is on this machine
+_DEADLINE = 10.0  # seconds; everything runs on this machine
 _CLIENT_ID = "integration-server"
 
 
 async def run_dev(
     settings: Settings,
     environment: Mapping[str, str],
-    key: bytes | None,
     sandbox_address: Address,
     stop: asyncio.Event,
     console: Console,
 ) -> None:
-    """Start everything, connect the sample account, say where what is, and run until told to stop."""
+    """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set."""
     client_secret = secrets.token_urlsafe()
     own_google = bool(environment.get("GOOGLE_CALENDAR_CLIENT_ID"))
     simulated = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
@@ -53,32 +52,35 @@ async def run_dev(
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
-        running = await stack.enter_async_context(
+        addresses = await stack.enter_async_context(
             running_server(
                 settings,
                 {**environment, **client, **secret},
-                key=key,
                 extra_providers=[partial(_register, sandbox_url, simulated)],
             )
         )
-        _print_addresses(console, running, sandbox_url)
+        _print_addresses(console, addresses, sandbox_url)
         if settings.authenticates_callers:
-            console.print("Callers are authenticated: see docs/authentication-and-authorization.md for calls to make.")
+            console.print(
+                "Callers must authenticate: docs/authentication-and-authorization.md shows how to call the server."
+            )
         else:
-            _print_integrations(console, running, [await _connect_sample_account(running, name) for name in simulated])
-        console.print("Ctrl-C stops all of it.")
+            _print_integrations(
+                console, addresses, [await _connect_sample_account(addresses, name) for name in simulated]
+            )
+        console.print("Press Ctrl-C to stop.")
         await stop.wait()
         console.print("Stopping.")
 
 
 def _register(sandbox_url: str, simulated: Sequence[str], factory: ProviderFactory) -> None:
     register_sandbox(factory, sandbox_url)
-    if "google_calendar" in simulated:  # it is not set up in earnest
+    if "google_calendar" in simulated:  # the real one is not configured
         replace_google_calendar(factory, sandbox_url)
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
-    """Declare the sandbox's two types, as a file of `PROVIDERS_DIR` or a Python file would."""
+    """Register the sandbox's integration types: `sandbox` with OAuth and `sandbox_api_key` with an API key."""
 
     class SandboxProvider(OAuth2Provider):
         integration_type = "sandbox"
@@ -106,10 +108,10 @@ def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
 
 
 def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
-    """Have the sandbox play Google Calendar."""
+    """Replace Google Calendar by the sandbox, which simulates its API."""
 
     class SandboxCalendarProvider(GoogleCalendarProvider):
-        display_name = "Google Calendar (played by the sandbox)"
+        display_name = "Google Calendar (simulated by the sandbox)"
         oauth_authorize_url = f"{base_url}/oauth/authorize"
         oauth_token_url = f"{base_url}/oauth/token"
         revoke_url = f"{base_url}/oauth/revoke"
@@ -119,9 +121,9 @@ def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
     factory.replace(SandboxCalendarProvider.integration_type, SandboxCalendarProvider)
 
 
-async def _connect_sample_account(running: Running, integration_type: str) -> integration_pb2.Integration:
-    """What an app does: ask for the address, have the person decide, and let the browser come back."""
-    async with grpc.aio.insecure_channel(running.grpc_address) as channel, httpx.AsyncClient() as browser:
+async def _connect_sample_account(addresses: ServerAddresses, integration_type: str) -> integration_pb2.Integration:
+    """Connect as an application does: get the authorization URL, consent in a browser, follow the callback."""
+    async with grpc.aio.insecure_channel(addresses.grpc_address) as channel, httpx.AsyncClient() as browser:
         service = integration_service_pb2_grpc.IntegrationServiceStub(channel)
         authorization = await service.Connect(
             integration_service_pb2.ConnectRequest(
@@ -130,34 +132,32 @@ async def _connect_sample_account(running: Running, integration_type: str) -> in
             timeout=_DEADLINE,
         )
         response = await browser.get(await decide(browser, authorization.authorization_url), timeout=_DEADLINE)
-        outcome = response.raise_for_status().json()
-        if outcome.get("confirmation_token"):
+        result = response.raise_for_status().json()
+        if result.get("confirmation_token"):
             confirmed = await service.ConfirmConnection(
                 integration_service_pb2.ConfirmConnectionRequest(
-                    confirmation_token=outcome["confirmation_token"], user_id=SAMPLE_USER
+                    confirmation_token=result["confirmation_token"], user_id=SAMPLE_USER
                 ),
                 timeout=_DEADLINE,
             )
-            outcome = {"integration_id": confirmed.integration_id}
+            result = {"integration_id": confirmed.integration_id}
         found = await service.GetIntegration(
-            integration_service_pb2.GetIntegrationRequest(
-                integration_id=outcome["integration_id"], user_id=SAMPLE_USER
-            ),
+            integration_service_pb2.GetIntegrationRequest(integration_id=result["integration_id"], user_id=SAMPLE_USER),
             timeout=_DEADLINE,
         )
         return found.integration
 
 
-def _print_addresses(console: Console, running: Running, sandbox_url: str) -> None:
+def _print_addresses(console: Console, addresses: ServerAddresses, sandbox_url: str) -> None:
     table = Table(title="Running", title_justify="left", show_header=False)
-    table.add_row("gRPC", running.grpc_address)
-    table.add_row("Sidecar (HTTP)", running.sidecar_url)
+    table.add_row("gRPC", addresses.grpc_address)
+    table.add_row("Sidecar (HTTP)", addresses.sidecar_url)
     table.add_row("Sandbox provider", sandbox_url)
     console.print(table)
 
 
 def _print_integrations(
-    console: Console, running: Running, integrations: Sequence[integration_pb2.Integration]
+    console: Console, addresses: ServerAddresses, integrations: Sequence[integration_pb2.Integration]
 ) -> None:
     connected = Table("id", "user", "type", "account", "status", "token expires", title="Integrations")
     connected.title_justify = "left"
@@ -171,22 +171,22 @@ def _print_integrations(
             f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
         )
     console.print(connected)
-    console.print("Next, in another terminal (more of this kind: examples/README.md):\n")
-    console.print(_next_call(running, integrations[0]), highlight=False, soft_wrap=True)
+    console.print("Next, in another terminal (examples/README.md has more examples):\n")
+    console.print(_next_call(addresses, integrations[0]), highlight=False, soft_wrap=True)
 
 
-def _next_call(running: Running, integration: integration_pb2.Integration) -> str:
+def _next_call(addresses: ServerAddresses, integration: integration_pb2.Integration) -> str:
     return f"""\
 .venv/bin/python - <<'END'
 import grpc
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as rpc
 
-service = rpc.IntegrationServiceStub(grpc.insecure_channel("{running.grpc_address}"))
-answer = service.GetCredentials(
+service = rpc.IntegrationServiceStub(grpc.insecure_channel("{addresses.grpc_address}"))
+response = service.GetCredentials(
     pb.GetCredentialsRequest(integration_id={integration.integration_id}, user_id="{integration.user_id}")
 )
-print("headers to send to the provider:", ", ".join(answer.credentials.headers))
-print("good until", answer.credentials.expire_time.ToDatetime(), "UTC")
+print("headers to send to the provider:", ", ".join(response.credentials.headers))
+print("valid until", response.credentials.expire_time.ToDatetime(), "UTC")
 END
 """

@@ -1,35 +1,44 @@
-"""The server's settings: environment variables and `.env`, read once, validated as a whole, frozen.
+"""The server's settings: environment variables and `.env`, parsed once into frozen values and validated as a whole.
 
-All problems are reported at once, and none of the messages quotes a secret. In dev mode (`DEV_MODE=true`) a key is
-made when none is set, the schema is migrated at the start, and plain http is allowed on loopback.
+Types and bounds are checked field by field; conditions over several settings are the rows of `RULES` and
+`SERVER_RULES`. All problems are reported at once. No message quotes a secret.
 """
 
 import ipaddress
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from integration_server.logs import Level
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
 
+T = TypeVar("T")
+
+_RESPONSE_HEADERS_BYTES = 128 * 1024  # a provider may send headers of 100 KiB
+_SECOND, _HOUR, _DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
+_KMS_KEY_ID = re.compile(r"arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+", re.ASCII)
+
+
+class SettingsError(Exception):
+    """The settings are invalid. `problems` has one line for each problem: SETTING: cause; remedy."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
 
 class Address(NamedTuple):
-    """Where to listen."""
+    """A host and a TCP port."""
 
     host: str
     port: int
@@ -37,416 +46,367 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return _is_loopback(self.host)
+
 
 def parse_address(text: str) -> Address:
-    """Read HOST:PORT, an IPv6 host in brackets. Raises `ValueError`."""
+    """Parse HOST:PORT, with an IPv6 host in brackets. Raises `ValueError`."""
     parts = urlsplit(f"//{text}")
     if not parts.hostname or parts.port is None:
         raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051")
     return Address(parts.hostname, parts.port)
 
 
-def _comma_separated(value: object) -> object:
-    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+def is_url(text: str) -> bool:
+    """Whether a setting that takes a path or a URL has a URL."""
+    return "://" in text
+
+
+def read_environment(directory: Path) -> dict[str, str]:
+    """The environment variables, and below them the variables of `.env` in the directory."""
+    from_file = {name: value for name, value in dotenv_values(directory / ".env").items() if value is not None}
+    return {**from_file, **os.environ}
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-class SettingsError(Exception):
-    """What is wrong with the settings, a line a problem."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+# --- types -----------------------------------------------------------------------------------------------------------
 
 
-AddressSetting = Annotated[
-    Address, BeforeValidator(lambda value: parse_address(value) if isinstance(value, str) else value)
+def _from_text(parse: Callable[[str], object]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
+def _split_list(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _parse_duration(unit: timedelta, text: str) -> timedelta:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("must be a number")
+    try:
+        return number * unit
+    except OverflowError:
+        raise ValueError("is too large") from None
+
+
+def _require(is_valid: Callable[[T], bool], message: str) -> AfterValidator:
+    def validate(value: T) -> T:
+        if not is_valid(value):
+            raise ValueError(message.format(value))
+        return value
+
+    return AfterValidator(validate)
+
+
+def _is_browser_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    is_secure = parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or ""))
+    return bool(is_secure and parts.hostname and not parts.fragment)
+
+
+def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:
+    if location is None or not is_url(location):
+        return location is None or Path(location).is_file()
+    parts = urlsplit(location)
+    is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and dev_mode
+    return bool(parts.hostname) and (parts.scheme == "https" or is_local)
+
+
+def _check_database_url(url: str) -> str:
+    parse_database_url(url)
+    return url
+
+
+def _is_redis_url(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("redis", "rediss") and bool(parts.hostname)
+
+
+Seconds = Annotated[timedelta, _from_text(partial(_parse_duration, _SECOND))]
+Hours = Annotated[timedelta, _from_text(partial(_parse_duration, _HOUR))]
+Days = Annotated[timedelta, _from_text(partial(_parse_duration, _DAY))]
+ListenAddress = Annotated[Address, _from_text(parse_address)]
+ExistingFile = Annotated[Path, _require(Path.is_file, "{} is not a file; create it or correct the path")]
+ExistingDirectory = Annotated[Path, _require(Path.is_dir, "{} is not a directory; create it or correct the path")]
+DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
+RedisUrl = Annotated[str, _require(_is_redis_url, "must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")]
+# RFC 6749 §3.1.2: an absolute URI without a fragment.
+BrowserUrl = Annotated[
+    str,
+    _require(_is_browser_url, "{!r} must be an absolute https URL without a fragment; plain http only on loopback"),
 ]
-UrlList = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
-KmsKeyId = Annotated[str, Field(pattern=r"^(arn:[a-z0-9-]+:kms:\S+|alias/[\w/-]+|[0-9A-Za-z-]+)$", max_length=2048)]
-KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], BeforeValidator(_comma_separated)]
-Key = Annotated[bytes, BeforeValidator(lambda value: parse_key(value) if isinstance(value, str) else value)]
-KeyList = Annotated[tuple[Key, ...], BeforeValidator(_comma_separated)]
-# Of public keys only: see rpc/tokens.py.
+BrowserUrlList = Annotated[tuple[BrowserUrl, ...], _from_text(_split_list)]
+Key = Annotated[bytes, _from_text(parse_key)]
+KeyList = Annotated[tuple[Key, ...], _from_text(_split_list)]
+KmsKeyId = Annotated[
+    str,
+    Field(max_length=2048),
+    _require(lambda key_id: bool(_KMS_KEY_ID.fullmatch(key_id)), "must be the ARN or id of a KMS key, or alias/NAME"),
+]
+KmsKeyIdList = Annotated[tuple[KmsKeyId, ...], _from_text(_split_list)]
+# Only algorithms with public keys: see rpc/jwt_verifier.py.
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
 ]
-AlgorithmList = Annotated[tuple[Algorithm, ...], BeforeValidator(_comma_separated)]
+AlgorithmList = Annotated[tuple[Algorithm, ...], _from_text(_split_list), Field(min_length=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def _duration(variable: str, default: timedelta, *, le: timedelta, ge: timedelta = timedelta.resolution) -> timedelta:
+    """A duration. Its variable is a number, and the last word of the variable's name is the unit."""
+    return Field(default=default, alias=variable, ge=ge, le=le)
 
 
 class Settings(BaseModel):
-    """One field a setting; its environment variable has the same name in capitals."""
+    """One field for each setting. The environment variable is the field's alias, else its name in capitals.
 
-    model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True, validate_default=True)
+    `.env.example` states the purpose of each.
+    """
+
+    model_config = ConfigDict(frozen=True, alias_generator=str.upper, populate_by_name=True)
 
     dev_mode: bool = False
-    database_url: str = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may have a password in it
+    database_url: DatabaseUrl = Field(default=DEFAULT_DATABASE_URL, repr=False)  # may contain a password
     database_pool_size: Annotated[int, Field(ge=1, le=100)] = 5
     credentials_cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    tls_client_ca_file: Path | None = None
+    tls_cert_file: ExistingFile | None = None
+    tls_key_file: ExistingFile | None = None
+    tls_client_ca_file: ExistingFile | None = None
     jwt_jwks: str | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     user_jwt_jwks: str | None = None
     user_jwt_issuer: str | None = None
     user_jwt_audience: str | None = None
-    jwt_algorithms: Annotated[AlgorithmList, Field(min_length=1)] = ("RS256", "ES256")
-    jwt_leeway_seconds: Annotated[int, Field(ge=0, le=300)] = 30
-    policy_file: Path | None = None
+    jwt_algorithms: AlgorithmList = ("RS256", "ES256")
+    jwt_leeway: Seconds = _duration("JWT_LEEWAY_SECONDS", 30 * _SECOND, ge=0 * _SECOND, le=300 * _SECOND)
+    policy_file: ExistingFile | None = None
     health_allow_unauthenticated: bool = False
     kms_key_id: KmsKeyId | None = None
     kms_key_ids_retired: KmsKeyIdList = ()
     encryption_key: Key | None = Field(default=None, repr=False)
     encryption_keys_retired: KeyList = Field(default=(), repr=False)
-    data_key_max_age_days: Annotated[float, Field(ge=0, le=3650)] = 90
-    # Longer than a server may take to see that it cannot read the data keys: a second and the database's timeouts.
-    data_key_activation_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
-    grpc_address: AddressSetting = Address("127.0.0.1", 50051)
-    sidecar_tls_ca_file: Path | None = None
-    sidecar_tls_cert_file: Path | None = None
-    sidecar_tls_key_file: Path | None = None
+    data_key_max_age: Days = _duration("DATA_KEY_MAX_AGE_DAYS", 90 * _DAY, ge=0 * _DAY, le=3650 * _DAY)  # 0: unlimited
+    # Longer than a server needs to notice that it cannot read the data keys: a second and the database's timeouts.
+    data_key_activation: Seconds = _duration("DATA_KEY_ACTIVATION_SECONDS", 30 * _SECOND, ge=_SECOND, le=_HOUR)
+    grpc_address: ListenAddress = Address("127.0.0.1", 50051)
+    sidecar_tls_ca_file: ExistingFile | None = None
+    sidecar_tls_cert_file: ExistingFile | None = None
+    sidecar_tls_key_file: ExistingFile | None = None
     sidecar_tls_server_name: str | None = None
-    sidecar_token_file: Path | None = None
-    sidecar_address: AddressSetting = Address("127.0.0.1", 8080)
-    public_url: str = ""
-    allowed_redirect_uris: UrlList = ()
-    allowed_return_urls: UrlList = ()
-    providers_dir: Path | None = None
-    skip_confirmation: bool | None = None
+    sidecar_token_file: ExistingFile | None = None
+    sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
+    public_url: BrowserUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
+    allowed_redirect_uris: BrowserUrlList = ()
+    allowed_return_urls: BrowserUrlList = ()
+    providers_dir: ExistingDirectory | None = None
+    skip_confirmation: bool = Field(default_factory=lambda data: data["dev_mode"])
     log_level: Level = "INFO"
-    refresh_buffer_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
-    provider_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 10
-    # Longer than a call to a provider and the commit after it; a crashed server's refresh is free after it.
-    refresh_lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    refresh_buffer: Seconds = _duration("REFRESH_BUFFER_SECONDS", 300 * _SECOND, ge=0 * _SECOND, le=_DAY)
+    provider_timeout: Seconds = _duration("PROVIDER_TIMEOUT_SECONDS", 10 * _SECOND, le=60 * _SECOND)
+    # Longer than a call to a provider and the commit after it. It delays the takeover from a crashed server.
+    refresh_lease: Seconds = _duration("REFRESH_LEASE_SECONDS", 30 * _SECOND, ge=_SECOND, le=_HOUR)
     refresh_journal_dir: Path = Path("data/refresh-journal")
-    revocation_give_up_hours: Annotated[float, Field(gt=0, le=8760)] = 72
-    health_check_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
-    health_check_interval_seconds: Annotated[float, Field(ge=0, le=30 * 86_400)] = 900  # 0: only when asked
-    health_history_days: Annotated[float, Field(gt=0, le=3650)] = 30
-    webhook_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
-    webhook_secret_grace_hours: Annotated[float, Field(ge=0, le=720)] = 24
-    event_retention_days: Annotated[float, Field(gt=0, le=365)] = 7
+    revocation_give_up: Hours = _duration("REVOCATION_GIVE_UP_HOURS", 72 * _HOUR, le=8760 * _HOUR)
+    health_check_timeout: Seconds = _duration("HEALTH_CHECK_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)
+    # 0: only on request.
+    health_check_interval: Seconds = _duration(
+        "HEALTH_CHECK_INTERVAL_SECONDS", 900 * _SECOND, ge=0 * _SECOND, le=30 * _DAY
+    )
+    health_history: Days = _duration("HEALTH_HISTORY_DAYS", 30 * _DAY, le=3650 * _DAY)
+    webhook_retention: Days = _duration("WEBHOOK_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
+    webhook_secret_grace: Hours = _duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * _HOUR, ge=0 * _HOUR, le=720 * _HOUR)
+    event_retention: Days = _duration("EVENT_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
     background_calls_per_provider: Annotated[int, Field(ge=1, le=1000)] = 8
     background_calls_per_second: Annotated[float, Field(gt=0, le=10_000)] = 40
-    proxy_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 30  # where the caller sets no deadline
+    proxy_timeout: Seconds = _duration("PROXY_TIMEOUT_SECONDS", 30 * _SECOND, le=_HOUR)
     proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
     proxy_max_response_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
-    rate_limit_redis_url: str | None = Field(default=None, repr=False)  # may have a password in it
-    shutdown_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20
+    rate_limit_redis_url: RedisUrl | None = Field(default=None, repr=False)  # may contain a password
+    shutdown_grace: Seconds = _duration("SHUTDOWN_GRACE_SECONDS", 20 * _SECOND, ge=0 * _SECOND, le=_HOUR)
 
-    # Limits: docs/limits.md. A caller's calls at a time leave room for a thousand who wait for one refresh.
-    caller_max_concurrency: Annotated[int, Field(ge=1, le=1_000_000)] = 2_000
-    caller_max_calls_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 3_000
-    grpc_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
-    grpc_max_streams_per_connection: Annotated[int, Field(ge=1, le=1_000_000)] = 1_000
+    # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.
+    caller_max_concurrency: Count = 2_000
+    caller_max_calls_per_second: Count = 3_000
+    grpc_max_connections: Count = 1_000
+    grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
     grpc_max_metadata_bytes: Annotated[int, Field(ge=4 * 1024, le=1024 * 1024)] = 16 * 1024
-    grpc_handshake_seconds: Annotated[float, Field(gt=0, le=300)] = 10
-    grpc_read_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 20
-    grpc_connection_idle_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120
-    grpc_connection_age_seconds: Annotated[float, Field(gt=0, le=604_800)] = 1_800
-    sidecar_max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    grpc_handshake: Seconds = _duration("GRPC_HANDSHAKE_SECONDS", 10 * _SECOND, le=300 * _SECOND)
+    grpc_read_timeout: Seconds = _duration("GRPC_READ_TIMEOUT_SECONDS", 20 * _SECOND, le=300 * _SECOND)
+    grpc_connection_idle: Seconds = _duration("GRPC_CONNECTION_IDLE_SECONDS", 120 * _SECOND, le=_DAY)
+    grpc_connection_age: Seconds = _duration("GRPC_CONNECTION_AGE_SECONDS", 1_800 * _SECOND, le=7 * _DAY)
+    sidecar_max_connections: Count = 500
     sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
-    sidecar_header_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 10
-    sidecar_body_timeout_seconds: Annotated[float, Field(gt=0, le=300)] = 20
-    sidecar_keepalive_seconds: Annotated[int, Field(ge=1, le=3600)] = 75
+    sidecar_header_timeout: Seconds = _duration("SIDECAR_HEADER_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)
+    sidecar_body_timeout: Seconds = _duration("SIDECAR_BODY_TIMEOUT_SECONDS", 20 * _SECOND, le=300 * _SECOND)
+    sidecar_keepalive: Seconds = _duration("SIDECAR_KEEPALIVE_SECONDS", 75 * _SECOND, ge=_SECOND, le=_HOUR)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str], *, needs_key: bool = True) -> Self:
-        """The settings in these variables; empty ones count as not set. Raises `SettingsError`."""
+        """The settings in these variables. An empty variable counts as not set. Raises `SettingsError`.
+
+        `needs_key=False` is for commands that neither decrypt nor serve gRPC: `SERVER_RULES` are not checked.
+        """
         given = {name: value for name, value in environment.items() if value}
+        problems: dict[str, list[str]] = {}
         try:
-            return cls.model_validate(given, context={"needs_key": needs_key})
+            settings = cls.model_validate(given)
         except ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise SettingsError([f"{_name(p['loc'])}: {_problem_text(p['msg'])}" for p in problems]) from None
-
-    @field_validator("database_url")
-    @classmethod
-    def _validate_database_url(cls, value: str) -> str:
-        parse_database_url(value)
-        return value
-
-    @field_validator("encryption_key")
-    @classmethod
-    def _require_encryption_key(cls, value: bytes | None, info: ValidationInfo) -> bytes | None:
-        has_other_key = info.data.get("dev_mode") or info.data.get("kms_key_id") is not None
-        if value is None and _requires_key(info) and not has_other_key:
-            raise ValueError("is not set; make one with: openssl rand -base64 32")
-        return value
-
-    @field_validator("tls_cert_file", "tls_client_ca_file", "policy_file")
-    @classmethod
-    def _validate_file(cls, value: Path | None) -> Path | None:
-        return _require_file(value)
-
-    @field_validator("tls_key_file", "sidecar_tls_key_file")
-    @classmethod
-    def _validate_tls_pair(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = str(info.field_name).replace("key", "cert")
-        if certificate in info.data and (value is None) != (info.data[certificate] is None):
-            raise ValueError(f"and {certificate.upper()} go together: set both or none")
-        return _require_file(value)
-
-    @field_validator("tls_client_ca_file")
-    @classmethod
-    def _validate_client_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and info.data.get("tls_cert_file", value) is None:
-            raise ValueError("needs TLS_CERT_FILE and TLS_KEY_FILE")
-        return value
-
-    @field_validator("jwt_jwks", "user_jwt_jwks")
-    @classmethod
-    def _validate_jwks(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None or is_url(value):
-            return None if value is None else _require_jwks_url(value, info)
-        _require_file(Path(value))
-        return value
-
-    @field_validator("jwt_issuer", "jwt_audience", "user_jwt_issuer", "user_jwt_audience")
-    @classmethod
-    def _validate_issuer(cls, value: str | None, info: ValidationInfo) -> str | None:
-        keys = f"{str(info.field_name).rpartition('_')[0]}_jwks"
-        if keys in info.data and (value is None) != (info.data[keys] is None):
-            raise ValueError(f"and {keys.upper()} go together: set both or none")
-        return value
-
-    @field_validator("user_jwt_audience")
-    @classmethod
-    def _validate_user_audience(cls, value: str | None, info: ValidationInfo) -> str | None:
-        services = info.data.get("jwt_issuer"), info.data.get("jwt_audience")
-        if value is not None and (info.data.get("user_jwt_issuer"), value) == services:
-            raise ValueError("must differ from JWT_AUDIENCE where the issuer is the same, to tell users from services")
-        return value
-
-    @field_validator("policy_file")
-    @classmethod
-    def _validate_policy_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and _authenticates(info):
-            raise ValueError("is not set: it says what callers may do, and nothing is allowed without it")
-        ways = ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks")
-        if value is not None and not _authenticates(info) and all(way in info.data for way in ways):
-            raise ValueError("needs a way to know callers: TLS_CLIENT_CA_FILE, JWT_JWKS or USER_JWT_JWKS")
-        return value
-
-    @field_validator("grpc_address")
-    @classmethod
-    def _validate_grpc_address(cls, value: Address, info: ValidationInfo) -> Address:
-        if _is_loopback(value.host) or not _requires_key(info):
-            return value
-        # Whoever can connect may name any user: without authentication of callers, only this machine can.
-        if not _authenticates(info):
-            raise ValueError("must be a loopback address while callers are not authenticated")
-        if info.data.get("tls_cert_file") is None:
-            raise ValueError("must be a loopback address without TLS_CERT_FILE: tokens would travel in the clear")
-        return value
-
-    @field_validator("sidecar_tls_ca_file")
-    @classmethod
-    def _require_sidecar_ca(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and info.data.get("tls_cert_file") is not None and _requires_key(info):
-            raise ValueError("is not set: the sidecar needs it to know the server, which has TLS_CERT_FILE")
-        return _require_file(value)
-
-    @field_validator("sidecar_tls_cert_file")
-    @classmethod
-    def _require_sidecar_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is None and info.data.get("tls_client_ca_file") is not None and _requires_key(info):
-            raise ValueError("is not set: the sidecar is a caller too, and TLS_CLIENT_CA_FILE wants certificates")
-        return _require_file(value)
-
-    @field_validator("sidecar_token_file")
-    @classmethod
-    def _require_sidecar_token(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if (
-            value is None
-            and _authenticates(info)
-            and info.data.get("tls_client_ca_file") is None
-            and _requires_key(info)
-        ):
-            raise ValueError("is not set: the sidecar is a caller too, and without TLS_CLIENT_CA_FILE it needs a token")
-        in_the_clear = info.data.get("sidecar_tls_ca_file", ...) is None
-        if value is not None and in_the_clear and not _is_loopback(info.data.get("grpc_address", _LOOPBACK).host):
-            raise ValueError("needs SIDECAR_TLS_CA_FILE: to GRPC_ADDRESS it would travel in the clear")
-        return _require_file(value)
-
-    @field_validator("public_url")
-    @classmethod
-    def _default_public_url(cls, value: str, info: ValidationInfo) -> str:
-        if not value and "sidecar_address" not in info.data:
-            return value  # it is wrong itself, and told so
-        return _require_browser_url(value or f"http://{info.data['sidecar_address']}", info)
-
-    @field_validator("allowed_redirect_uris", "allowed_return_urls")
-    @classmethod
-    def _validate_browser_urls(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        return tuple(_require_browser_url(url, info) for url in value)
-
-    @field_validator("providers_dir")
-    @classmethod
-    def _validate_providers_dir(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
-            raise ValueError(f"{value} is not a directory")
-        return value
-
-    @field_validator("skip_confirmation")
-    @classmethod
-    def _default_skip_confirmation(cls, value: bool | None, info: ValidationInfo) -> bool:
-        return bool(info.data.get("dev_mode")) if value is None else value
-
-    @field_validator("rate_limit_redis_url")
-    @classmethod
-    def _validate_redis_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ValueError("must be redis://HOST:PORT/DATABASE, or rediss:// for TLS")
-        return value
+            for problem in error.errors(include_url=False, include_context=False, include_input=False):
+                variable = str(problem["loc"][0])
+                if variable in given:  # otherwise its default depends on a setting that is invalid
+                    text = f"{_location(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+                    problems.setdefault(variable, []).append(text)
+            settings = cls.model_validate({name: value for name, value in given.items() if name not in problems})
+        for rule in (*(SERVER_RULES if needs_key else ()), *RULES):
+            if problems.keys().isdisjoint(rule.variables) and rule.is_broken(settings):
+                problems[rule.variables[0]] = [f"{rule.variables[0]}: {rule.message}"]
+        if problems:
+            order = [field.alias for field in cls.model_fields.values()]
+            raise SettingsError([text for name in sorted(problems, key=order.index) for text in problems[name]])
+        return settings
 
     @property
     def authenticates_callers(self) -> bool:
-        """Whether callers must show who they are."""
+        """Whether callers must authenticate."""
         return self.policy_file is not None
 
     @property
-    def jwt_leeway(self) -> timedelta:
-        """How far the clocks of issuers of tokens may be off."""
-        return timedelta(seconds=self.jwt_leeway_seconds)
-
-    @property
-    def refresh_buffer(self) -> timedelta:
-        """How long before its end a token is renewed."""
-        return timedelta(seconds=self.refresh_buffer_seconds)
-
-    @property
-    def refresh_lease(self) -> timedelta:
-        """How long one server has a refresh to itself."""
-        return timedelta(seconds=self.refresh_lease_seconds)
-
-    @property
-    def revocation_give_up(self) -> timedelta:
-        """How long it is tried to revoke what was disconnected."""
-        return timedelta(hours=self.revocation_give_up_hours)
-
-    @property
-    def data_key_max_age(self) -> timedelta | None:
-        """How old a data key may become before a server replaces it; None for as old as it likes."""
-        return timedelta(days=self.data_key_max_age_days) if self.data_key_max_age_days else None
-
-    @property
-    def data_key_activation(self) -> timedelta:
-        """How long a data key is known before it is used."""
-        return timedelta(seconds=self.data_key_activation_seconds)
-
-    @property
-    def shutdown_grace(self) -> timedelta:
-        """How long calls in flight may take after a signal to stop."""
-        return timedelta(seconds=self.shutdown_grace_seconds)
-
-    @property
-    def provider_timeout(self) -> timedelta:
-        """What one call to a provider may take, from connecting to the last byte."""
-        return timedelta(seconds=self.provider_timeout_seconds)
+    def has_authentication_method(self) -> bool:
+        """Whether there is a way to authenticate callers: client certificates or tokens."""
+        return any((self.tls_client_ca_file, self.jwt_jwks, self.user_jwt_jwks))
 
     @property
     def max_response_bytes(self) -> int:
-        """Bytes that the body of a provider's answer may have: with its headers it must fit into a message."""
+        """The largest body of a provider's response, in bytes. With its headers it fits into one gRPC message."""
         return min(self.proxy_max_response_bytes, max(1, self.grpc_max_message_bytes - _RESPONSE_HEADERS_BYTES))
 
-    @property
-    def health_check_timeout(self) -> timedelta:
-        """What one provider may take for a health check."""
-        return timedelta(seconds=self.health_check_timeout_seconds)
 
-    @property
-    def health_check_interval(self) -> timedelta | None:
-        """How long after a check the next one comes; None: only when asked for."""
-        return timedelta(seconds=self.health_check_interval_seconds) if self.health_check_interval_seconds else None
-
-    @property
-    def health_history(self) -> timedelta:
-        """How long checks are kept."""
-        return timedelta(days=self.health_history_days)
-
-    @property
-    def webhook_retention(self) -> timedelta:
-        """How long what webhooks have brought is kept, read or not."""
-        return timedelta(days=self.webhook_retention_days)
-
-    @property
-    def webhook_secret_grace(self) -> timedelta:
-        """How long a webhook secret stays good after a new one is set."""
-        return timedelta(hours=self.webhook_secret_grace_hours)
-
-    @property
-    def event_retention(self) -> timedelta:
-        """How old a cursor of those who watch may become."""
-        return timedelta(days=self.event_retention_days)
+def _location(location: tuple[int | str, ...]) -> str:
+    return str(location[0]) + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
 
 
-_LOOPBACK = Address("127.0.0.1", 0)
-_RESPONSE_HEADERS_BYTES = 128 * 1024  # bytes; a provider may send 100 KiB of them
+# --- rules over several settings -------------------------------------------------------------------------------------
 
 
-def is_url(text: str) -> bool:
-    """Whether a setting that takes a path or an address is given an address."""
-    return "://" in text
+class Rule(NamedTuple):
+    """A condition that makes settings invalid.
+
+    `variables` are all that the condition reads; the problem is reported for the first of them. A rule is skipped if
+    one of its variables already has a problem.
+    """
+
+    variables: tuple[str, ...]
+    is_broken: Callable[[Settings], bool]
+    message: str
 
 
-def _requires_key(info: ValidationInfo) -> bool:
-    """Whether the settings are for a command that opens what is stored."""
-    return info.context is None or bool(info.context["needs_key"])
+def _set_together(variable: str, other: str) -> Rule:
+    def is_broken(settings: Settings) -> bool:
+        return (getattr(settings, variable.lower()) is None) != (getattr(settings, other.lower()) is None)
+
+    return Rule((variable, other), is_broken, f"belongs together with {other}; set both or neither")
 
 
-def _authenticates(info: ValidationInfo) -> bool:
-    return any(info.data.get(name) for name in ("tls_client_ca_file", "jwt_jwks", "user_jwt_jwks"))
+_AUTHENTICATION_METHODS = ("TLS_CLIENT_CA_FILE", "JWT_JWKS", "USER_JWT_JWKS")
+_METHODS_TEXT = " or ".join(_AUTHENTICATION_METHODS)
+_JWKS_MESSAGE = "must be an existing file or an https URL; plain http only on loopback in dev mode"
 
+SERVER_RULES = (
+    Rule(
+        ("ENCRYPTION_KEY", "DEV_MODE", "KMS_KEY_ID"),
+        lambda s: s.encryption_key is None and s.kms_key_id is None and not s.dev_mode,
+        "is not set; generate a key with: openssl rand -base64 32",
+    ),
+    # An unauthenticated caller may name any user.
+    Rule(
+        ("GRPC_ADDRESS", *_AUTHENTICATION_METHODS),
+        lambda s: not s.grpc_address.is_loopback and not s.has_authentication_method,
+        f"must be a loopback address while callers are not authenticated; set {_METHODS_TEXT}",
+    ),
+    Rule(
+        ("GRPC_ADDRESS", "TLS_CERT_FILE"),
+        lambda s: not s.grpc_address.is_loopback and s.tls_cert_file is None,
+        "must be a loopback address without TLS, because tokens would be sent unencrypted; set TLS_CERT_FILE",
+    ),
+    Rule(
+        ("SIDECAR_TLS_CA_FILE", "TLS_CERT_FILE"),
+        lambda s: s.sidecar_tls_ca_file is None and s.tls_cert_file is not None,
+        "is not set; the sidecar needs it to verify the certificate in TLS_CERT_FILE",
+    ),
+    Rule(
+        ("SIDECAR_TLS_CERT_FILE", "TLS_CLIENT_CA_FILE"),
+        lambda s: s.sidecar_tls_cert_file is None and s.tls_client_ca_file is not None,
+        "is not set; with TLS_CLIENT_CA_FILE the sidecar needs a client certificate too",
+    ),
+    Rule(
+        ("SIDECAR_TOKEN_FILE", *_AUTHENTICATION_METHODS),
+        lambda s: s.sidecar_token_file is None and s.has_authentication_method and s.tls_client_ca_file is None,
+        "is not set; without TLS_CLIENT_CA_FILE the sidecar needs a token to authenticate",
+    ),
+)
+"""The rules for commands that decrypt or serve gRPC."""
 
-def _require_file(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
-        raise ValueError(f"{path} is not a file")
-    return path
-
-
-def _require_jwks_url(url: str, info: ValidationInfo) -> str:
-    """Where keys are published: who can change what comes from there is whoever it wants to be."""
-    parts = urlsplit(url)
-    is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and info.data.get("dev_mode")
-    if not parts.hostname or (parts.scheme != "https" and not is_local):
-        raise ValueError(f"{url!r} must be https (http only on loopback, in dev mode)")
-    return url
-
-
-def _require_browser_url(url: str, info: ValidationInfo) -> str:
-    """An address that a browser may be sent to: https, or http on loopback, without a fragment (RFC 6749 §3.1.2)."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.fragment:
-        raise ValueError(f"{url!r} is not an absolute http(s) address without a fragment")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        raise ValueError(f"{url!r} must be https, except on loopback")
-    return url
-
-
-def read_environment(directory: Path) -> dict[str, str]:
-    """The environment variables, over those of `.env` in the directory where there is one."""
-    from_file = {name: value for name, value in dotenv_values(directory / ".env").items() if value is not None}
-    return {**from_file, **os.environ}
-
-
-def _name(location: tuple[Any, ...]) -> str:
-    return str(location[0]).upper() + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
-
-
-def _problem_text(message: str) -> str:
-    return message.removeprefix("Value error, ")
+RULES = (
+    _set_together("TLS_KEY_FILE", "TLS_CERT_FILE"),
+    _set_together("SIDECAR_TLS_KEY_FILE", "SIDECAR_TLS_CERT_FILE"),
+    _set_together("JWT_ISSUER", "JWT_JWKS"),
+    _set_together("JWT_AUDIENCE", "JWT_JWKS"),
+    _set_together("USER_JWT_ISSUER", "USER_JWT_JWKS"),
+    _set_together("USER_JWT_AUDIENCE", "USER_JWT_JWKS"),
+    Rule(("JWT_JWKS", "DEV_MODE"), lambda s: not _is_jwks_location(s.jwt_jwks, s.dev_mode), _JWKS_MESSAGE),
+    Rule(("USER_JWT_JWKS", "DEV_MODE"), lambda s: not _is_jwks_location(s.user_jwt_jwks, s.dev_mode), _JWKS_MESSAGE),
+    Rule(
+        ("TLS_CLIENT_CA_FILE", "TLS_CERT_FILE"),
+        lambda s: s.tls_client_ca_file is not None and s.tls_cert_file is None,
+        "client certificates need TLS; set TLS_CERT_FILE and TLS_KEY_FILE",
+    ),
+    Rule(
+        ("USER_JWT_AUDIENCE", "USER_JWT_ISSUER", "JWT_ISSUER", "JWT_AUDIENCE"),
+        lambda s: (
+            s.jwt_audience is not None and (s.user_jwt_issuer, s.user_jwt_audience) == (s.jwt_issuer, s.jwt_audience)
+        ),
+        "users would be indistinguishable from services; use another audience or issuer than JWT_AUDIENCE, JWT_ISSUER",
+    ),
+    Rule(
+        ("POLICY_FILE", *_AUTHENTICATION_METHODS),
+        lambda s: s.policy_file is None and s.has_authentication_method,
+        "is not set, so that every call would be denied; set it to the file that grants permissions to callers",
+    ),
+    Rule(
+        ("POLICY_FILE", *_AUTHENTICATION_METHODS),
+        lambda s: s.policy_file is not None and not s.has_authentication_method,
+        f"a policy needs authenticated callers; set {_METHODS_TEXT}",
+    ),
+    Rule(
+        ("SIDECAR_TOKEN_FILE", "SIDECAR_TLS_CA_FILE", "GRPC_ADDRESS"),
+        lambda s: bool(s.sidecar_token_file) and s.sidecar_tls_ca_file is None and not s.grpc_address.is_loopback,
+        "the token would be sent to GRPC_ADDRESS unencrypted; set SIDECAR_TLS_CA_FILE",
+    ),
+    Rule(
+        ("PUBLIC_URL", "SIDECAR_ADDRESS"),
+        lambda s: not _is_browser_url(s.public_url),
+        "is not set, and SIDECAR_ADDRESS is not loopback; set it to the https URL of the sidecar",
+    ),
+)
+"""The rules for every command."""

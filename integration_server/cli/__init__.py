@@ -1,4 +1,4 @@
-"""The commands. `--help` tells all of them."""
+"""The command line: `python -m integration_server --help` lists the commands."""
 
 import typer
 
@@ -6,10 +6,10 @@ from integration_server.cli import audit, keys, operations, serving
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
+    """Run the command in the process's arguments."""
     app = typer.Typer(
-        help="Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones "
-        "that work. Settings are environment variables, also read from .env; .env.example lists them.",
+        help="Connects users' third-party accounts, stores their credentials encrypted, refreshes them, and returns "
+        "valid ones. Settings are environment variables, also read from .env; .env.example lists them.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -21,7 +21,7 @@ def main() -> None:
     app.command()(operations.types)
     app.command()(operations.expiring)
 
-    keys_app = typer.Typer(help="The keys that credentials are sealed with.", no_args_is_help=True)
+    keys_app = typer.Typer(help="The keys that encrypt credentials.", no_args_is_help=True)
     keys_app.command("show")(keys.show_keys)
     keys_app.command("add")(keys.add_key)
     keys_app.command("rotate")(keys.rotate_keys)
@@ -29,7 +29,7 @@ def main() -> None:
     keys_app.command("remove")(keys.remove_key)
     app.add_typer(keys_app, name="keys")
 
-    audit_app = typer.Typer(help="The record of who did what to which integration.", no_args_is_help=True)
+    audit_app = typer.Typer(help="The audit log of operations on integrations.", no_args_is_help=True)
     audit_app.command("verify")(audit.verify_audit)
     audit_app.command("list")(audit.list_audit)
     app.add_typer(audit_app, name="audit")

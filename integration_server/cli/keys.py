@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from integration_server.cli.shared import fail, load_settings, prepare_database, run
+from integration_server.bootstrap import Storage
+from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.audit import SqlAuditLog
@@ -24,55 +25,15 @@ from integration_server.storage.data_keys import (
 )
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.key_encryption import LocalKey
-from integration_server.storage.keyring import Keyring, open_keyring
 from integration_server.storage.rotation import Rotation, RotationProgress, RotationResult
-from integration_server.wiring.keys import open_key_encryptions
 from integration_server.wiring.system import utc_now
 
 
-def show_keys() -> None:
+@command
+async def show_keys() -> None:
     """List the data keys by id: what each is for, how many values it seals, which key it is wrapped by."""
-    settings, _ = load_settings()
-    run(_show_keys(settings))
-
-
-def add_key() -> None:
-    """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
-    settings, _ = load_settings()
-    run(_add_key(settings))
-
-
-def rotate_keys(
-    new_key: Annotated[bool, typer.Option(help="Without: re-seal with the newest data key what others seal.")] = True,
-) -> None:
-    """Replace the data key: announce one, then re-seal everything with it while servers go on.
-
-    Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
-    """
-    settings, _ = load_settings()
-    run(_rotate_keys(settings, new_key=new_key))
-
-
-def rewrap_keys() -> None:
-    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
-    settings, _ = load_settings()
-    run(_rewrap_keys(settings))
-
-
-def remove_key(
-    data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Also within the day: journaled refreshes and tokens may need it."),
-    ] = False,
-) -> None:
-    """Remove a data key that seals nothing any more, a day after another took its place."""
-    settings, _ = load_settings()
-    run(_remove_key(settings, data_key, force=force))
-
-
-async def _show_keys(settings: Settings) -> None:
-    key = await prepare_database(settings)
+    settings, _ = await load_settings()
+    settings = await prepare_database(settings)
     table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
         for data_key in await describe_data_keys(database):
@@ -88,7 +49,70 @@ async def _show_keys(settings: Settings) -> None:
         Console().print(table)
     else:
         typer.echo("There is no data key yet: the first start of the server makes one.")
-    _print_wrapping_keys(settings, key)
+    _print_wrapping_keys(settings)
+
+
+@command
+async def add_key() -> None:
+    """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
+    settings, _ = await load_settings()
+    async with open_prepared_storage(settings) as storage:
+        key_id = await storage.keyring.add_data_key(settings.data_key_activation)
+        await _record_audit(storage, f"add {key_id}")
+    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation.total_seconds():g} seconds from now on.")
+
+
+@command
+async def rotate_keys(
+    new_key: Annotated[bool, typer.Option(help="Without: re-seal with the newest data key what others seal.")] = True,
+) -> None:
+    """Replace the data key: announce one, then re-seal everything with it while servers go on.
+
+    Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
+    """
+    settings, _ = await load_settings()
+    async with open_prepared_storage(settings) as storage:
+        rotation = Rotation(
+            storage.database,
+            storage.keyring,
+            activation_delay=settings.data_key_activation,
+            record_audit=partial(_record_audit, storage),
+        )
+        with _progress() as progress:
+            rotated = await rotation.rotate(_show_progress(progress), new_key=new_key)
+        _print_rotation(rotated, await _list_removable(storage.database))
+    if rotated.unreadable:
+        fail(
+            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
+            *rotated.unreadable[:10],
+            "Their users have to connect again; `keys remove` refuses until the rows are gone.",
+        )
+
+
+@command
+async def rewrap_keys() -> None:
+    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
+    settings, _ = await load_settings()
+    async with open_prepared_storage(settings) as storage:
+        count = await rewrap(storage.database, storage.keys)
+        await _record_audit(storage, f"rewrap with {storage.keys.current_id}")
+    typer.echo(f"{count} data keys were wrapped again. Key {storage.keys.current_id} wraps all of them now.")
+
+
+@command
+async def remove_key(
+    data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also within the day: journaled refreshes and tokens may need it."),
+    ] = False,
+) -> None:
+    """Remove a data key that seals nothing any more, a day after another took its place."""
+    settings, _ = await load_settings()
+    async with open_prepared_storage(settings) as storage:
+        await remove_data_key(storage.database, data_key, force=force)
+        await _record_audit(storage, f"remove {data_key}")
+    typer.echo(f"Data key {data_key} is removed.")
 
 
 def _describe_use(key: DataKey) -> str:
@@ -99,41 +123,15 @@ def _describe_use(key: DataKey) -> str:
     return f"opens; may be removed from {key.remove_time:%F %T} UTC on"
 
 
-def _print_wrapping_keys(settings: Settings, key: bytes | None) -> None:
+def _print_wrapping_keys(settings: Settings) -> None:
     if settings.kms_key_id is not None:
         typer.echo(f"KMS_KEY_ID is {settings.kms_key_id}.")
     for retired_id in settings.kms_key_ids_retired:
         typer.echo(f"KMS_KEY_IDS_RETIRED has {retired_id}.")
-    if key is not None:
-        typer.echo(f"ENCRYPTION_KEY is key {LocalKey(key).key_id}.")
+    if settings.encryption_key is not None:
+        typer.echo(f"ENCRYPTION_KEY is key {LocalKey(settings.encryption_key).key_id}.")
     for retired in settings.encryption_keys_retired:
         typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {LocalKey(retired).key_id}.")
-
-
-async def _add_key(settings: Settings) -> None:
-    keys = await open_key_encryptions(settings, await prepare_database(settings))
-    async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, keys)
-        key_id = await keyring.add_data_key(settings.data_key_activation)
-        await _record_audit(database, keyring, f"add {key_id}")
-    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation_seconds:g} seconds from now on.")
-
-
-async def _rotate_keys(settings: Settings, *, new_key: bool) -> None:
-    keys = await open_key_encryptions(settings, await prepare_database(settings))
-    async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, keys)
-        record_audit = partial(_record_audit, database, keyring)
-        rotation = Rotation(database, keyring, activation_delay=settings.data_key_activation, record_audit=record_audit)
-        with _progress() as progress:
-            rotated = await rotation.rotate(_show_progress(progress), new_key=new_key)
-        _print_rotation(rotated, await _list_removable(database))
-    if rotated.unreadable:
-        fail(
-            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
-            *rotated.unreadable[:10],
-            "Their users have to connect again; `keys remove` refuses until the rows are gone.",
-        )
 
 
 def _progress() -> Progress:
@@ -168,25 +166,7 @@ async def _list_removable(database: Database) -> Sequence[DataKey]:
     return [key for key in await describe_data_keys(database) if key.remove_time is not None]
 
 
-async def _rewrap_keys(settings: Settings) -> None:
-    keys = await open_key_encryptions(settings, await prepare_database(settings))
-    async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, keys)
-        count = await rewrap(database, keys)
-        await _record_audit(database, keyring, f"rewrap with {keys.current_id}")
-    typer.echo(f"{count} data keys were wrapped again. Key {keys.current_id} wraps all of them now.")
-
-
-async def _remove_key(settings: Settings, key_id: str, *, force: bool) -> None:
-    keys = await open_key_encryptions(settings, await prepare_database(settings))
-    async with open_database(settings.database_url) as database:
-        keyring = await open_keyring(database, keys)
-        await remove_data_key(database, key_id, force=force)
-        await _record_audit(database, keyring, f"remove {key_id}")
-    typer.echo(f"Data key {key_id} is removed.")
-
-
-async def _record_audit(database: Database, keyring: Keyring, description: str) -> None:
+async def _record_audit(storage: Storage, description: str) -> None:
     """Tell the audit log of a change of keys."""
     entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=description)
-    await SqlAuditLog(database, keyring).append([entry])
+    await SqlAuditLog(storage.database, storage.keyring).append([entry])

@@ -1,4 +1,4 @@
-"""What operators do and look up now and then."""
+"""Commands of operators: `migrate`, `types` and `expiring`."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -8,68 +8,61 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from integration_server.bootstrap import build_providers
-from integration_server.cli.shared import fail, load_settings, run
-from integration_server.providers.factory import ProvidersError
+from integration_server.cli.shared import command, load_settings
 from integration_server.providers.http import ProviderHttp
-from integration_server.settings import Settings
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.system import utc_now
 
 
-def migrate() -> None:
-    """Bring the database's schema up to date. Safe to run beside other replicas that do the same."""
-    settings, _ = load_settings(needs_key=False)
-    run(migrate_schema(settings.database_url))
+@command
+async def migrate() -> None:
+    """Migrate the database's schema to the newest version. Concurrent migrations are safe."""
+    settings, _ = await load_settings(needs_key=False)
+    await migrate_schema(settings.database_url)
     typer.echo("The schema is up to date.")
 
 
-def types() -> None:
-    """List the integration types that this server knows, and what they still need."""
-    settings, environment = load_settings(needs_key=False)
-    try:
-        providers = build_providers(settings, environment, ProviderHttp(utc_now))
-    except ProvidersError as error:
-        fail("These providers are wrong:", *error.problems)
+@command
+async def types() -> None:
+    """List the integration types of this server, and the settings that each still needs."""
+    settings, environment = await load_settings(needs_key=False)
     table = Table("type", "name", "auth method", Column("missing settings", overflow="fold"))
-    for provider in providers.all():
+    for provider in build_providers(settings, environment, ProviderHttp(utc_now)).all():
         missing = "\n".join(provider.missing_settings)
         table.add_row(provider.integration_type, provider.display_name, provider.auth_method, missing)
     Console().print(table)
 
 
-def expiring(
-    days: Annotated[float, typer.Option(min=0, help="How far to look ahead.")] = 30,
-    limit: Annotated[int, typer.Option(min=1, help="How many to list at most, the soonest first.")] = 1000,
+@command
+async def expiring(
+    days: Annotated[float, typer.Option(min=0, help="The number of days from now.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of integrations, the soonest first.")] = 1000,
 ) -> None:
-    """List the integrations that will die within some days, unless their users connect them again.
+    """List the integrations whose grant expires within some days, so that their users must connect again.
 
-    They are those whose refresh token has a known end, or whose access token cannot be renewed. Those that are switched
-    off, or dead already, are left out.
+    A grant expires if its refresh token has a known expiry, or if its access token cannot be refreshed. Inactive and
+    expired integrations are not listed.
     """
-    settings, _ = load_settings(needs_key=False)
-    run(_expiring(settings, timedelta(days=days), limit))
-
-
-async def _expiring(settings: Settings, within: timedelta, limit: int) -> None:
+    settings, _ = await load_settings(needs_key=False)
     now = utc_now()
-    table = Table("ends", "in days", "id", "user", "type", "account", "what ends")
+    table = Table("expires", "in days", "id", "user", "type", "account", "what expires")
     async with open_database(settings.database_url) as database:
-        for ending in await SqlIntegrations(database).list_expiring(now + within, limit):
-            grant_expire_time = ending.grant_expire_time or now
+        for grant in await SqlIntegrations(database).list_expiring(now + timedelta(days=days), limit):
+            expire_time = grant.grant_expire_time or now
             table.add_row(
-                f"{grant_expire_time:%F %R} UTC",
-                f"{(grant_expire_time - now) / timedelta(days=1):.1f}",
-                str(ending.integration_id),
-                ending.user_id,
-                ending.integration_type,
-                ending.account_label or ending.account_id or "",
-                "refresh token" if ending.is_renewable else "access token",
+                f"{expire_time:%F %R} UTC",
+                f"{(expire_time - now) / timedelta(days=1):.1f}",
+                str(grant.integration_id),
+                grant.user_id,
+                grant.integration_type,
+                grant.account_label or grant.account_id or "",
+                "refresh token" if grant.is_renewable else "access token",
             )
     if table.row_count:
         Console().print(table)
     else:
-        typer.echo("No integration ends within that time, as far as the providers have told.")
+        typer.echo("No grant with a known expiry expires within that time.")
     if table.row_count == limit:
-        typer.echo(f"These are the first {limit}; there may be more: --limit.")
+        typer.echo(f"Only the first {limit} are listed; there may be more: --limit.")

@@ -1,16 +1,17 @@
-"""What all commands share: the settings, what must be there before a command begins, and how each ends."""
+"""The parts that the commands share: settings, the prepared database, and the conversion of errors into messages."""
 
-import asyncio
 import os
 import secrets
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 import uvloop
 
+from integration_server.bootstrap import Storage, open_storage
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.hot_reload import InvalidFile
 from integration_server.lifecycle import AddressTaken, raise_fd_limit
@@ -23,90 +24,103 @@ from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
 
-T = TypeVar("T")
+P = ParamSpec("P")
+
+_HEADINGS: Mapping[type[Exception], str] = {
+    SettingsError: "Invalid settings:",
+    ProvidersError: "Invalid providers:",
+    InvalidFile: "Invalid files of authentication and authorization:",
+}
 
 
-def load_settings(
+def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages."""
+
+    @wraps(function)
+    def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
+        raise_fd_limit()
+        try:
+            uvloop.run(function(*args, **kwargs))
+        except (SettingsError, ProvidersError, InvalidFile) as error:
+            fail(_HEADINGS[type(error)], *error.problems)
+        except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
+            fail(str(error))
+
+    return run_command
+
+
+def fail(*lines: str) -> NoReturn:
+    """Print the lines on standard error and exit with code 1."""
+    typer.echo("\n  ".join(lines), err=True)
+    raise typer.Exit(code=1)
+
+
+async def load_settings(
     defaults: Mapping[str, str] | None = None, *, needs_key: bool = True
 ) -> tuple[Settings, dict[str, str]]:
-    """The settings and the environment that they are from, with logging set up; or the end, with all problems."""
+    """The settings and the environment that they come from. Sets up logging. Raises `SettingsError`.
+
+    `needs_key=False` is for commands that neither decrypt nor serve gRPC.
+    """
     environment = {**(defaults or {}), **read_environment(Path.cwd())}
     try:
         settings = Settings.from_environment(environment, needs_key=needs_key)
     except SettingsError as error:
-        fail("These settings are wrong:", *error.problems, *_key_hint(error.problems, environment))
+        raise SettingsError([*error.problems, *await _key_hint(error.problems, environment)]) from None
     configure_logging(settings.log_level)
     return settings, environment
 
 
-def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:
-    """Which key the database wants, where that is the question and the database is there to tell."""
+async def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:
+    """The ids of the keys that the database needs, if the key is invalid and the database is available."""
+    database_url = environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL
     if not any(problem.startswith("ENCRYPTION_KEY") for problem in problems):
         return ()
     try:
-        wanted = asyncio.run(_wrapping_key_ids(environment.get("DATABASE_URL") or DEFAULT_DATABASE_URL))
+        location = parse_database_url(database_url)
+        if isinstance(location, SqliteFile) and not location.path.exists():
+            return ()  # opening it would create it
+        async with open_database(database_url) as database:
+            await check_schema(database)
+            key_ids = sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
     except (SchemaError, StoreUnavailable, ValueError, OSError):
         return ()
-    return [f"The data keys of this database are wrapped by key {', '.join(wanted)}."] if wanted else ()
+    return [f"The data keys of this database are wrapped by key {', '.join(key_ids)}."] if key_ids else ()
 
 
-async def _wrapping_key_ids(database_url: str) -> Sequence[str]:
-    location = parse_database_url(database_url)
-    if isinstance(location, SqliteFile) and not location.path.exists():
-        return ()  # to look would be to make it
-    async with open_database(database_url) as database:
-        await check_schema(database)
-        return sorted({data_key.wrapping_key_id for data_key in await describe_data_keys(database)})
+@asynccontextmanager
+async def open_prepared_storage(settings: Settings) -> AsyncIterator[Storage]:
+    """The database with an up-to-date schema, and its keyring."""
+    async with open_storage(await prepare_database(settings)) as storage:
+        yield storage
 
 
-async def prepare_database(settings: Settings) -> bytes | None:
-    """The local key, if there is to be one, once the schema is up to date.
-
-    In dev mode both are made; otherwise what is missing is told.
-    """
+async def prepare_database(settings: Settings) -> Settings:
+    """Check the schema. In dev mode, migrate it, and add the local development key to the settings if none is set."""
     if settings.dev_mode:
         await migrate_schema(settings.database_url)
     async with open_database(settings.database_url) as database:
         await check_schema(database)
-    if settings.encryption_key is None and settings.dev_mode and settings.kms_key_id is None:
-        return _dev_key(Path("data/encryption.key"))
-    return settings.encryption_key
+    if settings.dev_mode and settings.encryption_key is None and settings.kms_key_id is None:
+        return settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
+    return settings
 
 
-def _dev_key(path: Path) -> bytes:
-    """The key of this working copy, made when there is none: whole or not at all, however many begin at once."""
+def _development_key(path: Path) -> bytes:
+    """The key of this working copy, generated if there is none. Concurrent processes all get the same key."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         new = path.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
         with suppress(FileExistsError):
-            os.link(new, path)
+            os.link(new, path)  # atomic, and fails if another process was first
         new.unlink()
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
         fail(
-            f"{path} is no key: it must be {KEY_BYTES} bytes, as they are and not in base64; it is {len(key)} bytes.",
-            "Put back the one that was here: what it sealed opens with no other. Where none is, one is made.",
+            f"{path} is not a key: it must be {KEY_BYTES} bytes, not base64; it is {len(key)} bytes.",
+            "Restore the key that was here, because nothing else decrypts its data. If the file is deleted, a new key "
+            "is generated.",
         )
     return key
-
-
-def run(command: Coroutine[Any, Any, T]) -> T:
-    """Run to the end on uvloop; what an operator can mend is told in a line, not in a traceback."""
-    raise_fd_limit()
-    try:
-        return uvloop.run(command)
-    except ProvidersError as error:
-        fail("These providers are wrong:", *error.problems)
-    except SettingsError as error:
-        fail("These settings are wrong:", *error.problems)
-    except InvalidFile as error:
-        fail("What callers are known by is wrong:", *error.problems)
-    except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
-        fail(str(error))
-
-
-def fail(*lines: str) -> NoReturn:
-    typer.echo("\n  ".join(lines), err=True)
-    raise typer.Exit(code=1)

@@ -1,7 +1,6 @@
 """The gRPC server, as the settings want it."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -60,7 +59,7 @@ def build_grpc_server(
         ErrorInterceptor(),
         *auth.authentication,
         limits,
-        RequestReader(timeout=timedelta(seconds=settings.grpc_read_timeout_seconds)),
+        RequestReader(timeout=settings.grpc_read_timeout),
         DeadlineInterceptor(),
         *auth.authorization,
         AuditInterceptor(trail, caller_of if auth.authentication else peer_address, clock),
@@ -86,7 +85,7 @@ def grpc_limits_of(settings: Settings) -> GrpcLimits:
         streams_per_connection=settings.grpc_max_streams_per_connection,
         message_bytes=settings.grpc_max_message_bytes,
         metadata_bytes=settings.grpc_max_metadata_bytes,
-        handshake=timedelta(seconds=settings.grpc_handshake_seconds),
-        connection_idle=timedelta(seconds=settings.grpc_connection_idle_seconds),
-        connection_age=timedelta(seconds=settings.grpc_connection_age_seconds),
+        handshake=settings.grpc_handshake,
+        connection_idle=settings.grpc_connection_idle,
+        connection_age=settings.grpc_connection_age,
     )

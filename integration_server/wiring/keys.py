@@ -18,12 +18,14 @@ _ROTATION_SHARE = 0.1  # of the time: calls should not notice
 _ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's is free after it
 
 
-async def open_key_encryptions(settings: Settings, key: bytes | None) -> KeyEncryptionKeys:
-    """The key-encryption keys: AWS KMS wraps where it is set up, else `key` does, the local one; the others unwrap.
+async def open_key_encryptions(settings: Settings) -> KeyEncryptionKeys:
+    """The key-encryption keys. `KMS_KEY_ID` wraps if it is set, else `ENCRYPTION_KEY`; all others only unwrap.
 
     Raises `KeyringError` or `StoreUnavailable`.
     """
-    local_keys = [LocalKey(one) for one in (key, *settings.encryption_keys_retired) if one is not None]
+    local_keys = [
+        LocalKey(one) for one in (settings.encryption_key, *settings.encryption_keys_retired) if one is not None
+    ]
     kms = await _open_kms([one for one in (settings.kms_key_id, *settings.kms_key_ids_retired) if one is not None])
     current, *previous = [*kms, *local_keys] if settings.kms_key_id is not None else [*local_keys, *kms]
     return KeyEncryptionKeys(current, previous)

@@ -55,7 +55,7 @@ def http_limits_of(settings: Settings) -> HttpLimits:
     return HttpLimits(
         connections=cap_to_fd_limit(settings.sidecar_max_connections, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS"),
         body_bytes=settings.sidecar_max_body_bytes,
-        header_timeout=timedelta(seconds=settings.sidecar_header_timeout_seconds),
-        body_timeout=timedelta(seconds=settings.sidecar_body_timeout_seconds),
-        keepalive_timeout=timedelta(seconds=settings.sidecar_keepalive_seconds),
+        header_timeout=settings.sidecar_header_timeout,
+        body_timeout=settings.sidecar_body_timeout,
+        keepalive_timeout=settings.sidecar_keepalive,
     )

@@ -1,4 +1,4 @@
-"""Time and chance, as the system has them."""
+"""The time and the randomness of the operating system."""
 
 import secrets
 import time
@@ -7,17 +7,17 @@ from random import SystemRandom
 
 
 def utc_now() -> datetime:
-    """The time, aware of its zone."""
+    """The time, with its time zone."""
     return datetime.now(UTC)
 
 
 def random_token() -> str:
-    """256 bits from the system, in 43 URL-safe characters."""
+    """256 random bits as 43 URL-safe characters."""
     return secrets.token_urlsafe(32)
 
 
 def monotonic() -> float:
-    """Seconds since some moment, those included for which the machine slept where the system counts them."""
+    """Seconds since some moment, including the time for which the machine slept, if the system counts it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 

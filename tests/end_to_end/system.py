@@ -203,14 +203,13 @@ async def run_system(
         capture_logs() as logs,
         run_sandbox(sandbox) as sandbox_url,
         running_server(
-            settings_for(database_url, **settings),
+            settings_for(database_url, **{"ENCRYPTION_KEY": base64.b64encode(key).decode(), **settings}),
             {
                 "SANDBOX_CLIENT_ID": CLIENT_ID,
                 "SANDBOX_CLIENT_SECRET": client_secret,
                 **_calendar_client_settings(extra_providers, client_secret),
                 **(environment or {}),
             },
-            key=key,
             extra_providers=[
                 partial(_register, register, sandbox_url) for register in (register_sandbox, *extra_providers)
             ],
@@ -269,6 +268,7 @@ def settings_for(database_url: str, **settings: str) -> Settings:
         {
             "DATABASE_URL": database_url,
             "DEV_MODE": "true",
+            "ENCRYPTION_KEY": base64.b64encode(KEY).decode(),
             "GRPC_ADDRESS": "127.0.0.1:0",
             "SIDECAR_ADDRESS": "127.0.0.1:0",
             "PUBLIC_URL": PUBLIC_URL,

@@ -19,7 +19,7 @@ from tests.end_to_end.fake_api import FakeApi, declare_api, run_fake_api
 from tests.end_to_end.processes import free_port, server_environment, serving
 from tests.end_to_end.replicas import wait_until
 from tests.end_to_end.rpc_errors import RpcError, expect_rpc_error, invalid
-from tests.end_to_end.system import KEY, Clients, System, clients_of, run_system, settings_for
+from tests.end_to_end.system import Clients, System, clients_of, run_system, settings_for
 from tests.redis import RedisServer, run_redis
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
@@ -52,7 +52,7 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
         api = await stack.enter_async_context(run_fake_api())
         declare_api(tmp_path, api, limits)
         at = settings_for(database_url, PROVIDERS_DIR=str(tmp_path), **settings)
-        running = await stack.enter_async_context(running_server(at, {}, key=KEY))
+        running = await stack.enter_async_context(running_server(at, {}))
         yield Scenario(api, await stack.enter_async_context(clients_of(running.grpc_address, running.sidecar_url)))
 
 

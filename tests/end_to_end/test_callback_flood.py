@@ -86,7 +86,15 @@ async def run_idle_server(
         aead = LookupFirstAead(keyring, stores.integrations) if lookup_first else keyring
         trail = AuditTrail(SqlAuditLog(database, keyring))  # takes entries, and writes none while it is not entered
         service = build_service(
-            settings, stores, stores.integrations, providers, aead, tasks, trail, utc_now, NoDistributedLimiter()
+            settings,
+            stores,
+            stores.integrations,
+            providers,
+            aead,
+            tasks,
+            trail,
+            utc_now,
+            NoDistributedLimiter(),
         )
         servicers = Servicers(
             IntegrationService(service.use_cases, utc_now),

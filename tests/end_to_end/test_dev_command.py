@@ -21,7 +21,7 @@ async def test_it_connects_an_account_says_where_all_is_and_stops_at_ctrl_c(tmp_
     for run_number in range(2):  # again in the same directory, with the data of the first
         environment = dev_environment()
         async with started(tmp_path, environment, "dev", forked=False) as command:
-            output = await command.wait_for_output("Ctrl-C stops all of it.")
+            output = await command.wait_for_output("Press Ctrl-C to stop.")
             for address in environment.values():
                 if ":" in address:
                     assert address in output

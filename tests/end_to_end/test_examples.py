@@ -23,7 +23,7 @@ async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Co
     names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
     environment = {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}, **settings}
     async with started(directory, environment, "dev") as command:
-        await command.wait_for_output("Ctrl-C stops all of it.")
+        await command.wait_for_output("Press Ctrl-C to stop.")
         yield command, environment
 
 

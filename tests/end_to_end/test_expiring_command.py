@@ -25,7 +25,7 @@ async def test_lists_what_will_die_and_of_what(sqlite_url: str, tmp_path: Path) 
     environment = server_environment(sqlite_url, ENCRYPTION_KEY="", DEV_MODE="", COLUMNS="200")
     nothing = await run(tmp_path, environment, "expiring")
     assert (nothing.code, nothing.err) == (0, "")
-    assert "No integration ends" in nothing.out
+    assert "No grant with a known expiry" in nothing.out
 
     renewable = NewCredentials(b"sealed", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
     await connect(sqlite_url, "renewable", renewable)

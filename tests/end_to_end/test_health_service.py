@@ -186,10 +186,9 @@ async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
 @asynccontextmanager
 async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
     """A server that is not in dev mode, with the built-in providers."""
-    key = os.urandom(32)
-    settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(key).decode())
+    settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(os.urandom(32)).decode())
     async with (
-        running_server(settings, {}, key=key) as running,
+        running_server(settings, {}) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
     ):
         yield clients

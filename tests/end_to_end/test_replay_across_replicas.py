@@ -16,7 +16,6 @@ from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, INVALID_ARGUMENT, R
 from tests.end_to_end.system import (
     APP_CALLBACK,
     CLIENT_ID,
-    KEY,
     Clients,
     System,
     callback_url,
@@ -45,9 +44,7 @@ async def another_replica(first: System, database_url: str, **settings: str) -> 
     """A second server with the same key, beside the same sandbox."""
     register = partial(_register, first.sandbox_url)
     async with (
-        running_server(
-            settings_for(database_url, **settings), ENVIRONMENT, key=KEY, extra_providers=[register]
-        ) as running,
+        running_server(settings_for(database_url, **settings), ENVIRONMENT, extra_providers=[register]) as running,
         clients_of(running.grpc_address, running.sidecar_url) as clients,
     ):
         yield clients

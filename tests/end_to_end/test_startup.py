@@ -126,7 +126,7 @@ async def test_a_key_file_that_holds_no_key_is_told_and_stays_as_it_is(
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
-    assert_refused(finished, "data/encryption.key is no key", "must be 32 bytes", f"it is {len(content)} bytes")
+    assert_refused(finished, "data/encryption.key is not a key", "must be 32 bytes", f"it is {len(content)} bytes")
     assert path.read_bytes() == content
     assert not content or content.decode() not in finished.err
     path.unlink()  # the twin: without it the same command makes one

@@ -145,13 +145,11 @@ async def serve(variant: Variant, environment: Mapping[str, str]) -> None:
     """What the command `serve` does, on a database that is migrated."""
     settings = Settings.from_environment(environment)
     configure_logging(settings.log_level)
-    assert settings.encryption_key is not None
     async with (
         stop_signals() as stop,
         running_server(
             settings,
             environment,
-            key=settings.encryption_key,
             build_stores=variant.build_stores,
             server_tasks=variant.server_tasks,
             extra_providers=variant.extra_providers,

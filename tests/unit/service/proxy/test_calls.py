@@ -36,7 +36,7 @@ def wait(seconds: float | None = None, status: int = 429) -> ApiResponse:
 
 @pytest.fixture
 async def system() -> AsyncIterator[FakeSystem]:
-    system = FakeSystem({"proxy_timeout_seconds": 2}, options={"monotonic": time.monotonic})
+    system = FakeSystem({"proxy_timeout": timedelta(seconds=2)}, options={"monotonic": time.monotonic})
     async with system.tasks:
         yield system
 
