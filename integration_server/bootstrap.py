@@ -15,7 +15,7 @@ import structlog
 from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.providers.base import ProviderContext
-from integration_server.providers.built_in import BUILT_IN
+from integration_server.providers.built_in import register_built_in
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
@@ -184,8 +184,7 @@ def build_providers(
 def registered_providers(settings: Settings) -> ProviderFactory:
     """The built-in providers, those of plugins and those of `PROVIDERS_DIR`. Raises `ProvidersError`."""
     factory = ProviderFactory()
-    for module in BUILT_IN:
-        module.register(factory)
+    register_built_in(factory)
     load_plugins(factory)
     if settings.providers_dir is not None:
         load_toml_providers(settings.providers_dir, factory, dev_mode=settings.dev_mode)

@@ -14,6 +14,13 @@ import pytest
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
+import hypothesis
+
+# A test must not fail because the machine is slow, nor at hypothesis' own time limits.
+hypothesis.settings.register_profile(
+    "without time limits", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("without time limits")
 
 pytest_plugins = ["tests.databases", "tests.end_to_end.prefork", "tests.pgbouncer"]
 

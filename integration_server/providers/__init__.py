@@ -1,6 +1,6 @@
-"""What is known of each third party, and how to speak OAuth 2 and HTTP to it.
+"""Integration types: what is known of each provider, and OAuth 2 and HTTP towards it.
 
-Each provider's module says where its facts come from, and how sure they are: [H] the provider's own
-documentation or software was seen; [M] secondary sources; [K] general knowledge, to be checked first when
+The docstring of each provider's module lists facts with their source and confidence: [H] the provider's own
+documentation or software; [M] secondary sources; [K] general knowledge, not confirmed and the first thing to check when
 something does not work.
 """

@@ -1,17 +1,16 @@
-"""Acuity Scheduling, by user ID and API key.
+"""Acuity Scheduling, with user ID and API key.
 
-- HTTP Basic, with the numeric user ID as user name and the key as password:
+- HTTP Basic, with the numeric user ID as user name and the API key as password:
   developers.acuityscheduling.com/reference/quick-start [H]. `api_key` is the user ID, `api_secret` the API key.
-- Verified by GET /me [M], which has the account's `id`, `email` and `name` [K].
-- There is nothing to revoke: the user makes a new key at Acuity.
-- Ten requests a second [K].
+- Verification is GET /me [M]. Its response has the account's `id`, `email` and `name` [K].
+- Nothing is revoked: the user creates a new key at Acuity.
+- The rate limit is ten requests a second [K].
 """
 
 from datetime import timedelta
 
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import BasicAuthProvider
-from integration_server.providers.factory import ProviderFactory
 
 
 class AcuityProvider(BasicAuthProvider):
@@ -26,6 +25,4 @@ class AcuityProvider(BasicAuthProvider):
     rate_limits = (RateLimit(10, timedelta(seconds=1)),)
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(AcuityProvider.integration_type, AcuityProvider)
+register = AcuityProvider.register_in

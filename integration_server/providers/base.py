@@ -1,12 +1,16 @@
-"""What every provider has, by the names of the document's base class. See docs/adding-a-provider.md."""
+"""The base class of all providers. Its names are those of the base class in the requirements.
+
+docs/adding-a-provider.md explains how to write a provider.
+"""
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from json import dumps
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,9 +26,15 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
 from integration_server.providers.http import HttpResponse, ProviderHttp, ResponseBodyTooLarge
-from integration_server.providers.lenient_json import read_object, text_at
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
-from integration_server.providers.urls import DeclaredOrigins, fill, has_open_host, template_params
+from integration_server.providers.urls import (
+    DeclaredOrigins,
+    fill,
+    fill_with_placeholders,
+    has_open_host,
+    template_params,
+)
 from integration_server.providers.webhooks.scheme import (
     MalformedWebhook,
     SecretFormat,
@@ -35,13 +45,18 @@ from integration_server.providers.webhooks.scheme import (
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
 
+if TYPE_CHECKING:
+    from integration_server.providers.factory import ProviderFactory
+
 MIN_RENEW_AFTER = timedelta(seconds=5)
-"""What is due is looked for once a second."""
+"""The worker looks for due refreshes once a second; a shorter age would keep it refreshing."""
+
+_URL_ATTRIBUTES = ("issuer", "oauth_authorize_url", "oauth_token_url", "verify_url", "revoke_url", "api_base_url")
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderContext:
-    """What a provider is given. `environment` has client ids and secrets, by the names of their settings."""
+    """The collaborators of a provider. `environment` has client ids and secrets, by the names of their settings."""
 
     http: ProviderHttp
     clock: Clock
@@ -49,9 +64,9 @@ class ProviderContext:
 
 
 class ProviderConfig(BaseModel):
-    """What an integration's config may have: subclasses add fields, and all others are refused by name.
+    """The config of an integration. Subclasses add fields; a field that is not declared is rejected by name.
 
-    `metadata` is for the caller's own settings, which the server keeps and never looks at.
+    `metadata` has the caller's own values, which the server stores and never reads.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -60,21 +75,20 @@ class ProviderConfig(BaseModel):
 
 
 class BaseProvider(ABC):
-    """One kind of integration: a `service.ports.Provider`. Subclasses declare, and override what differs.
+    """One integration type. Implements the port `Provider`; subclasses declare facts and override what differs.
 
-    A declaration is a class attribute or a property, as you like. `account_id_field` and
-    `account_label_field` are dotted paths into the answer of `verify_url` ("locations.0.merchant_id").
-    Requests go to the hosts of the declared URLs and patterns, and nowhere else.
+    A declaration is a class attribute or a property. `account_id_field` and `account_label_field` are dotted paths into
+    the response of `verify_url` ("locations.0.merchant_id"). Requests go to the hosts of the declared URLs and host
+    patterns, and nowhere else.
 
-    A URL may leave places open, in braces: "https://{shop}.shops.example/token". `url_params` has what they are where
-    nothing else is known, `configure` fills them from an integration's config, and whoever was given tokens keeps them
-    with these, so that `for_credentials` finds the account again without a config. Where a host is open,
-    `host_patterns` says what
-    it may be.
+    A declared URL may contain parameters: "https://{shop}.shops.example/token". `url_params` has their default values.
+    The config of an integration provides others (`configure`). They are stored with the tokens, so that
+    `for_credentials` reaches the same account later without a config. If a host contains a parameter, `host_patterns`
+    declares which hosts are allowed.
     """
 
     aliases: Sequence[str] = ()
-    """Other names for the type, which callers may use; what is stored and listed has `integration_type`."""
+    """Other names of the type that callers may use. Stored and listed integrations have `integration_type`."""
 
     issuer: str | None = None
     verify_method = "GET"
@@ -85,34 +99,37 @@ class BaseProvider(ABC):
     account_label_field: str | None = None
     required_fields: Sequence[str] = ()
 
+    required_settings: Sequence[str] = ()
+    """Settings that must be set, without the prefix of the type: "DEVELOPER_TOKEN"."""
+
     config_model: type[BaseModel] | None = None
-    """What an integration's config may have, a `ProviderConfig` mostly; None for anything."""
+    """The schema of an integration's config, usually a `ProviderConfig`; None allows any config."""
 
     url_params: Mapping[str, str] = MappingProxyType({})
 
     host_patterns: Sequence[str] = ()
-    """Further hosts, where every account has one of its own: "*.shops.example" is one label and https."""
+    """Allowed hosts besides those of the declared URLs: "*.shops.example" stands for one label, with https."""
 
     rate_limits: Sequence[RateLimit] = ()
-    """What is documented of how often its API may be called."""
+    """The documented rate limits of the API."""
 
     calls_at_once: int | None = None
-    """How many calls for one account its API takes at a time; None where nothing is documented of it."""
+    """The documented maximum of concurrent calls per account; None if nothing is documented."""
 
     idempotency_key_header = "Idempotency-Key"
-    """Where it takes keys by which it knows a request that is repeated (draft-ietf-httpapi-idempotency-key-header)."""
+    """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
 
     revokes_whole_account = False
-    """Whether a revocation ends all grants that our client holds of the account, not only the one named."""
+    """Whether a revocation ends all grants of the account to our client, not only the revoked one."""
 
     refresh_token_grace = timedelta(0)
-    """For how long after a refresh the refresh token that it spent still works; `timedelta.max` if none is spent."""
+    """How long a refresh token works after a refresh has replaced it; `timedelta.max` if a refresh replaces none."""
 
     renew_after = timedelta.max
-    """The age at which an access token is renewed though it lasts longer; `timedelta.max`: only its end counts."""
+    """The age at which an access token is refreshed before its expiry is near; `timedelta.max`: never."""
 
     webhook_scheme: WebhookScheme | None = None
-    """How its webhooks are verified and read; None where it sends none, or none that are signed."""
+    """How its webhooks are verified and parsed; None if it sends none, or only unsigned ones."""
 
     shares_grants_with: Sequence[str] = ()
     """Set by the registry, which knows the other providers."""
@@ -123,85 +140,68 @@ class BaseProvider(ABC):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.integration_type}>"
 
-    # --- declared
+    @classmethod
+    def register_in(cls, factory: "ProviderFactory") -> None:
+        """Add the provider to a factory, by its `integration_type`."""
+        factory.register(str(cls.integration_type), cls)
+
+    # --- declarations
 
     @property
     @abstractmethod
     def integration_type(self) -> str:
-        """The name of the kind, such as "google_calendar"."""
+        """The name of the type, such as "google_calendar"."""
 
     @property
     @abstractmethod
     def auth_method(self) -> AuthMethod:
-        """How it lets us in."""
+        """The authentication method."""
 
     @property
     def display_name(self) -> str:
-        """The name for people."""
+        """The name to show to users; the default is made from the type."""
         return self.integration_type.replace("_", " ").title()
 
     @property
     def oauth_authorize_url(self) -> str | None:
-        """Where a browser is sent to ask for access (RFC 6749 §3.1)."""
+        """The authorization endpoint (RFC 6749 §3.1)."""
         return None
 
     @property
     def oauth_token_url(self) -> str | None:
-        """Where codes and refresh tokens are traded (RFC 6749 §3.2)."""
+        """The token endpoint (RFC 6749 §3.2)."""
         return None
 
     @property
     def required_scopes(self) -> Sequence[str]:
-        """Scopes that are always asked for and must be granted."""
+        """Scopes that are always requested and must be granted."""
         return ()
 
     @property
     def client_id(self) -> str:
-        """Our name at the provider, from the setting `<TYPE>_CLIENT_ID`; empty where it is not set."""
+        """Our client id, from the setting `<TYPE>_CLIENT_ID`; empty if not set."""
         return self._setting("CLIENT_ID")
 
     @property
     def client_secret(self) -> str:
-        """From the setting `<TYPE>_CLIENT_SECRET`; empty where it is not set."""
+        """Our client secret, from the setting `<TYPE>_CLIENT_SECRET`; empty if not set."""
         return self._setting("CLIENT_SECRET")
 
     @property
     def missing_settings(self) -> Sequence[str]:
-        """Settings that must be set before it can be used, by name."""
-        return ()
-
-    @property
-    def declared_urls(self) -> Mapping[str, str]:
-        """The URLs whose hosts are declared, by the name of their attribute; what they leave open is filled."""
-        placeholder_values = dict.fromkeys(self.url_param_names, "x")
-        return {
-            name: fill(url, {**placeholder_values, **self.url_params})
-            for name, url in self.url_templates.items()
-            if not has_open_host(url)
-        }
-
-    @property
-    def url_param_names(self) -> frozenset[str]:
-        """The names of the places that declared URLs leave open."""
-        return frozenset(name for url in self.url_templates.values() for name in template_params(url))
+        """The full names of required settings that are not set."""
+        return [self._setting_name(name) for name in self.required_settings if not self._setting(name)]
 
     @property
     def url_templates(self) -> Mapping[str, str]:
-        """The URLs as they are declared, by the name of their attribute."""
-        urls = {
-            "issuer": self.issuer,
-            "oauth_authorize_url": self.oauth_authorize_url,
-            "oauth_token_url": self.oauth_token_url,
-            "verify_url": self.verify_url,
-            "revoke_url": self.revoke_url,
-            "api_base_url": self.api_base_url,
-        }
+        """The declared URLs, by the names of their attributes."""
+        urls: dict[str, str | None] = {name: getattr(self, name) for name in _URL_ATTRIBUTES}
         return {name: url for name, url in urls.items() if url is not None}
 
     # --- config
 
     def for_config(self, config: Mapping[str, Any]) -> "BaseProvider":
-        """The provider as an integration with this config sees it. Raises `InvalidField`."""
+        """The provider for an integration with this config. Raises `InvalidField`."""
         if self.config_model is None:
             return self
         try:
@@ -214,101 +214,95 @@ class BaseProvider(ABC):
             raise InvalidField(".".join(map(str, ("config", *first["loc"]))), problem) from None
 
     def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
-        """The provider where a config, an instance of `config_model`, says that the account is."""
-        return self
+        """The provider for a validated config. Config fields set the URL parameters of the same name."""
+        names = self._url_param_names & set(vars(config))
+        return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
 
     def with_url_params(self, **url_params: str) -> Self:
-        """A copy with places filled. Raises `ValueError` where a value is more than a host or a segment of a path."""
+        """A copy with these URL parameters. Raises `ValueError` if a value is not a host or one path segment."""
         for name in url_params:
             fill(f"{{{name}}}", url_params)
         return self.with_attributes(url_params={**self.url_params, **url_params})
 
     def for_credentials(self, credentials: Credentials) -> Self:
-        """The provider where the account of these credentials is, as far as they tell."""
+        """The provider for the account of these credentials: with the URL parameters stored with them."""
         if not isinstance(credentials, OAuthTokens):
             return self
-        return self.with_url_params(
-            **{name: credentials.extras[name] for name in self.url_param_names & set(credentials.extras)}
-        )
+        names = self._url_param_names & set(credentials.extras)
+        return self.with_url_params(**{name: credentials.extras[name] for name in names})
 
     def api_url(self, credentials: Credentials) -> str | None:
-        """The base of the API of the account that these credentials open; None where it has none."""
-        return (
-            None if self.api_base_url is None else fill(self.api_base_url, self.for_credentials(credentials).url_params)
-        )
+        """The base URL of the API for the account of these credentials; None if the provider declares no API."""
+        return self.api_base_url and fill(self.api_base_url, self.for_credentials(credentials).url_params)
 
     def with_attributes(self, **attributes: object) -> Self:
-        """A copy with some of what is declared set otherwise."""
+        """A copy with other values for some declarations."""
         other = copy.copy(self)
         for name, value in attributes.items():
             setattr(other, name, value)
         return other
 
-    # --- OAuth 2, where the provider speaks it
+    # --- OAuth 2; providers with API keys do not implement it
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """Where to send the browser."""
+        """The authorization URL for the browser."""
         raise NotImplementedError(f"{self.integration_type} has no authorization page")
 
-    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
-        """Which of the scopes that were asked for were not granted."""
+    def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+        """The requested scopes that were not granted."""
         return ()
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """What else of a callback's query belongs to the account, kept with its credentials."""
+        """Values of the callback's query to store with the tokens. Raises `InvalidField`."""
         return {}
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Trade a code."""
+        """Exchange an authorization code."""
         raise NotImplementedError(f"{self.integration_type} has no codes")
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
-        """New tokens for these; for providers whose refreshing takes more than a refresh token."""
+        """New tokens for these. Overridden by providers that need more than the refresh token."""
         return await self.for_credentials(tokens).refresh_access_token(tokens.refresh_token or "")
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
-        """Renew."""
+        """New tokens for a refresh token."""
         raise NotImplementedError(f"{self.integration_type} has no refresh tokens")
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """End the credentials at the provider. False where it has no way to."""
+        """Revoke the credentials at the provider; False if the provider has no way to."""
         return False
 
-    # --- webhooks, where the provider sends them
+    # --- webhooks
 
     @property
     def supports_webhooks(self) -> bool:
-        """Whether it is known how its webhooks are verified."""
+        """Whether the provider's webhooks can be verified."""
         return self.webhook_scheme is not None
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
+        """The secrets that sign webhooks: those of our app, from settings (None), or those of an integration."""
         if self.webhook_scheme is None:
             return ()
         source = self.webhook_scheme.secret_source
         found: list[str | None] = []
         if credentials is None:
             own = self._setting("WEBHOOK_SECRET")
-            found = [
-                own or (self.client_secret if source is SecretSource.CLIENT_SECRET else None),
-                self._setting("WEBHOOK_SECRET_RETIRED"),
-            ]
+            client_secret = self.client_secret if source is SecretSource.CLIENT_SECRET else None
+            found = [own or client_secret, self._setting("WEBHOOK_SECRET_RETIRED")]
         elif isinstance(credentials, ApiKey):
-            found = [
-                credentials.webhook_secret,
-                credentials.api_secret if source is SecretSource.API_SECRET else None,
-            ]
+            api_secret = credentials.api_secret if source is SecretSource.API_SECRET else None
+            found = [credentials.webhook_secret, api_secret]
         return [secret for secret in found if secret]
 
     def webhook_secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret, as the end of a sentence; None if webhooks can be verified with it."""
+        """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
         scheme = self.webhook_scheme
         return scheme.secret_problem(secret) if isinstance(scheme, SecretFormat) else None
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """What a request brings, if one of the secrets shows it to be the provider's. Raises `InvalidWebhookSignature`.
+        """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`.
 
-        One that is the provider's and makes no sense is answered with 400 and brings nothing.
+        The response to a signed request that cannot be parsed is 400, without events.
         """
         if self.webhook_scheme is None:
             raise InvalidWebhookSignature
@@ -319,16 +313,19 @@ class BaseProvider(ABC):
         except MalformedWebhook:
             return ReceivedWebhook(response=WebhookResponse(400))
 
-    # --- using credentials
+    # --- use of credentials
 
     @abstractmethod
     def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """What lets a request to its API in. Raises `ProviderRejected` if no request can carry them."""
+        """The headers or query parameters that authenticate an API request.
+
+        Raises `ProviderRejected` if the credentials are of another kind, or cannot be part of a request.
+        """
 
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
-        """Send a request to the account's API, let in by the credentials. Whatever is answered is an answer."""
+        """Send an authenticated request to the account's API. Every status is returned as a response."""
         base, auth = self.api_url(credentials), self.request_auth(credentials)
         if base is None:
             raise ApiNotDeclared
@@ -359,50 +356,58 @@ class BaseProvider(ABC):
         )
 
     def rejects_access_token(self, response: HttpResponse) -> bool:
-        """Whether an answer of the API says that the access token is dead, with another status than 401."""
+        """Whether an API response with another status than 401 means that the access token is invalid."""
         return False
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
-        """Whether an answer turns a request away for now (RFC 6585 §4, RFC 9110 §15.6.4)."""
+        """Whether an API response means that the request may be sent later (RFC 6585 §4, RFC 9110 §15.6.4)."""
         return response.status in {429, 503}
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """Ask the provider whether it takes the credentials, and whose they are.
+        """Check the credentials at the provider, and return their account. Without a `verify_url` nothing is sent.
 
-        Without a `verify_url` nothing is asked. Raises `ProviderRejected` or `ProviderUnavailable`.
+        Raises `ProviderRejected` or `ProviderUnavailable`.
         """
-        auth = self.request_auth(credentials)
-        url = self.verification_url(credentials)
-        if url is None:
+        if self.verification_url(credentials) is None:
+            self.request_auth(credentials)  # raises for credentials that no request can carry
             return self.account_of(credentials, {})
+        response = await self.request_verification(credentials)
+        if self.account_id_field is None and self.account_label_field is None:
+            return self.account_of(credentials, {})
+        if not isinstance(response.json, dict):
+            raise ProviderUnavailable
+        return self.account_of(credentials, response.json)
+
+    async def request_verification(self, credentials: Credentials) -> HttpResponse:
+        """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
+        auth = self.verification_auth(credentials)
         response = await self.for_credentials(credentials).send(
-            self.verify_method, url, headers=auth.headers, query=auth.query_params
+            self.verify_method, self.verification_url(credentials) or "", headers=auth.headers, query=auth.query_params
         )
         if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
         if not response.is_success or self.is_failure(response):
             raise ProviderUnavailable(retry_after=response.retry_after)
-        if self.account_id_field is None and self.account_label_field is None:
-            return self.account_of(credentials, {})
-        fields = read_object(response.body)
-        if fields is None:
-            raise ProviderUnavailable
-        return self.account_of(credentials, fields)
+        return response
 
     def verification_url(self, credentials: Credentials) -> str | None:
-        """What to GET to verify these credentials."""
+        """The URL of the verification request."""
         return self.verify_url
 
+    def verification_auth(self, credentials: Credentials) -> RequestAuth:
+        """The authentication of the verification request."""
+        return self.request_auth(credentials)
+
     def rejects_credentials(self, response: HttpResponse) -> bool:
-        """Whether an answer to the verification speaks against the credentials."""
+        """Whether a response to a verification or revocation means that the credentials are invalid."""
         return response.status in {401, 403}
 
     def is_failure(self, response: HttpResponse) -> bool:
-        """Whether an answer to the verification that looks like a success is none."""
+        """Whether a response to a verification or revocation with status 2xx means a failure."""
         return False
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """Whose the credentials are, by the fields of the verification's answer."""
+        """The account of the credentials, by the JSON object of the verification response."""
         return NewAccount(
             account_id=self.account_id_field and text_at(fields, self.account_id_field),
             account_label=self.account_label_field and text_at(fields, self.account_label_field),
@@ -413,21 +418,33 @@ class BaseProvider(ABC):
         method: str,
         url: str,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
         query: Mapping[str, str] | None = None,
         content: str = "",
+        json: object = None,
     ) -> HttpResponse:
-        """Send a request to one of the declared hosts. Raises `ProviderUnavailable` when no answer comes.
+        """Send a request to a declared host; `json` replaces `content`. Raises `ProviderUnavailable`.
 
-        What the URL leaves open is filled from `url_params`.
+        The URL may be a template, which `url_params` fill.
         """
-        url = fill(url, self.url_params)
+        if json is not None:
+            headers, content = {**headers, "Content-Type": "application/json"}, dumps(json)
         return await self._context.http.request(
-            method, url, allowed_origins=self._origins(), headers=headers, query=query, content=content
+            method,
+            fill(url, self.url_params),
+            allowed_origins=self._origins(),
+            headers=headers,
+            query=query,
+            content=content,
         )
 
+    @property
+    def _url_param_names(self) -> frozenset[str]:
+        return frozenset(name for url in self.url_templates.values() for name in template_params(url))
+
     def _origins(self) -> DeclaredOrigins:
-        return DeclaredOrigins.from_urls(self.declared_urls.values(), self.host_patterns)
+        fixed_hosts = [fill_with_placeholders(url) for url in self.url_templates.values() if not has_open_host(url)]
+        return DeclaredOrigins(fixed_hosts, self.host_patterns)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"

@@ -1,6 +1,6 @@
-"""Registering providers by their type, and building them.
+"""The factory that builds providers, and the registry of built providers.
 
-Nothing registers itself: each provider's module exports `register(factory)`, and bootstrap calls it.
+Imports have no side effects: each provider's module exports `register(factory)`, and bootstrap calls it.
 """
 
 import re
@@ -9,16 +9,16 @@ from datetime import timedelta
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
-from integration_server.providers.urls import fill, host_pattern_problem, url_problem
+from integration_server.providers.urls import fill_with_placeholders, host_pattern_problem, url_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 BuildProvider = Callable[[ProviderContext], BaseProvider]
-"""Makes a provider of its context. A provider's class is such a function."""
+"""Builds a provider; usually the provider's class."""
 
 
 class ProvidersError(Exception):
-    """Providers that cannot be used as they are declared. `problems` has everything, each with its place."""
+    """Invalid provider declarations. `problems` has all of them, each with its origin."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -26,7 +26,7 @@ class ProvidersError(Exception):
 
 
 class ProviderRegistry:
-    """The providers of this server, by type. It fulfils `service.ports.Providers`."""
+    """The providers of this server, by type. Implements the port `Providers`."""
 
     def __init__(self, providers: Iterable[BaseProvider]) -> None:
         self._providers = {provider.integration_type: provider for provider in providers}
@@ -35,18 +35,18 @@ class ProviderRegistry:
             provider.shares_grants_with = self._sharing_grants_with(provider)
 
     def get(self, integration_type: str) -> BaseProvider:
-        """The provider of a type, by its name or an alias. Raises `UnknownIntegrationType`."""
+        """The provider of a type or alias. Raises `UnknownIntegrationType`."""
         provider = self._providers.get(integration_type) or self._aliases.get(integration_type)
         if provider is None:
             raise UnknownIntegrationType
         return provider
 
     def all(self) -> Sequence[BaseProvider]:
-        """All of them, by type."""
+        """All providers, sorted by type."""
         return [self._providers[name] for name in sorted(self._providers)]
 
     def _sharing_grants_with(self, provider: BaseProvider) -> tuple[str, ...]:
-        """The types whose grants a revocation here ends: those with the same client at the same server."""
+        """The types whose grants a revocation ends: those with the same client at the same authorization server."""
         if not provider.revokes_whole_account:
             return ()
         client = _client_of(provider)
@@ -54,37 +54,37 @@ class ProviderRegistry:
 
 
 class ProviderFactory:
-    """Collects ways to build providers, and builds each of them once."""
+    """Registers how providers are built, and builds each of them once."""
 
     def __init__(self) -> None:
         self._builds: dict[str, tuple[BuildProvider, str]] = {}
 
     def register(self, integration_type: str, build: BuildProvider, *, origin: str | None = None) -> None:
-        """Add a type. Messages name its `origin`. Raises `ProvidersError` if the type is taken."""
-        origin = origin or f"{build.__module__}.{getattr(build, '__qualname__', build)}"
+        """Add a type. `origin` identifies it in messages. Raises `ProvidersError` if the type is taken."""
+        origin = origin or _origin_of(build)
         if integration_type in self._builds:
             _, first = self._builds[integration_type]
             raise ProvidersError([f"{origin}: integration_type: {integration_type!r} is taken by {first}"])
         self._builds[integration_type] = (build, origin)
 
     def replace(self, integration_type: str, build: BuildProvider) -> None:
-        """Have a type played by another provider than its own: a pretend one, for development and tests."""
-        self._builds[integration_type] = (build, f"{build.__module__}.{getattr(build, '__qualname__', build)}")
+        """Replace the provider of a type, for example by a simulated one in development and tests."""
+        self._builds[integration_type] = (build, _origin_of(build))
 
     def build(self, context: ProviderContext) -> ProviderRegistry:
-        """Build every provider. Raises `ProvidersError` with all that is wrong with their declarations."""
+        """Build every provider. Raises `ProvidersError` with all problems of their declarations."""
         providers = {integration_type: build(context) for integration_type, (build, _) in self._builds.items()}
         problems = [
             f"{self._builds[integration_type][1]}: {problem}"
             for integration_type, provider in providers.items()
             for problem in _problems_of(provider, integration_type, dev_mode=context.http.dev_mode)
         ]
-        problems += self._aliases_taken(providers)
+        problems += self._taken_aliases(providers)
         if problems:
             raise ProvidersError(problems)
         return ProviderRegistry(providers.values())
 
-    def _aliases_taken(self, providers: Mapping[str, BaseProvider]) -> Iterator[str]:
+    def _taken_aliases(self, providers: Mapping[str, BaseProvider]) -> Iterator[str]:
         owners = {name: origin for name, (_, origin) in self._builds.items()}
         for integration_type, provider in providers.items():
             origin = self._builds[integration_type][1]
@@ -94,15 +94,17 @@ class ProviderFactory:
                 owners.setdefault(alias, origin)
 
 
+def _origin_of(build: BuildProvider) -> str:
+    return f"{build.__module__}.{getattr(build, '__qualname__', build)}"
+
+
 def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) -> Iterator[str]:
     if provider.integration_type != registered_as:
         yield f"integration_type: is {provider.integration_type!r}, but was registered as {registered_as!r}"
     if not INTEGRATION_TYPE.fullmatch(provider.integration_type):
         yield f"integration_type: {provider.integration_type!r} does not match {INTEGRATION_TYPE.pattern}"
-    placeholder_values = dict.fromkeys(provider.url_param_names, "x")
     for name, url in provider.url_templates.items():
-        problem = url_problem(fill(url, placeholder_values), dev_mode=dev_mode)
-        if problem is not None:
+        if problem := url_problem(fill_with_placeholders(url), dev_mode=dev_mode):
             yield f"{name}: {problem}"
     for limit in provider.rate_limits:
         if limit.calls < 1 or limit.window < timedelta(seconds=1):
@@ -112,11 +114,10 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
     for pattern in provider.host_patterns:
-        problem = host_pattern_problem(pattern)
-        if problem is not None:
+        if problem := host_pattern_problem(pattern):
             yield f"host_patterns: {pattern!r} {problem}"
 
 
 def _client_of(provider: BaseProvider) -> tuple[str | None, str] | str:
-    """Our client at the authorization server; one without a client id is the same as none but itself."""
+    """Our client at the authorization server; a provider without a client id shares its client with no other."""
     return (provider.oauth_token_url, provider.client_id) if provider.client_id else provider.integration_type

@@ -1,14 +1,13 @@
 """Gmail.
 
-- Scopes: developers.google.com/gmail/api/auth/scopes [H]. Reading and sending are asked for; others cover less.
-- Verified by the mailbox's profile: developers.google.com/gmail/api/reference/rest/v1/users/getProfile [H].
-- A change of the user's password ends refresh tokens with Gmail scopes:
+- Scopes: developers.google.com/gmail/api/auth/scopes [H]. The required ones are for reading and sending.
+- Verification is the mailbox's profile: developers.google.com/gmail/api/reference/rest/v1/users/getProfile [H].
+- Refresh tokens with Gmail scopes end when the user changes the password:
   developers.google.com/identity/protocols/oauth2 [H].
-- Limits count units, of which a request takes 1 to 100: developers.google.com/gmail/api/reference/quota [H]. So none is
-  declared, and what answers tell is kept to.
+- Rate limits count units; a request costs 1 to 100: developers.google.com/gmail/api/reference/quota [H]. No limit is
+  declared; the limits in response headers apply.
 """
 
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
 
 
@@ -16,7 +15,6 @@ class GmailProvider(GoogleProvider):
     """A user's mailbox."""
 
     integration_type = "gmail"
-    display_name = "Gmail"
     required_scopes = (
         "https://www.googleapis.com/auth/gmail.readonly",
         "https://www.googleapis.com/auth/gmail.send",
@@ -27,6 +25,4 @@ class GmailProvider(GoogleProvider):
     api_base_url = "https://gmail.googleapis.com/gmail/v1"
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(GmailProvider.integration_type, GmailProvider)
+register = GmailProvider.register_in

@@ -1,21 +1,20 @@
-"""What Google's services have in common.
+"""The base of Google's services.
 
-- Endpoints, and client id and secret in the form: developers.google.com/identity/protocols/oauth2/web-server [H].
-- A refresh token comes only with `access_type=offline`, and after the first time only with `prompt=consent` [H]. It is
-  not rotated, and a refresh does not answer with one [H]. It ends after six months without use [H], after seven days
-  while the consent screen is in testing [H], and when there are too many of one account and client [M].
-- `include_granted_scopes` grants again what was granted before [H]; the answer lists it all, `email` and `profile` by
-  their long names [K].
-- Revoking any token ends all that the client holds of the account, whatever the scopes [K].
-- Google documents no `iss` in the callback, so `issuer` stays unset and `iss` is not checked.
-- 403 also means a spent quota, with a reason that says so: developers.google.com/calendar/api/guides/errors [K].
+- Endpoints; client id and secret are sent in the form: developers.google.com/identity/protocols/oauth2/web-server [H].
+- A refresh token requires `access_type=offline`, and after the first time `prompt=consent` [H]. It is not rotated, and
+  the response to a refresh has none [H]. It ends after six months without use [H], after seven days while the consent
+  screen is in testing [H], and when one account and client have too many [M].
+- `include_granted_scopes` includes scopes that were granted before [H]. The response lists all of them, `email` and
+  `profile` by their long names [K].
+- Revoking any token ends all grants of the account to the client, whatever their scopes [K].
+- Google documents no `iss` in the callback, so `issuer` is not declared and `iss` is not checked.
+- 403 also means an exhausted quota, if its reason says so: developers.google.com/calendar/api/guides/errors [K].
 """
 
-from collections.abc import Mapping
 from datetime import timedelta
 
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import field_at, read_object
+from integration_server.providers.lenient_json import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
 
 _RATE_REASONS = {"rateLimitExceeded", "userRateLimitExceeded"}
@@ -29,26 +28,22 @@ class GoogleProvider(OAuth2Provider):
     oauth_token_url = "https://oauth2.googleapis.com/token"
     revoke_url = "https://oauth2.googleapis.com/revoke"
     token_auth = "client_secret_post"
-    authorize_params: Mapping[str, str] = {
-        "access_type": "offline",
-        "prompt": "consent",
-        "include_granted_scopes": "true",
-    }
-    scope_aliases: Mapping[str, str] = {
+    authorize_params = {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
+    scope_aliases = {
         "email": "https://www.googleapis.com/auth/userinfo.email",
         "profile": "https://www.googleapis.com/auth/userinfo.profile",
     }
     revokes_whole_account = True
-    refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
+    refresh_token_grace = timedelta.max
 
     def rejects_credentials(self, response: HttpResponse) -> bool:
-        """401 or 403, unless it is the quota that is spent."""
+        """401 or 403, except an exhausted quota."""
         return super().rejects_credentials(response) and _reason(response) not in _QUOTA_REASONS
 
     def is_rate_limited(self, response: HttpResponse) -> bool:
-        """Also 403, where its reason is that there were too many calls: they are few enough again within minutes."""
+        """Also 403 with a rate limit as its reason; such a limit lasts for minutes at most."""
         return super().is_rate_limited(response) or (response.status == 403 and _reason(response) in _RATE_REASONS)
 
 
 def _reason(response: HttpResponse) -> object:
-    return field_at(read_object(response.body), "error.errors.0.reason")
+    return field_at(response.json, "error.errors.0.reason")

@@ -1,11 +1,11 @@
 """Google Calendar.
 
-- Scopes: the document's origin.
-- Verified by the user's own calendar, which the keyword "primary" names:
+- The requirements define the scopes.
+- Verification is the user's own calendar, with the keyword "primary":
   developers.google.com/calendar/api/v3/reference/calendarList/get [H]. Its `id` is the account's e-mail address, its
   `summary` the name that the user gave it [K].
-- 600 requests a minute for one user, and 10,000 for our project:
-  developers.google.com/workspace/calendar/api/guides/quota [H]. Projects from before May 2026 keep theirs [H].
+- 600 requests a minute per user, and 10,000 for our project: developers.google.com/workspace/calendar/api/guides/quota
+  [H]. Projects from before May 2026 keep their limits [H].
 """
 
 from datetime import timedelta
@@ -14,13 +14,12 @@ from pydantic import Field
 
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
 from integration_server.providers.webhooks.google_channel import GOOGLE_CHANNEL
 
 
 class GoogleCalendarConfig(ProviderConfig):
-    """Which calendar is meant where a call names none."""
+    """The calendar of calls that name none."""
 
     calendar_id: str = Field("primary", min_length=1, max_length=254)
 
@@ -29,7 +28,6 @@ class GoogleCalendarProvider(GoogleProvider):
     """A user's calendars."""
 
     integration_type = "google_calendar"
-    display_name = "Google Calendar"
     required_scopes = (
         "https://www.googleapis.com/auth/calendar",
         "https://www.googleapis.com/auth/calendar.events",
@@ -46,6 +44,4 @@ class GoogleCalendarProvider(GoogleProvider):
     config_model = GoogleCalendarConfig
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(GoogleCalendarProvider.integration_type, GoogleCalendarProvider)
+register = GoogleCalendarProvider.register_in

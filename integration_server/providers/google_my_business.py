@@ -1,15 +1,14 @@
-"""Google Business Profile, "My Business" by its former name.
+"""Google Business Profile, formerly "My Business".
 
-- Scope, and verification by listing accounts: the document's origin. The API answers only to projects that Google has
-  approved [K].
-- The first account in the list is taken for the user's own, since personal accounts come first [K].
+- The requirements define the scope, and verification by a list of accounts. The API is open only to projects that
+  Google has approved [K].
+- The first account of the list is assumed to be the user's own, because personal accounts come first [K].
 - 300 requests a minute for our project: developers.google.com/my-business/content/limits [H].
 """
 
 from datetime import timedelta
 
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google import GoogleProvider
 
 
@@ -26,6 +25,4 @@ class GoogleMyBusinessProvider(GoogleProvider):
     rate_limits = (RateLimit(300, timedelta(minutes=1), LimitScope.APP),)
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(GoogleMyBusinessProvider.integration_type, GoogleMyBusinessProvider)
+register = GoogleMyBusinessProvider.register_in

@@ -1,7 +1,7 @@
-"""Outbound HTTP. The only module that knows httpx, so that another client is one file (and `network.py`, under it).
+"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `ssrf_guard.py`, which it connects with.
 
-Nothing that httpx or its parser says is passed on, neither as message nor as cause: h11 quotes the bytes that
-it could not read, and they may be a token.
+No text of httpx or its parser is passed on, neither as a message nor as a cause: h11 quotes the bytes that it could not
+parse, and they may be a token.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from types import TracebackType
 from typing import Self, cast
 
 import httpcore
@@ -23,46 +23,47 @@ import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.ip_policy import is_public, is_public_or_loopback
+from integration_server.providers.lenient_json import read_json
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
 from integration_server.providers.urls import origin_of, url_problem
 from integration_server.service.common_types import Clock
 
-_MAX_RETRY_AFTER = timedelta(days=1)  # what a provider may make us wait by Retry-After
+_MAX_RETRY_AFTER = timedelta(days=1)  # a longer Retry-After is capped
 
-_DEADLINE_SLICES = 10  # of a deadline
+_DEADLINE_SLICES = 10  # see `_timeout`
 
 _GZIP = zlib.MAX_WBITS | 16
-_GZIP_MAGIC = b"\x1f"  # the first byte of a member: the second may come later
+_GZIP_MAGIC = b"\x1f"  # the first byte of a member: the second may arrive in a later chunk
 
 _FAILURES = (
     *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
     *(OSError, UnicodeError, zlib.error),
 )
-"""What sending and reading can raise. TimeoutError is an OSError."""
+"""What sending a request and reading a response can raise. TimeoutError is an OSError."""
 
 
 class UrlNotAllowed(ValueError):
-    """A request was about to leave for somewhere that its provider did not declare. Nothing was sent."""
+    """The URL of a request is not https, or not at an origin that the provider declares. Nothing was sent."""
 
 
 class ResponseBodyTooLarge(ProviderUnavailable):
-    """An answer came, and its body is larger than the limit."""
+    """The response body exceeds the limit."""
 
 
 class _InvalidBody(OSError):
-    """Larger than the limit, or encoded in a way that was not asked for."""
+    """The body exceeds the limit, or has a content coding that was not requested."""
 
 
 class _BodyTooLarge(_InvalidBody):
-    """Larger than the limit."""
+    """The body exceeds the limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HttpResponse:
-    """A provider's answer. Header names are lower case; the body is secret until it has been read.
+    """A provider's response. Header names are lower case; headers and body are treated as secrets.
 
-    `header_list` has the headers in their order, with repeated ones apart.
+    `header_list` has the headers in their order, with repeated ones separate.
     """
 
     status: int
@@ -71,24 +72,29 @@ class HttpResponse:
     retry_after: timedelta | None = None
     header_list: Sequence[tuple[str, str]] = field(default=(), repr=False)
 
+    @cached_property
+    def json(self) -> object:
+        """The JSON value in the body, parsed leniently and once; None if the body is not JSON."""
+        return read_json(self.body)
+
     @property
     def is_success(self) -> bool:
-        """Whether the status is 2xx. A redirect is none: it is never followed."""
+        """Whether the status is 2xx. A redirect is not a success: it is never followed."""
         return 200 <= self.status < 300
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the status is 4xx and speaks of the request: 429 and 408 speak of the moment."""
+        """Whether the status is 4xx, except 429 and 408, which do not concern the content of the request."""
         return 400 <= self.status < 500 and self.status not in {408, 429}
 
 
 class ProviderHttp:
-    """Sends requests to providers, within a deadline and a size. Open it with `async with`.
+    """An HTTP client with a deadline, a body size limit and SSRF protection. Use it as an async context manager.
 
-    `deadline` covers everything from connecting to the last byte: timeouts of single reads never end on a
-    body that drips. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers
-    usually wait. `network` makes the connections: by default to public addresses only, and in dev mode to loopback.
-    `transport` replaces HTTP as a whole in tests.
+    `deadline` covers everything from connecting to the last byte; a timeout per read never ends on a body that arrives
+    slowly. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers usually wait.
+    `network` opens the connections; the default connects to public addresses only, and in dev mode also to loopback.
+    `transport` replaces HTTP altogether in tests.
     """
 
     def __init__(
@@ -111,15 +117,13 @@ class ProviderHttp:
 
     async def __aenter__(self) -> Self:
         for library in ("httpx", "httpcore"):
-            # They log URLs with their queries, and headers: an API key may be in either.
+            # They log URLs with queries, and headers; both can contain an API key.
             logging.getLogger(library).setLevel(logging.WARNING)
         await self._client.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
 
     async def request(
         self,
@@ -133,18 +137,18 @@ class ProviderHttp:
         deadline: timedelta | None = None,
         body_limit: int | None = None,
     ) -> HttpResponse:
-        """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole answer.
+        """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole response.
 
-        `deadline` and `body_limit` take the place of the usual ones. Raises `ProviderUnavailable` when there is no
-        answer in time and within the size, with what its headers may have said about when to come back; and
-        `UrlNotAllowed` before anything is sent.
+        `deadline` and `body_limit` override the client's. Raises `UrlNotAllowed` before anything is sent, and
+        `ProviderUnavailable`, with the Retry-After that the headers may have had, if there is no complete response
+        within the deadline and the size limit.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
             raise UrlNotAllowed(f"the provider's URL {problem}")
         origin = origin_of(url)
         if origin not in allowed_origins:
-            raise UrlNotAllowed(f"{origin} is not among the hosts that the provider declared")
+            raise UrlNotAllowed(f"{origin} is not an origin that the provider declares")
         log = self._log.bind(method=method, origin=origin)
         begin = time.perf_counter()
         kind, retry_after = ProviderUnavailable, None
@@ -152,11 +156,12 @@ class ProviderHttp:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             async with (
                 _timeout(self._deadline if deadline is None else deadline.total_seconds()),
-                self._client.stream(method, target, headers=_header_list(headers), content=content) as response,
+                self._client.stream(method, target, headers=headers, content=content) as response,
             ):
                 retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
                 body = await _read(response, self._body_limit if body_limit is None else body_limit)
-                parts = dict(response.headers), body, retry_after, tuple(response.headers.multi_items())
+                received = response.headers
+                parts = (dict(received), body, retry_after, received.multi_items())
                 http_response = HttpResponse(response.status_code, *parts)
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
@@ -165,11 +170,11 @@ class ProviderHttp:
             log.info("provider_request_completed", status=http_response.status, seconds=_elapsed_since(begin))
             return http_response
         log.warning("provider_request_failed", failure=failure, seconds=_elapsed_since(begin))
-        raise kind(f"the provider gave no usable answer ({failure})", retry_after=retry_after)
+        raise kind(f"no usable response from the provider ({failure})", retry_after=retry_after)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
-    """The body, decompressed here: httpx inflates a whole chunk before anybody can count it."""
+    """The body, decompressed here: httpx decompresses a whole chunk before its size can be checked."""
     decode = _decoder(response.headers.get("Content-Encoding", ""))
     body, sent = bytearray(), 0
     async for chunk in cast(AsyncIterable[bytes], response.stream):
@@ -180,17 +185,13 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return bytes(body)
 
 
-def _header_list(headers: Mapping[str, str] | Sequence[tuple[str, str]] | None) -> list[tuple[str, str]]:
-    return list(headers.items() if isinstance(headers, Mapping) else headers or ())
-
-
 @asynccontextmanager
 async def _timeout(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout`, in the time that this process is awake.
+    """`asyncio.timeout` that does not count the time in which the process is suspended.
 
-    A process that is stopped and goes on hours later finds both the answer and the deadline waiting, and a plain
-    timeout would throw the answer away: a rotated token, perhaps. So time is counted in slices, of which a pause of
-    any length takes one.
+    A process that resumes hours later finds both the response and an expired deadline, and a plain timeout would
+    discard the response, with a rotated token in it perhaps. The time is therefore counted in slices; a suspension of
+    any length costs one of them.
     """
 
     async def count(timeout: asyncio.Timeout) -> None:
@@ -210,32 +211,32 @@ def _client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=transport,
         headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "integration-server"},
-        # The client is shared by all users, so it keeps no provider's cookie.
+        # All users share the client, so it keeps no cookies.
         cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-        timeout=httpx.Timeout(None),  # the deadline is in `request`
-        # No proxy of the environment: it would look names up itself, and nobody here could judge the addresses.
+        timeout=httpx.Timeout(None),  # `request` enforces the deadline
+        # No proxy from the environment: it would resolve names itself, past the checks of `ssrf_guard.py`.
         trust_env=False,
         follow_redirects=False,
     )
 
 
 class _Transport(httpx.AsyncBaseTransport):
-    """httpx's own transport over a network of ours, which it has no parameter for."""
+    """httpx's default transport with our network backend, for which httpx has no parameter."""
 
     def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=httpx.create_ssl_context(),
-            # One limit for all would let a provider that hangs starve the rest.
+            # A limit would be shared by all providers, so that one that hangs blocks the others.
             max_connections=None,
             max_keepalive_connections=100,
-            # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. What is sent
-            # into one at that moment is lost, or was done: nobody can tell.
+            # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of
+            # a request that is sent at that moment is unknown.
             keepalive_expiry=1,
             network_backend=network,
         )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and answer as soon as the headers are there."""
+        """Send a request, and return once the response headers have arrived."""
         url = request.url
         http_response = await self._pool.handle_async_request(
             httpcore.Request(
@@ -265,18 +266,18 @@ class _Body(httpx.AsyncByteStream):
 
 
 def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:
-    """A function of a chunk and the most that it may return, for a Content-Encoding (RFC 9110 §8.4)."""
+    """The decoder for a Content-Encoding (RFC 9110 §8.4), a function of a chunk and the maximum output length."""
     names = [name.strip() for name in encodings.lower().split(",")]
     match [name for name in names if name not in {"", "identity"}]:
         case []:
             return lambda chunk, _: chunk
-        case ["gzip" | "x-gzip"]:  # §8.4.1.3: the same
+        case ["gzip" | "x-gzip"]:  # synonyms, RFC 9110 §8.4.1.3
             return _Gunzip()
     raise _InvalidBody
 
 
 class _Gunzip:
-    """Inflates gzip, all of its members (RFC 1952 §2.2). What follows them and is none is padding, as for gzip(1)."""
+    """Decompresses all members of gzip data (RFC 1952 §2.2). Other bytes after them are padding, as in gzip(1)."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(wbits=_GZIP)
@@ -296,7 +297,7 @@ class _Gunzip:
 
 
 def _retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """RFC 9110 §10.2.3: seconds, or a date. What cannot be read counts as not said."""
+    """The delay in a Retry-After header, seconds or a date (RFC 9110 §10.2.3); None if it is neither."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():

@@ -1,8 +1,8 @@
-"""Reading JSON that others wrote, where nothing about its shape is certain.
+"""Lenient JSON parsing for bodies that other systems wrote.
 
-What is not quite JSON is read too, up to 64 KiB of it: after a byte order mark (RFC 8259 §8.1), with bytes that are no
-UTF-8, with half a character ("\\ud83d"), with control characters in texts, with numbers of any length. All that comes
-out is valid Unicode: what could not be read of a text is `UNREADABLE` there.
+Bodies of up to 64 KiB are parsed even if they are not strict JSON: a byte order mark (RFC 8259 §8.1), bytes that are
+not UTF-8, lone surrogates ("\\ud83d"), control characters in strings, and numbers of any length are accepted. All
+strings in the result are valid Unicode; characters that could not be decoded become `UNREADABLE`.
 """
 
 import json
@@ -15,28 +15,23 @@ from pydantic_core import from_json
 UNREADABLE = "\ufffd"
 
 _MAX_TEXT_LENGTH = 255
-_MAX_LENIENT_SIZE = 1 << 16  # bytes: many times what comes with tokens, and read in some 20 ms at worst
+_MAX_LENIENT_SIZE = 1 << 16  # bytes: far more than a token response has; the slow parser needs about 20 ms for it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_object(body: bytes) -> Mapping[str, Any] | None:
-    """The JSON object in a body; None if it is anything else."""
-    value = _read(body)
-    return value if isinstance(value, dict) else None
-
-
-def read_array(body: bytes) -> list[Any] | None:
-    """The JSON array in a body; None if it is anything else."""
-    value = _read(body)
-    return value if isinstance(value, list) else None
-
-
-def _read(body: bytes) -> object:
-    # Errors end here, so that no caller chains them: they quote what could not be read.
+def read_json(body: bytes) -> object:
+    """The JSON value in a body; None if the body is not JSON."""
+    # The exception ends here: it quotes the input, and a caller could chain it.
     try:
         return from_json(body)
     except ValueError:
         return _read_leniently(body) if len(body) <= _MAX_LENIENT_SIZE else None
+
+
+def read_object(body: bytes) -> Mapping[str, Any] | None:
+    """The JSON object in a body; None if the body is anything else."""
+    value = read_json(body)
+    return value if isinstance(value, dict) else None
 
 
 def _read_leniently(body: bytes) -> object:
@@ -48,7 +43,7 @@ def _read_leniently(body: bytes) -> object:
 
 
 def _parse_int(digits: str) -> int | float:
-    """Python makes no int of thousands of digits; no identifier has so many, and a float is infinite if need be."""
+    """An int, or a float for more digits than an identifier has: Python refuses ints of thousands of digits."""
     return int(digits) if len(digits) <= _MAX_TEXT_LENGTH else float(digits)
 
 
@@ -64,7 +59,7 @@ def _replace_lone_surrogates(value: object) -> object:
 
 
 def field_at(value: object, path: str) -> object:
-    """The value at a dotted path, such as "locations.0.merchant_id"; None if there is none."""
+    """The value at a dotted path, such as "locations.0.merchant_id"; None if it is missing."""
     for name in path.split("."):
         if isinstance(value, dict):
             value = value.get(name)
@@ -76,10 +71,9 @@ def field_at(value: object, path: str) -> object:
 
 
 def text_at(value: object, path: str) -> str | None:
-    """The text or whole number at a dotted path, as text fit to store and to show.
+    """The string or integer at a dotted path, as printable text of at most 255 characters; None otherwise.
 
-    None if there is none, or more of it than an identifier or a name has, or not all of it could be read: two that
-    differ could have become one.
+    Text that was not decoded completely is None as well: two different identifiers could have become equal.
     """
     found = field_at(value, path)
     if isinstance(found, int) and not isinstance(found, bool):

@@ -1,26 +1,30 @@
-"""Mailchimp Marketing. "email_marketing" is the document's name for it.
+"""Mailchimp Marketing. The requirements call it "email_marketing".
 
-- Endpoints, and client id and secret in the form:
+- Endpoints; client id and secret are sent in the form:
   mailchimp.com/developer/marketing/guides/access-user-data-oauth-2 [H].
-- There are no scopes and no refresh tokens, and tokens do not expire:
+- There are no scopes and no refresh tokens, and access tokens do not expire:
   developer.mailchimp.com/documentation/mailchimp/guides/how-to-use-oauth2 [H]. `expires_in` is 0 and `scope` null [M].
-- Each account's API is in a data centre, `{dc}.api.mailchimp.com`, which the metadata resource tells [H]. It wants
-  `Authorization: OAuth` [H]; the API takes Bearer too [M].
-- Verified by the metadata: `user_id` names the account, `accountname` is its name [M].
-- An account takes ten calls at once; no rate is documented [M].
-- Nothing revokes a token [K]; the user removes the app at Mailchimp.
-- PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
+- Each account's API is in a data centre, `{dc}.api.mailchimp.com`, which the metadata resource names [H]. That resource
+  requires `Authorization: OAuth` [H]; the API accepts Bearer too [M].
+- Verification is the metadata: `user_id` identifies the account, `accountname` is its name [M].
+- Ten concurrent calls per account; no rate is documented [M].
+- Tokens cannot be revoked [K]; the user removes the app at Mailchimp.
+- PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
-from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
-from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.lenient_json import read_object, text_at
+from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
+from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.http import HttpResponse
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.urls import fill
 from integration_server.service.integrations.ports import NewAccount
+
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 
 
 class MailchimpProvider(OAuth2Provider):
@@ -28,7 +32,6 @@ class MailchimpProvider(OAuth2Provider):
 
     integration_type = "mailchimp"
     aliases = ("email_marketing",)
-    display_name = "Mailchimp"
     oauth_authorize_url = "https://login.mailchimp.com/oauth2/authorize"
     oauth_token_url = "https://login.mailchimp.com/oauth2/token"
     token_auth = "client_secret_post"
@@ -41,38 +44,27 @@ class MailchimpProvider(OAuth2Provider):
     host_patterns = ("*.api.mailchimp.com",)
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
-        """Ask where the account is."""
-        _, dc = await self._metadata(tokens)
-        return replace(tokens, extras={**tokens.extras, "dc": dc})
+        """Add the data centre of the account."""
+        return replace(tokens, extras={**tokens.extras, "dc": (await self._metadata(tokens))["dc"]})
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """Ask whose the token is."""
-        account, _ = await self._metadata(credentials)
-        return account
+        """The account that the metadata names."""
+        return self.account_of(credentials, await self._metadata(credentials))
 
-    async def _metadata(self, credentials: Credentials) -> tuple[NewAccount, str]:
-        if not isinstance(credentials, OAuthTokens):
-            raise ProviderRejected("credentials")
-        headers = {"Authorization": f"OAuth {credentials.access_token}"}
-        response = await self.send("GET", self.verify_url, headers=headers)
-        if self.rejects_credentials(response):
-            raise ProviderRejected("credentials")
-        fields = read_object(response.body) or {}
-        if text_at(fields, "error") == "invalid_token":  # with HTTP 200 too
-            raise ProviderRejected("credentials")
-        dc = text_at(fields, "dc")
-        if not response.is_success or dc is None or not _is_label(dc):
+    async def _metadata(self, credentials: Credentials) -> Mapping[str, Any]:
+        response = await self.request_verification(credentials)
+        if not isinstance(response.json, dict) or not _LABEL.fullmatch(text_at(response.json, "dc") or ""):
             raise ProviderUnavailable(retry_after=response.retry_after)
-        return self.account_of(credentials, fields), dc
+        return response.json
+
+    def verification_auth(self, credentials: Credentials) -> RequestAuth:
+        """The access token with the authentication scheme `OAuth`."""
+        headers = self.request_auth(credentials).headers
+        return RequestAuth(headers={name: value.replace("Bearer", "OAuth", 1) for name, value in headers.items()})
+
+    def rejects_credentials(self, response: HttpResponse) -> bool:
+        """Also `invalid_token` with HTTP 200."""
+        return super().rejects_credentials(response) or text_at(response.json, "error") == "invalid_token"
 
 
-def _is_label(dc: str) -> bool:
-    try:
-        return "." not in fill("{dc}", {"dc": dc})
-    except ValueError:
-        return False
-
-
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(MailchimpProvider.integration_type, MailchimpProvider)
+register = MailchimpProvider.register_in

@@ -1,6 +1,6 @@
-"""OAuth 2 as the RFCs have it: a provider that follows them declares, and this does.
+"""OAuth 2 as the RFCs define it. A provider that follows them only declares.
 
-Requests are made by Authlib's functions without I/O; docs/decisions/0002-oauth-library.md says why.
+Requests are built by Authlib's functions without I/O; docs/decisions/0002-oauth-library.md has the reasons.
 """
 
 from abc import abstractmethod
@@ -22,34 +22,26 @@ from integration_server.domain.credentials import AuthMethod, Credentials, OAuth
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.token_response import error_code, parse_tokens, require_no_error
+from integration_server.providers.token_response import TokenResponse, error_code
 from integration_server.providers.urls import fill
 from integration_server.service.integrations.ports import NewAccount
 
 TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]
 
 RESERVED_PARAMS = frozenset(
-    {
-        "response_type",
-        "client_id",
-        "redirect_uri",
-        "scope",
-        "state",
-        "code_challenge",
-        "code_challenge_method",
-    }
+    {"response_type", "client_id", "redirect_uri", "scope", "state", "code_challenge", "code_challenge_method"}
 )
 """Parameters of the authorization URL that a declaration cannot set."""
 
 _REFRESH_TOKEN_SCOPES = frozenset({"offline_access", "offline", "refresh_token"})
-"""Scopes that ask for a refresh token (OpenID Connect Core §11 and its like); answers seldom list them."""
+"""Scopes that request a refresh token (OpenID Connect Core §11 and similar); responses seldom list them."""
 
 _UNVERIFIED_SCOPES = frozenset({"openid"})
-"""Asks for an ID token, which is not used here, so that nothing is missing without it."""
+"""Requests an ID token, which is not used here, so that nothing is missing without it."""
 
 
 class OAuth2Provider(BaseProvider):
-    """The authorization code grant (RFC 6749) with PKCE (RFC 7636), refreshing, and revocation (RFC 7009)."""
+    """The authorization code grant (RFC 6749) with PKCE (RFC 7636), refresh, and revocation (RFC 7009)."""
 
     auth_method = AuthMethod.OAUTH2
     scope_separator = " "
@@ -57,58 +49,63 @@ class OAuth2Provider(BaseProvider):
     authorize_params: Mapping[str, str] = MappingProxyType({})
 
     uses_pkce = True
-    """False only for a provider to which a code challenge means something else than RFC 7636 says."""
+    """False only for a provider to which a code challenge means something else than RFC 7636 defines."""
 
     code_params: Mapping[str, str] = MappingProxyType({})
-    """Further parameters of the request that trades a code."""
+    """Further parameters of the request that exchanges a code."""
 
     error_field = "error"
-    """Where the error code is in the token endpoint's answers, as a dotted path."""
+    """The dotted path of the error code in the token endpoint's responses."""
 
-    error_codes: Mapping[str, str] = MappingProxyType({})
-    """What the provider's own error codes mean, in the words of RFC 6749 §5.2: `invalid_grant` ends a grant,
-    `invalid_client` is our fault, `temporarily_unavailable` passes."""
+    error_codes: Mapping[str, Collection[str]] = MappingProxyType({})
+    """The provider's own error codes, by the code of RFC 6749 §5.2 that has the same meaning: `invalid_grant` ends a
+    grant, `invalid_client` is a mistake in our settings, `temporarily_unavailable` is transient."""
 
     tokens_never_expire = False
-    """Whether access tokens last, whatever an answer says of their end."""
+    """Whether access tokens never expire, whatever a response says."""
 
     assumed_lifetime: timedelta | None = None
-    """How long access tokens are taken to last where the answer does not say."""
+    """The lifetime of access tokens if the response has none."""
 
     implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
-    """Scopes that a scope includes, and that answers leave out beside it."""
+    """Scopes that a scope includes, and that responses leave out beside it."""
 
     scope_aliases: Mapping[str, str] = MappingProxyType({})
-    """Scopes that the provider answers under another name."""
+    """Scopes that responses list under another name."""
 
     extra_fields: Sequence[str] = ()
-    """Further fields of the token answer, as dotted paths, to be kept with the tokens."""
+    """Dotted paths of further values of the token response, to be stored with the tokens."""
 
     account_id_extra: str | None = None
-    """The extra field that names the account, instead of `account_id_field`."""
+    """The stored value that identifies the account, instead of `account_id_field`."""
+
+    revoke_method = "POST"
+
+    revokes_with_access_token = False
+    """Whether a revocation is a request with a valid access token, instead of one with a form (RFC 7009)."""
 
     @property
     @abstractmethod
     def oauth_authorize_url(self) -> str:
-        """Where a browser is sent to ask for access (RFC 6749 §3.1)."""
+        """The authorization endpoint (RFC 6749 §3.1)."""
 
     @property
     @abstractmethod
     def oauth_token_url(self) -> str:
-        """Where codes and refresh tokens are traded (RFC 6749 §3.2)."""
+        """The token endpoint (RFC 6749 §3.2)."""
 
     @property
     def missing_settings(self) -> Sequence[str]:
-        """The client id, and the secret where one is used."""
+        """Besides other required settings, the client id, and the client secret if one is used."""
         needed = {"CLIENT_ID": self.client_id}
         if self.token_auth != "none":
             needed["CLIENT_SECRET"] = self.client_secret
-        return [self._setting_name(name) for name, value in needed.items() if not value]
+        return [self._setting_name(name) for name, value in needed.items() if not value] + [*super().missing_settings]
 
     # --- connecting
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
+        """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
         challenge = {"code_challenge": code_challenge, "code_challenge_method": "S256"} if self.uses_pkce else {}
         return str(
             prepare_grant_uri(
@@ -123,7 +120,7 @@ class OAuth2Provider(BaseProvider):
         )
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Trade a code (RFC 6749 §4.1.3, RFC 7636 §4.5). Raises `ProviderError`."""
+        """Exchange an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5). Raises `ProviderError`."""
         body = prepare_token_request(
             "authorization_code",
             redirect_uri=redirect_uri,
@@ -131,23 +128,23 @@ class OAuth2Provider(BaseProvider):
             code_verifier=code_verifier if self.uses_pkce else None,
             **self.code_params,
         )
-        response = await self.request_tokens(body, "code")
-        tokens = replace(response, extras={**self.url_params, **response.extras})
+        tokens = await self.request_tokens(body, "code")
+        tokens = replace(tokens, extras={**self.url_params, **tokens.extras})
         try:
             return await self.complete_tokens(tokens)
         except ProviderError:
-            if not self.revokes_whole_account:  # else it would end what other integrations have
+            if not self.revokes_whole_account:  # otherwise the grants of other integrations would end too
                 with suppress(ProviderError):
                     await self.revoke_credentials(tokens)
             raise
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
-        """Tokens that have just come for a code, with what else must be asked before they can be used."""
+        """The tokens of a code, after any further requests that are necessary before they can be used."""
         return tokens
 
-    def missing_scopes(self, asked: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
-        """Which of the scopes asked for were not granted. An answer without scopes means as asked."""
-        return [scope for scope in asked if not self._is_granted(scope, tokens)]
+    def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
+        """The requested scopes that were not granted. A response without scopes means that all were granted."""
+        return [scope for scope in requested_scopes if not self._is_granted(scope, tokens)]
 
     def _is_granted(self, scope: str, tokens: OAuthTokens) -> bool:
         if scope in _REFRESH_TOKEN_SCOPES:
@@ -157,12 +154,11 @@ class OAuth2Provider(BaseProvider):
         granted = self._with_implied(tokens.scopes)
         if scope in granted or self.scope_aliases.get(scope) in granted:
             return True
-        return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(
-            scope.split(",")
-        )  # as it was when it was read
+        # The response was split at commas, and so is a requested scope that contains one.
+        return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(scope.split(","))
 
     def implied_by(self, scope: str) -> Collection[str]:
-        """What a scope grants as well, and answers leave out for it."""
+        """The scopes that a scope includes, and that responses leave out beside it."""
         return self.implied_scopes.get(scope, ())
 
     def _with_implied(self, scopes: Iterable[str]) -> Collection[str]:
@@ -172,118 +168,118 @@ class OAuth2Provider(BaseProvider):
             new = {implied for scope in new for implied in self.implied_by(scope)} - granted
         return granted
 
-    # --- keeping
+    # --- refresh and revocation
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
-        """Renew (RFC 6749 §6). Raises `ProviderError`."""
+        """New tokens for a refresh token (RFC 6749 §6). Raises `ProviderError`."""
         return await self.request_tokens(prepare_token_request("refresh_token", refresh_token=refresh_token), "grant")
 
-    async def refresh_if_expired(self, tokens: OAuthTokens) -> OAuthTokens:
-        """These tokens, renewed if the access token has ended: for providers that revoke what they are called with."""
-        if tokens.refresh_token is None or not tokens.has_expired(self._context.clock()):
-            return tokens
-        return tokens.updated_with(await self.refresh(tokens))
-
     async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """Revoke the refresh token, and its access tokens with it (RFC 7009 §2.1); or the access token."""
+        """Revoke the grant; False if the provider has no way to. Raises `ProviderError`."""
         if self.revoke_url is None or not isinstance(credentials, OAuthTokens):
             return False
-        if credentials.refresh_token is not None:
-            body, _ = prepare_revoke_token_request(credentials.refresh_token, "refresh_token")
-        else:
-            body, _ = prepare_revoke_token_request(credentials.access_token, "access_token")
-        return self.read_revocation(await self.for_credentials(credentials).post_as_client(self.revoke_url, body))
+        tokens = credentials
+        if self.revokes_with_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
+            try:
+                tokens = tokens.updated_with(await self.refresh(tokens))
+            except ProviderRejected:
+                return True  # a grant that cannot be refreshed has ended already
+        return await self.for_credentials(tokens).revoke_tokens(self.revoke_url, tokens)
 
-    def read_revocation(self, response: HttpResponse) -> bool:
-        """True if the credentials are dead, False if none of their kind can be revoked; else raises `ProviderError`."""
-        if response.is_refusal and error_code(response) == "invalid_token":
-            return True  # dead before we came, which RFC 7009 §2.2 does not count as an error
-        if response.is_refusal and error_code(response) == "unsupported_token_type":
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
+        """Send the revocation: with the access token, or the refresh token in a form (RFC 7009 §2.1)."""
+        if self.revokes_with_access_token:
+            response = await self.send(self.revoke_method, revoke_url, headers=self.auth_headers(tokens))
+            if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
+                raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
+            return True
+        if tokens.refresh_token is not None:
+            body, _ = prepare_revoke_token_request(tokens.refresh_token, "refresh_token")
+        else:
+            body, _ = prepare_revoke_token_request(tokens.access_token, "access_token")
+        return self.read_revocation(await self.post_as_client(revoke_url, body))
+
+    def read_revocation(self, http_response: HttpResponse) -> bool:
+        """True if the token is revoked, False if tokens of its kind cannot be. Raises `ProviderError`."""
+        response = TokenResponse.parse(http_response)
+        code = error_code(response.fields)
+        if http_response.is_refusal and code == "invalid_token":
+            return True  # not valid before the request either, which RFC 7009 §2.2 does not count as an error
+        if http_response.is_refusal and code == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        require_no_error(response, "revocation", self.oauth_error)
+        response.raise_for_error("revocation", self.oauth_error(response.fields))
         return True
 
-    # --- using
+    # --- use of tokens
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """The bearer header (RFC 6750 §2.1)."""
+        """The authentication of an API request: the headers of `auth_headers`."""
         if not isinstance(credentials, OAuthTokens):
             raise ProviderRejected("credentials")
-        return RequestAuth(headers={"Authorization": f"Bearer {credentials.access_token}"})
+        return RequestAuth(headers=self.auth_headers(credentials))
+
+    def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
+        """The headers of an authenticated request: the bearer header (RFC 6750 §2.1)."""
+        return {"Authorization": f"Bearer {tokens.access_token}"}
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """Whose the credentials are, by the verification's answer or by what came with the tokens."""
+        """The account of the tokens, by the verification response or by a value stored with the tokens."""
         account = super().account_of(credentials, fields)
         if self.account_id_extra is None or not isinstance(credentials, OAuthTokens):
             return account
         return NewAccount(credentials.extras.get(self.account_id_extra), account.account_label)
 
-    # --- the token endpoint
+    # --- token endpoint
 
     async def request_tokens(self, body: str, subject: str) -> OAuthTokens:
-        """What the token endpoint gives for a form. Raises `ProviderError`."""
+        """Send a form to the token endpoint to exchange `subject` ("code", "grant"). Raises `ProviderError`."""
         return self.read_tokens(await self.post_as_client(self.oauth_token_url, body), subject)
 
-    def read_tokens(self, response: HttpResponse, subject: str) -> OAuthTokens:
-        """The tokens that the answer to trading `subject` carries. Raises `ProviderError`."""
-        fields = require_no_error(response, subject, self.oauth_error)
-        tokens = parse_tokens(
-            self.token_fields(fields),
-            now=self._context.clock(),
+    def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
+        """The tokens in a token response. Raises `ProviderError`."""
+        response = TokenResponse.parse(http_response)
+        response.raise_for_error(subject, self.oauth_error(response.fields))
+        now = self._context.clock()
+        tokens = replace(response, fields=self.token_fields(response.fields)).tokens(
+            now=now,
             scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
             extra_fields=self.extra_fields,
         )
         if self.tokens_never_expire:
             return replace(tokens, expire_time=None, lifetime=None)
         if tokens.lifetime is None and self.assumed_lifetime is not None:
-            expire_time = self._context.clock() + self.assumed_lifetime
-            return replace(tokens, expire_time=expire_time, lifetime=self.assumed_lifetime)
+            return replace(tokens, expire_time=now + self.assumed_lifetime, lifetime=self.assumed_lifetime)
         return tokens
 
     @property
     def _splits_scopes_at_commas(self) -> bool:
-        """Some answer with commas between scopes, whatever they were asked with.
+        """Whether commas separate scopes in responses, besides the separator.
 
-        RFC 6749 §3.3 lets a scope have a comma: where one is known that has, answers are taken at their word.
+        Some providers use them in responses only. RFC 6749 §3.3 allows commas within scopes: if a required scope has
+        one, they do not separate.
         """
         return not any("," in scope for scope in self.required_scopes)
 
     def token_fields(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A successful answer's fields by the names of RFC 6749 §5.1, where the provider has others."""
+        """The fields of a successful response, by the names of RFC 6749 §5.1."""
         return fields
 
-    def oauth_error(self, response: HttpResponse) -> str | None:
-        """The error code that an answer has, if any, in the words of RFC 6749 §5.2 where they fit."""
-        code = error_code(response, self.error_field)
-        return self.error_codes.get(code, code) if code is not None else None
+    def oauth_error(self, fields: object) -> str | None:
+        """The error code in a response's fields, translated by `error_codes`."""
+        code = error_code(fields, self.error_field)
+        return next((standard for standard, codes in self.error_codes.items() if code in codes), code)
 
     async def post_as_client(self, url: str, body: str) -> HttpResponse:
         """POST a form with our client authentication (RFC 6749 §2.3.1)."""
+        client_id, client_secret = self.client_id, self.client_secret
+        if self.token_auth == "client_secret_basic":
+            # RFC 6749 §2.3.1: both are form-encoded first. Authlib leaves that to its caller.
+            client_id, client_secret = quote_plus(client_id), quote_plus(client_secret)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        _, headers, body = self._client_auth().prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
+        auth = ClientAuth(client_id, client_secret, self.token_auth)
+        _, headers, body = auth.prepare("POST", url, headers, body)  # type: ignore[no-untyped-call]
         return await self.send("POST", url, headers=headers, content=body)
 
     def basic_authorization(self) -> str:
-        """Our client id and secret as HTTP Basic (RFC 7617), for endpoints that take no form."""
+        """Our client id and secret as HTTP Basic credentials (RFC 7617), for endpoints that take no form."""
         return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
-
-    async def revoke_with_access_token(self, credentials: Credentials, method: str) -> bool:
-        """Revoke by calling `revoke_url` with the access token itself, renewed first if it has ended."""
-        if not isinstance(credentials, OAuthTokens):
-            return False
-        try:
-            tokens = await self.refresh_if_expired(credentials)
-        except ProviderRejected:
-            return True  # what cannot be renewed is dead already
-        response = await self.for_credentials(tokens).send(
-            method, self.revoke_url or "", headers=self.request_auth(tokens).headers
-        )
-        if not response.is_success and not self.rejects_credentials(response):
-            raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
-        return True
-
-    def _client_auth(self) -> ClientAuth:
-        if self.token_auth == "client_secret_basic":
-            # RFC 6749 §2.3.1: both are form-encoded first. Authlib leaves that to its caller.
-            return ClientAuth(quote_plus(self.client_id), quote_plus(self.client_secret), self.token_auth)
-        return ClientAuth(self.client_id, self.client_secret, self.token_auth)

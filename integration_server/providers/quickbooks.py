@@ -1,30 +1,27 @@
 """QuickBooks Online.
 
-- Endpoints, and client id and secret as Basic:
+- Endpoints; client id and secret are sent as HTTP Basic:
   developer.intuit.com/app/developer/qbo/docs/develop/authentication-and-authorization/oauth-2.0 [H].
-- The company is named by `realmId` in the callback, and by nothing else [H]. Without it the callback is refused.
+- Only `realmId` in the callback identifies the company [H]. A callback without it is rejected.
 - Access tokens last an hour; refresh tokens 100 days, at most five years, as `x_refresh_token_expires_in` says [H].
-  Their value changes about once a day [M]. Whether the old one still works then is not documented, so it is taken for
+  Their value changes about once a day [M]. Whether the old one stays valid then is not documented, so it counts as
   spent [K].
-- Revoking takes JSON, as Intuit's own library does: github.com/intuit/oauth-pythonclient [H].
-- Verified by the company's own resource [H]. `environment` of the config is "production" or "sandbox", which has a host
-  of its own [H].
-- 500 requests a minute to one company, and ten a second:
+- A revocation is JSON, as Intuit's own library sends it: github.com/intuit/oauth-pythonclient [H].
+- Verification is the company's own resource [H]. `environment` of the config is "production" or "sandbox", which has
+  its own host [H].
+- 500 requests a minute per company, and ten a second:
   developer.intuit.com/app/developer/qbo/docs/learn/limits-and-throttles [H].
-- PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
+- PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
-import json
 from collections.abc import Mapping
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Literal
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.quickbooks import QUICKBOOKS
 
@@ -32,7 +29,7 @@ _HOSTS = {"production": "quickbooks.api.intuit.com", "sandbox": "sandbox-quickbo
 
 
 class QuickBooksConfig(ProviderConfig):
-    """Which of Intuit's worlds the company is in."""
+    """Intuit's environment that has the company."""
 
     environment: Literal["production", "sandbox"] = "production"
 
@@ -45,7 +42,7 @@ class QuickBooksProvider(OAuth2Provider):
     oauth_authorize_url = "https://appcenter.intuit.com/connect/oauth2"
     oauth_token_url = "https://oauth.platform.intuit.com/oauth2/v1/tokens/bearer"
     revoke_url = "https://developer.api.intuit.com/v2/oauth2/tokens/revoke"
-    url_params: Mapping[str, str] = MappingProxyType({"host": _HOSTS["production"]})
+    url_params = {"host": _HOSTS["production"]}
     host_patterns = ("*.api.intuit.com",)
     required_scopes = ("com.intuit.quickbooks.accounting",)
     token_auth = "client_secret_basic"
@@ -58,25 +55,21 @@ class QuickBooksProvider(OAuth2Provider):
     config_model = QuickBooksConfig
 
     def configure(self, config: QuickBooksConfig) -> "QuickBooksProvider":
-        """In its world."""
+        """Use the host of the environment."""
         return self.with_url_params(host=_HOSTS[config.environment])
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
         """The company. Raises `InvalidField`."""
         realm = query.get("realmId", "")
         if not (realm.isascii() and realm.isdigit() and len(realm) <= 64):
-            raise InvalidField("query", "has no realmId, which names the company")
+            raise InvalidField("query", "has no realmId, which identifies the company")
         return {"realmId": realm}
 
-    async def revoke_credentials(self, credentials: Credentials) -> bool:
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
         """Revoke the refresh token, and its access tokens with it."""
-        if not isinstance(credentials, OAuthTokens):
-            return False
-        headers = {"Authorization": self.basic_authorization(), "Content-Type": "application/json"}
-        body = json.dumps({"token": credentials.refresh_token or credentials.access_token})
-        return self.read_revocation(await self.send("POST", self.revoke_url, headers=headers, content=body))
+        headers = {"Authorization": self.basic_authorization()}
+        body = {"token": tokens.refresh_token or tokens.access_token}
+        return self.read_revocation(await self.send("POST", revoke_url, headers=headers, json=body))
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(QuickBooksProvider.integration_type, QuickBooksProvider)
+register = QuickBooksProvider.register_in

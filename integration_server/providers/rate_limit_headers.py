@@ -1,16 +1,16 @@
-"""What answers tell of a provider's limits in their headers: how many more calls, and until when.
+"""Rate limits in response headers: how many calls remain, and until when.
 
-Read are the forms that are common:
+The supported headers:
 
 - `RateLimit: "name";r=5;t=30` (draft-ietf-httpapi-ratelimit-headers, from -08), its predecessor
   `RateLimit: limit=10, remaining=5, reset=30` (-07), and `RateLimit-Remaining` with `RateLimit-Reset` (up to -06).
-- `X-RateLimit-Remaining` with `X-RateLimit-Reset`, also spelt `X-Rate-Limit-…`: GitHub's reset is a time in seconds
-  since 1970 [H], others' the seconds until then; which is meant shows by the size.
+- `X-RateLimit-Remaining` with `X-RateLimit-Reset`, also spelt `X-Rate-Limit-…`. The reset is in Unix seconds for
+  GitHub [H], and in seconds from now for others; the size of the number distinguishes them.
 - `X-HubSpot-RateLimit-Remaining` with `X-HubSpot-RateLimit-Interval-Milliseconds` [K].
-- `X-Shopify-Shop-Api-Call-Limit: 39/40`, a bucket that leaks two calls a second [K].
-- `X-MinLimit-Remaining` and `X-AppMinLimit-Remaining` of Xero, in a minute [K].
+- `X-Shopify-Shop-Api-Call-Limit: 39/40`, a leaky bucket of two calls a second [K].
+- `X-MinLimit-Remaining` and `X-AppMinLimit-Remaining` of Xero, per minute [K].
 
-What cannot be read counts as not said. A header is a hint: nothing in it keeps anybody waiting for more than a day.
+A header that cannot be parsed is ignored. A reset is capped at one day.
 """
 
 import math
@@ -29,12 +29,12 @@ _PAIRS = (
 _NUMBER = re.compile(r"[0-9]{1,16}(?:\.[0-9]{1,9})?")
 _PARAMETER = re.compile(r"(?:^|[;,\s])(r|t|remaining|reset)=([0-9]{1,16})(?=$|[;,\s])")
 _SHOPIFY = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
-_MIN_UNIX_TIME = 100_000_000  # seconds: as a length this would be three years, as a time it is 1973
+_MIN_UNIX_TIME = 100_000_000  # seconds: three years as a duration, the year 1973 as a time
 _MIN_UNIX_TIME_MS = 100_000_000_000
 
 
 def parse_rate_limit_headers(headers: Mapping[str, str], now: datetime) -> Sequence[Quota]:
-    """What the headers, by their names in lower case, tell; a quota for each form."""
+    """The quotas in the headers, whose names are lower case."""
     return tuple(_read(headers, now))
 
 
@@ -52,7 +52,7 @@ def _read(headers: Mapping[str, str], now: datetime) -> Iterator[Quota]:
 
 
 def _parse_ratelimit_field(value: str) -> Iterator[Quota]:
-    for policy in value.split(',"'):  # of several policies each begins with its name
+    for policy in value.split(',"'):  # each of several policies begins with its name
         found = {name: int(number) for name, number in _PARAMETER.findall(policy)}
         yield from _quota(found.get("r", found.get("remaining")), found.get("t", found.get("reset")))
 

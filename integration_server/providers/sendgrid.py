@@ -1,11 +1,10 @@
-"""SendGrid, by API key.
+"""SendGrid, with API key.
 
-- `Authorization: Bearer`, and GET /v3/scopes tells what a key may do [H], but not whose it is.
+- `Authorization: Bearer`. GET /v3/scopes lists the permissions of a key [H], but not its account.
 - EU subusers have another host, api.eu.sendgrid.com [K].
 """
 
 from integration_server.providers.api_key import ApiKeyProvider
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.webhooks.sendgrid import SENDGRID
 
 
@@ -19,6 +18,4 @@ class SendGridProvider(ApiKeyProvider):
     webhook_scheme = SENDGRID
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(SendGridProvider.integration_type, SendGridProvider)
+register = SendGridProvider.register_in

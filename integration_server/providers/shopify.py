@@ -1,24 +1,24 @@
 """Shopify, the Admin API of one shop.
 
-- Every shop has a host of its own, `{shop}.myshopify.com`, also for its OAuth:
+- Every shop has its own host, `{shop}.myshopify.com`, for OAuth too:
   shopify.dev/docs/apps/build/authentication-authorization/access-tokens/authorization-code-grant [H]. `shop` is
   required in the config.
-- Client id and secret in the form; scopes have commas between them [H]. A scope to read is left out of the answer
-  beside the one to write the same [K].
-- The callback is signed: `hmac` is over the other parameters, sorted, with our secret, as Shopify's own library has it:
-  github.com/Shopify/shopify_python_api [H]. It must be right, and its `shop` the one that the user was sent to.
-- `expiring=1` makes offline tokens expire after 60 minutes, with a refresh token of 90 days that is replaced at each
-  use; public apps must use them from January 2027:
+- Client id and secret are sent in the form; commas separate scopes [H]. A response leaves out a read scope beside the
+  write scope of the same resource [K].
+- The callback is signed: `hmac` is over the other parameters, sorted, with our client secret, as in Shopify's own
+  library: github.com/Shopify/shopify_python_api [H]. It must be valid, and `shop` must be that of the config.
+- `expiring=1` requests offline tokens that expire after 60 minutes, with a refresh token of 90 days that each use
+  replaces; public apps must use them from January 2027:
   shopify.dev/docs/apps/build/authentication-authorization/access-tokens/offline-access-tokens [H].
-- A refresh token that was used works until its replacement is used, for 30 days:
+- A used refresh token works for 30 days, unless its replacement is used:
   shopify.dev/changelog/more-resilient-refreshes-for-expiring-offline-access-tokens [H].
-- A shop has one live set of expiring tokens for an app; new ones end the old [H].
-- Requests carry `X-Shopify-Access-Token` [H]. Verified by the shop's own resource [K], in a version that Shopify
-  serves with its oldest one when it is gone [H].
-- Revoking is DELETE /admin/api_permissions/current.json, which uninstalls the app from the shop [K].
-- How many calls a shop takes hangs on its plan, from two a second on:
-  shopify.dev/docs/api/admin-rest/usage/rate-limits [H]. So no limit is declared, and what answers tell is kept to.
-- PKCE is not documented; RFC 6749 §3.1 has unknown parameters ignored, so it is sent [K].
+- A shop has one valid set of expiring tokens per app; new ones end the old [H].
+- Requests carry `X-Shopify-Access-Token` [H]. Verification is the shop's own resource [K]. When its API version ends,
+  Shopify serves the oldest supported one [H].
+- A revocation is DELETE /admin/api_permissions/current.json, which uninstalls the app from the shop [K].
+- The rate limit depends on the shop's plan, from two calls a second: shopify.dev/docs/api/admin-rest/usage/rate-limits
+  [H]. No limit is declared; the limits in response headers apply.
+- PKCE is not documented; RFC 6749 §3.1 requires that unknown parameters are ignored, so it is sent [K].
 """
 
 import hashlib
@@ -29,10 +29,9 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import InvalidField, ProviderRejected
+from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.errors import InvalidField
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.shopify import SHOPIFY
 
@@ -40,13 +39,13 @@ _DOMAIN = ".myshopify.com"
 
 
 class ShopifyConfig(ProviderConfig):
-    """Which shop: "acme", or "acme.myshopify.com"."""
+    """The shop: "acme" or "acme.myshopify.com"."""
 
     shop: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,59}[a-z0-9])?$")
 
     @field_validator("shop", mode="before")
     @classmethod
-    def _strip_domain(cls, value: Any) -> Any:  # noqa: ANN401  # whatever was sent
+    def _strip_domain(cls, value: Any) -> Any:  # noqa: ANN401  # not validated yet
         return value.lower().removesuffix(_DOMAIN) if isinstance(value, str) else value
 
 
@@ -54,10 +53,11 @@ class ShopifyProvider(OAuth2Provider):
     """A shop."""
 
     integration_type = "shopify"
-    display_name = "Shopify"
     oauth_authorize_url = "https://{shop}.myshopify.com/admin/oauth/authorize"
     oauth_token_url = "https://{shop}.myshopify.com/admin/oauth/access_token"
     revoke_url = "https://{shop}.myshopify.com/admin/api_permissions/current.json"
+    revoke_method = "DELETE"
+    revokes_with_access_token = True
     revokes_whole_account = True
     verify_url = "https://{shop}.myshopify.com/admin/api/2026-07/shop.json"
     webhook_scheme = SHOPIFY
@@ -66,37 +66,27 @@ class ShopifyProvider(OAuth2Provider):
     required_scopes = ("read_products", "read_orders")
     scope_separator = ","
     token_auth = "client_secret_post"
-    code_params: Mapping[str, str] = {"expiring": "1"}
+    code_params = {"expiring": "1"}
     refresh_token_grace = timedelta(days=30)
     account_id_field = "shop.myshopify_domain"
     account_label_field = "shop.name"
     config_model = ShopifyConfig
 
-    def configure(self, config: ShopifyConfig) -> "ShopifyProvider":
-        """At the shop."""
-        return self.with_url_params(shop=config.shop)
-
     def implied_by(self, scope: str) -> Collection[str]:
-        """Who may write may read."""
+        """A write scope includes the read scope of the same resource."""
         return (scope.replace("write_", "read_", 1),) if scope.startswith(("write_", "unauthenticated_write_")) else ()
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """Nothing to keep: the shop is known, and the callback must be from it. Raises `InvalidField`."""
+        """Verify the callback's signature and shop. Raises `InvalidField`. The config has the shop already."""
         if not hmac.compare_digest(_signature(query, self.client_secret), query.get("hmac", "").encode()):
             raise InvalidField("query", "is not signed by Shopify")
         if query.get("shop") != self.url_params["shop"] + _DOMAIN:
             raise InvalidField("query", "is of another shop")
         return {}
 
-    def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """The token, in a header of Shopify's own."""
-        if not isinstance(credentials, OAuthTokens):
-            raise ProviderRejected("credentials")
-        return RequestAuth(headers={"X-Shopify-Access-Token": credentials.access_token})
-
-    async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """Uninstall the app."""
-        return await self.revoke_with_access_token(credentials, "DELETE")
+    def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
+        """The access token in Shopify's own header."""
+        return {"X-Shopify-Access-Token": tokens.access_token}
 
 
 def _signature(query: Mapping[str, str], secret: str) -> bytes:
@@ -110,6 +100,4 @@ def _escaped(text: str, delimiters: str) -> str:
     return text
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(ShopifyProvider.integration_type, ShopifyProvider)
+register = ShopifyProvider.register_in

@@ -1,26 +1,23 @@
 """Square.
 
-- Endpoints: developer.squareup.com/reference/square/o-auth-api [H]. The token endpoint takes a form besides JSON [M].
+- Endpoints: developer.squareup.com/reference/square/o-auth-api [H]. The token endpoint accepts a form besides JSON [M].
 - Square has two flows (developer.squareup.com/docs/oauth-api/overview [H]): the code flow with a secret, whose refresh
-  token lasts and stays the same; and with a `code_challenge` the PKCE flow, without the secret, whose refresh tokens
-  serve once and end after 90 days. We keep a secret and want the former, so no challenge is sent: state, redirect URI
-  and secret guard the code.
-- `session=false` makes the seller sign in, rather than connect whoever happens to be signed in [H].
-- Access tokens last 30 days, told as an ISO 8601 `expires_at`; `merchant_id` comes with them [H]. They are to be
-  renewed when seven days old, or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
-- Token errors have Square's own shape, without an OAuth error code [M], so none is taken for final.
-- Verified by ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
-- Revoking takes `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application, whichever
-  is named: developer.squareup.com/reference/square/o-auth/revoke-token [H].
-- The sandbox has other hosts [H]; without a `Square-Version` header the application's own default answers [K].
+  token stays valid and the same; and with a `code_challenge` the PKCE flow without the secret, whose refresh tokens are
+  single-use and expire after 90 days. Our client has a secret and uses the former, so no challenge is sent: state,
+  redirect URI and secret protect the code.
+- `session=false` makes the seller sign in, so that a session that happens to be open is not used [H].
+- Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. They are to be
+  renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
+- Token errors have Square's own format, without an OAuth error code [M], so none counts as final.
+- Verification is ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
+- A revocation has `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application:
+  developer.squareup.com/reference/square/o-auth/revoke-token [H].
+- The sandbox has other hosts [H]. Without a `Square-Version` header the application's default version applies [K].
 """
 
-import json
-from collections.abc import Mapping
 from datetime import timedelta
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
-from integration_server.providers.factory import ProviderFactory
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.square import SQUARE
 
@@ -29,15 +26,14 @@ class SquareProvider(OAuth2Provider):
     """A seller's Square account."""
 
     integration_type = "square"
-    display_name = "Square"
     oauth_authorize_url = "https://connect.squareup.com/oauth2/authorize"
     oauth_token_url = "https://connect.squareup.com/oauth2/token"
     revoke_url = "https://connect.squareup.com/oauth2/revoke"
     revokes_whole_account = True
-    refresh_token_grace = timedelta.max  # a refresh leaves the refresh token as it is
+    refresh_token_grace = timedelta.max
     renew_after = timedelta(days=7)
     required_scopes = ("MERCHANT_PROFILE_READ",)
-    authorize_params: Mapping[str, str] = {"session": "false"}
+    authorize_params = {"session": "false"}
     uses_pkce = False
     token_auth = "client_secret_post"
     extra_fields = ("merchant_id",)
@@ -47,15 +43,11 @@ class SquareProvider(OAuth2Provider):
     api_base_url = "https://connect.squareup.com/v2"
     webhook_scheme = SQUARE
 
-    async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """End all of the merchant's tokens."""
-        if not isinstance(credentials, OAuthTokens):
-            return False
-        headers = {"Authorization": f"Client {self.client_secret}", "Content-Type": "application/json"}
-        body = json.dumps({"client_id": self.client_id, "access_token": credentials.access_token})
-        return self.read_revocation(await self.send("POST", self.revoke_url, headers=headers, content=body))
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
+        """Revoke all of the merchant's tokens."""
+        headers = {"Authorization": f"Client {self.client_secret}"}
+        body = {"client_id": self.client_id, "access_token": tokens.access_token}
+        return self.read_revocation(await self.send("POST", revoke_url, headers=headers, json=body))
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(SquareProvider.integration_type, SquareProvider)
+register = SquareProvider.register_in

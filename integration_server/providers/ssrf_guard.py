@@ -1,7 +1,8 @@
-"""How outbound connections are made: a name is looked up once, each of its addresses is judged, and the connection goes
-to an address that was judged. There is no second look-up in which a name could mean something else (DNS rebinding).
+"""SSRF protection: the network backend of httpcore, which checks addresses before it connects.
 
-httpcore asks this module for its connections, and does TLS over them by the name.
+A host name is resolved once, each of its addresses is checked, and the connection goes to a checked address. There is
+no second resolution that could return another address (DNS rebinding). httpcore performs TLS with the host name over
+the connection.
 """
 
 import asyncio
@@ -19,19 +20,18 @@ from integration_server.providers.ip_policy import Address
 
 AddressPolicy: TypeAlias = Callable[[Address], bool]
 Resolve: TypeAlias = Callable[[str], Awaitable[Sequence[Address]]]
-"""The addresses of a host, by name or literal, at least one. Raises `OSError`."""
+"""Resolves a host name or literal to at least one address. Raises `OSError`."""
 
-# Seconds for one of several addresses: a host whose first one is unreachable is tried at the next well within the
-# deadline of a request.
+# Seconds for each address but the last, so that the next one is tried well within the deadline of a request.
 _CONNECT_TIMEOUT_SECONDS = 2.0
 
 
 class AddressNotAllowed(OSError):
-    """A host's name led to an address that no provider may have. Nothing was sent there."""
+    """A host name resolved to an address that is not allowed. Nothing was sent to it."""
 
 
 class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to hosts all of whose addresses `is_allowed` allows. Raises `AddressNotAllowed` for the others."""
+    """Connects to hosts whose addresses are all allowed. Raises `AddressNotAllowed` for other hosts."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first of the host's addresses that takes one."""
+        """A connection to the first address of the host that accepts one."""
         addresses = await self._resolve(host)
         if not all(map(self._is_allowed, addresses)):
-            # One of several is enough to refuse: who answers so means no good with the others.
+            # One forbidden address is enough to reject the host: its DNS cannot be trusted.
             raise AddressNotAllowed
 
         async def connect(address: Address, timeout: float | None) -> httpcore.AsyncNetworkStream:
@@ -69,18 +69,18 @@ class SsrfGuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 class SystemResolver:
-    """Asks the system, so that its hosts file and search domains count.
+    """Resolves with the system's resolver, which includes the hosts file and search domains.
 
-    Its look-ups block, for as long as a name server cares to hang, and cannot be ended. So each is in a thread of its
-    own, rather than in one of a few that all share, and there is one at a time for each host. The threads are daemons:
-    none of them holds up the end of the process.
+    A look-up blocks for as long as a name server hangs, and cannot be cancelled. Each therefore runs in its own thread
+    instead of a shared pool, at most one per host. The threads are daemons, so that they do not delay the exit of the
+    process.
     """
 
     def __init__(self) -> None:
         self._in_flight: dict[str, asyncio.Future[Sequence[Address]]] = {}
 
     async def __call__(self, host: str) -> Sequence[Address]:
-        """All addresses of a host, in the order in which the system would try them."""
+        """All addresses of a host, in the order of the system's preference."""
         lookup = self._in_flight.get(host)
         if lookup is None:
             lookup = self._in_flight[host] = asyncio.wrap_future(_resolve_in_thread(host))

@@ -2,26 +2,25 @@
 
 - Endpoints and parameters: docs.stripe.com/connect/oauth-reference [H]. `STRIPE_CLIENT_ID` is the platform's `ca_…`,
   `STRIPE_CLIENT_SECRET` its secret API key [H].
-- The access token never expires; the refresh token only trades one scope or mode for another [H]. There is no
-  `expires_in`, so nothing refreshes it.
-- `read_write` is asked for; Stripe's own default is `read_only` [H], and the two exclude each other [K].
-- `stripe_user_id` comes with the tokens and is the account [H]; GET /v1/account with the token answers for it [K].
-- Disconnecting names client and account, authenticated by the secret key [H], and ends all that the platform holds of
-  the account [K]. There `invalid_client` also means that the account is not connected [K], so it is no proof that our
-  client is refused.
-- PKCE is not documented. A large public catalogue of connectors sends it [M], and RFC 6749 §3.1 has unknown parameters
-  ignored, so it is sent.
-- 100 requests a second to one account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
-  Only the first holds for all, so only that is declared.
+- The access token never expires; the refresh token only exchanges one scope or mode for another [H]. There is no
+  `expires_in`, so nothing is refreshed.
+- The requested scope is `read_write`; Stripe's default is `read_only` [H], and the two exclude each other [K].
+- `stripe_user_id` in the token response identifies the account [H]. GET /v1/account with the token returns it [K].
+- A deauthorization names client and account, authenticated with the secret key [H], and ends all of the platform's
+  access to the account [K]. There `invalid_client` also means that the account is not connected [K], so it is no proof
+  that our client is rejected.
+- PKCE is not documented. A large public catalogue of connectors sends it [M], and RFC 6749 §3.1 requires that unknown
+  parameters are ignored, so it is sent.
+- 100 requests a second per account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
+  Only the first applies to all requests, so only that is declared.
 """
 
 from datetime import timedelta
 from urllib.parse import urlencode
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.domain.proxy_messages import RateLimit
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.stripe import STRIPE
 
@@ -30,7 +29,6 @@ class StripeProvider(OAuth2Provider):
     """A merchant's Stripe account, connected to our platform."""
 
     integration_type = "stripe"
-    display_name = "Stripe"
     oauth_authorize_url = "https://connect.stripe.com/oauth/authorize"
     oauth_token_url = "https://connect.stripe.com/oauth/token"
     revoke_url = "https://connect.stripe.com/oauth/deauthorize"
@@ -46,22 +44,20 @@ class StripeProvider(OAuth2Provider):
     rate_limits = (RateLimit(100, timedelta(seconds=1)),)
     webhook_scheme = STRIPE
 
-    async def revoke_credentials(self, credentials: Credentials) -> bool:
+    async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:
         """Disconnect the account from the platform."""
-        if not isinstance(credentials, OAuthTokens) or "stripe_user_id" not in credentials.extras:
+        if "stripe_user_id" not in tokens.extras:
             return False
-        form = {"client_id": self.client_id, "stripe_user_id": credentials.extras["stripe_user_id"]}
+        form = {"client_id": self.client_id, "stripe_user_id": tokens.extras["stripe_user_id"]}
         headers = {
             "Authorization": f"Bearer {self.client_secret}",
             "Content-Type": "application/x-www-form-urlencoded",
         }
-        response = await self.send("POST", self.revoke_url, headers=headers, content=urlencode(form))
+        response = await self.send("POST", revoke_url, headers=headers, content=urlencode(form))
         try:
             return self.read_revocation(response)
         except ProviderMisconfigured as error:
             raise ProviderRejected("revocation", oauth_error=error.oauth_error) from error
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(StripeProvider.integration_type, StripeProvider)
+register = StripeProvider.register_in

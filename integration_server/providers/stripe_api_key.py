@@ -1,18 +1,17 @@
-"""Stripe, by the account's own secret or restricted key.
+"""Stripe, with the account's own secret or restricted key.
 
 - `Authorization: Bearer`: docs.stripe.com/api/authentication [H].
-- Verified by GET /v1/account, which answers for the key's own account [K]; a restricted key needs to be allowed to
-  read it, or is refused [K].
-- There is nothing to revoke: the user rolls the key at Stripe.
-- 100 requests a second to one account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
-  Only the first holds for all, so only that is declared.
+- Verification is GET /v1/account, which returns the account of the key [K]; a restricted key needs the permission to
+  read it, or is rejected [K].
+- Nothing is revoked: the user rolls the key at Stripe.
+- 100 requests a second per account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
+  Only the first applies to all requests, so only that is declared.
 """
 
 from datetime import timedelta
 
 from integration_server.domain.proxy_messages import RateLimit
 from integration_server.providers.api_key import ApiKeyProvider
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.webhooks.stripe import STRIPE
 
 
@@ -29,6 +28,4 @@ class StripeApiKeyProvider(ApiKeyProvider):
     rate_limits = (RateLimit(100, timedelta(seconds=1)),)
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(StripeApiKeyProvider.integration_type, StripeApiKeyProvider)
+register = StripeApiKeyProvider.register_in

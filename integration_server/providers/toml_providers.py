@@ -1,11 +1,10 @@
-"""Providers without code: each `*.toml` of a directory declares one. Keys: docs/adding-a-provider.md.
+"""Providers without code: each `*.toml` file of a directory declares one. docs/adding-a-provider.md lists the keys.
 
-A declaration becomes a subclass of the generic provider, with the declared values as its attributes: what a
-Python file that only declares would have said.
+A declaration becomes a subclass of a generic provider with the declared values as class attributes, equivalent to a
+Python file that only declares.
 """
 
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +31,7 @@ from integration_server.providers.urls import url_problem
 
 
 def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
-    """Register every `*.toml` of the directory. Raises `ProvidersError` with all that is wrong."""
+    """Register every `*.toml` file of the directory. Raises `ProvidersError` with all problems."""
     problems = [] if directory.is_dir() else [f"{directory}: is not a directory"]
     for path in sorted(directory.glob("*.toml")):
         try:
@@ -63,12 +62,12 @@ def _describe_errors(error: ValidationError) -> Iterator[str]:
 
 
 _MESSAGES = {
-    "extra_forbidden": "is not known, or does not go with this auth_method",
+    "extra_forbidden": "is not known, or not allowed with this auth_method",
     "missing": "is required",
 }
 
 
-# --- the kinds of fields
+# --- types of fields
 
 
 def _url(value: str, info: ValidationInfo) -> str:
@@ -80,13 +79,13 @@ def _url(value: str, info: ValidationInfo) -> str:
 
 def _exclude_header(value: str, info: ValidationInfo) -> str:
     if info.data.get("api_key_header") is not None:
-        raise PydanticCustomError("api_key_location", "does not go with api_key_header: a key has one place")
+        raise PydanticCustomError("api_key_location", "cannot be combined with api_key_header")
     return value
 
 
 def _param_name(value: str) -> str:
     if value in RESERVED_PARAMS:
-        raise PydanticCustomError("reserved", "is set by the server itself")
+        raise PydanticCustomError("reserved", "is set by the server")
     return value
 
 
@@ -98,12 +97,12 @@ ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]  # RFC 9110 §5.1
 
 
-# --- the declarations
-# Fields are named as the provider's attributes, and have the key of the file as alias.
+# --- declarations
+# A field has the name of the provider's attribute; its alias is the key in the file.
 
 
 class RateLimitDeclaration(BaseModel):
-    """One `[[rate_limits]]`: so many calls in so many seconds."""
+    """One `[[rate_limits]]`: a number of calls per number of seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -112,12 +111,12 @@ class RateLimitDeclaration(BaseModel):
     per: Annotated[LimitScope, Field(strict=False)] = LimitScope.INTEGRATION
 
     def rate_limit(self) -> RateLimit:
-        """As the provider has it."""
+        """The value of the provider's attribute."""
         return RateLimit(self.calls, timedelta(seconds=self.seconds), self.per)
 
 
 class Declaration(BaseModel):
-    """What any provider declares. By itself it only tells what is wrong where `auth_method` is."""
+    """The keys of all providers. Validates a file whose `auth_method` is missing or unknown."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, hide_input_in_errors=True)
     generic_class: ClassVar[type[BaseProvider]]
@@ -133,10 +132,10 @@ class Declaration(BaseModel):
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
     def provider_class(self) -> type[BaseProvider]:
-        """The generic provider with the declared values."""
+        """A subclass of the generic provider with the declared values."""
         values = self.model_dump(exclude_unset=True)
         values["rate_limits"] = tuple(limit.rate_limit() for limit in self.rate_limits)
-        return types.new_class("DeclaredProvider", (self.generic_class,), exec_body=lambda body: body.update(values))
+        return type("TomlProvider", (self.generic_class,), values)
 
 
 class OAuth2Declaration(Declaration):
@@ -162,7 +161,7 @@ class OAuth2Declaration(Declaration):
 
 
 class KeyDeclaration(Declaration):
-    """Where a key is verified before it is stored, there must be something to verify it with."""
+    """The keys of providers with API keys. A key is verified before it is stored, which needs a `verify_url`."""
 
     verify_url: Url
 

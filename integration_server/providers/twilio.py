@@ -1,9 +1,10 @@
-"""Twilio, by account SID and auth token.
+"""Twilio, with account SID and auth token.
 
-- HTTP Basic with the SID as user name [H]. `api_key` is the SID, `api_secret` the auth token: the document's origin.
-- Verified by the account's own resource [H]. An SID is "AC" and 32 hexadecimal digits [K]; nothing else ever becomes
-  part of a URL.
-- There is nothing to revoke: the user changes the auth token at Twilio.
+- HTTP Basic with the SID as user name [H]. The requirements define `api_key` as the SID, `api_secret` as the auth
+  token.
+- Verification is the account's own resource [H]. An SID is "AC" and 32 hexadecimal digits [K]; nothing else is put into
+  a URL.
+- Nothing is revoked: the user changes the auth token at Twilio.
 """
 
 import re
@@ -11,7 +12,6 @@ import re
 from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.api_key import BasicAuthProvider
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.webhooks.twilio import TWILIO
 
 _ACCOUNT_SID = re.compile(r"AC[0-9a-fA-F]{32}")
@@ -22,19 +22,16 @@ class TwilioProvider(BasicAuthProvider):
 
     integration_type = "twilio"
     aliases = ("sms_marketing",)
-    display_name = "Twilio"
     account_id_field = "sid"
     account_label_field = "friendly_name"
     api_base_url = "https://api.twilio.com"
     webhook_scheme = TWILIO
 
     def verification_url(self, credentials: Credentials) -> str:
-        """The account that the SID names."""
+        """The resource of the account with the SID."""
         if not isinstance(credentials, ApiKey) or not _ACCOUNT_SID.fullmatch(credentials.api_key):
             raise ProviderRejected("credentials")
         return f"{self.api_base_url}/2010-04-01/Accounts/{credentials.api_key}.json"
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(TwilioProvider.integration_type, TwilioProvider)
+register = TwilioProvider.register_in

@@ -1,14 +1,15 @@
-"""Which URLs a provider may have: one grammar for declarations and requests, so that no parsers differ."""
+"""The grammar of provider URLs, and URL templates.
+
+Declarations and requests are checked with the same expression, so that no two parsers can disagree about a host.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Self
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _URL = re.compile(
     rf"(?P<scheme>https?)://(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?"
-    # RFC 3986 §3.3, §3.4. No user name, no fragment: RFC 6749 §3.1 and §3.2 forbid the latter.
+    # RFC 3986 §3.3, §3.4. No user name and no fragment: RFC 6749 §3.1 and §3.2 forbid the fragment.
     r"(?:[/?](?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)?"
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -21,7 +22,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def url_problem(url: str, *, dev_mode: bool) -> str | None:
-    """What is wrong with a URL, or None: only https is right, and in dev mode plain http to loopback."""
+    """Why a URL is not allowed, or None. Only https is allowed; in dev mode also plain http to loopback."""
     match = _URL.fullmatch(url)
     if match is None or int(match["port"] or 0) > 65535:
         return "is not an absolute http(s) URL without user name and fragment"
@@ -31,32 +32,37 @@ def url_problem(url: str, *, dev_mode: bool) -> str | None:
 
 
 def template_params(url: str) -> tuple[str, ...]:
-    """The names in braces that a declared URL leaves open: "https://{shop}.shops.example" has "shop"."""
+    """The parameter names of a URL template: `("shop",)` for "https://{shop}.shops.example"."""
     return tuple(_PARAM.findall(url))
 
 
 def has_open_host(url: str) -> bool:
-    """Whether one of them is in the host."""
+    """Whether the host of a URL template contains a parameter."""
     return bool(template_params(url.partition("://")[2].partition("/")[0]))
 
 
 def fill(url: str, url_params: Mapping[str, str]) -> str:
-    """The URL with its places filled: each by a host, a part of one, or one segment of a path, and by no more.
+    """The URL of a template. A value is a host, a part of a host, or one path segment.
 
-    Raises `ValueError` for a place that is not known, or that holds anything else.
+    Raises `ValueError` for a parameter that is missing or has any other value.
     """
 
     def value(match: re.Match[str]) -> str:
         value_text = url_params.get(match[1], "")
         if not _PARAM_VALUE.fullmatch(value_text):
-            raise ValueError(f"nothing fit to be {match[1]} in a URL is known")
+            raise ValueError(f"no valid value for the URL parameter {match[1]}")
         return value_text
 
     return _PARAM.sub(value, url)
 
 
+def fill_with_placeholders(url: str) -> str:
+    """The URL of a template with "x" for every parameter, for checks of the fixed parts."""
+    return _PARAM.sub("x", url)
+
+
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL without problem: "https://acme.example:443"."""
+    """Scheme, host and port of a URL: "https://acme.example:443". Raises `ValueError` if it is not a URL."""
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError("not a URL")
@@ -64,26 +70,25 @@ def origin_of(url: str) -> str:
 
 
 def host_pattern_problem(pattern: str) -> str | None:
-    """What is wrong with a pattern of hosts, or None: "*.shops.example" is right."""
+    """Why a host pattern is not allowed, or None; "*.shops.example" is allowed."""
     if _PATTERN.fullmatch(pattern):
         return None
     return "is not '*.' and a domain of two labels or more in lower case, such as *.shops.example"
 
 
-@dataclass(frozen=True, slots=True)
 class DeclaredOrigins:
-    """The origins that a provider's requests may go to: an `x in` for what `origin_of` says."""
+    """The set of origins that a provider's requests may go to: `origin_of(url) in origins`.
 
-    exact: frozenset[str]
-    domains: tuple[str, ...] = ()
+    It consists of the origins of `urls`, and of https on port 443 at each host that matches a pattern. The star of a
+    pattern stands for one label.
+    """
 
-    @classmethod
-    def from_urls(cls, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> Self:
-        """The origins of URLs, and those with a host of one of the patterns, for https at its usual port."""
-        return cls(frozenset(map(origin_of, urls)), tuple(pattern.removeprefix("*") for pattern in host_patterns))
+    def __init__(self, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> None:
+        self._exact = frozenset(map(origin_of, urls))
+        self._domains = [re.escape(pattern.removeprefix("*")) for pattern in host_patterns]
 
     def __contains__(self, origin: object) -> bool:
-        """Whether an origin is among them. The star of a pattern stands for one label."""
-        return origin in self.exact or any(
-            re.fullmatch(rf"https://{_DNS_LABEL}{re.escape(domain)}:443", str(origin)) for domain in self.domains
+        """Whether an origin is in the set."""
+        return origin in self._exact or any(
+            re.fullmatch(rf"https://{_DNS_LABEL}{domain}:443", str(origin)) for domain in self._domains
         )

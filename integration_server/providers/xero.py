@@ -1,17 +1,17 @@
 """Xero.
 
-- Endpoints, and client id and secret as Basic: developer.xero.com/documentation/guides/oauth2/auth-flow [H].
-- `offline_access` asks for a refresh token [H]. Access tokens last 30 minutes; a refresh token lasts 60 days and is
+- Endpoints; client id and secret are sent as HTTP Basic: developer.xero.com/documentation/guides/oauth2/auth-flow [H].
+- `offline_access` requests a refresh token [H]. Access tokens last 30 minutes; a refresh token lasts 60 days and is
   replaced at each use, but works for another 30 minutes [H].
-- GET /connections lists the organisations, "tenants", that the user has connected, each with the `authEventId` of the
-  authorization that did it: raw.githubusercontent.com/XeroAPI/Xero-OpenAPI/master/xero-identity.yaml [H]. The access
-  token, a JWT, names its own in `authentication_event_id` [M].
-- The tenant is the one that `tenant_id` of the config names; else the first that this authorization connected; else the
-  only one. Requests name it in `Xero-Tenant-Id` [H].
-- Verified by the tenant still being listed.
-- 60 calls a minute, 5,000 a day and five at a time to one tenant, and 10,000 a minute to all:
+- GET /connections lists the organisations ("tenants") that the user has connected, each with the `authEventId` of its
+  authorization: raw.githubusercontent.com/XeroAPI/Xero-OpenAPI/master/xero-identity.yaml [H]. The access token, a JWT,
+  names its own in `authentication_event_id` [M].
+- The tenant is the one that `tenant_id` of the config names; otherwise the first that this authorization connected;
+  otherwise the only one. Requests name it in `Xero-Tenant-Id` [H].
+- Verification succeeds if the list still has the tenant.
+- 60 calls a minute, 5,000 a day and five at a time per tenant, and 10,000 a minute for all tenants:
   developer.xero.com/faq/limits [H].
-- Revoking ends the refresh token and, by it, all of the user's connections to the app [M].
+- A revocation ends the refresh token and, with it, all connections of the user to the app [M].
 - PKCE is supported [M].
 """
 
@@ -27,15 +27,14 @@ from integration_server.domain.credentials import Credentials, OAuthTokens, Requ
 from integration_server.domain.errors import ProviderRejected, ProviderUnavailable
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.lenient_json import read_array, read_object, text_at
+from integration_server.providers.lenient_json import read_object, text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.xero import XERO
 from integration_server.service.integrations.ports import NewAccount
 
 
 class XeroConfig(ProviderConfig):
-    """Which of a user's organisations."""
+    """The tenant to connect."""
 
     tenant_id: UUID | None = None
 
@@ -44,7 +43,6 @@ class XeroProvider(OAuth2Provider):
     """An organisation's books."""
 
     integration_type = "xero"
-    display_name = "Xero"
     oauth_authorize_url = "https://login.xero.com/identity/connect/authorize"
     oauth_token_url = "https://identity.xero.com/connect/token"
     revoke_url = "https://identity.xero.com/connect/revocation"
@@ -65,45 +63,43 @@ class XeroProvider(OAuth2Provider):
     config_model = XeroConfig
 
     configured_tenant: str | None = None
-    """The tenant that a config names."""
+    """The tenant that the config names."""
 
     def configure(self, config: XeroConfig) -> "XeroProvider":
-        """For the tenant."""
+        """Connect the tenant that the config names."""
         return self if config.tenant_id is None else self.with_attributes(configured_tenant=str(config.tenant_id))
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
-        """Ask which tenants there are, and pick one."""
+        """Add the tenant."""
         tenants = await self._tenants(tokens)
         chosen = _select_tenant(tenants, self.configured_tenant, _authorization_event_id(tokens.access_token))
         if chosen is None:
             raise ProviderRejected("tenant")
         return replace(tokens, extras={**tokens.extras, "tenant_id": chosen})
 
-    def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """The bearer header, and the tenant."""
-        auth = super().request_auth(credentials)
-        if not isinstance(credentials, OAuthTokens) or "tenant_id" not in credentials.extras:
-            return auth
-        return replace(auth, headers={**auth.headers, "Xero-Tenant-Id": credentials.extras["tenant_id"]})
+    def auth_headers(self, tokens: OAuthTokens) -> Mapping[str, str]:
+        """The bearer header, and the tenant if it is known."""
+        tenant = {"Xero-Tenant-Id": tokens.extras["tenant_id"]} if "tenant_id" in tokens.extras else {}
+        return {**super().auth_headers(tokens), **tenant}
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """Ask whether the tenant is connected still."""
-        tenants = await self._tenants(credentials)
+        """Check that the tenant is still connected, and return its name."""
         account = self.account_of(credentials, {})
-        for tenant in tenants:
+        for tenant in await self._tenants(credentials):
             if text_at(tenant, "tenantId") == account.account_id:
                 return replace(account, account_label=text_at(tenant, "tenantName"))
         raise ProviderRejected("credentials")
 
+    def verification_auth(self, credentials: Credentials) -> RequestAuth:
+        """The bearer header alone: the list is not of one tenant."""
+        authorization = self.request_auth(credentials).headers["Authorization"]
+        return RequestAuth(headers={"Authorization": authorization})
+
     async def _tenants(self, credentials: Credentials) -> Sequence[Mapping[str, Any]]:
-        headers = super().request_auth(credentials).headers
-        response = await self.send("GET", self.verify_url, headers=headers)
-        if self.rejects_credentials(response):
-            raise ProviderRejected("credentials")
-        tenants = read_array(response.body)
-        if not response.is_success or tenants is None:
+        response = await self.request_verification(credentials)
+        if not isinstance(response.json, list):
             raise ProviderUnavailable(retry_after=response.retry_after)
-        return [tenant for tenant in tenants if isinstance(tenant, dict)]
+        return [tenant for tenant in response.json if isinstance(tenant, dict)]
 
 
 def _select_tenant(tenants: Sequence[Mapping[str, Any]], configured: str | None, event: str | None) -> str | None:
@@ -117,7 +113,7 @@ def _select_tenant(tenants: Sequence[Mapping[str, Any]], configured: str | None,
 
 
 def _authorization_event_id(access_token: str) -> str | None:
-    """What a token that has come straight from Xero says of itself; there is no need to verify it."""
+    """The id of the authorization. The token comes directly from Xero, so its signature is not verified."""
     payload = access_token.split(".")[1] if access_token.count(".") == 2 else ""
     try:
         claims = read_object(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -126,6 +122,4 @@ def _authorization_event_id(access_token: str) -> str | None:
     return text_at(claims, "authentication_event_id")
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(XeroProvider.integration_type, XeroProvider)
+register = XeroProvider.register_in

@@ -1,19 +1,18 @@
-"""Zoom, by a user's OAuth app.
+"""Zoom, with a user-level OAuth app.
 
-- Endpoints, and client id and secret as Basic: developers.zoom.us/docs/integrations/oauth [H].
-- Access tokens last an hour [H]; each refresh gives another refresh token, of about 90 days [M]. Whether the old one
-  still works is not documented, so it is taken for spent [K].
-- A dead refresh token is answered with `invalid_request` and the reason "Invalid Token!" [M].
-- Revoking takes a token, and answers `{"status": "success"}` [H]; it removes the app from the user's account [M].
-- Verified by GET /v2/users/me, which user:read:user allows [H].
-- Limits hang on the account's plan and on what is asked for: developers.zoom.us/docs/commerce/rate-limits [H]. So none
-  is declared, and what answers tell is kept to.
+- Endpoints; client id and secret are sent as HTTP Basic: developers.zoom.us/docs/integrations/oauth [H].
+- Access tokens last an hour [H]; each refresh returns another refresh token, of about 90 days [M]. Whether the old one
+  stays valid is not documented, so it counts as spent [K].
+- The error for an invalid refresh token is `invalid_request` with the reason "Invalid Token!" [M].
+- A revocation has a token in a form; its response is `{"status": "success"}` [H]. It removes the app from the user's
+  account [M].
+- Verification is GET /v2/users/me, which user:read:user allows [H].
+- Rate limits depend on the account's plan and on the method: developers.zoom.us/docs/commerce/rate-limits [H]. No limit
+  is declared; the limits in response headers apply.
 - PKCE is supported [M].
 """
 
-from integration_server.providers.factory import ProviderFactory
-from integration_server.providers.http import HttpResponse
-from integration_server.providers.lenient_json import read_object, text_at
+from integration_server.providers.lenient_json import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.zoom import ZOOM
 
@@ -22,7 +21,6 @@ class ZoomProvider(OAuth2Provider):
     """A Zoom user."""
 
     integration_type = "zoom"
-    display_name = "Zoom"
     oauth_authorize_url = "https://zoom.us/oauth/authorize"
     oauth_token_url = "https://zoom.us/oauth/token"
     revoke_url = "https://zoom.us/oauth/revoke"
@@ -35,13 +33,9 @@ class ZoomProvider(OAuth2Provider):
     account_label_field = "email"
     api_base_url = "https://api.zoom.us/v2"
 
-    def oauth_error(self, response: HttpResponse) -> str | None:
-        """The error, by its reason where that says more."""
-        if text_at(read_object(response.body), "reason") == "Invalid Token!":
-            return "invalid_grant"
-        return super().oauth_error(response)
+    def oauth_error(self, fields: object) -> str | None:
+        """The error code; `invalid_grant` for the reason "Invalid Token!"."""
+        return "invalid_grant" if text_at(fields, "reason") == "Invalid Token!" else super().oauth_error(fields)
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(ZoomProvider.integration_type, ZoomProvider)
+register = ZoomProvider.register_in

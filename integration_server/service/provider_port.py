@@ -1,4 +1,4 @@
-"""What is asked of a provider."""
+"""The port to providers."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -11,124 +11,121 @@ from integration_server.service.integrations.ports import NewAccount
 
 
 class Provider(Protocol):
-    """What the use cases ask of a provider. Its calls raise `ProviderError` and nothing else."""
+    """One integration type. Its requests raise `ProviderError` and nothing else."""
 
     @property
     def integration_type(self) -> str:
-        """The name of the kind, such as "google_calendar"."""
+        """The name of the type, such as "google_calendar"."""
 
     @property
     def aliases(self) -> Sequence[str]:
-        """Other names that callers may use for the kind."""
+        """Other names of the type that callers may use."""
 
     @property
     def display_name(self) -> str:
-        """The name for people."""
+        """The name to show to users."""
 
     @property
     def auth_method(self) -> AuthMethod:
-        """How it lets us in."""
+        """The authentication method."""
 
     @property
     def required_scopes(self) -> Sequence[str]:
-        """Scopes that are always asked for and must be granted."""
+        """Scopes that are always requested and must be granted."""
 
     @property
     def required_fields(self) -> Sequence[str]:
-        """Fields that a connection by key must have: "api_key", "api_secret"."""
+        """The fields that an API key must have: "api_key", "api_secret"."""
 
     @property
     def missing_settings(self) -> Sequence[str]:
-        """Settings that must be set before it can be used, by name."""
+        """The names of required settings that are not set."""
 
     @property
     def issuer(self) -> str | None:
-        """The authorization server's name; a callback must then carry it as `iss` (RFC 9207)."""
+        """The authorization server's issuer; a callback must then have it as `iss` (RFC 9207)."""
 
     @property
     def shares_grants_with(self) -> Sequence[str]:
-        """Types that die with this one's grant: its own and others of the same client, where a revocation ends all
-        that the client holds of an account; empty where it ends one grant only."""
+        """The types whose grants a revocation ends, if it ends all grants of the account to our client.
+
+        They are this type and other types with the same client. Empty if a revocation ends one grant only.
+        """
 
     @property
     def refresh_token_grace(self) -> timedelta:
-        """For how long after a refresh the refresh token that it spent still works, as the provider documents it.
+        """How long a refresh token works after a refresh has replaced it, as the provider documents.
 
-        Zero where it is dead at once or nothing is documented; `timedelta.max` where a refresh spends nothing.
+        Zero if it is invalid at once or nothing is documented; `timedelta.max` if a refresh replaces none.
         """
 
     @property
     def renew_after(self) -> timedelta:
-        """The age at which an access token is renewed though it lasts longer; `timedelta.max`: only its end counts."""
+        """The age at which an access token is refreshed before its expiry is near; `timedelta.max`: never."""
 
     def for_config(self, config: Mapping[str, Any]) -> "Provider":
-        """The provider as an integration with this config sees it: some have a host for each account.
-
-        Raises `InvalidField` for a config that is not right for this type.
-        """
+        """The provider for an integration with this config. Raises `InvalidField`."""
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """Where to send the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
+        """The authorization URL for the browser (RFC 6749 §4.1.1, RFC 7636 §4.3 with S256)."""
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
-        """Which of the scopes that were asked for the answer did not grant."""
+        """The requested scopes that were not granted."""
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """What else of a callback's query belongs to the account, kept with its credentials."""
+        """Values of the callback's query to store with the tokens. Raises `InvalidField`."""
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Trade a code (RFC 6749 §4.1.3)."""
+        """Exchange an authorization code (RFC 6749 §4.1.3)."""
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
-        """New tokens for these (RFC 6749 §6); what the answer leaves out stays as it was."""
+        """New tokens for these (RFC 6749 §6), without the values that the response leaves out."""
 
     @property
     def supports_webhooks(self) -> bool:
-        """Whether it is known how its webhooks are verified."""
+        """Whether the provider's webhooks can be verified."""
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """What it signs with: for our app (None), by our settings; or for the integration with these credentials."""
+        """The secrets that sign webhooks: those of our app, from settings (None), or those of an integration."""
 
     def webhook_secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret, as the end of a sentence; None if webhooks can be verified with it."""
+        """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """What a request brings, if one of the secrets shows it to be the provider's. Raises
-        `InvalidWebhookSignature`.
-        """
+        """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`."""
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """Ask the provider whether it takes the credentials, and whose they are."""
+        """Check the credentials at the provider, and return their account."""
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """End the credentials at the provider. False where it has no way to."""
+        """Revoke the credentials at the provider; False if the provider has no way to."""
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
-        """What lets a request to its API in."""
+        """The headers or query parameters that authenticate an API request."""
 
     @property
     def rate_limits(self) -> Sequence[RateLimit]:
-        """What it documents of how often its API may be called; calls stay within all of them."""
+        """The documented rate limits of the API. Calls stay within all of them."""
 
     @property
     def calls_at_once(self) -> int | None:
-        """How many calls for one account its API takes at a time; None where nothing is documented of it."""
+        """The documented maximum of concurrent calls per account; None if nothing is documented."""
 
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
-        """Send a request to its API, let in by the credentials; whatever is answered is an answer.
+        """Send an authenticated request to the API. Every status is returned as a response.
 
-        Raises `ApiNotDeclared`; `ResponseTooLarge` over `body_limit` bytes; `ProviderUnavailable` where no answer
-        comes.
+        Raises `ApiNotDeclared`, `ResponseTooLarge` for more than `body_limit` bytes, and `ProviderUnavailable` if there
+        is no response.
         """
 
 
 class Providers(Protocol):
-    """The providers that this server knows."""
+    """The providers of this server."""
 
     def get(self, integration_type: str) -> Provider:
-        """The provider of a type, by its name or an alias. Raises `UnknownIntegrationType`."""
+        """The provider of a type or alias. Raises `UnknownIntegrationType`."""
 
     def all(self) -> Sequence[Provider]:
-        """All of them, by name."""
+        """All providers, sorted by type."""

@@ -47,7 +47,7 @@ def test_says_what_it_needs() -> None:
     paired: Provider = build_provider(Paired, FakeTransport())
     assert (keyed.auth_method, keyed.required_fields) == (AuthMethod.API_KEY, ("api_key",))
     assert (paired.auth_method, paired.required_fields) == (AuthMethod.BASIC, ("api_key", "api_secret"))
-    assert keyed.missing_settings == paired.missing_settings == ()
+    assert keyed.missing_settings == paired.missing_settings == []
 
 
 async def test_tries_a_key_at_the_provider() -> None:

@@ -93,7 +93,7 @@ def test_is_in_the_catalogue(
         assert bool(provider.required_scopes) == (integration_type not in WITHOUT_SCOPES)
         assert provider.issuer is None
     else:
-        assert provider.missing_settings == ()
+        assert provider.missing_settings == []
         assert "api_key" in provider.required_fields
 
 
@@ -102,7 +102,9 @@ def test_lists_all_by_their_type() -> None:
 
 
 def test_the_server_knows_all_of_them() -> None:
-    assert {module.__name__ for module in BUILT_IN} == {module.__name__ for module, *_ in CATALOGUE}
+    assert {f"integration_server.providers.{name}" for name in BUILT_IN} == {
+        module.__name__ for module, *_ in CATALOGUE
+    }
 
 
 def test_a_type_goes_by_its_aliases_too() -> None:

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.errors import (
     ProviderError,
     ProviderMisconfigured,
@@ -15,19 +16,29 @@ from integration_server.domain.errors import (
     ProviderUnavailable,
 )
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.token_response import read_tokens
+from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.token_response import TokenResponse, error_code
 from tests.unit.providers.support import NOW, exception_text, http_response
+from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 
+FORM = "application/x-www-form-urlencoded"
+OAUTH2_TYPES = [row[1] for row in CATALOGUE if row[3] is AuthMethod.OAUTH2]
 TEN_YEARS = timedelta(days=3650)
 
 
+def read_tokens(response: HttpResponse, *, subject: str = "code", **options: Any) -> OAuthTokens:
+    parsed = TokenResponse.parse(response)
+    parsed.raise_for_error(subject, error_code(parsed.fields))
+    return parsed.tokens(now=NOW, **options)
+
+
 def tokens_of(**fields: Any) -> OAuthTokens:
-    return read_tokens(http_response({"access_token": "at", **fields}), subject="code", now=NOW)
+    return read_tokens(http_response({"access_token": "at", **fields}), subject="code")
 
 
 def failure_of(value: object, status: int = 400, *, subject: str = "code", **headers: str) -> ProviderError:
     with pytest.raises(ProviderError) as raised:
-        read_tokens(http_response(value, status, **headers), subject=subject, now=NOW)
+        read_tokens(http_response(value, status, **headers), subject=subject)
     return raised.value
 
 
@@ -61,6 +72,42 @@ def test_an_answer_without_a_token_that_can_be_sent_is_unusable(token: object) -
     assert isinstance(failure_of({"access_token": token}, 200), ProviderUnavailable)
 
 
+# --- the body is parsed once
+
+
+class CountingResponse(HttpResponse):
+    """Counts how often the body is read, as parsing it requires."""
+
+    reads = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "body":
+            type(self).reads += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("integration_type", OAUTH2_TYPES)
+@pytest.mark.parametrize(
+    ("status", "body", "content_type"),
+    [
+        (200, b'{"access_token": "at", "instance_url": "https://acme.my.salesforce.com"}', "application/json"),
+        (200, b"access_token=at&instance_url=https%3A%2F%2Facme.my.salesforce.com", FORM),
+        (400, b'{"error": "invalid_grant", "error_codes": [1], "reason": "Invalid Token!"}', "application/json"),
+        (400, b"error=invalid_grant", FORM),
+        (200, b"<html>", "text/html"),
+    ],
+)
+def test_a_token_response_is_parsed_once(integration_type: str, status: int, body: bytes, content_type: str) -> None:
+    class Response(CountingResponse): ...
+
+    provider = all_built().get(integration_type)
+    assert isinstance(provider, OAuth2Provider)
+    response = Response(status, {"content-type": content_type}, body)
+    with nullcontext() if status == 200 and b"at" in body else pytest.raises(ProviderError):
+        assert provider.read_tokens(response, "grant").access_token == "at"
+    assert Response.reads == 1
+
+
 # --- in what form it comes ---------------------------------------------------------------------------------
 
 ODD_JSON = {
@@ -78,7 +125,7 @@ ODD_JSON = {
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=iso-8859-1", "text/html", ""])
 def test_tokens_are_read_beside_what_is_no_json(name: str, content_type: str) -> None:
     response = http_response(ODD_JSON[name], content_type=content_type)
-    tokens = read_tokens(response, subject="grant", now=NOW, extra_fields=("name", "id"))
+    tokens = read_tokens(response, subject="grant", extra_fields=("name", "id"))
     assert tokens == OAuthTokens(access_token="at", refresh_token="rt")
 
 
@@ -91,7 +138,7 @@ def test_a_strict_reader_would_refuse_them(name: str) -> None:
 @pytest.mark.parametrize("refresh_token", [rb"\ud83d", b"r\xe9"])
 def test_a_refresh_token_that_could_not_be_read_whole_is_none(refresh_token: bytes) -> None:
     response = http_response(b'{"access_token": "at", "refresh_token": "%s"}' % refresh_token)
-    assert read_tokens(response, subject="code", now=NOW) == OAuthTokens(access_token="at")
+    assert read_tokens(response) == OAuthTokens(access_token="at")
 
 
 def test_an_access_token_that_could_not_be_read_whole_is_unusable() -> None:
@@ -101,10 +148,7 @@ def test_an_access_token_that_could_not_be_read_whole_is_unusable() -> None:
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_reads_an_expires_in_of_5_000_digits(sign: str) -> None:
     response = http_response(b'{"access_token": "at", "expires_in": %s%s}' % (sign.encode(), b"9" * 5000))
-    assert read_tokens(response, subject="code", now=NOW).lifetime == (timedelta() if sign else TEN_YEARS)
-
-
-FORM = "application/x-www-form-urlencoded"
+    assert read_tokens(response).lifetime == (timedelta() if sign else TEN_YEARS)
 
 
 @pytest.mark.parametrize("content_type", [FORM, "Application/X-WWW-Form-URLencoded ; charset=utf-8", "text/plain"])
@@ -112,7 +156,7 @@ FORM = "application/x-www-form-urlencoded"
 def test_reads_a_form(content_type: str, end: str) -> None:
     members = {"access_token": "a+t", "refresh_token": "r t", "expires_in": 3600, "scope": "read,write", "id": 7}
     response = http_response(f"{urlencode(members)}{end}".encode(), content_type=content_type)
-    assert read_tokens(response, subject="code", now=NOW, scope_separators=(",",), extra_fields=("id",)) == OAuthTokens(
+    assert read_tokens(response, scope_separators=(",",), extra_fields=("id",)) == OAuthTokens(
         access_token="a+t",
         refresh_token="r t",
         expire_time=NOW + timedelta(hours=1),
@@ -124,7 +168,7 @@ def test_reads_a_form(content_type: str, end: str) -> None:
 
 def test_json_that_says_it_is_a_form_is_json() -> None:
     response = http_response({"access_token": "at"}, content_type=FORM)
-    assert read_tokens(response, subject="code", now=NOW).access_token == "at"
+    assert read_tokens(response).access_token == "at"
 
 
 @pytest.mark.parametrize("content_type", [FORM, "text/plain; charset=us-ascii"])
@@ -158,7 +202,7 @@ def test_whatever_bytes_come_are_tokens_or_a_provider_error(body: bytes, content
     for start in (b"", b'{"access_token": "at", "refresh_token": "', b"access_token=at&refresh_token="):
         response = http_response(start + body + (b'"}' if start.startswith(b"{") else b""), content_type=content_type)
         try:
-            tokens = read_tokens(response, subject="code", now=NOW, extra_fields=("extra",))
+            tokens = read_tokens(response, extra_fields=("extra",))
         except ProviderError:
             continue
         assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # fit to be stored
@@ -271,12 +315,12 @@ def test_a_refresh_token_that_is_no_text_is_none(refresh_token: object) -> None:
 )
 def test_reads_scopes(scope: object, separators: list[str], scopes: tuple[str, ...] | None) -> None:
     response = http_response({"access_token": "at", "scope": scope})
-    assert read_tokens(response, subject="code", now=NOW, scope_separators=separators).scopes == scopes
+    assert read_tokens(response, scope_separators=separators).scopes == scopes
 
 
 def test_keeps_the_extra_fields_that_are_declared_and_no_others() -> None:
     response = http_response({"access_token": "at", "team": {"id": 7}, "name": "Ada", "other": "x"})
-    tokens = read_tokens(response, subject="code", now=NOW, extra_fields=("team.id", "name", "missing"))
+    tokens = read_tokens(response, extra_fields=("team.id", "name", "missing"))
     assert tokens.extras == {"team.id": "7", "name": "Ada"}
 
 
@@ -371,7 +415,7 @@ def test_what_says_nothing_certain_is_worth_another_try(body: object, status: in
 def test_says_when_to_come_back_if_the_provider_does() -> None:
     response = HttpResponse(429, {}, b"", retry_after=timedelta(seconds=7))
     with pytest.raises(ProviderUnavailable) as raised:
-        read_tokens(response, subject="grant", now=NOW)
+        read_tokens(response, subject="grant")
     assert raised.value.retry_after == timedelta(seconds=7)
 
 
@@ -392,7 +436,7 @@ def test_no_error_has_a_token_or_a_providers_words(body: object, status: int) ->
 
 def test_tokens_hide_in_their_repr() -> None:
     response = http_response({"access_token": "s3cret-at", "refresh_token": "s3cret-rt", "id": "s3cret-id"})
-    assert "s3cret" not in repr(read_tokens(response, subject="code", now=NOW, extra_fields=("id",)))
+    assert "s3cret" not in repr(read_tokens(response, extra_fields=("id",)))
 
 
 JSON = st.recursive(
@@ -418,7 +462,7 @@ FIELDS = st.sampled_from(
 @given(st.dictionaries(FIELDS, JSON), st.integers(200, 599))
 def test_whatever_comes_is_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
     try:
-        tokens = read_tokens(http_response(fields, status), subject="code", now=NOW, extra_fields=("extra",))
+        tokens = read_tokens(http_response(fields, status), subject="code", extra_fields=("extra",))
     except ProviderError:
         return
     assert tokens.access_token

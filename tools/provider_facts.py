@@ -1,9 +1,9 @@
-"""What is known of a provider, and from where: read out of the docstrings of its module, of those that it builds on,
-and of its webhooks' scheme.
+"""Extracts facts about providers from the docstrings of their modules, their base classes' modules, and their webhook
+schemes' modules.
 
-Each item of such a docstring ("- …") is one fact or more. A fact ends with how sure it is (`[H]`, `[M]`, `[K]`: see
-`providers/__init__.py`), and names its source before that: "Endpoints: docs.example.com/oauth [H]." What follows the
-last mark of an item is what is made of it here.
+Each item of such a docstring ("- …") contains facts. A fact ends with its confidence (`[H]`, `[M]`, `[K]`: see
+`integration_server/providers/__init__.py`), and may name its source: "Endpoints: docs.example.com/oauth [H]." The text
+after the last mark of an item says how the server uses the facts.
 """
 
 import inspect
@@ -23,13 +23,13 @@ _SOURCE = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}/[^\s,)]*[^\s,).:;]")
 
 
 class Confidence(StrEnum):
-    """How sure a fact is."""
+    """The confidence of a fact."""
 
     HIGH = "H"
     MEDIUM = "M"
     KNOWLEDGE = "K"
     DERIVED = ""
-    """No fact of the provider's, but what is made of one."""
+    """Not a fact about the provider, but how the server uses one."""
 
 
 DEFAULT_SOURCES = {
@@ -38,12 +38,12 @@ DEFAULT_SOURCES = {
     Confidence.KNOWLEDGE: "general knowledge: not confirmed",
     Confidence.DERIVED: "",
 }
-"""Where a fact is from that names no source."""
+"""The source of a fact that names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing that is known."""
+    """One statement about a provider."""
 
     text: str
     source: str
@@ -51,20 +51,20 @@ class Fact:
 
 
 def facts_of(provider: BaseProvider) -> Sequence[Fact]:
-    """All facts of a provider: those of its own module first, then of what it builds on, if that is about providers."""
+    """The facts in a provider's own module, then those in the modules of its base classes that have any."""
     modules = dict.fromkeys(one.__module__ for one in type(provider).__mro__ if issubclass(one, BaseProvider))
     own, *others = map(_docstring, modules)
     return [*facts_in(own), *(fact for text in others if _FACT.search(text) for fact in facts_in(text))]
 
 
 def webhook_facts_of(scheme: WebhookScheme) -> tuple[str, Sequence[Fact]]:
-    """What a scheme is called, and its facts."""
+    """The title and the facts of a webhook scheme."""
     text = _docstring(scheme.read.__module__ if isinstance(scheme, HmacScheme) else type(scheme).__module__)
     return text.partition("\n")[0].rstrip("."), facts_in(text)
 
 
 def facts_in(docstring: str) -> Sequence[Fact]:
-    """The facts of one docstring."""
+    """The facts in a docstring."""
     return [fact for item in _ITEM.findall(docstring) for fact in _facts(" ".join(item.split()))]
 
 

@@ -1,13 +1,13 @@
-"""What is known of the providers is marked, and docs/providers.md says the same."""
+"""Facts are extracted from docstrings, every provider has some, and docs/providers.md is up to date."""
 
 import re
 
 import pytest
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.providers.facts import Confidence, Fact, facts_in, facts_of, webhook_facts_of
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 from tools import providers_doc
+from tools.provider_facts import Confidence, Fact, facts_in, facts_of, webhook_facts_of
 
 DOCSTRING = """Acme.
 
@@ -17,7 +17,7 @@ DOCSTRING = """Acme.
 """
 
 
-def test_reads_facts_with_their_sources() -> None:
+def test_facts_are_extracted_with_their_sources() -> None:
     assert facts_in(DOCSTRING) == [
         Fact("Endpoints", "docs.acme.example/oauth", Confidence.HIGH),
         Fact("Tokens last an hour", "secondary sources", Confidence.MEDIUM),
@@ -27,7 +27,7 @@ def test_reads_facts_with_their_sources() -> None:
     ]
 
 
-def test_a_fact_may_explain_itself() -> None:
+def test_text_after_a_fact_is_derived_from_it() -> None:
     assert facts_in("Acme.\n\n- Named in a header [H]: a caller sets it.\n") == [
         Fact("Named in a header", "public documentation or software, gathered 2026-11-22", Confidence.HIGH),
         Fact("A caller sets it", "", Confidence.DERIVED),
@@ -39,7 +39,7 @@ def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built().get(integration_type)
     facts = facts_of(provider)
     if integration_type == "custom":
-        assert {fact.confidence for fact in facts} == {Confidence.DERIVED}  # nothing is known of it
+        assert {fact.confidence for fact in facts} == {Confidence.DERIVED}  # its system is not known
         return
     assert all(fact.text for fact in facts)
     assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
@@ -47,14 +47,16 @@ def test_every_provider_has_facts(integration_type: str) -> None:
         assert any(fact.confidence is Confidence.HIGH and "/" in fact.source for fact in facts)
 
 
-@pytest.mark.parametrize("integration_type", [row[1] for row in CATALOGUE])
+@pytest.mark.parametrize(
+    "integration_type", [provider.integration_type for provider in all_built().all() if provider.supports_webhooks]
+)
 def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
-    provider = all_built().get(integration_type)
-    if provider.webhook_scheme is not None:
-        title, facts = webhook_facts_of(provider.webhook_scheme)
-        assert re.search("`.+`", title)
-        assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
+    scheme = all_built().get(integration_type).webhook_scheme
+    assert scheme is not None
+    title, facts = webhook_facts_of(scheme)
+    assert re.search("`.+`", title)
+    assert any(fact.confidence is not Confidence.DERIVED for fact in facts)
 
 
-def test_the_page_is_as_the_declarations_are() -> None:
-    assert providers_doc.PAGE.read_text(encoding="utf-8") == providers_doc.page(), "run: make providers-doc"
+def test_the_page_is_up_to_date() -> None:
+    assert providers_doc.PAGE.read_text(encoding="utf-8") == providers_doc.render_page(), "run: make providers-doc"
