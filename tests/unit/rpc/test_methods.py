@@ -77,8 +77,9 @@ def build_method(access: options_pb2.Access | None) -> Method:
     rpc = file.service.add(name="Service").method.add(
         name="Call", input_type=".new.Request", output_type=".new.Request"
     )
+    options: Any = rpc.options  # extensions are not typed
     if access is not None:
-        rpc.options.Extensions[options_pb2.access].CopyFrom(access)
+        options.Extensions[options_pb2.access].CopyFrom(access)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return method_of(pool.FindMethodByName("new.Service.Call"))
@@ -89,7 +90,7 @@ async def test_an_rpc_without_complete_rules_is_denied_to_every_caller(incomplet
     access = options_pb2.Access()
     access.CopyFrom(FULL_ACCESS)
     if incomplete not in {None, "missing"}:
-        access.ClearField(incomplete)  # type: ignore[arg-type]
+        access.ClearField(incomplete)
     method = build_method(None if incomplete == "missing" else access)
 
     class Verifier:
