@@ -111,9 +111,9 @@ def test_the_wheel_has_the_descriptor_set(tmp_path: Path) -> None:
 def breaking_changes(descriptor_set: Path) -> str:
     """Return what `make lint` reports about a contract, compared with the baseline; empty without breaking changes."""
     buf = Path(sysconfig.get_path("scripts")) / "buf"
-    command = [buf, "breaking", descriptor_set, "--against", BASELINE, "--config", PROJECT / "protos" / "buf.yaml"]
+    files = [descriptor_set, "--against", BASELINE, "--config", PROJECT / "protos" / "buf.yaml"]
     result = subprocess.run(
-        [*command, "--path", "integrations"], capture_output=True, text=True, check=False, timeout=300
+        [buf, "breaking", *files, "--path", "integrations"], capture_output=True, text=True, check=False, timeout=300
     )
     assert (result.returncode == 0) == (not result.stdout), result.stderr
     return result.stdout
