@@ -110,8 +110,8 @@ def test_the_wheel_has_the_descriptor_set(tmp_path: Path) -> None:
 
 def breaking_changes(descriptor_set: Path) -> str:
     """Return what `make lint` reports about a contract, compared with the baseline; empty without breaking changes."""
-    buf = Path(sysconfig.get_path("scripts")) / "buf"
-    files = [descriptor_set, "--against", BASELINE, "--config", PROJECT / "protos" / "buf.yaml"]
+    buf = f"{sysconfig.get_path('scripts')}/buf"
+    files = [str(descriptor_set), "--against", str(BASELINE), "--config", str(PROJECT / "protos" / "buf.yaml")]
     result = subprocess.run(
         [buf, "breaking", *files, "--path", "integrations"], capture_output=True, text=True, check=False, timeout=300
     )
