@@ -26,7 +26,7 @@ MAKEFLAGS += --no-builtin-rules
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(STAMP) ## Install everything into .venv (each target installs what it needs)
@@ -108,10 +108,16 @@ lint: $(STAMP) ## Check style, types, architecture and the contract
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE) --config protos/buf.yaml --path integrations
+	$(BIN)/buf breaking protos/integrations.v1.binpb --against protos/baseline.binpb --config protos/buf.yaml --path integrations
 
 .PHONY: proto
-proto: $(STAMP) ## Compile protos/ into generated/
+proto: $(STAMP) ## Compile protos/ into generated/ and protos/integrations.v1.binpb
 	@$(BIN)/python protos/generate.py
+
+# The baseline is replaced only on purpose, with a line in CHANGELOG.md: clients built on it may break.
+.PHONY: proto-baseline
+proto-baseline: proto ## Accept breaking changes of the contract: replace protos/baseline.binpb
+	@cp protos/integrations.v1.binpb protos/baseline.binpb
 
 .PHONY: providers-doc
 providers-doc: $(STAMP) ## Write docs/providers.md from what the providers declare

@@ -1,4 +1,4 @@
-"""Starting, serving, draining and stopping. Lifetimes are `async with`: what was entered last leaves first."""
+"""The life cycle of a server process: limits, serving, periodic jobs and stop signals."""
 
 import asyncio
 import gc
@@ -12,13 +12,13 @@ from datetime import timedelta
 import grpc
 import structlog
 
-_MAX_PENDING_CALLS = 10_000  # calls, over all connections; each takes some kilobytes
-_MAX_FILES = 65_536  # far more than one process of this server can use
+_MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kilobytes
+_MAX_FILES = 65_536  # more than one server process can use
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcLimits:
-    """What clients can take of the gRPC server. docs/limits.md says what they see at each limit."""
+    """The limits of the gRPC server. docs/limits.md describes what clients see at each of them."""
 
     connections: int
     streams_per_connection: int
@@ -29,34 +29,33 @@ class GrpcLimits:
     connection_age: timedelta
 
     def options(self) -> Sequence[tuple[str, int]]:
-        """They, as gRPC's channel arguments (grpc/impl/channel_arg_names.h)."""
+        """Return the limits as gRPC channel arguments (grpc/impl/channel_arg_names.h)."""
         return (
-            # grpc shares ports by default: a second, unrelated server on the same address would silently take half the
-            # calls.
+            # By default, a second, unrelated server on the same address silently gets half of the connections.
             ("grpc.so_reuseport", 0),
             ("grpc.max_allowed_incoming_connections", self.connections),
             ("grpc.max_concurrent_streams", self.streams_per_connection),
-            # Without this gRPC also counts streams that have just ended, and refuses (UNAVAILABLE) most of a burst that
-            # its own client meant to queue; it is meant against streams that are opened and cancelled without end,
-            # which the next two bound: calls that have come and wait for this process to begin with them.
+            # With its overload protection, gRPC counts streams that have just ended, and rejects most of a burst that
+            # its own client queues. The next two limits bound streams that are opened and cancelled without end: they
+            # limit the calls that have arrived and that this process has not started.
             ("grpc.http.overload_protection", 0),
             ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
             ("grpc.max_receive_message_length", self.message_bytes),
             ("grpc.max_send_message_length", self.message_bytes),
-            # Between the two, gRPC would refuse some calls and not others.
+            # Between a soft and a hard limit, gRPC rejects calls at random.
             ("grpc.max_metadata_size", self.metadata_bytes),
             ("grpc.absolute_max_metadata_size", self.metadata_bytes),
-            # From accepting a connection to the client's HTTP/2 settings: what says nothing is let go after it.
+            # From accepting a connection to the client's HTTP/2 settings.
             ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake)),
             ("grpc.max_connection_idle_ms", _milliseconds(self.connection_idle)),
             ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
-            # Longer than any unary call may take; a stream that goes on after it is begun anew elsewhere.
+            # Longer than any unary call; streams end, and their clients reconnect.
             ("grpc.max_connection_age_grace_ms", 60_000),
-            # A client that is gone without a word is noticed within a minute and a half.
+            # Detects a client that has disappeared within 80 seconds.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            # Clients may ask whether we live this often, between calls too; who asks more often is cut off.
+            # Clients may ping every ten seconds, also between calls; more frequent pings close the connection.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.http2.max_ping_strikes", 2),
@@ -68,7 +67,7 @@ def _milliseconds(time: timedelta) -> int:
 
 
 def raise_fd_limit() -> None:
-    """Let this process have as many open files as the system allows it: the usual limit is for programs of old."""
+    """Raise the limit of open files to the hard limit: the usual soft limit is too low for a server."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _MAX_FILES:
         new_limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
@@ -76,9 +75,9 @@ def raise_fd_limit() -> None:
 
 
 def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
-    """So many connections, or fewer where they would be more than a share of all files that may be open.
+    """Return `connections`, but at most `share` of the limit of open files; logs a warning if that is fewer.
 
-    The rest is for what the connections are there for: the database, and calls to providers.
+    The other files are for the database and for calls to providers.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or connections <= limit * share:
@@ -91,23 +90,23 @@ def cap_to_fd_limit(connections: int, share: float, *, setting: str) -> int:
 
 
 def freeze_gc() -> None:
-    """Spare the garbage collector what is there once everything is started: it is there until the end.
+    """Exclude the objects that exist after the start from garbage collection: they live until the end.
 
-    To look through it all takes tens of milliseconds, in which nobody is answered.
+    A scan of them takes tens of milliseconds, during which the server does not respond.
     """
     gc.collect()
     gc.freeze()
 
 
 class AddressTaken(Exception):
-    """A port is in use, or not ours to use."""
+    """The server cannot listen on its address."""
 
 
 @asynccontextmanager
 async def serving(
     server: grpc.aio.Server, address: str, grace: timedelta, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[int]:
-    """Serve on the address, and yield the port. On leaving, calls in flight get `grace` to finish."""
+    """Serve on the address, and yield the port. On exit, calls in flight have `grace` to finish."""
     try:
         port = (
             server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
@@ -123,9 +122,9 @@ async def serving(
 
 @asynccontextmanager
 async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta) -> AsyncIterator[None]:
-    """Do the work now and then again and again, until left.
+    """Run the job now and then once per interval, until exit. Errors do not end it.
 
-    A round that fails is followed by the next one. It is logged where the one before did not fail in the same way.
+    An error is logged unless the previous run failed with one of the same type.
     """
     log = structlog.get_logger(__name__)
     name = getattr(job, "__qualname__", repr(job))
@@ -136,7 +135,7 @@ async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta
             kind = None
             try:
                 await job()
-            except Exception as error:  # one bad round must not end the others
+            except Exception as error:  # the next run may succeed
                 kind = type(error).__qualname__
                 if kind != last:
                     log.warning("job_failed", job=name, kind=kind)
@@ -153,7 +152,7 @@ async def periodic_job(job: Callable[[], Awaitable[object]], interval: timedelta
 
 @asynccontextmanager
 async def stop_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT or SIGTERM sets."""
+    """Yield an event that SIGINT or SIGTERM sets."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""The record of who did what to which integration: `audit ...`."""
+"""The `audit` commands: list and verify the audit log."""
 
 from typing import Annotated
 
@@ -14,23 +14,23 @@ from integration_server.storage.engine import open_database
 
 @command
 async def verify_audit() -> None:
-    """Check that no entry of the audit log was altered, put in or removed; the exit code is 1 if one was."""
+    """Verify that no entry of the audit log was altered, inserted or removed. The exit code is 1 if one was."""
     settings, _ = await load_settings()
     async with open_prepared_storage(settings) as storage:
         log = AuditVerification(storage.database, storage.keyring)
         problems = [problem async for problem in log.problems()]
     if problems:
-        fail(f"The audit log is not as it was written ({log.entries:,} entries were read):", *problems)
-    typer.echo(f"The audit log is as it was written: {log.chains:,} chains, {log.entries:,} entries.")
+        fail(f"The audit log was altered ({log.entries:,} entries were read):", *problems)
+    typer.echo(f"The audit log is intact: {log.chains:,} chains, {log.entries:,} entries.")
 
 
 @command
 async def list_audit(
-    user: Annotated[str, typer.Option(help="Only of this user.")] = "",
-    integration: Annotated[int, typer.Option(min=0, help="Only of this integration.")] = 0,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    user: Annotated[str, typer.Option(help="List only this user's entries.")] = "",
+    integration: Annotated[int, typer.Option(min=0, help="List only this integration's entries.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of entries.")] = 100,
 ) -> None:
-    """List what was done, the newest first."""
+    """List the entries of the audit log, the newest first."""
     settings, _ = await load_settings(needs_key=False)
     table = Table("time", "caller", "action", "user", "integration", "outcome", "purpose", "details")
     async with open_database(settings.database_url) as database:

@@ -1,15 +1,12 @@
-"""`integrations.v1.IntegrationService`: each method decodes, calls one use case and encodes."""
+"""`integrations.v1.IntegrationService`: each method decodes the request, calls one use case and encodes the result."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import grpc
-
-from integration_server.domain.errors import InvalidField
-from integration_server.rpc import decoding, encoding
-from integration_server.rpc.authentication import current_allowed_types
+from integration_server.rpc import mapping
+from integration_server.rpc.authorization import current_allowed_types
+from integration_server.rpc.interceptors import Context
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest, ApiKeyConnectionService
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
@@ -17,7 +14,7 @@ from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.health.health_checks import HealthChecker
-from integration_server.service.integrations.integration_manager import IntegrationManager, IntegrationUpdate
+from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
@@ -25,14 +22,10 @@ from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-_CHANGEABLE = frozenset({"name", "config", "is_active"})
-
 
 @dataclass(frozen=True, slots=True)
 class UseCases:
-    """What the service can do."""
+    """The use cases that the RPCs call."""
 
     oauth_connection: OAuthConnectionService
     api_key_connection: ApiKeyConnectionService
@@ -48,305 +41,261 @@ class UseCases:
 
 
 class IntegrationService(pb_grpc.IntegrationServiceServicer):
-    """The RPCs of the contract."""
+    """Implements the service. The contract describes each RPC."""
 
     def __init__(self, use_cases: UseCases, clock: Clock) -> None:
         self._use_cases = use_cases
         self._clock = clock
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
-        """Begin an OAuth 2 connection."""
+        """Start an OAuth 2 connection."""
         authorization = await self._use_cases.oauth_connection.begin_connection(
             ConnectionRequest(
-                user_id=decoding.user_id(request.user_id),
-                integration_type=decoding.integration_type(request.integration_type),
-                redirect_uri=decoding.text("redirect_uri", request.redirect_uri, decoding.MAX_URL_LENGTH),
-                scopes=decoding.scopes("scopes", request.scopes),
-                return_url=decoding.text("return_url", request.return_url, decoding.MAX_URL_LENGTH),
-                name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH),
-                config=decoding.config(request.config),
-                integration_id=decoding.optional_integration_id(request.integration_id),
+                user_id=mapping.decode_user_id(request.user_id),
+                integration_type=mapping.decode_required_text("integration_type", request.integration_type),
+                redirect_uri=mapping.decode_text("redirect_uri", request.redirect_uri, mapping.MAX_URL_LENGTH),
+                scopes=mapping.decode_scopes("scopes", request.scopes),
+                return_url=mapping.decode_text("return_url", request.return_url, mapping.MAX_URL_LENGTH),
+                name=mapping.decode_text("name", request.name),
+                config=mapping.decode_config(request.config),
+                integration_id=mapping.decode_optional_integration_id(request.integration_id),
             )
         )
         return pb.ConnectResponse(
             authorization_url=authorization.url,
             state=authorization.state,
-            expire_time=encoding.timestamp(authorization.expire_time),
+            expire_time=mapping.encode_timestamp(authorization.expire_time),
             integration_id=authorization.integration_id,
         )
 
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
-        """Take the provider's answer to an authorization."""
-        decoding.text("error_description", request.error_description, decoding.MAX_PARAMETER_LENGTH)
-        outcome = await self._use_cases.oauth_connection.handle_callback(
+        """Handle the provider's response to an authorization request."""
+        max_length = mapping.MAX_PARAMETER_LENGTH
+        mapping.decode_text("error_description", request.error_description, max_length)
+        result = await self._use_cases.oauth_connection.handle_callback(
             Callback(
-                state=decoding.required_text("state", request.state, decoding.MAX_PARAMETER_LENGTH),
-                code=decoding.text("code", request.code, decoding.MAX_PARAMETER_LENGTH),
-                integration_type=decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
-                iss=decoding.text("iss", request.iss, decoding.MAX_URL_LENGTH),
-                error=decoding.text("error", request.error, decoding.MAX_PARAMETER_LENGTH),
-                user_id=decoding.user_id(request.user_id) if request.user_id else None,
-                query=decoding.query("query", request.query),
+                state=mapping.decode_required_text("state", request.state, max_length),
+                code=mapping.decode_text("code", request.code, max_length),
+                integration_type=mapping.decode_text("integration_type", request.integration_type),
+                iss=mapping.decode_text("iss", request.iss, mapping.MAX_URL_LENGTH),
+                error=mapping.decode_text("error", request.error, max_length),
+                user_id=mapping.decode_user_id(request.user_id) if request.user_id else None,
+                query=mapping.decode_query("query", request.query),
                 allowed_types=current_allowed_types(),
             )
         )
-        return pb.HandleCallbackResponse(
-            success=outcome.success,
-            integration_id=outcome.integration_id,
-            redirect_url=outcome.redirect_url,
-            message=outcome.message,
-            reason=outcome.reason,
-            confirmation_token=outcome.confirmation_token,
-        )
+        return mapping.encode_callback_response(result)
 
     async def ConfirmConnection(
         self, request: pb.ConfirmConnectionRequest, context: Context
     ) -> pb.ConfirmConnectionResponse:
-        """Finish a connection for the user who is signed in."""
-        outcome = await self._use_cases.oauth_connection.confirm_connection(
-            decoding.required_text("confirmation_token", request.confirmation_token, decoding.MAX_PARAMETER_LENGTH),
-            decoding.user_id(request.user_id),
+        """Complete a connection for the signed-in user."""
+        result = await self._use_cases.oauth_connection.confirm_connection(
+            mapping.decode_required_text(
+                "confirmation_token", request.confirmation_token, mapping.MAX_PARAMETER_LENGTH
+            ),
+            mapping.decode_user_id(request.user_id),
             current_allowed_types(),
         )
         return pb.ConfirmConnectionResponse(
-            success=outcome.success,
-            integration_id=outcome.integration_id,
-            redirect_url=outcome.redirect_url,
-            message=outcome.message,
-            reason=outcome.reason,
+            success=result.success,
+            integration_id=result.integration_id,
+            redirect_url=result.redirect_url,
+            message=result.message,
+            reason=result.reason,
         )
 
     async def ConnectWithApiKey(
         self, request: pb.ConnectWithApiKeyRequest, context: Context
     ) -> pb.ConnectWithApiKeyResponse:
-        """Connect with a key."""
+        """Connect an account with an API key."""
         integration = await self._use_cases.api_key_connection.connect_with_api_key(
             ApiKeyConnectionRequest(
-                user_id=decoding.user_id(request.user_id),
-                integration_type=decoding.integration_type(request.integration_type),
-                api_key=decoding.key("api_key", request.api_key),
-                api_secret=decoding.key("api_secret", request.api_secret),
-                webhook_secret=decoding.key("webhook_secret", request.webhook_secret),
-                name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH),
-                config=decoding.config(request.config),
-                integration_id=decoding.optional_integration_id(request.integration_id),
+                user_id=mapping.decode_user_id(request.user_id),
+                integration_type=mapping.decode_required_text("integration_type", request.integration_type),
+                api_key=mapping.decode_key("api_key", request.api_key),
+                api_secret=mapping.decode_key("api_secret", request.api_secret),
+                webhook_secret=mapping.decode_key("webhook_secret", request.webhook_secret),
+                name=mapping.decode_text("name", request.name),
+                config=mapping.decode_config(request.config),
+                integration_id=mapping.decode_optional_integration_id(request.integration_id),
             )
         )
-        return pb.ConnectWithApiKeyResponse(integration=encoding.integration(integration, self._clock()))
+        return pb.ConnectWithApiKeyResponse(integration=mapping.encode_integration(integration, self._clock()))
 
     async def ListIntegrations(
         self, request: pb.ListIntegrationsRequest, context: Context
     ) -> pb.ListIntegrationsResponse:
         """List a user's integrations."""
         page = await self._use_cases.integration_manager.list_integrations(
-            decoding.user_id(request.user_id),
-            decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
-            decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
+            mapping.decode_user_id(request.user_id),
+            mapping.decode_text("integration_type", request.integration_type),
+            *mapping.decode_page(request),
             current_allowed_types(),
         )
         now = self._clock()
         return pb.ListIntegrationsResponse(
-            integrations=[encoding.integration(row, now) for row in page.integrations],
+            integrations=[mapping.encode_integration(integration, now) for integration in page.integrations],
             next_page_token=page.next_page_token,
         )
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
-        """Look at one integration."""
-        integration = await self._use_cases.integration_manager.get_integration(
-            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
-        )
-        return pb.GetIntegrationResponse(integration=encoding.integration(integration, self._clock()))
+        """Return one integration."""
+        integration = await self._use_cases.integration_manager.get_integration(*mapping.decode_target(request))
+        return pb.GetIntegrationResponse(integration=mapping.encode_integration(integration, self._clock()))
 
     async def UpdateIntegration(
         self, request: pb.UpdateIntegrationRequest, context: Context
     ) -> pb.UpdateIntegrationResponse:
-        """Change one integration."""
+        """Update one integration."""
         integration = await self._use_cases.integration_manager.update_integration(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            _change(request),
+            *mapping.decode_target(request), mapping.decode_update(request)
         )
-        return pb.UpdateIntegrationResponse(integration=encoding.integration(integration, self._clock()))
+        return pb.UpdateIntegrationResponse(integration=mapping.encode_integration(integration, self._clock()))
 
     async def DisconnectIntegration(
         self, request: pb.DisconnectIntegrationRequest, context: Context
     ) -> pb.DisconnectIntegrationResponse:
-        """Delete one integration."""
-        integration_id = decoding.integration_id(request.integration_id)
-        state = await self._use_cases.revocation_service.disconnect_integration(
-            integration_id, decoding.user_id(request.user_id)
-        )
-        return encoding.disconnect_response(integration_id, state)
+        """Delete one integration and revoke its credentials."""
+        integration_id, user_id = mapping.decode_target(request)
+        state = await self._use_cases.revocation_service.disconnect_integration(integration_id, user_id)
+        return mapping.encode_disconnect_response(integration_id, state)
 
     async def CheckAllHealth(self, request: pb.CheckAllHealthRequest, context: Context) -> pb.CheckAllHealthResponse:
         """Check all of a user's integrations."""
         report = await self._use_cases.health_checker.check_all_health(
-            decoding.user_id(request.user_id), current_allowed_types()
+            mapping.decode_user_id(request.user_id), current_allowed_types()
         )
         return pb.CheckAllHealthResponse(
             total_integrations=len(report.checks),
             healthy_count=report.healthy_count,
             error_count=report.error_count,
             inactive_count=report.inactive_count,
-            integrations=map(encoding.health_check, report.checks),
-            check_time=encoding.timestamp(report.check_time),
+            integrations=map(mapping.encode_health_check, report.checks),
+            check_time=mapping.encode_timestamp(report.check_time),
         )
 
     async def CheckHealth(self, request: pb.CheckHealthRequest, context: Context) -> pb.CheckHealthResponse:
         """Check one integration."""
-        check = await self._use_cases.health_checker.check_health(
-            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
-        )
-        return pb.CheckHealthResponse(health_check=encoding.health_check(check))
+        check = await self._use_cases.health_checker.check_health(*mapping.decode_target(request))
+        return pb.CheckHealthResponse(health_check=mapping.encode_health_check(check))
 
     async def ListHealthChecks(
         self, request: pb.ListHealthChecksRequest, context: Context
     ) -> pb.ListHealthChecksResponse:
-        """List the checks of one integration."""
+        """List the health checks of one integration."""
         history = await self._use_cases.health_checker.list_health_checks(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
+            *mapping.decode_target(request), *mapping.decode_page(request)
         )
         return pb.ListHealthChecksResponse(
-            health_checks=map(encoding.health_check, history.checks),
+            health_checks=map(mapping.encode_health_check, history.checks),
             next_page_token=history.next_page_token,
-            error_rates=map(encoding.error_rate, history.error_rates),
+            error_rates=map(mapping.encode_error_rate, history.error_rates),
         )
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
-        """Renew an access token."""
-        token = await self._use_cases.credentials.refresh_token(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            force=request.force,
-        )
+        """Refresh an access token."""
+        token = await self._use_cases.credentials.refresh_token(*mapping.decode_target(request), force=request.force)
         return pb.RefreshTokenResponse(
             success=True,
             refreshed=token.refreshed,
-            message="Refreshed" if token.refreshed else "Still good; nothing to refresh",
-            access_token_expire_time=encoding.timestamp(token.expire_time),
+            message="Refreshed" if token.refreshed else "Not refreshed: the token is still valid",
+            access_token_expire_time=mapping.encode_timestamp(token.expire_time),
         )
 
     async def ListIntegrationTypes(
         self, request: pb.ListIntegrationTypesRequest, context: Context
     ) -> pb.ListIntegrationTypesResponse:
-        """List what can be connected here."""
+        """List the integration types of this server."""
         providers = self._use_cases.integration_manager.list_integration_types(current_allowed_types())
-        return pb.ListIntegrationTypesResponse(integration_types=map(encoding.integration_type, providers))
+        return pb.ListIntegrationTypesResponse(integration_types=map(mapping.encode_integration_type, providers))
 
     async def GetCredentials(self, request: pb.GetCredentialsRequest, context: Context) -> pb.GetCredentialsResponse:
-        """Hand out credentials that work."""
+        """Return valid credentials."""
         usable = await self._use_cases.credentials.get_credentials(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.duration("min_ttl", request.min_ttl) if request.HasField("min_ttl") else None,
-            decoding.scopes("required_scopes", request.required_scopes),
+            *mapping.decode_target(request),
+            mapping.decode_optional_duration("min_ttl", request),
+            mapping.decode_scopes("required_scopes", request.required_scopes),
         )
-        return pb.GetCredentialsResponse(credentials=encoding.credentials(usable))
+        return pb.GetCredentialsResponse(credentials=mapping.encode_credentials(usable))
 
     async def ReceiveWebhook(self, request: pb.ReceiveWebhookRequest, context: Context) -> pb.ReceiveWebhookResponse:
-        """Take what a provider sends by itself."""
+        """Receive a provider's webhook request."""
         response = await self._use_cases.webhook_ingestion.receive_webhook(
-            decoding.integration_type(request.integration_type),
-            decoding.required_text("endpoint", request.endpoint, decoding.MAX_NAME_LENGTH),
-            decoding.webhook(request),
+            mapping.decode_required_text("integration_type", request.integration_type),
+            mapping.decode_required_text("endpoint", request.endpoint),
+            mapping.decode_webhook_request(request),
         )
-        return encoding.webhook_response(response)
+        return mapping.encode_webhook_response(response)
 
     async def ListWebhookEvents(
         self, request: pb.ListWebhookEventsRequest, context: Context
     ) -> pb.ListWebhookEventsResponse:
-        """List what webhooks have brought."""
+        """List webhook events after the consumer's offset."""
         page = await self._use_cases.webhook_delivery.list_webhook_events(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.required_text("consumer", request.consumer, decoding.MAX_CONSUMER_LENGTH),
-            decoding.page_size(request.page_size),
-            decoding.text("page_token", request.page_token, decoding.MAX_PARAMETER_LENGTH),
+            *mapping.decode_target(request),
+            mapping.decode_required_text("consumer", request.consumer, mapping.MAX_CONSUMER_LENGTH),
+            *mapping.decode_page(request),
         )
         return pb.ListWebhookEventsResponse(
-            events=map(encoding.webhook_event, page.events), next_page_token=page.next_page_token
+            events=map(mapping.encode_webhook_event, page.events), next_page_token=page.next_page_token
         )
 
     async def AckWebhookEvents(
         self, request: pb.AckWebhookEventsRequest, context: Context
     ) -> pb.AckWebhookEventsResponse:
-        """Move a consumer's place."""
+        """Advance a consumer's offset."""
         through_number = await self._use_cases.webhook_delivery.acknowledge_webhook_events(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.required_text("consumer", request.consumer, decoding.MAX_CONSUMER_LENGTH),
-            decoding.through_number(request.through_number),
+            *mapping.decode_target(request),
+            mapping.decode_required_text("consumer", request.consumer, mapping.MAX_CONSUMER_LENGTH),
+            mapping.decode_through_number(request.through_number),
         )
         return pb.AckWebhookEventsResponse(through_number=through_number)
 
     async def GetWebhookEndpoint(
         self, request: pb.GetWebhookEndpointRequest, context: Context
     ) -> pb.GetWebhookEndpointResponse:
-        """Tell an integration's own webhook address."""
-        address = await self._use_cases.webhook_secrets.get_webhook_endpoint(
-            decoding.integration_id(request.integration_id), decoding.user_id(request.user_id)
-        )
+        """Return an integration's webhook endpoint."""
+        endpoint = await self._use_cases.webhook_secrets.get_webhook_endpoint(*mapping.decode_target(request))
         return pb.GetWebhookEndpointResponse(
-            webhook_url=address.url,
-            has_secret=address.has_secret,
-            secret_set_time=encoding.timestamp(address.secret_set_time),
-            previous_expire_time=encoding.timestamp(address.previous_expire_time),
+            webhook_url=endpoint.url,
+            has_secret=endpoint.has_secret,
+            secret_set_time=mapping.encode_timestamp(endpoint.secret_set_time),
+            previous_expire_time=mapping.encode_timestamp(endpoint.previous_expire_time),
         )
 
     async def SetWebhookSecret(
         self, request: pb.SetWebhookSecretRequest, context: Context
     ) -> pb.SetWebhookSecretResponse:
-        """Set or make what an integration's own webhooks are signed with."""
+        """Set or generate an integration's webhook secret."""
         result = await self._use_cases.webhook_secrets.set_webhook_secret(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.key("webhook_secret", request.webhook_secret),
-            decoding.duration("previous_ttl", request.previous_ttl) if request.HasField("previous_ttl") else None,
+            *mapping.decode_target(request),
+            mapping.decode_key("webhook_secret", request.webhook_secret),
+            mapping.decode_optional_duration("previous_ttl", request),
         )
         return pb.SetWebhookSecretResponse(
             webhook_url=result.url,
             webhook_secret=result.generated_secret,
-            previous_expire_time=encoding.timestamp(result.previous_expire_time),
+            previous_expire_time=mapping.encode_timestamp(result.previous_expire_time),
         )
 
     async def WatchIntegrations(
         self, request: pb.WatchIntegrationsRequest, context: Context
     ) -> AsyncIterator[pb.WatchIntegrationsResponse]:
-        """Tell of what happens to integrations."""
-        stream = self._use_cases.event_stream.watch(
-            decoding.user_id(request.user_id) if request.user_id else None,
-            decoding.text("integration_type", request.integration_type, decoding.MAX_NAME_LENGTH),
-            decoding.text("cursor", request.cursor, decoding.MAX_PARAMETER_LENGTH),
+        """Stream the events of integrations."""
+        items = self._use_cases.event_stream.watch(
+            mapping.decode_user_id(request.user_id) if request.user_id else None,
+            mapping.decode_text("integration_type", request.integration_type),
+            mapping.decode_text("cursor", request.cursor, mapping.MAX_PARAMETER_LENGTH),
             current_allowed_types(),
         )
-        async with aclosing(stream):
-            async for stream_item in stream:
-                yield encoding.stream_item(stream_item)
+        async with aclosing(items):
+            async for item in items:
+                yield mapping.encode_stream_item(item)
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""
         response = await self._use_cases.api_proxy.call_provider(
-            decoding.integration_id(request.integration_id),
-            decoding.user_id(request.user_id),
-            decoding.api_request(request),
+            *mapping.decode_target(request), mapping.decode_api_request(request)
         )
-        return encoding.api_response(response)
-
-
-def _change(request: pb.UpdateIntegrationRequest) -> IntegrationUpdate:
-    """What to set: the masked fields, absent ones cleared; without a mask the fields that are present."""
-    masked = frozenset(request.update_mask.paths)
-    for path in masked - _CHANGEABLE:
-        raise InvalidField("update_mask", f"can name {', '.join(sorted(_CHANGEABLE))}; not {path[:64]!r}")
-    chosen = masked or {field for field in _CHANGEABLE if request.HasField(field)}
-    if "is_active" in chosen and not request.HasField("is_active"):
-        raise InvalidField("is_active", "cannot be cleared; give it, or leave it out of update_mask")
-    return IntegrationUpdate(
-        name=decoding.text("name", request.name, decoding.MAX_NAME_LENGTH) if "name" in chosen else None,
-        config=decoding.config(request.config) if "config" in chosen else None,
-        is_active=request.is_active if "is_active" in chosen else None,
-    )
+        return mapping.encode_api_response(response)

@@ -1,7 +1,7 @@
 """Bearer tokens (RFC 6750): JWTs (RFC 7519) of configured issuers, verified with their published keys (RFC 7517).
 
-Only algorithms of public keys are known: with one that signs and verifies by the same secret, whoever reads the
-issuer's public key could sign with it (RFC 8725 §2.1).
+Only public-key algorithms are allowed: with a symmetric one, anybody who has the issuer's public key could sign tokens
+with it (RFC 8725 §2.1).
 """
 
 import asyncio
@@ -17,30 +17,31 @@ from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
 from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
-from integration_server.rpc.peer_identity import Identity, IdentityKind, Unauthenticated
+from integration_server.rpc.authentication import Identity, IdentityKind
+from integration_server.rpc.errors import Unauthenticated
+from integration_server.service.common_types import Clock
 
-Clock = Callable[[], datetime]
 Fetch = Callable[[], Awaitable[bytes]]
-"""Gets the body of a published key set. Any exception means that there is none to be had now."""
+"""Fetches the body of a published key set. Any exception means that it is not available."""
 
-MAX_SUBJECT_LENGTH = 128  # what a user_id may be
+MAX_SUBJECT_LENGTH = 128  # characters: the maximum length of a user_id
 
-_MAX_AGE = timedelta(minutes=5)  # of keys from a URL: one that is withdrawn there is believed no longer than this
-_MIN_INTERVAL = timedelta(seconds=10)  # between fetches, however many tokens name keys that nobody has heard of
+_MAX_AGE = timedelta(minutes=5)  # of fetched keys: a withdrawn key is accepted no longer than this
+_MIN_INTERVAL = timedelta(seconds=10)  # between fetches, however many tokens name unknown keys
 
 
 class Jwks(Protocol):
-    """The keys that an issuer signs with."""
+    """The public keys of an issuer."""
 
     async def get_keys(self, kid: str | None) -> KeySet:
-        """The keys, asked for again first if `kid` is not among them and that may help."""
+        """Return the keys, after an update if none has the id `kid`."""
 
     async def poll(self) -> None:
-        """Bring them up to date, where it is time to."""
+        """Update the keys if they are due."""
 
 
 def parse_jwks(body: bytes) -> KeySet:
-    """The public signature keys of a JWK set, without those that are not understood. Raises `InvalidFile`."""
+    """Return the public signature keys of a JWK set that are supported. Raises `InvalidFile` if there are none."""
     try:
         published = list(json.loads(body)["keys"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -50,12 +51,12 @@ def parse_jwks(body: bytes) -> KeySet:
         try:
             if _is_signature_key(jwk):
                 keys.append(_import_key(jwk))
-        except Exception as error:  # RFC 7517 §5: one that is not understood does not take the others along
+        except Exception as error:  # RFC 7517 §5: ignore keys that are not supported
             skipped.append(f"{number}: {type(error).__name__}")
     if skipped:
         structlog.get_logger(__name__).warning("jwks_keys_skipped", skipped=skipped, total=len(published))
     if not keys:
-        raise InvalidFile("has no public key for signatures that is understood")
+        raise InvalidFile("has no public key for signatures that is supported")
     return KeySet(keys)
 
 
@@ -65,18 +66,18 @@ def _is_signature_key(jwk: dict[str, Any]) -> bool:
 
 def _import_key(jwk: dict[str, Any]) -> Key:
     key = JWKRegistry.import_key(jwk)
-    key.ensure_kid()  # which a set would ask for, and which reads the key
+    key.ensure_kid()  # computes a missing id now, so that a bad key fails here and not in the set
     return key
 
 
 class FileJwks:
-    """A key set in a file. Raises `InvalidFile`."""
+    """A key set in a file."""
 
     def __init__(self, file: ReloadedFile[KeySet]) -> None:
         self._file = file
 
     async def get_keys(self, kid: str | None) -> KeySet:
-        """The keys in the file, as they were at the last look."""
+        """Return the keys as of the last poll."""
         return self._file.value
 
     async def poll(self) -> None:
@@ -85,7 +86,7 @@ class FileJwks:
 
 
 def parse_jwks_file(contents: Contents) -> KeySet:
-    """The keys in the one file."""
+    """Return the keys in the contents of one file. Raises `InvalidFile`."""
     ((path, content),) = contents.items()
     try:
         return parse_jwks(content)
@@ -94,9 +95,9 @@ def parse_jwks_file(contents: Contents) -> KeySet:
 
 
 class RemoteJwks:
-    """A key set that is fetched: again after a while, and when a token names a key that is not in it.
+    """A key set at a URL. It is fetched every five minutes, and when a token names an unknown key.
 
-    A fetch that fails leaves the keys as they were. Until one has succeeded nobody is known.
+    A failed fetch keeps the current keys. Until the first fetch succeeds, no token is accepted.
     """
 
     def __init__(self, fetch: Fetch, clock: Clock) -> None:
@@ -109,20 +110,20 @@ class RemoteJwks:
         self._log = structlog.get_logger(__name__)
 
     async def get_keys(self, kid: str | None) -> KeySet:
-        """The keys, fetched anew if none of them is called `kid`."""
+        """Return the keys, after a fetch if none has the id `kid`."""
         if not any(kid in {None, key.kid} for key in self._keys):
             await self._refresh()
         return self._keys
 
     async def poll(self) -> None:
-        """Fetch the keys if they are old."""
+        """Fetch the keys if they are older than five minutes."""
         if self._last_fetch_time is None or self._clock() - self._last_fetch_time >= _MAX_AGE:
             await self._refresh()
 
     async def _refresh(self) -> None:
-        """Fetch, unless that was tried a moment ago. Whoever comes meanwhile waits for the same end, and no longer.
+        """Fetch the keys, at most once in ten seconds; concurrent callers share one fetch.
 
-        An attempt goes on without who began it: callers that leave at once would else keep new keys out.
+        The fetch is shielded: otherwise callers that disconnect at once could prevent every update.
         """
         if self._attempt is None or self._attempt.done():
             if self._last_attempt_time is not None and self._clock() - self._last_attempt_time < _MIN_INTERVAL:
@@ -134,20 +135,19 @@ class RemoteJwks:
         began = self._clock()
         try:
             self._keys = parse_jwks(await self._fetch())
-        except Exception as error:  # whatever it is, the keys that are here are better than none
+        except Exception as error:  # any failure keeps the current keys
             problem = str(error) if isinstance(error, InvalidFile) else type(error).__name__
             self._log.error("jwks_fetch_failed", problem=problem, key_count=len(self._keys.keys))
         else:
-            self._last_fetch_time = began  # by its end a key may have been withdrawn
+            self._last_fetch_time = began  # a key may be withdrawn during the fetch
         finally:
-            self._last_attempt_time = (
-                self._clock()
-            )  # the end: one that has waited as long as the interval is not to be the next
+            # The end, not the start: a fetch may take longer than the interval.
+            self._last_attempt_time = self._clock()
 
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Whose tokens are taken, and as what: `audience` is how it names this service in them."""
+    """A trusted token issuer. Its tokens name this server as `audience`, and identify callers of `kind`."""
 
     kind: IdentityKind
     issuer: str
@@ -156,25 +156,25 @@ class Issuer:
 
 
 class JwtVerifier:
-    """Verifies tokens of several issuers. Fulfils `callers.Tokens`."""
+    """Verifies the tokens of several issuers. Implements `authentication.TokenVerifier`."""
 
     def __init__(self, issuers: Sequence[Issuer], algorithms: Collection[str], leeway: timedelta, clock: Clock) -> None:
-        # Unknown header parameters are ignored (RFC 7515 §4), unless `crit` names them: then joserfc refuses.
+        # joserfc ignores unknown header parameters (RFC 7515 §4), and rejects tokens whose `crit` names one.
         self._registry = JWSRegistry(algorithms=sorted(algorithms), strict_check_header=False)
         self._issuers = issuers
         self._leeway = leeway
         self._clock = clock
 
     async def resolve_identity(self, token: str) -> Identity:
-        """Whose token it is. Raises `Unauthenticated`."""
+        """Return the identity of the token's subject. Raises `Unauthenticated`."""
         found, problems = [], []
         for issuer in self._issuers:
             try:
                 found.append(await self._verify(token, issuer))
-            except Exception as error:  # what a forged token breaks in a parser is as good a reason as any
+            except Exception as error:  # a forged token may break a parser in any way
                 problems.append(f"{issuer.kind}: {type(error).__name__}")
         if len(found) != 1:
-            # One that is good as both a service's and a user's would let the sender choose.
+            # A token that is valid for both kinds would let its sender choose the kind.
             raise Unauthenticated("; ".join(problems) or "a token that is both a service's and a user's")
         return found[0]
 
@@ -182,7 +182,7 @@ class JwtVerifier:
         signed = extract_compact(token.encode(), registry=self._registry)
         claims = json.loads(signed.payload or b"")
         if claims["iss"] != issuer.issuer:
-            raise Unauthenticated("of another issuer")  # whose keys are not to be fetched for it
+            raise Unauthenticated("of another issuer")  # before a fetch of this issuer's keys
         kid = signed.headers().get("kid")
         keys = await issuer.keys.get_keys(kid if isinstance(kid, str) else None)
         if not validate_compact(signed, keys, registry=self._registry):

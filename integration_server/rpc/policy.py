@@ -1,11 +1,8 @@
-"""What callers may do: a TOML file of the operator's, in which what is not granted is denied. See
-docs/authentication-and-authorization.md.
-"""
+"""The policy file: TOML that grants permissions to callers. docs/authentication-and-authorization.md describes it."""
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -20,12 +17,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.audit import OPERATOR, SERVER
-from integration_server.domain.integration import UserId
 from integration_server.hot_reload import Contents, InvalidFile
-from integration_server.rpc.peer_identity import Identity, IdentityKind
-from integration_server.rpc.permissions import (
+from integration_server.rpc.authentication import IdentityKind
+from integration_server.rpc.authorization import USER, Caller, CanonicalTypeLookup, Permissions, Policy
+from integration_server.rpc.methods import (
     SIDECAR_ONLY_PERMISSIONS,
     SIDECAR_PERMISSIONS,
     TYPELESS_PERMISSIONS,
@@ -33,59 +30,20 @@ from integration_server.rpc.permissions import (
     Permission,
 )
 
-CanonicalTypeLookup = Callable[[str], str]
-"""The own name of an integration type that may be named by an alias."""
-
 ALL_TYPES = "*"
 SIDECAR = "sidecar"
-USER = "user"
 
-_RESERVED_NAMES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
-"""Callers in the audit log that are not services: one of the same name could not be told from them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """Groups of RPCs, and the integration types that they may touch."""
-
-    groups: frozenset[Permission] = frozenset()
-    allowed_types: AllowedTypes = NO_INTEGRATION_TYPES
+RESERVED_NAMES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
+"""The callers in the audit log that are not services. A service with the same name could not be told from them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, and what it may. One with a `user_id` acts for that user only; others name whom they act for."""
-
-    name: str
-    permissions: Permissions
-    user_id: UserId | None = None
-
-
-class Policy:
-    """The rights of everybody that a policy knows."""
-
-    def __init__(self, services: Mapping[tuple[IdentityKind, str], Caller], users: Permissions) -> None:
-        self._services = services
-        self._users = users
-
-    def caller_of(self, identity: Identity) -> Caller:
-        """The caller with its rights: none, for one that the policy does not know."""
-        if identity.kind is IdentityKind.USER:
-            (user_id,) = identity.names
-            return Caller(USER, self._users, UserId(user_id))
-        known = [self._services.get((identity.kind, name)) for name in identity.names]
-        callers = {caller for caller in known if caller is not None}
-        if len(callers) != 1:
-            # A certificate whose names are of several services is none of them: which one asks cannot be told.
-            return Caller(identity.names[0], Permissions())
-        return callers.pop()
-
-
-# --- the file ----------------------------------------------------------------------------------------------------
-
-
-def read_policy(contents: Contents, canonical_type: CanonicalTypeLookup = str) -> Policy:
-    """The policy in a file's contents, its types by their own names. Raises `InvalidFile` with all that is wrong."""
+def read_policy(
+    contents: Contents,
+    canonical_type: CanonicalTypeLookup = str,
+    *,
+    reserved_names: Collection[str] = RESERVED_NAMES,
+) -> Policy:
+    """Return the policy in the contents of one file. Raises `InvalidFile` with all problems."""
     ((path, content),) = contents.items()
     try:
         document = tomllib.loads(content.decode())
@@ -93,7 +51,7 @@ def read_policy(contents: Contents, canonical_type: CanonicalTypeLookup = str) -
         raise InvalidFile(f"{path}: cannot be read as TOML: {error}") from None
     problems = list(_duplicate_claims(document))
     try:
-        declared = _File.model_validate(document)
+        declared = _File.model_validate(document, context=reserved_names)
     except ValidationError as error:
         raise InvalidFile(*(f"{path}: {problem}" for problem in (*_describe_problems(error), *problems))) from None
     if problems:
@@ -102,33 +60,33 @@ def read_policy(contents: Contents, canonical_type: CanonicalTypeLookup = str) -
 
 
 def _lower_unless_uri(name: str) -> str:
-    # Host names are the same in both cases (RFC 4343); SPIFFE IDs are not.
+    # Host names ignore case (RFC 4343); SPIFFE IDs do not.
     return name if name.startswith("spiffe://") else name.lower()
 
 
-def _require_user_permission(group: Permission) -> Permission:
-    if group not in USER_PERMISSIONS:
-        raise PydanticCustomError("not_for_users", "is never for users")
-    return group
+def _require_user_permission(permission: Permission) -> Permission:
+    if permission not in USER_PERMISSIONS:
+        raise PydanticCustomError("not_for_users", "cannot be granted to users")
+    return permission
 
 
-def _require_service_permission(group: Permission) -> Permission:
-    if group in SIDECAR_ONLY_PERMISSIONS:
-        raise PydanticCustomError("sidecar_only", "is for the sidecar only")
-    return group
+def _require_service_permission(permission: Permission) -> Permission:
+    if permission in SIDECAR_ONLY_PERMISSIONS:
+        raise PydanticCustomError("sidecar_only", "can be granted to the sidecar only")
+    return permission
 
 
-def _reject_reserved_name(name: str) -> str:
-    if name.strip().lower() in _RESERVED_NAMES:
-        raise PydanticCustomError(
-            "reserved_name", "is not for a service: the audit log has another caller of that name"
-        )
+def _reject_reserved_name(name: str, info: ValidationInfo) -> str:
+    if name.strip().lower() in (info.context or ()):
+        raise PydanticCustomError("reserved_name", "is a reserved name: the audit log uses it for another caller")
     return name
 
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 ServiceName = Annotated[Text, AfterValidator(_reject_reserved_name)]
 CertificateName = Annotated[Text, AfterValidator(_lower_unless_uri)]
+UserPermission = Annotated[Permission, AfterValidator(_require_user_permission)]
+ServicePermission = Annotated[Permission, AfterValidator(_require_service_permission)]
 
 
 class _Section(BaseModel):
@@ -136,7 +94,7 @@ class _Section(BaseModel):
 
 
 class _Names(_Section):
-    """How a service shows who it is."""
+    """The names by which a caller authenticates."""
 
     certificates: tuple[CertificateName, ...] = ()
     tokens: tuple[Text, ...] = Field((), validate_default=True)
@@ -154,32 +112,32 @@ class _Names(_Section):
 
 
 class _Grant(_Section):
-    """What is granted."""
+    """The permissions of a caller, and the integration types that they apply to."""
 
-    groups: frozenset[Permission]
+    permissions: frozenset[Permission]
     integration_types: frozenset[Text] = Field(frozenset(), validate_default=True)
 
     @field_validator("integration_types")
     @classmethod
     def _require_types(cls, value: frozenset[str], info: ValidationInfo) -> frozenset[str]:
-        if not value and info.data.get("groups", frozenset()) - TYPELESS_PERMISSIONS:
-            raise PydanticCustomError("no_types", 'must name types, or be ["*"] for all, with these groups')
+        if not value and info.data.get("permissions", frozenset()) - TYPELESS_PERMISSIONS:
+            raise PydanticCustomError("no_types", 'must name types, or be ["*"] for all, with these permissions')
         return value
 
-    def permissions(self, canonical_type: CanonicalTypeLookup) -> Permissions:
+    def granted(self, canonical_type: CanonicalTypeLookup) -> Permissions:
         named = self.integration_types
         return Permissions(
-            self.groups,
+            self.permissions,
             ALL_INTEGRATION_TYPES if ALL_TYPES in named else AllowedTypes(frozenset(map(canonical_type, named))),
         )
 
 
 class _Users(_Grant):
-    groups: frozenset[Annotated[Permission, AfterValidator(_require_user_permission)]]
+    permissions: frozenset[UserPermission]
 
 
 class _Service(_Names, _Grant):
-    groups: frozenset[Annotated[Permission, AfterValidator(_require_service_permission)]]
+    permissions: frozenset[ServicePermission]
 
 
 class _File(_Section):
@@ -189,31 +147,29 @@ class _File(_Section):
 
     def policy(self, canonical_type: CanonicalTypeLookup) -> Policy:
         services = {
-            identity: Caller(name, service.permissions(canonical_type))
+            identity: Caller(name, service.granted(canonical_type))
             for name, service in self.services.items()
             for identity in service.identities()
         }
         if self.sidecar is not None:
             sidecar = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
             services.update(dict.fromkeys(self.sidecar.identities(), sidecar))
-        return Policy(services, Permissions() if self.users is None else self.users.permissions(canonical_type))
+        return Policy(services, Permissions() if self.users is None else self.users.granted(canonical_type))
 
 
 def _describe_problems(error: ValidationError) -> Iterator[str]:
+    messages = {
+        "extra_forbidden": "is not a known key",
+        "missing": "is required",
+        "enum": f"is not one of {', '.join(Permission)}",
+    }
     for detail in error.errors():
         location = ".".join(str(part) for part in detail["loc"] if part != "[key]")
-        yield f"{location}: {_MESSAGES.get(detail['type'], detail['msg'])}"
-
-
-_MESSAGES = {
-    "extra_forbidden": "is not known here",
-    "missing": "is required",
-    "enum": f"is not one of {', '.join(Permission)}",
-}
+        yield f"{location}: {messages.get(detail['type'], detail['msg'])}"
 
 
 def _duplicate_claims(document: Mapping[str, Any]) -> Iterator[str]:
-    """Problems of names that several callers claim; what is not shaped as it should be is told elsewhere."""
+    """Report names that several callers claim. Values of the wrong type are reported by the validation."""
     services = document.get("services")
     callers = [document.get("sidecar"), *(services.values() if isinstance(services, dict) else ())]
     for key, fold in (("certificates", _lower_unless_uri), ("tokens", str)):

@@ -1,7 +1,7 @@
-"""The server's certificate and the authority of its clients, exchanged while it runs.
+"""The TLS credentials of the gRPC server, reloaded while it runs.
 
-gRPC asks for them at each new connection. Connections that are there go on: who came with a certificate that was
-good then is known until the connection ends, which the server sees to (`lifecycle`).
+gRPC reads them for each new connection. An open connection keeps the identity of the certificate that it started with
+until the server closes it at its maximum age.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from integration_server.pem_validation import certificate_problems, pair_problem
 
 
 class ReloadingServerCredentials:
-    """Server credentials that follow their files with each `poll`. Raises `InvalidFile`.
+    """Server credentials that each `poll` updates from their files. The constructor raises `InvalidFile`.
 
-    With `client_authorities` every client must show a certificate that one of them has signed.
+    With `client_authorities`, every client must present a certificate that one of them has signed.
     """
 
     def __init__(self, certificate: Path, key: Path, client_authorities: Path | None) -> None:
@@ -28,13 +28,13 @@ class ReloadingServerCredentials:
         await self._files.poll()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What a secure port is opened with."""
+        """Return the credentials for a secure port."""
         return grpc.dynamic_ssl_server_credentials(
             self._files.value, lambda: self._files.value, require_client_authentication=self._authorities is not None
         )
 
     def _read(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
-        """The configuration, if certificate and key go together: gRPC itself would fail each handshake."""
+        """Return the configuration. Raises `InvalidFile` if the pair does not match, which gRPC does not check."""
         problems = list(pair_problems(self._certificate, contents[self._certificate], self._key, contents[self._key]))
         authorities = None
         if self._authorities is not None:

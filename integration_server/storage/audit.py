@@ -1,10 +1,10 @@
-"""The audit log, in SQL: fulfils the port `AuditLog`.
+"""The audit log in SQL: implements the port `AuditLog`.
 
-Each writing process has a chain of its own, with a key of its own that lies sealed beside it. Every entry carries a MAC
-over itself and the MAC before it, and the chain one over its length and its last MAC; chains are numbered without gaps.
-So who can write to the database, and has no data key, can neither alter an entry, put one in, nor remove one, nor a
-whole chain but the newest, without `AuditVerification` telling. A chain whose last write is uncertain is left, and
-another is begun: an entry may then be in both.
+Each writing process has its own chain, with its own key, which is stored encrypted. Each entry has a MAC over itself
+and the previous MAC; each chain has a MAC over its length and its last MAC; chains are numbered without gaps. An
+attacker with write access to the database, but without a data key, therefore cannot alter, insert or remove an entry,
+or remove a chain other than the newest, without detection by `AuditVerification`. After a write with an unknown result
+the process starts another chain: an entry may then be in both.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC
 from typing import Any
 
@@ -30,6 +30,7 @@ from integration_server.storage.tables import audit_chains, audit_entries
 _C = audit_chains.c
 _E = audit_entries.c
 
+_FIELDS = tuple(entry_field.name for entry_field in fields(AuditEntry))
 _PAGE = 5000
 
 _CHAINS: Select[Any] = select(
@@ -37,13 +38,13 @@ _CHAINS: Select[Any] = select(
 ).order_by(_C.number)
 
 _UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
-"""What comes of a row that nobody here can have written: a time before year 1, a length below 0, and on SQLite, where
-any column takes anything, a text that is none."""
+"""The errors of reading a row that this program cannot have written: a time before the year 1, a negative length, or on
+SQLite, where columns accept values of any type, a text that is not valid UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain as far as it has come: `head` is the MAC of its last entry, or stands for its beginning."""
+    """A chain of entries. `head` is the MAC of the last entry, or a hash of id and number without entries."""
 
     chain_id: str
     number: int
@@ -53,16 +54,16 @@ class Chain:
 
     @classmethod
     def empty(cls, chain_id: str, number: int, key: bytes) -> "Chain":
-        """A chain without entries."""
+        """Return a chain without entries."""
         return cls(chain_id, number, key, 0, hashlib.sha256(f"{chain_id}/{number}".encode()).digest())
 
     def extended_with(self, entry: "AuditEntry | Row[Any]") -> "Chain":
-        """The chain after one more entry."""
+        """Return the chain after one more entry."""
         return replace(self, entries=self.entries + 1, head=self._mac(self.head + _canonical(entry)))
 
     @property
     def checkpoint_mac(self) -> bytes:
-        """What vouches for length and head: it cannot be made for a shorter chain from what the entries show."""
+        """The MAC over length and head. The entries of a chain do not reveal it for a shorter chain."""
         return self._mac(b"chain" + self.entries.to_bytes(8, "big") + self.head)
 
     def _mac(self, content: bytes) -> bytes:
@@ -70,7 +71,7 @@ class Chain:
 
 
 def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
-    """What is vouched for, of an entry or its row. Entries without details are as they were before there were any."""
+    """Return the authenticated bytes of an entry or its row. Without details, they have the format of older entries."""
     return json.dumps(
         [
             entry.time.astimezone(UTC).isoformat(timespec="microseconds"),
@@ -87,17 +88,18 @@ def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
 
 
 class SqlAuditLog:
-    """An `AuditLog` over a SQL database, for one process: only one call of `append` at a time."""
+    """The `AuditLog` of one process. `append` must not be called concurrently."""
 
-    def __init__(self, database: Database, aead: Aead) -> None:
+    def __init__(self, database: Database, aead: Aead, chain_type: type[Chain] = Chain) -> None:
         self._database = database
         self._aead = aead
+        self._chain_type = chain_type
         self._chain: Chain | None = None
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Write entries, all or none, at the end of this process's chain. Raises `StoreUnavailable`."""
+        """Append entries to this process's chain, all or none. Raises `StoreUnavailable`."""
         before = self._chain or await self._start_chain()
-        self._chain = None  # unless this commits for certain
+        self._chain = None  # until the commit is certain
         chain, rows = before, []
         for entry in entries:
             chain = chain.extended_with(entry)
@@ -110,7 +112,7 @@ class SqlAuditLog:
         async with self._database.write_transaction() as connection:
             await connection.execute(insert(audit_entries), rows)
             if (await connection.execute(advance)).rowcount != 1:
-                raise StoreUnavailable  # somebody has been at the chain: what is written goes into another
+                raise StoreUnavailable  # the chain was changed: the retry starts another one
         self._chain = chain
 
     async def _start_chain(self) -> Chain:
@@ -119,7 +121,7 @@ class SqlAuditLog:
         while True:
             async with self._database.read_connection() as connection:
                 number = int(await connection.scalar(select(func.coalesce(func.max(_C.number), 0) + 1)) or 1)
-            chain = Chain.empty(chain_id, number, key)
+            chain = self._chain_type.empty(chain_id, number, key)
             values = {
                 "chain_id": chain_id,
                 "number": number,
@@ -139,19 +141,20 @@ class SqlAuditLog:
 
 
 class AuditVerification:
-    """Reads the whole log, and tells what is wrong with it. `chains` and `entries` count what was read."""
+    """Verifies the whole log. `chains` and `entries` count what was read."""
 
-    def __init__(self, database: Database, aead: Aead) -> None:
+    def __init__(self, database: Database, aead: Aead, chain_type: type[Chain] = Chain) -> None:
         self._database = database
         self._aead = aead
+        self._chain_type = chain_type
         self.chains = 0
         self.entries = 0
 
     async def problems(self) -> AsyncIterator[str]:
-        """What is wrong, in words; nothing if all of it is as it was written."""
+        """Report all problems; none if the log is intact."""
         with_entries = [chain_id async for chain_id in self._chains_with_entries()]
         async with self._database.read_connection() as connection:
-            rows = (await connection.execute(_CHAINS)).all()  # after those: each is begun before it has an entry
+            rows = (await connection.execute(_CHAINS)).all()  # read second: a chain is stored before its entries
         for row in rows:
             try:
                 for number in range(self.chains + 1, row.number):
@@ -160,14 +163,14 @@ class AuditVerification:
                 async for problem in self._problems_of_chain(row):
                     yield f"chain {row.number}: {problem}"
             except _UNREADABLE:
-                yield f"chain {row.number}: what is kept of it was altered"
-        begun = {row.chain_id for row in rows}
+                yield f"chain {row.number}: its record was altered"
+        stored = {row.chain_id for row in rows}
         for chain_id in with_entries:
-            if chain_id not in begun:
-                yield f"entries of chain {chain_id!r} were put in: there is no such chain"
+            if chain_id not in stored:
+                yield f"entries of chain {chain_id!r} were inserted: the chain does not exist"
 
     async def _chains_with_entries(self) -> AsyncIterator[str]:
-        """One step through the index for each: to look at every entry at once can take longer than a statement may."""
+        """Yield the ids of chains with entries. A scan of all entries could exceed the statement timeout."""
         first = select(func.min(_E.chain_id))
         following = first
         while True:
@@ -182,9 +185,9 @@ class AuditVerification:
         try:
             key = await self._aead.decrypt(row.encrypted_key, chain_key_aad(row.chain_id))
         except CredentialsUnreadable:
-            yield "its key does not open"
+            yield "its key cannot be decrypted"
             return
-        chain = Chain.empty(row.chain_id, row.number, key)
+        chain = self._chain_type.empty(row.chain_id, row.number, key)
         recorded = replace(chain, entries=row.entries, head=row.head)
         if not hmac.compare_digest(recorded.checkpoint_mac, row.checkpoint_mac):
             yield "its length or its last entry was altered"
@@ -197,23 +200,23 @@ class AuditVerification:
         try:
             async for entry in self._entries_of(row.chain_id):
                 if entry.sequence <= chain.entries:
-                    yield f"entry {entry.sequence} was put in"
+                    yield f"entry {entry.sequence} was inserted"
                     continue
                 if entry.sequence > chain.entries + 1:
                     break
                 extended = chain.extended_with(entry)
                 if not hmac.compare_digest(extended.head, entry.mac):
-                    raise ValueError  # as if it could not be read
+                    raise ValueError  # reported like an unreadable entry
                 chain = extended
             else:
                 if chain.entries >= row.entries:
                     return
             yield f"entry {chain.entries + 1} is missing"
         except _UNREADABLE:
-            yield f"entry {chain.entries + 1} was altered, or what it follows"
+            yield f"entry {chain.entries + 1} or the entry before it was altered"
 
     async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
-        """In pages; what is written meanwhile is read as well."""
+        """Yield the entries of a chain in pages, including entries that are written meanwhile."""
         every = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence)
         rest, size = every, _PAGE
         while True:
@@ -223,7 +226,7 @@ class AuditVerification:
             except _UNREADABLE:
                 if size == 1:
                     raise
-                size = 1  # as far as the one that cannot be read
+                size = 1  # read up to the unreadable entry
                 continue
             for row in rows:
                 self.entries += 1
@@ -236,7 +239,7 @@ class AuditVerification:
 async def list_audit_entries(
     database: Database, user_id: str, integration_id: int, limit: int
 ) -> Sequence[AuditEntry | None]:
-    """The newest entries first; an empty user and 0 mean all. None stands for one that cannot be read any more."""
+    """Return entries, the newest first. An empty user and 0 mean all. None stands for an unreadable entry."""
     query = select(audit_entries).order_by(_E.time.desc(), _E.sequence.desc()).limit(limit)
     if user_id:
         query = query.where(_E.user_id == user_id)
@@ -264,32 +267,11 @@ async def _list_readable(database: Database, query: Select[Any]) -> Sequence[Aud
 
 
 def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
-    return {
-        "chain_id": chain.chain_id,
-        "sequence": chain.entries,
-        "time": entry.time,
-        "caller": entry.caller,
-        "action": str(entry.action),
-        "user_id": entry.user_id,
-        "integration_id": entry.integration_id,
-        "integration_type": entry.integration_type,
-        "outcome": entry.outcome,
-        "purpose": entry.purpose,
-        "details": entry.details,
-        "mac": chain.head,
-    }
+    values = {name: getattr(entry, name) for name in _FIELDS}
+    position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
+    return {**values, "action": str(entry.action), **position}
 
 
 def _entry_of(row: Row[Any]) -> AuditEntry:
-    """The entry of a row, also if nobody here can have written it: who reads the log should see that."""
-    return AuditEntry(
-        row.time,
-        row.caller,
-        row.action,
-        row.user_id,
-        row.integration_id,
-        row.integration_type,
-        row.outcome,
-        row.purpose,
-        row.details,
-    )
+    """Return the entry of a row, also of a row that this program cannot have written: readers must see it."""
+    return AuditEntry(*(getattr(row, name) for name in _FIELDS))

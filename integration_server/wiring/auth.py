@@ -1,4 +1,4 @@
-"""How callers are known: what their certificates, tokens and the policy are read from."""
+"""Builds the authentication and authorization of callers from certificates, token issuers and the policy file."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,14 +13,11 @@ from integration_server.hot_reload import ReloadedFile
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
 from integration_server.providers.urls import origin_of
-from integration_server.rpc.authentication import (
-    AuthenticationInterceptor,
-    Authenticator,
-    AuthorizationInterceptor,
-    RequestAuthorizer,
-)
+from integration_server.rpc.authentication import IdentityKind, authenticate
+from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
+from integration_server.rpc.interceptors import Behavior, Interceptor
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks, parse_jwks_file
-from integration_server.rpc.peer_identity import IdentityKind
+from integration_server.rpc.methods import Method, Permission
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
@@ -30,13 +27,12 @@ from integration_server.settings import Settings, is_url
 
 @dataclass(frozen=True, slots=True)
 class AuthStack:
-    """What stands before the servicers, and what must be looked at again and again for it.
+    """The interceptors that authenticate and authorize callers, empty where callers are not authenticated; the
+    server's TLS credentials; and the functions that reload their files."""
 
-    `authentication` lets callers in, and `authorization` keeps their requests within what they may touch.
-    """
-
-    authentication: Sequence[grpc.aio.ServerInterceptor] = ()
-    authorization: Sequence[grpc.aio.ServerInterceptor] = ()
+    authenticate: Sequence[Interceptor] = ()
+    authorize_method: Sequence[Interceptor] = ()
+    authorize_request: Sequence[Interceptor] = ()
     credentials: grpc.ServerCredentials | None = None
     reloaders: Sequence[Callable[[], Awaitable[None]]] = ()
 
@@ -45,10 +41,8 @@ class AuthStack:
 async def open_auth_stack(
     settings: Settings, integration_manager: IntegrationManager, clock: Clock
 ) -> AsyncIterator[AuthStack]:
-    """What knows the callers; empty where none are to be known. Raises `InvalidFile` with what is wrong in its
-    files.
-    """
-    # Where keys are fetched from is named by the operator, and mostly inside.
+    """Build the stack that the settings describe. Raises `InvalidFile` with the problems of its files."""
+    # The operator configures the JWKS address, which is often internal.
     async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=SsrfGuardedBackend(_allow_any_address)) as http:
         yield _build_auth_stack(settings, http, integration_manager, clock)
 
@@ -78,18 +72,31 @@ def _build_auth_stack(
     async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:
         return (await integration_manager.get_integration(integration_id, user_id)).integration_type
 
-    authenticator = Authenticator(
-        lambda: policy.value, tokens, clock, health_is_public=settings.health_allow_unauthenticated
+    authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
+    allow_public = _except_health if settings.health_allow_unauthenticated else list
+    return AuthStack(
+        authenticate=allow_public([authenticate(tokens, clock)]),
+        authorize_method=allow_public([authorize_method(lambda: policy.value)]),
+        authorize_request=allow_public([authorize_request(authorizer)]),
+        credentials=credentials,
+        reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
     )
-    reloaders += [policy.poll, *(issuer.keys.poll for issuer in issuers)]
-    authorization = AuthorizationInterceptor(
-        authenticator, RequestAuthorizer(find_type, integration_manager.canonical_type)
-    )
-    return AuthStack([AuthenticationInterceptor(authenticator)], [authorization], credentials, reloaders)
+
+
+def _except_health(interceptors: Sequence[Interceptor]) -> list[Interceptor]:
+    """Return interceptors that leave the health methods to everybody."""
+
+    def exempt(interceptor: Interceptor) -> Interceptor:
+        def wrap(method: Method, behavior: Behavior) -> Behavior:
+            return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
+
+        return wrap
+
+    return [exempt(interceptor) for interceptor in interceptors]
 
 
 def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:
-    """Whose tokens are taken: the issuer of services', and that of users'."""
+    """Return the configured token issuers: of services, and of users."""
 
     def keys(location: str) -> Jwks:
         if not is_url(location):

@@ -1,22 +1,29 @@
-"""The gRPC server, as the settings want it."""
+"""Builds the gRPC server: its services, their interceptors and its limits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import GrpcLimits, cap_to_fd_limit
-from integration_server.rpc.audit import AuditInterceptor
-from integration_server.rpc.authentication import caller_of, quota_key
-from integration_server.rpc.deadlines import DeadlineInterceptor
-from integration_server.rpc.errors import ErrorInterceptor
+from integration_server.rpc.audit import record_audit
+from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService
-from integration_server.rpc.interceptors import CachedInterceptorChain
-from integration_server.rpc.quotas import Quotas, peer_address
-from integration_server.rpc.request_reader import RequestReader
+from integration_server.rpc.interceptors import (
+    HandlerRecorder,
+    Interceptor,
+    ProtectedHandlers,
+    convert_errors,
+    enforce_deadline,
+    enforce_quota,
+    peer_address,
+    read_request,
+)
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
@@ -35,7 +42,7 @@ HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 @dataclass(frozen=True, slots=True)
 class Servicers:
-    """What answers calls."""
+    """The implementations of the services."""
 
     integrations: IntegrationService
     google_calendar: GoogleCalendarService
@@ -43,43 +50,48 @@ class Servicers:
 
 
 def build_grpc_server(
-    settings: Settings,
-    servicers: Servicers,
-    auth: AuthStack,
-    trail: AuditTrail,
-    clock: Clock,
+    settings: Settings, servicers: Servicers, auth: AuthStack, trail: AuditTrail, clock: Clock
 ) -> grpc.aio.Server:
-    """The server with its services; where it may be, with reflection, so that grpcurl and the like can explore it."""
-    limits = Quotas(
-        quota_key if auth.authentication else peer_address,
-        concurrency=settings.caller_max_concurrency,
-        per_second=settings.caller_max_calls_per_second,
-    )
-    interceptors = CachedInterceptorChain(
-        ErrorInterceptor(),
-        *auth.authentication,
-        limits,
-        RequestReader(timeout=settings.grpc_read_timeout),
-        DeadlineInterceptor(),
-        *auth.authorization,
-        AuditInterceptor(trail, caller_of if auth.authentication else peer_address, clock),
-    )
-    server = grpc.aio.server(
-        interceptors=[interceptors],
-        options=grpc_limits_of(settings).options(),
-    )
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, server)
-    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(servicers.google_calendar, server)
-    health_pb2_grpc.add_HealthServicer_to_server(servicers.health, server)
-    # Behind a guard the policy says who may explore the server.
+    """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
+    recorder = HandlerRecorder()
+    target: Any = recorder  # the generated functions are typed for servers
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, target)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(servicers.google_calendar, target)
+    health_pb2_grpc.add_HealthServicer_to_server(servicers.health, target)
+    # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:
         names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
+    server = grpc.aio.server(options=grpc_limits_of(settings).options())
+    server.add_generic_rpc_handlers([_protect_handlers(settings, recorder, auth, trail, clock)])
     return server
 
 
+def _protect_handlers(
+    settings: Settings, recorder: HandlerRecorder, auth: AuthStack, trail: AuditTrail, clock: Clock
+) -> ProtectedHandlers:
+    """Compose the interceptors, the outermost first, around the recorded handlers."""
+    convert = convert_errors(caller_name)
+    interceptors: Sequence[Interceptor] = (
+        convert,
+        *auth.authenticate,
+        *auth.authorize_method,
+        enforce_quota(
+            quota_key if auth.authenticate else peer_address,
+            concurrency=settings.caller_max_concurrency,
+            per_second=settings.caller_max_calls_per_second,
+        ),
+        read_request(settings.grpc_read_timeout),
+        enforce_deadline(),
+        *auth.authorize_request,
+        record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
+    )
+    return ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
+
+
 def grpc_limits_of(settings: Settings) -> GrpcLimits:
-    """What clients can take of the gRPC server: half of the open files at most."""
+    """Return the limits of the gRPC server. Its connections use at most half of the open files."""
     return GrpcLimits(
         connections=cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
         streams_per_connection=settings.grpc_max_streams_per_connection,

@@ -24,7 +24,7 @@ APP_SECRET = "the secret of the app's own webhooks"
 
 POLICY = f"""
 [users]
-groups = ["read", "connect", "manage", "check", "callbacks", "watch"]
+permissions = ["read", "connect", "manage", "check", "callbacks", "watch"]
 integration_types = ["*"]
 
 [sidecar]
@@ -33,19 +33,19 @@ certificates = ["{TRUST_DOMAIN}/sidecar"]
 [services.backend]
 certificates = ["{TRUST_DOMAIN}/backend"]
 tokens = ["backend"]
-groups = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
+permissions = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
   "health", "reflection"]
 integration_types = ["*"]
 
 [services.other_type]
 certificates = ["other-type.integrations.example"]
-groups = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
+permissions = ["read", "connect", "manage", "check", "credentials", "calls", "callbacks", "watch", "webhooks",
   "health", "reflection"]
 integration_types = ["sandbox_api_key"]
 
 [services.bystander]
 certificates = ["{TRUST_DOMAIN}/bystander"]
-groups = []
+permissions = []
 """
 
 

@@ -304,7 +304,7 @@ async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
         assert await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
         more = POLICY + (
             '\n[services.late]\ncertificates = ["spiffe://integrations.example/late"]\n'
-            'groups = ["read"]\nintegration_types = ["*"]\n'
+            'permissions = ["read"]\nintegration_types = ["*"]\n'
         )
         authenticated.credential_issuer.put("policy.toml", more.encode())
 
@@ -313,7 +313,7 @@ async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
 
         await wait_until(late_is_let_in)
         capfd.readouterr()
-        authenticated.credential_issuer.put("policy.toml", b'[services.late]\ngroups = ["everything"]\n')
+        authenticated.credential_issuer.put("policy.toml", b'[services.late]\npermissions = ["everything"]\n')
         await wait_for_log(capfd, "reload_failed")
         assert await call_as(late) == await call_as(backend) == grpc.StatusCode.OK
         authenticated.credential_issuer.put("policy.toml", POLICY.encode())
@@ -353,12 +353,14 @@ async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, t
 
 async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
-    credential_issuer.put("policy.toml", b'[users]\ngroups = ["credentials"]\n[services.a]\ngroups = ["read"]\n')
+    credential_issuer.put(
+        "policy.toml", b'[users]\npermissions = ["credentials"]\n[services.a]\npermissions = ["read"]\n'
+    )
     environment = server_environment(sqlite_url, **credential_issuer.settings)
     finished = await run(tmp_path, environment, "serve")
     assert finished.code == 1
     for reported in (
-        "policy.toml: users.groups.0: is never for users",
+        "policy.toml: users.permissions.0: cannot be granted to users",
         "services.a.tokens: ",
         "services.a.integration_types",
     ):

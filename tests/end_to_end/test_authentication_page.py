@@ -1,6 +1,4 @@
-"""docs/authentication-and-authorization.md works as it stands: its policy, settings and programs, in the order in
-which it has them.
-"""
+"""The policy, settings and programs of docs/authentication-and-authorization.md work, and its table is complete."""
 
 import asyncio
 import os
@@ -9,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from integration_server.rpc.permissions import METHOD_PERMISSIONS, USER_PERMISSIONS, Permission
+from integration_server.rpc.methods import USER_PERMISSIONS, Permission, method_of
+from integrations.v1 import google_calendar_pb2, integration_service_pb2
 from tests.end_to_end.commands import ROOT
 from tests.end_to_end.processes import free_port, started
 
@@ -65,11 +64,15 @@ async def test_a_reader_can_run_it(tmp_path: Path) -> None:
     ]
 
 
-def test_it_has_the_table_of_groups_as_it_is() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (may|never)", PAGE, re.MULTILINE)
-    assert {group: may == "may" for group, _, may in rows} == {group: group in USER_PERMISSIONS for group in Permission}
-    reported = {group: set(re.findall(r"`(\w+)`", methods)) for group, methods, _ in rows}
-    for path, group in METHOD_PERMISSIONS.items():
-        if path.startswith("/integrations."):
-            assert path.rpartition("/")[2] in reported[group]
-    assert sum(map(len, reported.values())) == sum(path.startswith("/integrations.") for path in METHOD_PERMISSIONS)
+def test_the_table_of_permissions_is_complete() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (yes|no)", PAGE, re.MULTILINE)
+    granted_to_users = {permission for permission, _, users in rows if users == "yes"}
+    assert {permission for permission, *_ in rows} == set(Permission)
+    assert granted_to_users == USER_PERMISSIONS
+    documented = {permission: set(re.findall(r"`(\w+)`", methods)) for permission, methods, _ in rows}
+    contract: dict[str, set[str]] = {}
+    for file in (integration_service_pb2.DESCRIPTOR, google_calendar_pb2.DESCRIPTOR):
+        for service in file.services_by_name.values():
+            for descriptor in service.methods:
+                contract.setdefault(str(method_of(descriptor).permission), set()).add(descriptor.name)
+    assert {permission: methods for permission, methods in documented.items() if methods} == contract

@@ -14,8 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from integration_server.lifecycle import GrpcLimits
-from integration_server.rpc.errors import ErrorInterceptor
-from integration_server.rpc.request_reader import RequestReader
+from integration_server.rpc.interceptors import (
+    HandlerRecorder,
+    Interceptor,
+    ProtectedHandlers,
+    convert_errors,
+    read_request,
+)
 from tests.integration.providers.socket_servers import server_tls
 
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -57,10 +62,14 @@ async def serving(
     options: Sequence[tuple[str, int]],
     servicer: Servicer | None = None,
     credentials: Any = None,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    interceptors: Sequence[Interceptor] = (),
 ) -> AsyncIterator[int]:
-    server = grpc.aio.server(options=options, interceptors=interceptors)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), server)
+    server = grpc.aio.server(options=options)
+    recorder = HandlerRecorder()
+    target = recorder if interceptors else server
+    health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), target)
+    if interceptors:
+        server.add_generic_rpc_handlers([ProtectedHandlers(recorder, interceptors, unknown_method=[])])
     if credentials is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:
@@ -223,9 +232,9 @@ async def refusal(call: Any) -> grpc.StatusCode:
 
 
 async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
-    request_reader = RequestReader(timeout=timedelta(seconds=1))
+    reader = read_request(timedelta(seconds=1))
     async with (
-        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
+        serving([], interceptors=[convert_errors(), reader]) as port,
         silent_caller(port) as begin,
         client(port) as check,
     ):
@@ -242,9 +251,9 @@ async def test_by_grpc_alone_it_is() -> None:
 
 
 async def test_only_so_many_slow_requests_are_waited_for() -> None:
-    request_reader = RequestReader(timeout=LONG, slow_after=1, max_slow_requests=2)
+    reader = read_request(LONG, slow_after=1, max_slow_requests=2)
     async with (
-        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
+        serving([], interceptors=[convert_errors(), reader]) as port,
         silent_caller(port) as begin,
         client(port) as check,
     ):
@@ -264,9 +273,9 @@ async def test_only_so_many_slow_requests_are_waited_for() -> None:
 
 
 async def test_a_call_without_a_request_is_refused() -> None:
-    request_reader = RequestReader(timeout=LONG)
+    reader = read_request(LONG)
     async with (
-        serving([], interceptors=[ErrorInterceptor(), request_reader]) as port,
+        serving([], interceptors=[convert_errors(), reader]) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         call: Any = channel.stream_unary("/grpc.health.v1.Health/Check")

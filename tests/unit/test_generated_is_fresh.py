@@ -1,15 +1,22 @@
-"""`generated/` is what `protos/` makes, byte for byte, and the comparison notices when it is not."""
+"""`generated/` and the descriptor set are what `protos/` compiles to, byte for byte, and breaking changes are found."""
 
 import importlib.util
 import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
 
 from protos import generate
 
 PROJECT = Path(__file__).resolve().parents[2]
-
+DESCRIPTOR_SET = PROJECT / "protos" / "integrations.v1.binpb"
+BASELINE = PROJECT / "protos" / "baseline.binpb"
 
 TINY_PROTO = 'syntax = "proto3"; package integrations.v1; message Tiny { string name = 1; }'
 
@@ -22,7 +29,7 @@ def protos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_generated_is_what_the_protos_make() -> None:
+def test_the_output_is_what_the_protos_compile_to() -> None:
     assert generate.check() == [], "run `make proto`"
 
 
@@ -32,41 +39,44 @@ def test_compiling_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         generate.compile_into(tmp_path / name)
 
     assert generate.differences(tmp_path / "first", tmp_path / "second") == []
+    assert generate.descriptor_set() == generate.descriptor_set()
 
 
-def test_an_edited_file_is_noticed(tmp_path: Path) -> None:
+def test_an_edited_file_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "generated"
     shutil.copytree(PROJECT / "generated", copy)
     edited = copy / "integrations" / "v1" / "integration_pb2.pyi"
     edited.write_text(edited.read_text() + "\n")
 
-    assert generate.check(generated=copy) == ["integrations/v1/integration_pb2.pyi"]
+    assert generate.check(generated=copy) == ["generated/integrations/v1/integration_pb2.pyi"]
 
 
-def test_a_changed_proto_is_noticed(tmp_path: Path, protos: Path) -> None:
+def test_a_changed_proto_is_found(tmp_path: Path, protos: Path) -> None:
     generated = tmp_path / "generated"
     generate.write(protos, generated)
+    assert generate.check(protos, generated) == []
     (protos / "integrations" / "v1" / "tiny.proto").write_text(TINY_PROTO.replace("name", "title"))
 
     assert generate.check(protos, generated) == [
-        "integrations/v1/tiny_pb2.py",
-        "integrations/v1/tiny_pb2.pyi",
+        "generated/integrations/v1/tiny_pb2.py",
+        "generated/integrations/v1/tiny_pb2.pyi",
+        "protos/integrations.v1.binpb",
     ]
 
 
-def test_what_no_proto_makes_any_more_is_removed(tmp_path: Path, protos: Path) -> None:
+def test_a_generated_file_without_a_proto_is_removed(tmp_path: Path, protos: Path) -> None:
     generated = tmp_path / "generated"
     generate.write(protos, generated)
     (protos / "integrations" / "v1" / "tiny.proto").rename(protos / "integrations" / "v1" / "small.proto")
 
     changed = generate.write(protos, generated)
 
-    assert "integrations/v1/tiny_pb2.py" in changed
+    assert "generated/integrations/v1/tiny_pb2.py" in changed
     assert not list(generated.rglob("tiny*"))
     assert generate.check(protos, generated) == []
 
 
-def test_a_wrong_proto_is_refused_with_file_and_line(tmp_path: Path, protos: Path) -> None:
+def test_an_invalid_proto_is_rejected_with_file_and_line(tmp_path: Path, protos: Path) -> None:
     (protos / "integrations" / "v1" / "tiny.proto").write_text(TINY_PROTO.replace("string", "strong"))
 
     with pytest.raises(generate.CompilationFailed, match=r"tiny\.proto:1:.*strong"):
@@ -76,3 +86,48 @@ def test_a_wrong_proto_is_refused_with_file_and_line(tmp_path: Path, protos: Pat
 def test_google_is_left_to_the_packages_that_own_it() -> None:
     assert not (PROJECT / "generated" / "google").exists()
     assert importlib.util.find_spec("google.rpc.status_pb2") is not None
+
+
+# --- the descriptor set ----------------------------------------------------------------------------------------------
+
+
+def test_the_descriptor_set_is_complete() -> None:
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(DESCRIPTOR_SET.read_bytes()).file:
+        pool.Add(file)  # raises an error if an import is missing
+    assert pool.FindServiceByName("integrations.v1.IntegrationService").methods
+    for name in ("google.rpc.ErrorInfo", "google.rpc.Status", "integrations.v1.Access"):
+        assert pool.FindMessageTypeByName(name).fields
+
+
+def test_the_wheel_has_the_descriptor_set(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("integrations/v1/integrations.v1.binpb") == DESCRIPTOR_SET.read_bytes()
+
+
+def breaking_changes(descriptor_set: Path) -> str:
+    """Return what `make lint` reports about a contract, compared with the baseline; empty without breaking changes."""
+    buf = f"{sysconfig.get_path('scripts')}/buf"
+    files = [str(descriptor_set), "--against", str(BASELINE), "--config", str(PROJECT / "protos" / "buf.yaml")]
+    result = subprocess.run(
+        [buf, "breaking", *files, "--path", "integrations"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (result.returncode == 0) == (not result.stdout), result.stderr
+    return result.stdout
+
+
+def test_the_contract_has_no_breaking_changes() -> None:
+    assert not breaking_changes(DESCRIPTOR_SET), "if they are intended: make proto-baseline, and a line in CHANGELOG.md"
+
+
+def test_a_removed_field_is_a_breaking_change(tmp_path: Path) -> None:
+    files = FileDescriptorSet.FromString(BASELINE.read_bytes())
+    (service,) = (file for file in files.file if file.name == "integrations/v1/integration_service.proto")
+    (request,) = (message for message in service.message_type if message.name == "GetCredentialsRequest")
+    removed = request.field.pop()
+    (tmp_path / "changed.binpb").write_bytes(files.SerializeToString())
+
+    assert f'field "{removed.number}" with name "{removed.name}"' in breaking_changes(tmp_path / "changed.binpb")

@@ -24,57 +24,68 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from integrations.v1 import options_pb2 as integrations_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%integrations/v1/google_calendar.proto\x12\x0fintegrations.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n\x14ListCalendarsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"^\n\x15ListCalendarsResponse\x12,\n\tcalendars\x18\x01 \x03(\x0b\x32\x19.integrations.v1.Calendar\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\x08\x43\x61lendar\x12\x13\n\x0b\x63\x61lendar_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x0f\n\x07primary\x18\x05 \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65ss_role\x18\x06 \x01(\t\"\xae\x02\n\x11ListEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x12\n\nsync_token\x18\x06 \x01(\t\x12,\n\x08time_min\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08time_max\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsingle_events\x18\t \x01(\x08\x12-\n\x08order_by\x18\n \x01(\x0e\x32\x1b.integrations.v1.EventOrder\"\x81\x01\n\x12ListEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.integrations.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0fnext_sync_token\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\"\xa2\x01\n\x12\x43reateEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12%\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x16.integrations.v1.Event\x12\'\n\x06notify\x18\x05 \x01(\x0e\x32\x17.integrations.v1.Notify\"<\n\x13\x43reateEventResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.integrations.v1.Event\"\xd3\x01\n\x12UpdateEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12%\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x16.integrations.v1.Event\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\'\n\x06notify\x18\x06 \x01(\x0e\x32\x17.integrations.v1.Notify\"<\n\x13UpdateEventResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.integrations.v1.Event\"\x9b\x01\n\x12\x44\x65leteEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\'\n\x06notify\x18\x06 \x01(\x0e\x32\x17.integrations.v1.Notify\"\x15\n\x13\x44\x65leteEventResponse\"\xe3\x03\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08location\x18\x04 \x01(\t\x12)\n\x05start\x18\x05 \x01(\x0b\x32\x1a.integrations.v1.EventTime\x12\'\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1a.integrations.v1.EventTime\x12,\n\tattendees\x18\x07 \x03(\x0b\x32\x19.integrations.v1.Attendee\x12\x12\n\nrecurrence\x18\x08 \x03(\t\x12-\n\treminders\x18\t \x01(\x0b\x32\x1a.integrations.v1.Reminders\x12,\n\x06status\x18\n \x01(\x0e\x32\x1c.integrations.v1.EventStatus\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\x1a\n\x12recurring_event_id\x18\x0c \x01(\t\x12\x11\n\thtml_link\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\tEventTime\x12\x0e\n\x04\x64\x61te\x18\x01 \x01(\tH\x00\x12/\n\tdate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x11\n\ttime_zone\x18\x03 \x01(\tB\x06\n\x04when\"\xdd\x01\n\x08\x41ttendee\x12\r\n\x05\x65mail\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08optional\x18\x03 \x01(\x08\x12\x38\n\x0fresponse_status\x18\x04 \x01(\x0e\x32\x1f.integrations.v1.ResponseStatus\x12\x11\n\torganizer\x18\x05 \x01(\x08\x12\x0f\n\x07is_self\x18\x06 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x07 \x01(\t\x12\x19\n\x11\x61\x64\x64itional_guests\x18\x08 \x01(\x05\x12\x10\n\x08resource\x18\t \x01(\x08\"N\n\tReminders\x12\x13\n\x0buse_default\x18\x01 \x01(\x08\x12,\n\toverrides\x18\x02 \x03(\x0b\x32\x19.integrations.v1.Reminder\"L\n\x08Reminder\x12/\n\x06method\x18\x01 \x01(\x0e\x32\x1f.integrations.v1.ReminderMethod\x12\x0f\n\x07minutes\x18\x02 \x01(\x05*b\n\nEventOrder\x12\x1b\n\x17\x45VENT_ORDER_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_ORDER_START_TIME\x10\x01\x12\x1b\n\x17\x45VENT_ORDER_UPDATE_TIME\x10\x02*[\n\x06Notify\x12\x16\n\x12NOTIFY_UNSPECIFIED\x10\x00\x12\x0e\n\nNOTIFY_ALL\x10\x01\x12\x18\n\x14NOTIFY_EXTERNAL_ONLY\x10\x02\x12\x0f\n\x0bNOTIFY_NONE\x10\x03*\xae\x01\n\x0eResponseStatus\x12\x1f\n\x1bRESPONSE_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRESPONSE_STATUS_NEEDS_ACTION\x10\x01\x12\x1c\n\x18RESPONSE_STATUS_DECLINED\x10\x02\x12\x1d\n\x19RESPONSE_STATUS_TENTATIVE\x10\x03\x12\x1c\n\x18RESPONSE_STATUS_ACCEPTED\x10\x04*\x7f\n\x0b\x45ventStatus\x12\x1c\n\x18\x45VENT_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_STATUS_CONFIRMED\x10\x01\x12\x1a\n\x16\x45VENT_STATUS_TENTATIVE\x10\x02\x12\x1a\n\x16\x45VENT_STATUS_CANCELLED\x10\x03*g\n\x0eReminderMethod\x12\x1f\n\x1bREMINDER_METHOD_UNSPECIFIED\x10\x00\x12\x19\n\x15REMINDER_METHOD_POPUP\x10\x01\x12\x19\n\x15REMINDER_METHOD_EMAIL\x10\x02\x32\xdc\x03\n\x15GoogleCalendarService\x12^\n\rListCalendars\x12%.integrations.v1.ListCalendarsRequest\x1a&.integrations.v1.ListCalendarsResponse\x12U\n\nListEvents\x12\".integrations.v1.ListEventsRequest\x1a#.integrations.v1.ListEventsResponse\x12X\n\x0b\x43reateEvent\x12#.integrations.v1.CreateEventRequest\x1a$.integrations.v1.CreateEventResponse\x12X\n\x0bUpdateEvent\x12#.integrations.v1.UpdateEventRequest\x1a$.integrations.v1.UpdateEventResponse\x12X\n\x0b\x44\x65leteEvent\x12#.integrations.v1.DeleteEventRequest\x1a$.integrations.v1.DeleteEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%integrations/v1/google_calendar.proto\x12\x0fintegrations.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dintegrations/v1/options.proto\"f\n\x14ListCalendarsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"^\n\x15ListCalendarsResponse\x12,\n\tcalendars\x18\x01 \x03(\x0b\x32\x19.integrations.v1.Calendar\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\x08\x43\x61lendar\x12\x13\n\x0b\x63\x61lendar_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x0f\n\x07primary\x18\x05 \x01(\x08\x12\x13\n\x0b\x61\x63\x63\x65ss_role\x18\x06 \x01(\t\"\xae\x02\n\x11ListEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x12\n\nsync_token\x18\x06 \x01(\t\x12,\n\x08time_min\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08time_max\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rsingle_events\x18\t \x01(\x08\x12-\n\x08order_by\x18\n \x01(\x0e\x32\x1b.integrations.v1.EventOrder\"\x81\x01\n\x12ListEventsResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.integrations.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x17\n\x0fnext_sync_token\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\"\xa2\x01\n\x12\x43reateEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12%\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x16.integrations.v1.Event\x12\'\n\x06notify\x18\x05 \x01(\x0e\x32\x17.integrations.v1.Notify\"<\n\x13\x43reateEventResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.integrations.v1.Event\"\xd3\x01\n\x12UpdateEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12%\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x16.integrations.v1.Event\x12/\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\'\n\x06notify\x18\x06 \x01(\x0e\x32\x17.integrations.v1.Notify\"<\n\x13UpdateEventResponse\x12%\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x16.integrations.v1.Event\"\x9b\x01\n\x12\x44\x65leteEventRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x16\n\x0eintegration_id\x18\x02 \x01(\x03\x12\x13\n\x0b\x63\x61lendar_id\x18\x03 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\'\n\x06notify\x18\x06 \x01(\x0e\x32\x17.integrations.v1.Notify\"\x15\n\x13\x44\x65leteEventResponse\"\xe3\x03\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x10\n\x08location\x18\x04 \x01(\t\x12)\n\x05start\x18\x05 \x01(\x0b\x32\x1a.integrations.v1.EventTime\x12\'\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x1a.integrations.v1.EventTime\x12,\n\tattendees\x18\x07 \x03(\x0b\x32\x19.integrations.v1.Attendee\x12\x12\n\nrecurrence\x18\x08 \x03(\t\x12-\n\treminders\x18\t \x01(\x0b\x32\x1a.integrations.v1.Reminders\x12,\n\x06status\x18\n \x01(\x0e\x32\x1c.integrations.v1.EventStatus\x12\x0c\n\x04\x65tag\x18\x0b \x01(\t\x12\x1a\n\x12recurring_event_id\x18\x0c \x01(\t\x12\x11\n\thtml_link\x18\r \x01(\t\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\tEventTime\x12\x0e\n\x04\x64\x61te\x18\x01 \x01(\tH\x00\x12/\n\tdate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x11\n\ttime_zone\x18\x03 \x01(\tB\x06\n\x04when\"\xdd\x01\n\x08\x41ttendee\x12\r\n\x05\x65mail\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x10\n\x08optional\x18\x03 \x01(\x08\x12\x38\n\x0fresponse_status\x18\x04 \x01(\x0e\x32\x1f.integrations.v1.ResponseStatus\x12\x11\n\torganizer\x18\x05 \x01(\x08\x12\x0f\n\x07is_self\x18\x06 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x07 \x01(\t\x12\x19\n\x11\x61\x64\x64itional_guests\x18\x08 \x01(\x05\x12\x10\n\x08resource\x18\t \x01(\x08\"N\n\tReminders\x12\x13\n\x0buse_default\x18\x01 \x01(\x08\x12,\n\toverrides\x18\x02 \x03(\x0b\x32\x19.integrations.v1.Reminder\"L\n\x08Reminder\x12/\n\x06method\x18\x01 \x01(\x0e\x32\x1f.integrations.v1.ReminderMethod\x12\x0f\n\x07minutes\x18\x02 \x01(\x05*b\n\nEventOrder\x12\x1b\n\x17\x45VENT_ORDER_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_ORDER_START_TIME\x10\x01\x12\x1b\n\x17\x45VENT_ORDER_UPDATE_TIME\x10\x02*[\n\x06Notify\x12\x16\n\x12NOTIFY_UNSPECIFIED\x10\x00\x12\x0e\n\nNOTIFY_ALL\x10\x01\x12\x18\n\x14NOTIFY_EXTERNAL_ONLY\x10\x02\x12\x0f\n\x0bNOTIFY_NONE\x10\x03*\xae\x01\n\x0eResponseStatus\x12\x1f\n\x1bRESPONSE_STATUS_UNSPECIFIED\x10\x00\x12 \n\x1cRESPONSE_STATUS_NEEDS_ACTION\x10\x01\x12\x1c\n\x18RESPONSE_STATUS_DECLINED\x10\x02\x12\x1d\n\x19RESPONSE_STATUS_TENTATIVE\x10\x03\x12\x1c\n\x18RESPONSE_STATUS_ACCEPTED\x10\x04*\x7f\n\x0b\x45ventStatus\x12\x1c\n\x18\x45VENT_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_STATUS_CONFIRMED\x10\x01\x12\x1a\n\x16\x45VENT_STATUS_TENTATIVE\x10\x02\x12\x1a\n\x16\x45VENT_STATUS_CANCELLED\x10\x03*g\n\x0eReminderMethod\x12\x1f\n\x1bREMINDER_METHOD_UNSPECIFIED\x10\x00\x12\x19\n\x15REMINDER_METHOD_POPUP\x10\x01\x12\x19\n\x15REMINDER_METHOD_EMAIL\x10\x02\x32\x9e\x04\n\x15GoogleCalendarService\x12j\n\rListCalendars\x12%.integrations.v1.ListCalendarsRequest\x1a&.integrations.v1.ListCalendarsResponse\"\n\xaa\xbb\x18\x06\x08\x06\x10\x07 \x01\x12\x61\n\nListEvents\x12\".integrations.v1.ListEventsRequest\x1a#.integrations.v1.ListEventsResponse\"\n\xaa\xbb\x18\x06\x08\x06\x10\x07 \x01\x12\x66\n\x0b\x43reateEvent\x12#.integrations.v1.CreateEventRequest\x1a$.integrations.v1.CreateEventResponse\"\x0c\xaa\xbb\x18\x08\x08\x06\x10\x07\x18\x01 \x01\x12\x66\n\x0bUpdateEvent\x12#.integrations.v1.UpdateEventRequest\x1a$.integrations.v1.UpdateEventResponse\"\x0c\xaa\xbb\x18\x08\x08\x06\x10\x07\x18\x01 \x01\x12\x66\n\x0b\x44\x65leteEvent\x12#.integrations.v1.DeleteEventRequest\x1a$.integrations.v1.DeleteEventResponse\"\x0c\xaa\xbb\x18\x08\x08\x06\x10\x07\x18\x01 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'integrations.v1.google_calendar_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENTORDER']._serialized_start=2547
-  _globals['_EVENTORDER']._serialized_end=2645
-  _globals['_NOTIFY']._serialized_start=2647
-  _globals['_NOTIFY']._serialized_end=2738
-  _globals['_RESPONSESTATUS']._serialized_start=2741
-  _globals['_RESPONSESTATUS']._serialized_end=2915
-  _globals['_EVENTSTATUS']._serialized_start=2917
-  _globals['_EVENTSTATUS']._serialized_end=3044
-  _globals['_REMINDERMETHOD']._serialized_start=3046
-  _globals['_REMINDERMETHOD']._serialized_end=3149
-  _globals['_LISTCALENDARSREQUEST']._serialized_start=125
-  _globals['_LISTCALENDARSREQUEST']._serialized_end=227
-  _globals['_LISTCALENDARSRESPONSE']._serialized_start=229
-  _globals['_LISTCALENDARSRESPONSE']._serialized_end=323
-  _globals['_CALENDAR']._serialized_start=325
-  _globals['_CALENDAR']._serialized_end=451
-  _globals['_LISTEVENTSREQUEST']._serialized_start=454
-  _globals['_LISTEVENTSREQUEST']._serialized_end=756
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=759
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=888
-  _globals['_CREATEEVENTREQUEST']._serialized_start=891
-  _globals['_CREATEEVENTREQUEST']._serialized_end=1053
-  _globals['_CREATEEVENTRESPONSE']._serialized_start=1055
-  _globals['_CREATEEVENTRESPONSE']._serialized_end=1115
-  _globals['_UPDATEEVENTREQUEST']._serialized_start=1118
-  _globals['_UPDATEEVENTREQUEST']._serialized_end=1329
-  _globals['_UPDATEEVENTRESPONSE']._serialized_start=1331
-  _globals['_UPDATEEVENTRESPONSE']._serialized_end=1391
-  _globals['_DELETEEVENTREQUEST']._serialized_start=1394
-  _globals['_DELETEEVENTREQUEST']._serialized_end=1549
-  _globals['_DELETEEVENTRESPONSE']._serialized_start=1551
-  _globals['_DELETEEVENTRESPONSE']._serialized_end=1572
-  _globals['_EVENT']._serialized_start=1575
-  _globals['_EVENT']._serialized_end=2058
-  _globals['_EVENTTIME']._serialized_start=2060
-  _globals['_EVENTTIME']._serialized_end=2163
-  _globals['_ATTENDEE']._serialized_start=2166
-  _globals['_ATTENDEE']._serialized_end=2387
-  _globals['_REMINDERS']._serialized_start=2389
-  _globals['_REMINDERS']._serialized_end=2467
-  _globals['_REMINDER']._serialized_start=2469
-  _globals['_REMINDER']._serialized_end=2545
-  _globals['_GOOGLECALENDARSERVICE']._serialized_start=3152
-  _globals['_GOOGLECALENDARSERVICE']._serialized_end=3628
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['ListCalendars']._loaded_options = None
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['ListCalendars']._serialized_options = b'\252\273\030\006\010\006\020\007 \001'
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['ListEvents']._loaded_options = None
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\252\273\030\006\010\006\020\007 \001'
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['CreateEvent']._loaded_options = None
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['CreateEvent']._serialized_options = b'\252\273\030\010\010\006\020\007\030\001 \001'
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['UpdateEvent']._loaded_options = None
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['UpdateEvent']._serialized_options = b'\252\273\030\010\010\006\020\007\030\001 \001'
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['DeleteEvent']._loaded_options = None
+  _globals['_GOOGLECALENDARSERVICE'].methods_by_name['DeleteEvent']._serialized_options = b'\252\273\030\010\010\006\020\007\030\001 \001'
+  _globals['_EVENTORDER']._serialized_start=2578
+  _globals['_EVENTORDER']._serialized_end=2676
+  _globals['_NOTIFY']._serialized_start=2678
+  _globals['_NOTIFY']._serialized_end=2769
+  _globals['_RESPONSESTATUS']._serialized_start=2772
+  _globals['_RESPONSESTATUS']._serialized_end=2946
+  _globals['_EVENTSTATUS']._serialized_start=2948
+  _globals['_EVENTSTATUS']._serialized_end=3075
+  _globals['_REMINDERMETHOD']._serialized_start=3077
+  _globals['_REMINDERMETHOD']._serialized_end=3180
+  _globals['_LISTCALENDARSREQUEST']._serialized_start=156
+  _globals['_LISTCALENDARSREQUEST']._serialized_end=258
+  _globals['_LISTCALENDARSRESPONSE']._serialized_start=260
+  _globals['_LISTCALENDARSRESPONSE']._serialized_end=354
+  _globals['_CALENDAR']._serialized_start=356
+  _globals['_CALENDAR']._serialized_end=482
+  _globals['_LISTEVENTSREQUEST']._serialized_start=485
+  _globals['_LISTEVENTSREQUEST']._serialized_end=787
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=790
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=919
+  _globals['_CREATEEVENTREQUEST']._serialized_start=922
+  _globals['_CREATEEVENTREQUEST']._serialized_end=1084
+  _globals['_CREATEEVENTRESPONSE']._serialized_start=1086
+  _globals['_CREATEEVENTRESPONSE']._serialized_end=1146
+  _globals['_UPDATEEVENTREQUEST']._serialized_start=1149
+  _globals['_UPDATEEVENTREQUEST']._serialized_end=1360
+  _globals['_UPDATEEVENTRESPONSE']._serialized_start=1362
+  _globals['_UPDATEEVENTRESPONSE']._serialized_end=1422
+  _globals['_DELETEEVENTREQUEST']._serialized_start=1425
+  _globals['_DELETEEVENTREQUEST']._serialized_end=1580
+  _globals['_DELETEEVENTRESPONSE']._serialized_start=1582
+  _globals['_DELETEEVENTRESPONSE']._serialized_end=1603
+  _globals['_EVENT']._serialized_start=1606
+  _globals['_EVENT']._serialized_end=2089
+  _globals['_EVENTTIME']._serialized_start=2091
+  _globals['_EVENTTIME']._serialized_end=2194
+  _globals['_ATTENDEE']._serialized_start=2197
+  _globals['_ATTENDEE']._serialized_end=2418
+  _globals['_REMINDERS']._serialized_start=2420
+  _globals['_REMINDERS']._serialized_end=2498
+  _globals['_REMINDER']._serialized_start=2500
+  _globals['_REMINDER']._serialized_end=2576
+  _globals['_GOOGLECALENDARSERVICE']._serialized_start=3183
+  _globals['_GOOGLECALENDARSERVICE']._serialized_end=3725
 # @@protoc_insertion_point(module_scope)

@@ -28,9 +28,9 @@ if _version_not_supported:
 class GoogleCalendarServiceStub:
     """Reads and writes the events of a user's calendars at Google.
 
-    Like `IntegrationService.CallProvider` it puts the integration's credentials on each call, renews them once where Google
-    refuses them, and keeps within Google's limits. Errors are those of `IntegrationService`, and `ErrorReason` says which are
-    Google's own. An integration of another type is INVALID_ARGUMENT. What Google refuses for a reason that is not listed is
+    Like `IntegrationService.CallProvider`, each call gets the integration's credentials, refreshes them once if Google
+    rejects them, and keeps within Google's rate limits. Errors are those of `IntegrationService`; `ErrorReason` also
+    lists those of Google. An integration of another type is INVALID_ARGUMENT. Any other rejection by Google is
     FAILED_PRECONDITION with `PROVIDER_REJECTED`.
     """
 
@@ -70,43 +70,44 @@ class GoogleCalendarServiceStub:
 class GoogleCalendarServiceServicer:
     """Reads and writes the events of a user's calendars at Google.
 
-    Like `IntegrationService.CallProvider` it puts the integration's credentials on each call, renews them once where Google
-    refuses them, and keeps within Google's limits. Errors are those of `IntegrationService`, and `ErrorReason` says which are
-    Google's own. An integration of another type is INVALID_ARGUMENT. What Google refuses for a reason that is not listed is
+    Like `IntegrationService.CallProvider`, each call gets the integration's credentials, refreshes them once if Google
+    rejects them, and keeps within Google's rate limits. Errors are those of `IntegrationService`; `ErrorReason` also
+    lists those of Google. An integration of another type is INVALID_ARGUMENT. Any other rejection by Google is
     FAILED_PRECONDITION with `PROVIDER_REJECTED`.
     """
 
     def ListCalendars(self, request, context):
-        """Lists the calendars that the account shows.
+        """Lists the calendars of the account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Lists the events of a calendar; with a `sync_token` those that changed since it was given, deleted ones among them.
+        """Lists the events of a calendar. With a `sync_token`, lists the events that changed since the token was issued,
+        including deleted ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateEvent(self, request, context):
-        """Creates an event. It is not repeated by itself: after UNAVAILABLE it may be there or not, which an `event_id` of the
-        caller's own tells, since it can be used once.
+        """Creates an event. The server never repeats the request: after UNAVAILABLE the event may exist. A caller that sets
+        its own `event_id`, which is valid once, can repeat the call safely.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateEvent(self, request, context):
-        """Changes an event, as a whole or in part; only as it was read, if its etag is given.
+        """Updates an event, completely or in part; with an etag, only if the event is unchanged since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteEvent(self, request, context):
-        """Deletes an event; only as it was read, if its etag is given.
+        """Deletes an event; with an etag, only if the event is unchanged since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,9 +152,9 @@ def add_GoogleCalendarServiceServicer_to_server(servicer, server):
 class GoogleCalendarService:
     """Reads and writes the events of a user's calendars at Google.
 
-    Like `IntegrationService.CallProvider` it puts the integration's credentials on each call, renews them once where Google
-    refuses them, and keeps within Google's limits. Errors are those of `IntegrationService`, and `ErrorReason` says which are
-    Google's own. An integration of another type is INVALID_ARGUMENT. What Google refuses for a reason that is not listed is
+    Like `IntegrationService.CallProvider`, each call gets the integration's credentials, refreshes them once if Google
+    rejects them, and keeps within Google's rate limits. Errors are those of `IntegrationService`; `ErrorReason` also
+    lists those of Google. An integration of another type is INVALID_ARGUMENT. Any other rejection by Google is
     FAILED_PRECONDITION with `PROVIDER_REJECTED`.
     """
 

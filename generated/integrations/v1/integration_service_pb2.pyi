@@ -8,6 +8,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from integrations.v1 import credentials_pb2 as _credentials_pb2
 from integrations.v1 import event_pb2 as _event_pb2
 from integrations.v1 import integration_pb2 as _integration_pb2
+from integrations.v1 import options_pb2 as _options_pb2
 from integrations.v1 import webhook_pb2 as _webhook_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

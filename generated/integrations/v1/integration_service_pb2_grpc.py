@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class IntegrationServiceStub:
-    """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
+    """Connects users' accounts at third-party providers, stores their credentials encrypted, refreshes them, and returns
+    valid ones.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
-    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
-    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`, except UNAUTHENTICATED for an
+    unknown caller. Every RPC on an integration names the user that the integration belongs to; for any other user the
+    integration does not exist. A call with a user's own token can omit `user_id`: the server sets it.
     """
 
     def __init__(self, channel):
@@ -147,157 +148,158 @@ class IntegrationServiceStub:
 
 
 class IntegrationServiceServicer:
-    """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
+    """Connects users' accounts at third-party providers, stores their credentials encrypted, refreshes them, and returns
+    valid ones.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
-    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
-    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`, except UNAUTHENTICATED for an
+    unknown caller. Every RPC on an integration names the user that the integration belongs to; for any other user the
+    integration does not exist. A call with a user's own token can omit `user_id`: the server sets it.
     """
 
     def Connect(self, request, context):
-        """Begins an OAuth 2 connection: answers with the address to send the user's browser to.
+        """Starts an OAuth 2 connection. The response has the URL to send the user's browser to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def HandleCallback(self, request, context):
-        """Takes the provider's answer to an authorization, as its redirect brought it. A refusal by the user or the provider
-        is an answer (`success` false, with a `reason`), not an error.
+        """Handles the provider's response to an authorization request, as its redirect delivered it. If the user or the
+        provider rejects the authorization, the RPC succeeds with `success` false and a `reason`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmConnection(self, request, context):
-        """Finishes a connection whose callback did not name the signed-in user.
+        """Completes a connection whose callback did not name the signed-in user.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConnectWithApiKey(self, request, context):
-        """Connects with an API key, which is tried at the provider before anything is stored.
+        """Connects an account with an API key. The key is verified at the provider before it is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListIntegrations(self, request, context):
-        """Lists a user's integrations, oldest first.
+        """Lists a user's integrations, the oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetIntegration(self, request, context):
-        """Answers with one integration.
+        """Returns one integration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateIntegration(self, request, context):
-        """Changes an integration's name or config, or switches it on or off.
+        """Updates the name or config of an integration, or activates or deactivates it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DisconnectIntegration(self, request, context):
-        """Deletes an integration with its credentials, and revokes them at the provider where it can. It answers within a few
-        seconds, and is done here whatever the provider does: what that has not confirmed by then is retried later.
+        """Deletes an integration and its credentials, and revokes them at the provider if it supports revocation. It
+        responds within a few seconds. The deletion is complete whatever the provider responds; an unconfirmed revocation
+        is retried in the background.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckAllHealth(self, request, context):
-        """Checks all of a user's connected integrations at once. One that hangs holds up none of the others.
+        """Checks all connected integrations of a user concurrently. A check that hangs does not delay the others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CheckHealth(self, request, context):
-        """Checks one integration: are its credentials good, and does the provider take them?
+        """Checks one integration: whether its credentials are valid and the provider accepts them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListHealthChecks(self, request, context):
-        """Lists the checks that were made of an integration, newest first, with its error rates.
+        """Lists the health checks of an integration, the newest first, with its error rates.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Renews an access token that is about to expire, or any with `force`.
+        """Refreshes an access token that is about to expire, or any access token with `force`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListIntegrationTypes(self, request, context):
-        """Lists what can be connected here.
+        """Lists the integration types of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCredentials(self, request, context):
-        """Answers with credentials that work, refreshed first where they must be. Only over gRPC.
+        """Returns valid credentials, refreshed first if necessary. Available over gRPC only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReceiveWebhook(self, request, context):
-        """Takes a request that came to a webhook address, and answers with what to say to the provider. What is not shown to
-        be the provider's is answered with 401, and an address that is not known with 404; neither leaves anything behind.
-        Of the sidecar only.
+        """Receives a request to a webhook endpoint, and returns the HTTP response for the provider: 401 for a request that
+        is not verified, 404 for an unknown endpoint. Nothing is stored in either case. For the sidecar only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWebhookEvents(self, request, context):
-        """Lists what an integration's webhooks have brought since the consumer's place, in order. Everything is listed until it
-        is acknowledged, or too old (seven days, unless the server is set up otherwise).
+        """Lists an integration's webhook events after the consumer's offset, in order. An event is listed until the
+        consumer acknowledges it or its retention ends (by default seven days).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AckWebhookEvents(self, request, context):
-        """Moves a consumer's place: what it has acknowledged is not listed to it again. A place never moves back.
+        """Advances a consumer's offset: acknowledged events are not listed to it again. An offset never moves back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetWebhookEndpoint(self, request, context):
-        """Answers with an integration's own webhook address, to be registered at the provider.
+        """Returns an integration's own webhook URL, to be registered at the provider.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetWebhookSecret(self, request, context):
-        """Sets the secret that an integration's own webhooks are signed with. The one before stays good for a while, so that
-        none is refused while the provider is told.
+        """Sets the secret that signs the requests to an integration's own webhook URL. The previous secret stays valid for
+        a while, so that no request is rejected while the provider is updated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchIntegrations(self, request, context):
-        """Tells of everything that happens to integrations, from a cursor on, until the caller ends it. Only over gRPC.
+        """Streams the events of integrations after a cursor, until the caller cancels. Available over gRPC only.
 
-        The first answer has a cursor and no event, and so have others from time to time: all that lies before a cursor has
-        been told. Who begins again with the last cursor misses nothing. A server that stops ends the stream with
+        The first response has a cursor and no event, and so do others from time to time. All events before a cursor were
+        sent. A caller that reconnects with the last cursor misses no event. A server that stops ends the stream with
         UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -305,13 +307,14 @@ class IntegrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CallProvider(self, request, context):
-        """Calls the provider's API with the integration's credentials, which are added here and are not shown. Only over gRPC.
+        """Calls the provider's API with the integration's credentials, which the server adds and never returns. Available
+        over gRPC only.
 
-        What the provider answers is the answer, also if it is an error (404, 500) or a redirect, which is not followed. A 401
-        is answered after the token was renewed once and refused again. Where the provider says wait (429, 503), and before
-        each call where its limits ask for it, the call waits within its deadline. Attempts are repeated only where that is
-        safe: for GET, HEAD, OPTIONS, PUT and DELETE, and for requests with an idempotency key. An UNAVAILABLE for any other
-        does not tell whether the provider did what it was asked to. docs/api-proxy.md says more.
+        The provider's response is returned as it is, also an error (404, 500) or a redirect, which is not followed. A
+        401 is returned only after a refresh and a second 401. If the provider asks for a delay (429, 503), or its rate
+        limit requires one, the call waits within its deadline. The server repeats only safe attempts: GET, HEAD,
+        OPTIONS, PUT and DELETE, and requests with an idempotency key. After UNAVAILABLE for any other request, the
+        provider may have executed it. docs/api-proxy.md has the details.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -434,11 +437,12 @@ def add_IntegrationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IntegrationService:
-    """Connects users' third-party accounts, keeps their credentials encrypted and fresh, and hands out ones that work.
+    """Connects users' accounts at third-party providers, stores their credentials encrypted, refreshes them, and returns
+    valid ones.
 
-    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`; only UNAUTHENTICATED, for a caller that
-    is not known, has none. Every RPC on an integration names the user it is for, and another user's integration is
-    answered as one that does not exist. A call with a user's own token may leave `user_id` out: it is that user's.
+    Every error carries a `google.rpc.ErrorInfo` whose reason is an `ErrorReason`, except UNAUTHENTICATED for an
+    unknown caller. Every RPC on an integration names the user that the integration belongs to; for any other user the
+    integration does not exist. A call with a user's own token can omit `user_id`: the server sets it.
     """
 
     @staticmethod

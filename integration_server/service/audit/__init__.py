@@ -1,4 +1,4 @@
-"""The audit trail: who did what to which integration.
+"""The audit trail: records which caller did what to which integration.
 
 May import `domain`, `service.common_types`, `service.provider_port` and no other service package.
 """

@@ -1,7 +1,7 @@
-"""The audit trail: entries on their way to the log, in batches.
+"""The audit trail: queues entries and writes them to the audit log in batches.
 
-What changes something is answered only when its entry is written; reads of credentials do not wait, and are written
-with the next batch, at most a second later. A crash can lose that second of reads, and nothing else.
+RPCs that change state respond after their entry is written. Entries of reads are written with the next batch, at most
+a second later: a crash can lose a second of them.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ _user: ContextVar[UserId] = ContextVar("user", default=_NO_USER)
 
 
 def set_audit_user(user_id: UserId) -> None:
-    """Have the entry of this call name a user whom its request may not name. Only who is known for certain."""
-    _user.set(user_id)  # of this call alone: gRPC answers each in a task of its own
+    """Set the user in the entry of the current call, for requests that do not name their user. It must be verified."""
+    _user.set(user_id)  # gRPC runs each call in its own task
 
 
 def get_audit_user() -> UserId:
-    """Whom `set_audit_user` was called with in this call; empty if it was not."""
+    """Return the user that `set_audit_user` has set in the current call; empty without one."""
     return _user.get()
 
 
 class AuditEntryLost(Exception):
-    """An entry that the log cannot take, whatever is done about it: a mistake of ours."""
+    """The log cannot store an entry: a bug in this program."""
 
 
 @dataclass(slots=True)
@@ -47,11 +47,11 @@ class _PendingEntry:
 
 
 class AuditTrail:
-    """Takes entries, and writes them within `interval`. Leaving the context writes what is left."""
+    """Queues entries and writes them within `interval`. Leaving the context writes the rest."""
 
     def __init__(self, log: AuditLog, *, interval: timedelta = timedelta(seconds=1), max_pending: int = 50_000) -> None:
         self._log = log
-        self._max_pending = max_pending  # by default some seconds of reads at full load, and about 20 MB
+        self._max_pending = max_pending  # the default is some seconds of reads at full load, and about 20 MB
         self._interval = interval.total_seconds()
         self._pending: list[_PendingEntry] = []
         self._flush_requested = asyncio.Event()
@@ -73,7 +73,7 @@ class AuditTrail:
             self._logger.error("audit_entries_lost", entries=len(self._pending))
 
     def enqueue(self, entry: AuditEntry) -> bool:
-        """Have an entry written soon. False, and it is not taken, while too many wait."""
+        """Queue an entry. Returns False, without queuing it, while the queue is full."""
         if len(self._pending) >= self._max_pending:
             self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
             return False
@@ -81,9 +81,9 @@ class AuditTrail:
         return True
 
     async def record(self, entry: AuditEntry) -> None:
-        """Have an entry written, and return when it is. One of these is always taken: it tells of what is done.
+        """Write an entry, and return once it is written. Raises `AuditEntryLost`.
 
-        Raises `AuditEntryLost`.
+        The queue's limit does not apply: the entry is about a change that is already made.
         """
         pending = _PendingEntry(entry)
         self._pending.append(pending)
@@ -115,7 +115,7 @@ class AuditTrail:
         except StoreUnavailable:
             raise
         except Exception as error:
-            if len(batch) > 1:  # one by one, so that one which the log cannot take takes none of the others with it
+            if len(batch) > 1:  # retry one by one, so that one bad entry does not lose the others
                 for _ in batch:
                     await self._write_batch(limit=1)
                 return

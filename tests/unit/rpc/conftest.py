@@ -1,11 +1,12 @@
-"""The servicer over the use cases over fakes, behind the interceptor."""
+"""A client of the servicer over the use cases over fakes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
 
 from integration_server.rpc.integration_service import IntegrationService
+from integration_server.rpc.interceptors import Interceptor
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.system import FakeSystem
@@ -15,10 +16,11 @@ def servicer_of(system: FakeSystem) -> IntegrationService:
     return IntegrationService(system.use_cases, system.clock)
 
 
-def edge_of(system: FakeSystem) -> InMemoryGrpc:
+def client_of(system: FakeSystem, interceptors: Sequence[Interceptor] = ()) -> InMemoryGrpc:
     return InMemoryGrpc(
         "integrations.v1.IntegrationService",
         partial(pb_grpc.add_IntegrationServiceServicer_to_server, servicer_of(system)),
+        interceptors,
     )
 
 
@@ -30,5 +32,5 @@ async def system() -> AsyncIterator[FakeSystem]:
 
 
 @pytest.fixture
-def edge(system: FakeSystem) -> InMemoryGrpc:
-    return edge_of(system)
+def client(system: FakeSystem) -> InMemoryGrpc:
+    return client_of(system)

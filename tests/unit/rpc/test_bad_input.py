@@ -10,11 +10,11 @@ from google.protobuf.struct_pb2 import Struct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integration_server.rpc import decoding
+from integration_server.rpc import mapping
 from integrations.v1.webhook_pb2 import WebhookHeader
 from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
 from tests.fakes.system import ADA, EVE, FakeSystem
-from tests.unit.rpc.conftest import edge_of
+from tests.unit.rpc.conftest import client_of
 from tests.unit.rpc.requests import (
     DURATION_FIELDS,
     MASK_FIELDS,
@@ -31,14 +31,14 @@ from tests.unit.rpc.requests import (
 OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 
-async def refusal(edge: InMemoryGrpc, method: str, request: Any) -> RpcError:
+async def refusal(client: InMemoryGrpc, method: str, request: Any) -> RpcError:
     with pytest.raises(RpcError) as refused:
-        await edge.call(method, request)
+        await client.call(method, request)
     return refused.value
 
 
-async def assert_field_is_reported(edge: InMemoryGrpc, method: str, field: str, request: Any) -> None:
-    refused = await refusal(edge, method, request)
+async def assert_field_is_reported(client: InMemoryGrpc, method: str, field: str, request: Any) -> None:
+    refused = await refusal(client, method, request)
     (reported,) = refused.fields
     assert reported.partition("[")[0] == field
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -63,13 +63,13 @@ def test_the_contract_was_walked() -> None:
 
 @pytest.mark.parametrize(("method", "field"), TEXT_FIELDS)
 @pytest.mark.parametrize("text", ["\0", "a\0b"], ids=repr)
-async def test_a_nul_is_refused_in_every_text(edge: InMemoryGrpc, method: str, field: str, text: str) -> None:
-    await assert_field_is_reported(edge, method, field, with_text(method, field, text))
+async def test_a_nul_is_refused_in_every_text(client: InMemoryGrpc, method: str, field: str, text: str) -> None:
+    await assert_field_is_reported(client, method, field, with_text(method, field, text))
 
 
 @pytest.mark.parametrize(("method", "field"), TEXT_FIELDS)
-async def test_every_text_is_bounded(edge: InMemoryGrpc, method: str, field: str) -> None:
-    await assert_field_is_reported(edge, method, field, with_text(method, field, "a" * 20_000))
+async def test_every_text_is_bounded(client: InMemoryGrpc, method: str, field: str) -> None:
+    await assert_field_is_reported(client, method, field, with_text(method, field, "a" * 20_000))
 
 
 NAMING_A_USER = [method for method, field in TEXT_FIELDS if field == "user_id"]
@@ -77,20 +77,20 @@ NAMING_A_USER = [method for method, field in TEXT_FIELDS if field == "user_id"]
 
 @pytest.mark.parametrize("method", NAMING_A_USER)
 @pytest.mark.parametrize("user_id", ["u" * 129, "🦆" * 129])
-async def test_a_user_has_at_most_128_characters(edge: InMemoryGrpc, method: str, user_id: str) -> None:
-    await assert_field_is_reported(edge, method, "user_id", good(method, user_id=user_id))
+async def test_a_user_has_at_most_128_characters(client: InMemoryGrpc, method: str, user_id: str) -> None:
+    await assert_field_is_reported(client, method, "user_id", good(method, user_id=user_id))
 
 
 # Where it may not be known, and where a service may mean everybody.
 @pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback", "WatchIntegrations"}))
-async def test_a_user_must_be_named(edge: InMemoryGrpc, method: str) -> None:
-    await assert_field_is_reported(edge, method, "user_id", good(method, user_id=""))
+async def test_a_user_must_be_named(client: InMemoryGrpc, method: str) -> None:
+    await assert_field_is_reported(client, method, "user_id", good(method, user_id=""))
 
 
 @pytest.mark.parametrize("user_id", ["u" * 128, "🦆" * 128, " ", "Ада", "'; DROP TABLE integrations; --"])
-async def test_a_users_name_is_opaque(edge: InMemoryGrpc, user_id: str) -> None:
-    response = await edge.call("Connect", good("Connect", user_id=user_id))
-    found = await edge.call(
+async def test_a_users_name_is_opaque(client: InMemoryGrpc, user_id: str) -> None:
+    response = await client.call("Connect", good("Connect", user_id=user_id))
+    found = await client.call(
         "GetIntegration", good("GetIntegration", user_id=user_id, integration_id=response.integration_id)
     )
     assert found.integration.user_id == user_id
@@ -114,80 +114,80 @@ async def test_a_users_name_is_opaque(edge: InMemoryGrpc, user_id: str) -> None:
         ("ReceiveWebhook", "method"),
     ],
 )
-async def test_what_is_required_is_told(edge: InMemoryGrpc, system: FakeSystem, method: str, field: str) -> None:
+async def test_what_is_required_is_told(client: InMemoryGrpc, system: FakeSystem, method: str, field: str) -> None:
     state = (await system.begin()).state
     request = good(method)
     if method == "HandleCallback":
         request.state = state
     request.ClearField(field)
-    await assert_field_is_reported(edge, method, field, request)
+    await assert_field_is_reported(client, method, field, request)
 
 
 @pytest.mark.parametrize("method", ["Connect", "ConnectWithApiKey", "ListIntegrations", "WatchIntegrations"])
-async def test_an_unknown_type_is_rejected(edge: InMemoryGrpc, method: str) -> None:
-    refused = await refusal(edge, method, good(method, integration_type="unheard_of"))
+async def test_an_unknown_type_is_rejected(client: InMemoryGrpc, method: str) -> None:
+    refused = await refusal(client, method, good(method, integration_type="unheard_of"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
 
 
 @pytest.mark.parametrize("field", ["redirect_uri", "return_url"])
-async def test_an_address_that_is_not_allowed_is_told(edge: InMemoryGrpc, field: str) -> None:
-    refused = await refusal(edge, "Connect", good("Connect", **{field: "https://evil.example/"}))
+async def test_an_address_that_is_not_allowed_is_told(client: InMemoryGrpc, field: str) -> None:
+    refused = await refusal(client, "Connect", good("Connect", **{field: "https://evil.example/"}))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED")
     assert refused.fields == [field]
 
 
 @pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\\b", "é", "a\n", "s" * 256])
 @pytest.mark.parametrize(("method", "field"), [("Connect", "scopes"), ("GetCredentials", "required_scopes")])
-async def test_a_scope_is_spelt_as_the_rfc_says(edge: InMemoryGrpc, method: str, field: str, scope: str) -> None:
-    refused = await refusal(edge, method, good(method, **{field: ["read", scope]}))
+async def test_a_scope_is_spelt_as_the_rfc_says(client: InMemoryGrpc, method: str, field: str, scope: str) -> None:
+    refused = await refusal(client, method, good(method, **{field: ["read", scope]}))
     assert refused.fields == [f"{field}[1]"]
 
 
-async def test_scopes_are_counted(edge: InMemoryGrpc) -> None:
-    await edge.call("Connect", good("Connect", scopes=[f"s{number}" for number in range(100)]))
+async def test_scopes_are_counted(client: InMemoryGrpc) -> None:
+    await client.call("Connect", good("Connect", scopes=[f"s{number}" for number in range(100)]))
     request = good("Connect", scopes=[f"s{number}" for number in range(101)])
-    await assert_field_is_reported(edge, "Connect", "scopes", request)
+    await assert_field_is_reported(client, "Connect", "scopes", request)
 
 
 @pytest.mark.parametrize("field", ["api_key", "api_secret", "webhook_secret"])
 @pytest.mark.parametrize("value", ["key\r\nX-Evil: 1", "schlüssel", "k" * 4097, "\x7f"])
-async def test_a_key_fits_into_a_header_and_is_not_quoted(edge: InMemoryGrpc, field: str, value: str) -> None:
+async def test_a_key_fits_into_a_header_and_is_not_quoted(client: InMemoryGrpc, field: str, value: str) -> None:
     request = good("ConnectWithApiKey", **{field: value})
-    await assert_field_is_reported(edge, "ConnectWithApiKey", field, request)
-    assert value not in (await refusal(edge, "ConnectWithApiKey", request)).message
+    await assert_field_is_reported(client, "ConnectWithApiKey", field, request)
+    assert value not in (await refusal(client, "ConnectWithApiKey", request)).message
 
 
 @pytest.mark.parametrize("query", ["realmId=%00", "%00=1", "a=1&b=x%00y"])
-async def test_a_nul_that_is_percent_encoded_is_one(edge: InMemoryGrpc, query: str) -> None:
-    await assert_field_is_reported(edge, "HandleCallback", "query", good("HandleCallback", query=query))
+async def test_a_nul_that_is_percent_encoded_is_one(client: InMemoryGrpc, query: str) -> None:
+    await assert_field_is_reported(client, "HandleCallback", "query", good("HandleCallback", query=query))
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
-async def test_a_negative_number_is_refused(edge: InMemoryGrpc, method: str, field: str, bits: int) -> None:
+async def test_a_negative_number_is_refused(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
     for number in (-1, -(2**bits)):
-        await assert_field_is_reported(edge, method, field, good(method, **{field: number}))
+        await assert_field_is_reported(client, method, field, good(method, **{field: number}))
 
 
 @pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
-async def test_a_huge_number_is_not_our_fault(edge: InMemoryGrpc, method: str, field: str, bits: int) -> None:
+async def test_a_huge_number_is_not_our_fault(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
     request = good(method, **{field: 2**bits - 1})
     if field == "page_size":
-        await edge.call(method, request)
+        await client.call(method, request)
     elif field == "through_number":
-        await assert_field_is_reported(edge, method, field, request)  # of an event that has not been
+        await assert_field_is_reported(client, method, field, request)  # of an event that has not been
     else:
-        assert (await refusal(edge, method, request)).reason == "INTEGRATION_NOT_FOUND"
+        assert (await refusal(client, method, request)).reason == "INTEGRATION_NOT_FOUND"
 
 
 @pytest.mark.parametrize(
     "method",
     [method for method, field, _ in NUMBER_FIELDS if field == "integration_id" and "Connect" not in method[:7]],
 )
-async def test_an_integration_must_be_named(edge: InMemoryGrpc, method: str) -> None:
-    await assert_field_is_reported(edge, method, "integration_id", good(method, integration_id=0))
+async def test_an_integration_must_be_named(client: InMemoryGrpc, method: str) -> None:
+    await assert_field_is_reported(client, method, "integration_id", good(method, integration_id=0))
 
 
 @pytest.mark.parametrize(
@@ -195,31 +195,31 @@ async def test_an_integration_must_be_named(edge: InMemoryGrpc, method: str) -> 
     [(-1, 0), (0, -1), (1, -1), (315_576_000_001, 0), (2**63 - 1, 0), (-(2**63), 0), (0, 10**9), (0, 2**31 - 1)],
 )
 @pytest.mark.parametrize(("method", "field"), DURATION_FIELDS)
-async def test_a_duration_is_one(edge: InMemoryGrpc, method: str, field: str, seconds: int, nanos: int) -> None:
+async def test_a_duration_is_one(client: InMemoryGrpc, method: str, field: str, seconds: int, nanos: int) -> None:
     request = good(method, **{field: Duration(seconds=seconds, nanos=nanos)})
-    await assert_field_is_reported(edge, method, field, request)
+    await assert_field_is_reported(client, method, field, request)
 
 
-async def test_a_previous_secret_expires(edge: InMemoryGrpc) -> None:
+async def test_a_previous_secret_expires(client: InMemoryGrpc) -> None:
     request = good("SetWebhookSecret", previous_ttl=Duration(seconds=30 * 86_400 + 1))
-    await assert_field_is_reported(edge, "SetWebhookSecret", "previous_ttl", request)
+    await assert_field_is_reported(client, "SetWebhookSecret", "previous_ttl", request)
 
 
 @pytest.mark.parametrize("secret", ["key\r\nX-Evil: 1", "schlüssel", "k" * 4097])
-async def test_a_webhook_secret_is_not_quoted(edge: InMemoryGrpc, secret: str) -> None:
+async def test_a_webhook_secret_is_not_quoted(client: InMemoryGrpc, secret: str) -> None:
     request = good("SetWebhookSecret", webhook_secret=secret)
-    await assert_field_is_reported(edge, "SetWebhookSecret", "webhook_secret", request)
-    assert secret not in (await refusal(edge, "SetWebhookSecret", request)).message
+    await assert_field_is_reported(client, "SetWebhookSecret", "webhook_secret", request)
+    assert secret not in (await refusal(client, "SetWebhookSecret", request)).message
 
 
-async def test_headers_are_counted(edge: InMemoryGrpc) -> None:
+async def test_headers_are_counted(client: InMemoryGrpc) -> None:
     headers = [WebhookHeader(name="x", value=b"y")] * 201
-    await assert_field_is_reported(edge, "ReceiveWebhook", "headers", good("ReceiveWebhook", headers=headers))
+    await assert_field_is_reported(client, "ReceiveWebhook", "headers", good("ReceiveWebhook", headers=headers))
 
 
-async def test_the_longest_duration_is_one_too(edge: InMemoryGrpc) -> None:
+async def test_the_longest_duration_is_one_too(client: InMemoryGrpc) -> None:
     request = good("GetCredentials", min_ttl=Duration(seconds=315_576_000_000, nanos=999_999_999))
-    assert (await edge.call("GetCredentials", request)).credentials.bearer_token == "renewed-access-1"
+    assert (await client.call("GetCredentials", request)).credentials.bearer_token == "renewed-access-1"
 
 
 # --- configs -------------------------------------------------------------------------------------------------------
@@ -228,36 +228,36 @@ async def test_the_longest_duration_is_one_too(edge: InMemoryGrpc) -> None:
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 async def test_a_number_that_json_has_not_is_refused(
-    edge: InMemoryGrpc, method: str, field: str, number: float
+    client: InMemoryGrpc, method: str, field: str, number: float
 ) -> None:
     for content in ({"k": number}, {"k": [{"k": number}]}):
         config = Struct()
         config.update(content)
-        await assert_field_is_reported(edge, method, field, good(method, **{field: config}))
+        await assert_field_is_reported(client, method, field, good(method, **{field: config}))
 
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
-async def test_a_nul_anywhere_in_a_config_is_refused(edge: InMemoryGrpc, method: str, field: str) -> None:
+async def test_a_nul_anywhere_in_a_config_is_refused(client: InMemoryGrpc, method: str, field: str) -> None:
     for config in structs_with("a\0b"):
-        await assert_field_is_reported(edge, method, field, good(method, **{field: config}))
+        await assert_field_is_reported(client, method, field, good(method, **{field: config}))
 
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
-async def test_what_only_looks_like_a_nul_is_taken(edge: InMemoryGrpc, method: str, field: str) -> None:
+async def test_what_only_looks_like_a_nul_is_taken(client: InMemoryGrpc, method: str, field: str) -> None:
     for config in structs_with(r"\u0000 \\u0000"):
-        await edge.call(method, good(method, **{field: config}))
+        await client.call(method, good(method, **{field: config}))
 
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
-async def test_a_config_has_at_most_64_kib(edge: InMemoryGrpc, method: str, field: str) -> None:
+async def test_a_config_has_at_most_64_kib(client: InMemoryGrpc, method: str, field: str) -> None:
     around = len('{"k": ""}')
     for letter, size in (("a", 1), ("é", 2), ("🦆", 4)):
-        max_length = (decoding.MAX_CONFIG_BYTES - around) // size
+        max_length = (mapping.MAX_CONFIG_BYTES - around) // size
         config = Struct()
         config.update({"k": letter * max_length})
-        await edge.call(method, good(method, **{field: config}))
+        await client.call(method, good(method, **{field: config}))
         config.update({"k": letter * (max_length + 1)})
-        await assert_field_is_reported(edge, method, field, good(method, **{field: config}))
+        await assert_field_is_reported(client, method, field, good(method, **{field: config}))
 
 
 # --- tokens of ours ------------------------------------------------------------------------------------------------
@@ -265,23 +265,23 @@ async def test_a_config_has_at_most_64_kib(edge: InMemoryGrpc, method: str, fiel
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
 @pytest.mark.parametrize("method", ["ListIntegrations", "ListHealthChecks", "ListWebhookEvents"])
-async def test_a_forged_page_token_is_told(edge: InMemoryGrpc, method: str, token: str) -> None:
-    await assert_field_is_reported(edge, method, "page_token", good(method, page_token=token))
+async def test_a_forged_page_token_is_told(client: InMemoryGrpc, method: str, token: str) -> None:
+    await assert_field_is_reported(client, method, "page_token", good(method, page_token=token))
 
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
-async def test_a_forged_cursor_is_told(edge: InMemoryGrpc, token: str) -> None:
-    await assert_field_is_reported(edge, "WatchIntegrations", "cursor", good("WatchIntegrations", cursor=token))
+async def test_a_forged_cursor_is_told(client: InMemoryGrpc, token: str) -> None:
+    await assert_field_is_reported(client, "WatchIntegrations", "cursor", good("WatchIntegrations", cursor=token))
 
 
-async def test_another_users_page_token_is_told(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_another_users_page_token_is_told(client: InMemoryGrpc, system: FakeSystem) -> None:
     await system.connect_account("second")
-    first = await edge.call("ListIntegrations", good("ListIntegrations", page_size=1))
+    first = await client.call("ListIntegrations", good("ListIntegrations", page_size=1))
     request = good("ListIntegrations", user_id=EVE, page_token=first.next_page_token)
-    await assert_field_is_reported(edge, "ListIntegrations", "page_token", request)
+    await assert_field_is_reported(client, "ListIntegrations", "page_token", request)
 
 
-async def test_states_are_told_apart(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_states_are_told_apart(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.add_provider("other")
     used, unused = (await system.begin()).state, (await system.begin()).state
     await system.call_back(used)
@@ -291,16 +291,16 @@ async def test_states_are_told_apart(edge: InMemoryGrpc, system: FakeSystem) -> 
         (used, {}, grpc.StatusCode.FAILED_PRECONDITION, "STATE_USED"),
         (unused, {"user_id": "eve"}, grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH"),
     ):
-        refused = await refusal(edge, "HandleCallback", good("HandleCallback", state=state, **changes))
+        refused = await refusal(client, "HandleCallback", good("HandleCallback", state=state, **changes))
         assert (refused.code, refused.reason) == (code, reason)
 
     system.clock.advance((await system.begin()).expire_time - system.clock())
-    refused = await refusal(edge, "HandleCallback", good("HandleCallback", state=unused))
+    refused = await refusal(client, "HandleCallback", good("HandleCallback", state=unused))
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STATE_EXPIRED")
 
 
-async def test_a_forged_confirmation_is_told(edge: InMemoryGrpc) -> None:
-    refused = await refusal(edge, "ConfirmConnection", good("ConfirmConnection"))
+async def test_a_forged_confirmation_is_told(client: InMemoryGrpc) -> None:
+    refused = await refusal(client, "ConfirmConnection", good("ConfirmConnection"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
 
@@ -309,17 +309,17 @@ async def test_a_forged_confirmation_is_told(edge: InMemoryGrpc) -> None:
 
 @pytest.mark.parametrize("path", ["user_id", "status", "config.k", "", "*", "a\0b", "p" * 20_000, "🦆"])
 @pytest.mark.parametrize(("method", "field"), MASK_FIELDS)
-async def test_only_what_can_be_changed_is_masked(edge: InMemoryGrpc, method: str, field: str, path: str) -> None:
+async def test_only_what_can_be_changed_is_masked(client: InMemoryGrpc, method: str, field: str, path: str) -> None:
     request = good(method, name="new")
     request.update_mask.paths.extend(["name", path])
-    await assert_field_is_reported(edge, method, field, request)
-    assert len((await refusal(edge, method, request)).message) < 1000
+    await assert_field_is_reported(client, method, field, request)
+    assert len((await refusal(client, method, request)).message) < 1000
 
 
-async def test_being_on_cannot_be_cleared(edge: InMemoryGrpc) -> None:
+async def test_being_on_cannot_be_cleared(client: InMemoryGrpc) -> None:
     request = good("UpdateIntegration")
     request.update_mask.paths.append("is_active")
-    await assert_field_is_reported(edge, "UpdateIntegration", "is_active", request)
+    await assert_field_is_reported(client, "UpdateIntegration", "is_active", request)
 
 
 # --- answers that would be too large ---------------------------------------------------------------------------------
@@ -332,15 +332,15 @@ LARGE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
-async def test_a_page_is_no_larger_than_a_message_may_be(edge: InMemoryGrpc, content: dict[str, Any]) -> None:
+async def test_a_page_is_no_larger_than_a_message_may_be(client: InMemoryGrpc, content: dict[str, Any]) -> None:
     config = Struct()
     config.update(content)
     scopes = [f"{number:0255}" for number in range(100)]
     for _ in range(80):
-        await edge.call("Connect", good("Connect", config=config, scopes=scopes))
+        await client.call("Connect", good("Connect", config=config, scopes=scopes))
     seen, request = [], good("ListIntegrations", page_size=200)
     while True:
-        page = await edge.call("ListIntegrations", request)
+        page = await client.call("ListIntegrations", request)
         assert page.ByteSize() < 4 * 1024 * 1024
         seen += [row.integration_id for row in page.integrations]
         if not page.next_page_token:
@@ -354,12 +354,12 @@ async def test_a_page_is_no_larger_than_a_message_may_be(edge: InMemoryGrpc, con
 
 @pytest.mark.parametrize("method", [method for method, field, _ in NUMBER_FIELDS if field == "integration_id"])
 async def test_what_is_not_yours_and_what_is_not_there_look_the_same(
-    edge: InMemoryGrpc, system: FakeSystem, method: str
+    client: InMemoryGrpc, system: FakeSystem, method: str
 ) -> None:
     mine = (await system.connect_key()) if method == "ConnectWithApiKey" else system.row(1)
     assert mine.user_id == ADA
-    not_yours = await refusal(edge, method, good(method, user_id=EVE, integration_id=mine.integration_id))
-    not_there = await refusal(edge, method, good(method, user_id=EVE, integration_id=UNKNOWN_INTEGRATION_ID))
+    not_yours = await refusal(client, method, good(method, user_id=EVE, integration_id=mine.integration_id))
+    not_there = await refusal(client, method, good(method, user_id=EVE, integration_id=UNKNOWN_INTEGRATION_ID))
     assert (not_yours.code, not_yours.reason) == (grpc.StatusCode.NOT_FOUND, "INTEGRATION_NOT_FOUND")
     assert not_yours.wire == not_there.wire
 
@@ -375,9 +375,9 @@ JSON = st.recursive(
 )
 
 
-async def code_of(edge: InMemoryGrpc, method: str, request: Any) -> grpc.StatusCode:
+async def code_of(client: InMemoryGrpc, method: str, request: Any) -> grpc.StatusCode:
     try:
-        await edge.call(method, request)
+        await client.call(method, request)
     except RpcError as refused:
         return refused.code
     return grpc.StatusCode.OK
@@ -426,4 +426,4 @@ async def test_nothing_that_can_be_sent_is_our_fault(method: str, data: st.DataO
     await system.connect()
     request = good(method)
     fill(data, request)
-    assert await code_of(edge_of(system), method, request) not in OURS
+    assert await code_of(client_of(system), method, request) not in OURS

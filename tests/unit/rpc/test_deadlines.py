@@ -1,32 +1,27 @@
-"""A caller whose time is nearly up is told so if it is the database that does not answer."""
+"""A call that waits for the store ends with a status shortly before its deadline."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
 import pytest
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.rpc.deadlines import DeadlineInterceptor
+from integration_server.rpc.interceptors import enforce_deadline
+from integration_server.rpc.methods import Method
 from integration_server.service.proxy.call_deadline import time_left, waiting_for_store
-from tests.fakes.inmemory_grpc import Details, FakeContext
+from tests.fakes.inmemory_grpc import FakeContext
 
-Behaviour = Callable[[object, object], Awaitable[Any]]
+Behavior = Callable[[object, object], Awaitable[Any]]
 
 
-async def call(behaviour: Behaviour, remaining: float | None) -> Any:
-    """The answer of a method to a caller who has so many seconds left."""
-
-    async def find(_details: grpc.HandlerCallDetails) -> Any:
-        return grpc.unary_unary_rpc_method_handler(behaviour)
-
-    handler: Any = await DeadlineInterceptor().intercept_service(find, Details("/any"))
-    return await handler.unary_unary(None, FakeContext(remaining))
+async def call(behavior: Behavior, remaining: float | None) -> Any:
+    """Call a behavior with so many seconds until the deadline, and return its response."""
+    return await enforce_deadline()(Method("/any"), behavior)(None, FakeContext(remaining=remaining))
 
 
 class HangingMethod:
-    """A method that waits for ever, for the store or for something else; and for a while when it is cancelled."""
+    """A method that waits for the store or for something else, and for `cleanup` when it is cancelled."""
 
     def __init__(self, *, store: bool, cleanup: asyncio.Event | None = None) -> None:
         self.store = store
@@ -46,18 +41,18 @@ class HangingMethod:
             self.ended.set()
 
 
-async def test_a_call_that_waits_for_the_store_is_refused_in_time_and_ended() -> None:
+async def test_a_call_that_waits_for_the_store_is_rejected_before_its_deadline_and_cancelled() -> None:
     hanging = HangingMethod(store=True)
     loop = asyncio.get_running_loop()
-    begun = loop.time()
+    started = loop.time()
     with pytest.raises(StoreUnavailable):
         await call(hanging, 0.5)
-    assert loop.time() - begun >= 0.4
+    assert loop.time() - started >= 0.4
     async with asyncio.timeout(60):
         await hanging.ended.wait()
 
 
-async def test_winding_up_is_not_waited_for() -> None:
+async def test_the_response_does_not_wait_for_the_cancellation() -> None:
     gate = asyncio.Event()
     hanging = HangingMethod(store=True, cleanup=gate)
     with pytest.raises(StoreUnavailable):
@@ -68,7 +63,7 @@ async def test_winding_up_is_not_waited_for() -> None:
         await hanging.ended.wait()
 
 
-async def test_a_call_that_waits_for_something_else_is_left_to_grpc() -> None:
+async def test_grpc_ends_a_call_that_waits_for_something_else() -> None:
     hanging = HangingMethod(store=False)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):  # as gRPC does when the time is up
@@ -77,7 +72,7 @@ async def test_a_call_that_waits_for_something_else_is_left_to_grpc() -> None:
         await hanging.ended.wait()
 
 
-async def test_answers_and_errors_pass() -> None:
+async def test_responses_and_errors_pass() -> None:
     async def respond(_request: object, _context: object) -> str:
         return "done"
 
@@ -91,7 +86,7 @@ async def test_answers_and_errors_pass() -> None:
 
 
 @pytest.mark.parametrize(("remaining", "left"), [(0.5, 0.4), (2, 1.6), (8, 7.5), (3600, 3599.5)])
-async def test_time_is_kept_for_the_status_to_arrive(remaining: float, left: float) -> None:
+async def test_a_margin_remains_for_the_status_to_arrive(remaining: float, left: float) -> None:
     async def respond(_request: object, _context: object) -> float | None:
         return time_left()
 

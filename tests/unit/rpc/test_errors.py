@@ -18,10 +18,12 @@ from integration_server.domain.errors import (
     ServerStopping,
     StoreUnavailable,
 )
-from integration_server.rpc.errors import ErrorInterceptor, status_of
+from integration_server.rpc.errors import Unauthenticated, status_of
+from integration_server.rpc.interceptors import convert_errors
+from integration_server.rpc.methods import Method
 from integrations.v1.error_reason_pb2 import ErrorReason
 from tests.fakes.errors import EVERY_ERROR, error_classes
-from tests.fakes.inmemory_grpc import Details, FakeContext, InMemoryGrpc, RpcError
+from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError
 from tests.fakes.system import FakeSystem
 from tests.unit.rpc.requests import good
 
@@ -62,31 +64,27 @@ CODES = {
 }
 
 
+METHOD = Method("/service/Method")
+STREAM = Method("/service/Method", streams_responses=True)
+
+
 def decode_status(error: IntegrationServerError) -> RpcError:
-    """The error as a client gets it."""
+    """Return the error as a client gets it."""
     status = rpc_status.to_status(status_of(error))
     return RpcError(status.code, status.details, status.trailing_metadata)
 
 
-async def rejection(error: BaseException) -> RpcError:
-    """What the interceptor makes of a handler that raises."""
+async def rejection(error: BaseException, caller: str = "") -> RpcError:
+    """Return what a client gets when a behavior raises `error`."""
 
-    async def behaviour(request: object, context: object) -> None:
+    async def behavior(request: object, context: object) -> None:
         raise error
 
-    handler = await intercepted(grpc.unary_unary_rpc_method_handler(behaviour))
     context = FakeContext()
     with pytest.raises(grpc.aio.AbortError):
-        await handler.unary_unary(Message(), context)
-    assert context.refused is not None
-    return context.refused
-
-
-async def intercepted(handler: Any) -> Any:
-    async def find(details: grpc.HandlerCallDetails) -> Any:
-        return handler
-
-    return await ErrorInterceptor().intercept_service(find, Details("/service/Method"))
+        await convert_errors(lambda _context: caller)(METHOD, behavior)(Message(), context)
+    assert context.error is not None
+    return context.error
 
 
 # --- statuses ------------------------------------------------------------------------------------------------------
@@ -94,10 +92,10 @@ async def intercepted(handler: Any) -> Any:
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
 def test_an_error_has_its_code_reason_and_domain(error: IntegrationServerError) -> None:
-    refused = decode_status(error)
-    assert refused.code.name == CODES[error.reason]
-    assert (refused.info.reason, refused.info.domain) == (error.reason, "integrations.v1")
-    assert refused.message == str(error)
+    rejected = decode_status(error)
+    assert rejected.code.name == CODES[error.reason]
+    assert (rejected.info.reason, rejected.info.domain) == (error.reason, "integrations.v1")
+    assert rejected.message == str(error)
 
 
 def test_the_contract_names_every_reason_and_no_other() -> None:
@@ -106,7 +104,7 @@ def test_the_contract_names_every_reason_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
-def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerError) -> None:
+def test_an_error_has_only_the_details_that_apply_to_it(error: IntegrationServerError) -> None:
     expected = ["ErrorInfo"]
     if isinstance(error, InvalidField):
         expected.append("BadRequest")
@@ -115,20 +113,20 @@ def test_details_are_where_they_help_and_nowhere_else(error: IntegrationServerEr
     assert decode_status(error).kinds == expected
 
 
-def test_a_wrong_field_is_named_and_described() -> None:
-    refused = decode_status(InvalidField("page_size", "is negative"))
-    assert refused.fields == ["page_size"]
-    assert refused.message == "page_size is negative"
+def test_an_invalid_field_is_named_and_described() -> None:
+    rejected = decode_status(InvalidField("page_size", "is negative"))
+    assert rejected.fields == ["page_size"]
+    assert rejected.message == "page_size is negative"
 
 
-def test_how_long_to_wait_is_told_where_it_is_known() -> None:
+def test_a_retry_delay_is_reported_where_it_is_known() -> None:
     assert decode_status(StoreUnavailable()).retry.retry_delay.ToTimedelta() == timedelta(seconds=1)
     said = decode_status(ProviderUnavailable(retry_after=timedelta(seconds=7)))
     assert said.retry.retry_delay.ToTimedelta() == timedelta(seconds=7)
     assert decode_status(ProviderUnavailable()).kinds == ["ErrorInfo"]
 
 
-def test_an_error_that_a_package_derived_from_ours_is_as_ours() -> None:
+def test_a_subclass_from_another_package_has_the_status_of_its_base() -> None:
     class Throttled(ProviderUnavailable):
         pass
 
@@ -139,18 +137,18 @@ def test_an_error_that_a_package_derived_from_ours_is_as_ours() -> None:
 
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
-async def test_a_handlers_error_becomes_its_status(error: IntegrationServerError) -> None:
+async def test_an_error_becomes_its_status(error: IntegrationServerError) -> None:
     assert (await rejection(error)).wire == decode_status(error).wire
 
 
 @pytest.mark.parametrize("error", [RuntimeError("hush-hush"), KeyError("hush-hush"), TimeoutError("hush-hush")])
-async def test_a_fault_of_ours_tells_nothing(error: Exception) -> None:
+async def test_an_unhandled_exception_reveals_nothing(error: Exception) -> None:
     error.__cause__ = ValueError("hush-hush")
     structlog.reset_defaults()
     with capture_logs() as logs:
-        refused = await rejection(error)
-    assert (refused.code, refused.message) == (grpc.StatusCode.INTERNAL, "internal error")
-    assert "hush" not in str(refused.wire)
+        rejected = await rejection(error)
+    assert (rejected.code, rejected.message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert "hush" not in str(rejected.wire)
 
     (line,) = logs
     assert (line["event"], line["log_level"], line["kind"]) == ("unhandled_exception", "error", type(error).__name__)
@@ -159,7 +157,7 @@ async def test_a_fault_of_ours_tells_nothing(error: Exception) -> None:
     assert "hush" not in str(line)
 
 
-async def test_a_refusal_is_logged_by_its_reason() -> None:
+async def test_a_rejection_is_logged_with_its_reason() -> None:
     structlog.reset_defaults()
     with capture_logs() as logs:
         await rejection(InvalidField("name", "is too long"))
@@ -168,17 +166,16 @@ async def test_a_refusal_is_logged_by_its_reason() -> None:
     ]
 
 
-async def test_a_status_that_a_handler_gave_itself_stands() -> None:
-    async def behaviour(request: object, context: Any) -> None:
+async def test_a_status_that_a_handler_sets_itself_is_kept() -> None:
+    async def behavior(request: object, context: Any) -> None:
         await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
 
     structlog.reset_defaults()
-    handler = await intercepted(grpc.unary_unary_rpc_method_handler(behaviour))
     context = FakeContext()
     with capture_logs() as logs, pytest.raises(grpc.aio.AbortError):
-        await handler.unary_unary(Message(), context)
-    assert context.refused is not None
-    assert context.refused.code is grpc.StatusCode.NOT_FOUND
+        await convert_errors()(METHOD, behavior)(Message(), context)
+    assert context.error is not None
+    assert context.error.code is grpc.StatusCode.NOT_FOUND
     assert not logs
 
 
@@ -195,35 +192,47 @@ async def test_an_error_ends_a_stream_with_its_status(error: Exception, before: 
         finally:
             closed.append(True)
 
-    handler = await intercepted(grpc.unary_stream_rpc_method_handler(stream))
     context = FakeContext()
-    responses = handler.unary_stream(Message(), context)
+    responses = convert_errors()(STREAM, stream)(Message(), context)
     assert [await anext(responses) for _ in range(before)] == list(range(before))
     with pytest.raises(grpc.aio.AbortError):
         await anext(responses)
     assert closed
-    assert context.refused is not None
+    assert context.error is not None
     is_ours = isinstance(error, InvalidField)
-    assert context.refused.code is (grpc.StatusCode.INVALID_ARGUMENT if is_ours else grpc.StatusCode.INTERNAL)
-    assert "hush" not in str(context.refused.wire)
+    assert context.error.code is (grpc.StatusCode.INVALID_ARGUMENT if is_ours else grpc.StatusCode.INTERNAL)
+    assert "hush" not in str(context.error.wire)
 
 
-async def test_unknown_methods_are_left_alone() -> None:
-    assert await intercepted(None) is None
+async def test_an_unauthenticated_caller_gets_no_details() -> None:
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        rejected = await rejection(Unauthenticated("the token is forged"))
+    assert rejected.wire == (grpc.StatusCode.UNAUTHENTICATED, "the caller is not known", ())
+    assert [(line["event"], line["method"], line["problem"]) for line in logs] == [
+        ("unauthenticated", METHOD.path, "the token is forged")
+    ]
 
 
-async def test_a_bug_in_a_provider_is_not_told_to_callers(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_a_rejection_names_its_caller_in_the_log() -> None:
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        await rejection(InvalidField("name", "is too long"), caller="calendar-sync")
+    assert logs[0]["caller"] == "calendar-sync"
+
+
+async def test_a_bug_in_a_provider_is_not_revealed_to_callers(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.provider.exchange_error = RuntimeError("token hush-hush")
     state = (await system.begin()).state
-    with pytest.raises(RpcError) as refused:
-        await edge.call("HandleCallback", good("HandleCallback", state=state))
-    assert refused.value.code is grpc.StatusCode.INTERNAL
-    assert "hush" not in str(refused.value.wire)
+    with pytest.raises(RpcError) as rejected:
+        await client.call("HandleCallback", good("HandleCallback", state=state))
+    assert rejected.value.code is grpc.StatusCode.INTERNAL
+    assert "hush" not in str(rejected.value.wire)
 
 
-async def test_the_database_away_is_told_with_a_time_to_try_again(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_an_unavailable_database_is_reported_with_a_retry_delay(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.database.is_unavailable = True
-    with pytest.raises(RpcError) as refused:
-        await edge.call("GetIntegration", good("GetIntegration"))
-    assert (refused.value.code, refused.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
-    assert refused.value.retry.retry_delay.ToTimedelta() > timedelta(0)
+    with pytest.raises(RpcError) as rejected:
+        await client.call("GetIntegration", good("GetIntegration"))
+    assert (rejected.value.code, rejected.value.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert rejected.value.retry.retry_delay.ToTimedelta() > timedelta(0)

@@ -24,52 +24,52 @@ def health() -> ServerHealthServicer:
 
 
 @pytest.fixture
-def edge(health: ServerHealthServicer) -> InMemoryGrpc:
+def client(health: ServerHealthServicer) -> InMemoryGrpc:
     return InMemoryGrpc("grpc.health.v1.Health", partial(pb_grpc.add_HealthServicer_to_server, health))
 
 
-async def check(edge: InMemoryGrpc, service: str) -> Any:
-    return (await edge.call("Check", pb.HealthCheckRequest(service=service))).status
+async def check(client: InMemoryGrpc, service: str) -> Any:
+    return (await client.call("Check", pb.HealthCheckRequest(service=service))).status
 
 
 class Watcher:
     """Somebody who watches, and has been told `statuses`."""
 
-    def __init__(self, edge: InMemoryGrpc, service: str) -> None:
+    def __init__(self, client: InMemoryGrpc, service: str) -> None:
         self.statuses: list[Any] = []
-        self.task = asyncio.create_task(self._watch(edge, service))
+        self.task = asyncio.create_task(self._watch(client, service))
 
-    async def _watch(self, edge: InMemoryGrpc, service: str) -> None:
-        async for response in await edge.stream("Watch", pb.HealthCheckRequest(service=service)):
+    async def _watch(self, client: InMemoryGrpc, service: str) -> None:
+        async for response in await client.stream("Watch", pb.HealthCheckRequest(service=service)):
             self.statuses.append(response.status)
 
 
 @pytest.mark.parametrize("service", READINESS)
 async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
-    health: ServerHealthServicer, edge: InMemoryGrpc, service: str
+    health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
-    assert await check(edge, service) == NOT_SERVING
+    assert await check(client, service) == NOT_SERVING
     health.set_ready(True)
-    assert await check(edge, service) == SERVING
+    assert await check(client, service) == SERVING
     health.set_ready(False)
-    assert await check(edge, service) == NOT_SERVING
+    assert await check(client, service) == NOT_SERVING
 
 
-async def test_liveness_needs_nothing(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
-    assert await check(edge, LIVENESS) == SERVING
+async def test_liveness_needs_nothing(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+    assert await check(client, LIVENESS) == SERVING
     health.drain()
-    assert await check(edge, LIVENESS) == SERVING
+    assert await check(client, LIVENESS) == SERVING
 
 
-async def test_an_unknown_service_is_not_found(edge: InMemoryGrpc) -> None:
+async def test_an_unknown_service_is_not_found(client: InMemoryGrpc) -> None:
     with pytest.raises(RpcError) as refused:
-        await check(edge, "unheard.of")
+        await check(client, "unheard.of")
     assert refused.value.code is grpc.StatusCode.NOT_FOUND
 
 
-async def test_lists_all(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
+async def test_lists_all(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     health.set_ready(True)
-    listed = (await edge.call("List", pb.HealthListRequest())).statuses
+    listed = (await client.call("List", pb.HealthListRequest())).statuses
     assert {service: response.status for service, response in listed.items()} == {
         "": SERVING,
         SERVICE: SERVING,
@@ -79,9 +79,9 @@ async def test_lists_all(health: ServerHealthServicer, edge: InMemoryGrpc) -> No
 
 @pytest.mark.parametrize("service", READINESS)
 async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
-    health: ServerHealthServicer, edge: InMemoryGrpc, service: str
+    health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
-    watcher = Watcher(edge, service)
+    watcher = Watcher(client, service)
     await until(lambda: watcher.statuses == [NOT_SERVING])
     for ready, statuses in ((True, 2), (True, 2), (False, 3), (True, 4)):
         health.set_ready(ready)
@@ -91,10 +91,10 @@ async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
     assert watcher.statuses == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
 
-async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
-    slow = await edge.stream("Watch", pb.HealthCheckRequest())
+async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+    slow = await client.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING  # and reads no further
-    watchers = [Watcher(edge, "") for _ in range(10)]
+    watchers = [Watcher(client, "") for _ in range(10)]
     await until(lambda: all(watcher.statuses for watcher in watchers))
     health.set_ready(True)
     await until(lambda: all(watcher.statuses[-1] == SERVING for watcher in watchers))
@@ -102,8 +102,8 @@ async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, ed
     await asyncio.gather(*(watcher.task for watcher in watchers))
 
 
-async def test_who_was_slow_is_told_how_things_stand_now(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
-    slow = await edge.stream("Watch", pb.HealthCheckRequest())
+async def test_who_was_slow_is_told_how_things_stand_now(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+    slow = await client.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING
     health.set_ready(True)
     health.set_ready(False)
@@ -113,8 +113,8 @@ async def test_who_was_slow_is_told_how_things_stand_now(health: ServerHealthSer
     assert [response.status async for response in slow] == [NOT_SERVING]
 
 
-async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
-    watcher = Watcher(edge, "unheard.of")
+async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+    watcher = Watcher(client, "unheard.of")
     await until(lambda: watcher.statuses == [SERVICE_UNKNOWN])
     health.set_ready(True)
     health.drain()
@@ -122,19 +122,21 @@ async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServ
     assert watcher.statuses == [SERVICE_UNKNOWN]
 
 
-async def test_liveness_can_be_watched_and_ends_at_the_drain(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
-    watcher = Watcher(edge, LIVENESS)
+async def test_liveness_can_be_watched_and_ends_at_the_drain(
+    health: ServerHealthServicer, client: InMemoryGrpc
+) -> None:
+    watcher = Watcher(client, LIVENESS)
     await until(lambda: watcher.statuses == [SERVING])
     health.drain()
     await watcher.task
     assert watcher.statuses == [SERVING]
 
 
-async def test_after_the_drain_nothing_makes_it_ready_again(health: ServerHealthServicer, edge: InMemoryGrpc) -> None:
+async def test_after_the_drain_nothing_makes_it_ready_again(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     health.set_ready(True)
     health.drain()
     health.set_ready(True)
-    assert await check(edge, "") == NOT_SERVING
-    watcher = Watcher(edge, "")
+    assert await check(client, "") == NOT_SERVING
+    watcher = Watcher(client, "")
     await watcher.task
     assert watcher.statuses == [NOT_SERVING]

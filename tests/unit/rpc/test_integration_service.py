@@ -15,7 +15,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.inmemory_grpc import InMemoryGrpc
 from tests.fakes.provider import HOUR, parameter
 from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
-from tests.unit.rpc.conftest import edge_of
+from tests.unit.rpc.conftest import client_of
 from tests.unit.rpc.requests import METHODS, good
 
 
@@ -34,14 +34,14 @@ def test_every_rpc_of_the_contract_is_here() -> None:
     assert set(METHODS) <= set(vars(IntegrationService))
 
 
-async def test_connects_over_oauth(edge: InMemoryGrpc, system: FakeSystem) -> None:
-    begun = await edge.call(
+async def test_connects_over_oauth(client: InMemoryGrpc, system: FakeSystem) -> None:
+    begun = await client.call(
         "Connect",
         good("Connect", name="Mine", config=config_of(a=1), scopes=["write"], return_url=RETURN_URL),
     )
     assert parameter(begun.authorization_url, "state") == begun.state
     assert begun.expire_time.ToDatetime(UTC) == system.clock() + timedelta(minutes=10)
-    done = await edge.call(
+    done = await client.call(
         "HandleCallback",
         pb.HandleCallbackRequest(
             state=begun.state, code="code", integration_type="fake", user_id=ADA, query="code=code&realmId=9"
@@ -54,45 +54,47 @@ async def test_connects_over_oauth(edge: InMemoryGrpc, system: FakeSystem) -> No
     assert (await system.tokens(done.integration_id)).extras == {"realmId": "9"}
 
 
-async def test_an_error_response_is_a_result(edge: InMemoryGrpc) -> None:
-    begun = await edge.call("Connect", good("Connect"))
-    done = await edge.call("HandleCallback", pb.HandleCallbackRequest(state=begun.state, error="access_denied"))
+async def test_an_error_response_is_a_result(client: InMemoryGrpc) -> None:
+    begun = await client.call("Connect", good("Connect"))
+    done = await client.call("HandleCallback", pb.HandleCallbackRequest(state=begun.state, error="access_denied"))
     assert (done.success, done.reason, done.integration_id) == (False, "access_denied", 0)
 
 
 async def test_a_connection_is_confirmed(system: FakeSystem) -> None:
     system = FakeSystem({"skip_confirmation": False})
-    edge = edge_of(system)
-    begun = await edge.call("Connect", good("Connect"))
-    pending = await edge.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))
+    client = client_of(system)
+    begun = await client.call("Connect", good("Connect"))
+    pending = await client.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))
     assert (pending.success, pending.reason) == (False, "confirmation_required")
-    done = await edge.call(
+    done = await client.call(
         "ConfirmConnection", good("ConfirmConnection", confirmation_token=pending.confirmation_token)
     )
     assert (done.success, done.integration_id) == (True, begun.integration_id)
 
 
-async def test_connects_with_a_key(edge: InMemoryGrpc) -> None:
+async def test_connects_with_a_key(client: InMemoryGrpc) -> None:
     request = good("ConnectWithApiKey", name="Mine", api_secret="secret", webhook_secret="hook")
-    response = await edge.call("ConnectWithApiKey", request)
+    response = await client.call("ConnectWithApiKey", request)
     assert response.integration.status == integration_pb2.STATUS_ACTIVE
     assert response.integration.auth_method == integration_pb2.AUTH_METHOD_API_KEY
     for secret in (b"secret", b"hook"):
         assert secret not in response.SerializeToString()
 
 
-async def test_lists_page_by_page(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_lists_page_by_page(client: InMemoryGrpc, system: FakeSystem) -> None:
     for number in range(3):
         await system.connect_account(f"account-{number}")
     await system.connect_account("hers", EVE)
-    first = await edge.call("ListIntegrations", good("ListIntegrations", page_size=2))
-    rest = await edge.call("ListIntegrations", good("ListIntegrations", page_size=2, page_token=first.next_page_token))
+    first = await client.call("ListIntegrations", good("ListIntegrations", page_size=2))
+    rest = await client.call(
+        "ListIntegrations", good("ListIntegrations", page_size=2, page_token=first.next_page_token)
+    )
     assert [row.integration_id for row in (*first.integrations, *rest.integrations)] == [1, 2, 3]
     assert not rest.next_page_token
 
 
-async def test_looks_at_one(edge: InMemoryGrpc, integration: Integration) -> None:
-    found = (await edge.call("GetIntegration", good("GetIntegration"))).integration
+async def test_looks_at_one(client: InMemoryGrpc, integration: Integration) -> None:
+    found = (await client.call("GetIntegration", good("GetIntegration"))).integration
     assert (found.integration_id, found.user_id, found.name) == (integration.integration_id, ADA, "Mine")
 
 
@@ -112,61 +114,63 @@ async def test_looks_at_one(edge: InMemoryGrpc, integration: Integration) -> Non
 )
 @pytest.mark.usefixtures("integration")
 async def test_changes_what_is_masked_or_else_what_is_there(
-    edge: InMemoryGrpc, given: dict[str, Any], mask: list[str], changed: dict[str, Any]
+    client: InMemoryGrpc, given: dict[str, Any], mask: list[str], changed: dict[str, Any]
 ) -> None:
     request = good("UpdateIntegration", **given)
     request.update_mask.paths.extend(mask)
-    response = (await edge.call("UpdateIntegration", request)).integration
+    response = (await client.call("UpdateIntegration", request)).integration
     returned = {"name": response.name, "config": dict(response.config), "is_active": response.is_active}
     assert returned == {"name": "Mine", "config": {"a": 1}, "is_active": True, **changed}
 
 
-async def test_what_is_not_masked_is_not_looked_at(edge: InMemoryGrpc, integration: Integration) -> None:
+async def test_what_is_not_masked_is_not_looked_at(client: InMemoryGrpc, integration: Integration) -> None:
     request = good("UpdateIntegration", name="a\0b", is_active=False)
     request.update_mask.paths.append("is_active")
-    assert (await edge.call("UpdateIntegration", request)).integration.name == integration.name
+    assert (await client.call("UpdateIntegration", request)).integration.name == integration.name
 
 
 @pytest.mark.parametrize("can_revoke", [True, False])
 @pytest.mark.usefixtures("integration")
 async def test_disconnects_and_says_whether_it_is_revoked(
-    edge: InMemoryGrpc, system: FakeSystem, can_revoke: bool
+    client: InMemoryGrpc, system: FakeSystem, can_revoke: bool
 ) -> None:
     system.provider.can_revoke = can_revoke
-    response = await edge.call("DisconnectIntegration", good("DisconnectIntegration"))
+    response = await client.call("DisconnectIntegration", good("DisconnectIntegration"))
     assert (response.success, response.integration_id, response.provider_revoked) == (True, 1, can_revoke)
     assert response.message
     assert not system.ids()
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_one(edge: InMemoryGrpc, system: FakeSystem) -> None:
-    assert (await edge.call("CheckHealth", good("CheckHealth"))).health_check.healthy
+async def test_checks_one(client: InMemoryGrpc, system: FakeSystem) -> None:
+    assert (await client.call("CheckHealth", good("CheckHealth"))).health_check.healthy
     system.provider.verify_error = ProviderUnavailable()
-    failed = (await edge.call("CheckHealth", good("CheckHealth"))).health_check
+    failed = (await client.call("CheckHealth", good("CheckHealth"))).health_check
     assert (failed.healthy, failed.status) == (False, integration_pb2.STATUS_ERROR)
     assert failed.error_class == "PROVIDER_UNAVAILABLE"
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_all_and_the_counts_add_up(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_checks_all_and_the_counts_add_up(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.corrupt((await system.connect_account("spoilt")).integration_id)
     off = await system.connect_account("off")
-    await edge.call("UpdateIntegration", good("UpdateIntegration", integration_id=off.integration_id, is_active=False))
+    await client.call(
+        "UpdateIntegration", good("UpdateIntegration", integration_id=off.integration_id, is_active=False)
+    )
     await system.begin()
-    report = await edge.call("CheckAllHealth", good("CheckAllHealth"))
+    report = await client.call("CheckAllHealth", good("CheckAllHealth"))
     assert (report.total_integrations, report.healthy_count, report.error_count, report.inactive_count) == (3, 1, 1, 1)
     assert [check.integration_id for check in report.integrations] == [1, 2, 3]
     assert report.HasField("check_time")
 
 
 @pytest.mark.usefixtures("integration")
-async def test_lists_checks_in_pages_with_the_error_rates(edge: InMemoryGrpc, system: FakeSystem) -> None:
-    await edge.call("CheckHealth", good("CheckHealth"))
+async def test_lists_checks_in_pages_with_the_error_rates(client: InMemoryGrpc, system: FakeSystem) -> None:
+    await client.call("CheckHealth", good("CheckHealth"))
     system.provider.verify_error = ProviderUnavailable()
-    await edge.call("CheckHealth", good("CheckHealth"))
-    first = await edge.call("ListHealthChecks", good("ListHealthChecks", page_size=1))
-    rest = await edge.call("ListHealthChecks", good("ListHealthChecks", page_token=first.next_page_token))
+    await client.call("CheckHealth", good("CheckHealth"))
+    first = await client.call("ListHealthChecks", good("ListHealthChecks", page_size=1))
+    rest = await client.call("ListHealthChecks", good("ListHealthChecks", page_token=first.next_page_token))
     assert [check.healthy for check in (*first.health_checks, *rest.health_checks)] == [False, True]
     assert not rest.next_page_token
     assert [(one.window.ToTimedelta().days, one.checks, one.failures, one.rate) for one in rest.error_rates] == [
@@ -177,30 +181,30 @@ async def test_lists_checks_in_pages_with_the_error_rates(edge: InMemoryGrpc, sy
 
 
 @pytest.mark.usefixtures("integration")
-async def test_refreshes_a_token_by_force_only_while_it_is_good(edge: InMemoryGrpc, system: FakeSystem) -> None:
-    still = await edge.call("RefreshToken", good("RefreshToken"))
-    forced = await edge.call("RefreshToken", good("RefreshToken", force=True))
+async def test_refreshes_a_token_by_force_only_while_it_is_good(client: InMemoryGrpc, system: FakeSystem) -> None:
+    still = await client.call("RefreshToken", good("RefreshToken"))
+    forced = await client.call("RefreshToken", good("RefreshToken", force=True))
     assert [(response.success, response.refreshed) for response in (still, forced)] == [(True, False), (True, True)]
     assert forced.HasField("access_token_expire_time")
 
 
-async def test_lists_what_can_be_connected(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_lists_what_can_be_connected(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.provider.missing_settings = ["FAKE_CLIENT_ID"]
-    types = (await edge.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
+    types = (await client.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
     assert [(one.integration_type, one.configured) for one in types] == [("fake", False), ("fake_key", True)]
 
 
 @pytest.mark.usefixtures("integration")
-async def test_hands_out_credentials(edge: InMemoryGrpc) -> None:
-    response = await edge.call("GetCredentials", good("GetCredentials", required_scopes=["read"]))
+async def test_hands_out_credentials(client: InMemoryGrpc) -> None:
+    response = await client.call("GetCredentials", good("GetCredentials", required_scopes=["read"]))
     assert response.credentials.bearer_token == "access-1"
     assert dict(response.credentials.headers) == {"Authorization": "Bearer access-1"}
 
 
 @pytest.mark.usefixtures("integration")
-async def test_no_wait_is_not_the_same_as_the_usual_one(edge: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_no_wait_is_not_the_same_as_the_usual_one(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.clock.advance(HOUR - timedelta(minutes=1))
-    any_life = await edge.call("GetCredentials", good("GetCredentials", min_ttl=Duration()))
+    any_life = await client.call("GetCredentials", good("GetCredentials", min_ttl=Duration()))
     assert any_life.credentials.bearer_token == "access-1"
-    usual = await edge.call("GetCredentials", good("GetCredentials"))
+    usual = await client.call("GetCredentials", good("GetCredentials"))
     assert usual.credentials.bearer_token == "renewed-access-1"

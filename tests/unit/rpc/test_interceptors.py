@@ -1,55 +1,100 @@
-"""Interceptors wrap a handler once, in their order, and nothing is kept of methods that are not there."""
+"""Interceptors are composed once per method; unknown methods have a handler of their own."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import pytest
+from grpc_health.v1 import health_pb2_grpc
 
-from integration_server.rpc.interceptors import CachedInterceptorChain, Handler
-from tests.fakes.inmemory_grpc import Details
+from integration_server.rpc.interceptors import (
+    Behavior,
+    HandlerRecorder,
+    Interceptor,
+    ProtectedHandlers,
+    before_behavior,
+    compose,
+    convert_errors,
+)
+from integration_server.rpc.methods import UNKNOWN_METHOD, Method
+from tests.fakes.inmemory_grpc import FakeContext
 
-
-class PrefixInterceptor(grpc.aio.ServerInterceptor):
-    """Adds a word to the answer, and counts how often it wraps a handler."""
-
-    def __init__(self, word: str) -> None:
-        self.word = word
-        self.wrapped = 0
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        """Wrap it."""
-        handler: Any = await continuation(handler_call_details)
-        self.wrapped += 1
-
-        async def respond(request: str, context: Any) -> str:
-            return f"{self.word} {await handler.unary_unary(request, context)}"
-
-        return handler and grpc.unary_unary_rpc_method_handler(respond)
+UNARY = Method("/service/Unary")
+STREAM = Method("/service/Stream", streams_responses=True)
 
 
-async def find(details: grpc.HandlerCallDetails) -> Any:
-    async def respond(_request: str, _context: Any) -> str:
-        return details.method
+def prefix(word: str, wrapped: list[str]) -> Interceptor:
+    """Return an interceptor that adds a word to requests, and records which methods it wraps."""
 
-    return grpc.unary_unary_rpc_method_handler(respond) if details.method.startswith("/there/") else None
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def prepare(request: str, _context: Any) -> str:
+            return f"{request} {word}"
 
+        wrapped.append(f"{word} {method.path}")
+        return before_behavior(method, behavior, prepare)
 
-async def test_a_handler_is_wrapped_once_from_the_inside_out() -> None:
-    outer, inner = PrefixInterceptor("outer"), PrefixInterceptor("inner")
-    interceptors = CachedInterceptorChain(outer, inner)
-    for method in ("/there/One", "/there/Two", "/there/One"):
-        handler: Any = await interceptors.intercept_service(find, Details(method))
-        assert await handler.unary_unary("", None) == f"outer inner {method}"
-    assert (outer.wrapped, inner.wrapped) == (2, 2)
+    return wrap
 
 
-async def test_nothing_is_kept_of_a_method_that_is_not_there() -> None:
-    outer = PrefixInterceptor("outer")
-    interceptors = CachedInterceptorChain(outer)
-    for number in range(3):
-        assert await interceptors.intercept_service(find, Details("/nowhere/Same")) is None
-        assert outer.wrapped == number + 1
+async def echo(request: str, _context: Any) -> str:
+    return request
+
+
+async def echo_twice(request: str, _context: Any) -> AsyncGenerator[str, None]:
+    yield request
+    yield request
+
+
+async def test_the_first_interceptor_is_the_outermost() -> None:
+    wrapped: list[str] = []
+    interceptors = [prefix("outer", wrapped), prefix("inner", wrapped)]
+    behavior = compose(UNARY, echo, interceptors)
+    stream = compose(STREAM, echo_twice, interceptors)
+    for _ in range(2):
+        assert await behavior("request", None) == "request outer inner"
+        assert [response async for response in stream("request", None)] == ["request outer inner"] * 2
+    assert wrapped == [f"{word} {method.path}" for method in (UNARY, STREAM) for word in ("inner", "outer")]
+
+
+def details(path: str) -> Any:
+    return SimpleNamespace(method=path, invocation_metadata=())
+
+
+async def test_each_method_is_wrapped_when_the_server_is_built_and_never_by_a_call() -> None:
+    wrapped: list[str] = []
+    recorder = HandlerRecorder()
+    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), recorder)
+    handlers = ProtectedHandlers(recorder, [prefix("any", wrapped)], unknown_method=[])
+    paths = {f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")}
+    assert {path.removeprefix("any ") for path in wrapped} == paths
+    for path in paths:
+        assert handlers.service(details(path)) is handlers.service(details(path))
+    assert len(wrapped) == len(paths)
+
+
+async def test_all_unknown_methods_share_one_handler_that_rejects_them() -> None:
+    wrapped: list[str] = []
+    unknown_method = [convert_errors(), prefix("unknown", wrapped)]
+    handlers = ProtectedHandlers(HandlerRecorder(), [], unknown_method=unknown_method)
+    unknown = handlers.service(details("/no/Such"))
+    assert unknown is handlers.service(details("/nor/This"))
+    handler: Any = unknown
+    assert wrapped == [f"unknown {UNKNOWN_METHOD.path}"]
+    context = FakeContext()
+    with pytest.raises(grpc.aio.AbortError):
+        await handler.stream_unary("", context)
+    assert context.error is not None
+    assert (context.error.code, context.error.message) == (grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
+
+def test_a_single_request_is_left_to_the_interceptors_to_read() -> None:
+    recorder = HandlerRecorder()
+    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), recorder)
+    assert not recorder.handlers["/grpc.health.v1.Health/Check"].request_streaming
+    find = partial(ProtectedHandlers(recorder, [], unknown_method=[]).service)
+    for name in ("Check", "Watch"):
+        handler = find(details(f"/grpc.health.v1.Health/{name}"))
+        assert (handler.request_streaming, handler.request_deserializer) == (True, None)
+        assert handler.response_streaming == (name == "Watch")

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from integration_server.hot_reload import InvalidFile
 from integration_server.rpc import jwt_verifier
+from integration_server.rpc.authentication import Identity, IdentityKind
+from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.jwt_verifier import Issuer, JwtVerifier, RemoteJwks, parse_jwks
-from integration_server.rpc.peer_identity import Identity, IdentityKind, Unauthenticated
 from tests.fakes.clock import SettableClock
 from tests.tokens import AUDIENCE, TokenIssuer
 
@@ -251,7 +252,7 @@ async def test_a_key_that_is_not_understood_does_not_take_the_others_along(odd: 
     ((first, last),) = [entry["skipped"] for entry in logs if entry["event"] == "jwks_keys_skipped"]
     assert (first.partition(":")[0], last.partition(":")[0]) == ("1", "3")
     assert "AAAA" not in str(logs)
-    with pytest.raises(InvalidFile, match="that is understood"):
+    with pytest.raises(InvalidFile, match="that is supported"):
         parse_jwks(json.dumps({"keys": [odd]}).encode())
     with pytest.raises(Exception):  # the twin: the library alone, which makes a set of all or none  # noqa: B017, PT011
         KeySet.import_key_set(json.loads(body))

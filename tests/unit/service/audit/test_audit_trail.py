@@ -19,7 +19,7 @@ def entry(number: int) -> AuditEntry:
 
 
 class MemoryLog:
-    """An `AuditLog` that remembers each batch."""
+    """An `AuditLog` that keeps each batch in memory."""
 
     def __init__(self) -> None:
         self.batches: list[Sequence[AuditEntry]] = []
@@ -28,7 +28,7 @@ class MemoryLog:
         self.written = asyncio.Event()
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Keep it."""
+        """Keep the batch."""
         await asyncio.sleep(0)
         if self.away:
             raise StoreUnavailable
@@ -39,7 +39,7 @@ class MemoryLog:
 
     @property
     def ids(self) -> list[int]:
-        """Of all entries, in their order."""
+        """The ids of all entries, in order."""
         return [one.integration_id for batch in self.batches for one in batch]
 
 
@@ -48,7 +48,7 @@ def log() -> MemoryLog:
     return MemoryLog()
 
 
-async def test_reads_are_written_together(log: MemoryLog) -> None:
+async def test_queued_entries_are_written_in_one_batch(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=SOON) as trail:
         assert all(trail.enqueue(entry(number)) for number in range(100))
         await asyncio.wait_for(log.written.wait(), 60)
@@ -56,20 +56,20 @@ async def test_reads_are_written_together(log: MemoryLog) -> None:
     assert len(log.batches) == 1
 
 
-async def test_what_changes_something_waits_for_its_entry_and_takes_the_others_along(log: MemoryLog) -> None:
+async def test_record_writes_its_entry_and_the_queued_ones(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=LONG) as trail:
         trail.enqueue(entry(1))
         await trail.record(entry(2))
         assert log.ids == [1, 2]
 
 
-async def test_leaving_writes_what_is_left(log: MemoryLog) -> None:
+async def test_leaving_the_context_writes_the_rest(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=LONG) as trail:
         trail.enqueue(entry(1))
     assert log.ids == [1]
 
 
-async def test_entries_wait_for_the_database_in_their_order(log: MemoryLog) -> None:
+async def test_entries_keep_their_order_while_the_database_is_unavailable(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=SOON) as trail:
         log.away = True
         recorded = asyncio.create_task(trail.record(entry(1)))
@@ -81,14 +81,14 @@ async def test_entries_wait_for_the_database_in_their_order(log: MemoryLog) -> N
     assert log.ids == [1, 2]
 
 
-async def test_too_many_reads_are_refused_and_a_change_never(log: MemoryLog) -> None:
+async def test_a_full_queue_rejects_reads_but_not_changes(log: MemoryLog) -> None:
     async with AuditTrail(log, interval=LONG, max_pending=2) as trail:
         assert [trail.enqueue(entry(number)) for number in range(3)] == [True, True, False]
         await trail.record(entry(3))
     assert log.ids == [0, 1, 3]
 
 
-async def test_an_entry_that_cannot_be_written_is_reported_and_blocks_no_other(log: MemoryLog) -> None:
+async def test_an_entry_that_cannot_be_stored_is_reported_and_does_not_block_others(log: MemoryLog) -> None:
     log.cannot_take = {2}
     with capture_logs() as logs:
         async with AuditTrail(log, interval=LONG) as trail:

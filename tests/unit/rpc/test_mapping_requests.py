@@ -9,59 +9,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from integration_server.domain.errors import InvalidField
-from integration_server.rpc import decoding
+from integration_server.rpc import mapping
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (200, 200), (201, 200), (2**31 - 1, 200)])
 def test_a_page_has_a_usual_and_a_largest_size(asked: int, given: int) -> None:
-    assert decoding.page_size(asked) == given
+    assert mapping.decode_page_size(asked) == given
 
 
 def test_a_problem_says_what_the_limit_is_and_does_not_quote() -> None:
     with pytest.raises(InvalidField) as refused:
-        decoding.text("name", "n" * 256, 255)
-    assert str(refused.value) == "name has 256 characters; 255 is the most"
+        mapping.decode_text("name", "n" * 256, 255)
+    assert str(refused.value) == "name has 256 characters; the maximum is 255"
 
 
 def test_limits_count_characters() -> None:
-    assert decoding.text("name", "🦆" * 255, 255) == "🦆" * 255
+    assert mapping.decode_text("name", "🦆" * 255, 255) == "🦆" * 255
 
 
 def test_an_optional_integration_may_be_left_out() -> None:
-    assert decoding.optional_integration_id(0) == 0
+    assert mapping.decode_optional_integration_id(0) == 0
     with pytest.raises(InvalidField, match="required"):
-        decoding.integration_id(0)
+        mapping.decode_integration_id(0)
 
 
 def test_a_key_may_have_what_keys_have() -> None:
     key = "".join(map(chr, range(0x20, 0x7F)))
-    assert decoding.key("api_key", key) == key
+    assert mapping.decode_key("api_key", key) == key
 
 
 @pytest.mark.parametrize("scope", ["https://www.googleapis.com/auth/calendar", "read:a", "a!#]^~", "s" * 255])
 def test_a_scope_may_have_what_scopes_have(scope: str) -> None:
-    assert decoding.scopes("scopes", [scope, scope]) == (scope, scope)
+    assert mapping.decode_scopes("scopes", [scope, scope]) == (scope, scope)
 
 
 def test_a_duration_is_kept_to_the_microsecond() -> None:
     value = Duration(seconds=3, nanos=1_000)
-    assert decoding.duration("min_ttl", value) == timedelta(seconds=3, microseconds=1)
-    assert decoding.duration("min_ttl", Duration()) == timedelta(0)
+    assert mapping.decode_duration("min_ttl", value) == timedelta(seconds=3, microseconds=1)
+    assert mapping.decode_duration("min_ttl", Duration()) == timedelta(0)
 
 
 def test_of_a_parameter_given_twice_the_last_counts() -> None:
-    assert decoding.query("query", "a=1&b=%C3%A9+x&a=2&c=") == {"a": "2", "b": "é x"}
+    assert mapping.decode_query("query", "a=1&b=%C3%A9+x&a=2&c=") == {"a": "2", "b": "é x"}
 
 
 @pytest.mark.parametrize("query", ["", "&&&", "%", "%zz=1", "=", "a", "a=%ff", "?a", ";"])
 def test_an_odd_query_is_read_as_far_as_it_goes(query: str) -> None:
-    decoding.query("query", query)
+    mapping.decode_query("query", query)
 
 
 def test_a_config_comes_as_json() -> None:
     config = Struct()
     config.update({"text": "🦆", "whole": 1, "half": 0.5, "none": None, "list": [True, {"k": []}], "": {}})
-    assert decoding.config(config) == {
+    assert mapping.decode_config(config) == {
         "text": "🦆",
         "whole": 1,
         "half": 0.5,
@@ -69,12 +69,12 @@ def test_a_config_comes_as_json() -> None:
         "list": [True, {"k": []}],
         "": {},
     }
-    assert decoding.config(Struct()) == {}
+    assert mapping.decode_config(Struct()) == {}
 
 
 def test_a_value_of_no_kind_is_null() -> None:
     config = Struct(fields={"unset": Value(), "list": Value(list_value=ListValue(values=[Value()]))})
-    assert decoding.config(config) == {"unset": None, "list": [None]}
+    assert mapping.decode_config(config) == {"unset": None, "list": [None]}
 
 
 @given(st.dictionaries(st.text(), st.text()))
@@ -83,9 +83,9 @@ def test_a_config_is_refused_for_a_nul_exactly_where_it_has_one(content: dict[st
     config.update(content)
     if any("\0" in text for pair in content.items() for text in pair):
         with pytest.raises(InvalidField):
-            decoding.config(config)
+            mapping.decode_config(config)
     else:
-        assert decoding.config(config) == content
+        assert mapping.decode_config(config) == content
 
 
 @given(st.lists(st.sampled_from(["\\", "\0", "u0000", "\\u0000", '"']), max_size=6))
@@ -95,6 +95,6 @@ def test_escapes_neither_hide_a_nul_nor_make_one(parts: list[str]) -> None:
     config.update({"k": text})
     if "\0" in text:
         with pytest.raises(InvalidField):
-            decoding.config(config)
+            mapping.decode_config(config)
     else:
-        assert decoding.config(config) == {"k": text}
+        assert mapping.decode_config(config) == {"k": text}

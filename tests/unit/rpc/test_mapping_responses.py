@@ -9,7 +9,7 @@ from google.protobuf.struct_pb2 import Struct
 from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens, RequestAuth
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.rpc import decoding, encoding
+from integration_server.rpc import mapping
 from integration_server.service.credentials.credential_service import UsableCredentials
 from integrations.v1 import integration_pb2
 from tests.fakes.clock import NOON, SettableClock
@@ -51,18 +51,18 @@ def fields_of_message(message: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("status", Status)
 def test_every_status_has_its_value(status: Status) -> None:
-    encoded = encoding.health_check(replace(CHECK, status=status)).status
+    encoded = mapping.encode_health_check(replace(CHECK, status=status)).status
     assert integration_pb2.Status.Name(encoded) == f"STATUS_{status.name}"
 
 
 @pytest.mark.parametrize("method", AuthMethod)
 def test_every_auth_method_has_its_value(method: AuthMethod) -> None:
-    encoded = encoding.integration(replace(PENDING, auth_method=method), NOON).auth_method
+    encoded = mapping.encode_integration(replace(PENDING, auth_method=method), NOON).auth_method
     assert integration_pb2.AuthMethod.Name(encoded) == f"AUTH_METHOD_{method.name}"
 
 
 def test_an_integration_is_told_in_full() -> None:
-    encoded = encoding.integration(FULL, NOON)
+    encoded = mapping.encode_integration(FULL, NOON)
     assert fields_of_message(encoded) == {
         "integration_id": str(2**63 - 1),
         "user_id": "ada",
@@ -99,7 +99,7 @@ def test_an_integration_is_told_in_full() -> None:
 
 
 def test_what_is_not_known_is_not_told() -> None:
-    encoded = encoding.integration(PENDING, NOON)
+    encoded = mapping.encode_integration(PENDING, NOON)
     assert encoded.status == integration_pb2.STATUS_PENDING
     unset = ("last_error", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "connect_time")
     assert not any(encoded.HasField(name) for name in unset)
@@ -109,20 +109,20 @@ def test_what_is_not_known_is_not_told() -> None:
 def test_a_number_of_a_config_survives_the_way_in_and_out(number: float) -> None:
     config = Struct()
     config.update({"n": number})
-    encoded = encoding.integration(replace(PENDING, config=decoding.config(config)), NOON)
+    encoded = mapping.encode_integration(replace(PENDING, config=mapping.decode_config(config)), NOON)
     assert encoded.config["n"] == number
 
 
 def test_a_moment_is_told_in_utc() -> None:
     in_tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
-    assert encoding.timestamp(in_tokyo) == encoding.timestamp(NOON)
-    last = encoding.timestamp(datetime.max.replace(tzinfo=UTC))
+    assert mapping.encode_timestamp(in_tokyo) == mapping.encode_timestamp(NOON)
+    last = mapping.encode_timestamp(datetime.max.replace(tzinfo=UTC))
     assert last is not None
     assert last.ToDatetime(UTC).year == 9999
 
 
 def test_a_check_is_told_in_full() -> None:
-    assert fields_of_message(encoding.health_check(CHECK)) == {
+    assert fields_of_message(mapping.encode_health_check(CHECK)) == {
         "integration_id": str(2**63 - 1),
         "integration_type": "fake",
         "name": "Mine",
@@ -136,7 +136,7 @@ def test_a_check_is_told_in_full() -> None:
 
 def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
     tokens = OAuthTokens("access", "refresh", NOON)
-    encoded = encoding.credentials(UsableCredentials(tokens, ("read",), AUTH))
+    encoded = mapping.encode_credentials(UsableCredentials(tokens, ("read",), AUTH))
     assert fields_of_message(encoded) == {
         "bearer_token": "access",
         "expire_time": "2026-03-01T12:00:00.123456Z",
@@ -147,21 +147,21 @@ def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
 
 
 def test_a_token_without_an_end_has_none_and_the_refresh_token_stays_here() -> None:
-    encoded = encoding.credentials(UsableCredentials(OAuthTokens("access", "refresh"), (), AUTH))
+    encoded = mapping.encode_credentials(UsableCredentials(OAuthTokens("access", "refresh"), (), AUTH))
     assert not encoded.HasField("expire_time")
     assert b"refresh" not in encoded.SerializeToString()
 
 
 def test_a_key_is_told_without_the_webhook_secret() -> None:
-    encoded = encoding.credentials(UsableCredentials(ApiKey("key", "secret", "hook"), (), RequestAuth()))
+    encoded = mapping.encode_credentials(UsableCredentials(ApiKey("key", "secret", "hook"), (), RequestAuth()))
     assert fields_of_message(encoded) == {"api_key": {"api_key": "key", "api_secret": "secret"}}
 
 
 def test_a_type_is_told_with_what_is_missing() -> None:
     provider = FakeProvider(SettableClock(), auth_method=AuthMethod.BASIC, required_fields=("api_key", "api_secret"))
-    assert encoding.integration_type(provider).configured
+    assert mapping.encode_integration_type(provider).configured
     provider.missing_settings = ["FAKE_CLIENT_ID"]
-    assert fields_of_message(encoding.integration_type(provider)) == {
+    assert fields_of_message(mapping.encode_integration_type(provider)) == {
         "integration_type": "fake",
         "display_name": "Fake",
         "auth_method": "AUTH_METHOD_BASIC",

@@ -1,0 +1,75 @@
+from google.protobuf import descriptor_pb2 as _descriptor_pb2
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Permission(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PERMISSION_UNSPECIFIED: _ClassVar[Permission]
+    PERMISSION_READ: _ClassVar[Permission]
+    PERMISSION_CONNECT: _ClassVar[Permission]
+    PERMISSION_MANAGE: _ClassVar[Permission]
+    PERMISSION_CHECK: _ClassVar[Permission]
+    PERMISSION_CREDENTIALS: _ClassVar[Permission]
+    PERMISSION_CALLS: _ClassVar[Permission]
+    PERMISSION_CALLBACKS: _ClassVar[Permission]
+    PERMISSION_WATCH: _ClassVar[Permission]
+    PERMISSION_WEBHOOKS: _ClassVar[Permission]
+    PERMISSION_WEBHOOK_DELIVERY: _ClassVar[Permission]
+
+class AuditAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    AUDIT_ACTION_UNSPECIFIED: _ClassVar[AuditAction]
+    AUDIT_ACTION_NONE: _ClassVar[AuditAction]
+    AUDIT_ACTION_CONNECT: _ClassVar[AuditAction]
+    AUDIT_ACTION_COMPLETE: _ClassVar[AuditAction]
+    AUDIT_ACTION_CONFIRM: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_CREDENTIALS: _ClassVar[AuditAction]
+    AUDIT_ACTION_REFRESH: _ClassVar[AuditAction]
+    AUDIT_ACTION_CALL: _ClassVar[AuditAction]
+    AUDIT_ACTION_UPDATE: _ClassVar[AuditAction]
+    AUDIT_ACTION_DISCONNECT: _ClassVar[AuditAction]
+    AUDIT_ACTION_SET_WEBHOOK_SECRET: _ClassVar[AuditAction]
+    AUDIT_ACTION_READ_WEBHOOKS: _ClassVar[AuditAction]
+    AUDIT_ACTION_ACK_WEBHOOKS: _ClassVar[AuditAction]
+PERMISSION_UNSPECIFIED: Permission
+PERMISSION_READ: Permission
+PERMISSION_CONNECT: Permission
+PERMISSION_MANAGE: Permission
+PERMISSION_CHECK: Permission
+PERMISSION_CREDENTIALS: Permission
+PERMISSION_CALLS: Permission
+PERMISSION_CALLBACKS: Permission
+PERMISSION_WATCH: Permission
+PERMISSION_WEBHOOKS: Permission
+PERMISSION_WEBHOOK_DELIVERY: Permission
+AUDIT_ACTION_UNSPECIFIED: AuditAction
+AUDIT_ACTION_NONE: AuditAction
+AUDIT_ACTION_CONNECT: AuditAction
+AUDIT_ACTION_COMPLETE: AuditAction
+AUDIT_ACTION_CONFIRM: AuditAction
+AUDIT_ACTION_READ_CREDENTIALS: AuditAction
+AUDIT_ACTION_REFRESH: AuditAction
+AUDIT_ACTION_CALL: AuditAction
+AUDIT_ACTION_UPDATE: AuditAction
+AUDIT_ACTION_DISCONNECT: AuditAction
+AUDIT_ACTION_SET_WEBHOOK_SECRET: AuditAction
+AUDIT_ACTION_READ_WEBHOOKS: AuditAction
+AUDIT_ACTION_ACK_WEBHOOKS: AuditAction
+ACCESS_FIELD_NUMBER: _ClassVar[int]
+access: _descriptor.FieldDescriptor
+
+class Access(_message.Message):
+    __slots__ = ("permission", "audit_action", "await_audit", "names_user")
+    PERMISSION_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_ACTION_FIELD_NUMBER: _ClassVar[int]
+    AWAIT_AUDIT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_USER_FIELD_NUMBER: _ClassVar[int]
+    permission: Permission
+    audit_action: AuditAction
+    await_audit: bool
+    names_user: bool
+    def __init__(self, permission: _Optional[_Union[Permission, str]] = ..., audit_action: _Optional[_Union[AuditAction, str]] = ..., await_audit: _Optional[bool] = ..., names_user: _Optional[bool] = ...) -> None: ...

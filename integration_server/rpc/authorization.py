@@ -1,0 +1,191 @@
+"""Authorization: decides what an authenticated caller may do.
+
+`authorize_method` checks the method's permission before the request is read; `authorize_request` checks the request.
+A rejection that follows from the caller's own words (method, type, another user's `user_id`) is CALLER_NOT_ALLOWED.
+One that would reveal stored data is reported as if the data did not exist. docs/authentication-and-authorization.md
+has the rules.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import LRUCache
+from google.protobuf.message import Message
+
+from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFound
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.rpc import mapping
+from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, before_behavior
+from integration_server.rpc.methods import Method, Permission
+
+IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
+"""Returns the type of a user's integration. Raises `IntegrationNotFound`."""
+
+CanonicalTypeLookup = Callable[[str], str]
+"""Returns the canonical name of an integration type, for its name or an alias."""
+
+USER = "user"
+"""The name of callers that are users."""
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What a policy grants a caller: permissions, and the integration types that they apply to."""
+
+    granted: frozenset[Permission] = frozenset()
+    allowed_types: AllowedTypes = NO_INTEGRATION_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller and its permissions. A caller with a `user_id` acts for that user only."""
+
+    name: str
+    permissions: Permissions
+    user_id: UserId | None = None
+
+
+class Policy:
+    """The permissions of all known callers."""
+
+    def __init__(self, services: Mapping[tuple[IdentityKind, str], Caller], users: Permissions) -> None:
+        self._services = services
+        self._users = users
+
+    def caller_of(self, identity: Identity) -> Caller:
+        """Return the caller with this identity; an unknown caller has no permissions."""
+        if identity.kind is IdentityKind.USER:
+            (user_id,) = identity.names
+            return Caller(USER, self._users, UserId(user_id))
+        known = {self._services.get((identity.kind, name)) for name in identity.names} - {None}
+        caller = known.pop() if len(known) == 1 else None
+        # A certificate with the names of several services identifies none of them.
+        return caller or Caller(identity.names[0], Permissions())
+
+
+# --- the current call ------------------------------------------------------------------------------------------------
+
+_caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
+"""The caller of the current call. None where callers are not authenticated."""
+
+
+def current_allowed_types() -> AllowedTypes:
+    """Return the integration types that the current call may access: all, where callers are not authenticated."""
+    caller = _caller.get()
+    return ALL_INTEGRATION_TYPES if caller is None else caller.permissions.allowed_types
+
+
+def caller_name(_context: Context) -> str:
+    """Return the name that the policy has for the current call's caller; empty where callers are not authenticated."""
+    caller = _caller.get()
+    return "" if caller is None else caller.name
+
+
+def quota_key(context: Context) -> str:
+    """Return the key of the current call's quota: each service and each user has its own."""
+    caller = _caller.get()
+    user_id = None if caller is None else caller.user_id
+    return caller_name(context) if user_id is None else f"{caller_name(context)}/{user_id}"
+
+
+# --- interceptors ----------------------------------------------------------------------------------------------------
+
+
+def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
+    """Require the method's permission under the policy in force. Raises `CallerNotAllowed`.
+
+    A stream also ends once the policy no longer grants the permission, or fewer integration types than at its start.
+    """
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        def require_permission() -> Caller:
+            caller = policy().caller_of(current_identity())
+            if method.permission is None or method.permission not in caller.permissions.granted:
+                raise CallerNotAllowed
+            return caller
+
+        async def prepare(request: Any, _context: Context) -> Any:  # noqa: ANN401  # a message or a stream of them
+            _caller.set(require_permission())
+            return request
+
+        def require_same_permission() -> None:
+            # The next response may be about any type that was allowed at the start.
+            if not require_permission().permissions.allowed_types.contains(current_allowed_types()):
+                raise CallerNotAllowed
+
+        return before_behavior(method, behavior, prepare, require_same_permission)
+
+    return wrap
+
+
+def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
+    """Bind each request to its caller's user and integration types. It may query the store, so quotas come first."""
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        async def prepare(request: Message, _context: Context) -> Message:
+            caller = _caller.get()
+            if caller is None:
+                raise RuntimeError("authorize_method has not run")
+            await authorizer.authorize(method, request, caller)
+            return request
+
+        if method.permission is Permission.REFLECTION:
+            return behavior  # a stream of requests, none of which is about a user
+        if method.streams_requests:
+            raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
+        return before_behavior(method, behavior, prepare)
+
+    return wrap
+
+
+class RequestAuthorizer:
+    """Checks requests against the users and integration types that their callers may access."""
+
+    def __init__(self, find_type: IntegrationTypeLookup, canonical_type: CanonicalTypeLookup = str) -> None:
+        self._type_cache = IntegrationTypeCache(find_type)
+        self._canonical_type = canonical_type
+
+    async def authorize(self, method: Method, request: Message, caller: Caller) -> None:
+        """Set the `user_id` of a user's request, and check its types. Raises `CallerNotAllowed`, `IntegrationNotFound`
+        or `InvalidField`."""
+        if caller.user_id is not None and method.names_user:
+            _bind_to_user(request, caller.user_id)
+        if caller.permissions.allowed_types.integration_types is not None:
+            await self._require_allowed_type(caller.permissions.allowed_types, request)
+
+    async def _require_allowed_type(self, allowed_types: AllowedTypes, request: Message) -> None:
+        named = getattr(request, "integration_type", "")
+        if named and not allowed_types.allows(self._canonical_type(named)):
+            raise CallerNotAllowed
+        if getattr(request, "integration_id", 0):
+            integration_type = await self._type_cache.get(*mapping.decode_target(request))
+            if not allowed_types.allows(integration_type):
+                raise IntegrationNotFound
+
+
+def _bind_to_user(request: Any, user_id: UserId) -> None:  # noqa: ANN401  # a message of any type
+    if "user_id" not in request.DESCRIPTOR.fields_by_name:
+        raise CallerNotAllowed
+    if request.user_id not in {"", user_id}:
+        # Decided before any lookup: neither error depends on the other user's data.
+        raise IntegrationNotFound if getattr(request, "integration_id", 0) else CallerNotAllowed
+    request.user_id = user_id
+
+
+class IntegrationTypeCache:
+    """The types of integrations, each looked up once: ids are never reused, and types never change."""
+
+    def __init__(self, find_type: IntegrationTypeLookup, max_size: int = 10_000) -> None:
+        self._find_type = find_type
+        self._entries: LRUCache[tuple[IntegrationId, UserId], str] = LRUCache(max_size)
+
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> str:
+        """Return the type of a user's integration. Raises `IntegrationNotFound`."""
+        key = integration_id, user_id
+        if key not in self._entries:
+            self._entries[key] = await self._find_type(integration_id, user_id)
+        return self._entries[key]

@@ -1,0 +1,103 @@
+"""What each RPC requires: read from the `access` option beside the RPC in the contract (integrations/v1/options.proto).
+
+The contracts of health and reflection are not ours; their permissions are in `_THIRD_PARTY_PERMISSIONS`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import Message
+
+from integration_server.domain.audit import Action
+from integrations.v1 import options_pb2
+
+
+class Permission(StrEnum):
+    """A set of RPCs that a policy grants together."""
+
+    READ = "read"
+    CONNECT = "connect"
+    MANAGE = "manage"
+    CHECK = "check"
+    CREDENTIALS = "credentials"
+    CALLS = "calls"
+    CALLBACKS = "callbacks"
+    WATCH = "watch"
+    WEBHOOKS = "webhooks"
+    WEBHOOK_DELIVERY = "webhook_delivery"
+    HEALTH = "health"
+    REFLECTION = "reflection"
+
+
+USER_PERMISSIONS = frozenset(
+    {Permission.READ, Permission.CONNECT, Permission.MANAGE, Permission.CHECK, Permission.CALLBACKS, Permission.WATCH}
+)
+"""The permissions that a policy can grant to users. Credentials, calls and webhooks are for backends only."""
+
+SIDECAR_PERMISSIONS = frozenset({Permission.CALLBACKS, Permission.WEBHOOK_DELIVERY, Permission.HEALTH})
+"""The fixed permissions of the sidecar."""
+
+SIDECAR_ONLY_PERMISSIONS = frozenset({Permission.WEBHOOK_DELIVERY})
+"""The permissions that a policy cannot grant to any other caller."""
+
+TYPELESS_PERMISSIONS = frozenset({Permission.HEALTH, Permission.REFLECTION})
+"""The permissions that need no integration types."""
+
+_THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
+    "grpc.health.v1.Health": Permission.HEALTH,
+    "grpc.reflection.v1alpha.ServerReflection": Permission.REFLECTION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """An RPC and what a call of it requires."""
+
+    path: str  # "/package.Service/Name"
+    permission: Permission | None = None  # None: denied to every caller
+    audit_action: Action | None = None  # None: not recorded
+    awaits_audit: bool = False
+    names_user: bool = True
+    streams_requests: bool = False
+    streams_responses: bool = False
+    request_class: type[Message] = Message
+
+    @property
+    def name(self) -> str:
+        """The name without its service."""
+        return self.path.rpartition("/")[2]
+
+
+UNKNOWN_METHOD = Method("unknown")
+"""Stands for any path that the server does not have: the path itself is the client's text and is not logged."""
+
+
+def describe_method(path: str) -> Method:
+    """Read what the contract declares for the RPC at `path`, whose generated code must be imported."""
+    service, _, name = path.removeprefix("/").partition("/")
+    descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
+    return method_of(descriptor)
+
+
+def method_of(descriptor: Any) -> Method:  # noqa: ANN401  # MethodDescriptor, which protoc and upb type differently
+    """Return the RPC of a descriptor. An RPC whose access rules are missing or incomplete has no permission."""
+    service = descriptor.containing_service
+    permission, action = _THIRD_PARTY_PERMISSIONS.get(service.full_name), None
+    access = descriptor.GetOptions().Extensions[options_pb2.access]
+    if access.permission and access.audit_action and access.HasField("names_user"):
+        permission = Permission[options_pb2.Permission.Name(access.permission).removeprefix("PERMISSION_")]
+        if access.audit_action != options_pb2.AUDIT_ACTION_NONE:
+            action = Action[options_pb2.AuditAction.Name(access.audit_action).removeprefix("AUDIT_ACTION_")]
+    return Method(
+        path=f"/{service.full_name}/{descriptor.name}",
+        permission=permission,
+        audit_action=action,
+        awaits_audit=access.await_audit,
+        names_user=access.names_user if access.HasField("names_user") else True,
+        streams_requests=descriptor.client_streaming,
+        streams_responses=descriptor.server_streaming,
+        request_class=message_factory.GetMessageClass(descriptor.input_type),
+    )
