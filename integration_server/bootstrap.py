@@ -40,17 +40,12 @@ from integration_server.service.connections.revocation import RevocationService,
 from integration_server.service.connections.revocation_ports import RevocationOutbox
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.credentials.integration_cache import (
-    POLL_INTERVAL,
-    PRUNE_INTERVAL,
-    CachedLookup,
-    RaceSafeCache,
-)
+from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
-from integration_server.service.events.event_stream import POLL_INTERVAL as EVENT_POLL_INTERVAL
+from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
-from integration_server.service.events.ports import EventLog
+from integration_server.service.events.ports import ChangeFeed, ChangeListener
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
@@ -67,7 +62,6 @@ from integration_server.storage.authorization_attempts import SqlAuthorizationAt
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database, open_database
-from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys
@@ -117,7 +111,7 @@ class Stores:
     journal: RefreshJournal
     endpoints: WebhookEndpoints
     inbox: WebhookInbox
-    events: EventLog
+    change_feed: ChangeFeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +121,7 @@ class Service:
     use_cases: UseCases
     google_calendar: GoogleCalendar
     refresher: TokenRefresher
+    reader: ChangeFeedReader
     worker: Sequence[BackgroundWorker]
 
 
@@ -163,7 +158,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database),
         SqlWebhookInbox(database, on_change),
-        SqlEventLog(database),
+        SqlChangeFeed(database),
     )
 
 
@@ -215,12 +210,23 @@ async def running_server(
         database, keyring = storage.database, storage.keyring
         trail = await enter(AuditTrail(SqlAuditLog(database, keyring)))
         tasks = await enter(server_tasks())
-        cache, change_feed = RaceSafeCache(settings.credentials_cache_size, monotonic), SqlChangeFeed(database)
+        cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
         stores = build_stores(settings, database, cache.invalidate)
-        cached_lookup = CachedLookup(cache, stores.integrations, change_feed, monotonic)
-        lookup = cached_lookup if settings.credentials_cache_size else stores.integrations
+        is_cached = bool(settings.credentials_cache_size)
+        lookup = CachedLookup(cache, stores.integrations) if is_cached else stores.integrations
         distributed_limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
-        service = build_service(settings, stores, lookup, providers, keyring, tasks, trail, clock, distributed_limiter)
+        service = build_service(
+            settings,
+            stores,
+            lookup,
+            providers,
+            keyring,
+            tasks,
+            trail,
+            clock,
+            distributed_limiter,
+            cache=cache if is_cached else None,
+        )
 
         auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
@@ -240,15 +246,12 @@ async def running_server(
             (service.refresher.recover, _DUE_WORK_INTERVAL),
             (use_cases.revocation_service.revoke_due, _DUE_WORK_INTERVAL),
             *((worker.poll, _DUE_WORK_INTERVAL) for worker in service.worker),
-            (use_cases.event_stream.poll, EVENT_POLL_INTERVAL),
+            (service.reader.poll_when_due, MIN_POLL_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
-            (change_feed.prune, PRUNE_INTERVAL),
         ]
-        if settings.credentials_cache_size:
-            jobs.append((cached_lookup.poll, POLL_INTERVAL))
         if settings.data_key_max_age:
             activation_delay, max_age = settings.data_key_activation, settings.data_key_max_age
             by_age = rotation_by_age(database, keyring, trail, clock, activation_delay, max_age)
@@ -276,6 +279,7 @@ def build_service(
     clock: Clock,
     distributed_limiter: DistributedLimiter,
     *,
+    cache: ChangeListener | None = None,
     random_token: RandomToken = random_token,
     jitter: Jitter = secure_jitter,
     monotonic: Callable[[], float] = monotonic,
@@ -286,11 +290,12 @@ def build_service(
 ) -> Service:
     """Build the use cases and the background work.
 
-    `lookup` finds integrations for `GetCredentials`, cached or not. The keyword arguments are constants of the server,
-    which tests replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the
-    interval between cursors of a quiet event stream.
+    `lookup` finds integrations for `GetCredentials`; `cache` is its cache, None if it has none. The other keyword
+    arguments are constants of the server, which tests replace: `revocation_wait` is how long `DisconnectIntegration`
+    waits for the provider, `heartbeat` the interval between cursors of a quiet event stream.
     """
     integrations = stores.integrations
+    reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
@@ -392,7 +397,7 @@ def build_service(
         ),
         webhook_secrets=webhook_secrets,
         event_stream=EventStream(
-            stores.events, providers, aead, retention=settings.event_retention, heartbeat=heartbeat
+            stores.change_feed, reader, providers, aead, retention=settings.event_retention, heartbeat=heartbeat
         ),
         api_proxy=api_proxy,
     )
@@ -408,7 +413,7 @@ def build_service(
         )
     ]
     google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
-    return Service(use_cases, google_calendar, refresher, worker)
+    return Service(use_cases, google_calendar, refresher, reader, worker)
 
 
 async def is_ready(integrations: IntegrationStore, keyring: Keyring) -> bool:

@@ -1,62 +1,127 @@
-"""What changed of the integrations lately, in SQL: fulfils the port `ChangeFeed`.
+"""The change feed in SQL: reads the log that triggers write in the transaction that changes an integration."""
 
-Triggers write the notices, in the transaction that changes the integration. Identity values become visible in another
-order than they are given, so "all above the last one seen" would miss those who commit late. Instead
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
-- on PostgreSQL a place is the oldest transaction that was under way when one looked. Whatever was not visible then is
-  that transaction's or a later one's, and its rows say so (`xmin`). Some are told twice, which does no harm.
-- on SQLite writers come one after another, so that the next identity value is a place.
-"""
-
-from sqlalchemy import delete, select, text
+from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, delete, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from integration_server.domain.integration import IntegrationId
-from integration_server.service.integrations.ports import ChangeBatch, ChangeCursor
+from integration_server.domain.events import EventKind, IntegrationEvent
+from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.service.events.ports import (
+    ChangeBatch,
+    ChangeCursor,
+    ChangeRange,
+    EventFilter,
+    LoggedEvent,
+)
+from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.tables import integration_changes
 
-_CURSOR_QUERY = {
-    "postgresql": text("SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text"),
-    "sqlite": text("SELECT CAST(coalesce(max(change_id), 0) + 1 AS text) FROM integration_changes"),
-}
-
-_IS_SINCE_CURSOR = {
-    # Transaction numbers go round; ages compare well for two thousand million transactions.
-    "postgresql": "age(integration_changes.xmin) <= age(CAST(CAST(:cursor AS text) AS xid))",
-    "sqlite": "change_id >= CAST(:cursor AS integer)",
-}
+_C = integration_changes.c
+_INTERNAL_KIND = "internal"
+_UNCACHED_KINDS = {EventKind.CREATED.value, EventKind.WEBHOOK_RECEIVED.value}  # change nothing that a cache may have
+_PRUNE_BATCH_SIZE = 1000  # short transactions, so that nothing waits for them
 
 
 class SqlChangeFeed:
-    """`ChangeFeed` over a SQL database, looked at over its watching connection."""
+    """A `ChangeFeed` over a SQL database. `ordering` is detected from the engine if None."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, ordering: ChangeOrdering | None = None) -> None:
         self._database = database
-        self._prune_before: ChangeCursor | None = None
+        self._ordering = ordering
 
-    async def since(self, cursor: ChangeCursor | None) -> ChangeBatch:
-        """What became visible since somebody looked and got `cursor`; with None nothing, but a place to begin at."""
+    async def wait_for_change(self, timeout: timedelta) -> None:
+        """Return when the database notifies of a change, at the latest after `timeout`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._database.change_notified.wait(), timeout.total_seconds())
+
+    async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
+        """The changes that became visible since the poll that returned `cursor`."""
+        self._database.change_notified.clear()  # before reading: a later notification is about a later change
         async with self._database.monitor_connection() as connection:
-            # Before the rows: what becomes visible in between is told twice rather than never.
-            next_cursor = await _current_cursor(connection)
-            if cursor is None:
-                return ChangeBatch(next_cursor, frozenset())
-            changed = select(integration_changes.c.integration_id).where(
-                text(_IS_SINCE_CURSOR[connection.dialect.name])
+            data_version = await self._database.data_version(connection)
+            if cursor is not None and data_version is not None and data_version == cursor.data_version:
+                time = (await connection.execute(select(DatabaseTime()))).scalar_one()
+                return ChangeBatch(cursor, time, frozenset())
+            ordering = await self._get_ordering(connection)
+            rows = (await connection.execute(_poll_query(ordering, cursor, limit + 1))).all()
+        snapshot, time = rows[0].snapshot, rows[0].time
+        if cursor is not None and len(rows) <= limit:
+            rows = [row for row in rows if row.change_id is not None]
+            after = ordering.advance(cursor, snapshot, {_position(row, ordering) for row in rows}, time)
+            if after.end >= cursor.end:  # else an older database was restored
+                return ChangeBatch(
+                    replace(after, data_version=data_version),
+                    time,
+                    frozenset(IntegrationId(row.integration_id) for row in rows if row.kind not in _UNCACHED_KINDS),
+                    [_logged_event(row, ordering) for row in rows if row.kind != _INTERNAL_KIND],
+                )
+        return ChangeBatch(replace(ordering.advance(None, snapshot, (), time), data_version=data_version), time)
+
+    async def read_events(
+        self, positions: ChangeRange, after: int, event_filter: EventFilter, limit: int
+    ) -> Sequence[LoggedEvent]:
+        """The events of a range with a number above `after`."""
+        async with self._database.read_connection() as connection:
+            ordering = await self._get_ordering(connection)
+            query = select(integration_changes).where(
+                _C.kind != _INTERNAL_KIND,
+                _C.change_id > after,
+                ordering.position >= positions.low,
+                ordering.position < positions.high,
             )
-            rows = await connection.scalars(changed, {"cursor": cursor})
-            return ChangeBatch(next_cursor, frozenset(map(IntegrationId, rows)))
+            if event_filter.user_id is not None:
+                query = query.where(_C.user_id == event_filter.user_id)
+            if event_filter.integration_types is not None:
+                query = query.where(_C.integration_type.in_(sorted(event_filter.integration_types)))
+            rows = await connection.execute(query.order_by(_C.change_id).limit(limit))
+            return [_logged_event(row, ordering) for row in rows]
 
-    async def prune(self) -> None:
-        """Remove what was there at the last call: by then, everybody has seen it."""
+    async def prune(self, retention: timedelta) -> int:
+        """Delete some of the rows that are older; returns how many."""
+        old = select(_C.change_id).where(_C.change_time < select(DatabaseTime(-retention)).scalar_subquery())
+        some = old.order_by(_C.change_time).limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)
         async with self._database.write_transaction() as connection:
-            cursor = await _current_cursor(connection)
-            if self._prune_before is not None:
-                is_consumed = text(f"NOT ({_IS_SINCE_CURSOR[connection.dialect.name]})")
-                await connection.execute(delete(integration_changes).where(is_consumed), {"cursor": self._prune_before})
-        self._prune_before = cursor
+            return (await connection.execute(delete(integration_changes).where(_C.change_id.in_(some)))).rowcount
+
+    async def _get_ordering(self, connection: AsyncConnection) -> ChangeOrdering:
+        if self._ordering is None:
+            self._ordering = await detect_ordering(connection)
+        return self._ordering
 
 
-async def _current_cursor(connection: AsyncConnection) -> ChangeCursor:
-    return ChangeCursor(str(await connection.scalar(_CURSOR_QUERY[connection.dialect.name])))
+def _poll_query(ordering: ChangeOrdering, cursor: ChangeCursor | None, limit: int) -> Select[Any]:
+    """One statement, so that the rows and the snapshot are of the same moment; without rows, one row with NULLs."""
+    marks = select(ordering.snapshot.label("snapshot"), DatabaseTime().label("time")).subquery()
+    if cursor is None:
+        return select(marks)
+    is_unread = ordering.position >= cursor.end
+    if cursor.missing:
+        is_unread |= ordering.position == any_(cast(list(cursor.missing), ARRAY(BigInteger)))
+    unread = select(integration_changes).where(is_unread).limit(limit).subquery()
+    return select(marks, unread).select_from(marks.outerjoin(unread, true()))
+
+
+def _position(row: Row[Any], ordering: ChangeOrdering) -> int:
+    return int(row._mapping[ordering.position.key])
+
+
+def _logged_event(row: Row[Any], ordering: ChangeOrdering) -> LoggedEvent:
+    event = IntegrationEvent(
+        kind=EventKind(row.kind),
+        event_time=row.change_time,
+        integration_id=IntegrationId(row.integration_id),
+        user_id=UserId(row.user_id),
+        integration_type=row.integration_type,
+        status_before=None if row.status_before is None else Status(row.status_before),
+        status_after=None if row.status_after is None else Status(row.status_after),
+        webhook_number=row.webhook_number,
+    )
+    return LoggedEvent(row.change_id, _position(row, ordering), event)

@@ -6,6 +6,7 @@ connection is for watching the database: however busy, stuck or exhausted the ot
 answers.
 """
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -126,12 +127,18 @@ class Database:
     """
 
     def __init__(
-        self, readers: AsyncEngine, writers: AsyncEngine, autocommit_writers: AsyncEngine, monitors: AsyncEngine
+        self,
+        readers: AsyncEngine,
+        writers: AsyncEngine,
+        autocommit_writers: AsyncEngine,
+        monitors: AsyncEngine,
+        change_notified: asyncio.Event,
     ) -> None:
         self._readers = readers
         self._writers = writers
         self._autocommit_writers = autocommit_writers
         self._monitors = monitors
+        self.change_notified = change_notified
 
     @asynccontextmanager
     async def read_connection(self) -> AsyncIterator[AsyncConnection]:
@@ -160,6 +167,16 @@ class Database:
         with waiting_for_store(), _convert_connection_errors():
             async with self._monitors.connect() as connection:
                 yield connection
+
+    async def data_version(self, connection: AsyncConnection) -> tuple[object, int] | None:
+        """On SQLite a value that is equal until another connection commits; on other engines None.
+
+        It compares on one connection only (sqlite.org/pragma.html#pragma_data_version).
+        """
+        if connection.dialect.name != "sqlite":
+            return None
+        raw_connection = await connection.get_raw_connection()
+        return raw_connection.driver_connection, await connection.scalar(text("PRAGMA data_version")) or 0
 
     async def close(self) -> None:
         """Close every connection."""
@@ -217,13 +234,20 @@ async def _postgres_database(
     command_timeout: float | None,
     monitor_timeout: float,
 ) -> Database:
-    statements = _PREPARED_STATEMENTS
-    if await _is_pooled(_postgres_engine(target, 1, connect_timeout, connect_timeout, _UNPREPARED_STATEMENTS)):
-        statements = _UNPREPARED_STATEMENTS
+    is_pooled = await _is_pooled(_postgres_engine(target, 1, connect_timeout, connect_timeout, _UNPREPARED_STATEMENTS))
+    statements = _UNPREPARED_STATEMENTS if is_pooled else _PREPARED_STATEMENTS
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
     monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
     autocommit_engine = _autocommit(engine)
-    return Database(autocommit_engine, engine, autocommit_engine, _autocommit(monitors))
+    change_notified = asyncio.Event()
+    if not is_pooled:  # a pooler's session listens for whoever has it next
+        event.listen(monitors.sync_engine, "connect", partial(_listen, change_notified))
+    return Database(autocommit_engine, engine, autocommit_engine, _autocommit(monitors), change_notified)
+
+
+def _listen(change_notified: asyncio.Event, connection: AdaptedConnection, _record: object) -> None:
+    """Have the trigger `notify_change` set the event."""
+    connection.run_async(lambda driver: driver.add_listener("integration_changes", lambda *_: change_notified.set()))
 
 
 def _statement_name() -> str:
@@ -303,7 +327,7 @@ def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float,
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers, writers, monitors)
+    return Database(readers, writers, writers, monitors, asyncio.Event())
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:

@@ -223,16 +223,6 @@ revocations = Table(
 )
 """Credentials that are gone here and still to be revoked at their provider, sealed as they were in their row."""
 
-integration_changes = Table(
-    "integration_changes",
-    metadata,
-    Column("change_id", _Id, Identity(), primary_key=True),
-    Column("integration_id", _Id, nullable=False),
-    Column("change_time", UtcDateTime, nullable=False, index=True),
-    sqlite_autoincrement=True,
-)
-"""What changed lately, so that no replica serves what it remembers of it. On the database's clock."""
-
 webhook_secrets = Table(
     "webhook_secrets",
     metadata,
@@ -277,10 +267,10 @@ webhook_consumer_offsets = Table(
 )
 """How far each consumer has acknowledged an integration's webhook events."""
 
-integration_events = Table(
-    "integration_events",
+integration_changes = Table(
+    "integration_changes",
     metadata,
-    Column("event_number", _Id, Identity(), primary_key=True),
+    Column("change_id", _Id, Identity(), primary_key=True),
     Column("transaction_id", BigInteger, index=True),
     Column("integration_id", _Id, nullable=False),
     Column("user_id", String(255), nullable=False),
@@ -289,12 +279,13 @@ integration_events = Table(
     Column("status_before", String(16)),
     Column("status_after", String(16)),
     Column("webhook_number", BigInteger),
-    Column("event_time", UtcDateTime, nullable=False, index=True),
-    Index("ix_integration_events_user_id_event_number", "user_id", "event_number"),
+    Column("change_time", UtcDateTime, nullable=False, index=True),
+    Index("ix_integration_changes_user_id_change_id", "user_id", "change_id"),
     sqlite_autoincrement=True,
 )
-"""What happened to integrations, for those who watch: written by triggers, on the database's clock, and kept when the
-integration is gone. `transaction_id` is the writing transaction's, with PostgreSQL only; see `events.py`."""
+"""The change log, written by triggers on `integrations` and `webhook_events`, on the database's clock. Rows outlive
+their integration. `transaction_id` is the writing transaction on PostgreSQL, else NULL. `kind` is an `EventKind`, or
+`internal` for a change that only caches need."""
 
 audit_chains = Table(
     "audit_chains",

@@ -9,7 +9,7 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.tables import (
     authorization_attempts,
     health_checks,
-    integration_events,
+    integration_changes,
     integrations,
     revocations,
 )
@@ -30,5 +30,5 @@ async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
 
 async def wipe(database_url: str) -> None:
     """Remove everything but the keys."""
-    tables = (authorization_attempts, health_checks, integrations, revocations, integration_events)
+    tables = (authorization_attempts, health_checks, integrations, revocations, integration_changes)
     await execute(database_url, *map(delete, tables))

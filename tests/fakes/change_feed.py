@@ -1,24 +1,43 @@
-"""Changes that a test makes up."""
+"""A change feed whose changes a test records itself."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import IntegrationId
-from integration_server.service.integrations.ports import ChangeBatch, ChangeCursor
+from integration_server.service.events.ports import ChangeBatch, ChangeCursor, ChangeRange, EventFilter, LoggedEvent
+from tests.fakes.clock import NOON
 
 
 class FakeChangeFeed:
-    """`ChangeFeed` in a list; a place is an index. While `away`, nobody is told anything."""
+    """A `ChangeFeed` without events. A change's index is its position."""
 
     def __init__(self) -> None:
-        self.count_changes: list[IntegrationId] = []
-        self.away = False
+        self.changed_ids: list[IntegrationId] = []
+        self.polls = 0
+        self.is_unavailable = False
+        self.notified = asyncio.Event()
 
-    def record_change(self, integration_id: int) -> None:
-        """A change of this integration."""
-        self.count_changes.append(IntegrationId(integration_id))
+    async def wait_for_change(self, timeout: timedelta) -> None:
+        """Wait for `notified`, however long."""
+        await self.notified.wait()
 
-    async def since(self, cursor: ChangeCursor | None) -> ChangeBatch:
-        """All from the place on."""
-        if self.away:
+    async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
+        """The changes after the cursor."""
+        self.polls += 1
+        self.notified.clear()
+        if self.is_unavailable:
             raise StoreUnavailable
-        begin = len(self.count_changes) if cursor is None else int(cursor)
-        return ChangeBatch(ChangeCursor(str(len(self.count_changes))), frozenset(self.count_changes[begin:]))
+        after = ChangeCursor(len(self.changed_ids))
+        return ChangeBatch(after, NOON, None if cursor is None else frozenset(self.changed_ids[cursor.end :]))
+
+    async def read_events(
+        self, positions: ChangeRange, after: int, event_filter: EventFilter, limit: int
+    ) -> Sequence[LoggedEvent]:
+        """None."""
+        return ()
+
+    async def prune(self, retention: timedelta) -> int:
+        """Nothing."""
+        return 0

@@ -30,6 +30,7 @@ class InMemoryDatabase(Database):
 
     def __init__(self, clock: Clock) -> None:
         self.is_unavailable = False
+        self.change_notified = asyncio.Event()
         self._connection = _engine().connect()
         raw = cast("sqlite3.Connection", self._connection.connection.driver_connection)
         raw.isolation_level = None
@@ -47,6 +48,9 @@ class InMemoryDatabase(Database):
             yield cast("AsyncConnection", _SynchronousConnection(self._connection))
 
     read_connection = write_transaction = write_statement = monitor_connection = _transaction
+
+    async def data_version(self, connection: AsyncConnection) -> None:
+        """None: SQLite's version says nothing about commits of the same connection, which is the only one here."""
 
     async def close(self) -> None:
         """Discard the database."""

@@ -30,7 +30,7 @@ from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.tables import (
     authorization_attempts,
     health_checks,
-    integration_events,
+    integration_changes,
     integrations,
     revocations,
 )
@@ -136,10 +136,11 @@ class FakeSystem:
         self.due_work = self.stores.due_work
         self.endpoints = self.stores.endpoints
         self.inbox = self.stores.inbox
-        self.log = self.stores.events
+        self.change_feed = self.stores.change_feed
         service = self.another_process()
         self.use_cases = service.use_cases
         self.refresher = service.refresher
+        self.change_reader = service.reader
         self.credentials = self.use_cases.credentials
         self.revocation_service = self.use_cases.revocation_service
         self.oauth_connection = self.use_cases.oauth_connection
@@ -242,7 +243,7 @@ class FakeSystem:
 
     def event_rows(self) -> Sequence[Row[Any]]:
         """All recorded events, oldest first."""
-        return self.database.rows(select(integration_events).order_by(integration_events.c.event_number))
+        return self.database.rows(select(integration_changes).order_by(integration_changes.c.change_id))
 
     async def tokens(self, integration_id: int) -> OAuthTokens:
         """The decrypted tokens of an integration."""

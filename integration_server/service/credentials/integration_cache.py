@@ -1,36 +1,28 @@
-"""Integrations remembered for seconds, sealed as they are stored, so that most backends need not wait for the database.
+"""A cache of integrations with their encrypted credentials, so that most calls need no database.
 
-What is remembered is served only while the last look at the changes is recent. That bounds how long a replica serves
-what another one has changed or disconnected (`MAX_STALENESS`), and means that nothing is served from here while the
-database
-cannot be asked.
+The cache serves only while the change feed is up to date. This bounds how long a replica serves what another one has
+changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 
 from cachetools import TTLCache
 
 from integration_server.domain.integration import IntegrationId, UserId
-from integration_server.service.integrations.ports import ChangeCursor, ChangeFeed, IntegrationLookup, StoredIntegration
+from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 
 MAX_STALENESS = timedelta(seconds=0.8)
-"""How long after a change an integration may still be served as it was; within a second with the way to the caller."""
+"""How long after a change the old state may be served: within a second, with the time that a response takes."""
 
-POLL_INTERVAL = timedelta(seconds=0.25)
-"""How often to look at the changes: so that one slow look does not end the serving."""
-
-_TTL = timedelta(seconds=5)
-"""Notices are kept for longer (`PRUNE_INTERVAL`), so that none is pruned unseen while it matters to somebody."""
-
-PRUNE_INTERVAL = timedelta(seconds=30)
+_TTL = timedelta(seconds=5)  # what a change that the feed misses can cost
 
 
 class RaceSafeCache:
-    """The integrations that were read last, at most `size` of them.
+    """The integrations that were used last, at most `size` of them; a `ChangeListener`.
 
-    A reading may be overtaken by a change, and end after that is known. So whoever reads says so beforehand, and what
-    was read is kept only if nothing was heard of the integration meanwhile.
+    A change may become known while a read is under way that does not contain it. A read is therefore announced, and
+    cached only if no change of the integration became known meanwhile.
     """
 
     def __init__(self, size: int, monotonic: Callable[[], float]) -> None:
@@ -38,18 +30,20 @@ class RaceSafeCache:
             size, _TTL.total_seconds(), timer=monotonic
         )
         self._pending_reads: dict[IntegrationId, object] = {}
+        self._monotonic = monotonic
+        self._fresh_until = monotonic()
 
     def get(self, integration_id: IntegrationId) -> StoredIntegration | None:
-        """What is remembered of it."""
-        return self._entries.get(integration_id)
+        """The cached integration; None if there is none, or the feed is not up to date."""
+        return self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
 
     def begin_read(self, integration_id: IntegrationId) -> object:
-        """To be told before reading; a later reading of the same integration takes its place."""
+        """Announce a read of the store; returns its token. A later read of the same integration replaces it."""
         read_token = self._pending_reads[integration_id] = object()
         return read_token
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
-        """Keep what was found, unless it may have changed since the reading began."""
+        """Cache the result of a read, unless the integration changed since the read began."""
         if self._pending_reads.get(integration_id) is not read_token:
             return
         del self._pending_reads[integration_id]
@@ -57,36 +51,30 @@ class RaceSafeCache:
             self._entries[integration_id] = found
 
     def invalidate(self, integration_id: IntegrationId) -> None:
-        """It has changed: what is known of it, or is being read, does not count."""
+        """Drop an integration that changed, and any read of it."""
         self._entries.pop(integration_id, None)
         self._pending_reads.pop(integration_id, None)
 
-    def invalidate_all(self) -> None:
-        """Anything may have changed."""
-        self._entries.clear()
-        self._pending_reads.clear()
+    def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
+        """Drop the integrations that changed (None: all), and serve until `MAX_STALENESS` after the poll."""
+        if integration_ids is None:
+            self._entries.clear()
+            self._pending_reads.clear()
+        for integration_id in integration_ids or ():
+            self.invalidate(integration_id)
+        self._fresh_until = poll_time + MAX_STALENESS.total_seconds()
 
 
 class CachedLookup:
-    """An `IntegrationLookup` over another, that remembers, and follows the changes."""
+    """An `IntegrationLookup` that asks the cache before the store."""
 
-    def __init__(
-        self,
-        cache: RaceSafeCache,
-        integrations: IntegrationLookup,
-        change_feed: ChangeFeed,
-        monotonic: Callable[[], float],
-    ) -> None:
+    def __init__(self, cache: RaceSafeCache, integrations: IntegrationLookup) -> None:
         self._cache = cache
         self._integrations = integrations
-        self._change_feed = change_feed
-        self._monotonic = monotonic
-        self._cursor: ChangeCursor | None = None
-        self._fresh_until = monotonic()
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-        if self._monotonic() < self._fresh_until and (cached := self._cache.get(integration_id)) is not None:
+        if (cached := self._cache.get(integration_id)) is not None:
             return cached if cached.integration.user_id == user_id else None
         read_token, found = self._cache.begin_read(integration_id), None
         try:
@@ -95,18 +83,7 @@ class CachedLookup:
             self._cache.end_read(integration_id, read_token, found if _is_usable(found) else None)
         return found
 
-    async def poll(self) -> None:
-        """Look at the changes once, and forget what they are about. To be called every `POLL_INTERVAL`."""
-        start = self._monotonic()
-        batch = await self._change_feed.since(self._cursor)
-        if self._cursor is None:
-            self._cache.invalidate_all()  # nobody told what changed before
-        for integration_id in batch.integration_ids:
-            self._cache.invalidate(integration_id)
-        self._cursor = batch.cursor
-        self._fresh_until = start + MAX_STALENESS.total_seconds()
-
 
 def _is_usable(found: StoredIntegration | None) -> bool:
-    """Others are not remembered: whoever has just connected, or switched one on, should not be told that it is off."""
+    """Whether to cache it. Others are not: an integration that was just connected or activated works at once."""
     return found is not None and found.integration.is_usable

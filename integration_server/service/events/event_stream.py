@@ -1,14 +1,11 @@
-"""Telling what happens to integrations to everybody who watches, each from its own place and at its own pace.
+"""The event stream: sends the events of integrations to each watcher, from its cursor and at its own pace.
 
-One look at the log serves all streams of a process: what is new is handed to them from memory. A stream that is behind
-reads the log by itself, a page at a time, until it has caught up. So a slow one holds nobody up, loses nothing, and
-costs no more memory than a quick one.
+A stream that keeps up is served from the buffer that all streams share. A stream that is behind reads the log itself, a
+page at a time. A slow watcher therefore delays no other, loses nothing, and costs no more memory than a fast one.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,139 +15,76 @@ from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.integration import UserId
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
-from integration_server.service.events.ports import EventBatch, EventFilter, EventLog, LoggedEvent
+from integration_server.service.events.change_feed_reader import ChangeFeedReader
+from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
 from integration_server.service.provider_port import Providers
 
-POLL_INTERVAL = timedelta(seconds=0.25)
-"""How often the log is looked at while anybody watches."""
-
-_HEARTBEAT = timedelta(seconds=15)  # so that a cursor does not grow old where little happens
-_PAGE = 500  # events, of some hundred bytes each
-_MAX_BATCHES = 8  # kept for streams that are a little behind
-_PRUNE_MARGIN = timedelta(hours=1)  # than a cursor ends: an event's time is from before its transaction's end
+_PAGE_SIZE = 500  # events, of some hundred bytes each
+_PRUNE_MARGIN = timedelta(
+    hours=1
+)  # the longest transaction whose events no cursor misses: their time is before its end
 
 
 @dataclass(frozen=True, slots=True)
 class StreamItem:
-    """What a stream says: an event, or that there is none, and where to go on after it."""
+    """An event, or a heartbeat if None, with the cursor that resumes after it."""
 
     cursor: str
     event: IntegrationEvent | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _StreamPosition:
-    """How far a stream is: all before `batch` is told, and of `batch` all up to the number `after`."""
-
-    batch: EventBatch
-    after: int
-
-    @classmethod
-    def at(cls, high_water_mark: int) -> "_StreamPosition":
-        """Where all is told up to the end of a batch."""
-        return cls(EventBatch(high_water_mark, high_water_mark), 0)
-
-    @property
-    def is_between_batches(self) -> bool:
-        return self.batch.low == self.batch.high
-
-
-@dataclass(frozen=True, slots=True)
 class _Cursor:
-    """The content of a cursor. Nothing that is as new as `time` is before its place."""
+    """The content of a cursor: everything below `positions` is sent, and of it the numbers up to `after`.
 
-    position: _StreamPosition
+    `time` is the age of the cursor: events after it are newer, except those of long transactions.
+    """
+
+    positions: ChangeRange
+    after: int
     time: datetime
 
+    @classmethod
+    def at(cls, horizon: int, time: datetime) -> "_Cursor":
+        """Everything below `horizon` is sent."""
+        return cls(ChangeRange(horizon, horizon), 0, time)
 
-@dataclass(frozen=True, slots=True)
-class _BufferedBatch:
-    """A batch with all its events, in memory."""
-
-    batch: EventBatch
-    events: Sequence[LoggedEvent]
-
-
-class EventBroadcaster:
-    """The log's newest part, as the one reader of this process sees it."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-        self._buffered: deque[_BufferedBatch] = deque(maxlen=_MAX_BATCHES)
-        self._subscribers = 0
-        self.high_water_mark: int | None = None
-        self.time: datetime | None = None
-        self.changed = asyncio.Event()
-
-    @contextmanager
-    def subscribed(self) -> Iterator[None]:
-        """The reader reads while somebody is within."""
-        self._subscribers += 1
-        try:
-            yield
-        finally:
-            self._subscribers -= 1
-
-    async def poll(self) -> None:
-        """Look at the log once, and wake everybody if there is something new."""
-        if not self._subscribers:
-            return
-        if self.high_water_mark is None:
-            self.high_water_mark, self.time = await self._log.high_water_mark()
-            self.wake()
-            return
-        read_page = await self._log.read_page(self.high_water_mark, _PAGE + 1)
-        self.time = read_page.time
-        if not read_page.events:
-            return  # the next batch begins where this one did
-        if len(read_page.events) <= _PAGE:
-            self._buffered.append(_BufferedBatch(read_page.batch, read_page.events))
-        self.high_water_mark = read_page.batch.high
-        self.wake()
-
-    def batch_from(self, low: int) -> _BufferedBatch | None:
-        """The batch that begins there, if it is in memory."""
-        return next((buffered for buffered in self._buffered if buffered.batch.low == low), None)
-
-    def wake(self) -> None:
-        """Have everybody look again."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+    @property
+    def is_at_horizon(self) -> bool:
+        return self.positions.low == self.positions.high
 
 
 class EventStream:
-    """Streams of events. They are kept for `retention`, after which a cursor is too old."""
+    """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`."""
 
     def __init__(
         self,
-        log: EventLog,
+        feed: ChangeFeed,
+        reader: ChangeFeedReader,
         providers: Providers,
         aead: Aead,
         *,
         retention: timedelta,
-        heartbeat: timedelta = _HEARTBEAT,
+        heartbeat: timedelta,
     ) -> None:
-        self._log = log
+        self._feed = feed
+        self._reader = reader
+        self._buffer = reader.events
         self._providers = providers
         self._cursors = EncryptedTokens(aead, "event-cursor", _Cursor)
         self._retention = retention
         self._heartbeat = heartbeat.total_seconds()
-        self._broadcaster = EventBroadcaster(log)
         self._stopping = False
 
-    async def poll(self) -> None:
-        """Look at the log once. To be called every `POLL_INTERVAL`."""
-        await self._broadcaster.poll()
-
     async def prune(self) -> None:
-        """Forget events that no cursor can come before any more."""
-        while await self._log.prune(self._retention + _PRUNE_MARGIN):
+        """Delete the changes that no valid cursor precedes."""
+        while await self._feed.prune(self._retention + _PRUNE_MARGIN):
             pass
 
     def drain(self) -> None:
-        """End all streams: the server is about to stop."""
+        """End all streams with `ServerStopping`."""
         self._stopping = True
-        self._broadcaster.wake()
+        self._buffer.wake()
 
     async def watch(
         self,
@@ -159,85 +93,76 @@ class EventStream:
         cursor: str,
         allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
     ) -> AsyncGenerator[StreamItem]:
-        """Events from the cursor on, or from now on if it is empty, until the caller has enough or the server stops.
+        """Events after the cursor, or from now on if it is empty, until the caller stops or the server drains.
 
-        An empty type means all within reach. Raises `CursorExpired` or `ServerStopping`.
+        An empty type means all allowed types. Raises `CursorExpired`, `ServerStopping` or `StoreUnavailable`.
         """
         if integration_type:
-            integration_type = self._providers.get(integration_type).integration_type  # where it went by an alias
+            integration_type = self._providers.get(integration_type).integration_type  # resolves an alias
         types = frozenset({integration_type}) if integration_type else allowed_types.integration_types
         event_filter = EventFilter(user_id, types)
-        with self._broadcaster.subscribed():
+        with self._reader.subscribed():
             at = await self._begin(cursor)
             yield StreamItem(await self._cursors.make(at))
             heartbeat_at = self._next_heartbeat()
-            events: Sequence[LoggedEvent]
             while not self._stopping:
-                changed = self._broadcaster.changed  # before looking: what comes meanwhile wakes us
-                if (buffered := self._next_in_memory(at.position)) is not None:
-                    batch, events = buffered.batch, [one for one in buffered.events if event_filter.matches(one.event)]
-                    next_at = _Cursor(_StreamPosition.at(batch.high), _newest(buffered.events))
-                elif (next_batch := self._next_in_log(at.position)) is not None:
-                    batch, events = next_batch, await self._log.read(next_batch, at.position.after, event_filter, _PAGE)
-                    next_at = _after_page(at, batch, events)
-                elif await _is_set(changed, heartbeat_at):
-                    continue
-                else:
-                    at = _Cursor(at.position, max(at.time, self._broadcaster.time or at.time))
+                changed = self._buffer.changed  # before reading: a later change wakes the stream
+                if (page := await self._next_page(at, event_filter)) is None:
+                    if await _is_set(changed, heartbeat_at):
+                        continue
+                    at = _Cursor(at.positions, at.after, max(at.time, self._buffer.time or at.time))
                     yield StreamItem(await self._cursors.make(at))
                     heartbeat_at = self._next_heartbeat()
                     continue
+                positions, events, next_at = page
                 for logged in events:
-                    yield await self._item(batch, logged)
+                    after_event = _Cursor(positions, logged.number, logged.event.event_time)
+                    yield StreamItem(await self._cursors.make(after_event), logged.event)
                     heartbeat_at = self._next_heartbeat()
                 at = next_at
         raise ServerStopping
 
-    def _next_heartbeat(self) -> float:
-        return asyncio.get_running_loop().time() + self._heartbeat
-
     async def _begin(self, cursor: str) -> _Cursor:
-        high_water_mark, now = await self._log.high_water_mark()
+        batch = await self._reader.poll()
         if not cursor:
-            return _Cursor(_StreamPosition.at(high_water_mark), now)
+            return _Cursor.at(self._buffer.horizon or 0, batch.time)
         given = await self._cursors.read(cursor)
         if given is None:
             raise InvalidField("cursor", "was not made here")
-        # One from before the database was put back, or from another, speaks of what is yet to come.
-        if given.time < now - self._retention or given.position.batch.high > high_water_mark:
+        # A cursor of another database, or from before this one was restored, may be beyond the end.
+        if given.time < batch.time - self._retention or given.positions.high > batch.cursor.end:
             raise CursorExpired
         return given
 
-    def _next_in_memory(self, position: _StreamPosition) -> _BufferedBatch | None:
-        return self._broadcaster.batch_from(position.batch.high) if position.is_between_batches else None
+    async def _next_page(
+        self, at: _Cursor, event_filter: EventFilter
+    ) -> tuple[ChangeRange, Sequence[LoggedEvent], _Cursor] | None:
+        """The range after the cursor, the first of its events, and the cursor after them. None: nothing is new."""
+        if at.is_at_horizon:
+            low = at.positions.high
+            if (buffered := self._buffer.range_from(low)) is not None:
+                events = [logged for logged in buffered.events if event_filter.matches(logged.event)]
+                next_at = _Cursor.at(buffered.positions.high, _newest(buffered.events, at.time))
+                return buffered.positions, events, next_at
+            if self._buffer.horizon is None or self._buffer.horizon <= low:
+                return None
+            positions = ChangeRange(low, self._buffer.horizon)
+        else:
+            positions = at.positions
+        page = await self._feed.read_events(positions, at.after, event_filter, _PAGE_SIZE)
+        time = _newest(page, at.time)
+        if len(page) == _PAGE_SIZE:
+            return positions, page, _Cursor(positions, page[-1].number, time)
+        return positions, page, _Cursor.at(positions.high, time)
 
-    def _next_in_log(self, position: _StreamPosition) -> EventBatch | None:
-        """What to read now; None where that is nothing."""
-        if not position.is_between_batches:
-            return position.batch
-        high_water_mark = self._broadcaster.high_water_mark
-        return (
-            EventBatch(position.batch.high, high_water_mark)
-            if high_water_mark is not None and high_water_mark > position.batch.high
-            else None
-        )
-
-    async def _item(self, batch: EventBatch, logged: LoggedEvent) -> StreamItem:
-        cursor = _Cursor(_StreamPosition(batch, logged.number), logged.event.event_time)
-        return StreamItem(await self._cursors.make(cursor), logged.event)
-
-
-def _after_page(at: _Cursor, batch: EventBatch, events: Sequence[LoggedEvent]) -> _Cursor:
-    time = _newest(events) if events else at.time
-    if len(events) == _PAGE:
-        return _Cursor(_StreamPosition(batch, events[-1].number), time)
-    return _Cursor(_StreamPosition.at(batch.high), time)
+    def _next_heartbeat(self) -> float:
+        return asyncio.get_running_loop().time() + self._heartbeat
 
 
 async def _is_set(changed: asyncio.Event, until: float) -> bool:
-    """Wait for something new. False if there is nothing by then, on the loop's clock."""
+    """Wait for `changed`; False at the time `until`, in seconds of the loop."""
     if asyncio.get_running_loop().time() >= until:
-        return False  # even if there is: others' events must not keep a heartbeat back
+        return False  # even if it is set: other watchers' events must not delay a heartbeat
     try:
         async with asyncio.timeout_at(until):
             await changed.wait()
@@ -246,5 +171,5 @@ async def _is_set(changed: asyncio.Event, until: float) -> bool:
     return True
 
 
-def _newest(events: Sequence[LoggedEvent]) -> datetime:
-    return max(logged.event.event_time for logged in events)
+def _newest(events: Sequence[LoggedEvent], default: datetime) -> datetime:
+    return max((logged.event.event_time for logged in events), default=default)

@@ -1,76 +1,105 @@
-"""The record of what happened to integrations, and who did it."""
+"""The change feed, its consumer outside this package, and the audit log."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.events import IntegrationEvent
-from integration_server.domain.integration import UserId
+from integration_server.domain.integration import IntegrationId, UserId
 
 
 @dataclass(frozen=True, slots=True)
-class EventBatch:
-    """What became visible between two looks: numbers that mean something to the store only. `low` belongs to it,
-    `high` does not; it is that of the next batch."""
+class LoggedEvent:
+    """An event in the change log. `position` is compared with horizons; `number` orders events between two horizons."""
+
+    number: int
+    position: int
+    event: IntegrationEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeCursor:
+    """How far a reader has read: everything below `end`, except the `missing` positions, each with the time at which it
+    was first missed. Rows at these may still become visible."""
+
+    end: int
+    missing: Mapping[int, datetime] = field(default_factory=dict)
+    data_version: Any = None
+
+    @property
+    def horizon(self) -> int:
+        """The position below which no row can become visible any more."""
+        return min(self.missing, default=self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeBatch:
+    """The result of a poll: the cursor for the next poll, the store's time, the integrations of which a cache must drop
+    what it has, and the events, in any order.
+
+    `changed_ids` is None, and `events` empty, if the changes are unknown: in a first poll, and when they are too many.
+    """
+
+    cursor: ChangeCursor
+    time: datetime
+    changed_ids: frozenset[IntegrationId] | None = None
+    events: Sequence[LoggedEvent] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRange:
+    """Positions between two horizons, `low` included, `high` excluded. Its changes are final."""
 
     low: int
     high: int
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedEvent:
-    """An event and its number, by which the events of a batch are ordered."""
-
-    number: int
-    event: IntegrationEvent
-
-
-@dataclass(frozen=True, slots=True)
-class EventPage:
-    """A batch that ends now, with the first of its events, and the store's own time."""
-
-    batch: EventBatch
-    time: datetime
-    events: Sequence[LoggedEvent]
-
-
-@dataclass(frozen=True, slots=True)
 class EventFilter:
-    """Whose events, and of which types; None means all."""
+    """The user and the integration types whose events are wanted; None means all."""
 
     user_id: UserId | None = None
     integration_types: frozenset[str] | None = None
 
     def matches(self, event: IntegrationEvent) -> bool:
-        """Whether an event is among them."""
+        """Whether the event is wanted."""
         return self.user_id in {None, event.user_id} and (
             self.integration_types is None or event.integration_type in self.integration_types
         )
 
 
-class EventLog(Protocol):
-    """What happened to integrations, in the order in which it became visible; kept for some time.
+class ChangeFeed(Protocol):
+    """The log of changes that all replicas make to integrations, kept for some time."""
 
-    A batch that was ended by a look never changes afterwards, and nothing appears before its end.
-    """
+    async def wait_for_change(self, timeout: timedelta) -> None:
+        """Return when the store notifies of a change, at the latest after `timeout`. A notification may be lost."""
 
-    async def high_water_mark(self) -> tuple[int, datetime]:
-        """Where a batch that ends now has its end, and the store's own time."""
+    async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
+        """The changes that became visible since the poll that returned `cursor`, each once, at most `limit`.
 
-    async def read_page(self, low: int, limit: int) -> EventPage:
-        """The batch from there up to now, for the one who looks all the time."""
+        None as cursor begins at the end of the log. Raises `StoreUnavailable`.
+        """
 
-    async def read(self, batch: EventBatch, after: int, event_filter: EventFilter, limit: int) -> Sequence[LoggedEvent]:
-        """Events of a batch with a number above `after`."""
+    async def read_events(
+        self, positions: ChangeRange, after: int, event_filter: EventFilter, limit: int
+    ) -> Sequence[LoggedEvent]:
+        """The events of a range with a number above `after`, in the order of their numbers."""
 
     async def prune(self, retention: timedelta) -> int:
-        """Forget some of what is older, on the store's own clock; how much it was. 0: nothing is left."""
+        """Delete some of the changes that are older, on the store's clock; returns how many. 0: none is left."""
+
+
+class ChangeListener(Protocol):
+    """A cache that the reader of the feed keeps up to date."""
+
+    def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
+        """These integrations changed (None: any may have), and no other until `poll_time`, in monotonic seconds."""
 
 
 class AuditLog(Protocol):
-    """Where the audit trail is kept: only ever added to."""
+    """The append-only store of the audit trail."""
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Keep entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""
+        """Store entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NewType, Protocol
+from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
@@ -70,25 +70,6 @@ class IntegrationLookup(Protocol):
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-
-
-ChangeCursor = NewType("ChangeCursor", str)
-"""How far somebody has looked at the changes. Means something to the store only."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeBatch:
-    """Which integrations changed, or are gone, and from where to look the next time."""
-
-    cursor: ChangeCursor
-    integration_ids: frozenset[IntegrationId]
-
-
-class ChangeFeed(Protocol):
-    """What all processes and replicas changed of what a backend is given for an integration."""
-
-    async def since(self, cursor: ChangeCursor | None) -> ChangeBatch:
-        """What became visible since `cursor` was got, and perhaps a little more; with None, only where to begin."""
 
 
 class IntegrationStore(Protocol):

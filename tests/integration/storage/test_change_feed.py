@@ -1,28 +1,45 @@
-"""Every change of what a backend is given is noted, in the transaction that makes it, and seen by all who look."""
+"""The change feed: triggers record each change in its transaction, and a reader reads each once, in commit order."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import delete, insert, select, text, update
 
-from integration_server.domain.integration import Failure, Integration, IntegrationId
+from integration_server.domain.events import EventKind, IntegrationEvent
+from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.ports import JobKind
-from integration_server.service.integrations.ports import ChangeCursor
+from integration_server.service.events.change_feed_reader import ChangeFeedReader
+from integration_server.service.events.ports import (
+    ChangeBatch,
+    ChangeCursor,
+    ChangeRange,
+    EventFilter,
+    LoggedEvent,
+)
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
+from integration_server.storage.change_ordering import (
+    ChangeOrdering,
+    SequenceOrdering,
+    SnapshotOrdering,
+    distributed_ordering,
+)
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
-from integration_server.storage.integrations import SqlIntegrations
+from integration_server.storage.integrations import SqlIntegrations, integration_of
 from integration_server.storage.tables import integration_changes, integrations
 from tests.contracts.store_contract import (
     ANN,
     FAILURE,
     LATER,
-    NOW,
     account,
     check_of,
     connected,
@@ -32,35 +49,53 @@ from tests.contracts.store_contract import (
     pending,
 )
 
+ALL = EventFilter()
+MANY = 10_000
+
 Write = Callable[[SqlIntegrations, Integration], Awaitable[object]]
 
 CHANGES: dict[str, Write] = {
     "refreshed": lambda store, it: store.commit_refresh(it, new_credentials(b"newer"), LATER),
-    "connected again": lambda store, it: store.commit_connection(it, account(None), new_credentials(), LATER),
-    "switched off": lambda store, it: store.update(it.integration_id, ANN, LATER, is_active=False),
-    "lost its grant": lambda store, it: store.record_failure(it, FAILURE, reauthorization_required=True),
+    "reconnected": lambda store, it: store.commit_connection(it, account(None), new_credentials(), LATER),
+    "deactivated": lambda store, it: store.update(it.integration_id, ANN, LATER, is_active=False),
+    "reauthorization required": lambda store, it: store.record_failure(it, FAILURE, reauthorization_required=True),
     "disconnected": lambda store, it: store.remove(it.integration_id, ANN),
 }
 
-IRRELEVANT_WRITES: dict[str, Write] = {
-    "renamed": lambda store, it: store.update(it.integration_id, ANN, LATER, name="other"),
-    "failed in passing": lambda store, it: store.record_failure(it, Failure("X", NOW, "x"), retry_time=LATER),
-    "found": lambda store, it: store.find(it.integration_id, ANN),
-}
+
+class Poller:
+    """A reader of the feed that keeps its cursor."""
+
+    def __init__(self, database: Database, ordering: ChangeOrdering | None = None) -> None:
+        self._feed = SqlChangeFeed(database, ordering)
+        self.cursor: ChangeCursor | None = None
+
+    async def poll(self) -> ChangeBatch:
+        """The next batch."""
+        batch = await self._feed.poll(self.cursor, MANY)
+        self.cursor = batch.cursor
+        return batch
+
+    async def changed_ids(self) -> Collection[IntegrationId]:
+        """The integrations that changed since the last poll."""
+        return (await self.poll()).changed_ids or frozenset()
+
+    async def events(self) -> list[IntegrationEvent]:
+        """The events since the last poll, in order."""
+        batch = await self.poll()
+        return [logged.event for logged in sorted(batch.events, key=lambda logged: logged.number)]
 
 
-class ChangeReader:
-    """Somebody who looks at the changes again and again."""
+async def read_log(database: Database) -> list[LoggedEvent]:
+    """All events up to the horizon, in order."""
+    feed = SqlChangeFeed(database)
+    horizon = (await feed.poll(None, MANY)).cursor.horizon
+    return list(await feed.read_events(ChangeRange(0, horizon), 0, ALL, MANY))
 
-    def __init__(self, database: Database) -> None:
-        self._changes = SqlChangeFeed(database)
-        self._cursor: ChangeCursor | None = None
 
-    async def poll(self) -> set[IntegrationId]:
-        """What they are told."""
-        change_batch = await self._changes.since(self._cursor)
-        self._cursor = change_batch.cursor
-        return set(change_batch.integration_ids)
+def set_values(integration: Integration, **values: Any) -> Any:
+    """A statement that changes one integration."""
+    return update(integrations).where(integrations.c.integration_id == integration.integration_id).values(values)
 
 
 @pytest.fixture
@@ -69,192 +104,396 @@ def store(database: Database) -> SqlIntegrations:
 
 
 @pytest.fixture
-async def change_reader(database_url: str) -> AsyncIterator[ChangeReader]:
-    """In another process, as it were, since before anything happened."""
+async def poller(database_url: str) -> AsyncIterator[Poller]:
+    """A reader in another process, since before the first change."""
     async with open_database(database_url) as other:
-        change_reader = ChangeReader(other)
-        assert await change_reader.poll() == set()
-        yield change_reader
+        poller = Poller(other)
+        await poller.poll()
+        yield poller
 
 
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-async def test_a_change_reaches_other_processes_and_the_local_callback(
-    database: Database, change_reader: ChangeReader, change: Write
-) -> None:
-    reported: list[IntegrationId] = []
-    store = SqlIntegrations(database, reported.append)
-    integration, _bystander = await connected(store), await connected(store)
-    await change_reader.poll()
-    reported.clear()
-    await change(store, integration)
-    assert reported == [integration.integration_id]
-    assert await change_reader.poll() == {integration.integration_id}
-    await connected(store)  # the place moves on; what was told is not told for ever
-    await change_reader.poll()
-    assert await change_reader.poll() == set()
+class TestTriggers:
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    async def test_a_change_reaches_other_processes_and_the_local_callback(
+        self, database: Database, poller: Poller, change: Write
+    ) -> None:
+        reported: list[IntegrationId] = []
+        store = SqlIntegrations(database, reported.append)
+        integration, _other = await connected(store), await connected(store)
+        await poller.poll()
+        reported.clear()
+        await change(store, integration)
+        assert reported == [integration.integration_id]
+        assert await poller.changed_ids() == {integration.integration_id}
+        assert await poller.changed_ids() == frozenset()
 
-
-@pytest.mark.parametrize("write", IRRELEVANT_WRITES.values(), ids=IRRELEVANT_WRITES)
-async def test_what_matters_to_no_backend_is_not_noted(
-    store: SqlIntegrations, change_reader: ChangeReader, write: Write
-) -> None:
-    integration = await connected(store)
-    await change_reader.poll()
-    await write(store, integration)
-    assert await change_reader.poll() == set()
-
-
-async def test_checks_and_claims_are_not_in_the_feed(database: Database) -> None:
-    store, change_reader = SqlIntegrations(database), ChangeReader(database)
-    integration = await connected(store)
-    await change_reader.poll()
-    for check in (check_of(integration), failed_check_of(integration)):
-        await SqlHealthHistory(database).record(check, NOW)
-    assert await SqlDueWork(database).claim(JobKind.CHECK, integration.integration_type, NOW, LATER, 1)
-    assert await change_reader.poll() == set()
-
-
-async def test_a_change_of_nothing_is_not_noted(store: SqlIntegrations, change_reader: ChangeReader) -> None:
-    integration = await connected(store)
-    await change_reader.poll()
-    await store.update(integration.integration_id, ANN, LATER, is_active=True)
-    await store.remove(IntegrationId(integration.integration_id + 1), ANN)
-    assert await change_reader.poll() == set()
-
-
-async def test_pending_ones_that_go_are_noted_too(
-    database: Database, store: SqlIntegrations, change_reader: ChangeReader
-) -> None:
-    gone = await pending(store, SqlAuthorizationAttempts(database))
-    await SqlAuthorizationAttempts(database).remove_expired(new_attempt().expire_time + timedelta(days=1))
-    assert await change_reader.poll() == {gone.integration_id}
-
-
-async def test_changes_by_other_sql_clients_are_in_the_feed(
-    database: Database, store: SqlIntegrations, change_reader: ChangeReader
-) -> None:
-    integration = await connected(store)
-    await change_reader.poll()
-    async with database.write_transaction() as connection:
-        await connection.execute(update(integrations).values(encrypted_credentials=b"flipped"))
-    assert await change_reader.poll() == {integration.integration_id}
-
-
-async def test_rolled_back_changes_are_not_recorded(
-    database: Database, store: SqlIntegrations, change_reader: ChangeReader
-) -> None:
-    await connected(store)
-    await change_reader.poll()
-    with suppress(ZeroDivisionError):
+    async def test_reencryption_invalidates_caches_and_is_no_event(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        integration = await connected(store)
+        await poller.poll()
         async with database.write_transaction() as connection:
+            await connection.execute(update(integrations).values(encrypted_credentials=b"re-encrypted"))
+        batch = await poller.poll()
+        assert (list(batch.changed_ids or ()), list(batch.events)) == ([integration.integration_id], [])
+        assert [logged.event.kind for logged in await read_log(database)] == [EventKind.CREATED]
+
+    async def test_a_served_change_that_hides_behind_an_equal_status_is_recorded(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        integration = await connected(store)
+        await store.update(integration.integration_id, ANN, LATER, is_active=False)
+        await poller.poll()
+        async with database.write_transaction() as connection:
+            await connection.execute(update(integrations).values(reauthorization_required=True))
+        batch = await poller.poll()
+        assert (list(batch.changed_ids or ()), list(batch.events)) == ([integration.integration_id], [])
+
+    async def test_checks_and_claims_are_not_recorded(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        integration = await connected(store)
+        history = SqlHealthHistory(database)
+        for _ in range(2):
+            await history.record(failed_check_of(integration), LATER)
+        await poller.poll()
+        await history.record(failed_check_of(integration), LATER)  # the status is ERROR already
+        assert await SqlDueWork(database).claim(JobKind.CHECK, integration.integration_type, LATER, LATER, 1)
+        assert (await poller.poll()).changed_ids == frozenset()
+        await history.record(check_of(integration), LATER)
+        assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]
+
+    async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:
+        integration = await connected(store)
+        await poller.poll()
+        await store.update(integration.integration_id, ANN, LATER, is_active=True)
+        await store.remove(IntegrationId(integration.integration_id + 1), ANN)
+        assert (await poller.poll()).changed_ids == frozenset()
+
+    async def test_expired_attempts_are_recorded(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        removed = await pending(store, SqlAuthorizationAttempts(database))
+        await SqlAuthorizationAttempts(database).remove_expired(new_attempt().expire_time + timedelta(days=1))
+        assert await poller.changed_ids() == {removed.integration_id}
+
+    async def test_changes_by_other_sql_clients_are_recorded(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        await connected(store)
+        await poller.poll()
+        async with database.write_transaction() as connection:
+            await connection.execute(update(integrations).values(account_label="other"))
             await connection.execute(text("DELETE FROM integrations"))
-            raise ZeroDivisionError
-    assert await change_reader.poll() == set()
+        assert [event.kind for event in await poller.events()] == [EventKind.UPDATED, EventKind.DISCONNECTED]
+
+    async def test_rolled_back_changes_are_not_recorded(
+        self, database: Database, store: SqlIntegrations, poller: Poller
+    ) -> None:
+        integration = await connected(store)
+        await poller.poll()
+        with suppress(ZeroDivisionError):
+            async with database.write_transaction() as connection:
+                await connection.execute(text("DELETE FROM integrations"))
+                raise ZeroDivisionError
+        assert (await poller.poll()).changed_ids == frozenset()
+        await store.update(integration.integration_id, ANN, LATER, name="after")
+        assert len(await poller.events()) == 1
+
+    async def test_times_are_on_the_databases_clock(self, database: Database, store: SqlIntegrations) -> None:
+        async with database.read_connection() as connection:
+            before = await connection.scalar(select(DatabaseTime()))
+        await connected(store)
+        ((logged),) = await read_log(database)
+        batch = await SqlChangeFeed(database).poll(None, MANY)
+        assert before is not None
+        assert before <= logged.event.event_time <= batch.time
+
+    async def test_a_status_is_equal_to_the_one_of_the_domain(self, database: Database, store: SqlIntegrations) -> None:
+        """The triggers' SQL against `Integration.status`, for everything that it depends on but the time."""
+        await connected(store)
+        now = datetime.now(UTC)
+        cases = itertools.product((None, now), *[(True, False)] * 3, (None, "X"))
+        names = ("connect_time", "is_active", "reauthorization_required", "lacks_required_scope")
+        recorded_statuses = set()
+        for *flags, error in cases:
+            values = {
+                **dict(zip(names, flags, strict=True)),
+                "last_error_class": error,
+                "last_error_time": error and now,
+                "last_error_message": error,
+            }
+            async with database.write_transaction() as connection:
+                await connection.execute(update(integrations).values(connect_time=now))
+                await connection.execute(delete(integration_changes))
+                await connection.execute(update(integrations).values({**values, "version": integrations.c.version + 1}))
+                row = (await connection.execute(select(integrations))).one()
+                recorded = set(await connection.scalars(select(integration_changes.c.status_after).distinct()))
+            assert recorded == {replace(integration_of(row), access_token_expire_time=None).status(now).value}, values
+            recorded_statuses |= recorded
+        assert len(recorded_statuses) == 5
 
 
-async def test_notices_are_on_the_databases_clock(database: Database, store: SqlIntegrations) -> None:
-    integration = await connected(store)
-    async with database.write_transaction() as connection:
-        before = await connection.scalar(select(DatabaseTime()))
-        await connection.execute(text("DELETE FROM integrations"))
-        after = await connection.scalar(select(DatabaseTime()))
-        change_row = (await connection.execute(select(integration_changes))).one()
-    assert change_row.integration_id == integration.integration_id
-    assert before is not None
-    assert after is not None
-    assert before <= change_row.change_time <= after
+class TestPolling:
+    async def test_a_cursor_beyond_the_end_begins_again(self, database: Database, store: SqlIntegrations) -> None:
+        """As after a restore of an older database."""
+        feed = SqlChangeFeed(database)
+        batch = await feed.poll(ChangeCursor(10**15), MANY)
+        assert batch.changed_ids is None
+        integration = await connected(store)
+        assert [one.event.integration_id for one in (await feed.poll(batch.cursor, MANY)).events] == [
+            integration.integration_id
+        ]
+
+    async def test_sqlite_reads_the_log_only_after_a_commit(self, sqlite_url: str) -> None:
+        async with open_database(sqlite_url) as database, open_database(sqlite_url) as other:
+            poller = Poller(database)
+            for write_to in (database, other):
+                await poller.poll()
+                cursor = poller.cursor
+                await poller.poll()
+                assert poller.cursor is cursor
+                await connected(SqlIntegrations(write_to))
+                assert len(await poller.events()) == 1
+
+    @pytest.mark.postgres
+    async def test_a_commit_ends_the_wait_of_other_processes(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as database, open_database(postgres_url) as other:
+            feed = SqlChangeFeed(database)
+            await feed.poll(None, MANY)
+            for _ in range(2):
+                async with asyncio.timeout(30):
+                    waiting = asyncio.create_task(feed.wait_for_change(timedelta(seconds=60)))
+                    await connected(SqlIntegrations(other))
+                    await waiting
+                await feed.poll(None, MANY)
+                await self.close_sessions(other)  # the next connection listens, too
+                with suppress(Exception):
+                    await feed.poll(None, MANY)
+                await feed.poll(None, MANY)
+
+    async def close_sessions(self, other: Database) -> None:
+        """Close all sessions of the database but one."""
+        others = "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        async with other.read_connection() as connection:
+            await connection.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity {others}"))
+
+    async def test_without_a_commit_the_wait_ends_at_its_timeout(self, database: Database) -> None:
+        feed = SqlChangeFeed(database)
+        await feed.poll(None, MANY)
+        await feed.wait_for_change(timedelta(milliseconds=1))
+        assert not database.change_notified.is_set()
+
+
+class RereadingOrdering(SnapshotOrdering):
+    """The negative control: reads everything from the oldest transaction in progress on, with each poll."""
+
+    def advance(
+        self, cursor: ChangeCursor | None, snapshot: str, positions: Collection[int], time: datetime
+    ) -> ChangeCursor:
+        """Without the transactions that have ended."""
+        return ChangeCursor(super().advance(cursor, snapshot, positions, time).horizon)
+
+
+class HighestIdOrdering(SequenceOrdering):
+    """The negative control: goes on from the highest id that was seen, and forgets the ids that were skipped."""
+
+    def __init__(self) -> None:
+        super().__init__("SELECT coalesce(max(change_id), 0) FROM integration_changes", timedelta(0))
+
+
+ORDERINGS = pytest.mark.parametrize("ordering", [SnapshotOrdering, distributed_ordering], ids=["snapshot", "sequence"])
 
 
 @pytest.mark.postgres
-class TestLateCommits:
-    """Identity values become visible in another order than they are given."""
+class TestOverlappingTransactions:
+    """Ids and transaction ids become visible in another order than they are given."""
 
-    async def commit_two_changes_out_of_order(self, url: str, between: Callable[[], Awaitable[object]]) -> list[int]:
-        async with AsyncExitStack() as stack:
-            early, late = [await stack.enter_async_context(open_database(url)) for _ in range(2)]
+    ROWS = 20
+    POLLS = 10
+
+    async def count_rows_read_during_a_long_transaction(self, url: str, ordering: ChangeOrdering) -> int:
+        async with open_database(url) as database, open_database(url) as other:
+            ids = {(await connected(SqlIntegrations(database))).integration_id for _ in range(self.ROWS)}
+            poller = Poller(database, ordering)
+            await poller.poll()
+            await poller.poll()  # a first poll of a sequence takes the last ids for skipped
+            rows = 0
+            async with other.write_transaction() as connection:
+                await connection.execute(text("SELECT pg_current_xact_id()"))
+                for _ in range(self.POLLS):
+                    async with database.write_transaction() as writer:
+                        await writer.execute(update(integrations).values(version=integrations.c.version + 1))
+                    batch = await poller.poll()
+                    assert set(batch.changed_ids or ()) == ids
+                    rows += len(batch.events)
+            return rows
+
+    @ORDERINGS
+    async def test_a_long_transaction_delays_no_invalidation_and_repeats_no_row(
+        self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
+    ) -> None:
+        rows = await self.count_rows_read_during_a_long_transaction(postgres_url, ordering())
+        assert rows == self.ROWS * self.POLLS
+
+    async def test_from_the_oldest_transaction_on_rows_are_repeated(self, postgres_url: str) -> None:
+        """The negative control."""
+        rows = await self.count_rows_read_during_a_long_transaction(postgres_url, RereadingOrdering())
+        assert rows == self.ROWS * sum(range(self.POLLS + 1))
+
+    async def test_a_long_transaction_delays_events_and_the_log_has_them_all_afterwards(
+        self, postgres_url: str
+    ) -> None:
+        async with open_database(postgres_url) as database, open_database(postgres_url) as other:
+            reader = ChangeFeedReader(SqlChangeFeed(database), None, lambda: 0)
+            await reader.poll()
+            begin = reader.events.horizon
+            assert begin is not None
+            async with other.write_transaction() as connection:
+                await connection.execute(text("SELECT pg_current_xact_id()"))
+                rows = [await connected(SqlIntegrations(database)) for _ in range(3)]
+                await reader.poll()
+                assert reader.events.range_from(begin) is None
+            await reader.poll()
+            published = reader.events.range_from(begin)
+            assert published is not None
+            assert [one.event.integration_id for one in published.events] == [row.integration_id for row in rows]
+
+    async def commit_out_of_order(self, url: str, between: Callable[[], Awaitable[object]]) -> tuple[int, int]:
+        """Changes that commit in the reverse order of their ids, `between` before, amid and after them."""
+        async with open_database(url) as early, open_database(url) as late:
             first, second = await connected(SqlIntegrations(early)), await connected(SqlIntegrations(early))
             await between()
             async with early.write_transaction() as connection:
-                await connection.execute(
-                    update(integrations)
-                    .where(integrations.c.integration_id == first.integration_id)
-                    .values(is_active=False)
-                )
-                await SqlIntegrations(late).remove(second.integration_id, ANN)
+                await connection.execute(set_values(first, name="first"))
+                await SqlIntegrations(late).update(second.integration_id, ANN, LATER, name="second")
                 await between()
-        return [first.integration_id, second.integration_id]
+            await between()
+            await between()
+            return first.integration_id, second.integration_id
 
-    async def test_are_reported(self, postgres_url: str) -> None:
-        async with open_database(postgres_url) as database:
-            change_reader = ChangeReader(database)
-            polled: list[set[IntegrationId]] = []
+    async def poll_out_of_order(self, url: str, ordering: ChangeOrdering) -> tuple[list[ChangeBatch], tuple[int, int]]:
+        async with open_database(url) as database:
+            poller, batches = Poller(database, ordering), list[ChangeBatch]()
+            await poller.poll()
 
             async def poll() -> None:
-                polled.append(await change_reader.poll())
+                batches.append(await poller.poll())
 
-            first, second = await self.commit_two_changes_out_of_order(postgres_url, poll)
-            assert polled[-1] == {second}
-            assert first in await change_reader.poll()
+            return batches, await self.commit_out_of_order(url, poll)
 
-    async def test_would_be_missed_by_who_goes_by_the_last_one_seen(self, postgres_url: str) -> None:
-        async with open_database(postgres_url) as database:
-            last = 0
+    @ORDERINGS
+    async def test_a_late_commit_is_read_once_and_later_ids_wait_for_it(
+        self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
+    ) -> None:
+        (created, meanwhile, after, last), (first, second) = await self.poll_out_of_order(postgres_url, ordering())
+        assert len(created.events) == 2
+        assert list(meanwhile.changed_ids or ()) == [second]
+        assert meanwhile.events[0].position >= meanwhile.cursor.horizon  # not published yet
+        assert list(after.changed_ids or ()) == [first]
+        assert meanwhile.events[0].position < after.cursor.horizon
+        assert last.changed_ids == frozenset()
 
-            async def poll_above_last_id() -> set[int]:
-                nonlocal last
-                async with database.read_connection() as connection:
-                    rows = (
-                        await connection.execute(
-                            select(integration_changes).where(integration_changes.c.change_id > last)
+    async def test_from_the_highest_id_on_a_late_commit_is_missed(self, postgres_url: str) -> None:
+        """The negative control."""
+        (_, meanwhile, after, last), (_, second) = await self.poll_out_of_order(postgres_url, HighestIdOrdering())
+        assert list(meanwhile.changed_ids or ()) == [second]
+        assert (after.changed_ids, last.changed_ids) == (frozenset(), frozenset())
+
+    async def test_events_of_one_integration_are_in_commit_order(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as older, open_database(postgres_url) as younger:
+            integration = await connected(SqlIntegrations(older))
+            async with older.write_transaction() as connection:
+                await connection.execute(text("SELECT pg_current_xact_id()"))  # as one that waits for the row
+                await SqlIntegrations(younger).update(integration.integration_id, ANN, LATER, name="younger")
+                await connection.execute(set_values(integration, name="older"))
+            transactions = [logged.position for logged in await read_log(older)][1:]
+            assert transactions == sorted(transactions, reverse=True)
+            # The negative control: the order of the transactions is the wrong one.
+            assert transactions != sorted(transactions)
+
+    @ORDERINGS
+    async def test_concurrent_writers_are_published_completely(
+        self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
+    ) -> None:
+        async with open_database(postgres_url) as database, open_database(postgres_url) as other:
+            rows = [await connected(SqlIntegrations(database)) for _ in range(5)]
+            feed = SqlChangeFeed(database, ordering())
+            reader = ChangeFeedReader(feed, None, lambda: 0)
+            await reader.poll()
+            low = (await reader.poll()).cursor.end
+            published: list[IntegrationEvent] = []
+            done = asyncio.Event()
+
+            async def read() -> None:
+                nonlocal low
+                while True:
+                    is_last, batch = done.is_set(), await reader.poll()
+                    horizon = reader.events.horizon or 0
+                    if horizon > low:
+                        found = reader.events.range_from(low)
+                        events = (
+                            found.events if found else await feed.read_events(ChangeRange(low, horizon), 0, ALL, MANY)
                         )
-                    ).all()
-                last = max([last, *(row.change_id for row in rows)])
-                return {row.integration_id for row in rows}
+                        published.extend(logged.event for logged in events)
+                        low = found.positions.high if found else horizon
+                    if is_last and batch.cursor.horizon == batch.cursor.end and not reader.events.range_from(low):
+                        return
 
-            await self.commit_two_changes_out_of_order(postgres_url, poll_above_last_id)
-            assert await poll_above_last_id() == set()
+            async def write(store: SqlIntegrations, row: Integration) -> None:
+                for _ in range(10):
+                    await store.commit_refresh(row, new_credentials(), LATER)
+                    found = await store.find(row.integration_id, ANN)
+                    assert found is not None
+                    row = found.integration
 
-
-async def count_changes(database: Database) -> int:
-    """How many are kept."""
-    async with database.read_connection() as connection:
-        return await connection.scalar(select(func.count()).select_from(integration_changes)) or 0
-
-
-async def insert_change(database: Database) -> None:
-    """A notice of something."""
-    async with database.write_transaction() as connection:
-        await connection.execute(insert(integration_changes).values(integration_id=7, change_time=DatabaseTime()))
-
-
-async def test_old_notices_are_pruned_and_nobody_misses_any(database: Database, change_reader: ChangeReader) -> None:
-    changes = SqlChangeFeed(database)
-    for _ in range(3):
-        await insert_change(database)
-    await changes.prune()
-    assert await count_changes(database) == 3  # others may not have looked yet
-    await insert_change(database)
-    await changes.prune()
-    assert await count_changes(database) == 1
-    assert await change_reader.poll() == {7}
-    await insert_change(database)
-    for _ in range(2):
-        await changes.prune()
-    assert await count_changes(database) == 0
-    await change_reader.poll()
-    await insert_change(database)
-    assert await change_reader.poll() == {7}
+            reading = asyncio.create_task(read())
+            stores = [SqlIntegrations(database), SqlIntegrations(other)]
+            await asyncio.gather(*(write(store, row) for row in rows for store in stores))
+            done.set()
+            await reading
+            assert {event.kind for event in published} == {EventKind.CREDENTIALS_REFRESHED}
+            for row in rows:
+                found = await stores[0].find(row.integration_id, ANN)
+                assert found is not None
+                assert sum(event.integration_id == row.integration_id for event in published) == (
+                    found.integration.version
+                )
 
 
 @pytest.mark.postgres
-async def test_a_notice_that_is_committed_late_is_not_pruned_unseen(postgres_url: str) -> None:
-    async with open_database(postgres_url) as database, open_database(postgres_url) as other:
-        changes, change_reader = SqlChangeFeed(database), ChangeReader(other)
-        await change_reader.poll()
-        async with database.write_transaction() as connection:
-            await connection.execute(insert(integration_changes).values(integration_id=7, change_time=DatabaseTime()))
-            await changes.prune()
-            await insert_change(database)
-            await change_reader.poll()
-        await changes.prune()
-        assert 7 in await change_reader.poll()
+class TestDetection:
+    """The ordering is chosen by what the engine supports."""
+
+    async def position_column(self, url: str) -> str:
+        async with open_database(url) as database:
+            feed = SqlChangeFeed(database)
+            await feed.poll(None, MANY)
+            assert feed._ordering is not None
+            return feed._ordering.position.key
+
+    async def test_postgresql_orders_by_transaction(self, postgres_url: str) -> None:
+        assert await self.position_column(postgres_url) == "transaction_id"
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            "pg_current_snapshot() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RAISE feature_not_supported; END $$",
+            "version() RETURNS text LANGUAGE sql AS $$ SELECT 'PostgreSQL 15.2-YB-2025.1' $$",
+        ],
+        ids=["without snapshots", "YugabyteDB"],
+    )
+    async def test_engines_without_snapshots_order_by_sequence(self, postgres_url: str, function: str) -> None:
+        async with open_database(postgres_url) as database, database.write_transaction() as connection:
+            await connection.execute(text(f"CREATE FUNCTION public.{function}"))
+        # The functions of `public` hide those of PostgreSQL.
+        url = f"{postgres_url}&options=-c%20search_path%3Dpublic,pg_catalog"
+        assert await self.position_column(url) == "change_id"
+
+
+async def test_pruning_deletes_old_changes_in_batches(database: Database) -> None:
+    change = {"integration_id": 7, "user_id": ANN, "integration_type": "acme", "kind": "internal"}
+    async with database.write_transaction() as connection:
+        await connection.execute(insert(integration_changes).values(change_time=DatabaseTime()), [change] * 1100)
+    feed = SqlChangeFeed(database)
+    assert [await feed.prune(timedelta(0)) for _ in range(3)] == [1000, 100, 0]

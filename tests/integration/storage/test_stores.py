@@ -3,16 +3,16 @@
 import pytest
 
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
+from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
-from integration_server.storage.events import SqlEventLog
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from tests.contracts.change_feed_contract import ChangeFeedContract, Stores
 from tests.contracts.due_work_contract import DueWorkContract, RefreshDueTimeContract
-from tests.contracts.event_contract import EventLogContract, Stores
 from tests.contracts.health_history_contract import HealthHistoryContract
 from tests.contracts.store_contract import AttemptStoreContract, IntegrationStoreContract, RevocationOutboxContract
 from tests.contracts.webhook_contract import WebhookEndpointsContract, WebhookInboxContract
@@ -55,7 +55,7 @@ class _SqlStores:
             SqlHealthHistory(database),
             SqlDueWork(database),
             SqlWebhookInbox(database),
-            SqlEventLog(database),
+            SqlChangeFeed(database),
         )
 
 
@@ -87,5 +87,5 @@ class TestSqlWebhookEndpoints(_SqlStores, WebhookEndpointsContract):
     pass
 
 
-class TestSqlEventLog(_SqlStores, EventLogContract):
+class TestSqlChangeFeed(_SqlStores, ChangeFeedContract):
     pass

@@ -50,14 +50,6 @@ CREATE UNIQUE INDEX uq_data_keys_state_rotating ON data_keys (state) WHERE state
 
 CREATE TABLE integration_changes (
     change_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    integration_id INTEGER NOT NULL,
-    change_time DATETIME NOT NULL
-);
-
-CREATE INDEX ix_integration_changes_change_time ON integration_changes (change_time);
-
-CREATE TABLE integration_events (
-    event_number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     transaction_id BIGINT,
     integration_id INTEGER NOT NULL,
     user_id VARCHAR(255) NOT NULL,
@@ -66,14 +58,14 @@ CREATE TABLE integration_events (
     status_before VARCHAR(16),
     status_after VARCHAR(16),
     webhook_number BIGINT,
-    event_time DATETIME NOT NULL
+    change_time DATETIME NOT NULL
 );
 
-CREATE INDEX ix_integration_events_event_time ON integration_events (event_time);
+CREATE INDEX ix_integration_changes_change_time ON integration_changes (change_time);
 
-CREATE INDEX ix_integration_events_transaction_id ON integration_events (transaction_id);
+CREATE INDEX ix_integration_changes_transaction_id ON integration_changes (transaction_id);
 
-CREATE INDEX ix_integration_events_user_id_event_number ON integration_events (user_id, event_number);
+CREATE INDEX ix_integration_changes_user_id_change_id ON integration_changes (user_id, change_id);
 
 CREATE TABLE integrations (
     integration_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
@@ -243,71 +235,14 @@ CREATE TABLE webhook_secrets (
 );
 
 CREATE TRIGGER record_created AFTER INSERT ON integrations FOR EACH ROW BEGIN
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'created',
+    INSERT INTO integration_changes (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, change_time)
+    VALUES (NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'created',
     NULL,
     CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
-    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now');
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
 END;
 
-CREATE TRIGGER record_updated AFTER UPDATE ON integrations FOR EACH ROW WHEN (OLD.connect_time IS NOT NEW.connect_time
-    OR OLD.is_active IS NOT NEW.is_active
-    OR OLD.reauthorization_required IS NOT NEW.reauthorization_required
-    OR OLD.is_renewable IS NOT NEW.is_renewable
-    OR OLD.access_token_expire_time IS NOT NEW.access_token_expire_time
-    OR OLD.last_error_class IS NOT NEW.last_error_class
-    OR OLD.lacks_required_scope IS NOT NEW.lacks_required_scope
-    OR OLD.name IS NOT NEW.name
-    OR OLD.config IS NOT NEW.config
-    OR OLD.account_id IS NOT NEW.account_id
-    OR OLD.account_label IS NOT NEW.account_label
-    OR OLD.scopes IS NOT NEW.scopes
-    OR OLD.missing_scopes IS NOT NEW.missing_scopes
-    OR OLD.version IS NOT NEW.version)
-BEGIN
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'updated',
-    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
-    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
-    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
-    WHERE OLD.connect_time IS NOT NULL AND (OLD.name IS NOT NEW.name
-    OR OLD.config IS NOT NEW.config
-    OR OLD.is_active IS NOT NEW.is_active
-    OR OLD.account_id IS NOT NEW.account_id
-    OR OLD.account_label IS NOT NEW.account_label
-    OR OLD.scopes IS NOT NEW.scopes
-    OR OLD.missing_scopes IS NOT NEW.missing_scopes);
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'credentials_refreshed',
-    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
-    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
-    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
-    WHERE OLD.connect_time IS NOT NULL AND OLD.version IS NOT NEW.version;
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'status_changed',
-    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
-    CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END,
-    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
-    WHERE CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END <> CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END;
-END;
-
-CREATE TRIGGER record_disconnected AFTER DELETE ON integrations FOR EACH ROW BEGIN
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, OLD.integration_id, OLD.user_id, OLD.integration_type, 'disconnected',
-    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
-    NULL,
-    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now');
-END;
-
-CREATE TRIGGER record_webhook AFTER INSERT ON webhook_events FOR EACH ROW BEGIN
-    INSERT INTO integration_events (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, event_time)
-    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'webhook_received',
-    NULL,
-    NULL,
-    NEW.number, strftime('%Y-%m-%d %H:%M:%f000', 'now');
-END;
-
-CREATE TRIGGER record_change_on_update AFTER UPDATE ON integrations FOR EACH ROW WHEN (OLD.uid IS NOT NEW.uid
+CREATE TRIGGER record_updated AFTER UPDATE ON integrations FOR EACH ROW WHEN (OLD.uid IS NOT NEW.uid
     OR OLD.user_id IS NOT NEW.user_id
     OR OLD.integration_type IS NOT NEW.integration_type
     OR OLD.auth_method IS NOT NEW.auth_method
@@ -316,11 +251,60 @@ CREATE TRIGGER record_change_on_update AFTER UPDATE ON integrations FOR EACH ROW
     OR OLD.reauthorization_required IS NOT NEW.reauthorization_required
     OR OLD.connect_time IS NOT NEW.connect_time
     OR OLD.version IS NOT NEW.version
-    OR OLD.scopes IS NOT NEW.scopes)
+    OR OLD.scopes IS NOT NEW.scopes
+    OR OLD.last_error_class IS NOT NEW.last_error_class
+    OR OLD.lacks_required_scope IS NOT NEW.lacks_required_scope
+    OR OLD.name IS NOT NEW.name
+    OR OLD.config IS NOT NEW.config
+    OR OLD.account_id IS NOT NEW.account_id
+    OR OLD.account_label IS NOT NEW.account_label
+    OR OLD.missing_scopes IS NOT NEW.missing_scopes)
 BEGIN
-    INSERT INTO integration_changes (integration_id, change_time) VALUES (OLD.integration_id, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+    INSERT INTO integration_changes (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, change_time)
+    SELECT NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, kinds.column2,
+    diff.status_before, diff.status_after, NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now')
+    FROM (SELECT CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END AS status_before,
+        CASE WHEN NEW.connect_time IS NULL THEN 'pending' WHEN NOT NEW.is_active THEN 'inactive' WHEN NEW.reauthorization_required THEN 'expired' WHEN NEW.last_error_class IS NOT NULL OR NEW.lacks_required_scope THEN 'error' ELSE 'active' END AS status_after,
+        OLD.connect_time IS NOT NULL AND (OLD.name IS NOT NEW.name
+            OR OLD.config IS NOT NEW.config
+            OR OLD.is_active IS NOT NEW.is_active
+            OR OLD.account_id IS NOT NEW.account_id
+            OR OLD.account_label IS NOT NEW.account_label
+            OR OLD.scopes IS NOT NEW.scopes
+            OR OLD.missing_scopes IS NOT NEW.missing_scopes) AS is_updated,
+        OLD.connect_time IS NOT NULL AND OLD.version IS NOT NEW.version AS is_refreshed,
+        OLD.uid IS NOT NEW.uid
+            OR OLD.user_id IS NOT NEW.user_id
+            OR OLD.integration_type IS NOT NEW.integration_type
+            OR OLD.auth_method IS NOT NEW.auth_method
+            OR OLD.encrypted_credentials IS NOT NEW.encrypted_credentials
+            OR OLD.is_active IS NOT NEW.is_active
+            OR OLD.reauthorization_required IS NOT NEW.reauthorization_required
+            OR OLD.connect_time IS NOT NEW.connect_time
+            OR OLD.version IS NOT NEW.version
+            OR OLD.scopes IS NOT NEW.scopes AS is_served) AS diff,
+    (VALUES (1, 'updated'), (2, 'credentials_refreshed'), (3, 'status_changed'), (4, 'internal')) AS kinds
+    WHERE CASE kinds.column1
+        WHEN 1 THEN diff.is_updated
+        WHEN 2 THEN diff.is_refreshed
+        WHEN 3 THEN diff.status_before <> diff.status_after
+        ELSE diff.is_served AND NOT (diff.is_updated OR diff.is_refreshed OR diff.status_before <> diff.status_after)
+    END
+    ORDER BY kinds.column1;
 END;
 
-CREATE TRIGGER record_change_on_delete AFTER DELETE ON integrations FOR EACH ROW BEGIN
-    INSERT INTO integration_changes (integration_id, change_time) VALUES (OLD.integration_id, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+CREATE TRIGGER record_disconnected AFTER DELETE ON integrations FOR EACH ROW BEGIN
+    INSERT INTO integration_changes (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, change_time)
+    VALUES (NULL, OLD.integration_id, OLD.user_id, OLD.integration_type, 'disconnected',
+    CASE WHEN OLD.connect_time IS NULL THEN 'pending' WHEN NOT OLD.is_active THEN 'inactive' WHEN OLD.reauthorization_required THEN 'expired' WHEN OLD.last_error_class IS NOT NULL OR OLD.lacks_required_scope THEN 'error' ELSE 'active' END,
+    NULL,
+    NULL, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
+END;
+
+CREATE TRIGGER record_webhook AFTER INSERT ON webhook_events FOR EACH ROW BEGIN
+    INSERT INTO integration_changes (transaction_id, integration_id, user_id, integration_type, kind, status_before, status_after, webhook_number, change_time)
+    VALUES (NULL, NEW.integration_id, NEW.user_id, NEW.integration_type, 'webhook_received',
+    NULL,
+    NULL,
+    NEW.number, strftime('%Y-%m-%d %H:%M:%f000', 'now'));
 END;

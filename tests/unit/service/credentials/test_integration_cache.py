@@ -1,4 +1,4 @@
-"""What is remembered is served for a moment, never after a change is known, and not while nobody tells of changes."""
+"""The cache serves for seconds, never after a known change, and only while the change feed is up to date."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,10 @@ import pytest
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.credentials.integration_cache import (
-    MAX_STALENESS,
-    PRUNE_INTERVAL,
-    CachedLookup,
-    RaceSafeCache,
-)
-from integration_server.service.integrations.ports import ChangeBatch, ChangeCursor, StoredIntegration
+from integration_server.service.credentials.integration_cache import MAX_STALENESS, CachedLookup, RaceSafeCache
+from integration_server.service.events.change_feed_reader import ChangeFeedReader
+from integration_server.service.events.ports import ChangeBatch, ChangeCursor
+from integration_server.service.integrations.ports import StoredIntegration
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.system import ADA, EVE, FakeSystem
 
@@ -25,22 +22,22 @@ LITTLE = timedelta(milliseconds=1)
 
 @dataclass
 class ManualMonotonicClock:
-    """Seconds that a test lets pass."""
+    """A monotonic clock that a test advances."""
 
     seconds: float = 0
 
     def __call__(self) -> float:
-        """So many by now."""
+        """The time in seconds."""
         return self.seconds
 
     def advance(self, by: timedelta) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.seconds += by.total_seconds()
 
 
 @dataclass
 class CountingLookup:
-    """A lookup that counts how often it is asked, and can be held up after it has read."""
+    """A lookup that counts its reads, and waits for `gate` after each."""
 
     rows: dict[int, StoredIntegration] = field(default_factory=dict)
     asked: int = 0
@@ -50,7 +47,7 @@ class CountingLookup:
         self.gate.set()
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """What the row was when it was read."""
+        """The row as it was before the wait."""
         self.asked += 1
         found = self.rows.get(integration_id)
         await self.gate.wait()
@@ -58,16 +55,16 @@ class CountingLookup:
 
 
 class RacyCache(RaceSafeCache):
-    """Without the defence: keeps whatever was read, however long ago."""
+    """The negative control: caches the result of every read."""
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
-        """Keep it."""
+        """Cache the result."""
         if found is not None:
             self._entries[integration_id] = found
 
 
 class CacheFixture:
-    """A lookup that remembers, and all that it is made of."""
+    """A cached lookup with its reader, over a feed in memory."""
 
     def __init__(
         self,
@@ -79,16 +76,17 @@ class CacheFixture:
         self.store = CountingLookup({row.integration.integration_id: row})
         self.change_feed = FakeChangeFeed()
         self.cache = cache(size, self.elapsed)
-        self.lookup = CachedLookup(self.cache, self.store, self.change_feed, self.elapsed)
+        self.reader = ChangeFeedReader(self.change_feed, self.cache, self.elapsed)
+        self.lookup = CachedLookup(self.cache, self.store)
 
     async def find(self, row: StoredIntegration, user_id: UserId = ADA) -> StoredIntegration | None:
-        """What a backend gets."""
+        """The result for a user."""
         return await self.lookup.find(row.integration.integration_id, user_id)
 
     def remove(self, row: StoredIntegration) -> None:
-        """Another replica disconnects it."""
+        """Remove the row, as another replica does."""
         del self.store.rows[row.integration.integration_id]
-        self.change_feed.record_change(row.integration.integration_id)
+        self.change_feed.changed_ids.append(row.integration.integration_id)
 
 
 @pytest.fixture
@@ -103,14 +101,14 @@ def row(system: FakeSystem, integration: Integration) -> StoredIntegration:
 
 async def test_the_store_is_asked_once(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     assert [await fixture.find(row) for _ in range(3)] == [row] * 3
     assert fixture.store.asked == 1
 
 
 async def test_another_user_gets_nothing_of_it(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     for _ in range(2):
         assert await fixture.find(row) == row
         assert await fixture.find(row, EVE) is None
@@ -119,7 +117,7 @@ async def test_another_user_gets_nothing_of_it(row: StoredIntegration) -> None:
 
 async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     gone = fixture.store.rows.pop(row.integration.integration_id)
     assert await fixture.find(row) is None
     fixture.store.rows[row.integration.integration_id] = gone
@@ -132,7 +130,7 @@ async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> No
 async def test_unusable_integrations_are_not_cached(row: StoredIntegration, unusable: dict[str, Any]) -> None:
     off = replace(row, integration=replace(row.integration, **unusable))
     fixture = CacheFixture(off)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     assert await fixture.find(off) == off
     fixture.store.rows[row.integration.integration_id] = row
     assert await fixture.find(row) == row
@@ -140,17 +138,17 @@ async def test_unusable_integrations_are_not_cached(row: StoredIntegration, unus
 
 async def test_a_change_invalidates_the_cached_row(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     await fixture.find(row)
     fixture.remove(row)
     assert await fixture.find(row) == row
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     assert await fixture.find(row) is None
 
 
-async def test_own_changes_are_known_at_once(row: StoredIntegration) -> None:
+async def test_changes_of_this_process_invalidate_at_once(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     await fixture.find(row)
     fixture.store.rows.clear()
     fixture.cache.invalidate(row.integration.integration_id)
@@ -160,9 +158,9 @@ async def test_own_changes_are_known_at_once(row: StoredIntegration) -> None:
 async def test_nothing_is_served_from_the_cache_before_the_first_poll(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.find(row)
-    fixture.remove(row)  # nobody tells: the first look only says where to begin
+    fixture.remove(row)  # the first poll reads no change
     assert await fixture.find(row) is None
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     assert await fixture.find(row) is None
 
 
@@ -170,19 +168,19 @@ async def test_entries_from_before_the_first_poll_are_not_served(row: StoredInte
     fixture = CacheFixture(row)
     await fixture.find(row)
     fixture.remove(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     assert await fixture.find(row) is None
 
 
 async def test_nothing_is_served_from_the_cache_while_the_change_feed_is_unavailable(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     await fixture.find(row)
-    fixture.change_feed.away = True
+    fixture.change_feed.is_unavailable = True
     fixture.store.rows.clear()
     fixture.elapsed.advance(MAX_STALENESS - LITTLE)
     with pytest.raises(StoreUnavailable):
-        await fixture.lookup.poll()
+        await fixture.reader.poll()
     assert await fixture.find(row) == row
     fixture.elapsed.advance(2 * LITTLE)
     assert await fixture.find(row) is None
@@ -192,13 +190,13 @@ async def test_staleness_counts_from_the_start_of_a_poll(row: StoredIntegration)
     fixture = CacheFixture(row)
 
     class SlowChangeFeed(FakeChangeFeed):
-        async def since(self, cursor: ChangeCursor | None) -> ChangeBatch:
-            batch = await super().since(cursor)
+        async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
+            batch = await super().poll(cursor, limit)
             fixture.elapsed.advance(MAX_STALENESS)
             return batch
 
-    fixture.lookup = CachedLookup(fixture.cache, fixture.store, SlowChangeFeed(), fixture.elapsed)
-    await fixture.lookup.poll()
+    fixture.reader = ChangeFeedReader(SlowChangeFeed(), fixture.cache, fixture.elapsed)
+    await fixture.reader.poll()
     await fixture.find(row)
     await fixture.find(row)
     assert fixture.store.asked == 2
@@ -206,82 +204,82 @@ async def test_staleness_counts_from_the_start_of_a_poll(row: StoredIntegration)
 
 async def test_missed_changes_are_read_when_polling_works_again(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     await fixture.find(row)
-    fixture.change_feed.away = True
+    fixture.change_feed.is_unavailable = True
     fixture.elapsed.advance(MAX_STALENESS)
     fixture.remove(row)
-    fixture.change_feed.away = False
-    await fixture.lookup.poll()
+    fixture.change_feed.is_unavailable = False
+    await fixture.reader.poll()
     assert await fixture.find(row) is None
 
 
-async def test_entries_expire_before_change_notices_do(row: StoredIntegration) -> None:
+async def test_entries_expire(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     await fixture.find(row)
-    fixture.elapsed.advance(PRUNE_INTERVAL)
-    await fixture.lookup.poll()
+    fixture.elapsed.advance(timedelta(seconds=5))
+    await fixture.reader.poll()
     await fixture.find(row)
     assert fixture.store.asked == 2
 
 
-async def read_that_is_overtaken(fixture: CacheFixture, row: StoredIntegration) -> None:
-    """The row is read, and before the reading ends it is removed, and everybody is told."""
-    await fixture.lookup.poll()
+async def read_during_removal(fixture: CacheFixture, row: StoredIntegration) -> None:
+    """Read the row, and remove it before the read ends."""
+    await fixture.reader.poll()
     fixture.store.gate.clear()
-    read_token = asyncio.create_task(fixture.find(row))
+    reading = asyncio.create_task(fixture.find(row))
     await asyncio.sleep(0)
     fixture.remove(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     fixture.store.gate.set()
-    assert await read_token == row
+    assert await reading == row
 
 
 async def test_a_read_superseded_by_a_change_is_not_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await read_that_is_overtaken(fixture, row)
+    await read_during_removal(fixture, row)
     assert await fixture.find(row) is None
 
 
 async def test_without_begin_read_a_superseded_row_is_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row, RacyCache)
-    await read_that_is_overtaken(fixture, row)
+    await read_during_removal(fixture, row)
     assert await fixture.find(row) == row
 
 
 async def test_the_later_of_two_reads_is_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     fixture.store.gate.clear()
-    read_tokens = [asyncio.create_task(fixture.find(row)) for _ in range(2)]
+    readings = [asyncio.create_task(fixture.find(row)) for _ in range(2)]
     await asyncio.sleep(0)
     fixture.store.gate.set()
-    await asyncio.gather(*read_tokens)
+    await asyncio.gather(*readings)
     await fixture.find(row)
     assert fixture.store.asked == 2
 
 
-async def test_a_failed_read_leaves_nothing_behind(row: StoredIntegration) -> None:
+async def test_a_cancelled_read_is_not_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     fixture.store.gate.clear()
-    read_token = asyncio.create_task(fixture.find(row))
+    reading = asyncio.create_task(fixture.find(row))
     await asyncio.sleep(0)
-    read_token.cancel()
-    await asyncio.gather(read_token, return_exceptions=True)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
     fixture.store.gate.set()
     assert await fixture.find(row) == row
     assert not fixture.cache._pending_reads
 
 
-async def test_the_least_recently_used_goes_first(row: StoredIntegration) -> None:
+async def test_the_least_recently_used_is_evicted_first(row: StoredIntegration) -> None:
     fixture = CacheFixture(row, size=2)
     rows = [
         replace(row, integration=replace(row.integration, integration_id=IntegrationId(number))) for number in (1, 2, 3)
     ]
     fixture.store.rows = {stored.integration.integration_id: stored for stored in rows}
-    await fixture.lookup.poll()
+    await fixture.reader.poll()
     for number in (0, 1, 0, 2):
         await fixture.find(rows[number])
     assert fixture.store.asked == 3

@@ -1,4 +1,4 @@
-"""Streams of events over fakes: nothing is missed, whoever is slow, comes back late or is the only one to watch."""
+"""Streams of events over fakes: no stream misses an event, be it slow, behind or resumed."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Status, UserId
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.events.event_stream import StreamItem
-from integration_server.storage.tables import integration_events
+from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import until
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
@@ -38,24 +38,24 @@ def watch(
 
 
 async def begun(system: FakeSystem, cursor: str = "", user_id: UserId | None = None) -> Stream:
-    """A stream that has said from where it tells."""
+    """A stream after its first item."""
     stream = watch(system, cursor, user_id)
     assert (await anext(stream)).event is None
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     return stream
 
 
 async def read(system: FakeSystem, stream: Stream, count: int) -> list[StreamItem]:
-    """So many answers, while the log is looked at."""
+    """The next items of a stream, while the reader polls."""
     items = []
     for _ in range(count):
         waiting = asyncio.ensure_future(anext(stream))
         for _ in range(20):
             if waiting.done():
                 break
-            await system.event_stream.poll()
+            await system.change_reader.poll()
             await asyncio.sleep(0)
-        assert waiting.done(), "nothing was told"
+        assert waiting.done(), "the stream sent nothing"
         items.append(waiting.result())
     return items
 
@@ -86,9 +86,9 @@ async def test_streams_events_from_now_on_and_each_item_has_a_cursor(system: Fak
 async def test_every_cursor_can_be_resumed_from(system: FakeSystem) -> None:
     integration = await system.connect()
     async with aclosing(await begun(system)) as stream:
-        for batch in range(3):  # some together, as the reader finds them
+        for batch in range(3):  # some in one range
             await rename_often(system, integration.integration_id, 2 + batch)
-            await system.event_stream.poll()
+            await system.change_reader.poll()
         items = await read(system, stream, 9)
     for at, one in enumerate(items[:-1]):
         async with aclosing(await begun(system, one.cursor)) as again:
@@ -101,18 +101,18 @@ async def test_events_without_a_subscriber_are_delivered_later(system: FakeSyste
     stream = watch(system)
     cursor = (await anext(stream)).cursor
     await stream.aclose()
-    await rename_often(system, integration.integration_id, 1200)  # pages of them
+    await rename_often(system, integration.integration_id, 1200)  # several pages
     async with aclosing(await begun(system, cursor)) as stream:
         items = await read(system, stream, 1200)
     assert len({one.cursor for one in items}) == 1200
 
 
-async def test_a_type_is_watched_by_any_of_its_names(system: FakeSystem) -> None:
+async def test_a_type_is_watched_by_its_alias(system: FakeSystem) -> None:
     system.provider.aliases = ("pretend",)
     integration = await system.connect()
     stream = watch(system, integration_type="pretend")
     await anext(stream)
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     async with aclosing(stream):
         await rename(system, integration.integration_id, "new")
         (items,) = await read(system, stream, 1)
@@ -120,7 +120,7 @@ async def test_a_type_is_watched_by_any_of_its_names(system: FakeSystem) -> None
     assert items.event.kind is EventKind.UPDATED
 
 
-async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
+async def test_events_are_filtered_by_user_and_types(system: FakeSystem) -> None:
     streams = {
         "adas": watch(system, user_id=ADA),
         "keys": watch(system, integration_type="fake_key"),
@@ -131,7 +131,7 @@ async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
     }
     for stream in streams.values():
         await anext(stream)
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     adas = (await system.connect()).integration_id
     adas_key = (await system.connect_key()).integration_id
     eves_key = (
@@ -145,12 +145,12 @@ async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
         "all": {adas, adas_key, eves_key},
     }
     for name, ids in expected.items():
-        count = len(ids) + (adas in ids)  # a flow tells of its beginning and its end
+        count = len(ids) + (adas in ids)  # OAuth: CREATED and STATUS_CHANGED
         items = await read(system, streams[name], count)
         assert {one.event.integration_id for one in items if one.event} == ids, name
     for name, stream in streams.items():
         waiting = asyncio.ensure_future(anext(stream))
-        await system.event_stream.poll()
+        await system.change_reader.poll()
         await asyncio.sleep(0)
         assert not waiting.done(), name
         waiting.cancel()
@@ -160,52 +160,50 @@ async def test_a_user_and_a_type_are_watched_alone(system: FakeSystem) -> None:
 async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
     integration = await system.connect()
     streams = [await begun(system) for _ in range(50)]
-    before = count_calls(system.log, "read_page")
+    polls, reads = (count_calls(system.change_feed, method) for method in ("poll", "read_events"))
     await rename(system, integration.integration_id, "new")
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     for stream in streams:
         assert (await anext(stream)).event is not None
-    assert count_calls(system.log, "read_page") == before + 1
-    assert count_calls(system.log, "read") == 0
+    assert count_calls(system.change_feed, "poll") == polls + 1
+    assert count_calls(system.change_feed, "read_events") == reads
     for stream in streams:
         await stream.aclose()
-    await system.event_stream.poll()
-    assert count_calls(system.log, "read_page") == before + 1  # nobody watches
 
 
-async def test_a_slow_one_holds_nobody_up_and_loses_nothing(system: FakeSystem) -> None:
+async def test_a_slow_stream_delays_no_other_and_loses_nothing(system: FakeSystem) -> None:
     integration = await system.connect()
-    slow, quick = await begun(system), await begun(system)
-    for number in range(40):  # more batches than are kept in memory
+    slow, fast = await begun(system), await begun(system)
+    for number in range(40):  # more ranges than the buffer holds
         await rename(system, integration.integration_id, f"name-{number}")
-        await read(system, quick, 1)
-    assert count_calls(system.log, "read") == 0
-    assert len(system.event_stream._broadcaster._buffered) == 8
+        await read(system, fast, 1)
+    assert count_calls(system.change_feed, "read_events") == 0
+    assert len(system.change_reader.events._ranges) == 8
     items = await read(system, slow, 40)
     assert len({one.cursor for one in items}) == 40
-    assert count_calls(system.log, "read") == 1  # it had fallen behind, and read them by itself
+    assert count_calls(system.change_feed, "read_events") == 1  # it was behind, and read the log itself
     await rename(system, integration.integration_id, "last")
     await read(system, slow, 1)
-    assert count_calls(system.log, "read") == 1
+    assert count_calls(system.change_feed, "read_events") == 1
 
 
-async def test_a_burst_is_not_kept_in_memory(system: FakeSystem) -> None:
+async def test_a_burst_is_not_buffered(system: FakeSystem) -> None:
     integration = await system.connect()
     stream = await begun(system)
     await rename_often(system, integration.integration_id, 2000)
-    await system.event_stream.poll()
-    assert not system.event_stream._broadcaster._buffered
+    await system.change_reader.poll()
+    assert not system.change_reader.events._ranges
     assert len(await read(system, stream, 2000)) == 2000
 
 
-async def test_a_quiet_stream_gets_a_fresh_cursor_now_and_then() -> None:
+async def test_a_quiet_stream_gets_heartbeats_with_fresh_cursors() -> None:
     system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     stream = watch(system)
     first = await anext(stream)
     system.clock.advance(EVENTS_KEPT)
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     system.clock.advance(EVENTS_KEPT)
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     fresh = await anext(stream)
     assert fresh.event is None
     with pytest.raises(CursorExpired):
@@ -213,7 +211,7 @@ async def test_a_quiet_stream_gets_a_fresh_cursor_now_and_then() -> None:
     await begun(system, fresh.cursor)
 
 
-async def test_others_events_keep_no_heartbeat_back() -> None:
+async def test_events_of_other_users_delay_no_heartbeat() -> None:
     system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     integration = await system.connect()
     stream = await begun(system, user_id=EVE)
@@ -221,12 +219,12 @@ async def test_others_events_keep_no_heartbeat_back() -> None:
     async with asyncio.timeout(60):
         while not waiting.done():
             await rename(system, integration.integration_id, "new")
-            await system.event_stream.poll()
+            await system.change_reader.poll()
             await asyncio.sleep(0.0005)
     assert waiting.result().event is None
 
 
-async def test_a_cursor_that_is_too_old_is_rejected(system: FakeSystem) -> None:
+async def test_an_expired_cursor_is_rejected(system: FakeSystem) -> None:
     integration = await system.connect()
     async with aclosing(await begun(system)) as stream:
         await rename(system, integration.integration_id, "new")
@@ -239,7 +237,7 @@ async def test_a_cursor_that_is_too_old_is_rejected(system: FakeSystem) -> None:
         await begun(system, items.cursor)
 
 
-async def test_nothing_that_a_cursor_may_come_before_is_forgotten(system: FakeSystem) -> None:
+async def test_events_after_a_valid_cursor_are_not_pruned(system: FakeSystem) -> None:
     integration = await system.connect()
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
@@ -258,25 +256,25 @@ async def test_a_cursor_of_another_database_is_rejected(system: FakeSystem) -> N
         await system.connect_key()
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
-    system.clear(integration_events)  # put back to an earlier state
+    system.clear(integration_changes)  # as a restored backup
     with pytest.raises(CursorExpired):
         await begun(system, cursor)
 
 
 @pytest.mark.parametrize("cursor", ["x", "é", "A" * 100])
-async def test_a_forged_cursor_is_refused(system: FakeSystem, cursor: str) -> None:
+async def test_a_forged_cursor_is_rejected(system: FakeSystem, cursor: str) -> None:
     with pytest.raises(InvalidField, match="cursor"):
         await begun(system, cursor)
 
 
-async def test_an_unknown_type_is_refused(system: FakeSystem) -> None:
+async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
     with pytest.raises(UnknownIntegrationType):
         await anext(watch(system, integration_type="unheard_of"))
 
 
-async def test_a_server_that_stops_ends_every_stream(system: FakeSystem) -> None:
+async def test_drain_ends_every_stream(system: FakeSystem) -> None:
     waiting = [asyncio.ensure_future(anext(await begun(system))) for _ in range(3)]
-    await until(lambda: system.event_stream._broadcaster.changed._waiters)
+    await until(lambda: system.change_reader.events.changed._waiters)
     system.event_stream.drain()
     for one in waiting:
         with pytest.raises(ServerStopping):
@@ -285,11 +283,11 @@ async def test_a_server_that_stops_ends_every_stream(system: FakeSystem) -> None
         await anext(await begun(system))
 
 
-async def test_who_is_behind_learns_that_the_database_is_away(system: FakeSystem) -> None:
+async def test_a_stream_that_is_behind_fails_while_the_database_is_away(system: FakeSystem) -> None:
     integration = await system.connect()
     stream = await begun(system)
     await rename_often(system, integration.integration_id, 600)
-    await system.event_stream.poll()
+    await system.change_reader.poll()
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await anext(stream)

@@ -1,4 +1,4 @@
-"""What every `EventLog` has to do, and what every write of a store leaves in it."""
+"""The contract of every `ChangeFeed`, and the changes that each write of a store records in it."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.ports import DueWork, HealthHistory, JobKind
 from integration_server.service.connections.ports import AuthorizationAttemptStore
-from integration_server.service.events.ports import EventBatch, EventFilter, EventLog
+from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.webhooks.ports import WebhookInbox
 from tests.contracts.store_contract import (
@@ -52,7 +52,7 @@ class Stores:
     history: HealthHistory
     due_work: DueWork
     inbox: WebhookInbox
-    events: EventLog
+    change_feed: ChangeFeed
 
 
 ExpectedEvent = tuple[EventKind, Status | None, Status | None]
@@ -209,14 +209,19 @@ READS = {
 }
 
 
-async def events_since(events: EventLog, low: int, event_filter: EventFilter = ALL) -> list[IntegrationEvent]:
-    """All that happened."""
-    high_water_mark, _ = await events.high_water_mark()
-    return [logged.event for logged in await events.read(EventBatch(low, high_water_mark), 0, event_filter, MANY)]
+async def horizon(feed: ChangeFeed) -> int:
+    """The end of the log, while no transaction is in progress."""
+    return (await feed.poll(None, MANY)).cursor.horizon
 
 
-class EventLogContract:
-    """The tests; who inherits them provides the fixture `stores`."""
+async def events_since(feed: ChangeFeed, low: int) -> list[IntegrationEvent]:
+    """The events from the position `low` to the end of the log."""
+    events = await feed.read_events(ChangeRange(low, await horizon(feed)), 0, ALL, MANY)
+    return [logged.event for logged in events]
+
+
+class ChangeFeedContract:
+    """The tests; a subclass provides the fixture `stores`."""
 
     def test_every_write_of_a_store_is_tried(self) -> None:
         tried = set(re.findall(r"\w+", " ".join(WRITES)))
@@ -225,50 +230,75 @@ class EventLogContract:
             assert methods - READS <= tried
 
     @pytest.mark.parametrize("name", WRITES)
-    async def test_every_write_leaves_its_events(self, stores: Stores, name: str) -> None:
+    async def test_every_write_records_its_events(self, stores: Stores, name: str) -> None:
         write, expected = WRITES[name]
         integration = await connected(stores.integrations)
-        low, _ = await stores.events.high_water_mark()
+        low = await horizon(stores.change_feed)
         await write(stores, integration)
-        recorded = await events_since(stores.events, low)
+        recorded = await events_since(stores.change_feed, low)
         assert [(event.kind, event.status_before, event.status_after) for event in recorded] == expected
         assert {(event.user_id, event.integration_type) for event in recorded} <= {(ANN, "acme")}
         assert [event.webhook_number for event in recorded if event.kind is RECEIVED] == [
             1 for kind, _, _ in expected if kind is RECEIVED
         ]
 
-    async def test_a_write_that_changes_nothing_leaves_no_event(self, stores: Stores) -> None:
+    async def test_a_write_that_changes_nothing_records_no_event(self, stores: Stores) -> None:
         integration = await connected(stores.integrations)
-        low, _ = await stores.events.high_water_mark()
+        low = await horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
         await stores.integrations.update(integration.integration_id, BOB, LATER, name="bob's")
         await stores.integrations.remove(integration.integration_id, BOB)
         await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)
-        assert await events_since(stores.events, low) == []
+        assert await events_since(stores.change_feed, low) == []
 
-    async def test_batches_follow_each_other(self, stores: Stores) -> None:
-        low, begun = await stores.events.high_water_mark()
-        observed = []
+    async def test_a_first_poll_returns_the_end_of_the_log(self, stores: Stores) -> None:
+        await connected(stores.integrations)
+        first = await stores.change_feed.poll(None, MANY)
+        assert (first.changed_ids, first.events) == (None, ())
+        second = await stores.change_feed.poll(first.cursor, MANY)
+        assert (second.changed_ids, list(second.events)) == (frozenset(), [])
+
+    async def test_each_poll_returns_what_is_new(self, stores: Stores) -> None:
+        batch = await stores.change_feed.poll(None, MANY)
+        observed: list[LoggedEvent] = []
+        for _ in range(3):
+            rows = [await connected(stores.integrations) for _ in range(2)]
+            await stores.integrations.remove(rows[0].integration_id, ANN)
+            low, begun = batch.cursor.horizon, batch.time
+            batch = await stores.change_feed.poll(batch.cursor, MANY)
+            assert rows[0].integration_id in (batch.changed_ids or ())
+            assert len(batch.events) == 3
+            assert all(low <= logged.position < batch.cursor.horizon for logged in batch.events)
+            assert batch.time >= begun
+            observed += sorted(batch.events, key=lambda logged: logged.number)
+        assert [logged.event.kind for logged in observed] == [CREATED, CREATED, GONE] * 3
+        assert len({logged.number for logged in observed}) == 9
+        assert not (await stores.change_feed.poll(batch.cursor, MANY)).events
+
+    async def test_more_changes_than_the_limit_are_unknown(self, stores: Stores) -> None:
+        begin = (await stores.change_feed.poll(None, MANY)).cursor
         for _ in range(3):
             await connected(stores.integrations)
-            await connected(stores.integrations)
-            read_page = await stores.events.read_page(low, MANY)
-            assert read_page.batch.low == low
-            assert len(read_page.events) == 2
-            assert read_page.time >= begun
-            observed += [logged.event.integration_id for logged in read_page.events]
-            low = read_page.batch.high
-        assert observed == sorted(set(observed))
-        assert not (await stores.events.read_page(low, MANY)).events
+        assert len((await stores.change_feed.poll(begin, 3)).events) == 3
+        limited = await stores.change_feed.poll(begin, 2)
+        assert (limited.changed_ids, limited.events) == (None, ())
+        await connected(stores.integrations)
+        assert len((await stores.change_feed.poll(limited.cursor, 2)).events) == 1
 
-    async def test_a_batch_is_read_in_pages_and_by_filter(self, stores: Stores) -> None:
-        low, _ = await stores.events.high_water_mark()
+    async def test_webhooks_change_no_cached_integration(self, stores: Stores) -> None:
+        integration = await connected(stores.integrations)
+        begin = (await stores.change_feed.poll(None, MANY)).cursor
+        await stores.inbox.add([new_event(integration, "e")], LATER)
+        batch = await stores.change_feed.poll(begin, MANY)
+        assert (batch.changed_ids, len(batch.events)) == (frozenset(), 1)
+
+    async def test_a_range_is_read_in_pages_and_by_filter(self, stores: Stores) -> None:
+        low = await horizon(stores.change_feed)
         for user_id, kind in ((ANN, "acme"), (BOB, "acme"), (ANN, "other"), (ANN, "acme")):
             await connected(stores.integrations, user_id, integration_type=kind)
-        high_water_mark, _ = await stores.events.high_water_mark()
-        batch = EventBatch(low, high_water_mark)
-        first = await stores.events.read(batch, 0, ALL, 3)
-        rest = await stores.events.read(batch, first[-1].number, ALL, 3)
+        positions = ChangeRange(low, await horizon(stores.change_feed))
+        first = await stores.change_feed.read_events(positions, 0, ALL, 3)
+        rest = await stores.change_feed.read_events(positions, first[-1].number, ALL, 3)
         assert (len(first), len(rest)) == (3, 1)
         for event_filter, found in (
             (EventFilter(user_id=BOB), 1),
@@ -276,17 +306,20 @@ class EventLogContract:
             (EventFilter(ANN, frozenset({"acme", "other"})), 3),
             (EventFilter(ANN, frozenset()), 0),
         ):
-            events = [logged.event for logged in await stores.events.read(batch, 0, event_filter, MANY)]
+            events = await stores.change_feed.read_events(positions, 0, event_filter, MANY)
             assert len(events) == found
-            assert all(map(event_filter.matches, events))
+            assert all(event_filter.matches(logged.event) for logged in events)
 
-    async def test_old_events_are_pruned_and_cursors_stay_valid(self, stores: Stores) -> None:
+    async def test_old_changes_are_pruned_and_positions_stay_valid(self, stores: Stores) -> None:
+        feed = stores.change_feed
         await connected(stores.integrations)
-        before, _ = await stores.events.high_water_mark()
-        assert await stores.events.prune(timedelta(days=1)) == 0
-        assert await stores.events.prune(timedelta(seconds=-1)) == 1
-        assert await stores.events.prune(timedelta(seconds=-1)) == 0
-        high_water_mark, _ = await stores.events.high_water_mark()
-        assert high_water_mark >= before
+        begin = await feed.poll(None, MANY)
+        assert await feed.prune(timedelta(days=1)) == 0
+        assert await feed.prune(timedelta(seconds=-1)) == 1
+        assert await feed.prune(timedelta(seconds=-1)) == 0
+        assert (await feed.poll(None, MANY)).cursor.end >= begin.cursor.end
         row = await connected(stores.integrations)
-        assert [event.integration_id for event in await events_since(stores.events, before)] == [row.integration_id]
+        assert (await feed.poll(begin.cursor, MANY)).events[0].event.integration_id == row.integration_id
+        assert [event.integration_id for event in await events_since(feed, begin.cursor.horizon)] == [
+            row.integration_id
+        ]

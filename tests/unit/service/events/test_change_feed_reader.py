@@ -1,0 +1,133 @@
+"""The reader of the change feed, and the buffer of events that wait for the horizon."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+
+import pytest
+
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.events import EventKind, IntegrationEvent
+from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.service.credentials.integration_cache import MAX_STALENESS
+from integration_server.service.events.change_feed_reader import POLL_INTERVAL, ChangeFeedReader, EventBuffer
+from integration_server.service.events.ports import ChangeBatch, ChangeCursor, LoggedEvent
+from tests.fakes.change_feed import FakeChangeFeed
+from tests.fakes.clock import NOON
+
+
+def logged(number: int, position: int) -> LoggedEvent:
+    event = IntegrationEvent(EventKind.UPDATED, NOON, IntegrationId(number), UserId("ada"), "fake")
+    return LoggedEvent(number, position, event)
+
+
+def batch(end: int, events: Sequence[LoggedEvent] = (), open_positions: Collection[int] = ()) -> ChangeBatch:
+    return ChangeBatch(ChangeCursor(end, dict.fromkeys(open_positions, NOON)), NOON, frozenset(), events)
+
+
+def numbers(buffer: EventBuffer, low: int) -> list[int] | None:
+    """The events of the range that begins at `low`."""
+    found = buffer.range_from(low)
+    return None if found is None else [one.number for one in found.events]
+
+
+class TestEventBuffer:
+    @pytest.fixture
+    def buffer(self) -> EventBuffer:
+        buffer = EventBuffer()
+        buffer.add(ChangeBatch(ChangeCursor(10), NOON))
+        assert buffer.horizon == 10
+        return buffer
+
+    def test_events_are_published_in_the_order_of_their_numbers(self, buffer: EventBuffer) -> None:
+        buffer.add(batch(13, [logged(3, 10), logged(1, 12), logged(2, 11)]))
+        assert numbers(buffer, 10) == [1, 2, 3]
+
+    def test_events_wait_for_open_transactions_below_them(self, buffer: EventBuffer) -> None:
+        buffer.add(batch(13, [logged(2, 12), logged(3, 10)], open_positions=[11]))
+        assert (buffer.horizon, numbers(buffer, 10)) == (11, [3])
+        buffer.add(batch(13, [logged(1, 11)]))
+        assert (buffer.horizon, numbers(buffer, 11)) == (13, [1, 2])
+
+    def test_the_horizon_stays_where_nothing_is_published(self, buffer: EventBuffer) -> None:
+        changed = buffer.changed
+        buffer.add(batch(20))
+        assert (buffer.horizon, changed.is_set()) == (10, False)
+        buffer.add(batch(21, [logged(1, 20)]))
+        assert (buffer.horizon, changed.is_set(), numbers(buffer, 10)) == (21, True, [1])
+
+    def test_pending_events_are_bounded(self, buffer: EventBuffer) -> None:
+        for number in range(1, 601):
+            buffer.add(batch(11 + number, [logged(number, 10 + number)], open_positions=[10]))
+            assert len(buffer._pending) <= 500
+        buffer.add(batch(611))
+        assert (buffer.horizon, numbers(buffer, 10)) == (611, None)  # streams read the log
+        buffer.add(batch(612, [logged(601, 611)]))
+        assert numbers(buffer, 611) == [601]
+
+    def test_events_from_before_the_first_poll_are_read_from_the_log(self) -> None:
+        buffer = EventBuffer()
+        buffer.add(ChangeBatch(ChangeCursor(10, {5: NOON}), NOON))
+        buffer.add(batch(10, [logged(1, 5)]))
+        assert (buffer.horizon, numbers(buffer, 5)) == (10, None)
+
+
+class RecordingCache:
+    """A `ChangeListener` that records its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Collection[IntegrationId] | None, float]] = []
+
+    def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
+        """Record the call."""
+        self.calls.append((integration_ids, poll_time))
+
+
+class TestChangeFeedReader:
+    @pytest.fixture
+    def feed(self) -> FakeChangeFeed:
+        return FakeChangeFeed()
+
+    async def test_the_cache_gets_the_time_at_which_a_poll_began(self, feed: FakeChangeFeed) -> None:
+        cache, times = RecordingCache(), iter([1.0, 2.0])
+        reader = ChangeFeedReader(feed, cache, lambda: next(times))
+        for _ in range(2):
+            await reader.poll()
+        assert cache.calls == [(None, 1.0), (frozenset(), 2.0)]
+
+    async def test_a_failed_poll_is_repeated_from_the_same_cursor(self, feed: FakeChangeFeed) -> None:
+        cache = RecordingCache()
+        reader = ChangeFeedReader(feed, cache, lambda: 0)
+        await reader.poll()
+        feed.changed_ids.append(IntegrationId(7))
+        feed.is_unavailable = True
+        with pytest.raises(StoreUnavailable):
+            await reader.poll()
+        feed.is_unavailable = False
+        await reader.poll()
+        assert [changed for changed, _ in cache.calls] == [None, {7}]
+
+    async def test_a_notification_ends_the_wait(self, feed: FakeChangeFeed) -> None:
+        reader = ChangeFeedReader(feed, RecordingCache(), lambda: 0)
+        waiting = asyncio.create_task(reader.poll_when_due())
+        await asyncio.sleep(0)
+        assert (waiting.done(), feed.polls) == (False, 0)
+        feed.notified.set()
+        await waiting
+        assert feed.polls == 1
+
+    async def test_without_consumers_nothing_is_polled(self, feed: FakeChangeFeed) -> None:
+        reader = ChangeFeedReader(feed, None, lambda: 0)
+        feed.notified.set()
+        await reader.poll_when_due()
+        assert feed.polls == 0
+        with reader.subscribed():
+            await reader.poll_when_due()
+        feed.notified.set()
+        await reader.poll_when_due()
+        batch = await reader.poll()
+        assert (feed.polls, batch.changed_ids) == (2, None)  # it begins anew, at the end of the log
+
+
+def test_a_poll_that_is_late_does_not_stop_the_cache() -> None:
+    assert 3 * POLL_INTERVAL < MAX_STALENESS < timedelta(seconds=1)
