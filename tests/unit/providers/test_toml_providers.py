@@ -113,7 +113,7 @@ async def test_a_key_may_go_into_the_query(tmp_path: Path) -> None:
     await providers.get("keyed").verify_connection(ApiKey("k y"))
     assert network.request.url == "https://keyed.example/me?key=k+y"
     (error_text,) = problems_with(tmp_path, keyed=f"{queried}api_key_header = 'X-Key'\n")
-    assert error_text.startswith("keyed.toml: api_key_query_param: does not go with api_key_header")
+    assert error_text.startswith("keyed.toml: api_key_query_param: cannot be combined with api_key_header")
 
 
 def test_tokens_may_be_renewed_before_their_end(tmp_path: Path) -> None:
@@ -152,13 +152,13 @@ def test_tells_all_that_is_wrong_with_all_files(tmp_path: Path) -> None:
         "b.toml: integration_type: String should match pattern '^[a-z][a-z0-9_]{0,63}$'",
         "b.toml: authorize_url: is not an absolute http(s) URL without user name and fragment",
         "b.toml: token_url: is required",
-        "b.toml: colour: is not known, or does not go with this auth_method",
+        "b.toml: colour: is not known, or not allowed with this auth_method",
         f"d.toml: integration_type: 'acme' is taken by {tmp_path}/c.toml",
         "e.toml: auth_method: Input should be 'oauth2', 'api_key' or 'basic'",
         "e.toml: verify_url: Input should be a valid string",
-        "f.toml: token_url: is not known, or does not go with this auth_method",
+        "f.toml: token_url: is not known, or not allowed with this auth_method",
         "g.toml: verify_url: is required",
-        "g.toml: api_key_header: is not known, or does not go with this auth_method",
+        "g.toml: api_key_header: is not known, or not allowed with this auth_method",
         "h.toml: integration_type: is required",
         "h.toml: auth_method: is required",
     ]
