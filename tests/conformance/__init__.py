@@ -1,1 +1,1 @@
-"""One suite that every provider passes, against a server that plays that provider: docs/adding-a-provider.md, 4."""
+"""The conformance suite of providers, against a server that simulates the provider: docs/adding-a-provider.md, 4."""

@@ -1,4 +1,4 @@
-"""Which profiles are played, and what every test gets: `make test` plays ours, `--profiles DIR` others."""
+"""Selection of profiles and fixtures. The default profiles are the built-in ones; `--profiles DIR` selects others."""
 
 import os
 from collections.abc import AsyncIterator
@@ -28,12 +28,12 @@ BUILT_IN_PROFILES = Path(__file__).with_name("profiles")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--profiles DIR`: of providers that are installed, or in PROVIDERS_DIR."""
+    """Add `--profiles DIR`, for providers that are installed or in PROVIDERS_DIR."""
     parser.addoption("--profiles", type=Path, default=BUILT_IN_PROFILES, help="a directory of profiles of providers")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test of a `profile` runs for each that it is marked for."""
+    """Run a test with a `profile` for every profile that its mark applies to."""
     if "profile" not in metafunc.fixturenames:
         return
     marked_kinds = {mark.args[0] for mark in metafunc.definition.iter_markers("conformance")}
@@ -46,20 +46,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def applicable_kinds(profile: Profile) -> set[str]:
-    """Which tests a profile is for."""
-    how = profile.renewal.how
+    """The marks that apply to a profile."""
+    renewal = profile.renewal.kind
     kinds = {
         "any": True,
         "oauth2": profile.authorize is not None,
         "key": profile.key is not None,
         "verified key": profile.key is not None and profile.verify is not None,
-        "renewed": profile.authorize is not None and how != "never",
-        "refreshed": profile.authorize is not None and how == "refresh",
-        "lasting": profile.authorize is not None and how == "never",
-        "revoked": profile.revoke is not None,
+        "renewable": profile.authorize is not None and renewal != "never",
+        "refreshable": profile.authorize is not None and renewal == "refresh",
+        "never expiring": profile.authorize is not None and renewal == "never",
+        "revocable": profile.revoke is not None,
         "named accounts": profile.authorize is not None and "$" in profile.account_id,
         "config": bool(profile.bad_config),
-        "particular": profile.authorize is not None and bool(profile.authorize.requires),
+        "required parameters": profile.authorize is not None and bool(profile.authorize.requires),
         "several scopes": profile.authorize is not None and len(profile.scopes) > 1,
     }
     return {kind for kind, holds in kinds.items() if holds}
@@ -67,7 +67,7 @@ def applicable_kinds(profile: Profile) -> set[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fake_server() -> AsyncIterator[tuple[FakeProviderServer, str]]:
-    """One server for all tests of a module, and its URL."""
+    """The server for all tests of a module, and its URL."""
     fake_server = FakeProviderServer()
     async with serving(fake_server) as url:
         yield fake_server, url
@@ -75,14 +75,14 @@ async def fake_server() -> AsyncIterator[tuple[FakeProviderServer, str]]:
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    """Which providers there are, and whether they may be at plain http on this machine."""
+    """Settings with PROVIDERS_DIR and DEV_MODE of the environment."""
     given = {name: os.environ[name] for name in ("PROVIDERS_DIR", "DEV_MODE") if name in os.environ}
     return Settings.from_environment(given, needs_key=False)
 
 
 @pytest.fixture(scope="module")
 def factory(settings: Settings) -> ProviderFactory:
-    """The providers that a server would know: ours, of packages, and in PROVIDERS_DIR."""
+    """All providers: built-in ones, those of packages, and those in PROVIDERS_DIR."""
     return registered_providers(settings)
 
 
@@ -90,7 +90,7 @@ def factory(settings: Settings) -> ProviderFactory:
 async def scenario(
     profile: Profile, fake_server: tuple[FakeProviderServer, str], settings: Settings, factory: ProviderFactory
 ) -> AsyncIterator[Scenario]:
-    """The service, with the provider of a profile, and the server that plays it."""
+    """The service, the provider of a profile, and the server that simulates it."""
     server, url = fake_server
     system = FakeSystem()
     simulated_provider = server.simulated_providers[profile.integration_type] = SimulatedProvider(profile, system.clock)

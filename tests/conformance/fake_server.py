@@ -1,8 +1,8 @@
-"""A server that plays the provider of a profile, strictly: what that provider would refuse is refused here.
+"""A server that simulates the provider of a profile strictly: it rejects every request that is not documented.
 
-The sandbox's state does the protocol: codes, tokens, rotation, revocation. This module is the face of it, with each
-provider's addresses, client authentication, and shapes of answers and errors. It answers as all hosts of all profiles,
-each request naming its profile in a header that only the tests' own transport sets.
+The sandbox implements the protocol: codes, tokens, rotation, revocation. This module adds each provider's URLs, client
+authentication, and formats of responses and errors. It serves the hosts of all profiles; a header that only the tests'
+transport sets names the profile of a request.
 """
 
 import base64
@@ -34,17 +34,16 @@ TEN_YEARS = 3650 * 24 * 3600
 
 
 class UndocumentedRequest(Exception):
-    """A request that the real provider would refuse. The test sees why."""
+    """A request that the provider does not document. The test reports the reason."""
 
 
 @dataclass
 class SimulatedProvider:
-    """One provider, played. `account_index` is who sits at the browser: 0 or 1 of the accounts, None refuses.
+    """One simulated provider.
 
-    `fault` answers the token endpoint, the resource and the revocation in place of the provider; `token_overrides` is
-    laid over the
-    tokens' answer; with `reuses_code_response` a refresh is answered as a code is. `violations` has what was not as
-    documented.
+    `account_index` selects the account that signs in in the browser; None denies access. `fault` replaces all responses
+    but that of the authorization page. `token_overrides` replaces members of token responses. With
+    `reuses_code_response` the response to a refresh is that to a code. `violations` lists undocumented requests.
     """
 
     profile: Profile
@@ -65,12 +64,12 @@ class SimulatedProvider:
             scopes=profile.scopes,
             behaviour=Behaviour(
                 access_token_lifetime=(profile.token and profile.token.lifetime) or TEN_YEARS,
-                issue_refresh_token=profile.renewal.how == "refresh",
+                issue_refresh_token=profile.renewal.kind == "refresh",
                 rotate_refresh_tokens=profile.renewal.rotates,
                 refresh_response_has_refresh_token=profile.renewal.rotates or profile.renewal.repeats_refresh_token,
                 refresh_grace=profile.renewal.grace,
                 require_pkce=False,
-                revocation_scope="grant" if profile.revoke is None else profile.revoke.kills,
+                revocation_scope="grant" if profile.revoke is None else profile.revoke.ends,
             ),
         )
         self._issue_times: dict[str, datetime] = {}
@@ -84,30 +83,30 @@ class SimulatedProvider:
         return f"eyJhbGciOiJub25lIn0.{payload}.c2ln"
 
     def register_redirect_uri(self, redirect_uri: str) -> None:
-        """Register where browsers may be sent."""
+        """Register the redirect URI of the client."""
         self.client = self.sandbox.register_client(CLIENT_ID, CLIENT_SECRET, [redirect_uri])
 
     def is_valid(self, access_token: str) -> bool:
-        """Whether a token is good."""
+        """Whether an access token is valid."""
         return self.sandbox.find_account(access_token) is not None
 
     def revoke_all_grants(self) -> None:
-        """The persons take back what they have allowed."""
+        """Revoke all grants, as users can at the provider."""
         for account in self.accounts:
             self.sandbox.revoke_grants(account.sub)
 
-    # --- the server's side -------------------------------------------------------------------------------------------
+    # --- HTTP -------------------------------------------------------------------------------------------
 
-    async def answer(self, request: Request) -> Response:
-        """What the provider answers."""
+    async def respond(self, request: Request) -> Response:
+        """The provider's response to a request."""
         url = f"{request.headers[SCHEME_HEADER]}://{request.headers['host']}{request.url.path}"
         try:
-            return await self._answer(request, url)
+            return await self._respond(request, url)
         except UndocumentedRequest as violation:
             self.violations.append(f"{request.method} {url}: {violation}")
             return PlainTextResponse(str(violation), 400)
 
-    async def _answer(self, request: Request, url: str) -> Response:
+    async def _respond(self, request: Request, url: str) -> Response:
         profile = self.profile
         if profile.authorize and url == profile.authorize.url and request.method == "GET":
             return self._authorize(dict(request.query_params))
@@ -124,7 +123,7 @@ class SimulatedProvider:
             resource = self._resource(request, url, profile.verify)
             if resource is not None:
                 return resource
-        raise UndocumentedRequest("there is nothing at this address")
+        raise UndocumentedRequest("no such endpoint")
 
     def _fill(self, template: Any, **values: object) -> Any:
         return fill_template(template, {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET, **values})
@@ -141,23 +140,26 @@ class SimulatedProvider:
         if query.get("redirect_uri") not in self.client.redirect_uris:
             raise UndocumentedRequest("redirect_uri is not registered")
         challenge = query.get("code_challenge")
-        if page.pkce == "refused" and challenge is not None:
+        if page.pkce == "rejected" and challenge is not None:
             raise UndocumentedRequest("a code_challenge means another flow here")
-        if page.pkce == "taken" and (challenge is None or query.get("code_challenge_method") != "S256"):
+        if page.pkce == "required" and (challenge is None or query.get("code_challenge_method") != "S256"):
             raise UndocumentedRequest("code_challenge with S256 is missing")
         scopes = self._scopes(query.get(page.scope_in, ""))
-        answer = {"state": query["state"], **self._fill(page.callback, **self._account_fields(self.account_index or 0))}
+        callback = {
+            "state": query["state"],
+            **self._fill(page.callback, **self._account_fields(self.account_index or 0)),
+        }
         if self.account_index is None:
-            answer["error"] = "access_denied"
+            callback["error"] = "access_denied"
         else:
-            kept = challenge if page.pkce == "taken" else None
+            kept = challenge if page.pkce == "required" else None
             sub = self.accounts[self.account_index].sub
             code = self.sandbox.issue_code(self.client, query["redirect_uri"], sub, scopes, kept)
-            answer["code"] = code + page.code_suffix
+            callback["code"] = code + page.code_suffix
         if page.signs_callback:
-            message = "&".join(sorted(f"{name}={value}" for name, value in answer.items()))
-            answer["hmac"] = hmac.new(CLIENT_SECRET.encode(), message.encode(), hashlib.sha256).hexdigest()
-        return RedirectResponse(f"{query['redirect_uri']}?{urlencode(answer)}", 302)
+            message = "&".join(sorted(f"{name}={value}" for name, value in callback.items()))
+            callback["hmac"] = hmac.new(CLIENT_SECRET.encode(), message.encode(), hashlib.sha256).hexdigest()
+        return RedirectResponse(f"{query['redirect_uri']}?{urlencode(callback)}", 302)
 
     def _scopes(self, text: str) -> tuple[str, ...]:
         page = self.profile.authorize
@@ -180,14 +182,14 @@ class SimulatedProvider:
             self._authenticate(request, form, endpoint.client)
             if grant_type == "authorization_code":
                 invalid_grant = endpoint.invalid_code or invalid_grant
-                return self._issue(self._redeem(form, endpoint), endpoint.answer)
-            if grant_type == "refresh_token" and self.profile.renewal.how == "refresh":
+                return self._issue(self._redeem(form, endpoint), endpoint.response)
+            if grant_type == "refresh_token" and self.profile.renewal.kind == "refresh":
                 for name in endpoint.refresh_requires:
                     if not form.get(name):
                         raise UndocumentedRequest(f"a refresh needs {name}")
                 issued = self.sandbox.refresh(self.client, form.get("refresh_token", ""), None)
-                template = None if self.reuses_code_response else endpoint.refresh_answer
-                return self._issue(issued, template or endpoint.answer)
+                template = None if self.reuses_code_response else endpoint.refresh_response
+                return self._issue(issued, template or endpoint.response)
         except OAuthError as error:
             return self._error(endpoint.invalid_client if error.code == "invalid_client" else invalid_grant)
         raise UndocumentedRequest(f"grant_type {grant_type!r} is not known")
@@ -199,7 +201,7 @@ class SimulatedProvider:
         verifier = form.get("code_verifier")
         page = self.profile.authorize
         assert page is not None
-        if page.pkce != "taken":
+        if page.pkce != "required":
             verifier = None
         return self.sandbox.redeem_code(self.client, form.get("code", ""), form.get("redirect_uri", ""), verifier)
 
@@ -214,12 +216,12 @@ class SimulatedProvider:
         if exchange.needs_client and params.get("client_secret") != CLIENT_SECRET:
             return self._error(endpoint.invalid_client)
         token = params.get(exchange.token_in, "")
-        if self.clock() - self._issue_times.get(token, self.clock()) < timedelta(seconds=exchange.youngest):
-            raise UndocumentedRequest(f"the token is not {exchange.youngest} seconds old yet")
+        if self.clock() - self._issue_times.get(token, self.clock()) < timedelta(seconds=exchange.min_age):
+            raise UndocumentedRequest(f"the token is not {exchange.min_age} seconds old yet")
         before = self.sandbox.behaviour
         self.sandbox.behaviour = Behaviour(access_token_lifetime=exchange.lifetime)
         try:
-            return self._issue(self.sandbox.exchange(token), exchange.answer)
+            return self._issue(self.sandbox.exchange(token), exchange.response)
         except OAuthError:
             return self._error(endpoint.invalid_grant)
         finally:
@@ -234,13 +236,13 @@ class SimulatedProvider:
             **self._account_fields(self.accounts.index(account) if account in self.accounts else 0),
             "access_token": issued.access_token,
             "refresh_token": issued.refresh_token,
-            "scope": endpoint.answered_scope_separator.join(issued.scopes),
+            "scope": endpoint.response_scope_separator.join(issued.scopes),
             "expires_in": round((issued.expire_time - self.clock()).total_seconds()),
             "expires_at": issued.expire_time.isoformat().replace("+00:00", "Z"),
         }
-        answer = self._fill(template, **values)
-        token_overrides = {name: value for name, value in self.token_overrides.items() if name in answer}
-        return JSONResponse({**answer, **token_overrides})
+        response = self._fill(template, **values)
+        token_overrides = {name: value for name, value in self.token_overrides.items() if name in response}
+        return JSONResponse({**response, **token_overrides})
 
     async def _form(self, request: Request) -> dict[str, str]:
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
@@ -265,7 +267,7 @@ class SimulatedProvider:
         if given != (CLIENT_ID, CLIENT_SECRET):
             raise OAuthError("invalid_client", "wrong")
 
-    # --- what tokens are good for
+    # --- API and revocation
 
     def _resource(self, request: Request, url: str, resource: Resource) -> Response | None:
         token = self._extract_token(request, resource.auth)
@@ -280,11 +282,11 @@ class SimulatedProvider:
             if request.query_params.get(name) != value:
                 raise UndocumentedRequest(f"{name} must be {value!r}")
         if key is not None and not self._has_key(request):
-            return self._error(resource.refusal)
+            return self._error(resource.rejection)
         if key is None and account is None:
-            return self._error(resource.refusal)
+            return self._error(resource.rejection)
         return JSONResponse(
-            self._fill(resource.answer, **account_fields, **(self.profile.token.claims if self.profile.token else {}))
+            self._fill(resource.response, **account_fields, **(self.profile.token.claims if self.profile.token else {}))
         )
 
     def _has_key(self, request: Request) -> bool:
@@ -311,10 +313,10 @@ class SimulatedProvider:
             try:
                 self._authenticate(request, form, revocation.client)
             except OAuthError:
-                return self._error(revocation.refusal)
+                return self._error(revocation.rejection)
         for name, template in revocation.auth.items():
             if revocation.client == "secret" and request.headers.get(name) != self._fill(template):
-                return self._error(revocation.refusal)
+                return self._error(revocation.rejection)
         kind, _, name = revocation.token.partition(":")
         if kind == "bearer":
             token = self._extract_token(request, revocation.auth) or ""
@@ -326,12 +328,12 @@ class SimulatedProvider:
             for account_index, account in enumerate(self.accounts):
                 if self._fill(self.profile.account_id, **self._account_fields(account_index)) == form.get(name):
                     self.sandbox.revoke_grants(account.sub)
-            return JSONResponse(self._fill(revocation.answer), revocation.status)
+            return JSONResponse(self._fill(revocation.response), revocation.status)
         if kind == "bearer" and not self.is_valid(token):
-            return self._error(revocation.refusal)
+            return self._error(revocation.rejection)
         self.sandbox.revoke(self.client, token)
         return (
-            JSONResponse(self._fill(revocation.answer), revocation.status)
+            JSONResponse(self._fill(revocation.response), revocation.status)
             if revocation.status != 204
             else Response(status_code=204)
         )
@@ -346,37 +348,39 @@ class SimulatedProvider:
 
 
 def key_auth(key: Key) -> RequestAuth:
-    """What carries a key."""
+    """The headers and query parameters with a key."""
     pair = base64.b64encode(f"{key.api_key}:{key.api_secret}".encode()).decode()
     values = {"basic": pair, "api_key": key.api_key}
     return RequestAuth(fill_template(key.auth, values), fill_template(key.query, values))
 
 
 class FakeProviderServer:
-    """The server. Plays are put on it by their profile's type."""
+    """The ASGI app. It dispatches requests to the simulated providers by integration type."""
 
     def __init__(self) -> None:
         self.simulated_providers: dict[str, SimulatedProvider] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Serve a request."""
         request = Request(scope, receive)
         simulated_provider = self.simulated_providers[request.headers[PROFILE_HEADER]]
-        await (await simulated_provider.answer(request))(scope, receive, send)
+        await (await simulated_provider.respond(request))(scope, receive, send)
 
 
 class FakeServerTransport(httpx.AsyncBaseTransport):
-    """Takes every request to the stage, over a real connection, whatever host it was for."""
+    """Sends every request to the server, whatever its host."""
 
     def __init__(self, server_url: str, integration_type: str) -> None:
         self._server_url = httpx.URL(server_url)
         self._integration_type = integration_type
-        self._transport = httpx.AsyncHTTPTransport(verify=False)  # no TLS to this machine, so no certificates to load
+        self._transport = httpx.AsyncHTTPTransport(
+            verify=False
+        )  # the server has no TLS: loading certificates takes time
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send it there."""
-        is_here = request.url.host in {"127.0.0.1", "::1", "localhost"}
-        assert request.url.scheme == "https" or is_here, "a secret would have left in the clear"
+        """Send a request to the server."""
+        is_loopback = request.url.host in {"127.0.0.1", "::1", "localhost"}
+        assert request.url.scheme == "https" or is_loopback, "a secret would have been sent without TLS"
         headers = httpx.Headers(request.headers)
         headers["host"] = request.url.netloc.decode()
         headers[PROFILE_HEADER], headers[SCHEME_HEADER] = self._integration_type, request.url.scheme
@@ -386,5 +390,5 @@ class FakeServerTransport(httpx.AsyncBaseTransport):
         return await self._transport.handle_async_request(sent)
 
     async def aclose(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         await self._transport.aclose()

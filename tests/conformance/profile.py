@@ -1,8 +1,10 @@
-"""What a provider does, as data: `profiles/*.toml`, one for each type, from its facts and not from its implementation.
+"""Profiles of providers: the behaviour of a provider as data, written from its documentation, not from its code.
 
-In answers, "$name" stands for a value, and "${name}" for one within a text: `access_token`, `refresh_token`, `scope`,
-`expires_in`, `expires_at` of tokens; `sub` and, as a number, `number`, `email`, `name` of the account; `client_id`,
-`client_secret`. A member whose value is not there is left out.
+There is one `profiles/*.toml` file per integration type.
+
+In responses, "$name" is replaced by a value, and "${name}" by a value within a text. The names are `access_token`,
+`refresh_token`, `scope`, `expires_in` and `expires_at` of tokens; `sub`, `number` (the same as a number), `email` and
+`name` of the account; `client_id` and `client_secret`. A member whose value is missing is left out.
 """
 
 import tomllib
@@ -21,21 +23,25 @@ class _Part(BaseModel):
 
 
 class ErrorResponse(_Part):
-    """How it says that something is wrong."""
+    """An error response."""
 
     status: int = 400
     body: JsonObject = {}
 
 
 class Authorize(_Part):
-    """The authorization page. What it does not know it refuses, as a person would see."""
+    """The authorization page. It rejects unknown scopes, and any other request than the documented one.
+
+    `requires`: parameters of the authorization URL. `callback`: parameters of the redirect. `code_suffix`: appended to
+    the code. `signs_callback`: Shopify's signature.
+    """
 
     url: str
     requires: Mapping[str, str] = {}
     scope_separator: str = " "
     scope_in: str = "scope"
     has_scopes: bool = True
-    pkce: Literal["taken", "ignored", "refused"] = "ignored"
+    pkce: Literal["required", "ignored", "rejected"] = "ignored"
     callback: Mapping[str, str] = {}
     code_suffix: str = ""
     signs_callback: bool = False
@@ -48,9 +54,9 @@ class Token(_Part):
     client: Literal["post", "basic", "none"]
     code_requires: Mapping[str, str] = {}
     refresh_requires: Sequence[str] = ()
-    answer: JsonObject
-    refresh_answer: JsonObject | None = None
-    answered_scope_separator: str = " "
+    response: JsonObject
+    refresh_response: JsonObject | None = None
+    response_scope_separator: str = " "
     lifetime: int | None = 3600
     invalid_grant: ErrorResponse = ErrorResponse(body={"error": "invalid_grant"})
     invalid_code: ErrorResponse | None = None
@@ -61,55 +67,60 @@ class Token(_Part):
 class Renewal(_Part):
     """How access tokens are renewed.
 
-    `rotates`: each refresh gives another refresh token, and the old one works for `grace` seconds more.
+    `rotates`: each refresh replaces the refresh token, and the old one works for another `grace` seconds.
+    `repeats_refresh_token`: the response to a refresh has the refresh token, even if it is the same.
     """
 
-    how: Literal["refresh", "exchange", "never"] = "refresh"
+    kind: Literal["refresh", "exchange", "never"] = "refresh"
     rotates: bool = False
     grace: float = 0
     repeats_refresh_token: bool = False
 
 
 class Exchange(_Part):
-    """A request that trades an access token for another one; `youngest`: seconds that it must be old by then."""
+    """A request that exchanges an access token for another one, which must have an age of `min_age` seconds."""
 
     method: Literal["GET", "POST"]
     url: str
     grant_type: str
     token_in: str
     needs_client: bool
-    youngest: int = 0
+    min_age: int = 0
     lifetime: int = 5184000
-    answer: JsonObject
+    response: JsonObject
 
 
 class Resource(_Part):
-    """What credentials are tried with."""
+    """The resource of the verification request. `auth`: its headers; `requires`: its query parameters."""
 
     method: Literal["GET", "POST"] = "GET"
     url: str
     auth: Mapping[str, str] = {"Authorization": "Bearer $access_token"}
     requires: Mapping[str, str] = {}
-    answer: Any
-    refusal: ErrorResponse = ErrorResponse(status=401)
+    response: Any
+    rejection: ErrorResponse = ErrorResponse(status=401)
 
 
 class Revocation(_Part):
-    """How a grant is ended. `client`: how we say who we are; `token`: where the token is, "bearer" or "form:name"."""
+    """A revocation. `client`: the client authentication; "secret" means the headers in `auth`.
+
+    `token`: the position of the token: "bearer", "form:<name>" or "json:<name>"; "account:<name>" is the account's id
+    in a form. `ends`: whether the grant ends, or all grants of the account.
+    """
 
     method: Literal["POST", "DELETE"] = "POST"
     url: str
     client: Literal["post", "basic", "secret", "none"] = "post"
     auth: Mapping[str, str] = {}
     token: str
-    kills: Literal["grant", "account"] = "grant"
+    ends: Literal["grant", "account"] = "grant"
     status: int = 200
-    answer: JsonObject = {}
-    refusal: ErrorResponse = ErrorResponse(status=401)
+    response: JsonObject = {}
+    rejection: ErrorResponse = ErrorResponse(status=401)
 
 
 class Key(_Part):
-    """A key that is right, and how a request carries it: in headers (`auth`) or in its query."""
+    """A valid API key, and the headers (`auth`) or query parameters with it."""
 
     api_key: str
     api_secret: str = ""
@@ -118,7 +129,12 @@ class Key(_Part):
 
 
 class Profile(_Part):
-    """One provider."""
+    """One provider.
+
+    `config`: the config to connect with; `bad_config`: invalid configs, by the field of their error. `settings`:
+    further settings of the provider. `account_id`, `account_label`, `api_url`: the expected account and base URL.
+    `request`: the expected headers of API requests. `accounts`: the `sub` of the two simulated accounts.
+    """
 
     integration_type: str
     config: JsonObject = {}
@@ -141,12 +157,12 @@ class Profile(_Part):
 
 @cache
 def read_profiles(directory: Path) -> Sequence[Profile]:
-    """All profiles in a directory."""
+    """All profiles in a directory, sorted by file name."""
     return [Profile.model_validate(tomllib.loads(path.read_text())) for path in sorted(directory.glob("*.toml"))]
 
 
 def fill_template(template: Any, values: Mapping[str, object]) -> Any:
-    """A template with its values."""
+    """A template with its placeholders replaced by values."""
     if isinstance(template, Mapping):
         members = {name: fill_template(value, values) for name, value in template.items()}
         return {name: value for name, value in members.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The service over fakes, with one real provider, and what people and backends do with it."""
+"""The service with fakes and one real provider, and the actions of users and backends."""
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -20,7 +20,7 @@ from tests.fakes.system import ADA, PUBLIC_URL, FakeSystem
 
 
 class Scenario:
-    """One test's world. Tests that expect complaints of the stage say so in `expected_violations`."""
+    """The environment of one test. `expected_violations` are the violations that the test expects."""
 
     def __init__(
         self,
@@ -43,23 +43,23 @@ class Scenario:
 
     @property
     def provider(self) -> BaseProvider:
-        """The provider that the service has."""
+        """The provider of the service."""
         provider = self.system.providers.get(self.profile.integration_type)
         assert isinstance(provider, BaseProvider)
         return provider
 
     def use_provider(self, provider: BaseProvider) -> None:
-        """Give the service this one."""
+        """Replace the provider of the service."""
         self.system.providers.by_type[self.profile.integration_type] = provider
 
     def with_client_secret(self, client_secret: str) -> None:
-        """As if the operator had set this secret."""
+        """Replace the client secret in the settings."""
         self.use_provider(self._build(client_secret).get(self.profile.integration_type))
 
     # --- connecting
 
     async def connect(self, user_id: UserId = ADA, **changes: Any) -> Integration:
-        """An integration of the person at the browser."""
+        """Connect the account in the browser."""
         outcome = await self.run_authorization(user_id, **changes)
         assert outcome.success
         return self.system.row(outcome.integration_id)
@@ -67,7 +67,7 @@ class Scenario:
     async def run_authorization(
         self, user_id: UserId = ADA, *, code: str | None = None, **given: Any
     ) -> ConnectionResult:
-        """To the provider and back, as a browser would; `code` puts another in the place of the provider's."""
+        """Run the authorization flow as a browser does. `code` replaces the provider's code."""
         config = dict(given.pop("config", self.profile.config))
         authorization = await self.system.oauth_connection.begin_connection(
             ConnectionRequest(user_id, self.profile.integration_type, config=config, **given)
@@ -89,20 +89,20 @@ class Scenario:
         )
 
     async def visit(self, url: str) -> dict[str, str]:
-        """The parameters that the provider's page sends the browser back with."""
+        """The parameters of the redirect from the authorization page."""
         page = await self.request_authorization_page(url)
         assert page.status_code == 302, page.text
         return dict(parse_qsl(urlsplit(page.headers["location"]).query))
 
     async def request_authorization_page(self, url: str) -> httpx.Response:
-        """What the provider's page answers."""
+        """The response of the authorization page."""
         request = httpx.Request("GET", url, headers={PROFILE_HEADER: self.profile.integration_type})
         page = await self._browser.handle_async_request(request)
         await page.aread()
         return page
 
     async def connect_key(self, *, api_key: str | None = None, api_secret: str | None = None) -> Integration:
-        """An integration by the profile's key, or by another."""
+        """Connect with the API key of the profile, or another one."""
         key = self.profile.key
         assert key is not None
         return await self.system.api_key_connection.connect_with_api_key(
@@ -115,34 +115,34 @@ class Scenario:
             )
         )
 
-    # --- looking
+    # --- inspecting
 
     def account_fields(self, account_index: int = 0) -> Mapping[str, object]:
-        """What is known of a person."""
-        return self.simulated_provider._account_fields(account_index)  # its other half
+        """The values of a simulated account."""
+        return self.simulated_provider._account_fields(account_index)  # the two classes belong together
 
     def expected(self, template: Any, account_index: int = 0, **more: object) -> Any:
-        """A part of the profile, for a person."""
+        """A template of the profile, filled for an account."""
         return fill_template(template, {**self.account_fields(account_index), **more})
 
     async def tokens(self, integration: Integration) -> OAuthTokens:
-        """An integration's tokens, as they are stored."""
+        """The stored tokens of an integration."""
         return await self.system.tokens(integration.integration_id)
 
     async def get_credentials(self, integration: Integration) -> RequestAuth:
-        """What a backend is given to put on its requests."""
+        """The headers and query parameters that a backend receives."""
         usable = await self.system.credentials.get_credentials(integration.integration_id, ADA, None, ())
         return usable.request_auth
 
     async def refresh_error(self, integration: Integration) -> ProviderError:
-        """What a forced refresh fails with."""
+        """The error of a forced refresh."""
         try:
             await self.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
         except ProviderError as error:
             return error
-        raise AssertionError("the refresh went well")
+        raise AssertionError("the refresh succeeded")
 
     def expire_access_tokens(self) -> None:
-        """Let access tokens end."""
+        """Advance the clock past the expiry of access tokens."""
         lifetime = (self.profile.token and self.profile.token.lifetime) or 3600
         self.system.clock.advance(timedelta(seconds=lifetime + 1))

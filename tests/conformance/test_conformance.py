@@ -1,4 +1,4 @@
-"""What every provider has to show, whatever its ways. docs/adding-a-provider.md says how to run it for another one."""
+"""The conformance tests. docs/adding-a-provider.md describes how to run them for another provider."""
 
 import asyncio
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from tests.fakes.system import ADA
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 oauth2 = pytest.mark.conformance("oauth2")
-EXCHANGE_AGE = timedelta(days=1, minutes=1)  # some exchange no younger token
+EXCHANGE_AGE = timedelta(days=1, minutes=1)  # some providers exchange no younger token
 
 
 def down() -> Response:
@@ -53,11 +53,11 @@ async def test_connects(scenario: Scenario, profile: Profile) -> None:
     assert set(integration.scopes) >= set(scenario.provider.required_scopes)
     assert (integration.account_id or "") == scenario.expected(profile.account_id)
     assert (integration.account_label or "") == scenario.expected(profile.account_label)
-    assert integration.is_renewable == (profile.renewal.how != "never")
+    assert integration.is_renewable == (profile.renewal.kind != "never")
 
 
 @oauth2
-async def test_credentials_are_ready_to_use(scenario: Scenario, profile: Profile) -> None:
+async def test_credentials_can_be_put_on_requests(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     tokens = await scenario.tokens(integration)
     auth = await scenario.get_credentials(integration)
@@ -74,7 +74,7 @@ async def test_an_error_response_is_a_result(scenario: Scenario) -> None:
 
 
 @oauth2
-async def test_a_code_that_is_none_is_refused_and_leaves_nothing(scenario: Scenario, profile: Profile) -> None:
+async def test_an_invalid_code_is_rejected_and_stores_nothing(scenario: Scenario, profile: Profile) -> None:
     with pytest.raises((ProviderError, InvalidField)) as raised:
         await scenario.run_authorization(code="s3cret-forged")
     assert "s3cret" not in str(raised.value)
@@ -83,13 +83,13 @@ async def test_a_code_that_is_none_is_refused_and_leaves_nothing(scenario: Scena
 
 
 def require_secret(profile: Profile) -> None:
-    """Leave out what is about a client's secret where it has none."""
+    """Skip a test about the client secret for a public client."""
     if profile.token is not None and profile.token.client == "none":
         pytest.skip("a public client has no secret that could be wrong")
 
 
 @oauth2
-async def test_our_own_client_refused_is_nobodys_fault_and_leaves_nothing(scenario: Scenario, profile: Profile) -> None:
+async def test_an_invalid_client_stores_nothing(scenario: Scenario, profile: Profile) -> None:
     require_secret(profile)
     scenario.with_client_secret("another-secret")
     with pytest.raises((ProviderError, InvalidField)):
@@ -98,7 +98,7 @@ async def test_our_own_client_refused_is_nobodys_fault_and_leaves_nothing(scenar
 
 
 @pytest.mark.conformance("named accounts")
-async def test_an_account_connected_twice_is_one_and_another_is_another(scenario: Scenario) -> None:
+async def test_each_account_has_one_integration(scenario: Scenario) -> None:
     first = await scenario.connect()
     again = await scenario.connect()
     scenario.simulated_provider.account_index = 1
@@ -119,7 +119,7 @@ ODD_EXPIRY: dict[str, dict[str, object]] = {
 
 @oauth2
 @pytest.mark.parametrize("token_overrides", ODD_EXPIRY.values(), ids=ODD_EXPIRY.keys())
-async def test_an_odd_expiry_loses_nothing(scenario: Scenario, token_overrides: dict[str, object]) -> None:
+async def test_an_unusual_expiry_is_accepted(scenario: Scenario, token_overrides: dict[str, object]) -> None:
     scenario.simulated_provider.token_overrides = token_overrides
     integration = await scenario.connect()
     assert integration.status(scenario.system.clock()) is Status.ACTIVE
@@ -135,15 +135,15 @@ async def test_a_bad_config_is_reported_by_field(scenario: Scenario, profile: Pr
 
 
 @pytest.mark.conformance("config")
-async def test_a_caller_keeps_settings_of_its_own(scenario: Scenario, profile: Profile) -> None:
+async def test_metadata_in_the_config_is_kept(scenario: Scenario, profile: Profile) -> None:
     scenario.provider.for_config({**profile.config, "metadata": {"colour": "red", "order": [1, 2]}})
 
 
-# --- keeping --------------------------------------------------------------------------------------------------------
+# --- refreshing -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.conformance("renewed")
-async def test_renews_again_and_again(scenario: Scenario, profile: Profile) -> None:
+@pytest.mark.conformance("renewable")
+async def test_refreshes_repeatedly(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     access_tokens = {(await scenario.tokens(integration)).access_token}
     refresh_token = (await scenario.tokens(integration)).refresh_token
@@ -153,7 +153,7 @@ async def test_renews_again_and_again(scenario: Scenario, profile: Profile) -> N
         tokens = await scenario.tokens(integration)
         assert scenario.simulated_provider.is_valid(tokens.access_token)
         assert tokens.access_token not in access_tokens
-        if profile.renewal.how == "refresh":
+        if profile.renewal.kind == "refresh":
             assert (tokens.refresh_token != refresh_token) == profile.renewal.rotates
         refresh_token = tokens.refresh_token
         access_tokens.add(tokens.access_token)
@@ -163,12 +163,12 @@ async def test_renews_again_and_again(scenario: Scenario, profile: Profile) -> N
         assert set(row.scopes) == set(integration.scopes)
 
 
-@pytest.mark.conformance("refreshed")
+@pytest.mark.conformance("refreshable")
 @pytest.mark.parametrize("rotates", [True, False])
-async def test_takes_a_new_refresh_token_or_keeps_the_old_one(
+async def test_uses_a_new_refresh_token_or_keeps_the_old_one(
     scenario: Scenario, profile: Profile, rotates: bool
 ) -> None:
-    """Whichever the provider does today: apps can choose with some, and others have changed their ways."""
+    """Both must work: with some providers apps can choose, and others have changed their behaviour."""
     behaviour = scenario.simulated_provider.sandbox.behaviour
     scenario.simulated_provider.sandbox.behaviour = replace(
         behaviour, rotate_refresh_tokens=rotates, refresh_response_has_refresh_token=rotates, refresh_grace=0
@@ -185,15 +185,15 @@ async def test_takes_a_new_refresh_token_or_keeps_the_old_one(
 
 
 async def advance_to_refresh(scenario: Scenario, profile: Profile) -> None:
-    """Let tokens grow old: to their end, where they can be renewed then."""
-    if profile.renewal.how == "refresh":
+    """Advance the clock to the expiry of the tokens, or before it if expired tokens cannot be renewed."""
+    if profile.renewal.kind == "refresh":
         scenario.expire_access_tokens()
     else:
         scenario.system.clock.advance(EXCHANGE_AGE)
 
 
-@pytest.mark.conformance("renewed")
-async def test_renewing_at_once_does_no_harm(scenario: Scenario) -> None:
+@pytest.mark.conformance("renewable")
+async def test_an_immediate_refresh_does_no_harm(scenario: Scenario) -> None:
     integration = await scenario.connect()
     for _ in range(2):
         await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
@@ -201,8 +201,8 @@ async def test_renewing_at_once_does_no_harm(scenario: Scenario) -> None:
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.ACTIVE
 
 
-@pytest.mark.conformance("refreshed")
-async def test_an_expired_token_is_renewed_before_it_is_given(scenario: Scenario) -> None:
+@pytest.mark.conformance("refreshable")
+async def test_an_expired_token_is_refreshed_before_it_is_returned(scenario: Scenario) -> None:
     integration = await scenario.connect()
     before = await scenario.get_credentials(integration)
     scenario.expire_access_tokens()
@@ -211,8 +211,8 @@ async def test_an_expired_token_is_renewed_before_it_is_given(scenario: Scenario
     assert scenario.simulated_provider.is_valid((await scenario.tokens(integration)).access_token)
 
 
-@pytest.mark.conformance("lasting")
-async def test_a_token_that_does_not_expire_is_given_for_ever(scenario: Scenario) -> None:
+@pytest.mark.conformance("never expiring")
+async def test_a_token_that_does_not_expire_is_returned_unchanged(scenario: Scenario) -> None:
     integration = await scenario.connect()
     before = await scenario.get_credentials(integration)
     scenario.system.clock.advance(timedelta(days=1000))
@@ -220,8 +220,8 @@ async def test_a_token_that_does_not_expire_is_given_for_ever(scenario: Scenario
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.ACTIVE
 
 
-@pytest.mark.conformance("refreshed")
-async def test_a_spent_refresh_token_works_as_long_as_is_declared(scenario: Scenario, profile: Profile) -> None:
+@pytest.mark.conformance("refreshable")
+async def test_a_spent_refresh_token_works_for_the_declared_grace(scenario: Scenario, profile: Profile) -> None:
     grace = scenario.provider.refresh_token_grace
     if not profile.renewal.rotates:
         assert grace == timedelta(0) or grace == timedelta.max
@@ -237,13 +237,13 @@ async def test_a_spent_refresh_token_works_as_long_as_is_declared(scenario: Scen
             await scenario.provider.refresh(spent)
 
 
-@pytest.mark.conformance("renewed")
-async def test_a_grant_taken_back_ends_the_integration(scenario: Scenario, profile: Profile) -> None:
+@pytest.mark.conformance("renewable")
+async def test_a_revoked_grant_ends_the_integration(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     scenario.simulated_provider.revoke_all_grants()
     await advance_to_refresh(scenario, profile)
     error: Exception | None = None
-    for _ in range(10):  # a provider without error codes has to say it many times
+    for _ in range(10):  # a refusal without an error code counts only after many in a row
         scenario.system.clock.advance(timedelta(minutes=10))
         with pytest.raises((ProviderError, ReauthorizationRequired)) as raised:
             await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)
@@ -254,9 +254,9 @@ async def test_a_grant_taken_back_ends_the_integration(scenario: Scenario, profi
     assert scenario.system.row(integration.integration_id).status(scenario.system.clock()) is Status.EXPIRED
 
 
-@pytest.mark.conformance("renewed")
+@pytest.mark.conformance("renewable")
 @pytest.mark.parametrize("response", [down, html])
-async def test_a_refresh_that_meets_an_outage_is_tried_again(
+async def test_a_refresh_is_retried_after_an_outage(
     scenario: Scenario, profile: Profile, response: Callable[[], Response]
 ) -> None:
     integration = await scenario.connect()
@@ -273,10 +273,10 @@ async def test_a_refresh_that_meets_an_outage_is_tried_again(
     assert scenario.simulated_provider.is_valid((await scenario.tokens(integration)).access_token)
 
 
-@pytest.mark.conformance("renewed")
-async def test_our_client_refused_at_a_refresh_leaves_the_grant_alone(scenario: Scenario, profile: Profile) -> None:
-    if profile.renewal.how == "exchange" and not all(exchange.needs_client for exchange in profile.exchange):
-        pytest.skip("renews without our client")
+@pytest.mark.conformance("renewable")
+async def test_an_invalid_client_at_a_refresh_does_not_end_the_grant(scenario: Scenario, profile: Profile) -> None:
+    if profile.renewal.kind == "exchange" and not all(exchange.needs_client for exchange in profile.exchange):
+        pytest.skip("its renewal does not authenticate the client")
     require_secret(profile)
     integration = await scenario.connect()
     await advance_to_refresh(scenario, profile)
@@ -294,11 +294,11 @@ async def test_our_client_refused_at_a_refresh_leaves_the_grant_alone(scenario: 
 
 
 @oauth2
-async def test_a_check_follows_the_provider(scenario: Scenario, profile: Profile) -> None:
+async def test_a_health_check_reports_the_state_at_the_provider(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect()
     assert (await scenario.system.health_checker.check_health(integration.integration_id, ADA)).healthy
     if profile.verify is None:
-        return  # there is nothing to ask: what a check can tell is whether there is a token that has not expired
+        return  # without a verification request a check only compares the expiry
     for response in (down(), html()):
         scenario.simulated_provider.fault = response
         check = await scenario.system.health_checker.check_health(integration.integration_id, ADA)
@@ -314,11 +314,11 @@ async def test_a_check_follows_the_provider(scenario: Scenario, profile: Profile
 
 
 @oauth2
-@pytest.mark.parametrize("when", ["at once", "after the token's life"])
-async def test_a_disconnection_ends_the_grant(scenario: Scenario, profile: Profile, when: str) -> None:
+@pytest.mark.parametrize("when", ["before expiry", "after expiry"])
+async def test_a_disconnect_ends_the_grant(scenario: Scenario, profile: Profile, when: str) -> None:
     integration = await scenario.connect()
     tokens = await scenario.tokens(integration)
-    if when != "at once" and profile.renewal.how == "refresh":
+    if when != "before expiry" and profile.renewal.kind == "refresh":
         scenario.expire_access_tokens()
     state = await scenario.system.revocation_service.disconnect_integration(integration.integration_id, ADA)
     if profile.revoke is None:
@@ -331,8 +331,8 @@ async def test_a_disconnection_ends_the_grant(scenario: Scenario, profile: Profi
     assert not scenario.simulated_provider.is_valid(tokens.access_token)
 
 
-@pytest.mark.conformance("revoked")
-async def test_a_revocation_that_fails_is_tried_again(scenario: Scenario) -> None:
+@pytest.mark.conformance("revocable")
+async def test_a_failed_revocation_is_retried(scenario: Scenario) -> None:
     integration = await scenario.connect()
     tokens = await scenario.tokens(integration)
     scenario.simulated_provider.fault = down()
@@ -342,11 +342,11 @@ async def test_a_revocation_that_fails_is_tried_again(scenario: Scenario) -> Non
     scenario.system.clock.advance(timedelta(minutes=5))
     await scenario.system.revocation_service.revoke_due()
     async with asyncio.timeout(60):
-        while scenario.simulated_provider.is_valid(tokens.access_token):  # noqa: ASYNC110  # it is another server's state
+        while scenario.simulated_provider.is_valid(tokens.access_token):  # noqa: ASYNC110  # the state is that of another server
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.conformance("revoked")
+@pytest.mark.conformance("revocable")
 async def test_an_already_invalid_grant_counts_as_revoked(scenario: Scenario) -> None:
     integration = await scenario.connect()
     scenario.simulated_provider.revoke_all_grants()
@@ -358,7 +358,7 @@ async def test_an_already_invalid_grant_counts_as_revoked(scenario: Scenario) ->
 
 
 @pytest.mark.conformance("key")
-async def test_a_key_is_kept_and_given(scenario: Scenario, profile: Profile) -> None:
+async def test_a_key_is_stored_and_returned(scenario: Scenario, profile: Profile) -> None:
     integration = await scenario.connect_key()
     assert integration.status(scenario.system.clock()) is Status.ACTIVE
     assert (integration.account_id or "") == scenario.expected(profile.account_id)
@@ -372,7 +372,7 @@ async def test_a_key_is_kept_and_given(scenario: Scenario, profile: Profile) -> 
 
 
 @pytest.mark.conformance("verified key")
-async def test_a_wrong_key_is_refused_and_leaves_nothing(scenario: Scenario, profile: Profile) -> None:
+async def test_a_wrong_key_is_rejected_and_not_stored(scenario: Scenario, profile: Profile) -> None:
     key = profile.key
     assert key is not None
     wrong: dict[str, Any] = {"api_secret": "another"} if key.api_secret else {"api_key": key.api_key + "x"}
@@ -382,7 +382,7 @@ async def test_a_wrong_key_is_refused_and_leaves_nothing(scenario: Scenario, pro
 
 
 @pytest.mark.conformance("verified key")
-async def test_a_key_is_not_judged_in_an_outage(scenario: Scenario) -> None:
+async def test_an_outage_does_not_decide_about_a_key(scenario: Scenario) -> None:
     scenario.simulated_provider.fault = down()
     with pytest.raises(ProviderUnavailable) as raised:
         await scenario.connect_key()
@@ -390,7 +390,7 @@ async def test_a_key_is_not_judged_in_an_outage(scenario: Scenario) -> None:
     assert scenario.system.ids() == []
 
 
-# --- the stage can refuse: without this, all of the above would prove little ---------------------------------------
+# --- negative controls: the simulated provider can reject a request ---------------------------------------
 
 
 @oauth2
@@ -408,7 +408,7 @@ async def test_negative_control_another_client_authentication_is_rejected(scenar
 async def test_negative_control_another_scope_separator_is_rejected(scenario: Scenario, profile: Profile) -> None:
     assert profile.authorize is not None
     if len(scenario.provider.required_scopes) < 2:
-        pytest.skip("asks for one scope only")
+        pytest.skip("requests one scope only")
     other = " " if profile.authorize.scope_separator == "," else ","
     scenario.use_provider(scenario.provider.with_attributes(scope_separator=other))
     with pytest.raises(AssertionError, match="scopes that are not known"):
@@ -416,7 +416,7 @@ async def test_negative_control_another_scope_separator_is_rejected(scenario: Sc
     scenario.expected_violations = scenario.simulated_provider.violations
 
 
-@pytest.mark.conformance("particular")
+@pytest.mark.conformance("required parameters")
 async def test_negative_control_a_missing_parameter_is_rejected(scenario: Scenario, profile: Profile) -> None:
     configured_provider = scenario.provider.for_config(profile.config)
     url = configured_provider.with_attributes(authorize_params={}).authorization_url(
@@ -430,7 +430,7 @@ async def test_negative_control_a_missing_parameter_is_rejected(scenario: Scenar
 
 
 @pytest.mark.conformance("any")
-async def test_bad_settings_of_a_live_integration_are_refused(scenario: Scenario, profile: Profile) -> None:
+async def test_an_invalid_config_of_a_connected_integration_is_rejected(scenario: Scenario, profile: Profile) -> None:
     integration = await (scenario.connect() if profile.authorize else scenario.connect_key())
     for field, config in profile.bad_config.items():
         with pytest.raises(InvalidField) as raised:

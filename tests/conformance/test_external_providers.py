@@ -1,6 +1,6 @@
-"""A provider of another package, and one that a TOML file declares, pass the suite as it is.
+"""The suite passes for a provider of another package and for one in a TOML file.
 
-What they consist of is what docs/adding-a-provider.md shows; nothing of this repository is changed for them.
+Both are the examples of docs/adding-a-provider.md. Nothing in this repository is changed for them.
 """
 
 import os
@@ -18,14 +18,14 @@ PAGE = (ROOT / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
 
 
 def extract_code_block(language: str, start: str) -> str:
-    """The block of the page that begins so."""
+    """The code block of the page with this language and start."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (block,) = [text for name, text in fenced if name == language and text.startswith(start)]
     return str(block)
 
 
 def install(site: Path) -> None:
-    """What pip makes of a package with the page's provider."""
+    """Write the files that pip installs for a package with the page's Python file."""
     site.mkdir()
     (site / "my_service.py").write_text(extract_code_block("python", '"""My Service.'))
     info = site / "my_package-1.0.dist-info"
@@ -35,7 +35,7 @@ def install(site: Path) -> None:
 
 
 def run_suite(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    """The command that the page gives."""
+    """Run the suite with the command on the page."""
     paths = [str(tmp_path / "site"), str(ROOT), str(ROOT / "generated")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PROVIDERS_DIR": str(tmp_path / "providers")}
     suite = str(ROOT / "tests" / "conformance" / "test_conformance.py")
@@ -47,7 +47,7 @@ def run_suite(tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def external_providers(tmp_path: Path) -> Path:
-    """A folder with both providers and their profiles."""
+    """A directory with both providers and their profiles."""
     install(tmp_path / "site")
     (tmp_path / "providers").mkdir()
     (tmp_path / "providers" / "acme.toml").write_text(extract_code_block("toml", 'integration_type = "acme"\n'))
@@ -59,7 +59,7 @@ def external_providers(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_both_pass(external_providers: Path) -> None:
+def test_both_providers_pass(external_providers: Path) -> None:
     run = run_suite(external_providers)
     assert run.returncode == 0, run.stdout + run.stderr
     passed = re.search(r"(\d+) passed", run.stdout)
@@ -67,7 +67,7 @@ def test_both_pass(external_providers: Path) -> None:
     assert int(passed[1]) >= 30
 
 
-def test_one_that_does_otherwise_than_its_provider_documents_does_not(external_providers: Path) -> None:
+def test_negative_control_a_provider_that_contradicts_its_profile_fails(external_providers: Path) -> None:
     profile = external_providers / "profiles" / "acme.toml"
     profile.write_text(profile.read_text().replace('client = "basic"', 'client = "post"'))
     run = run_suite(external_providers, "-k", "test_connects", "--tb=no")
@@ -88,11 +88,11 @@ integration_type = "public"
 [authorize]
 url = "https://public.example/authorize"
 has_scopes = false
-pkce = "taken"
+pkce = "required"
 [token]
 url = "https://public.example/token"
 client = "none"
-answer = { access_token = "$access_token", expires_in = "$expires_in", refresh_token = "$refresh_token" }
+response = { access_token = "$access_token", expires_in = "$expires_in", refresh_token = "$refresh_token" }
 """
 
 
@@ -106,7 +106,7 @@ API_KEY_PROFILE = """\
 integration_type = "keyed"
 [verify]
 url = "https://keyed.example/me"
-answer = {}
+response = {}
 [key]
 api_key = "k 1"
 query = { key = "$api_key" }
@@ -118,17 +118,15 @@ query = { key = "$api_key" }
     [(PUBLIC_PROVIDER, PUBLIC_PROFILE), (API_KEY_PROVIDER, API_KEY_PROFILE)],
     ids=["public", "keyed"],
 )
-def test_a_public_client_with_nothing_to_ask_and_a_key_in_a_query_pass(
-    tmp_path: Path, declaration: str, profile_text: str
-) -> None:
+def test_a_public_client_and_a_key_in_the_query_pass(tmp_path: Path, declaration: str, profile_text: str) -> None:
     write_provider(tmp_path, declaration, profile_text)
     run = run_suite(tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_provider_on_this_machine_passes_in_dev_mode_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = ("https://public.example", "http://127.0.0.1:8090")
-    write_provider(tmp_path, PUBLIC_PROVIDER.replace(*here), PUBLIC_PROFILE.replace(*here))
+def test_a_provider_on_loopback_passes_in_dev_mode_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_loopback = ("https://public.example", "http://127.0.0.1:8090")
+    write_provider(tmp_path, PUBLIC_PROVIDER.replace(*to_loopback), PUBLIC_PROFILE.replace(*to_loopback))
     monkeypatch.delenv("DEV_MODE", raising=False)
     refused = run_suite(tmp_path, "-k", "test_connects")
     assert "plain http is for loopback in dev mode only" in refused.stdout + refused.stderr
@@ -137,8 +135,8 @@ def test_a_provider_on_this_machine_passes_in_dev_mode_alone(tmp_path: Path, mon
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def write_provider(folder: Path, declaration: str, profile_text: str) -> None:
-    """A provider and its profile."""
+def write_provider(directory: Path, declaration: str, profile_text: str) -> None:
+    """Write a provider and its profile."""
     for kind, content in (("providers", declaration), ("profiles", profile_text)):
-        (folder / kind).mkdir()
-        (folder / kind / "one.toml").write_text(content)
+        (directory / kind).mkdir()
+        (directory / kind / "one.toml").write_text(content)

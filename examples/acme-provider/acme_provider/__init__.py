@@ -1,22 +1,20 @@
-"""Acme, as a provider of the Integration Server in a package of its own.
+"""An example of a provider in its own package: Acme.
 
-- Endpoints and scopes: made up; a real provider has its source here, and how sure it is.
-- A refresh rotates the refresh token; no grace is documented.
-- 300 calls a minute for the app, 10 a second for an account.
+- The endpoints and scopes are fictitious. A real provider names the source and the confidence of each fact here.
+- A refresh replaces the refresh token; no grace period is documented.
+- 300 calls a minute for the app, 10 a second per account.
 """
 
 from datetime import timedelta
 
 from integration_server.domain.proxy_messages import LimitScope, RateLimit
-from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 
 
 class AcmeProvider(OAuth2Provider):
-    """A user's account at Acme, whose address `ACME_BASE_URL` may set."""
+    """A user's account at Acme. The setting `ACME_BASE_URL` overrides the host."""
 
     integration_type = "acme"
-    display_name = "Acme"
     required_scopes = ("read",)
     account_id_field = "sub"
     account_label_field = "email"
@@ -27,30 +25,28 @@ class AcmeProvider(OAuth2Provider):
 
     @property
     def base_url(self) -> str:
-        """Where Acme is."""
+        """The URL that all endpoints are below."""
         return self._setting("BASE_URL") or "https://acme.example"
 
     @property
     def oauth_authorize_url(self) -> str:
-        """Where a browser is sent to ask for access."""
+        """The authorization endpoint."""
         return f"{self.base_url}/oauth/authorize"
 
     @property
     def oauth_token_url(self) -> str:
-        """Where codes and refresh tokens are traded."""
+        """The token endpoint."""
         return f"{self.base_url}/oauth/token"
 
     @property
-    def verify_url(self) -> str:  # type: ignore[override]  # what is declared may be a property
-        """What to GET to see whose a token is."""
+    def verify_url(self) -> str:  # type: ignore[override]  # a declaration may be a property
+        """The user info, which verifies a token and identifies its account."""
         return f"{self.base_url}/userinfo"
 
     @property
-    def api_base_url(self) -> str:  # type: ignore[override]  # likewise
-        """What the paths of calls are beneath."""
+    def api_base_url(self) -> str:  # type: ignore[override]  # a declaration may be a property
+        """The base URL of proxied calls."""
         return self.base_url
 
 
-def register(factory: ProviderFactory) -> None:
-    """Add it to the factory."""
-    factory.register(AcmeProvider.integration_type, AcmeProvider)
+register = AcmeProvider.register_in

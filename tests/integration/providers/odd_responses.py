@@ -1,6 +1,6 @@
-"""What a token endpoint may answer instead of plain tokens, and what must come of it, for a code as for a refresh.
+"""Unusual responses of token endpoints, and the outcome of each for a code and for a refresh.
 
-The docstring of `providers/token_response.py` says it in words.
+The docstring of `providers/token_response.py` describes them.
 """
 
 import gzip
@@ -39,13 +39,13 @@ from integration_server.sandbox import (
 
 HOUR = timedelta(hours=1)
 TEN_YEARS = timedelta(days=3650)
-DEADLINE = timedelta(seconds=0.2)  # for calls that nothing else ends
-LONG_DEADLINE = timedelta(seconds=30)  # for all others, which must end long before
+DEADLINE = timedelta(seconds=0.2)  # for requests that only the deadline ends
+LONG_DEADLINE = timedelta(seconds=30)  # for all others, which must end much earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """The answer is used."""
+    """The response has tokens."""
 
     lifetime: timedelta | None = HOUR
     scopes: tuple[str, ...] | None = ("read", "write")
@@ -55,7 +55,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The answer is an error. `max_duration` is the deadline of the call; where it is `DEADLINE`, only that ends it."""
+    """The response is an error. With the `max_duration` `DEADLINE`, only the deadline ends the request."""
 
     error: type[ProviderError] = ProviderUnavailable
     oauth_error: str | None = None
@@ -73,12 +73,12 @@ def error_fault(status: int, body: bytes, headers: Mapping[str, str] | None = No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewrittenBodyFault(Fault):
-    """The endpoint's own answer, with its body written otherwise, and with these headers."""
+    """The endpoint's normal response with a rewritten body and further headers."""
 
     body_of: Callable[[bytes], bytes] = bytes
 
     async def respond(self, request: Request, handler: Handler) -> Response:
-        """Do the work, and tell of it otherwise."""
+        """Process the request, and rewrite the response."""
         original_response = await Fault.respond(self, request, handler)
         headers = {"Content-Type": "application/json", **self.headers}
         return Response(self.body_of(bytes(original_response.body)), original_response.status_code, headers)
@@ -90,7 +90,7 @@ def with_rewritten_body(body_of: Callable[[bytes], bytes] = bytes, **headers: st
 
 
 def with_members(members: bytes) -> Callable[[bytes], bytes]:
-    """JSON with more members behind its own, which they replace."""
+    """Append members to a JSON object, where they override earlier ones."""
     return lambda body: body.removesuffix(b"}") + b", " + members + b"}"
 
 
@@ -106,13 +106,13 @@ FORM = "application/x-www-form-urlencoded"
 RETRY_AFTER_SEVEN_SECONDS = {"Retry-After": "7"}
 INVALID_GRANT = b'{"error": "invalid_grant", "error_description": "s3cret"}'
 
-# Each of these comes twice: as it is, and after work that was done, so that the code or the refresh token is spent.
-# The client cannot tell which. (What only spoils the sending of the endpoint's own answer spends it either way.)
+# Each fault is tested twice: without and with processing of the request, which spends the code or the refresh token.
+# The client cannot distinguish them. (A fault that only damages the normal response spends it in both cases.)
 FAULTS: dict[str, tuple[Fault, Failure]] = {
     "hang": (Hang(), Failure(max_duration=DEADLINE)),
     "slow": (Fault(delay=3600), Failure(max_duration=DEADLINE)),
-    "drip": (SlowBody(), Failure(max_duration=DEADLINE)),
-    "drip of an error": (SlowBody(status=400, body=INVALID_GRANT), Failure(max_duration=DEADLINE)),
+    "slow body": (SlowBody(), Failure(max_duration=DEADLINE)),
+    "slow body of an error": (SlowBody(status=400, body=INVALID_GRANT), Failure(max_duration=DEADLINE)),
     "reset": (Reset(), Failure()),
     "reset midway": (ResetMidway(), Failure()),
     "reset midway of an error": (ResetMidway(status=400, body=INVALID_GRANT), Failure()),
@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[Fault, Failure]] = {
     "429": (error_fault(429, b"s3cret", RETRY_AFTER_SEVEN_SECONDS), Failure(retry_after=timedelta(seconds=7))),
     "503": (error_fault(503, b"s3cret", RETRY_AFTER_SEVEN_SECONDS), Failure(retry_after=timedelta(seconds=7))),
     "503 with an OAuth code": (error_fault(503, INVALID_GRANT), Failure()),
-    "503 that drips": (
+    "503 with a slow body": (
         SlowBody(status=503, headers=RETRY_AFTER_SEVEN_SECONDS, body=b"s3cret"),
         Failure(retry_after=timedelta(seconds=7), max_duration=DEADLINE),
     ),
@@ -135,7 +135,7 @@ FAULTS: dict[str, tuple[Fault, Failure]] = {
         OversizedBody(status=503, headers=RETRY_AFTER_SEVEN_SECONDS, body=b"s3cret"),
         Failure(retry_after=timedelta(seconds=7)),
     ),
-    "400 with a code that passes": (error_fault(400, b'{"error": "temporarily_unavailable"}'), Failure()),
+    "400 with a transient code": (error_fault(400, b'{"error": "temporarily_unavailable"}'), Failure()),
     "400 without an OAuth code": (error_fault(400, b'{"message": "s3cret"}'), Failure()),
     "403 of HTML": (replace(HTML, status=403), Failure()),
 }
@@ -143,26 +143,26 @@ FAULTS: dict[str, tuple[Fault, Failure]] = {
 TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
     **{name: (Behaviour(faults={"token": fault}), failure) for name, (fault, failure) in FAULTS.items()},
     **{
-        f"{name}, after the work": (Behaviour(faults={"token": replace(fault, handle_first=True)}), failure)
+        f"{name}, after processing": (Behaviour(faults={"token": replace(fault, handle_first=True)}), failure)
         for name, (fault, failure) in FAULTS.items()
     },
     "slow, but in time": (Behaviour(faults={"token": Fault(delay=0.05)}), Tokens()),
-    "drip, but in time": (Behaviour(faults={"token": SlowBody(pause=0)}), Tokens()),
+    "slow body, but in time": (Behaviour(faults={"token": SlowBody(pause=0)}), Tokens()),
     "900 kB": (Behaviour(faults={"token": OversizedBody(size=900_000)}), Tokens()),
     "900 kB, as gzip": (Behaviour(faults={"token": OversizedBody(size=900_000, gzip=True)}), Tokens()),
-    "gzip, in capitals": (with_rewritten_body(gzip.compress, Content_Encoding="GZIP"), Tokens()),
-    "gzip by another name": (with_rewritten_body(gzip.compress, Content_Encoding="x-gzip"), Tokens()),
+    "gzip in capitals": (with_rewritten_body(gzip.compress, Content_Encoding="GZIP"), Tokens()),
+    "x-gzip": (with_rewritten_body(gzip.compress, Content_Encoding="x-gzip"), Tokens()),
     "gzip of two members": (with_rewritten_body(in_two_members, Content_Encoding="gzip"), Tokens()),
-    "no coding, and it says so": (with_rewritten_body(Content_Encoding="Identity"), Tokens()),
+    "identity coding": (with_rewritten_body(Content_Encoding="Identity"), Tokens()),
     "an empty coding": (with_rewritten_body(Content_Encoding=""), Tokens()),
     "an unknown coding": (with_rewritten_body(Content_Encoding="br"), Failure()),
     "byte order mark": (with_rewritten_body(lambda body: b"\xef\xbb\xbf" + body), Tokens()),
-    "half a character": (with_rewritten_body(with_members(rb'"name": "\ud83d"')), Tokens()),
-    "latin-1": (
+    "lone surrogate": (with_rewritten_body(with_members(rb'"name": "\ud83d"')), Tokens()),
+    "latin-1 with charset": (
         with_rewritten_body(with_members(b'"name": "Caf\xe9"'), Content_Type="application/json; charset=iso-8859-1"),
         Tokens(),
     ),
-    "latin-1, and does not say so": (with_rewritten_body(with_members(b'"name": "Caf\xe9"')), Tokens()),
+    "latin-1 without charset": (with_rewritten_body(with_members(b'"name": "Caf\xe9"')), Tokens()),
     "form": (with_rewritten_body(as_form, Content_Type=FORM), Tokens()),
     "form as plain text": (with_rewritten_body(as_form, Content_Type="text/plain; charset=utf-8"), Tokens()),
     "form as HTML": (with_rewritten_body(as_form, Content_Type="text/html"), Failure()),
@@ -177,7 +177,7 @@ TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
     "scopes as a list": (with_token_members(scope=["read", "write"]), Tokens()),
     "scopes with commas": (with_token_members(scope="read,write"), Tokens()),
     "no expires_in": (with_token_members(expires_in=OMIT), Tokens(lifetime=None)),
-    "expires_in as text": (with_token_members(expires_in="3600"), Tokens()),
+    "expires_in as a numeric string": (with_token_members(expires_in="3600"), Tokens()),
     "expires_in 0": (with_token_members(expires_in=0), Tokens(lifetime=timedelta())),
     "expires_in negative": (with_token_members(expires_in=-1), Tokens(lifetime=timedelta())),
     "expires_in 1e300": (with_token_members(expires_in=1e300), Tokens(lifetime=TEN_YEARS)),
@@ -189,7 +189,7 @@ TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
     "expires_in Infinity": (with_token_members(expires_in=float("inf")), Tokens(lifetime=TEN_YEARS)),
     "expires_in NaN": (with_token_members(expires_in=float("nan")), Tokens(lifetime=None)),
     "expires_in 'NaN'": (with_token_members(expires_in="NaN"), Tokens(lifetime=None)),
-    "expires_in in words": (with_token_members(expires_in="soon"), Tokens(lifetime=None)),
+    "expires_in as words": (with_token_members(expires_in="soon"), Tokens(lifetime=None)),
     "expires_at in ISO form": (with_token_members(expires_in=OMIT, expires_at="2026-11-22T13:00:00Z"), Tokens()),
     "expires_at without a zone": (with_token_members(expires_in=OMIT, expires_at="2026-11-22T13:00:00"), Tokens()),
     "expires_at in milliseconds": (with_token_members(expires_in=OMIT, expires_at=1_795_352_400_000), Tokens()),
@@ -207,12 +207,12 @@ TABLE: dict[str, tuple[Behaviour, Tokens | Failure]] = {
         with_token_members(error="invalid_grant"),
         Failure(error=ProviderRejected, oauth_error="invalid_grant"),
     ),
-    "our client refused with 200": (
+    "invalid client with 200": (
         with_token_members(error="invalid_client"),
         Failure(error=ProviderMisconfigured, oauth_error="invalid_client"),
     ),
     "error 0 beside tokens": (with_token_members(error=0), Tokens()),
     "error null beside tokens": (with_token_members(error=None), Tokens()),
-    "passing error with 200": (with_token_members(error="temporarily_unavailable"), Failure()),
+    "transient error with 200": (with_token_members(error="temporarily_unavailable"), Failure()),
     "error in words with 200": (with_token_members(error="s3cret, try later"), Failure()),
 }

@@ -1,4 +1,4 @@
-"""Servers on loopback that behave as they are told, over TLS if need be."""
+"""Socket servers on loopback with scripted behaviour, optionally with TLS."""
 
 import asyncio
 import ipaddress
@@ -19,11 +19,11 @@ SocketHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable
 
 @asynccontextmanager
 async def serving(handler: SocketHandler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A server that reads a request's head and then behaves; yields its URL."""
+    """Run a server that reads the head of a request and then calls the handler; yields its URL."""
     connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError):  # the other side may leave at any time
+        with suppress(OSError, asyncio.IncompleteReadError):  # the client may close the connection at any time
             await reader.readuntil(b"\r\n\r\n")
             await handler(reader, writer)
             writer.close()
@@ -41,11 +41,11 @@ async def serving(handler: SocketHandler, *, tls: ssl.SSLContext | None = None) 
             writer.transport.abort()
             task.cancel()
         await asyncio.gather(*(task for _, task in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop lets go of the sockets in its next round
+        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 def server_tls(directory: Path, *names: str) -> tuple[ssl.SSLContext, Path]:
-    """TLS for a server with these names and addresses, and the file with the certificate to trust for it."""
+    """A TLS context for a server with these names and addresses, and the file with its certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.now(UTC)

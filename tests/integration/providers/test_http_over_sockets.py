@@ -1,4 +1,4 @@
-"""Outbound HTTP against real sockets, with servers that behave as badly as some do."""
+"""Outbound HTTP over real sockets, against misbehaving servers."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -27,10 +27,10 @@ async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()  # until the other side leaves
+    await reader.read()  # until the client closes the connection
 
 
-async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(HEAD + b"Content-Length: 100000\r\n\r\n")
     while True:
         writer.write(b" ")
@@ -54,7 +54,7 @@ async def stop_halfway(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await writer.drain()
 
 
-async def speak_something_else(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def send_other_protocol(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b'{"access_token": "s3cret"}\r\n\r\n')
     await writer.drain()
 
@@ -66,25 +66,25 @@ async def send_endless_headers(reader: asyncio.StreamReader, writer: asyncio.Str
         await writer.drain()
 
 
-async def test_reads_an_answer() -> None:
+async def test_reads_a_response() -> None:
     assert (await ask(respond)).body == b'{"a": 1}\n'
 
 
-@pytest.mark.parametrize("handler", [hang, drip])
-async def test_a_server_that_never_ends_is_left_at_the_deadline(handler: SocketHandler) -> None:
+@pytest.mark.parametrize("handler", [hang, send_slowly])
+async def test_a_request_ends_at_the_deadline(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
         await ask(handler, deadline=0.1)
 
 
-@pytest.mark.parametrize("handler", [flood, reset, stop_halfway, speak_something_else, send_endless_headers])
-async def test_a_server_that_breaks_the_rules_is_unavailable(handler: SocketHandler) -> None:
+@pytest.mark.parametrize("handler", [flood, reset, stop_halfway, send_other_protocol, send_endless_headers])
+async def test_an_invalid_http_response_is_provider_unavailable(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
         await ask(handler)
     assert "TimeoutError" not in str(raised.value)
     assert "s3cret" not in f"{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
 
 
-async def test_nobody_there_is_unavailable() -> None:
+async def test_a_refused_connection_is_provider_unavailable() -> None:
     async with serving(respond) as url:
         pass
     async with ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http:
@@ -94,7 +94,7 @@ async def test_nobody_there_is_unavailable() -> None:
 
 @pytest.fixture
 def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment names a proxy that nobody serves."""
+    """Set a proxy in the environment that does not exist."""
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
@@ -102,18 +102,18 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("proxies")
-async def test_a_proxy_of_the_environment_is_not_asked() -> None:
+async def test_a_proxy_from_the_environment_is_not_used() -> None:
     assert (await ask(respond)).is_success
 
 
 @pytest.mark.usefixtures("proxies")
-async def test_a_plain_client_would_ask_it() -> None:
+async def test_negative_control_a_default_client_uses_the_proxy() -> None:
     async with serving(respond) as url, httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(url)
 
 
-async def test_a_call_that_is_given_up_leaves_the_next_ones_alone() -> None:
+async def test_a_cancelled_request_does_not_affect_the_next_ones() -> None:
     async with (
         serving(respond) as good,
         serving(hang) as bad,

@@ -1,6 +1,6 @@
-"""A real provider against a token endpoint that answers oddly, badly or not at all, over loopback.
+"""A real provider against a token endpoint with unusual, invalid or missing responses, over loopback.
 
-`odd_answers.TABLE` states what must come of each answer.
+`odd_responses.TABLE` has the outcome of each response.
 """
 
 import itertools
@@ -48,13 +48,13 @@ CLIENT_ID = "our-id"
 CLIENT_SECRET = "s3cret"
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
-IMMEDIATE_SECONDS = 25.0  # less than LONG_DEADLINE, and many times what it takes on an idle machine
+IMMEDIATE_SECONDS = 25.0  # less than LONG_DEADLINE, and far more than a busy machine needs
 SIZE_LIMIT = 1 << 20
-CHUNK = 1 << 16  # the most that is taken from a socket at once
-BLOATED = 10 << 20
+CHUNK = 1 << 16  # the maximum of one read from a socket
+OVERSIZED = 10 << 20
 
 
-# --- the two sides -----------------------------------------------------------------------------------------
+# --- sandbox and provider -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class SandboxEnvironment:
     sandbox: Sandbox
     base_url: str
     client: Client
-    providers: dict[timedelta, OAuth2Provider]  # by the deadline of their calls
+    providers: dict[timedelta, OAuth2Provider]  # by their deadlines
 
     def new_code(self) -> str:
         return self.sandbox.issue_code(self.client, REDIRECT_URI, "ada", ("read", "write"), CHALLENGE)
@@ -117,7 +117,7 @@ def sandbox_environment(module_sandbox_environment: SandboxEnvironment) -> Itera
     module_sandbox_environment.sandbox.redirected_parameters.clear()
 
 
-# Sends what trades a code or a refresh token that the sandbox has just handed out.
+# Exchanges a new code or refresh token of the sandbox.
 Exchange = Callable[[SandboxEnvironment, OAuth2Provider], Awaitable[OAuthTokens]]
 
 
@@ -129,12 +129,12 @@ async def refresh(sandbox_environment: SandboxEnvironment, provider: OAuth2Provi
     return await provider.refresh_access_token(sandbox_environment.new_refresh_token())
 
 
-# --- the table holds ---------------------------------------------------------------------------------------
+# --- outcomes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exchange", [code_exchange, refresh])
 @pytest.mark.parametrize("name", TABLE)
-async def test_an_answer_has_its_stated_outcome(
+async def test_a_response_has_its_documented_outcome(
     sandbox_environment: SandboxEnvironment,
     name: str,
     exchange: Exchange,
@@ -182,7 +182,7 @@ def check_failure(expected: Failure, error: ProviderError) -> None:
     [Hang(), Reset(), ResetMidway(status=200, body=b"{}"), OversizedBody(status=200)],
     ids=lambda f: type(f).__name__,
 )
-async def test_what_was_not_spent_is_good_for_the_next_call(
+async def test_an_unspent_code_or_token_works_in_the_next_request(
     sandbox_environment: SandboxEnvironment, fault: Fault
 ) -> None:
     refresh_token = sandbox_environment.new_refresh_token()
@@ -194,11 +194,11 @@ async def test_what_was_not_spent_is_good_for_the_next_call(
         assert (await provider.refresh_access_token(refresh_token)).refresh_token not in {None, refresh_token}
 
 
-# --- what is behind it -------------------------------------------------------------------------------------
+# --- redirects and limits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_no_redirect_is_followed(sandbox_environment: SandboxEnvironment, status: int) -> None:
+async def test_redirects_are_not_followed(sandbox_environment: SandboxEnvironment, status: int) -> None:
     sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": replace(REDIRECT, status=status)})
     with pytest.raises(ProviderUnavailable):
         await refresh(sandbox_environment, sandbox_environment.providers[LONG_DEADLINE])
@@ -206,7 +206,7 @@ async def test_no_redirect_is_followed(sandbox_environment: SandboxEnvironment, 
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_client_that_followed_would_deliver_the_secret(
+async def test_negative_control_a_client_that_follows_redirects_sends_the_secret(
     sandbox_environment: SandboxEnvironment, status: int
 ) -> None:
     sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": replace(REDIRECT, status=status)})
@@ -222,11 +222,11 @@ async def test_a_client_that_followed_would_deliver_the_secret(
 
 
 class CountingTransport(httpx.AsyncHTTPTransport):
-    """The network, and how many bytes of bodies were read from it."""
+    """A transport that counts the bytes of bodies that were read."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.taken = 0
+        self.read_bytes = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await super().handle_async_request(request)
@@ -241,7 +241,7 @@ class _CountedStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
-            self._transport.taken += len(chunk)
+            self._transport.read_bytes += len(chunk)
             yield chunk
 
     async def aclose(self) -> None:
@@ -249,33 +249,35 @@ class _CountedStream(httpx.AsyncByteStream):
 
 
 async def test_no_more_than_the_limit_is_read(sandbox_environment: SandboxEnvironment) -> None:
-    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=BLOATED)})
+    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=OVERSIZED)})
     transport = CountingTransport()
     async with provider_at(sandbox_environment.base_url, transport=transport) as provider:
         with pytest.raises(ProviderUnavailable):
             await refresh(sandbox_environment, provider)
-    assert SIZE_LIMIT < transport.taken <= SIZE_LIMIT + CHUNK
+    assert SIZE_LIMIT < transport.read_bytes <= SIZE_LIMIT + CHUNK
 
 
-async def test_under_a_larger_limit_all_of_it_would_be_read(sandbox_environment: SandboxEnvironment) -> None:
-    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=BLOATED)})
+async def test_negative_control_with_a_larger_limit_everything_is_read(sandbox_environment: SandboxEnvironment) -> None:
+    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=OVERSIZED)})
     transport = CountingTransport()
-    async with provider_at(sandbox_environment.base_url, transport=transport, body_limit=BLOATED) as provider:
+    async with provider_at(sandbox_environment.base_url, transport=transport, body_limit=OVERSIZED) as provider:
         check_tokens(Tokens(), await refresh(sandbox_environment, provider))
-    assert transport.taken == BLOATED
+    assert transport.read_bytes == OVERSIZED
 
 
-async def test_no_more_than_the_limit_is_inflated(sandbox_environment: SandboxEnvironment) -> None:
-    assert await peak_of_a_gzip_bomb(sandbox_environment, body_limit=SIZE_LIMIT) < 4 * SIZE_LIMIT
+async def test_no_more_than_the_limit_is_decompressed(sandbox_environment: SandboxEnvironment) -> None:
+    assert await peak_memory_of_gzip_bomb(sandbox_environment, body_limit=SIZE_LIMIT) < 4 * SIZE_LIMIT
 
 
-async def test_under_a_larger_limit_all_of_it_would_be_inflated(sandbox_environment: SandboxEnvironment) -> None:
-    assert await peak_of_a_gzip_bomb(sandbox_environment, body_limit=BLOATED) > BLOATED
+async def test_negative_control_with_a_larger_limit_everything_is_decompressed(
+    sandbox_environment: SandboxEnvironment,
+) -> None:
+    assert await peak_memory_of_gzip_bomb(sandbox_environment, body_limit=OVERSIZED) > OVERSIZED
 
 
-async def peak_of_a_gzip_bomb(sandbox_environment: SandboxEnvironment, *, body_limit: int) -> int:
-    """The bytes of memory that the answer took at most, the sandbox's own included."""
-    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=BLOATED, gzip=True)})
+async def peak_memory_of_gzip_bomb(sandbox_environment: SandboxEnvironment, *, body_limit: int) -> int:
+    """The peak of allocated bytes during the response, including those of the sandbox."""
+    sandbox_environment.sandbox.behaviour = Behaviour(faults={"token": OversizedBody(size=OVERSIZED, gzip=True)})
     async with provider_at(sandbox_environment.base_url, body_limit=body_limit) as provider:
         tracemalloc.start()
         try:

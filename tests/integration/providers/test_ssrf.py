@@ -28,29 +28,29 @@ from tests.integration.providers.socket_servers import server_tls, serving
 
 NAME = "rebinding.example"
 PUBLIC = "93.184.216.34"
-SECRET = b"a secret of the inside"
+SECRET = b"an internal secret"
 
 
 def allow_any_address(_address: Address) -> bool:
-    """The defence left out."""
+    """No check, for negative controls."""
     return True
 
 
 @dataclass
 class InternalServer:
-    """A server inside the network."""
+    """A server in the internal network."""
 
     port: int
     connections: list[Any] = field(default_factory=list)
 
     def url(self, host: str) -> str:
-        """Its URL under another spelling of its host."""
+        """Its URL with another spelling of the host."""
         return f"https://{host}:{self.port}/"
 
 
 @pytest.fixture
 async def internal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[InternalServer]:
-    """Such a server, with a certificate that is trusted for the name, for localhost and for its addresses."""
+    """An internal server with a trusted certificate for `NAME`, localhost and its addresses."""
     tls, ca_file = server_tls(tmp_path, NAME, "localhost", "127.0.0.1", "::1", "0.0.0.0", "::ffff:7f00:1")
     monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
 
@@ -63,7 +63,7 @@ async def internal_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> As
 
 
 class RecordingBackend(httpcore.AsyncNetworkBackend):
-    """Connects to loopback, and writes down all that it is to connect to."""
+    """Connects to loopback, and records the requested hosts."""
 
     def __init__(self) -> None:
         self.connected_hosts: list[str] = []
@@ -84,7 +84,7 @@ class RecordingBackend(httpcore.AsyncNetworkBackend):
 
 
 def fake_resolver(*results: str) -> Resolve:
-    """A name server that gives these addresses, one look-up after the other."""
+    """A resolver that returns these addresses, one per look-up."""
     remaining = list(results)
 
     async def resolve(_host: str) -> Sequence[Address]:
@@ -96,7 +96,7 @@ def fake_resolver(*results: str) -> Resolve:
 async def get(
     url: str, network: httpcore.AsyncNetworkBackend, *, dev_mode: bool = False, deadline: float = 10
 ) -> bytes:
-    """What a provider that declared the URL would get from it."""
+    """The response to a provider that declares the URL."""
     http = ProviderHttp(
         lambda: datetime.now(UTC), dev_mode=dev_mode, deadline=timedelta(seconds=deadline), network=network
     )
@@ -105,14 +105,14 @@ async def get(
         return result.body
 
 
-# --- by every spelling of an address --------------------------------------------------------------------------------
+# --- spellings of addresses --------------------------------------------------------------------------------
 
-# Names that the system resolves, and notations that only old resolvers read: decimal, hexadecimal, octal, short.
+# Names that the system resolves, and notations of old resolvers: decimal, hexadecimal, octal, short.
 SPELLINGS = ["localhost", "127.0.0.1", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "0x7f.1", "127.1"]
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
-async def test_no_spelling_of_a_host_leads_inside(host: str, internal_server: InternalServer) -> None:
+async def test_no_spelling_of_a_host_reaches_the_internal_server(host: str, internal_server: InternalServer) -> None:
     backend = RecordingBackend()
     with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
         await get(internal_server.url(host), SsrfGuardedBackend(is_public, connector=backend))
@@ -126,13 +126,13 @@ async def test_negative_control_without_the_check_each_spelling_connects(
     backend = RecordingBackend()
     try:
         body = await get(internal_server.url(host), SsrfGuardedBackend(allow_any_address, connector=backend))
-    except ProviderUnavailable:  # some names are in no certificate, but the connection was made all the same
+    except ProviderUnavailable:  # the certificate lacks some names, but the connection was made
         body = SECRET
     assert body == SECRET
     assert backend.connected_hosts[-1] in {"127.0.0.1", "0.0.0.0", "::ffff:7f00:1", "::ffff:127.0.0.1"}
 
 
-async def test_the_check_is_what_a_server_has_by_default(internal_server: InternalServer) -> None:
+async def test_the_check_is_on_by_default(internal_server: InternalServer) -> None:
     http = ProviderHttp(lambda: datetime.now(UTC))
     async with http:
         with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
@@ -144,7 +144,7 @@ async def test_the_check_is_what_a_server_has_by_default(internal_server: Intern
 @pytest.mark.parametrize(
     "host", ["localhost.", "user@localhost", "acme.example@localhost", "[fe80::1%25lo]", "[::1%lo]"]
 )
-async def test_a_host_with_more_to_it_is_no_host(host: str, internal_server: InternalServer) -> None:
+async def test_a_host_with_user_name_or_path_is_not_a_host(host: str, internal_server: InternalServer) -> None:
     backend = RecordingBackend()
     http = ProviderHttp(lambda: datetime.now(UTC), network=SsrfGuardedBackend(allow_any_address, connector=backend))
     async with http:
@@ -153,7 +153,7 @@ async def test_a_host_with_more_to_it_is_no_host(host: str, internal_server: Int
     assert backend.connected_hosts == []
 
 
-# --- in dev mode ----------------------------------------------------------------------------------------------------
+# --- dev mode ----------------------------------------------------------------------------------------------------
 
 
 async def test_dev_mode_reaches_loopback(internal_server: InternalServer) -> None:
@@ -162,7 +162,7 @@ async def test_dev_mode_reaches_loopback(internal_server: InternalServer) -> Non
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "0.0.0.0", "::ffff:127.0.0.1", "fd00:ec2::254"])
-async def test_dev_mode_reaches_nothing_else_inside(address: str) -> None:
+async def test_dev_mode_reaches_no_other_internal_address(address: str) -> None:
     backend = RecordingBackend()
     network = SsrfGuardedBackend(is_public_or_loopback, resolve=fake_resolver(address), connector=backend)
     with pytest.raises(ProviderUnavailable, match="AddressNotAllowed"):
@@ -170,11 +170,11 @@ async def test_dev_mode_reaches_nothing_else_inside(address: str) -> None:
     assert backend.connected_hosts == []
 
 
-# --- by a name that means one thing when it is judged, and another when it is used ----------------------------------
+# --- DNS rebinding ----------------------------------
 
 
 class CheckThenResolveBackend(httpcore.AsyncNetworkBackend):
-    """What many do: look the name up and judge it, then have it looked up again to connect."""
+    """A common mistake: resolves and checks the name, and resolves it again to connect."""
 
     def __init__(self, is_allowed: AddressPolicy, resolve: Resolve, connector: httpcore.AsyncNetworkBackend) -> None:
         self._is_allowed = is_allowed
@@ -187,7 +187,7 @@ class CheckThenResolveBackend(httpcore.AsyncNetworkBackend):
         return await self._connector.connect_tcp(str(address), port)
 
 
-async def test_a_name_that_changes_between_two_look_ups_does_not_lead_inside(internal_server: InternalServer) -> None:
+async def test_dns_rebinding_does_not_reach_the_internal_server(internal_server: InternalServer) -> None:
     backend = RecordingBackend()
     network = SsrfGuardedBackend(is_public, resolve=fake_resolver(PUBLIC, "127.0.0.1"), connector=backend)
     with pytest.raises(ProviderUnavailable, match="ConnectError"):
@@ -197,17 +197,17 @@ async def test_a_name_that_changes_between_two_look_ups_does_not_lead_inside(int
     assert backend.connected_hosts == [PUBLIC]
 
 
-async def test_negative_control_check_then_resolve_connects_inside(internal_server: InternalServer) -> None:
+async def test_negative_control_check_then_resolve_reaches_the_internal_server(internal_server: InternalServer) -> None:
     backend = RecordingBackend()
     network = CheckThenResolveBackend(is_public, fake_resolver(PUBLIC, "127.0.0.1"), backend)
     assert await get(internal_server.url(NAME), network) == SECRET
     assert backend.connected_hosts == ["127.0.0.1"]
 
 
-# --- what goes on as before -----------------------------------------------------------------------------------------
+# --- TLS -----------------------------------------------------------------------------------------
 
 
-async def test_a_certificate_is_still_asked_for_by_name(internal_server: InternalServer) -> None:
+async def test_the_certificate_must_match_the_host_name(internal_server: InternalServer) -> None:
     def network() -> SsrfGuardedBackend:
         return SsrfGuardedBackend(allow_any_address, resolve=fake_resolver("127.0.0.1"))
 
@@ -216,12 +216,12 @@ async def test_a_certificate_is_still_asked_for_by_name(internal_server: Interna
         await get(internal_server.url("other.example"), network())
 
 
-# --- name servers that hang -----------------------------------------------------------------------------------------
+# --- hanging name servers -----------------------------------------------------------------------------------------
 
-HANGING = 40  # more than the loop's own pool of threads has
+HANGING = 40  # more than the default executor has threads
 
 
-async def test_a_look_up_that_hangs_ends_at_the_deadline() -> None:
+async def test_a_hanging_look_up_ends_at_the_deadline() -> None:
     async def hang(_host: str) -> Sequence[Address]:
         await asyncio.Event().wait()
         return []
@@ -232,14 +232,14 @@ async def test_a_look_up_that_hangs_ends_at_the_deadline() -> None:
 
 @dataclass
 class HangingNameServer:
-    """Look-ups of a name below `hanging.example` end when it is `released`."""
+    """Look-ups of names below `hanging.example` end when `released` is set."""
 
     looked_up: list[str] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
 
     @asynccontextmanager
     async def pending_lookups(self, resolve: Resolve, hosts: Iterable[str]) -> AsyncIterator[None]:
-        """Look-ups of these hosts are under way."""
+        """Run look-ups of these hosts for the duration of the context."""
         waiting = [asyncio.ensure_future(resolve(host)) for host in hosts]
         await asyncio.sleep(0)
         try:
@@ -251,7 +251,7 @@ class HangingNameServer:
 
 @pytest.fixture
 def hanging_name_server(monkeypatch: pytest.MonkeyPatch) -> HangingNameServer:
-    """Such a name server is what the system asks."""
+    """Install a hanging name server as the system's resolver."""
     server = HangingNameServer()
     look_up = socket.getaddrinfo
 
@@ -266,7 +266,7 @@ def hanging_name_server(monkeypatch: pytest.MonkeyPatch) -> HangingNameServer:
     return server
 
 
-async def test_names_that_hang_do_not_hold_up_the_others(hanging_name_server: HangingNameServer) -> None:
+async def test_hanging_look_ups_do_not_block_others(hanging_name_server: HangingNameServer) -> None:
     resolve = SystemResolver()
     async with (
         hanging_name_server.pending_lookups(resolve, [f"{number}.hanging.example" for number in range(HANGING)]),
@@ -275,7 +275,9 @@ async def test_names_that_hang_do_not_hold_up_the_others(hanging_name_server: Ha
         assert await resolve("127.0.0.1") == [ip_address("127.0.0.1")]
 
 
-async def test_negative_control_the_loops_own_threads_are_exhausted(hanging_name_server: HangingNameServer) -> None:
+async def test_negative_control_hanging_look_ups_exhaust_the_loops_threads(
+    hanging_name_server: HangingNameServer,
+) -> None:
     async def resolve(host: str) -> Sequence[Address]:
         results = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         return [ip_address(result[4][0]) for result in results]
@@ -286,14 +288,14 @@ async def test_negative_control_the_loops_own_threads_are_exhausted(hanging_name
                 await resolve("127.0.0.1")
 
 
-async def test_a_name_that_hangs_is_looked_up_once_for_all(hanging_name_server: HangingNameServer) -> None:
+async def test_concurrent_look_ups_of_a_host_are_shared(hanging_name_server: HangingNameServer) -> None:
     resolve = SystemResolver()
     async with hanging_name_server.pending_lookups(resolve, ["hanging.example"] * HANGING):
         assert await resolve("127.0.0.1")
     assert hanging_name_server.looked_up.count("hanging.example") == 1
 
 
-async def test_a_name_that_does_not_exist_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_host_is_provider_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     def getaddrinfo(*_args: Any, **_options: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 

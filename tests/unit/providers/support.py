@@ -1,4 +1,4 @@
-"""A network that is not there, and providers that use it."""
+"""A fake network, and providers that use it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ def clock() -> datetime:
 
 
 class FakeTransport(httpx.MockTransport):
-    """Answers requests with the given responses, in turn, and remembers the requests."""
+    """Returns the given responses in turn, and records the requests."""
 
     def __init__(self, *responses: httpx.Response | Exception) -> None:
         self.requests: list[httpx.Request] = []
@@ -37,13 +37,13 @@ class FakeTransport(httpx.MockTransport):
 
     @property
     def request(self) -> httpx.Request:
-        """The only request that there was."""
+        """The only request that was sent."""
         (request,) = self.requests
         return request
 
     @property
     def form(self) -> dict[str, str]:
-        """The form that the only request carried."""
+        """The form in the only request."""
         return dict(httpx.QueryParams(self.request.content.decode()))
 
 
@@ -65,7 +65,7 @@ def context(
 
 
 def build_provider(provider_class: type[P], network: FakeTransport, **environment: str) -> P:
-    """One provider with its client id and secret set, as the factory builds it."""
+    """A provider with client id and secret, built by the factory."""
     name = str(provider_class.integration_type).upper()
     settings = {f"{name}_CLIENT_ID": "our-id", f"{name}_CLIENT_SECRET": "our-secret", **environment}
     provider = registry(context(network, settings), provider_class).get(str(provider_class.integration_type))
@@ -81,7 +81,7 @@ def registry(given: ProviderContext, *provider_classes: type[BaseProvider]) -> P
 
 
 def exception_text(error: BaseException) -> str:
-    """All that an exception says, with all that it is chained to, raised from or not."""
+    """All text of an exception and of the exceptions that it is chained to."""
     return "\n".join(f"{e} {e!r} {e.args!r} {vars(e)!r}" for e in _chain(error))
 
 

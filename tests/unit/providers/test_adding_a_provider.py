@@ -1,4 +1,4 @@
-"""What docs/adding-a-provider.md shows, works."""
+"""The code blocks of docs/adding-a-provider.md work."""
 
 import importlib
 import re
@@ -17,34 +17,34 @@ from tests.unit.providers.support import FakeTransport, context, json_response
 PAGE = (Path(__file__).parents[3] / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
+def code_blocks(language: str) -> list[str]:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     return [text for name, text in fenced if name == language]
 
 
-def settings_shown() -> dict[str, str]:
-    (block,) = blocks("")
+def shown_settings() -> dict[str, str]:
+    (block,) = code_blocks("")
     return dict(line.split("=") for line in block.splitlines())
 
 
 @pytest.fixture
-def declared(tmp_path: Path) -> ProviderRegistry:
-    acme, acme_key, *_ = blocks("toml")
+def toml_providers(tmp_path: Path) -> ProviderRegistry:
+    acme, acme_key, *_ = code_blocks("toml")
     (tmp_path / "acme.toml").write_text(acme)
     (tmp_path / "acme_key.toml").write_text(acme_key)
     factory = ProviderFactory()
     load_toml_providers(tmp_path, factory, dev_mode=False)
-    return factory.build(context(FakeTransport(), settings_shown()))
+    return factory.build(context(FakeTransport(), shown_settings()))
 
 
-def test_the_files_declare_providers_that_the_settings_complete(declared: ProviderRegistry) -> None:
-    assert [provider.integration_type for provider in declared.all()] == ["acme", "acme_key"]
-    assert declared.get("acme").missing_settings == []
-    assert set(declared.get("acme_key").request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
+def test_the_toml_files_and_settings_define_providers(toml_providers: ProviderRegistry) -> None:
+    assert [provider.integration_type for provider in toml_providers.all()] == ["acme", "acme_key"]
+    assert toml_providers.get("acme").missing_settings == []
+    assert set(toml_providers.get("acme_key").request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
 
 
-async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, _ = blocks("python")
+async def test_the_python_file_defines_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = code_blocks("python")
     (tmp_path / "my_service.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     factory = ProviderFactory()
@@ -60,6 +60,6 @@ async def test_the_recipe_makes_a_provider(tmp_path: Path, monkeypatch: pytest.M
     assert network.requests[-1].headers["Authorization"] == "Bearer at"
 
 
-def test_a_package_names_the_group_that_is_looked_at() -> None:
-    _, _, package, *_ = blocks("toml")
+def test_the_entry_point_group_is_the_loaded_one() -> None:
+    _, _, package, *_ = code_blocks("toml")
     assert list(tomllib.loads(package)["project"]["entry-points"]) == [GROUP]

@@ -1,4 +1,4 @@
-"""A type that goes by another name too is the same type, wherever the name is said."""
+"""Aliases of integration types."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def system() -> FakeSystem:
     return system
 
 
-async def test_what_is_stored_has_the_types_own_name(system: FakeSystem) -> None:
+async def test_an_integration_is_stored_with_the_canonical_type(system: FakeSystem) -> None:
     async with system.tasks:
         begun = await system.begin(integration_type="pretend")
         outcome = await system.call_back(begun.state, integration_type="pretend")
@@ -30,7 +30,7 @@ async def test_what_is_stored_has_the_types_own_name(system: FakeSystem) -> None
     assert keyed.integration_type == "fake_key"
 
 
-async def test_lists_by_either_name(system: FakeSystem) -> None:
+async def test_lists_by_type_or_alias(system: FakeSystem) -> None:
     async with system.tasks:
         connected = await system.connect()
     for name in ("fake", "pretend"):
@@ -38,20 +38,20 @@ async def test_lists_by_either_name(system: FakeSystem) -> None:
         assert [row.integration_id for row in page.integrations] == [connected.integration_id]
 
 
-async def test_a_connection_is_made_anew_by_either_name(system: FakeSystem) -> None:
+async def test_reconnects_by_type_or_alias(system: FakeSystem) -> None:
     async with system.tasks:
         connected = await system.connect()
         begun = await system.begin(integration_type="pretend", integration_id=connected.integration_id)
     assert begun.integration_id == connected.integration_id
 
 
-async def test_a_callback_of_another_type_stays_refused(system: FakeSystem) -> None:
+async def test_a_callback_of_another_type_is_rejected(system: FakeSystem) -> None:
     begun = await system.begin(integration_type="pretend")
     with pytest.raises(StateInvalid):
         await system.call_back(begun.state, integration_type="pretend_key")
 
 
-def test_the_own_name_of_any_name(system: FakeSystem) -> None:
+def test_resolves_the_canonical_type(system: FakeSystem) -> None:
     names = {name: system.integration_manager.canonical_type(name) for name in ("fake", "pretend", "unknown")}
     assert names == {"fake": "fake", "pretend": "fake", "unknown": "unknown"}
 
@@ -68,7 +68,7 @@ class Second(First):
     aliases = ("both", "unlike")
 
 
-def test_an_alias_that_is_taken_stops_the_start() -> None:
+def test_a_taken_alias_is_an_error() -> None:
     factory = ProviderFactory()
     for provider in (SendGridProvider, First, Second):
         factory.register(str(provider.integration_type), provider)

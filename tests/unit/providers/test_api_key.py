@@ -9,94 +9,100 @@ from integration_server.service.provider_port import Provider
 from tests.unit.providers.support import FakeTransport, build_provider, exception_text, json_response
 
 
-class Keyed(ApiKeyProvider):
+class BearerKeyProvider(ApiKeyProvider):
     integration_type = "keyed"
     verify_url = "https://keyed.example/me?full=1"
     account_id_field = "id"
 
 
-class Headed(Keyed):
+class HeaderKeyProvider(BearerKeyProvider):
     api_key_header = "X-Api-Key"
 
 
-class Queried(Keyed):
+class QueryKeyProvider(BearerKeyProvider):
     api_key_query_param = "key"
 
 
-class Paired(BasicAuthProvider):
+class BasicProvider(BasicAuthProvider):
     integration_type = "paired"
     verify_url = "https://paired.example/me"
 
 
 def test_a_key_is_a_bearer_token_unless_declared_otherwise() -> None:
     key = ApiKey("k-1")
-    assert build_provider(Keyed, FakeTransport()).request_auth(key) == RequestAuth(
+    assert build_provider(BearerKeyProvider, FakeTransport()).request_auth(key) == RequestAuth(
         headers={"Authorization": "Bearer k-1"}
     )
-    assert build_provider(Headed, FakeTransport()).request_auth(key) == RequestAuth(headers={"X-Api-Key": "k-1"})
-    assert build_provider(Queried, FakeTransport()).request_auth(key) == RequestAuth(query_params={"key": "k-1"})
+    assert build_provider(HeaderKeyProvider, FakeTransport()).request_auth(key) == RequestAuth(
+        headers={"X-Api-Key": "k-1"}
+    )
+    assert build_provider(QueryKeyProvider, FakeTransport()).request_auth(key) == RequestAuth(
+        query_params={"key": "k-1"}
+    )
 
 
-def test_a_pair_is_http_basic() -> None:
-    auth = build_provider(Paired, FakeTransport()).request_auth(ApiKey("Aladdin", "open sesame"))  # RFC 7617 §2
+def test_a_key_with_a_secret_is_http_basic() -> None:
+    auth = build_provider(BasicProvider, FakeTransport()).request_auth(ApiKey("Aladdin", "open sesame"))  # RFC 7617 §2
     assert auth == RequestAuth(headers={"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="})
 
 
-def test_says_what_it_needs() -> None:
-    keyed: Provider = build_provider(Keyed, FakeTransport())
-    paired: Provider = build_provider(Paired, FakeTransport())
+def test_declares_its_required_fields() -> None:
+    keyed: Provider = build_provider(BearerKeyProvider, FakeTransport())
+    paired: Provider = build_provider(BasicProvider, FakeTransport())
     assert (keyed.auth_method, keyed.required_fields) == (AuthMethod.API_KEY, ("api_key",))
     assert (paired.auth_method, paired.required_fields) == (AuthMethod.BASIC, ("api_key", "api_secret"))
     assert keyed.missing_settings == paired.missing_settings == []
 
 
-async def test_tries_a_key_at_the_provider() -> None:
+async def test_verifies_a_key_at_the_provider() -> None:
     network = FakeTransport(json_response({"id": "acc"}))
-    assert await build_provider(Headed, network).verify_connection(ApiKey("k-1")) == NewAccount("acc", None)
+    assert await build_provider(HeaderKeyProvider, network).verify_connection(ApiKey("k-1")) == NewAccount("acc", None)
     assert network.request.headers["X-Api-Key"] == "k-1"
 
 
-async def test_puts_a_key_into_the_query_where_it_belongs() -> None:
+async def test_sends_a_key_in_the_query_if_declared() -> None:
     network = FakeTransport(json_response({"id": "acc"}))
-    await build_provider(Queried, network).verify_connection(ApiKey("k&1"))
+    await build_provider(QueryKeyProvider, network).verify_connection(ApiKey("k&1"))
     assert dict(network.request.url.params) == {"full": "1", "key": "k&1"}
 
 
 async def test_a_wrong_key_is_refused() -> None:
     with pytest.raises(ProviderRejected) as raised:
-        await build_provider(Queried, FakeTransport(httpx.Response(401, content=b"no such key k-1"))).verify_connection(
+        await build_provider(
+            QueryKeyProvider, FakeTransport(httpx.Response(401, content=b"no such key k-1"))
+        ).verify_connection(ApiKey("k-1"))
+    assert "k-1" not in exception_text(raised.value)
+
+
+async def test_an_outage_does_not_reject_a_key() -> None:
+    with pytest.raises(ProviderUnavailable) as raised:
+        await build_provider(QueryKeyProvider, FakeTransport(httpx.ConnectError("k-1"))).verify_connection(
             ApiKey("k-1")
         )
     assert "k-1" not in exception_text(raised.value)
 
 
-async def test_a_provider_that_is_down_says_nothing_about_a_key() -> None:
-    with pytest.raises(ProviderUnavailable) as raised:
-        await build_provider(Queried, FakeTransport(httpx.ConnectError("k-1"))).verify_connection(ApiKey("k-1"))
-    assert "k-1" not in exception_text(raised.value)
-
-
 @pytest.mark.parametrize("key", ["k\r\nX-Evil: 1", "k\n", "clé", "k k", " k", "\0", ""])
-@pytest.mark.parametrize("provider_class", [Keyed, Headed])
-async def test_what_no_header_can_carry_is_no_key(provider_class: type[Keyed], key: str) -> None:
+@pytest.mark.parametrize("provider_class", [BearerKeyProvider, HeaderKeyProvider])
+async def test_a_key_that_no_header_can_contain_is_rejected(provider_class: type[BearerKeyProvider], key: str) -> None:
     network = FakeTransport()
     with pytest.raises(ProviderRejected):
         await build_provider(provider_class, network).verify_connection(ApiKey(key))
     assert network.requests == []
 
 
-async def test_a_colon_cannot_be_in_the_first_half_of_a_pair() -> None:
+async def test_a_user_name_with_a_colon_is_rejected() -> None:
     network = FakeTransport()
     with pytest.raises(ProviderRejected):
-        await build_provider(Paired, network).verify_connection(ApiKey("a:b", "c"))
+        await build_provider(BasicProvider, network).verify_connection(ApiKey("a:b", "c"))
     assert network.requests == []
 
 
-@pytest.mark.parametrize("provider_class", [Keyed, Paired])
-def test_a_token_is_no_key(provider_class: type[Keyed | Paired]) -> None:
+@pytest.mark.parametrize("provider_class", [BearerKeyProvider, BasicProvider])
+def test_tokens_are_rejected_as_a_key(provider_class: type[BearerKeyProvider | BasicProvider]) -> None:
     with pytest.raises(ProviderRejected):
         build_provider(provider_class, FakeTransport()).request_auth(OAuthTokens("at"))
 
 
-async def test_a_key_cannot_be_revoked_from_here() -> None:
-    assert not await build_provider(Keyed, FakeTransport()).revoke_credentials(ApiKey("k-1"))
+async def test_a_key_is_not_revoked() -> None:
+    assert not await build_provider(BearerKeyProvider, FakeTransport()).revoke_credentials(ApiKey("k-1"))

@@ -1,4 +1,4 @@
-"""What goes over the wire when a provider's API is called."""
+"""Calls of a provider's API: the request that is sent, and the response."""
 
 from datetime import timedelta
 from typing import Any
@@ -18,7 +18,7 @@ TOKENS = OAuthTokens("token-1")
 
 
 class Acme(ApiKeyProvider):
-    """With its key in the query."""
+    """A provider with its key in the query."""
 
     integration_type = "acme"
     verify_url = "https://api.acme.example/v1/me"
@@ -31,7 +31,7 @@ async def call(network: FakeTransport, request: ApiRequest, *, limit: int = 1000
     return await provider.call_api(ApiKey("k&y"), request, deadline=timedelta(seconds=1), body_limit=limit)
 
 
-async def test_a_request_goes_beneath_the_base_with_the_credentials() -> None:
+async def test_a_request_has_the_base_url_and_the_credentials() -> None:
     network = FakeTransport(httpx.Response(201, headers=[("Link", "a"), ("link", "b")], content=b"made"))
     request = ApiRequest(
         "POST",
@@ -54,25 +54,25 @@ async def test_a_request_goes_beneath_the_base_with_the_credentials() -> None:
 
 
 @pytest.mark.parametrize(("status", "waits"), [(200, False), (404, False), (429, True), (503, True), (500, False)])
-async def test_429_and_503_ask_to_wait(status: int, waits: bool) -> None:
+async def test_429_and_503_mean_rate_limited(status: int, waits: bool) -> None:
     response = await call(FakeTransport(httpx.Response(status, headers={"Retry-After": "7"})), ApiRequest("GET", "/"))
     assert (response.is_rate_limited, response.retry_after) == (waits, timedelta(seconds=7))
 
 
-async def test_redirects_are_answers() -> None:
+async def test_redirects_are_returned() -> None:
     network = FakeTransport(httpx.Response(302, headers={"Location": "https://evil.example/"}))
     assert (await call(network, ApiRequest("GET", "/"))).status == 302
     assert len(network.requests) == 1
 
 
-async def test_a_large_answer_has_its_own_error() -> None:
+async def test_a_response_over_the_limit_has_its_own_error() -> None:
     network = FakeTransport(httpx.Response(200, content=b"x" * 11), httpx.Response(200, content=b"x" * 10))
     with pytest.raises(ResponseTooLarge):
         await call(network, ApiRequest("GET", "/"), limit=10)
     assert len((await call(network, ApiRequest("GET", "/"), limit=10)).body) == 10
 
 
-async def test_no_answer_is_the_provider_unavailable() -> None:
+async def test_a_missing_response_is_provider_unavailable() -> None:
     with pytest.raises(ProviderUnavailable):
         await call(FakeTransport(httpx.ConnectError("x")), ApiRequest("GET", "/"))
 
@@ -83,7 +83,7 @@ async def test_a_type_without_an_api_cannot_be_called() -> None:
 
 
 @pytest.mark.parametrize("path", ["@evil.example/", ".evil.example/", ":443@evil.example/"])
-async def test_a_path_that_got_here_unchecked_still_does_not_leave_the_declared_hosts(path: str) -> None:
+async def test_no_path_leads_to_an_undeclared_host(path: str) -> None:
     with pytest.raises(UrlNotAllowed):
         await call(FakeTransport(), ApiRequest("GET", path), api_base_url="https://api.acme.example")
 
@@ -92,7 +92,7 @@ async def test_a_path_that_got_here_unchecked_still_does_not_leave_the_declared_
     ("reason", "waits"),
     [("rateLimitExceeded", True), ("userRateLimitExceeded", True), ("forbidden", False), ("dailyLimitExceeded", False)],
 )
-async def test_google_says_wait_with_403_too(reason: str, waits: bool) -> None:
+async def test_google_is_rate_limited_with_403_and_a_reason(reason: str, waits: bool) -> None:
     network = FakeTransport(json_response({"error": {"errors": [{"reason": reason}], "code": 403}}, 403))
     provider = build_provider(GoogleCalendarProvider, network)
     response = await provider.call_api(TOKENS, ApiRequest("GET", "/x"), deadline=timedelta(seconds=1), body_limit=1000)

@@ -1,4 +1,4 @@
-"""The providers that come with the server. Who adds one adds its line here."""
+"""The table of built-in providers. A new provider is added to it."""
 
 from types import ModuleType
 
@@ -67,7 +67,7 @@ CATALOGUE = [
 
 ALIASES = {"mailchimp": ["email_marketing"], "twilio": ["sms_marketing"]}
 WITHOUT_SCOPES = {"mailchimp"}
-MORE_SETTINGS = {"google_ads": ["GOOGLE_ADS_DEVELOPER_TOKEN"]}
+FURTHER_SETTINGS = {"google_ads": ["GOOGLE_ADS_DEVELOPER_TOKEN"]}
 
 
 def all_built() -> ProviderRegistry:
@@ -80,7 +80,7 @@ def all_built() -> ProviderRegistry:
 @pytest.mark.parametrize(
     ("module", "integration_type", "display_name", "auth_method"), CATALOGUE, ids=[row[1] for row in CATALOGUE]
 )
-def test_is_in_the_catalogue(
+def test_a_built_in_provider_is_as_listed(
     module: ModuleType, integration_type: str, display_name: str, auth_method: AuthMethod
 ) -> None:
     provider: Provider = all_built().get(integration_type)
@@ -88,7 +88,7 @@ def test_is_in_the_catalogue(
     assert module.__doc__
     if auth_method is AuthMethod.OAUTH2:
         prefix = integration_type.upper()
-        more = MORE_SETTINGS.get(integration_type, [])
+        more = FURTHER_SETTINGS.get(integration_type, [])
         assert list(provider.missing_settings) == [f"{prefix}_CLIENT_ID", f"{prefix}_CLIENT_SECRET", *more]
         assert bool(provider.required_scopes) == (integration_type not in WITHOUT_SCOPES)
         assert provider.issuer is None
@@ -97,17 +97,17 @@ def test_is_in_the_catalogue(
         assert "api_key" in provider.required_fields
 
 
-def test_lists_all_by_their_type() -> None:
+def test_providers_are_sorted_by_type() -> None:
     assert [provider.integration_type for provider in all_built().all()] == [row[1] for row in CATALOGUE]
 
 
-def test_the_server_knows_all_of_them() -> None:
+def test_the_table_lists_all_built_in_providers() -> None:
     assert {f"integration_server.providers.{name}" for name in BUILT_IN} == {
         module.__name__ for module, *_ in CATALOGUE
     }
 
 
-def test_a_type_goes_by_its_aliases_too() -> None:
+def test_aliases_resolve_to_their_type() -> None:
     providers = all_built()
     assert {p.integration_type: list(p.aliases) for p in providers.all() if p.aliases} == ALIASES
     for integration_type, aliases in ALIASES.items():

@@ -26,12 +26,12 @@ class Charlie(Acme):
     oauth_token_url = "https://charlie.example/token"
 
 
-class Sweeping(Acme):
-    integration_type = "sweeping"
+class WholeAccount(Acme):
+    integration_type = "whole_account"
     revokes_whole_account = True
 
 
-def test_finds_providers_by_their_type() -> None:
+def test_finds_providers_by_type() -> None:
     providers: Providers = registry(context(FakeTransport()), Charlie, Acme, Bravo)
     assert providers.get("bravo").integration_type == "bravo"
     assert [provider.integration_type for provider in providers.all()] == ["acme", "bravo", "charlie"]
@@ -56,7 +56,7 @@ def test_builds_each_provider_once() -> None:
     assert [providers.get("acme"), providers.get("acme")] == built * 2
 
 
-def test_a_type_can_be_taken_once() -> None:
+def test_a_type_cannot_be_registered_twice() -> None:
     factory = ProviderFactory()
     factory.register("acme", Acme, origin="providers/acme.toml")
     with pytest.raises(ProvidersError) as raised:
@@ -67,8 +67,8 @@ def test_a_type_can_be_taken_once() -> None:
     assert "'acme'" in error_text
 
 
-def test_tells_all_that_is_wrong_with_all_providers() -> None:
-    class Wrong(Acme):
+def test_reports_all_problems_of_all_providers() -> None:
+    class Invalid(Acme):
         integration_type = "Wrong Name"
         oauth_token_url = "http://acme.example/token"
         verify_url = "acme.example/me"
@@ -78,7 +78,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
         host_patterns = ("*.acme.example", "*.example")
 
     factory = ProviderFactory()
-    factory.register("wrong", Wrong)
+    factory.register("wrong", Invalid)
     factory.register("acme", Bravo)
     with pytest.raises(ProvidersError) as raised:
         factory.build(context(FakeTransport()))
@@ -91,7 +91,7 @@ def test_tells_all_that_is_wrong_with_all_providers() -> None:
     assert all(f"{__name__}." in problem for problem in raised.value.problems)
 
 
-def test_a_loopback_url_is_for_dev_mode() -> None:
+def test_a_loopback_url_is_allowed_in_dev_mode_only() -> None:
     class Local(Acme):
         integration_type = "local"
         oauth_token_url = "http://localhost:8090/token"
@@ -101,30 +101,30 @@ def test_a_loopback_url_is_for_dev_mode() -> None:
         registry(context(FakeTransport()), Local)
 
 
-def test_a_revocation_ends_one_grant_unless_the_provider_says_otherwise() -> None:
+def test_by_default_a_revocation_ends_one_grant() -> None:
     assert registry(context(FakeTransport()), Acme, Bravo).get("acme").shares_grants_with == ()
 
 
 @pytest.mark.parametrize(
     ("acme_client", "shared"),
-    [("one", ("acme", "sweeping")), ("another", ("sweeping",)), ("", ("sweeping",))],
+    [("one", ("acme", "whole_account")), ("another", ("whole_account",)), ("", ("whole_account",))],
 )
-def test_grants_of_one_client_at_one_server_end_together(acme_client: str, shared: tuple[str, ...]) -> None:
-    settings = {"SWEEPING_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
-    providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, Sweeping)
-    assert providers.get("sweeping").shares_grants_with == shared
+def test_types_with_the_same_client_and_server_share_grants(acme_client: str, shared: tuple[str, ...]) -> None:
+    settings = {"WHOLE_ACCOUNT_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
+    providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, WholeAccount)
+    assert providers.get("whole_account").shares_grants_with == shared
 
 
-def test_without_a_client_id_nothing_is_shared() -> None:
-    providers = registry(context(FakeTransport()), Acme, Bravo, Sweeping)
-    assert providers.get("sweeping").shares_grants_with == ("sweeping",)
+def test_a_type_without_a_client_id_shares_nothing() -> None:
+    providers = registry(context(FakeTransport()), Acme, Bravo, WholeAccount)
+    assert providers.get("whole_account").shares_grants_with == ("whole_account",)
 
 
-def test_an_oauth_provider_must_have_its_two_endpoints() -> None:
-    class Endless(OAuth2Provider):
-        integration_type = "endless"
+def test_an_oauth_provider_requires_both_endpoints() -> None:
+    class WithoutEndpoints(OAuth2Provider):
+        integration_type = "without_endpoints"
 
     factory = ProviderFactory()
-    factory.register("endless", Endless)
+    factory.register("without_endpoints", WithoutEndpoints)
     with pytest.raises(TypeError, match="oauth_authorize_url, oauth_token_url"):
         factory.build(context(FakeTransport()))

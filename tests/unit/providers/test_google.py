@@ -14,7 +14,7 @@ SERVICES = [GoogleCalendarProvider, GoogleMyBusinessProvider]
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_asks_for_offline_access_and_consent(service: type[GoogleProvider]) -> None:
+def test_requests_offline_access_and_consent(service: type[GoogleProvider]) -> None:
     provider = build_provider(service, FakeTransport())
     url = httpx.URL(
         provider.authorization_url(
@@ -29,7 +29,7 @@ def test_asks_for_offline_access_and_consent(service: type[GoogleProvider]) -> N
     assert url.params["scope"].split() == list(provider.required_scopes)
 
 
-async def test_a_refresh_leaves_the_refresh_token_out() -> None:
+async def test_a_refresh_returns_no_refresh_token() -> None:
     network = FakeTransport(json_response({"access_token": "at2", "expires_in": 3599, "token_type": "Bearer"}))
     response = await build_provider(GoogleCalendarProvider, network).refresh_access_token("rt")
     assert response.refresh_token is None
@@ -37,7 +37,7 @@ async def test_a_refresh_leaves_the_refresh_token_out() -> None:
     assert network.form["client_secret"] == "our-secret"
 
 
-def test_scopes_with_short_names_come_back_with_long_ones() -> None:
+def test_short_scope_names_match_the_long_ones_in_responses() -> None:
     granted = ("https://www.googleapis.com/auth/userinfo.email", "openid")
     tokens = OAuthTokens(access_token="at", scopes=granted)
     provider = build_provider(GoogleCalendarProvider, FakeTransport())
@@ -59,7 +59,7 @@ async def test_a_business_account_is_the_first_listed() -> None:
     assert account == NewAccount("accounts/1", "Ada's")
 
 
-async def test_a_spent_quota_is_no_refusal() -> None:
+async def test_an_exhausted_quota_does_not_reject_the_credentials() -> None:
     def refusal(reason: str) -> httpx.Response:
         return json_response({"error": {"code": 403, "errors": [{"reason": reason}]}}, 403)
 
@@ -76,7 +76,7 @@ async def test_a_spent_quota_is_no_refusal() -> None:
     ("business_client", "shared"),
     [("ours", ("google_calendar", "google_my_business")), ("other", ("google_calendar",))],
 )
-def test_types_of_one_client_lose_their_grants_together(business_client: str, shared: tuple[str, ...]) -> None:
+def test_types_with_the_same_google_client_share_grants(business_client: str, shared: tuple[str, ...]) -> None:
     settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
     providers = registry(context(FakeTransport(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
     assert providers.get("google_calendar").shares_grants_with == shared

@@ -35,10 +35,10 @@ class Body(httpx.AsyncByteStream):
             yield chunk
 
 
-# --- what is sent ------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------------
 
 
-async def test_sends_what_it_is_given_and_reads_the_answer() -> None:
+async def test_sends_a_request_and_returns_the_response() -> None:
     network = FakeTransport(httpx.Response(201, headers={"X-Thing": "a"}, content=b"hello"))
     http_response = await response_to(network, "POST", headers={"X-Key": "k"}, query={"q": "a b"}, content="x=1")
     assert str(network.request.url) == f"{URL}?q=a+b"
@@ -47,7 +47,7 @@ async def test_sends_what_it_is_given_and_reads_the_answer() -> None:
     assert (http_response.status, http_response.headers["x-thing"], http_response.body) == (201, "a", b"hello")
 
 
-async def test_keeps_the_query_that_a_url_has() -> None:
+async def test_keeps_the_query_of_the_url() -> None:
     network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
         await http.request("GET", f"{URL}?tenant=1", allowed_origins=ORIGINS, query={"key": "k"})
@@ -65,7 +65,7 @@ async def test_keeps_the_query_that_a_url_has() -> None:
         "https://acme.example\\.evil.example/",
     ],
 )
-async def test_sends_nothing_to_a_host_that_is_not_declared(url: str) -> None:
+async def test_sends_nothing_to_an_undeclared_host(url: str) -> None:
     network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network, dev_mode=True) as http:
         with pytest.raises(UrlNotAllowed):
@@ -73,7 +73,7 @@ async def test_sends_nothing_to_a_host_that_is_not_declared(url: str) -> None:
     assert network.requests == []
 
 
-async def test_plain_http_is_for_loopback_in_dev_mode() -> None:
+async def test_plain_http_is_allowed_for_loopback_in_dev_mode_only() -> None:
     url, origins = "http://127.0.0.1:8090/token", {"http://127.0.0.1:8090"}
     network = FakeTransport(httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
@@ -83,7 +83,7 @@ async def test_plain_http_is_for_loopback_in_dev_mode() -> None:
         assert (await http.request("GET", url, allowed_origins=origins)).is_success
 
 
-async def test_follows_no_redirect() -> None:
+async def test_does_not_follow_redirects() -> None:
     network = FakeTransport(httpx.Response(307, headers={"Location": "https://evil.example/"}))
     http_response = await response_to(network, "POST", content="code=secret")
     assert http_response.status == 307
@@ -91,14 +91,14 @@ async def test_follows_no_redirect() -> None:
     assert len(network.requests) == 1
 
 
-async def test_a_client_that_followed_would_hand_the_code_on() -> None:
+async def test_negative_control_a_client_that_follows_redirects_forwards_the_code() -> None:
     network = FakeTransport(httpx.Response(307, headers={"Location": "https://evil.example/"}), httpx.Response(200))
     async with httpx.AsyncClient(transport=network, follow_redirects=True) as client:
         await client.post(URL, content="code=secret")
     assert (network.requests[1].url.host, network.requests[1].content) == ("evil.example", b"code=secret")
 
 
-async def test_keeps_no_cookie_for_the_next_user() -> None:
+async def test_stores_no_cookies() -> None:
     network = FakeTransport(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
     async with ProviderHttp(clock, transport=network) as http:
         await http.request("GET", URL, allowed_origins=ORIGINS)
@@ -106,7 +106,7 @@ async def test_keeps_no_cookie_for_the_next_user() -> None:
     assert "Cookie" not in network.requests[1].headers
 
 
-async def test_a_plain_client_would_keep_that_cookie() -> None:
+async def test_negative_control_a_default_client_stores_the_cookie() -> None:
     network = FakeTransport(httpx.Response(200, headers={"Set-Cookie": "session=a-users; Path=/"}), httpx.Response(200))
     async with httpx.AsyncClient(transport=network) as client:
         await client.get(URL)
@@ -114,7 +114,7 @@ async def test_a_plain_client_would_keep_that_cookie() -> None:
     assert "Cookie" in network.requests[1].headers
 
 
-# --- what comes back ---------------------------------------------------------------------------------------
+# --- responses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -128,41 +128,41 @@ async def test_a_plain_client_would_keep_that_cookie() -> None:
         OSError("secret"),
     ],
 )
-async def test_a_network_that_fails_is_the_provider_unavailable(failure: Exception) -> None:
+async def test_a_network_failure_is_provider_unavailable(failure: Exception) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
         await response_to(FakeTransport(failure))
     assert type(failure).__name__ in str(raised.value)
     assert "secret" not in exception_text(raised.value)
 
 
-async def test_a_header_that_cannot_be_sent_is_not_told() -> None:
+async def test_an_invalid_header_value_is_not_disclosed() -> None:
     with pytest.raises(ProviderUnavailable) as raised:
         await response_to(FakeTransport(httpx.Response(200)), headers={"Authorization": "Bearer sécret"})
     assert "cret" not in exception_text(raised.value)
 
 
-async def test_a_body_that_drips_ends_at_the_deadline() -> None:
-    async def drip() -> AsyncIterator[bytes]:
+async def test_a_slow_body_ends_at_the_deadline() -> None:
+    async def send_slowly() -> AsyncIterator[bytes]:
         while True:
             yield b""
             await asyncio.sleep(0)
 
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
-        await response_to(FakeTransport(httpx.Response(200, stream=Body(drip()))))
+        await response_to(FakeTransport(httpx.Response(200, stream=Body(send_slowly()))))
 
 
-async def test_only_the_deadline_ends_a_body_that_drips() -> None:
-    async def drip() -> AsyncIterator[bytes]:
+async def test_negative_control_a_read_timeout_does_not_end_a_slow_body() -> None:
+    async def send_slowly() -> AsyncIterator[bytes]:
         for _ in range(10_000):
             yield b""
             await asyncio.sleep(0)
 
-    network = FakeTransport(httpx.Response(200, stream=Body(drip())))
+    network = FakeTransport(httpx.Response(200, stream=Body(send_slowly())))
     async with ProviderHttp(clock, transport=network, deadline=timedelta(minutes=1)) as http:
         assert (await http.request("GET", URL, allowed_origins=ORIGINS)).is_success
 
 
-async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
+async def test_reading_stops_at_the_body_limit() -> None:
     async def flood() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 65536
@@ -173,7 +173,7 @@ async def test_a_body_over_the_limit_is_not_read_to_its_end() -> None:
     assert body.taken == 17
 
 
-async def test_a_body_at_the_limit_is_read() -> None:
+async def test_a_body_of_exactly_the_limit_is_read() -> None:
     async with ProviderHttp(
         clock, transport=FakeTransport(httpx.Response(200, content=b"x" * 10)), body_limit=10
     ) as http:
@@ -193,16 +193,16 @@ def encoded(encoding: str, *chunks: bytes) -> httpx.Response:
     return httpx.Response(200, headers={"Content-Encoding": encoding}, stream=Body(sent()))
 
 
-def packed(content: bytes, encoding: str = "gzip") -> httpx.Response:
+def compressed(content: bytes, encoding: str = "gzip") -> httpx.Response:
     return encoded(encoding, gzip.compress(content))
 
 
-async def test_inflates_what_is_small() -> None:
-    assert (await response_to(FakeTransport(packed(b'{"a": 1}')))).body == b'{"a": 1}'
+async def test_decompresses_gzip() -> None:
+    assert (await response_to(FakeTransport(compressed(b'{"a": 1}')))).body == b'{"a": 1}'
 
 
-async def test_a_body_is_measured_while_it_is_inflated() -> None:
-    network = FakeTransport(packed(b"\0" * (50 << 20)))
+async def test_decompression_stops_at_the_body_limit() -> None:
+    network = FakeTransport(compressed(b"\0" * (50 << 20)))
     tracemalloc.start()
     try:
         with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
@@ -213,18 +213,18 @@ async def test_a_body_is_measured_while_it_is_inflated() -> None:
     assert peak < 10 << 20
 
 
-async def test_httpx_would_inflate_all_of_it() -> None:
-    async with httpx.AsyncClient(transport=FakeTransport(packed(b"\0" * (50 << 20)))) as client:
+async def test_negative_control_httpx_decompresses_everything() -> None:
+    async with httpx.AsyncClient(transport=FakeTransport(compressed(b"\0" * (50 << 20)))) as client:
         assert len((await client.get(URL)).content) == 50 << 20
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", " gzip\t", "x-gzip", "X-GZip", "gzip, identity", ",gzip"])
-async def test_gzip_goes_by_many_names(encoding: str) -> None:
-    assert (await response_to(FakeTransport(packed(b"{}", encoding)))).body == b"{}"
+async def test_accepts_every_name_of_gzip(encoding: str) -> None:
+    assert (await response_to(FakeTransport(compressed(b"{}", encoding)))).body == b"{}"
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", " ", "identity,"])
-async def test_nothing_goes_by_many_names(encoding: str) -> None:
+async def test_accepts_every_name_of_identity(encoding: str) -> None:
     assert (await response_to(FakeTransport(encoded(encoding, b"{}")))).body == b"{}"
 
 
@@ -233,17 +233,17 @@ TWO_MEMBERS = gzip.compress(b'{"a": ') + gzip.compress(b"") + gzip.compress(b"1}
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("padding", [b"", b"\0" * 512, b"\r\n", b"\n\x1f\x8b"])
-async def test_inflates_all_members_and_leaves_padding(size: int, padding: bytes) -> None:
+async def test_decompresses_all_members_and_ignores_padding(size: int, padding: bytes) -> None:
     body = TWO_MEMBERS + padding
     chunks = (body[at : at + size] for at in range(0, len(body), size))
     assert (await response_to(FakeTransport(encoded("gzip", *chunks)))).body == b'{"a": 1}'
 
 
-def test_a_plain_decompressor_would_leave_the_second_member() -> None:
+def test_negative_control_one_decompressor_reads_one_member_only() -> None:
     assert zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(TWO_MEMBERS) == b'{"a": '
 
 
-async def test_a_member_that_does_not_inflate_is_unusable() -> None:
+async def test_an_invalid_second_member_is_provider_unavailable() -> None:
     with pytest.raises(ProviderUnavailable):
         await response_to(FakeTransport(encoded("gzip", TWO_MEMBERS, b"\x1f\x8b, and no more gzip")))
 
@@ -254,7 +254,7 @@ async def response_for_body(body: bytes, *, body_limit: int) -> HttpResponse:
         return await http.request("GET", URL, allowed_origins=ORIGINS)
 
 
-async def test_members_are_measured_together() -> None:
+async def test_the_body_limit_covers_all_members() -> None:
     body = gzip.compress(b"x" * 600) * 2
     assert len((await response_for_body(body, body_limit=1200)).body) == 1200
     with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
@@ -262,7 +262,7 @@ async def test_members_are_measured_together() -> None:
 
 
 @pytest.mark.parametrize("rest", [gzip.compress(b""), b"\0"], ids=["members", "padding"])
-async def test_what_inflates_to_nothing_is_measured_as_it_was_sent(rest: bytes) -> None:
+async def test_the_body_limit_covers_the_compressed_size(rest: bytes) -> None:
     body = gzip.compress(b"{}") + rest * 1000
     assert (await response_for_body(body, body_limit=len(body))).body == b"{}"
     with pytest.raises(ProviderUnavailable, match="BodyTooLarge"):
@@ -270,18 +270,18 @@ async def test_what_inflates_to_nothing_is_measured_as_it_was_sent(rest: bytes) 
 
 
 @pytest.mark.parametrize("encoding", ["br", "zstd", "deflate", "gzip, gzip", "gzip, br", "gzipped", "g zip"])
-async def test_an_encoding_that_was_not_asked_for_is_unusable(encoding: str) -> None:
+async def test_an_unrequested_encoding_is_provider_unavailable(encoding: str) -> None:
     with pytest.raises(ProviderUnavailable, match="InvalidBody"):
-        await response_to(FakeTransport(packed(b"{}", encoding)))
+        await response_to(FakeTransport(compressed(b"{}", encoding)))
 
 
-async def test_a_body_that_does_not_inflate_is_unusable() -> None:
+async def test_invalid_gzip_is_provider_unavailable() -> None:
     response = httpx.Response(200, stream=httpx.ByteStream(b"not gzip"), headers={"Content-Encoding": "gzip"})
     with pytest.raises(ProviderUnavailable):
         await response_to(FakeTransport(response))
 
 
-# --- when to come back -------------------------------------------------------------------------------------
+# --- Retry-After -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,15 +301,15 @@ async def test_reads_retry_after(value: str, wait: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "soon", "-5", "1.5", "²", "nan", "Mon, 01 Jan 99999 00:00:00 GMT"])
-async def test_a_retry_after_that_cannot_be_read_says_nothing(value: str) -> None:
+async def test_an_invalid_retry_after_is_ignored(value: str) -> None:
     headers = [(b"Retry-After", value.encode())]
     assert (await response_to(FakeTransport(httpx.Response(503, headers=headers)))).retry_after is None
 
 
-# --- what is told ------------------------------------------------------------------------------------------
+# --- logs and reprs ------------------------------------------------------------------------------------------
 
 
-async def test_no_log_has_a_query_a_header_or_a_body(
+async def test_logs_contain_no_query_header_or_body(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = FakeTransport(httpx.Response(200, content=b"s3cret-body"), httpx.ReadError("s3cret-error"))
@@ -330,12 +330,12 @@ async def test_no_log_has_a_query_a_header_or_a_body(
     assert "s3cret" not in logged
 
 
-async def test_httpx_would_log_the_query(caplog: pytest.LogCaptureFixture) -> None:
+async def test_negative_control_httpx_logs_the_query(caplog: pytest.LogCaptureFixture) -> None:
     async with ProviderHttp(clock, transport=FakeTransport(httpx.Response(200))) as http:
         with caplog.at_level(logging.DEBUG, logger="httpx"):
             await http.request("GET", URL, allowed_origins=ORIGINS, query={"key": "s3cret"})
     assert "s3cret" in caplog.text
 
 
-def test_an_answer_hides_what_it_carries() -> None:
+def test_the_repr_of_a_response_hides_headers_and_body() -> None:
     assert "s3cret" not in repr(HttpResponse(200, {"Set-Cookie": "s3cret"}, b"s3cret"))

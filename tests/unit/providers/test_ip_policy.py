@@ -1,4 +1,4 @@
-"""Which addresses count as public, by every way that there is to write another one."""
+"""Public addresses, and all notations of other ones."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -12,7 +12,7 @@ PUBLIC = ["1.1.1.1", "9.255.255.255", "93.184.216.34", "172.32.0.1", "192.0.1.1"
 PUBLIC_V6 = ["2606:4700::1111", "2a00:1450:4001:80e::200e", "2001:4860:4860::8888"]
 LOOPBACK = ["127.0.0.1", "127.255.255.254", "::1"]
 OTHERS = [
-    # this host, private, carriers' own, link-local, multicast, reserved, broadcast
+    # this host, private, carrier-grade NAT, link-local, multicast, reserved, broadcast
     *("0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1"),
     *("169.254.1.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255"),
     # documentation, benchmarks, protocol assignments, 6to4 relays
@@ -22,9 +22,9 @@ OTHERS = [
     # unspecified, unique local, link-local with and without a zone, site-local, multicast, discard, documentation
     *("::", "fd00::1", "fc00::1", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "100::1", "2001:db8::1", "3fff::1"),
     "5f00::1",
-    # a public address with a zone leads through one interface
+    # a public address with a zone
     "2606:4700::1111%lo",
-    # IPv4 in IPv6: mapped, compatible, translated, 6to4, NAT64, Teredo; public ones too
+    # IPv4 in IPv6: mapped, compatible, translated, 6to4, NAT64, Teredo; also of public addresses
     *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:1.1.1.1", "::127.0.0.1", "::ffff:0:127.0.0.1"),
     *("2002:7f00:1::", "2002:a9fe:a9fe::1", "64:ff9b::7f00:1", "64:ff9b::101:101", "64:ff9b:1::a00:1"),
     *("2001:0:4136:e378:8000:63bf:80ff:fffe", "2001:20::1"),
@@ -32,31 +32,31 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("text", PUBLIC + PUBLIC_V6)
-def test_a_public_address_is_reached(text: str) -> None:
+def test_public_addresses_are_allowed(text: str) -> None:
     assert is_public(ip_address(text))
     assert is_public_or_loopback(ip_address(text))
 
 
 @pytest.mark.parametrize("text", LOOPBACK)
-def test_loopback_is_for_dev_mode(text: str) -> None:
+def test_loopback_is_allowed_in_dev_mode_only(text: str) -> None:
     assert not is_public(ip_address(text))
     assert is_public_or_loopback(ip_address(text))
 
 
 @pytest.mark.parametrize("text", OTHERS)
-def test_nothing_else_is_reached_in_dev_mode_either(text: str) -> None:
+def test_other_addresses_are_not_allowed_in_dev_mode_either(text: str) -> None:
     assert not is_public(ip_address(text))
     assert not is_public_or_loopback(ip_address(text))
 
 
 @given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
-def test_what_python_calls_not_global_is_never_public(address: IPv4Address | IPv6Address) -> None:
+def test_addresses_that_python_calls_not_global_are_not_public(address: IPv4Address | IPv6Address) -> None:
     if not address.is_global or address.is_multicast or address.is_reserved:
         assert not is_public(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_no_ipv6_form_of_an_ipv4_address_is_public(address: IPv4Address) -> None:
+def test_ipv6_forms_of_ipv4_addresses_are_not_public(address: IPv4Address) -> None:
     number = int(address)
     teredo = (0x20010000 << 96) | (number ^ 0xFFFFFFFF)
     six_to_four = (0x2002 << 112) | (number << 80)

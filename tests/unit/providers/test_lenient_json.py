@@ -21,16 +21,16 @@ from integration_server.providers.lenient_json import read_json, read_object, te
         (b'\xef\xbb\xbf{"a": %d}' % 10**40, {"a": 10**40}),
     ],
 )
-def test_reads_objects(body: bytes, value: object) -> None:
+def test_parses_objects(body: bytes, value: object) -> None:
     assert read_object(body) == value
 
 
-def test_reads_arrays_likewise() -> None:
+def test_parses_arrays() -> None:
     assert read_json(b'\xef\xbb\xbf["\xe9"]') == ["\ufffd"]
 
 
 @pytest.mark.parametrize("body", [b"", b"\xef\xbb\xbf", b'{"a": ', b"<html>", b"\xff\xfe", b"{'a': 1}", b'{"a": 1} x'])
-def test_what_is_no_json_is_nothing(body: bytes) -> None:
+def test_other_bodies_are_none(body: bytes) -> None:
     assert (read_object(body), read_json(body)) == (None, None)
 
 
@@ -41,7 +41,7 @@ def test_deep_nesting_is_harmless(depth: int, begin: bytes, end: bytes) -> None:
     assert (read_object(body), read_json(body)) == (None, None)
 
 
-def test_only_what_is_small_is_forgiven() -> None:
+def test_only_small_bodies_are_parsed_leniently() -> None:
     body = b'\xef\xbb\xbf{"a": "%s"}'
     assert read_object(body % (b"x" * 65_000)) is not None
     assert read_object(body % (b"x" * 66_000)) is None
@@ -49,16 +49,16 @@ def test_only_what_is_small_is_forgiven() -> None:
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_whatever_is_read_can_be_written(body: bytes) -> None:
+def test_every_parsed_value_can_be_serialized(body: bytes) -> None:
     value = read_object(b'{"a": "%s"}' % body)
     assert value is None or json.dumps(value, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("body", [rb'{"a": "x\ud83d"}', b'{"a": "x\xe9"}', '{"a": "x\ufffd"}'.encode()])
-def test_a_text_that_could_not_be_read_whole_is_no_identifier(body: bytes) -> None:
+def test_incompletely_decoded_text_is_not_an_identifier(body: bytes) -> None:
     assert text_at(read_object(body), "a") is None
 
 
-def test_half_a_character_could_not_be_stored() -> None:
+def test_negative_control_a_lone_surrogate_cannot_be_encoded() -> None:
     with pytest.raises(UnicodeEncodeError):
         json.loads(rb'{"a": "x\ud83d"}')["a"].encode()

@@ -51,10 +51,10 @@ def authorization_query(provider: OAuth2Provider) -> dict[str, str]:
     )
 
 
-# --- asking for access -------------------------------------------------------------------------------------
+# --- authorization URL -------------------------------------------------------------------------------------
 
 
-def test_asks_for_access_with_state_and_challenge() -> None:
+def test_the_authorization_url_has_state_and_challenge() -> None:
     assert authorization_query(build_provider(Acme, FakeTransport())) == {
         "response_type": "code",
         "client_id": "our-id",
@@ -66,30 +66,30 @@ def test_asks_for_access_with_state_and_challenge() -> None:
     }
 
 
-def test_adds_what_the_provider_declares() -> None:
-    class Fussy(Acme):
+def test_the_authorization_url_has_the_declared_parameters() -> None:
+    class WithParameters(Acme):
         oauth_authorize_url = "https://acme.example/authorize?tenant=1"
         authorize_params: Mapping[str, str] = {"prompt": "consent & more", "uri": "x"}
         scope_separator = ","
 
-    query = authorization_query(build_provider(Fussy, FakeTransport()))
+    query = authorization_query(build_provider(WithParameters, FakeTransport()))
     assert query["tenant"] == "1"
     assert query["prompt"] == "consent & more"
     assert query["uri"] == "x"
     assert query["scope"] == "read,a/b:c"
 
 
-def test_leaves_the_scope_out_where_there_is_none() -> None:
+def test_the_authorization_url_has_no_empty_scope() -> None:
     url = build_provider(Acme, FakeTransport()).authorization_url(
         redirect_uri="https://app.example/", state="st", scopes=[], code_challenge="ch"
     )
     assert "scope" not in query_of(url)
 
 
-# --- trading -----------------------------------------------------------------------------------------------
+# --- token requests -----------------------------------------------------------------------------------------------
 
 
-async def test_trades_a_code_with_its_verifier() -> None:
+async def test_exchanges_a_code_with_its_verifier() -> None:
     network = FakeTransport(json_response({"access_token": "at", "refresh_token": "rt"}))
     tokens = await build_provider(PostingAcme, network).exchange_code_for_tokens(
         "the code+", "https://app.example/cb", "ver"
@@ -107,7 +107,7 @@ async def test_trades_a_code_with_its_verifier() -> None:
     }
 
 
-async def test_refreshes() -> None:
+async def test_sends_the_refresh_token() -> None:
     network = FakeTransport(json_response({"access_token": "at2"}))
     tokens = await build_provider(PostingAcme, network).refresh_access_token("r/t=")
     assert tokens == OAuthTokens(access_token="at2")
@@ -119,7 +119,7 @@ async def test_refreshes() -> None:
     }
 
 
-async def test_basic_form_encodes_id_and_secret_first() -> None:
+async def test_basic_authentication_form_encodes_id_and_secret() -> None:
     network = FakeTransport(json_response({"access_token": "at"}))
     secret = "p:s %+é/~"
     await build_provider(Acme, network, ACME_CLIENT_ID="a:b c", ACME_CLIENT_SECRET=secret).refresh_access_token("rt")
@@ -129,13 +129,13 @@ async def test_basic_form_encodes_id_and_secret_first() -> None:
     assert network.form == {"grant_type": "refresh_token", "refresh_token": "rt"}
 
 
-def test_the_library_alone_would_leave_them_as_they_are() -> None:
+def test_negative_control_authlib_does_not_form_encode_them() -> None:
     auth = ClientAuth("a:b c", "secret", "client_secret_basic")
     _, headers, _ = auth.prepare("POST", "https://acme.example/token", {}, "")  # type: ignore[no-untyped-call]
     assert base64.b64decode(headers["Authorization"].removeprefix("Basic ")) == b"a:b c:secret"
 
 
-async def test_a_public_client_says_only_who_it_is() -> None:
+async def test_a_public_client_sends_its_id_only() -> None:
     network = FakeTransport(json_response({"access_token": "at"}))
     await build_provider(PublicAcme, network, ACME_CLIENT_SECRET="").refresh_access_token("rt")
     assert "Authorization" not in network.request.headers
@@ -151,7 +151,7 @@ async def test_an_invalid_grant_is_distinguished_from_an_invalid_code() -> None:
         await provider.refresh_access_token("rt")
 
 
-async def test_a_redirecting_token_endpoint_is_unavailable() -> None:
+async def test_a_redirect_of_the_token_endpoint_is_provider_unavailable() -> None:
     network = FakeTransport(httpx.Response(307, headers={"Location": "https://acme.example/elsewhere"}))
     with pytest.raises(ProviderUnavailable):
         await build_provider(Acme, network).refresh_access_token("rt")
@@ -172,20 +172,20 @@ async def test_a_redirecting_token_endpoint_is_unavailable() -> None:
         (("offline_access",), None, ["offline_access", "read", "write", "email"]),
     ],
 )
-def test_compares_what_was_granted_with_what_was_asked(
+def test_finds_the_scopes_that_were_not_granted(
     granted: tuple[str, ...] | None, refresh_token: str | None, missing: list[str]
 ) -> None:
-    class Aliasing(Acme):
+    class WithScopeAlias(Acme):
         scope_aliases: Mapping[str, str] = {"email": "https://acme.example/email"}
 
     asked = ["openid", "offline_access", "read", "write", "email"]
     tokens = OAuthTokens(access_token="at", refresh_token=refresh_token, scopes=granted)
-    assert build_provider(Aliasing, FakeTransport()).missing_scopes(asked, tokens) == missing
+    assert build_provider(WithScopeAlias, FakeTransport()).missing_scopes(asked, tokens) == missing
 
 
 @pytest.mark.parametrize("scope", ["read,write", "read, write", "write read", ["write", "read"], ["read,write"]])
 @pytest.mark.parametrize("separator", [" ", ",", "+"])
-async def test_takes_commas_between_scopes_whatever_they_were_asked_with(scope: object, separator: str) -> None:
+async def test_commas_separate_scopes_in_responses(scope: object, separator: str) -> None:
     network = FakeTransport(json_response({"access_token": "at", "scope": scope}))
     provider = build_provider(Acme, network).with_attributes(scope_separator=separator)
     tokens = await provider.refresh_access_token("rt")
@@ -193,7 +193,7 @@ async def test_takes_commas_between_scopes_whatever_they_were_asked_with(scope: 
     assert provider.missing_scopes(["read", "write"], tokens) == []
 
 
-async def test_takes_a_comma_for_a_part_of_a_scope_where_scopes_have_commas() -> None:
+async def test_commas_are_part_of_scopes_if_a_required_scope_has_one() -> None:
     network = FakeTransport(json_response({"access_token": "at", "scope": "read,write admin"}))
     provider = build_provider(Acme, network).with_attributes(required_scopes=("read,write",))
     tokens = await provider.refresh_access_token("rt")
@@ -201,17 +201,17 @@ async def test_takes_a_comma_for_a_part_of_a_scope_where_scopes_have_commas() ->
     assert provider.missing_scopes(["read,write", "read", "admin,read,write"], tokens) == ["read", "admin,read,write"]
 
 
-async def test_knows_a_callers_own_scope_that_was_split() -> None:
+async def test_a_requested_scope_with_a_comma_is_found_in_split_scopes() -> None:
     network = FakeTransport(json_response({"access_token": "at", "scope": "read my,own"}))
     provider = build_provider(Acme, network)
     tokens = await provider.refresh_access_token("rt")
     assert provider.missing_scopes(["read", "my,own", "my,other"], tokens) == ["my,other"]
 
 
-# --- verifying ---------------------------------------------------------------------------------------------
+# --- verification ---------------------------------------------------------------------------------------------
 
 
-async def test_asks_whose_the_token_is() -> None:
+async def test_verification_returns_the_account() -> None:
     network = FakeTransport(json_response({"user": {"id": 7, "emails": ["a@x", "b@x"]}}))
     account = await build_provider(Acme, network).verify_connection(TOKENS)
     assert account == NewAccount("7", "b@x")
@@ -233,37 +233,37 @@ async def test_asks_whose_the_token_is() -> None:
         {"user": {"id": 10**4299}},
     ],
 )
-async def test_an_unreported_account_is_unknown(fields: object) -> None:
+async def test_an_account_missing_in_the_response_is_none(fields: object) -> None:
     assert await build_provider(Acme, FakeTransport(json_response(fields))).verify_connection(TOKENS) == NewAccount(
         None, None
     )
 
 
-async def test_any_success_verifies_where_no_account_is_declared() -> None:
-    class Anonymous(Acme):
+async def test_any_success_verifies_if_no_account_field_is_declared() -> None:
+    class WithoutAccountFields(Acme):
         account_id_field = None
         account_label_field = None
 
     network = FakeTransport(httpx.Response(204))
-    assert await build_provider(Anonymous, network).verify_connection(TOKENS) == NewAccount(None, None)
+    assert await build_provider(WithoutAccountFields, network).verify_connection(TOKENS) == NewAccount(None, None)
 
 
-async def test_without_a_verify_url_nothing_is_asked() -> None:
-    class Silent(Acme):
+async def test_without_a_verify_url_nothing_is_sent() -> None:
+    class WithoutVerifyUrl(Acme):
         verify_url = None
 
     network = FakeTransport()
-    assert await build_provider(Silent, network).verify_connection(TOKENS) == NewAccount(None, None)
+    assert await build_provider(WithoutVerifyUrl, network).verify_connection(TOKENS) == NewAccount(None, None)
     assert network.requests == []
 
 
-async def test_an_extra_can_name_the_account() -> None:
-    class Extra(Acme):
+async def test_a_stored_value_can_identify_the_account() -> None:
+    class WithAccountExtra(Acme):
         account_id_extra = "merchant"
 
     network = FakeTransport(json_response({"user": {"id": "other", "emails": [0, "label"]}}))
     tokens = OAuthTokens(access_token="at", extras={"merchant": "m1"})
-    assert await build_provider(Extra, network).verify_connection(tokens) == NewAccount("m1", "label")
+    assert await build_provider(WithAccountExtra, network).verify_connection(tokens) == NewAccount("m1", "label")
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -274,7 +274,7 @@ async def test_a_rejected_token_is_reported(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [302, 400, 404, 408, 429, 500, 503])
-async def test_any_other_answer_says_nothing_about_the_token(status: int) -> None:
+async def test_any_other_status_is_provider_unavailable(status: int) -> None:
     response = httpx.Response(status, headers={"Retry-After": "9"})
     with pytest.raises(ProviderUnavailable) as raised:
         await build_provider(Acme, FakeTransport(response)).verify_connection(TOKENS)
@@ -282,17 +282,17 @@ async def test_any_other_answer_says_nothing_about_the_token(status: int) -> Non
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"id"'])
-async def test_an_answer_that_cannot_be_read_verifies_nothing(body: bytes) -> None:
+async def test_an_unreadable_response_is_provider_unavailable(body: bytes) -> None:
     with pytest.raises(ProviderUnavailable):
         await build_provider(Acme, FakeTransport(httpx.Response(200, content=body))).verify_connection(TOKENS)
 
 
-async def test_a_key_is_no_token() -> None:
+async def test_an_api_key_is_rejected() -> None:
     with pytest.raises(ProviderRejected):
         await build_provider(Acme, FakeTransport()).verify_connection(ApiKey("key"))
 
 
-# --- revoking ----------------------------------------------------------------------------------------------
+# --- revocation ----------------------------------------------------------------------------------------------
 
 
 async def test_revokes_the_refresh_token() -> None:
@@ -307,7 +307,7 @@ async def test_revokes_the_refresh_token() -> None:
     }
 
 
-async def test_revokes_the_access_token_where_there_is_no_other() -> None:
+async def test_revokes_the_access_token_if_there_is_no_refresh_token() -> None:
     network = FakeTransport(httpx.Response(200))
     assert await build_provider(Acme, network).revoke_credentials(OAuthTokens(access_token="at"))
     assert network.form == {"token": "at", "token_type_hint": "access_token"}
@@ -334,14 +334,14 @@ async def test_a_failed_revocation_is_reported(response: httpx.Response, error: 
         await build_provider(Acme, FakeTransport(response)).revoke_credentials(TOKENS)
 
 
-async def test_says_so_where_there_is_no_way_to_revoke() -> None:
-    class Forever(Acme):
+async def test_reports_that_revocation_is_not_supported() -> None:
+    class WithoutRevokeUrl(Acme):
         revoke_url = None
 
     network = FakeTransport(json_response({"error": "unsupported_token_type"}, 400))
     assert not await build_provider(Acme, network).revoke_credentials(TOKENS)
     network = FakeTransport()
-    assert not await build_provider(Forever, network).revoke_credentials(TOKENS)
+    assert not await build_provider(WithoutRevokeUrl, network).revoke_credentials(TOKENS)
     assert not await build_provider(Acme, network).revoke_credentials(ApiKey("key"))
     assert network.requests == []
 
@@ -358,19 +358,19 @@ async def test_says_so_where_there_is_no_way_to_revoke() -> None:
         (PublicAcme, {"ACME_CLIENT_ID": "id"}, []),
     ],
 )
-def test_names_the_settings_that_are_missing(
+def test_lists_the_missing_settings(
     provider_class: type[Acme], environment: dict[str, str], missing: list[str]
 ) -> None:
     assert provider_class(context(FakeTransport(), environment)).missing_settings == missing
 
 
-def test_hides_its_secret() -> None:
+def test_the_repr_hides_the_client_secret() -> None:
     provider = build_provider(Acme, FakeTransport())
     assert provider.client_secret == "our-secret"
     assert "our-secret" not in repr(provider)
     assert "our-secret" not in repr(context(FakeTransport(), {"ACME_CLIENT_SECRET": "our-secret"}))
 
 
-def test_is_what_the_use_cases_ask_for() -> None:
+def test_implements_the_provider_port() -> None:
     provider: Provider = build_provider(Acme, FakeTransport())
     assert (provider.integration_type, provider.display_name, provider.issuer) == ("acme", "Acme", None)

@@ -1,4 +1,4 @@
-"""What some providers do and no profile shows."""
+"""Behaviour of single providers that no conformance profile covers."""
 
 from datetime import timedelta
 from typing import Any
@@ -25,7 +25,7 @@ CALLBACK = "https://app.example/cb"
 TENANT, OTHER = "11111111-0000-4000-8000-000000000000", "22222222-0000-4000-8000-000000000000"
 
 
-async def test_slack_gives_the_users_token_where_there_is_no_bot() -> None:
+async def test_slack_uses_the_users_token_if_there_is_no_bot_token() -> None:
     user = {"id": "U1", "scope": "users:read,search:read", "access_token": "xoxp", "token_type": "user"}
     network = FakeTransport(json_response({"ok": True, "team": {"id": "T1"}, "authed_user": user}))
     tokens = await build_provider(SlackProvider, network).exchange_code_for_tokens("c", CALLBACK, "v")
@@ -40,13 +40,13 @@ async def test_slack_revokes_both_tokens() -> None:
     assert {request.headers["Authorization"] for request in network.requests} == {"Bearer xoxb", "Bearer xoxp"}
 
 
-async def test_slack_that_is_overloaded_says_so_with_200() -> None:
+async def test_slack_errors_with_http_200_are_provider_unavailable() -> None:
     network = FakeTransport(json_response({"ok": False, "error": "internal_error"}))
     with pytest.raises(ProviderUnavailable):
         await build_provider(SlackProvider, network).verify_connection(OAuthTokens("xoxb"))
 
 
-async def test_instagram_leaves_a_token_of_the_first_day_alone() -> None:
+async def test_instagram_does_not_renew_a_token_of_the_first_day() -> None:
     network = FakeTransport()
     day = timedelta(days=1)
     young = OAuthTokens("at", "at", NOW + 60 * day - timedelta(hours=1), lifetime=60 * day)
@@ -55,14 +55,14 @@ async def test_instagram_leaves_a_token_of_the_first_day_alone() -> None:
 
 
 @pytest.mark.parametrize(("number", "is_invalid"), [(700082, True), (50173, True), (50076, True), (50196, False)])
-async def test_microsofts_numbers_tell_the_end_from_a_pause(number: int, is_invalid: bool) -> None:
+async def test_microsoft_error_numbers_distinguish_final_from_transient(number: int, is_invalid: bool) -> None:
     network = FakeTransport(json_response({"error": "invalid_grant", "error_codes": [number]}, 400))
     with pytest.raises(ProviderRejected if is_invalid else ProviderUnavailable) as raised:
         await build_provider(MicrosoftOutlookProvider, network).refresh(OAuthTokens("at", "rt"))
     assert raised.value.oauth_error == ("invalid_grant" if is_invalid else None)
 
 
-async def test_salesforce_tokens_are_taken_to_last_an_hour() -> None:
+async def test_salesforce_tokens_are_assumed_to_last_an_hour() -> None:
     http_response = {"access_token": "at", "instance_url": "https://acme.my.salesforce.com"}
     tokens = await build_provider(
         SalesforceProvider, FakeTransport(json_response(http_response))
@@ -78,32 +78,32 @@ def xero(network: FakeTransport, **config: str) -> Any:
     return build_provider(XeroProvider, network).for_config(config)
 
 
-async def test_xero_takes_the_tenant_that_the_config_names() -> None:
+async def test_xero_connects_the_configured_tenant() -> None:
     network = FakeTransport(json_response({"access_token": "at"}), tenants(TENANT, OTHER))
     tokens = await xero(network, tenant_id=OTHER).exchange_code_for_tokens("c", CALLBACK, "v")
     assert tokens.extras["tenant_id"] == OTHER
 
 
-async def test_xero_takes_the_only_one() -> None:
+async def test_xero_connects_the_only_tenant() -> None:
     network = FakeTransport(json_response({"access_token": "at"}), tenants(TENANT))
     tokens = await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
     assert tokens.extras["tenant_id"] == TENANT
 
 
 @pytest.mark.parametrize("given", [(), (TENANT, OTHER)])
-async def test_xero_takes_none_of_several_by_chance(given: tuple[str, ...]) -> None:
+async def test_xero_does_not_choose_among_several_tenants(given: tuple[str, ...]) -> None:
     network = FakeTransport(json_response({"access_token": "not.a.jwt"}), tenants(*given))
     with pytest.raises(ProviderRejected, match="tenant"):
         await xero(network).exchange_code_for_tokens("c", CALLBACK, "v")
 
 
-async def test_a_tenant_that_was_taken_away_is_told() -> None:
+async def test_xero_rejects_a_disconnected_tenant() -> None:
     tokens = OAuthTokens("at", extras={"tenant_id": TENANT})
     with pytest.raises(ProviderRejected):
         await xero(FakeTransport(tenants(OTHER))).verify_connection(tokens)
 
 
-async def test_github_is_understood_where_it_answers_with_forms() -> None:
+async def test_github_responses_may_be_forms() -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
     network = FakeTransport(
         httpx.Response(200, headers=form, text="access_token=at&scope=read%3Auser%2Crepo&token_type=bearer"),
@@ -116,13 +116,13 @@ async def test_github_is_understood_where_it_answers_with_forms() -> None:
     assert raised.value.oauth_error == "invalid_grant"
 
 
-async def test_github_has_nothing_left_of_a_token_it_does_not_know() -> None:
+async def test_github_counts_an_unknown_token_as_revoked() -> None:
     network = FakeTransport(json_response({"message": "Not Found"}, 404))
     assert await build_provider(GitHubProvider, network).revoke_credentials(OAuthTokens("at"))
     assert str(network.request.url) == "https://api.github.com/applications/our-id/grant"
 
 
-def test_google_ads_needs_a_developer_token() -> None:
+def test_google_ads_requires_a_developer_token() -> None:
     assert build_provider(GoogleAdsProvider, FakeTransport()).missing_settings == ["GOOGLE_ADS_DEVELOPER_TOKEN"]
     provider = build_provider(GoogleAdsProvider, FakeTransport(), GOOGLE_ADS_DEVELOPER_TOKEN="dev")
     assert provider.missing_settings == []
@@ -160,7 +160,7 @@ async def test_an_invalid_token_is_detected_whatever_the_status(
         (ShopifyProvider, ("read_products", "read_orders"), ("write_products",), ["read_orders"]),
     ],
 )
-def test_a_wider_scope_has_the_narrower_ones_in_it(
+def test_a_wider_scope_includes_the_narrower_ones(
     provider: type[OAuth2Provider], asked: tuple[str, ...], granted: tuple[str, ...], missing: list[str]
 ) -> None:
     assert build_provider(provider, FakeTransport()).missing_scopes(asked, OAuthTokens("at", scopes=granted)) == missing

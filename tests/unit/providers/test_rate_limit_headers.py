@@ -33,7 +33,7 @@ def quota(remaining: int, seconds: float) -> Quota:
         ({"x-ratelimit-remaining": "1", "x-ratelimit-reset": "99999999"}, [quota(1, 86400)]),
     ],
 )
-def test_reads_what_is_common(headers: dict[str, str], expected: list[Quota]) -> None:
+def test_parses_common_headers(headers: dict[str, str], expected: list[Quota]) -> None:
     assert list(parse_rate_limit_headers(headers, NOW)) == expected
 
 
@@ -51,5 +51,5 @@ def test_reads_what_is_common(headers: dict[str, str], expected: list[Quota]) ->
         {"x-shopify-shop-api-call-limit": "40"},
     ],
 )
-def test_what_cannot_be_read_counts_as_not_said(headers: dict[str, str]) -> None:
+def test_invalid_headers_are_ignored(headers: dict[str, str]) -> None:
     assert list(parse_rate_limit_headers(headers, NOW)) == []

@@ -8,7 +8,7 @@ from integration_server.service.integrations.ports import NewAccount
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 
 
-async def test_asks_what_the_key_may_do() -> None:
+async def test_verifies_a_key_by_its_scopes() -> None:
     network = FakeTransport(json_response({"scopes": ["mail.send"]}))
     assert await build_provider(SendGridProvider, network).verify_connection(ApiKey("SG.x")) == NewAccount(None, None)
     assert str(network.request.url) == "https://api.sendgrid.com/v3/scopes"

@@ -13,7 +13,7 @@ from tests.unit.providers.support import NOW, FakeTransport, build_provider, jso
 TOKENS = OAuthTokens(access_token="at", refresh_token="rt", extras={"merchant_id": "M1"})
 
 
-def test_asks_the_seller_to_sign_in_and_begins_the_code_flow() -> None:
+def test_the_authorization_url_requires_sign_in_and_has_no_challenge() -> None:
     url = build_provider(SquareProvider, FakeTransport()).authorization_url(
         redirect_uri="https://app.example/cb", state="st", scopes=["MERCHANT_PROFILE_READ"], code_challenge="ch"
     )
@@ -23,7 +23,7 @@ def test_asks_the_seller_to_sign_in_and_begins_the_code_flow() -> None:
     assert "code_challenge" not in query
 
 
-async def test_reads_when_the_token_ends_and_whose_it_is() -> None:
+async def test_reads_the_expiry_and_the_merchant() -> None:
     network = FakeTransport(
         json_response(
             {
@@ -45,7 +45,7 @@ async def test_reads_when_the_token_ends_and_whose_it_is() -> None:
     assert "code_verifier" not in network.form
 
 
-async def test_an_error_of_its_own_shape_is_not_final() -> None:
+async def test_an_error_without_an_oauth_code_is_not_final() -> None:
     network = FakeTransport(json_response({"message": "cannot renew", "type": "bad_request"}, 400))
     with pytest.raises(ProviderUnavailable):
         await build_provider(SquareProvider, network).refresh_access_token("rt")
@@ -56,7 +56,7 @@ async def test_the_account_is_the_merchant() -> None:
     assert await build_provider(SquareProvider, network).verify_connection(TOKENS) == NewAccount("M1", "Ada's")
 
 
-async def test_revokes_in_its_own_way() -> None:
+async def test_revokes_with_the_client_secret() -> None:
     network = FakeTransport(json_response({"success": True}))
     assert await build_provider(SquareProvider, network).revoke_credentials(TOKENS)
     assert str(network.request.url) == "https://connect.squareup.com/oauth2/revoke"
@@ -74,5 +74,5 @@ async def test_a_key_cannot_be_revoked() -> None:
     assert not await build_provider(SquareProvider, FakeTransport()).revoke_credentials(ApiKey("k"))
 
 
-def test_a_revocation_ends_all_of_the_merchants_tokens() -> None:
+def test_a_revocation_ends_all_grants_of_the_merchant() -> None:
     assert build_provider(SquareProvider, FakeTransport()).shares_grants_with == ("square",)

@@ -1,4 +1,4 @@
-"""Connections go to addresses that were judged, and to no others."""
+"""Connections go only to addresses that were checked."""
 
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ PUBLIC, OTHER_PUBLIC, PRIVATE = "93.184.216.34", "2606:4700::1111", "10.0.0.1"
 
 
 class FakeResolver:
-    """What a name means, one answer after the other."""
+    """A resolver that returns the given results in turn."""
 
     def __init__(self, *results: Sequence[str]) -> None:
         self._results = list(results)
@@ -25,7 +25,7 @@ class FakeResolver:
 
 
 class Connector(httpcore.AsyncNetworkBackend):
-    """Remembers where it was to connect to, and within how many seconds; `down` takes nothing."""
+    """Records addresses and timeouts of connections. Connections to `down` addresses fail."""
 
     def __init__(self, *down: str) -> None:
         self._down = down
@@ -49,14 +49,14 @@ def network(resolver: FakeResolver, connector: Connector) -> SsrfGuardedBackend:
     return SsrfGuardedBackend(is_public, resolve=resolver, connector=connector)
 
 
-async def test_connects_to_the_address_that_was_judged_not_to_the_name() -> None:
+async def test_connects_to_the_checked_address() -> None:
     resolver, connector = FakeResolver([PUBLIC]), Connector()
     await network(resolver, connector).connect_tcp("acme.example", 443)
     assert connector.attempts == [(PUBLIC, 443, None)]
     assert resolver.asked == ["acme.example"]
 
 
-async def test_judges_each_connection_anew() -> None:
+async def test_checks_each_connection() -> None:
     resolver, connector = FakeResolver([PUBLIC], [PRIVATE]), Connector()
     checked = network(resolver, connector)
     await checked.connect_tcp("rebinding.example", 443)
@@ -68,20 +68,20 @@ async def test_judges_each_connection_anew() -> None:
 @pytest.mark.parametrize(
     "addresses", [[PRIVATE], [PUBLIC, PRIVATE], [PRIVATE, PUBLIC], [PUBLIC, OTHER_PUBLIC, PRIVATE]]
 )
-async def test_one_address_that_is_not_allowed_is_enough_to_refuse(addresses: Sequence[str]) -> None:
+async def test_one_forbidden_address_rejects_the_host(addresses: Sequence[str]) -> None:
     connector = Connector()
     with pytest.raises(AddressNotAllowed):
         await network(FakeResolver(addresses), connector).connect_tcp("acme.example", 443)
     assert connector.attempts == []
 
 
-async def test_goes_on_to_the_next_address_in_time() -> None:
+async def test_tries_the_next_address_before_the_deadline() -> None:
     connector = Connector(OTHER_PUBLIC)
     await network(FakeResolver([OTHER_PUBLIC, PUBLIC]), connector).connect_tcp("acme.example", 443, timeout=9.0)
     assert connector.attempts == [(OTHER_PUBLIC, 443, 2.0), (PUBLIC, 443, 9.0)]
 
 
-async def test_a_host_of_which_nothing_answers_is_told_as_its_last_address() -> None:
+async def test_an_unreachable_host_fails_with_the_error_of_its_last_address() -> None:
     with pytest.raises(httpcore.ConnectTimeout):
         await network(FakeResolver([OTHER_PUBLIC, PUBLIC]), Connector(OTHER_PUBLIC, PUBLIC)).connect_tcp(
             "acme.example", 443

@@ -19,7 +19,7 @@ TOKEN_RESPONSE = {
 }
 
 
-async def test_the_token_never_expires_and_brings_its_account() -> None:
+async def test_the_token_never_expires_and_has_its_account() -> None:
     network = FakeTransport(json_response(TOKEN_RESPONSE))
     tokens = await build_provider(StripeProvider, network).exchange_code_for_tokens(
         "ac_1", "https://app.example/cb", "ver"
@@ -37,13 +37,13 @@ async def test_the_platforms_key_is_the_client_secret() -> None:
     assert (network.form["client_id"], network.form["client_secret"]) == ("ca_1", "sk_platform")
 
 
-async def test_the_account_is_the_one_that_came_with_the_tokens() -> None:
+async def test_the_account_is_the_one_of_the_token_response() -> None:
     network = FakeTransport(json_response({"id": "acct_other", "email": "ada@example.com"}))
     account = await build_provider(StripeProvider, network).verify_connection(TOKENS)
     assert account == NewAccount("acct_1", "ada@example.com")
 
 
-async def test_disconnects_the_account_by_the_platforms_key() -> None:
+async def test_disconnects_the_account_with_the_platforms_key() -> None:
     network = FakeTransport(json_response({"stripe_user_id": "acct_1"}))
     assert await build_provider(StripeProvider, network).revoke_credentials(TOKENS)
     assert str(network.request.url) == "https://connect.stripe.com/oauth/deauthorize"
@@ -58,7 +58,7 @@ async def test_disconnects_the_account_by_the_platforms_key() -> None:
         (httpx.Response(500), ProviderUnavailable),
     ],
 )
-async def test_a_disconnection_that_failed_is_not_our_clients_fault(
+async def test_a_failed_disconnection_does_not_mean_an_invalid_client(
     response: httpx.Response, error: type[ProviderError]
 ) -> None:
     with pytest.raises(error) as raised:
@@ -66,7 +66,7 @@ async def test_a_disconnection_that_failed_is_not_our_clients_fault(
     assert "our-secret" not in exception_text(raised.value)
 
 
-async def test_without_an_account_there_is_nothing_to_disconnect() -> None:
+async def test_without_an_account_nothing_is_revoked() -> None:
     provider = build_provider(StripeProvider, FakeTransport())
     assert not await provider.revoke_credentials(OAuthTokens("sk_acct"))
     assert not await provider.revoke_credentials(ApiKey("sk_acct"))

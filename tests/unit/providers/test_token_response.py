@@ -42,7 +42,7 @@ def failure_of(value: object, status: int = 400, *, subject: str = "code", **hea
     return raised.value
 
 
-def test_reads_a_plain_answer() -> None:
+def test_reads_all_fields() -> None:
     tokens = tokens_of(token_type="Bearer", expires_in=3600, refresh_token="rt", scope="read write")
     assert tokens == OAuthTokens(
         access_token="at",
@@ -53,26 +53,26 @@ def test_reads_a_plain_answer() -> None:
     )
 
 
-def test_reads_an_answer_with_nothing_but_a_token() -> None:
+def test_only_the_access_token_is_required() -> None:
     assert tokens_of() == OAuthTokens(access_token="at")
 
 
 @pytest.mark.parametrize("token_type", ["bearer", "Bearer", "BEARER", "", None])
-def test_takes_bearer_in_any_case_and_unsaid(token_type: str | None) -> None:
+def test_accepts_bearer_in_any_case_or_absent(token_type: str | None) -> None:
     assert tokens_of(token_type=token_type).access_token == "at"
 
 
 @pytest.mark.parametrize("token_type", ["mac", "DPoP", "N_A", 7, ["bearer"]])
-def test_an_unknown_token_type_must_not_be_used(token_type: object) -> None:
+def test_rejects_an_unknown_token_type(token_type: object) -> None:
     assert isinstance(failure_of({"access_token": "at", "token_type": token_type}, 200), ProviderUnavailable)
 
 
 @pytest.mark.parametrize("token", [None, "", 5, ["at"], "a b", "a\nb", "a\0b", "tökén", "x" * 16_385])
-def test_an_answer_without_a_token_that_can_be_sent_is_unusable(token: object) -> None:
+def test_rejects_an_access_token_that_cannot_be_sent(token: object) -> None:
     assert isinstance(failure_of({"access_token": token}, 200), ProviderUnavailable)
 
 
-# --- the body is parsed once
+# --- parsing ---------------------------------------------------------------------------------------------
 
 
 class CountingResponse(HttpResponse):
@@ -108,40 +108,40 @@ def test_a_token_response_is_parsed_once(integration_type: str, status: int, bod
     assert Response.reads == 1
 
 
-# --- in what form it comes ---------------------------------------------------------------------------------
+# --- formats ---------------------------------------------------------------------------------
 
 ODD_JSON = {
     "a byte order mark": b'\xef\xbb\xbf{"access_token": "at", "refresh_token": "rt"}',
-    "half a character": rb'{"name": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
-    "bytes that are no UTF-8": b'{"name": "Caf\xe9", "access_token": "at", "refresh_token": "rt"}',
-    "a text of two lines": b'{"name": "a\nb", "access_token": "at", "refresh_token": "rt"}',
+    "lone surrogate": rb'{"name": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "not UTF-8": b'{"name": "Caf\xe9", "access_token": "at", "refresh_token": "rt"}',
+    "control character": b'{"name": "a\nb", "access_token": "at", "refresh_token": "rt"}',
     "a number of 5,000 digits": b'{"id": %s, "access_token": "at", "refresh_token": "rt"}' % (b"9" * 5000),
-    "half a character as scope": rb'{"scope": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
-    "lists in lists": b'{"a": %s1%s, "access_token": "at", "refresh_token": "rt"}' % (b"[" * 250, b"]" * 250),
+    "lone surrogate as scope": rb'{"scope": "\ud83d", "access_token": "at", "refresh_token": "rt"}',
+    "nested lists": b'{"a": %s1%s, "access_token": "at", "refresh_token": "rt"}' % (b"[" * 250, b"]" * 250),
 }
 
 
 @pytest.mark.parametrize("name", ODD_JSON)
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=iso-8859-1", "text/html", ""])
-def test_tokens_are_read_beside_what_is_no_json(name: str, content_type: str) -> None:
+def test_reads_tokens_from_invalid_json(name: str, content_type: str) -> None:
     response = http_response(ODD_JSON[name], content_type=content_type)
     tokens = read_tokens(response, subject="grant", extra_fields=("name", "id"))
     assert tokens == OAuthTokens(access_token="at", refresh_token="rt")
 
 
 @pytest.mark.parametrize("name", ODD_JSON)
-def test_a_strict_reader_would_refuse_them(name: str) -> None:
+def test_negative_control_a_strict_parser_rejects_it(name: str) -> None:
     with pytest.raises(ValueError, match="line"):
         from_json(ODD_JSON[name])
 
 
 @pytest.mark.parametrize("refresh_token", [rb"\ud83d", b"r\xe9"])
-def test_a_refresh_token_that_could_not_be_read_whole_is_none(refresh_token: bytes) -> None:
+def test_ignores_an_incompletely_decoded_refresh_token(refresh_token: bytes) -> None:
     response = http_response(b'{"access_token": "at", "refresh_token": "%s"}' % refresh_token)
     assert read_tokens(response) == OAuthTokens(access_token="at")
 
 
-def test_an_access_token_that_could_not_be_read_whole_is_unusable() -> None:
+def test_rejects_an_incompletely_decoded_access_token() -> None:
     assert isinstance(failure_of(b'{"access_token": "a\xe9"}', 200), ProviderUnavailable)
 
 
@@ -166,7 +166,7 @@ def test_reads_a_form(content_type: str, end: str) -> None:
     )
 
 
-def test_json_that_says_it_is_a_form_is_json() -> None:
+def test_json_with_the_media_type_of_a_form_is_json() -> None:
     response = http_response({"access_token": "at"}, content_type=FORM)
     assert read_tokens(response).access_token == "at"
 
@@ -193,22 +193,22 @@ def test_reads_an_error_in_a_form(content_type: str, status: int) -> None:
         (b"a=b&" * 2000 + b"access_token=at", FORM),
     ],
 )
-def test_what_is_no_form_of_tokens_is_unusable(body: bytes, content_type: str) -> None:
+def test_other_forms_are_provider_unavailable(body: bytes, content_type: str) -> None:
     assert isinstance(failure_of(body, 200, content_type=content_type), ProviderUnavailable)
 
 
 @given(st.binary() | st.text().map(str.encode), st.sampled_from([FORM, "text/plain", "application/json"]))
-def test_whatever_bytes_come_are_tokens_or_a_provider_error(body: bytes, content_type: str) -> None:
+def test_any_bytes_are_tokens_or_a_provider_error(body: bytes, content_type: str) -> None:
     for start in (b"", b'{"access_token": "at", "refresh_token": "', b"access_token=at&refresh_token="):
         response = http_response(start + body + (b'"}' if start.startswith(b"{") else b""), content_type=content_type)
         try:
             tokens = read_tokens(response, extra_fields=("extra",))
         except ProviderError:
             continue
-        assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # fit to be stored
+        assert f"{tokens.access_token} {tokens.refresh_token}".encode()  # can be stored
 
 
-# --- how long it is good for -------------------------------------------------------------------------------
+# --- lifetimes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_reads_expires_in(expires_in: object, lifetime: timedelta) -> None:
 
 
 @pytest.mark.parametrize("expires_in", [None, "", "soon", "nan", True, [3600], {"seconds": 1}])
-def test_an_expires_in_that_is_no_number_counts_as_left_out(expires_in: object) -> None:
+def test_ignores_an_expires_in_that_is_not_a_number(expires_in: object) -> None:
     tokens = tokens_of(expires_in=expires_in)
     assert tokens.access_token == "at"
     assert (tokens.expire_time, tokens.lifetime) == (None, None)
@@ -252,7 +252,7 @@ def test_an_expires_in_that_is_no_number_counts_as_left_out(expires_in: object) 
         (int(NOW.timestamp() + 60) * 1000, timedelta(minutes=1)),
         (str(int(NOW.timestamp() + 60) * 1000), timedelta(minutes=1)),
         (int(NOW.timestamp() - 60) * 1000, timedelta()),
-        (253_402_300_799, TEN_YEARS),  # the end of the year 9999, as which some say "never"
+        (253_402_300_799, TEN_YEARS),  # the end of the year 9999, which some providers send for "never"
         (253_402_300_799_999, TEN_YEARS),
         ("2020-01-01T00:00:00Z", timedelta()),
         ("9999-12-31T23:59:59Z", TEN_YEARS),
@@ -265,31 +265,31 @@ def test_reads_expires_at(expires_at: object, lifetime: timedelta) -> None:
 
 
 @pytest.mark.parametrize("expires_at", ["tomorrow", "", None, [1]])
-def test_an_expires_at_that_is_no_time_counts_as_left_out(expires_at: object) -> None:
+def test_ignores_an_expires_at_that_is_not_a_time(expires_at: object) -> None:
     assert tokens_of(expires_at=expires_at).expire_time is None
 
 
-def test_expires_in_goes_before_expires_at_because_clocks_differ() -> None:
+def test_expires_in_overrides_expires_at_because_clocks_differ() -> None:
     assert tokens_of(expires_in=60, expires_at="2030-01-01T00:00:00Z").lifetime == timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("name", ["refresh_token_expires_in", "x_refresh_token_expires_in", "refresh_expires_in"])
-def test_reads_how_long_the_refresh_token_is_good_for(name: str) -> None:
+def test_reads_the_lifetime_of_the_refresh_token(name: str) -> None:
     tokens = tokens_of(refresh_token="rt", **{name: "8726400"})
     assert tokens.refresh_token_expire_time == NOW + timedelta(days=101)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, "never", None])
 @pytest.mark.parametrize("name", ["refresh_token_expires_in", "refresh_expires_in"])
-def test_a_refresh_token_without_a_sensible_end_has_none(name: str, seconds: object) -> None:
+def test_ignores_an_invalid_lifetime_of_the_refresh_token(name: str, seconds: object) -> None:
     assert tokens_of(refresh_token="rt", **{name: seconds}).refresh_token_expire_time is None
 
 
-# --- what else is in it ------------------------------------------------------------------------------------
+# --- other fields ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("refresh_token", [None, "", 7, ["rt"]])
-def test_a_refresh_token_that_is_no_text_is_none(refresh_token: object) -> None:
+def test_ignores_a_refresh_token_that_is_not_text(refresh_token: object) -> None:
     assert tokens_of(refresh_token=refresh_token).refresh_token is None
 
 
@@ -318,7 +318,7 @@ def test_reads_scopes(scope: object, separators: list[str], scopes: tuple[str, .
     assert read_tokens(response, scope_separators=separators).scopes == scopes
 
 
-def test_keeps_the_extra_fields_that_are_declared_and_no_others() -> None:
+def test_keeps_only_declared_extra_fields() -> None:
     response = http_response({"access_token": "at", "team": {"id": 7}, "name": "Ada", "other": "x"})
     tokens = read_tokens(response, extra_fields=("team.id", "name", "missing"))
     assert tokens.extras == {"team.id": "7", "name": "Ada"}
@@ -327,7 +327,7 @@ def test_keeps_the_extra_fields_that_are_declared_and_no_others() -> None:
 # --- errors ------------------------------------------------------------------------------------------------
 
 
-def test_invalid_grant_is_a_refusal_with_its_code() -> None:
+def test_invalid_grant_is_a_rejection_with_its_code() -> None:
     error = failure_of({"error": "invalid_grant", "error_description": "s3cret"}, subject="grant")
     assert isinstance(error, ProviderRejected)
     assert error.oauth_error == "invalid_grant"
@@ -336,7 +336,7 @@ def test_invalid_grant_is_a_refusal_with_its_code() -> None:
 
 @pytest.mark.parametrize("code", ["invalid_client", "unauthorized_client"])
 @pytest.mark.parametrize("status", [400, 401, 200])
-def test_a_refusal_of_our_client_is_our_fault(code: str, status: int) -> None:
+def test_an_invalid_client_is_provider_misconfigured(code: str, status: int) -> None:
     error = failure_of({"error": code}, status)
     assert isinstance(error, ProviderMisconfigured)
     assert error.oauth_error == code
@@ -345,19 +345,19 @@ def test_a_refusal_of_our_client_is_our_fault(code: str, status: int) -> None:
 @pytest.mark.parametrize(
     "code", ["invalid_request", "invalid_scope", "unsupported_grant_type", "bad_verification_code"]
 )
-def test_other_error_codes_are_refusals(code: str) -> None:
+def test_other_error_codes_are_rejections(code: str) -> None:
     error = failure_of({"error": code})
     assert isinstance(error, ProviderRejected)
     assert error.oauth_error == code
 
 
-def test_an_error_that_comes_with_http_200_is_an_error() -> None:
+def test_an_error_with_http_200_is_an_error() -> None:
     error = failure_of({"error": "invalid_grant", "access_token": "at"}, 200)
     assert isinstance(error, ProviderRejected)
 
 
 @pytest.mark.parametrize("nothing", [None, "", False, 0, 0.0, {}])
-def test_an_empty_error_beside_a_token_is_none(nothing: object) -> None:
+def test_ignores_an_empty_error_beside_a_token(nothing: object) -> None:
     assert tokens_of(error=nothing).access_token == "at"
 
 
@@ -366,14 +366,14 @@ def test_a_number_beside_a_token_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("code", ["temporarily_unavailable", "server_error", "slow_down"])
-def test_a_code_that_passes_is_no_refusal(code: str) -> None:
+def test_a_transient_code_is_not_a_refusal(code: str) -> None:
     error = failure_of({"error": code}, 400)
     assert isinstance(error, ProviderUnavailable)
     assert not error.is_refusal
 
 
 @pytest.mark.parametrize("fields", [{"message": "gone"}, {"error": "Not a code, but a sentence"}, {"error": 0}])
-def test_a_refusal_without_a_code_is_told_as_one(fields: object) -> None:
+def test_a_refusal_without_a_code_is_reported_as_refusal(fields: object) -> None:
     error = failure_of(fields, 400)
     assert isinstance(error, ProviderUnavailable)
     assert error.is_refusal
@@ -408,11 +408,11 @@ def test_a_refusal_without_a_code_is_told_as_one(fields: object) -> None:
         ({"access_token": "at"}, 302),
     ],
 )
-def test_what_says_nothing_certain_is_worth_another_try(body: object, status: int) -> None:
+def test_everything_else_is_provider_unavailable(body: object, status: int) -> None:
     assert isinstance(failure_of(body, status), ProviderUnavailable)
 
 
-def test_says_when_to_come_back_if_the_provider_does() -> None:
+def test_reports_retry_after() -> None:
     response = HttpResponse(429, {}, b"", retry_after=timedelta(seconds=7))
     with pytest.raises(ProviderUnavailable) as raised:
         read_tokens(response, subject="grant")
@@ -430,11 +430,11 @@ def test_says_when_to_come_back_if_the_provider_does() -> None:
         (b"<html>s3cret</html>", 502),
     ],
 )
-def test_no_error_has_a_token_or_a_providers_words(body: object, status: int) -> None:
+def test_errors_contain_no_token_and_no_provider_text(body: object, status: int) -> None:
     assert "s3cret" not in exception_text(failure_of(body, status))
 
 
-def test_tokens_hide_in_their_repr() -> None:
+def test_the_repr_hides_tokens() -> None:
     response = http_response({"access_token": "s3cret-at", "refresh_token": "s3cret-rt", "id": "s3cret-id"})
     assert "s3cret" not in repr(read_tokens(response, extra_fields=("id",)))
 
@@ -460,7 +460,7 @@ FIELDS = st.sampled_from(
 
 
 @given(st.dictionaries(FIELDS, JSON), st.integers(200, 599))
-def test_whatever_comes_is_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
+def test_any_fields_are_tokens_or_a_provider_error(fields: dict[str, Any], status: int) -> None:
     try:
         tokens = read_tokens(http_response(fields, status), subject="code", extra_fields=("extra",))
     except ProviderError:

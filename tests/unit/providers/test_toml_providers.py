@@ -50,13 +50,13 @@ verify_url = "https://paired.example/me"
 """
 
 
-def written(directory: Path, **files: str) -> Path:
+def write_files(directory: Path, **files: str) -> Path:
     for name, text in files.items():
         (directory / f"{name}.toml").write_text(text, encoding="utf-8")
     return directory
 
 
-def loaded(directory: Path, *, dev_mode: bool = False, network: FakeTransport | None = None) -> ProviderRegistry:
+def load(directory: Path, *, dev_mode: bool = False, network: FakeTransport | None = None) -> ProviderRegistry:
     factory = ProviderFactory()
     load_toml_providers(directory, factory, dev_mode=dev_mode)
     return factory.build(context(network or FakeTransport(), dev_mode=dev_mode))
@@ -64,12 +64,12 @@ def loaded(directory: Path, *, dev_mode: bool = False, network: FakeTransport | 
 
 def problems_with(directory: Path, **files: str) -> list[str]:
     with pytest.raises(ProvidersError) as raised:
-        loaded(written(directory, **files))
+        load(write_files(directory, **files))
     return [problem.removeprefix(f"{directory}/") for problem in raised.value.problems]
 
 
-def test_a_file_declares_all_of_a_provider(tmp_path: Path) -> None:
-    acme = loaded(written(tmp_path, acme=ACME)).get("acme")
+def test_a_file_declares_a_provider(tmp_path: Path) -> None:
+    acme = load(write_files(tmp_path, acme=ACME)).get("acme")
     assert isinstance(acme, OAuth2Provider)
     assert acme.display_name == "Acme & Co"
     assert acme.auth_method is AuthMethod.OAUTH2
@@ -88,8 +88,8 @@ def test_a_file_declares_all_of_a_provider(tmp_path: Path) -> None:
     assert acme.missing_settings == ["ACME_CLIENT_ID", "ACME_CLIENT_SECRET"]
 
 
-def test_what_a_file_leaves_out_is_as_the_generic_provider_has_it(tmp_path: Path) -> None:
-    minimal = loaded(written(tmp_path, minimal=MINIMAL)).get("minimal")
+def test_absent_keys_have_the_defaults_of_the_generic_provider(tmp_path: Path) -> None:
+    minimal = load(write_files(tmp_path, minimal=MINIMAL)).get("minimal")
     assert isinstance(minimal, OAuth2Provider)
     assert minimal.display_name == "Minimal"
     assert list(minimal.required_scopes) == []
@@ -97,45 +97,45 @@ def test_what_a_file_leaves_out_is_as_the_generic_provider_has_it(tmp_path: Path
     assert (minimal.issuer, minimal.revoke_url, minimal.verify_url) == (None, None, None)
 
 
-async def test_a_key_and_a_pair_need_only_somewhere_to_be_tried(tmp_path: Path) -> None:
+async def test_api_keys_require_only_a_verify_url(tmp_path: Path) -> None:
     network = FakeTransport(json_response({}))
-    providers = loaded(written(tmp_path, keyed=KEYED, paired=PAIRED), network=network)
+    providers = load(write_files(tmp_path, keyed=KEYED, paired=PAIRED), network=network)
     assert isinstance(providers.get("paired"), BasicAuthProvider)
     assert isinstance(providers.get("keyed"), ApiKeyProvider)
     await providers.get("keyed").verify_connection(ApiKey("k"))
     assert network.request.headers["X-Api-Key"] == "k"
 
 
-async def test_a_key_may_go_into_the_query(tmp_path: Path) -> None:
+async def test_a_key_can_be_a_query_parameter(tmp_path: Path) -> None:
     queried = KEYED.replace('api_key_header = "X-Api-Key"', 'api_key_query_param = "key"')
     network = FakeTransport(json_response({}))
-    providers = loaded(written(tmp_path, keyed=queried), network=network)
+    providers = load(write_files(tmp_path, keyed=queried), network=network)
     await providers.get("keyed").verify_connection(ApiKey("k y"))
     assert network.request.url == "https://keyed.example/me?key=k+y"
     (error_text,) = problems_with(tmp_path, keyed=f"{queried}api_key_header = 'X-Key'\n")
-    assert error_text.startswith("keyed.toml: api_key_query_param: does not go with api_key_header")
+    assert error_text.startswith("keyed.toml: api_key_query_param: cannot be combined with api_key_header")
 
 
-def test_tokens_may_be_renewed_before_their_end(tmp_path: Path) -> None:
-    providers = loaded(written(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 604800\n"))
+def test_declares_the_age_of_renewal(tmp_path: Path) -> None:
+    providers = load(write_files(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 604800\n"))
     assert providers.get("minimal").renew_after == timedelta(days=7)
     (error_text,) = problems_with(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 0\n")
     assert error_text.startswith("minimal.toml: renew_after_seconds: ")
 
 
-def test_other_files_are_left_alone(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("not TOML")
-    assert loaded(tmp_path).all() == []
+    assert load(tmp_path).all() == []
 
 
-def test_loopback_is_for_dev_mode(tmp_path: Path) -> None:
+def test_loopback_is_allowed_in_dev_mode_only(tmp_path: Path) -> None:
     local = MINIMAL.replace("https://minimal.example", "http://127.0.0.1:8090")
-    assert loaded(written(tmp_path, local=local), dev_mode=True).all()
+    assert load(write_files(tmp_path, local=local), dev_mode=True).all()
     problem = "must be https; plain http is for loopback in dev mode only"
     assert problems_with(tmp_path) == [f"local.toml: authorize_url: {problem}", f"local.toml: token_url: {problem}"]
 
 
-def test_tells_all_that_is_wrong_with_all_files(tmp_path: Path) -> None:
+def test_reports_all_problems_of_all_files(tmp_path: Path) -> None:
     files = {
         "a": "integration_type = ",
         "b": 'integration_type = "Not A Type"\nauth_method = "oauth2"\nauthorize_url = "acme.example"\ncolour = "red"',
@@ -152,13 +152,13 @@ def test_tells_all_that_is_wrong_with_all_files(tmp_path: Path) -> None:
         "b.toml: integration_type: String should match pattern '^[a-z][a-z0-9_]{0,63}$'",
         "b.toml: authorize_url: is not an absolute http(s) URL without user name and fragment",
         "b.toml: token_url: is required",
-        "b.toml: colour: is not known, or does not go with this auth_method",
+        "b.toml: colour: is not known, or not allowed with this auth_method",
         f"d.toml: integration_type: 'acme' is taken by {tmp_path}/c.toml",
         "e.toml: auth_method: Input should be 'oauth2', 'api_key' or 'basic'",
         "e.toml: verify_url: Input should be a valid string",
-        "f.toml: token_url: is not known, or does not go with this auth_method",
+        "f.toml: token_url: is not known, or not allowed with this auth_method",
         "g.toml: verify_url: is required",
-        "g.toml: api_key_header: is not known, or does not go with this auth_method",
+        "g.toml: api_key_header: is not known, or not allowed with this auth_method",
         "h.toml: integration_type: is required",
         "h.toml: auth_method: is required",
     ]
@@ -184,36 +184,36 @@ def test_tells_all_that_is_wrong_with_all_files(tmp_path: Path) -> None:
         ("client_secret = 's3cret'", "client_secret"),
     ],
 )
-def test_names_the_field_that_is_wrong(tmp_path: Path, line: str, field: str) -> None:
+def test_a_problem_names_its_key(tmp_path: Path, line: str, field: str) -> None:
     (error_text,) = problems_with(tmp_path, minimal=MINIMAL + line)
     assert error_text.startswith(f"minimal.toml: {field}: ")
 
 
-def test_a_secret_that_does_not_belong_there_is_not_told(tmp_path: Path) -> None:
+def test_a_misplaced_secret_is_not_disclosed(tmp_path: Path) -> None:
     with pytest.raises(ProvidersError) as raised:
-        loaded(written(tmp_path, minimal=MINIMAL + "client_secret = 's3cret'"))
+        load(write_files(tmp_path, minimal=MINIMAL + "client_secret = 's3cret'"))
     assert "s3cret" not in exception_text(raised.value)
 
 
 @pytest.mark.parametrize("name", ["Authori zation", "X-Key:", "X\nKey", ""])
-def test_a_header_has_a_name_that_can_be_sent(tmp_path: Path, name: str) -> None:
+def test_an_invalid_header_name_is_rejected(tmp_path: Path, name: str) -> None:
     (error_text,) = problems_with(tmp_path, keyed=KEYED.replace('"X-Api-Key"', repr(name).replace("'", '"')))
     assert error_text.startswith("keyed.toml: api_key_header: ")
 
 
-def test_a_file_that_cannot_be_read_is_told_with_the_others(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported_with_other_problems(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     (tmp_path / "folder.toml").mkdir()
     error_text = problems_with(tmp_path, minimal=MINIMAL + "colour = 'red'")
     assert [problem.split(":")[0] for problem in error_text] == ["binary.toml", "folder.toml", "minimal.toml"]
 
 
-def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ProvidersError, match="is not a directory"):
         load_toml_providers(tmp_path / "missing", ProviderFactory(), dev_mode=True)
 
 
-def test_a_declared_type_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
+def test_a_file_cannot_replace_a_built_in_type(tmp_path: Path) -> None:
     (tmp_path / "acme.toml").write_text(ACME)
     factory = ProviderFactory()
     factory.register("acme", OAuth2Provider)
@@ -221,7 +221,7 @@ def test_a_declared_type_cannot_replace_a_built_in_one(tmp_path: Path) -> None:
         load_toml_providers(tmp_path, factory, dev_mode=False)
 
 
-def test_rate_limits_are_declared_too(tmp_path: Path) -> None:
+def test_declares_rate_limits(tmp_path: Path) -> None:
     limits = """
 calls_at_once = 4
 

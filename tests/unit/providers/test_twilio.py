@@ -12,7 +12,7 @@ from tests.unit.providers.support import FakeTransport, build_provider, json_res
 SID = "AC" + "0123456789abcdef" * 2
 
 
-async def test_asks_for_the_account_that_the_sid_names() -> None:
+async def test_verifies_with_the_account_of_the_sid() -> None:
     network = FakeTransport(json_response({"sid": SID, "friendly_name": "Ada's", "status": "active"}))
     account = await build_provider(TwilioProvider, network).verify_connection(ApiKey(SID, "token"))
     assert account == NewAccount(SID, "Ada's")
@@ -22,7 +22,7 @@ async def test_asks_for_the_account_that_the_sid_names() -> None:
 
 
 @pytest.mark.parametrize("sid", ["", "AC", "../../x", f"{SID}/..", f"SK{SID[2:]}", f"{SID}\n", SID.replace("0", "g")])
-async def test_what_is_no_account_sid_never_becomes_a_url(sid: str) -> None:
+async def test_an_invalid_account_sid_is_not_sent(sid: str) -> None:
     network = FakeTransport()
     with pytest.raises(ProviderRejected):
         await build_provider(TwilioProvider, network).verify_connection(ApiKey(sid, "token"))
@@ -34,10 +34,10 @@ async def test_a_wrong_auth_token_is_refused() -> None:
         await build_provider(TwilioProvider, FakeTransport(httpx.Response(401))).verify_connection(ApiKey(SID, "token"))
 
 
-async def test_a_token_is_no_pair() -> None:
+async def test_tokens_are_rejected() -> None:
     with pytest.raises(ProviderRejected):
         await build_provider(TwilioProvider, FakeTransport()).verify_connection(OAuthTokens("at"))
 
 
-def test_needs_both_halves() -> None:
+def test_requires_key_and_secret() -> None:
     assert build_provider(TwilioProvider, FakeTransport()).required_fields == ("api_key", "api_secret")

@@ -1,4 +1,4 @@
-"""URLs that leave a host or a path open: what fills them, and that nothing else does."""
+"""URL parameters: valid values, and the hosts that can be reached with them."""
 
 import pytest
 
@@ -44,7 +44,7 @@ class Shop(OAuth2Provider):
     host_patterns = ("*.shops.example",)
 
 
-async def test_tokens_know_where_they_are_from() -> None:
+async def test_url_params_are_stored_with_the_tokens() -> None:
     network = FakeTransport(json_response({"access_token": "at", "refresh_token": "rt"}), *[json_response({})] * 2)
     shop = build_provider(Shop, network)
     tokens = await shop.with_url_params(shop="acme").exchange_code_for_tokens("c", "https://app.example/cb", "v" * 43)
@@ -66,16 +66,16 @@ async def test_no_url_param_leads_to_an_undeclared_host() -> None:
     assert network.requests == []
 
 
-async def test_with_its_pattern_left_out_it_would_be_reached() -> None:
+async def test_negative_control_with_a_host_pattern_the_host_is_reached() -> None:
     network = FakeTransport(json_response({}))
     shop = build_provider(Shop, network).with_attributes(host_patterns=("*.x.shops.example",))
     await shop.with_url_params(shop="evil.x").send("GET", "https://{shop}.shops.example/")
     assert network.request.url.host == "evil.x.shops.example"
 
 
-# --- the shop that a callback is from -------------------------------------------------------------------------------
+# --- Shopify -------------------------------------------------------------------------------
 
-SIGNED = {  # as Shopify's documentation has it, with the secret "hush"
+SIGNED = {  # the example of Shopify's documentation, with the secret "hush"
     "code": "0907a61c0c8d55e99db179b68161bc00",
     "shop": "some-shop.myshopify.com",
     "timestamp": "1337178173",
@@ -89,7 +89,7 @@ def shopify(shop: str = "some-shop") -> ShopifyProvider:
     return provider
 
 
-def test_a_callback_that_shopify_signed_is_taken() -> None:
+def test_accepts_a_callback_signed_by_shopify() -> None:
     assert shopify().read_callback(SIGNED) == {}
 
 
@@ -106,35 +106,35 @@ def test_a_callback_that_shopify_signed_is_taken() -> None:
         {"code": f"{SIGNED['code']}&shop={SIGNED['shop']}", **{k: SIGNED[k] for k in ("timestamp", "hmac")}},
     ],
 )
-def test_any_other_is_not(query: dict[str, str]) -> None:
+def test_rejects_a_callback_that_is_not_signed_by_shopify(query: dict[str, str]) -> None:
     with pytest.raises(InvalidField, match="signed"):
         shopify().read_callback(query)
 
 
-def test_one_that_was_signed_for_another_shop_is_not() -> None:
+def test_rejects_a_callback_of_another_shop() -> None:
     with pytest.raises(InvalidField, match="another shop"):
         shopify("my-shop").read_callback(SIGNED)
 
 
 @pytest.mark.parametrize("shop", ["acme", "ACME", "acme.myshopify.com"])
-def test_a_shop_goes_by_its_name_or_domain(shop: str) -> None:
+def test_a_shop_is_a_name_or_a_domain(shop: str) -> None:
     assert shopify(shop).url_params["shop"] == "acme"
 
 
 @pytest.mark.parametrize(
     "shop", ["", "acme.evil.example", "a/b", "-a", "a.b.myshopify.com", "acme.myshopify.com.evil.example"]
 )
-def test_nothing_else_is_a_shop(shop: str) -> None:
+def test_rejects_an_invalid_shop(shop: str) -> None:
     with pytest.raises(InvalidField) as raised:
         shopify(shop)
     assert raised.value.field == "config.shop"
 
 
-# --- other places ---------------------------------------------------------------------------------------------------
+# --- other providers ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("realm", ["", "12a", "../1", "\uff11\uff12", "1" * 65])
-def test_a_company_is_a_number(realm: str) -> None:
+def test_rejects_an_invalid_company(realm: str) -> None:
     with pytest.raises(InvalidField, match="realmId"):
         build_provider(QuickBooksProvider, FakeTransport()).read_callback({"realmId": realm})
 
@@ -142,7 +142,7 @@ def test_a_company_is_a_number(realm: str) -> None:
 @pytest.mark.parametrize(
     "url", [None, 7, "acme.my.salesforce.com", *similar_urls("https://acme.my.salesforce.com/x")[:40]]
 )
-async def test_an_instance_must_be_one_of_salesforces(url: object) -> None:
+async def test_rejects_an_instance_that_is_not_a_salesforce_host(url: object) -> None:
     network = FakeTransport(json_response({"access_token": "at", "instance_url": url}))
     provider = build_provider(SalesforceProvider, network)
     try:

@@ -17,7 +17,7 @@ from integration_server.providers.urls import DeclaredOrigins, host_pattern_prob
         "https://xn--bcher-kva.example/token",
     ],
 )
-def test_takes_https(url: str) -> None:
+def test_accepts_https(url: str) -> None:
     assert url_problem(url, dev_mode=False) is None
 
 
@@ -46,18 +46,18 @@ def test_takes_https(url: str) -> None:
         "https://acme%2eexample/",
     ],
 )
-def test_refuses_what_is_not_a_plain_url(url: str) -> None:
+def test_rejects_other_urls(url: str) -> None:
     assert url_problem(url, dev_mode=True) == "is not an absolute http(s) URL without user name and fragment"
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "127.0.0.1:8090"])
-def test_plain_http_is_for_loopback_in_dev_mode(host: str) -> None:
+def test_plain_http_is_allowed_for_loopback_in_dev_mode_only(host: str) -> None:
     assert url_problem(f"http://{host}/token", dev_mode=True) is None
     assert url_problem(f"http://{host}/token", dev_mode=False) is not None
 
 
 @pytest.mark.parametrize("host", ["acme.example", "127.0.0.1.acme.example", "localhost.acme.example", "10.0.0.1"])
-def test_plain_http_to_elsewhere_is_refused_in_dev_mode_too(host: str) -> None:
+def test_plain_http_to_other_hosts_is_rejected_in_dev_mode_too(host: str) -> None:
     assert url_problem(f"http://{host}/", dev_mode=True) == "must be https; plain http is for loopback in dev mode only"
 
 
@@ -72,22 +72,22 @@ def test_an_origin_has_its_port_and_a_lower_case_host() -> None:
         fullmatch=True,
     )
 )
-def test_httpx_goes_where_we_think_it_goes(url: str) -> None:
+def test_httpx_agrees_on_the_origin(url: str) -> None:
     if url_problem(url, dev_mode=False) is not None:
         return
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
-        return  # nothing is sent then
+        return  # httpx sends nothing then
     host = f"[{parsed.host}]" if ":" in parsed.host else parsed.host
     assert origin_of(url) == f"https://{host}:{parsed.port or 443}"
 
 
-# --- hosts of which every account has one
+# --- host patterns
 
 
 @pytest.mark.parametrize("pattern", ["*.shops.example", "*.eu.shops.example", "*.xn--bcher-kva.example"])
-def test_takes_a_pattern_of_hosts(pattern: str) -> None:
+def test_accepts_a_host_pattern(pattern: str) -> None:
     assert host_pattern_problem(pattern) is None
 
 
@@ -112,13 +112,13 @@ def test_takes_a_pattern_of_hosts(pattern: str) -> None:
         "*.(a|b).example",
     ],
 )
-def test_refuses_what_would_match_too_much_or_nothing(pattern: str) -> None:
+def test_rejects_a_host_pattern_that_matches_too_much_or_nothing(pattern: str) -> None:
     problem = host_pattern_problem(pattern)
     assert problem is not None
     assert problem.startswith("is not '*.' and a domain")
 
 
-def test_a_pattern_stands_for_one_label_on_https() -> None:
+def test_a_pattern_matches_one_label_with_https() -> None:
     origins = DeclaredOrigins(["https://acme.example:8443/token"], ["*.shops.example"])
     assert origin_of("https://ada-1.shops.example/admin") in origins
     assert origin_of("https://ADA.Shops.example") in origins
@@ -140,5 +140,5 @@ def test_a_pattern_stands_for_one_label_on_https() -> None:
         "https://127.0.0.1/",
     ],
 )
-def test_a_pattern_stands_for_nothing_else(url: str) -> None:
+def test_a_pattern_matches_nothing_else(url: str) -> None:
     assert origin_of(url) not in DeclaredOrigins(["https://acme.example:8443/token"], ["*.shops.example"])
