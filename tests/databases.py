@@ -61,5 +61,5 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """The same, opened."""
-    async with open_database(database_url) as opened:
+    async with open_database(database_url, monitor_timeout=60) as opened:
         yield opened

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, delete, select, true
+from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, delete, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
@@ -102,10 +102,16 @@ def _poll_query(ordering: ChangeOrdering, cursor: ChangeCursor | None, limit: in
     marks = select(ordering.snapshot.label("snapshot"), DatabaseTime().label("time")).subquery()
     if cursor is None:
         return select(marks)
-    is_unread = ordering.position >= cursor.end
+    conditions = [ordering.position >= cursor.end]
     if cursor.missing:
-        is_unread |= ordering.position == any_(cast(list(cursor.missing), ARRAY(BigInteger)))
-    unread = select(integration_changes).where(is_unread).limit(limit).subquery()
+        conditions.append(ordering.position == any_(cast(list(cursor.missing), ARRAY(BigInteger))))
+    # Each condition alone and in order, so that PostgreSQL reads the index of the positions whatever its statistics.
+    unread = union_all(
+        *(
+            select(select(integration_changes).where(condition).order_by(ordering.position).limit(limit).subquery())
+            for condition in conditions
+        )
+    ).subquery()
     return select(marks, unread).select_from(marks.outerjoin(unread, true()))
 
 

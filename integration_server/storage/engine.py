@@ -1,9 +1,8 @@
-"""The way to the database: reads its URL, opens connection pools, and says when it is away.
+"""Database connections: parses the database URL, opens connection pools, and converts connection errors.
 
-SQLite is served by one writing connection a process, for which writers queue, and several reading ones. PostgreSQL is
-served by one pool; what reads does so in autocommit, which saves the two round trips of a transaction. Beside them, one
-connection is for watching the database: however busy, stuck or exhausted the others are, it tells whether the database
-answers.
+SQLite has one connection for writes per process, for which writers queue, and several for reads. PostgreSQL has one
+pool; reads use autocommit, which saves the two round trips of a transaction. One more connection monitors the database:
+it works, or tells that the database is unavailable, while the others are busy, blocked or exhausted.
 """
 
 import asyncio
@@ -12,13 +11,14 @@ import os
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import asyncpg
 from sqlalchemy import URL, Connection, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection
@@ -39,11 +39,11 @@ _POSTGRES_PARAMETERS = frozenset(
         "sslrootcert", "target_session_attrs",
     }
 )  # fmt: skip
-"""Those of libpq's connection parameters that asyncpg knows as well."""
+"""The connection parameters of libpq that asyncpg supports."""
 
 _UNAVAILABLE_SQLSTATES = ("08", "25006", "28", "3D000", "40", "53", "55P03", "57", "58")
-"""Beginnings of the SQLSTATEs that trying again later may cure: connection, read-only standby, login, no such database,
-rolled back, resources, lock, operator's intervention, system (PostgreSQL, appendix A)."""
+"""Prefixes of the SQLSTATEs of errors that a later attempt may not have: connection, read-only standby, login, missing
+database, rollback, resources, lock, operator intervention, system (PostgreSQL, appendix A)."""
 
 _UNAVAILABLE_SQLITE_CODES = frozenset(
     {
@@ -52,7 +52,7 @@ _UNAVAILABLE_SQLITE_CODES = frozenset(
         sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_READONLY,
     }
 )  # fmt: skip
-"""What tells of the file, the disk or a lock, and not of a wrong statement (sqlite.org/rescode.html)."""
+"""Errors of the file, the disk or a lock, not of a statement (sqlite.org/rescode.html)."""
 
 
 # --- URL ---------------------------------------------------------------------------------------------------------
@@ -60,23 +60,23 @@ _UNAVAILABLE_SQLITE_CODES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class SqliteFile:
-    """A database in a file."""
+    """The location of an SQLite database."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresServer:
-    """A database on a server. `url` hides its password in `repr`; `parameters` are libpq's, as a URL's query."""
+    """The location of a PostgreSQL database. `repr` hides the password; `parameters` is a URL query for libpq."""
 
     url: URL
     parameters: str = field(repr=False)
 
 
 def parse_database_url(text: str) -> SqliteFile | PostgresServer:
-    """Read a `DATABASE_URL`: `sqlite:///path`, `postgresql://…` or `postgres://…`; a `+driver` is ignored.
+    """Parse a `DATABASE_URL`: `sqlite:///path`, `postgresql://…` or `postgres://…`; a `+driver` is ignored.
 
-    Raises `ValueError` that says what is wrong, and quotes nothing: a password may be anywhere in a bad URL.
+    Raises `ValueError`. Its message quotes nothing of the URL, because a password may be anywhere in it.
     """
     try:
         url = make_url(text)
@@ -98,7 +98,7 @@ def _sqlite_file(url: URL) -> SqliteFile:
     if url.host or url.username:
         raise ValueError("needs three slashes for a relative SQLite path, four for an absolute one: sqlite:///path")
     if not url.database or url.database.startswith((":memory:", "file:")):
-        raise ValueError("must name a file: an SQLite database in memory is not kept")
+        raise ValueError("must name a file: an SQLite database in memory is lost")
     if url.query:
         raise ValueError("takes no parameters after an SQLite path")
     return SqliteFile(Path(url.database))
@@ -108,7 +108,7 @@ def _postgres_server(url: URL) -> PostgresServer:
     if "@" in (url.host or ""):
         raise ValueError("has more than one @: percent-encode the one in the password as %40")
     if not url.query.keys() <= _POSTGRES_PARAMETERS:
-        raise ValueError(f"has a parameter that is not known: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
+        raise ValueError(f"has an unknown parameter: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
     if url.query.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
     return PostgresServer(
@@ -119,54 +119,36 @@ def _postgres_server(url: URL) -> PostgresServer:
 # --- connections -------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class Database:
-    """Connections to the database, lent for the length of a block.
+    """Lends connections, each for an `async with` block.
 
-    In these blocks, whatever says that the database is away becomes `StoreUnavailable`. Mistakes of ours and violated
-    constraints pass as SQLAlchemy raises them.
+    In a block, errors of the connection become `StoreUnavailable`. Wrong statements and violated constraints pass as
+    SQLAlchemy raises them. `change_notified` is set when another process notifies of a change (PostgreSQL, without a
+    transaction pooler).
     """
 
-    def __init__(
-        self,
-        readers: AsyncEngine,
-        writers: AsyncEngine,
-        autocommit_writers: AsyncEngine,
-        monitors: AsyncEngine,
-        change_notified: asyncio.Event,
-    ) -> None:
-        self._readers = readers
-        self._writers = writers
-        self._autocommit_writers = autocommit_writers
-        self._monitors = monitors
-        self.change_notified = change_notified
+    _readers: AsyncEngine
+    _writers: AsyncEngine
+    _autocommit_writers: AsyncEngine
+    _monitors: AsyncEngine
+    change_notified: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @asynccontextmanager
-    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading only. Each statement sees what is committed when it begins."""
-        with waiting_for_store(), _convert_connection_errors():
-            async with self._readers.connect() as connection:
-                yield connection
+    def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for reads. Each statement sees what is committed when it begins."""
+        return _lend(self._readers.connect())
 
-    @asynccontextmanager
-    async def write_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A connection in a transaction, committed at the end of the block and rolled back by an exception."""
-        with waiting_for_store(), _convert_connection_errors():
-            async with self._writers.begin() as connection:
-                yield connection
+    def write_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection in a transaction: committed at the end of the block, rolled back by an exception."""
+        return _lend(self._writers.begin())
 
-    @asynccontextmanager
-    async def write_statement(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one statement that writes. PostgreSQL commits that by itself: one round trip, not three."""
-        with waiting_for_store(), _convert_connection_errors():
-            async with self._autocommit_writers.begin() as connection:
-                yield connection
+    def write_statement(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for one statement that writes: one round trip to PostgreSQL instead of three."""
+        return _lend(self._autocommit_writers.begin())
 
-    @asynccontextmanager
-    async def monitor_connection(self) -> AsyncIterator[AsyncConnection]:
-        """The connection for looking at the database itself: only reads, and gives up within a second or two."""
-        with waiting_for_store(), _convert_connection_errors():
-            async with self._monitors.connect() as connection:
-                yield connection
+    def monitor_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """The monitoring connection. It only reads, and fails within two seconds."""
+        return _lend(self._monitors.connect())
 
     async def data_version(self, connection: AsyncConnection) -> tuple[object, int] | None:
         """On SQLite a value that is equal until another connection commits; on other engines None.
@@ -185,21 +167,26 @@ class Database:
 
 
 @asynccontextmanager
+async def _lend(context: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+    with waiting_for_store(), _convert_connection_errors():
+        async with context as connection:
+            yield connection
+
+
+@asynccontextmanager
 async def open_database(
     url: str,
     *,
     pool_size: int = 5,
-    connect_timeout: float = 5,  # callers have mostly given up by then
-    command_timeout: float | None = 10,  # our statements take milliseconds: one that takes this long is never answered
-    monitor_timeout: float = 1,  # so that it is noticed within two seconds that the database is back
+    connect_timeout: float = 5,  # most callers have given up by then
+    command_timeout: float | None = 10,  # a statement takes milliseconds: one that takes this long never returns
+    monitor_timeout: float = 1,  # a database that is available again is noticed within two seconds
 ) -> AsyncIterator[Database]:
-    """The database at `url` until the block ends; connections are made when they are needed.
+    """Open the database at `url`. Connections are made on demand.
 
-    `pool_size` is the number of connections (with SQLite, of reading ones); one more is for watching. The timeouts are
-    in seconds: `connect_timeout` for what has to be waited for before a statement (a free connection, a new one,
-    SQLite's lock), `command_timeout` for the statement (with PostgreSQL), `monitor_timeout` for either where the
-    database
-    is watched. Raises `ValueError` for a bad URL.
+    `pool_size` is the number of connections (with SQLite, for reads) beside the monitoring connection. The timeouts are
+    in seconds: `connect_timeout` to get a connection or SQLite's lock, `command_timeout` for a statement (PostgreSQL),
+    `monitor_timeout` for both on the monitoring connection. Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
     if isinstance(target, SqliteFile):
@@ -222,8 +209,8 @@ def _engine(
         max_overflow=0,
         pool_timeout=timeout,
         hide_parameters=True,
-        skip_autocommit_rollback=only_reads,  # there is nothing to roll back, and SQLite's thread would be woken for it
-        json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN, and SQLite should not differ
+        skip_autocommit_rollback=only_reads,  # saves a switch to SQLite's thread
+        json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
     )
 
 
@@ -238,36 +225,28 @@ async def _postgres_database(
     statements = _UNPREPARED_STATEMENTS if is_pooled else _PREPARED_STATEMENTS
     engine = _postgres_engine(target, pool_size, connect_timeout, command_timeout, statements)
     monitors = _postgres_engine(target, 1, monitor_timeout, monitor_timeout, statements)
-    autocommit_engine = _autocommit(engine)
-    change_notified = asyncio.Event()
-    if not is_pooled:  # a pooler's session listens for whoever has it next
-        event.listen(monitors.sync_engine, "connect", partial(_listen, change_notified))
-    return Database(autocommit_engine, engine, autocommit_engine, _autocommit(monitors), change_notified)
+    database = Database(_autocommit(engine), engine, _autocommit(engine), _autocommit(monitors))
+    if not is_pooled:  # a pooler gives the session to other clients
+        event.listen(monitors.sync_engine, "connect", partial(_listen, database.change_notified))
+    return database
 
 
 def _listen(change_notified: asyncio.Event, connection: AdaptedConnection, _record: object) -> None:
-    """Have the trigger `notify_change` set the event."""
-    connection.run_async(lambda driver: driver.add_listener("integration_changes", lambda *_: change_notified.set()))
+    """Set the event for each notification of the trigger `notify_change`."""
+
+    async def listen(driver: "asyncpg.Connection[asyncpg.Record]") -> None:
+        with suppress(asyncpg.FeatureNotSupportedError):  # distributed engines
+            await driver.add_listener("integration_changes", lambda *_: change_notified.set())
+
+    connection.run_async(listen)
 
 
-def _statement_name() -> str:
-    return f"s_{uuid.uuid4().hex}"
+# SQLAlchemy keeps prepared statements. Random names do not clash with those of an earlier client of the session.
+_PREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": lambda: f"s_{uuid.uuid4().hex}"}
 
-
-def _empty_statement_name() -> str:
-    return ""
-
-
-# SQLAlchemy keeps prepared statements; names that are unique can't clash with those of clients that had the session
-# before.
-_PREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": _statement_name}
-
-# Statements that follow each other may reach different sessions, none of which has what another has prepared. One
-# without a name is parsed again, by asyncpg, in the message that runs it.
-_UNPREPARED_STATEMENTS: Mapping[str, Any] = {
-    "prepared_statement_name_func": _empty_statement_name,
-    "prepared_statement_cache_size": 0,
-}
+# Behind a pooler the next statement may reach another session, which lacks prepared statements. A statement without a
+# name (`str()` is empty) is parsed again by asyncpg, in the message that executes it.
+_UNPREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": str, "prepared_statement_cache_size": 0}
 
 
 def _postgres_engine(
@@ -284,7 +263,7 @@ def _postgres_engine(
         {
             "dsn": f"postgresql://?{target.parameters}",
             "command_timeout": command_timeout,
-            "statement_cache_size": 0,  # asyncpg's own cache would number the statements
+            "statement_cache_size": 0,  # asyncpg's own cache numbers the statements
             **statements,
         },
     )
@@ -297,9 +276,9 @@ def _autocommit(engine: AsyncEngine) -> AsyncEngine:
 
 
 async def _is_pooled(engine: AsyncEngine) -> bool:
-    """Whether the session that answers is another than the one that was opened.
+    """Whether another session responds than the one that was opened.
 
-    Also if nobody answers: what a pooler can do, every server can.
+    True also if none responds: what works behind a pooler works everywhere.
     """
     try:
         async with engine.connect() as connection:
@@ -313,7 +292,7 @@ async def _is_pooled(engine: AsyncEngine) -> bool:
 
 
 def _discard_closed_connection(connection: AdaptedConnection, _record: object, _proxy: object) -> None:
-    """Have the pool replace a connection that the server closed meanwhile; costs no round trip, unlike a ping."""
+    """Have the pool replace a connection that the server closed. Unlike a ping it costs no round trip."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
 
@@ -327,19 +306,19 @@ def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float,
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(writers.sync_engine, "begin", _begin_immediate)
-    return Database(readers, writers, writers, monitors, asyncio.Event())
+    return Database(readers, writers, writers, monitors)
 
 
 def _make_private_file(path: Path, *_connect_arguments: object) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Only ever a new file: to close one that is open elsewhere in this process would drop the process's locks on it
-    # (sqlite.org/howtocorrupt.html §2.2), and the next process to leave would take the WAL away with it.
+    # Only a new file: closing one that is open elsewhere in this process drops the process's locks on it
+    # (sqlite.org/howtocorrupt.html §2.2), and the next process that exits would remove the WAL.
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # SQLite gives the WAL the same mode
 
 
 def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: object) -> None:
-    connection.isolation_level = None  # `sqlite3` begins no transaction by itself
+    connection.isolation_level = None  # `sqlite3` begins no implicit transaction
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")  # with WAL, NORMAL loses commits in a power cut (sqlite.org/wal.html)
@@ -348,7 +327,7 @@ def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: obje
 
 
 def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock at once: a transaction that reads first cannot get it later if another wrote meanwhile."""
+    """Take the write lock at once: a transaction that reads first fails if another one writes before its own write."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -359,7 +338,7 @@ def _begin_immediate(connection: Connection) -> None:
 def _convert_connection_errors() -> Iterator[None]:
     try:
         yield
-    except (OSError, PoolTimeoutError) as error:  # built-in timeouts are OSErrors
+    except (OSError, PoolTimeoutError) as error:  # TimeoutError is an OSError
         raise StoreUnavailable from error
     except DBAPIError as error:
         if _is_unavailable(error):
@@ -372,6 +351,5 @@ def _is_unavailable(error: DBAPIError) -> bool:
         return True
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     sqlite_code = getattr(error.orig, "sqlite_errorcode", 0)
-    return (
-        sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or sqlite_code & 0xFF in _UNAVAILABLE_SQLITE_CODES
-    )  # low byte: primary code
+    primary_code = sqlite_code & 0xFF
+    return sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or primary_code in _UNAVAILABLE_SQLITE_CODES

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from integration_server.service.events.ports import (
     EventFilter,
     LoggedEvent,
 )
+from integration_server.storage import engine
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.change_feed import SqlChangeFeed
 from integration_server.storage.change_ordering import (
@@ -32,7 +34,7 @@ from integration_server.storage.change_ordering import (
 )
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import Database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations, integration_of
 from integration_server.storage.tables import integration_changes, integrations
@@ -51,6 +53,8 @@ from tests.contracts.store_contract import (
 
 ALL = EventFilter()
 MANY = 10_000
+
+open_database = partial(engine.open_database, monitor_timeout=60)  # for busy machines
 
 Write = Callable[[SqlIntegrations, Integration], Awaitable[object]]
 
@@ -277,6 +281,21 @@ class TestPolling:
         others = "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         async with other.read_connection() as connection:
             await connection.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity {others}"))
+
+    @pytest.mark.postgres
+    async def test_one_transaction_at_a_time_notifies_and_polls_find_the_others(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as database, open_database(postgres_url) as other:
+            first, second = await connected(SqlIntegrations(other)), await connected(SqlIntegrations(other))
+            poller = Poller(database)
+            await poller.poll()
+            async with other.write_transaction() as connection:
+                await connection.execute(set_values(first, is_active=False))
+                await SqlIntegrations(other).remove(second.integration_id, ANN)
+                assert await poller.changed_ids() == {second.integration_id}
+                assert not database.change_notified.is_set()
+            async with asyncio.timeout(60):
+                await database.change_notified.wait()
+            assert await poller.changed_ids() == {first.integration_id}
 
     async def test_without_a_commit_the_wait_ends_at_its_timeout(self, database: Database) -> None:
         feed = SqlChangeFeed(database)

@@ -1,4 +1,4 @@
-"""Lending connections: durable and private files, writers that queue, and a database that goes away and comes back."""
+"""Connections: durable and private files, writers that queue, and a database that becomes unavailable and returns."""
 
 import asyncio
 import os
@@ -27,11 +27,11 @@ from tests.contracts.store_contract import NOW, account, connected, new_credenti
 from tests.postgres import PostgresServer, run_postgres
 
 COUNT = text("SELECT count(*) FROM integrations")
-UNUSED_PORT = 1  # tcpmux; nobody listens
+UNUSED_PORT = 1  # tcpmux, which no machine serves
 
 
 async def count(database: Database) -> int:
-    """How many integrations there are."""
+    """The number of integrations."""
     async with database.read_connection() as connection:
         return int(await connection.scalar(COUNT) or 0)
 
@@ -49,7 +49,7 @@ class TestBlocks:
             await delete_and_fail()
         assert await count(database) == 1
 
-    async def test_a_cancelled_writer_leaves_nothing_behind(self, database: Database) -> None:
+    async def test_a_cancelled_writer_is_rolled_back(self, database: Database) -> None:
         await connected(SqlIntegrations(database))
         deleted = asyncio.Event()
 
@@ -67,7 +67,7 @@ class TestBlocks:
         assert await count(database) == 1
         await connected(SqlIntegrations(database))
 
-    async def test_readers_see_what_is_committed_and_wait_for_nobody(self, database: Database) -> None:
+    async def test_readers_see_committed_rows_and_do_not_wait(self, database: Database) -> None:
         await connected(SqlIntegrations(database))
         async with database.write_transaction() as connection:
             await connection.execute(text("DELETE FROM integrations"))
@@ -80,7 +80,7 @@ class TestBlocks:
             await asyncio.gather(*(connected(stores[number % 2]) for number in range(50)))
         assert await count(database) == 50
 
-    async def test_mistakes_of_ours_pass(self, database: Database) -> None:
+    async def test_errors_of_statements_pass(self, database: Database) -> None:
         for statement in ("SELECT nothing FROM nowhere", "no SQL"):
             with pytest.raises(DBAPIError):
                 async with database.read_connection() as connection:
@@ -100,7 +100,7 @@ class TestBlocks:
         assert "confidential" not in str(caught.value)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    async def test_numbers_that_json_does_not_have_are_refused_on_both(self, database: Database, value: float) -> None:
+    async def test_numbers_that_json_lacks_are_rejected(self, database: Database, value: float) -> None:
         with pytest.raises(StatementError):
             await connected(SqlIntegrations(database), config={"value": value})
 
@@ -130,8 +130,8 @@ class TestSqlite:
             yield database
         for thread in threading.enumerate():
             if "_connection_worker_thread" in thread.name:
-                # aiosqlite does not wait for the thread of a connection that could not be made, and the thread calls
-                # back when it ends: it should find the loop still open.
+                # aiosqlite does not wait for the thread of a connection that failed. When the thread ends it calls the
+                # loop, which must still be open.
                 await asyncio.to_thread(thread.join, 5)
 
     async def test_files_are_private(self, sqlite: Database, path: Path) -> None:
@@ -158,7 +158,7 @@ class TestSqlite:
             ):
                 other.execute("BEGIN IMMEDIATE")
 
-    async def test_a_lock_that_is_never_released_means_away(self, sqlite: Database, path: Path) -> None:
+    async def test_a_lock_that_is_never_released_is_unavailability(self, sqlite: Database, path: Path) -> None:
         async with sqlite.write_transaction() as connection:
             await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
         with closing(sqlite3.connect(path)) as other:
@@ -170,14 +170,14 @@ class TestSqlite:
         async with sqlite.write_transaction() as connection:
             await connection.execute(text("INSERT INTO rows VALUES (1)"))
 
-    async def test_a_writer_that_never_ends_means_away_for_the_others(self, sqlite: Database) -> None:
+    async def test_a_writer_that_never_ends_blocks_the_others(self, sqlite: Database) -> None:
         async with sqlite.write_transaction():
             with pytest.raises(StoreUnavailable):
                 async with sqlite.write_transaction():
                     pass
 
     @pytest.mark.parametrize("spoil", [folder_is_a_file, file_is_a_folder, file_is_no_database])
-    async def test_an_unusable_path_means_away(
+    async def test_an_unusable_path_is_unavailability(
         self, sqlite: Database, path: Path, spoil: Callable[[Path], object]
     ) -> None:
         spoil(path)
@@ -191,26 +191,26 @@ class TestSqlite:
 @pytest.mark.postgres
 class TestPostgres:
     @pytest.mark.parametrize("address", [f"127.0.0.1:{UNUSED_PORT}", "nowhere.invalid"])
-    async def test_a_server_that_is_not_there_means_away(self, address: str) -> None:
+    async def test_an_unreachable_server_is_unavailability(self, address: str) -> None:
         async with open_database(f"postgresql://ann:confidential@{address}/it") as database:
             with pytest.raises(StoreUnavailable) as caught:
                 await count(database)
         assert caught.value.__cause__ is not None
         assert "confidential" not in f"{caught.value.__cause__!r} {caught.value.__cause__}"
 
-    async def test_a_database_that_is_not_there_means_away(self, postgres_server: PostgresServer) -> None:
+    async def test_a_missing_database_is_unavailability(self, postgres_server: PostgresServer) -> None:
         async with open_database(postgres_server.url("nothing")) as database:
             with pytest.raises(StoreUnavailable):
                 await count(database)
 
-    async def test_a_pool_that_is_exhausted_means_away(self, postgres_url: str) -> None:
+    async def test_an_exhausted_pool_is_unavailability(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, connect_timeout=2) as database:
             async with database.write_transaction():
                 with pytest.raises(StoreUnavailable):
                     await count(database)
             assert await count(database) == 0
 
-    async def test_a_statement_that_hangs_means_away_and_the_next_works(self, postgres_url: str) -> None:
+    async def test_a_statement_that_hangs_is_cancelled_and_the_next_works(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, command_timeout=2) as database:
             for block in (database.read_connection, database.write_transaction):
                 with pytest.raises(StoreUnavailable):
@@ -218,7 +218,7 @@ class TestPostgres:
                         await connection.execute(text("SELECT pg_sleep(60)"))
                 assert await count(database) == 0
 
-    async def test_connections_that_the_server_closed_are_replaced_unnoticed(self, postgres_url: str) -> None:
+    async def test_connections_that_the_server_closed_are_replaced(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=2) as database, open_database(postgres_url) as other:
             await asyncio.gather(*(count(database) for _ in range(4)))
             async with other.read_connection() as connection:
@@ -228,10 +228,10 @@ class TestPostgres:
                         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
                     )
                 )
-                await connection.execute(text("SELECT 1"))  # by its answer, the closed sockets have been noticed
+                await connection.execute(text("SELECT 1"))  # when it returns, the client has seen the sockets close
             await asyncio.gather(*(count(database) for _ in range(4)))
 
-    async def test_statements_are_prepared_under_names_that_no_other_client_has(self, postgres_url: str) -> None:
+    async def test_names_of_prepared_statements_are_random(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database:
             integrations = SqlIntegrations(database)
             for _ in range(3):
@@ -239,11 +239,11 @@ class TestPostgres:
             async with database.read_connection() as connection:
                 prepared = await connection.execute(text("SELECT name, statement FROM pg_prepared_statements"))
                 names = {row.statement: row.name for row in prepared}
-        ours = [name for statement, name in names.items() if "FROM integrations" in statement]
-        assert len(ours) == 1  # prepared once for three times
+        own = [name for statement, name in names.items() if "FROM integrations" in statement]
+        assert len(own) == 1  # prepared once for three executions
         assert all(re.fullmatch(r"s_[0-9a-f]{32}", name) for name in names.values())
 
-    async def test_libpq_parameters_arrive(self, postgres_url: str) -> None:
+    async def test_libpq_parameters_are_passed_on(self, postgres_url: str) -> None:
         url = f"{postgres_url}&application_name=over%20there&sslmode=disable&options=-c%20work_mem%3D1234kB"
         async with open_database(url) as database, database.read_connection() as connection:
             assert await connection.scalar(text("SHOW application_name")) == "over there"
@@ -257,7 +257,7 @@ class TestPostgresOutage:
         with run_postgres() as server:
             yield server
 
-    async def test_stopped_and_started_again(self, server: PostgresServer) -> None:
+    async def test_a_stop_and_a_start(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres")) as database:
             await _select_one(database)
             await asyncio.to_thread(server.stop)
@@ -267,7 +267,7 @@ class TestPostgresOutage:
             await asyncio.to_thread(server.start)
             assert await _select_one(database) == 1
 
-    async def test_frozen_and_thawed(self, server: PostgresServer) -> None:
+    async def test_a_frozen_server(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres"), connect_timeout=2, command_timeout=2) as database:
             async with database.write_transaction() as connection:
                 backend = await connection.scalar(text("SELECT pg_backend_pid()"))
@@ -283,7 +283,7 @@ class TestPostgresOutage:
                     os.kill(pid, signal.SIGCONT)
             assert await _select_one(database) == 1
 
-    async def test_an_unknown_data_key_is_not_called_unreadable_meanwhile(self, server: PostgresServer) -> None:
+    async def test_an_unknown_data_key_is_unavailability_during_an_outage(self, server: PostgresServer) -> None:
         await migrate(server.url("postgres"))
         async with open_database(server.url("postgres")) as database:
             here, other = [await open_keyring(database, KeyEncryptionKeys(LocalKey(bytes(32)))) for _ in range(2)]
@@ -299,8 +299,8 @@ async def _select_one(database: Database) -> int:
         return int(await connection.scalar(text("SELECT 1")) or 0)
 
 
-async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(sqlite_url: str) -> None:
-    """A second process opens the file and leaves, as `keys show` does beside a server that goes on writing."""
+async def test_a_short_lived_process_loses_no_writes_of_another(sqlite_url: str) -> None:
+    """A second process opens the file and exits, as `keys show` does beside a server that writes."""
     script = (
         "import asyncio, sys\n"
         "from integration_server.storage.engine import open_database\n"
@@ -324,13 +324,13 @@ async def test_a_process_that_comes_and_goes_takes_no_writes_of_another_with_it(
             async with (
                 database.read_connection(),
                 database.read_connection(),
-            ):  # each connection that is opened anew is a temptation
+            ):  # a new connection creates no new file
                 await connected(store, account_id=f"account-{number}")
             assert await count_in_subprocess() == number + 1
 
 
 class TestMonitorConnection:
-    async def test_an_exhausted_pool_does_not_matter(self, database_url: str) -> None:
+    async def test_it_works_while_the_pool_is_exhausted(self, database_url: str) -> None:
         async with (
             open_database(database_url, pool_size=1, connect_timeout=2) as database,
             database.read_connection(),
@@ -347,7 +347,7 @@ class TestMonitorConnection:
                     pass
 
     @pytest.mark.postgres
-    async def test_a_statement_that_hangs_is_given_up(self, postgres_url: str) -> None:
+    async def test_a_statement_that_hangs_is_cancelled(self, postgres_url: str) -> None:
         async with open_database(postgres_url, monitor_timeout=2) as database:
             with pytest.raises(StoreUnavailable):
                 async with database.monitor_connection() as connection:
@@ -357,7 +357,7 @@ class TestMonitorConnection:
 
 
 class TestCancellation:
-    """A caller may leave at any moment; the pool is whole afterwards."""
+    """A caller may be cancelled at any moment; afterwards the pool has all its connections."""
 
     async def cancel_after(self, operation: Callable[[], Awaitable[object]], after: float) -> None:
         task = asyncio.ensure_future(operation())
@@ -389,10 +389,10 @@ class TestCancellation:
             async with other.write_transaction() as connection:
                 await connection.execute(text("SELECT 1 FROM integrations FOR UPDATE"))
                 await asyncio.gather(*(self.cancel_after(change, 0.1) for _ in range(20)))
-                # Nobody is left waiting in the database either, to make the change when the lock is free.
+                # No cancelled statement waits in the database, to change the row when the lock is free.
                 waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
                 async with asyncio.timeout(60), other.read_connection() as observer:
-                    while await observer.scalar(waiting):  # noqa: ASYNC110  # the database sets no event of ours
+                    while await observer.scalar(waiting):  # noqa: ASYNC110  # the database sets no event
                         await asyncio.sleep(0.01)
             async with asyncio.timeout(60):
                 await asyncio.gather(*(count(database) for _ in range(5)))
