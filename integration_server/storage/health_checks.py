@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Row, Select, case, delete, func, insert, s
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.background.ports import HealthCheckRecord
+from integration_server.service.health.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.tables import health_checks, integrations

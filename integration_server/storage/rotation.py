@@ -7,7 +7,6 @@ next, after a crash or at the same time, goes on where the rows are, and nothing
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,14 +14,14 @@ from typing import Any
 import structlog
 from sqlalchemy import Row, update
 
-from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.errors import CredentialsUnreadable
+from integration_server.service.background.ports import Claim, DueWork
 from integration_server.storage.data_keys import DataKey, describe_data_keys
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS, EncryptedColumn, count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import DataKeyState, data_keys
-from integration_server.storage.work_leases import WorkLease
 
 _BATCH = 100
 """Values a transaction: some milliseconds, for which nobody waits who does not want one of these rows. (With SQLite
@@ -204,53 +203,67 @@ class Rotation:
 
 
 class AgeBasedRotation:
-    """Rotates when the newest data key is too old, or a rotation was left unfinished; one server at a time does."""
+    """The background job that rotates a data key of a certain age and finishes rotations that were interrupted.
+
+    One process at a time runs it: it holds the claim of the job's row and renews it between transactions. `duty_cycle`
+    is the share of time for re-encryption; the database is free for other work for the rest.
+    """
 
     def __init__(
         self,
         database: Database,
         rotation: Rotation,
-        lease: WorkLease,
+        due_work: DueWork,
         *,
         max_age: timedelta,
+        check_interval: timedelta,
+        claim_duration: timedelta,
         duty_cycle: float,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`duty_cycle` is the part of the time that re-sealing may take; in the rest, others have the database."""
         self._database = database
         self._rotation = rotation
-        self._lease = lease
+        self._due_work = due_work
         self._max_age = max_age
+        self._check_interval = check_interval
+        self._claim_duration = claim_duration
         self._duty_cycle = duty_cycle
         self._pause = pause
         self._log = structlog.get_logger(__name__)
 
-    async def poll(self) -> None:
-        """Rotate if it is time and nobody else does."""
+    async def run(self, claim: Claim[None]) -> bool:
+        """Rotate if a key is due: the handler of the background job. The next check is due after `check_interval`."""
         keys = await describe_data_keys(self._database)
-        if not keys or not self._is_due(keys[-1]) or not await self._lease.renew():
-            return
-        try:
-            self._log.info("data_key_rotation_started")
-            rotated = await self._rotation.rotate(self._on_progress)
-        except _LeaseLost:
-            self._log.info("rotation_lease_lost")
-        else:
-            self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.reencrypted)
-            if rotated.unreadable:
-                self._log.error("decryption_failed", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
-        finally:
-            with suppress(StoreUnavailable):  # it lapses by itself
-                await self._lease.release()
+        if keys and self._is_due(keys[-1]):
+            claim = await self._rotate(claim)
+        await self._due_work.postpone(claim, self._check_interval)
+        return True
 
     def _is_due(self, newest: DataKey) -> bool:
         return not newest.is_rotation_complete or newest.active_time + self._max_age <= newest.now
 
-    async def _on_progress(self, step: RotationProgress) -> None:
-        if not await self._lease.renew():
-            raise _LeaseLost
-        await self._pause(step.elapsed * (1 / self._duty_cycle - 1))
+    async def _rotate(self, claim: Claim[None]) -> Claim[None]:
+        """Rotate until the end or the loss of the claim. Returns the claim as it was last renewed."""
+
+        async def on_progress(step: RotationProgress) -> None:
+            nonlocal claim
+            renewed = await self._due_work.postpone(claim, self._claim_duration)
+            if renewed is None:
+                raise _ClaimLost
+            claim = renewed
+            await self._pause(step.elapsed * (1 / self._duty_cycle - 1))
+
+        self._log.info("data_key_rotation_started")
+        try:
+            rotated = await self._rotation.rotate(on_progress)
+        except _ClaimLost:
+            self._log.info("rotation_claim_lost")
+            return claim
+        self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.reencrypted)
+        if rotated.unreadable:
+            self._log.error("decryption_failed", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
+        return claim
 
 
-class _LeaseLost(Exception):
-    """Another server does the work by now."""
+class _ClaimLost(Exception):
+    """Another process has claimed the rotation."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from integration_server.domain.health import ErrorRate
 from integration_server.domain.integration import Failure
-from integration_server.service.background.ports import HealthHistory
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore
 from tests.contracts.store_contract import (
     ANN,

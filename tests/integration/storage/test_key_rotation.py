@@ -16,6 +16,8 @@ from sqlalchemy import LargeBinary, insert, select, text, update
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.domain.integration import Integration
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
     callback_aad,
@@ -28,6 +30,7 @@ from integration_server.service.credentials.credential_cipher import (
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap
 from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
@@ -40,11 +43,13 @@ from integration_server.storage.tables import (
     integrations,
     metadata,
     revocations,
+    singleton_jobs,
     webhook_events,
     webhook_secrets,
 )
-from integration_server.storage.work_leases import WorkLease
 from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
+from tests.fakes.clock import SettableClock
+from tests.fakes.provider import FakeProviders
 from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, local_keys, open_test_keyring
 
 NO_DELAY = timedelta(0)
@@ -603,11 +608,38 @@ class TestRewrap:
 
 
 class TestAgeBasedRotation:
-    def by_age(self, database: Database, rotation: Rotation, owner: str = "one", **changes: Any) -> AgeBasedRotation:
-        lease = WorkLease(database, "rotation", owner, changes.pop("lease", timedelta(minutes=1)))
-        return AgeBasedRotation(
-            database, rotation, lease, max_age=timedelta(days=90), duty_cycle=0.5, pause=no_pause, **changes
+    @pytest.fixture
+    def due_work(self, database: Database) -> SqlDueWork:
+        return SqlDueWork(database)
+
+    async def claim(self, due_work: SqlDueWork, duration: timedelta = timedelta(minutes=1)) -> Claim[None] | None:
+        """A claim on the job, if it is due."""
+        claims = await due_work.claim(JobKind.KEY_ROTATION, "key_rotation", 1, claim_duration=duration)
+        return claims[0] if claims else None
+
+    def job(self, database: Database, rotation: Rotation, pause: Callable[[float], Awaitable[None]]) -> DueJob:
+        """The job as it is built for the worker; its next check is due at once."""
+        by_age = AgeBasedRotation(
+            database,
+            rotation,
+            SqlDueWork(database),
+            max_age=timedelta(days=90),
+            check_interval=timedelta(seconds=-1),
+            claim_duration=timedelta(minutes=1),
+            duty_cycle=0.5,
+            pause=pause,
         )
+        return DueJob(JobKind.KEY_ROTATION, by_age.run, timedelta(minutes=1), needs_provider=False)
+
+    async def run(
+        self,
+        database: Database,
+        rotation: Rotation,
+        pause: Callable[[float], Awaitable[None]] | None = None,
+    ) -> bool:
+        """Run the job if it is due; returns whether it was."""
+        claim = await self.claim(SqlDueWork(database))
+        return claim is not None and await self.job(database, rotation, pause or no_pause).handler(claim)
 
     async def set_key_age(self, database: Database, age: timedelta) -> None:
         async with database.write_transaction() as connection:
@@ -615,7 +647,7 @@ class TestAgeBasedRotation:
 
     async def test_a_key_of_less_age_stays(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         await self.set_key_age(database, timedelta(days=89))
-        await self.by_age(database, rotation).poll()
+        assert await self.run(database, rotation)
         assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]
 
     async def test_an_older_one_is_replaced_once(
@@ -625,49 +657,60 @@ class TestAgeBasedRotation:
         old = keyring.active_key_id
         await self.set_key_age(database, timedelta(days=91))
         for _ in range(2):
-            await self.by_age(database, rotation).poll()
+            assert await self.run(database, rotation)
         assert [key.key_id for key in await describe_data_keys(database)] == [old, keyring.active_key_id]
         assert not any((await values_encrypted_with(database, old)).values())
         assert await decrypt_credentials(database, keyring, row) == b"content"
 
-    async def test_one_server_at_a_time_does_and_another_takes_over(
-        self, database: Database, keyring: Keyring, rotation: Rotation
+    async def test_the_worker_runs_it(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+        await self.set_key_age(database, timedelta(days=91))
+        worker = BackgroundWorker(
+            [self.job(database, rotation, no_pause)],
+            SqlDueWork(database),
+            FakeProviders(),
+            SettableClock(),
+            lambda: 0.5,
+            limits=WorkerLimits(1, 100),
+        )
+        async with worker, asyncio.timeout(30):
+            while [key.is_rotation_complete for key in await describe_data_keys(database)] != [True, True]:
+                await worker.poll()
+                await asyncio.sleep(0.01)
+        assert keyring.active_key_id == (await describe_data_keys(database))[-1].key_id
+
+    async def test_one_process_at_a_time_rotates_and_another_takes_over(
+        self, database: Database, keyring: Keyring, rotation: Rotation, due_work: SqlDueWork
     ) -> None:
         await self.set_key_age(database, timedelta(days=91))
-        gone = WorkLease(database, "rotation", "gone", timedelta(minutes=1))
-        assert await gone.renew()
-        await self.by_age(database, rotation).poll()
+        crashed = await self.claim(due_work)
+        assert crashed is not None
+        assert not await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 1
-        assert await WorkLease(database, "rotation", "gone", timedelta(seconds=-1)).renew()  # lapsed
-        await self.by_age(database, rotation).poll()
+        assert await due_work.postpone(crashed, timedelta(seconds=-1))  # its claim expires
+        assert await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 2
         assert keyring.active_key_id
 
-    async def test_who_loses_the_claim_stops(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+    async def test_a_process_that_loses_the_claim_stops(
+        self, database: Database, keyring: Keyring, rotation: Rotation, due_work: SqlDueWork
+    ) -> None:
         for number in range(20):
             await store_integration(database, keyring, b"", number)
         old = keyring.active_key_id
         await self.set_key_age(database, timedelta(days=91))
-        expired = WorkLease(database, "rotation", "one", timedelta(seconds=-1))
-        other = WorkLease(database, "rotation", "other", timedelta(minutes=1))
+        other: list[Claim[None] | None] = []
 
-        async def let_lease_expire(_seconds: float) -> None:
-            await expired.renew()
-            await other.renew()
+        async def lose_claim(_seconds: float) -> None:
+            async with database.write_transaction() as connection:
+                await connection.execute(update(singleton_jobs).values(due_time=DatabaseTime()))
+            other.append(await self.claim(due_work))
 
-        by_age = AgeBasedRotation(
-            database,
-            rotation,
-            WorkLease(database, "rotation", "one", timedelta(minutes=1)),
-            max_age=timedelta(days=90),
-            duty_cycle=0.5,
-            pause=let_lease_expire,
-        )
-        await by_age.poll()
-        assert (
-            len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
-        )  # it noticed after the next batch
-        assert await other.renew()  # it is still the other's
+        assert await self.run(database, rotation, lose_claim)
+        # It stops after the next batch.
+        assert len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
+        (claim,) = other
+        assert claim is not None
+        assert await due_work.postpone(claim, timedelta(minutes=1)) is not None  # still the other's
 
 
 async def no_pause(_seconds: float) -> None:

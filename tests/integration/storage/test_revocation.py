@@ -13,13 +13,16 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.domain.revocation import RevocationState
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.due_times import Schedule
+from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
 from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_journal import FileRefreshJournal
@@ -45,6 +48,7 @@ class Process:
     account_linker: AccountLinker
     refresher: TokenRefresher
     revocation_service: RevocationService
+    worker: BackgroundWorker
 
     async def connect(self) -> Integration:
         """An integration with these tokens."""
@@ -58,7 +62,7 @@ class Process:
         """Rounds until the provider has been asked so often, and the outbox is empty."""
         async with asyncio.timeout(60):
             while len(self.provider.revocations) < revocation_count or await self.outbox():
-                await self.revocation_service.revoke_due()
+                await self.worker.poll()
                 await asyncio.sleep(0.01)
 
     async def outbox(self) -> int:
@@ -93,10 +97,14 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
         lambda _: None,
         lease_timeouts=LeaseTimeouts(),
     )
+    due_work = SqlDueWork(database)
+    times = RevocationTimes(first_response=MINUTE)
     revocation_service = RevocationService(
-        integrations, outbox, providers, cipher, tasks, lambda: 0.5, times=RevocationTimes(first_response=MINUTE)
+        integrations, outbox, due_work, providers, cipher, tasks, lambda: 0.5, times=times
     )
-    return Process(database, provider, account_linker, refresher, revocation_service)
+    job = DueJob(JobKind.REVOCATION, revocation_service.retry, times.claim)
+    worker = BackgroundWorker([job], due_work, providers, clock, lambda: 0.5, limits=WorkerLimits(8, 1000))
+    return Process(database, provider, account_linker, refresher, revocation_service, worker)
 
 
 @pytest.fixture

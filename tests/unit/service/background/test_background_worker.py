@@ -18,10 +18,11 @@ from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.background_worker import (
     BackgroundWorker,
     CircuitBreaker,
+    DueJob,
     JobHandler,
     WorkerLimits,
 )
-from integration_server.service.background.ports import JobKind
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from integration_server.service.integrations.ports import NewAccount, StoredIntegration
 from tests.fakes.clock import NOON, SettableClock
@@ -35,21 +36,22 @@ SOON = timedelta(minutes=1)
 
 def new_worker(system: FakeSystem, job_kind: JobKind, handler: JobHandler) -> BackgroundWorker:
     return BackgroundWorker(
-        job_kind,
-        handler,
+        [DueJob(job_kind, handler, CLAIM_DURATION)],
         system.due_work,
         system.providers,
         system.clock,
         lambda: 0.5,
         limits=WorkerLimits(MAX_CONCURRENT, 100),
-        claim_duration=CLAIM_DURATION,
         pause=system.pause,
     )
 
 
 @asynccontextmanager
 async def refresher(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
-    async with new_worker(system, JobKind.REFRESH, system.refresher.refresh_proactively) as worker:
+    async def refresh(claim: Claim[StoredIntegration]) -> bool:
+        return await system.refresher.refresh_proactively(claim.item)
+
+    async with new_worker(system, JobKind.REFRESH, refresh) as worker:
         yield worker
 
 
@@ -194,7 +196,7 @@ async def test_a_failure_is_tried_again_after_its_pause(system: FakeSystem) -> N
 async def test_what_a_crashed_process_claimed_is_due_again(system: FakeSystem) -> None:
     await connect_many(system, 1)
     due_for_refresh(system)
-    assert await system.due_work.claim(JobKind.REFRESH, "fake", system.clock(), system.clock() + CLAIM_DURATION, 1)
+    assert await system.due_work.claim(JobKind.REFRESH, "fake", 1, claim_duration=CLAIM_DURATION)
     async with refresher(system) as worker:
         await run_once(worker)
         assert not system.provider.refreshes
@@ -231,9 +233,9 @@ async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeS
     rows = await connect_many(system, 3)
     seen = []
 
-    async def handler(due: StoredIntegration) -> bool:
-        seen.append(due.integration.integration_id)
-        if due.integration.integration_id == rows[0].integration_id:
+    async def handler(claim: Claim[StoredIntegration]) -> bool:
+        seen.append(claim.row_id)
+        if claim.row_id == rows[0].integration_id:
             raise RuntimeError("secret")
         return True
 

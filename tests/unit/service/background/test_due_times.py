@@ -72,18 +72,17 @@ def test_some_tokens_are_never_renewed_ahead() -> None:
 
 
 def test_checks_are_spread_around_their_interval() -> None:
-    for when in (schedule(0.5).first_check_time(NOON), schedule(0.5).next_check_time(NOON, 0)):
-        assert when == NOON + QUARTER
-    assert schedule(0).first_check_time(NOON) == NOON + 0.9 * QUARTER
-    assert schedule(1).next_check_time(NOON, 0) == NOON + 1.1 * QUARTER
+    waits = [schedule(jitter).next_check_time(NOON) for jitter in (0, 0.5, 1)]
+    assert waits == [NOON + factor * QUARTER for factor in (0.9, 1, 1.1)]
 
 
 def test_after_failures_checks_come_sooner_and_then_less_and_less_so() -> None:
-    waits = [schedule(0.5).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
+    waits = [schedule(1).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
     assert waits == [NOON + minutes * MINUTE for minutes in (1, 2, 4, 8, 15, 15)]
-    assert schedule(0.5, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
+    assert schedule(0).next_check_time(NOON, 1) == NOON + 30 * SECOND
+    assert schedule(1, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
 
 
 def test_without_an_interval_nothing_is_checked_by_itself() -> None:
-    assert schedule(0.5, None).first_check_time(NOON) is None
+    assert schedule(0.5, None).next_check_time(NOON) is None
     assert schedule(0.5, None).next_check_time(NOON, 3) is None

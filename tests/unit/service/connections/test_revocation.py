@@ -24,7 +24,7 @@ from integration_server.service.credentials.refresher import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import revocations
 from tests.fakes.provider import HOUR, until
-from tests.fakes.stores import intercept, restore, with_non_exclusive_revocations
+from tests.fakes.stores import intercept, restore, with_non_exclusive_claims
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
 
 REVOKED, PENDING = RevocationState.REVOKED, RevocationState.PENDING
@@ -48,7 +48,7 @@ async def rest() -> None:
 
 async def background_round(system: FakeSystem) -> None:
     """What a server does by itself every second."""
-    await system.revocation_service.revoke_due()
+    await system.worker.poll()
     await rest()
 
 
@@ -229,14 +229,14 @@ async def test_a_revocation_that_cannot_be_noted_is_repeated(system: FakeSystem,
 
 @pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)])
 async def test_two_processes_make_one_call_an_attempt(exclusive: bool, calls: int) -> None:
-    system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_revocations)
+    system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_claims)
     async with system.tasks:
         await down_at_disconnect(system, await system.connect())
         system.provider.revoke_error = None
         system.provider.gate = asyncio.Event()
         system.clock.advance(timedelta(seconds=2))
-        await system.revocation_service.revoke_due()
-        await system.another_process().use_cases.revocation_service.revoke_due()
+        await system.worker.poll()
+        await system.another_process().worker.poll()
         await rest()
         system.provider.gate.set()
     assert len(system.provider.revocations) == calls
