@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Row, Select, exists, func, literal, select, true, union_all, update
+from sqlalchemy import Column, ColumnElement, Row, Select, func, literal, select, true, union_all, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.storage.database_time import DatabaseTime
@@ -84,7 +85,7 @@ class SqlDueWork:
     async def due_types(self) -> Collection[tuple[JobKind, str]]:
         """The jobs with due rows, each with the types of those rows."""
         async with self._database.read_connection() as connection:
-            rows = (await connection.execute(_DUE_TYPES)).all()
+            rows = (await connection.execute(DUE_TYPES)).all()
         return [(JobKind(row.job_kind), row.job_type) for row in rows]
 
     async def claim(
@@ -92,22 +93,9 @@ class SqlDueWork:
     ) -> Sequence[Claim[Any]]:
         """Claim at most `limit` due rows, the longest due first. Skips rows that another claim has locked."""
         table = _TABLES[job_kind]
-        due = (
-            select(table.row_id)
-            .where(*table.due_rows(literal(job_type)))
-            .order_by(table.due_time)
-            .limit(limit)
-            .with_for_update(skip_locked=True)  # SQLite serializes write transactions instead
-            .cte("due")
-        )
-        claim = (
-            update(table.row_id.table)
-            .where(table.row_id.in_(select(due.c[table.row_id.name])))
-            .values({table.due_time.name: DatabaseTime(claim_duration), **table.claim_values})
-            .returning(*table.row_id.table.c, DatabaseTime().label("now"))
-        )
+        statement = claim_statement(job_kind, job_type, limit, claim_duration)
         async with self._database.write_statement() as connection:
-            rows = (await connection.execute(claim)).all()
+            rows = (await connection.execute(statement)).all()
         return [
             Claim(job_kind, row._mapping[table.row_id], row._mapping[table.due_time], table.item_of(row))
             for row in rows
@@ -127,15 +115,35 @@ class SqlDueWork:
         return None if due_time is None else replace(claim, due_time=due_time)
 
 
+def claim_statement(job_kind: JobKind, job_type: str, limit: int, claim_duration: timedelta) -> ReturningUpdate[Any]:
+    """The statement that claims due rows of any job."""
+    table = _TABLES[job_kind]
+    due = (
+        select(table.row_id)
+        .where(*table.due_rows(literal(job_type)))
+        .order_by(table.due_time)
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # SQLite serializes write transactions instead
+        .cte("due")
+    )
+    return (
+        update(table.row_id.table)
+        .where(table.row_id.in_(select(due.c[table.row_id.name])))
+        .values({table.due_time.name: DatabaseTime(claim_duration), **table.claim_values})
+        .returning(*table.row_id.table.c, DatabaseTime().label("now"))
+    )
+
+
 def _due_types(job_kind: JobKind, table: _DueTable) -> Select[Any]:
     """The job's types with due rows: one index probe finds the next type, and one finds whether a row of it is due."""
     first_type = select(func.min(table.type).label("job_type")).where(table.is_enabled)
     types = first_type.cte(f"{job_kind.value}_types", recursive=True)
     next_type = select(func.min(table.type)).where(table.is_enabled, table.type > types.c.job_type).scalar_subquery()
     types = types.union_all(select(next_type).where(types.c.job_type.is_not(None)))
-    return select(literal(job_kind.value).label("job_kind"), types.c.job_type).where(
-        exists().where(*table.due_rows(types.c.job_type))
-    )
+    # Not EXISTS: PostgreSQL may turn it into a join that reads every due row.
+    earliest = select(func.min(table.due_time)).where(*table.due_rows(types.c.job_type)).scalar_subquery()
+    return select(literal(job_kind.value).label("job_kind"), types.c.job_type).where(earliest.is_not(None))
 
 
-_DUE_TYPES = union_all(*(_due_types(job_kind, table) for job_kind, table in _TABLES.items()))
+DUE_TYPES = union_all(*(_due_types(job_kind, table) for job_kind, table in _TABLES.items()))
+"""The statement that lists the jobs and types with due rows."""
