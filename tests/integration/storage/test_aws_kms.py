@@ -131,7 +131,7 @@ async def test_configuration_errors_are_reported(code: str) -> None:
 async def test_what_passes_means_that_it_is_away(error: Exception) -> None:
     key = AwsKmsKey(FailingKms(error), "arn:aws:kms:somewhere")
     for call in (key.wrap, key.unwrap):
-        with pytest.raises(StoreUnavailable, match="AWS KMS does not answer") as caught:
+        with pytest.raises(StoreUnavailable, match="AWS KMS is unavailable") as caught:
             await call(DATA_KEY, DATA_KEY_ID)
         assert "arn:" not in str(caught.value)  # callers are told this one
 
@@ -199,7 +199,7 @@ class TestKeyring:
         keyring = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(key_id="f" * 16))
-        with pytest.raises(KeyringError, match=f"data key {'f' * 16} does not open with key {arn}"):
+        with pytest.raises(KeyringError, match=f"data key {'f' * 16} does not unwrap with key {arn}"):
             await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(b"\x01" + bytes(63), ASSOCIATED_DATA)

@@ -291,7 +291,7 @@ class TestRotation:
         assert rotated.unreadable == [f"integrations.encrypted_credentials of {broken.integration_id}"]
         (remaining,) = (await values_encrypted_with(database, old))["integrations.encrypted_credentials"]
         assert remaining.value == flipped
-        with pytest.raises(KeyringError, match="still seals 1 of integrations"):
+        with pytest.raises(KeyringError, match="still encrypts 1 of integrations"):
             await remove_data_key(database, old, force=True)
 
     async def test_adding_and_activating_a_key_is_audited(self, database: Database, keyring: Keyring) -> None:
@@ -436,7 +436,7 @@ class TestRemoval:
     async def test_active_and_announced_keys_are_not_removed(self, database: Database, keyring: Keyring) -> None:
         announced = await keyring.add_data_key(timedelta(minutes=1))
         for key_id in (keyring.active_key_id, announced):
-            with pytest.raises(KeyringError, match="is the one that seals, or will"):
+            with pytest.raises(KeyringError, match="is the active or the next key"):
                 await remove_data_key(database, key_id, force=True)
 
     async def test_not_one_that_is_unknown(self, database: Database, keyring: Keyring) -> None:
@@ -459,17 +459,17 @@ class TestRemoval:
                     for row in rows:
                         new = await keyring.encrypt(b"", other.associated_data(row))
                         await connection.execute(other.replacement(), {"id": row.row_id, "old": row.value, "new": new})
-        with pytest.raises(KeyringError, match=f"still seals 1 of {column.name}: run"):
+        with pytest.raises(KeyringError, match=f"still encrypts 1 of {column.name}: run"):
             await remove_data_key(database, old, force=True)
 
     async def test_for_a_day_only_by_force(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         first = keyring.active_key_id
         await rotation.rotate(skip_wait)
         second = keyring.active_key_id
-        with pytest.raises(KeyringError, match="may be removed from"):
+        with pytest.raises(KeyringError, match="can be removed from"):
             await remove_data_key(database, first)
         await set_replaced_for(database, second, timedelta(hours=23, minutes=59))
-        with pytest.raises(KeyringError, match="may be removed from"):
+        with pytest.raises(KeyringError, match="can be removed from"):
             await remove_data_key(database, first)
         await set_replaced_for(database, second, timedelta(hours=24, minutes=1))
         await remove_data_key(database, first)

@@ -315,7 +315,7 @@ class TestKeyCheck:
     async def test_an_altered_check_is_refused(self, keyring: Keyring, database: Database) -> None:
         async with database.write_transaction() as connection:
             await connection.execute(update(key_checks).values(wrapped_check=bytes(60)))
-        with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
+        with pytest.raises(KeyringError, match=f"does not unwrap with key {KEY_ID}"):
             await open_test_keyring(database)
         assert keyring.active_key_id
 
@@ -361,7 +361,7 @@ class TestWrappingKeys:
     async def test_an_altered_data_key_is_refused_by_name(self, database: Database, wrapped: bytes) -> None:
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(wrapped_key=wrapped))
-        with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
+        with pytest.raises(KeyringError, match=f"does not unwrap with key {KEY_ID}"):
             await open_test_keyring(database)
 
     async def test_a_data_key_does_not_open_under_another_id(self, keyring: Keyring, database: Database) -> None:
