@@ -25,10 +25,10 @@ from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.service.audit.audit_trail import AuditTrail
-from integration_server.service.background.background_worker import BackgroundWorker, WorkerLimits
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.due_times import Schedule
-from integration_server.service.background.ports import DueWork, HealthHistory, JobKind
+from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker
@@ -47,6 +47,7 @@ from integration_server.service.events.change_feed_reader import MIN_POLL_INTERV
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.ports import ChangeFeed, ChangeListener
 from integration_server.service.health.health_checks import HealthChecker
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
 from integration_server.service.provider_port import Providers
@@ -74,7 +75,7 @@ from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, Servicers, build_grpc_server
-from integration_server.wiring.keys import open_key_encryptions, rotation_by_age
+from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
 from integration_server.wiring.sidecar import running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
@@ -87,7 +88,6 @@ _SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authoriz
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may change
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
 _RETENTION_INTERVAL = timedelta(minutes=10)
-_ROTATION_INTERVAL = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Service:
     google_calendar: GoogleCalendar
     refresher: TokenRefresher
     reader: ChangeFeedReader
-    worker: Sequence[BackgroundWorker]
+    worker: BackgroundWorker
 
 
 BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], Stores]
@@ -225,6 +225,7 @@ async def running_server(
             trail,
             clock,
             distributed_limiter,
+            key_rotation_job(settings, database, keyring, stores.due_work, trail, clock),
             cache=cache if is_cached else None,
         )
 
@@ -244,20 +245,14 @@ async def running_server(
             (poll, _POLL_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),
             (service.refresher.recover, _DUE_WORK_INTERVAL),
-            (use_cases.revocation_service.revoke_due, _DUE_WORK_INTERVAL),
-            *((worker.poll, _DUE_WORK_INTERVAL) for worker in service.worker),
+            (service.worker.poll, _DUE_WORK_INTERVAL),
             (service.reader.poll_when_due, MIN_POLL_INTERVAL),
             (use_cases.oauth_connection.remove_abandoned, _SWEEP_INTERVAL),
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
         ]
-        if settings.data_key_max_age:
-            activation_delay, max_age = settings.data_key_activation, settings.data_key_max_age
-            by_age = rotation_by_age(database, keyring, trail, clock, activation_delay, max_age)
-            jobs.append((by_age.poll, _ROTATION_INTERVAL))
-        for worker in service.worker:
-            await enter(worker)
+        await enter(service.worker)
         for job, interval in jobs:
             await enter(periodic_job(job, interval))
 
@@ -278,6 +273,7 @@ def build_service(
     trail: AuditTrail,
     clock: Clock,
     distributed_limiter: DistributedLimiter,
+    key_rotation: DueJob | None = None,
     *,
     cache: ChangeListener | None = None,
     random_token: RandomToken = random_token,
@@ -321,6 +317,7 @@ def build_service(
     revocation_service = RevocationService(
         integrations,
         stores.revocations,
+        stores.due_work,
         providers,
         cipher,
         tasks,
@@ -401,17 +398,16 @@ def build_service(
         ),
         api_proxy=api_proxy,
     )
-    limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
-    worker = [
-        BackgroundWorker(
-            job, handler, stores.due_work, providers, clock, jitter, limits=limits, claim_duration=claim_duration
-        )
-        for job, handler, claim_duration in (
-            # Longer than waiting for the lease of another process and the refresh take together.
-            (JobKind.REFRESH, refresher.refresh_proactively, 3 * settings.refresh_lease),
-            (JobKind.CHECK, health_checker.check_due, 3 * settings.health_check_timeout),
-        )
+    jobs = [
+        # Longer than waiting for the lease of another process and the refresh take together.
+        DueJob(JobKind.REFRESH, lambda claim: refresher.refresh_proactively(claim.item), 3 * settings.refresh_lease),
+        DueJob(JobKind.CHECK, health_checker.check_due, 3 * settings.health_check_timeout),
+        # Grants of unknown providers are claimed too: they are given up at the time limit.
+        DueJob(JobKind.REVOCATION, revocation_service.retry, settings.refresh_lease, needs_provider=False),
+        *([key_rotation] if key_rotation else []),
     ]
+    limits = WorkerLimits(settings.background_calls_per_provider, settings.background_calls_per_second)
+    worker = BackgroundWorker(jobs, stores.due_work, providers, clock, jitter, limits=limits, pause=pause)
     google_calendar = GoogleCalendar(credentials, api_proxy, GoogleCalendarApi())
     return Service(use_cases, google_calendar, refresher, reader, worker)
 

@@ -1,4 +1,4 @@
-"""The keys that credentials are sealed with: `keys ...`."""
+"""The commands `keys …`, which manage the data keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,7 +31,7 @@ from integration_server.wiring.system import utc_now
 
 @command
 async def show_keys() -> None:
-    """List the data keys by id: what each is for, how many values it seals, which key it is wrapped by."""
+    """List the data keys: use, number of encrypted values, and the key that wraps each."""
     settings, _ = await load_settings()
     settings = await prepare_database(settings)
     table = Table("data key", "use", "values", "wrapped by", "created")
@@ -48,27 +48,27 @@ async def show_keys() -> None:
     if table.row_count:
         Console().print(table)
     else:
-        typer.echo("There is no data key yet: the first start of the server makes one.")
+        typer.echo("There is no data key yet: the first start of the server creates one.")
     _print_wrapping_keys(settings)
 
 
 @command
 async def add_key() -> None:
-    """Announce a data key, that seals as soon as all servers know it; the former ones still open what they sealed."""
+    """Announce a new data key, which encrypts as soon as all servers know it. Previous keys still decrypt."""
     settings, _ = await load_settings()
     async with open_prepared_storage(settings) as storage:
         key_id = await storage.keyring.add_data_key(settings.data_key_activation)
         await _record_audit(storage, f"add {key_id}")
-    typer.echo(f"Data key {key_id} seals from {settings.data_key_activation.total_seconds():g} seconds from now on.")
+    typer.echo(f"Data key {key_id} encrypts new values in {settings.data_key_activation.total_seconds():g} seconds.")
 
 
 @command
 async def rotate_keys(
-    new_key: Annotated[bool, typer.Option(help="Without: re-seal with the newest data key what others seal.")] = True,
+    new_key: Annotated[bool, typer.Option(help="Without it, re-encrypt with the newest data key.")] = True,
 ) -> None:
-    """Replace the data key: announce one, then re-seal everything with it while servers go on.
+    """Replace the data key: announce a new one and re-encrypt all values with it while servers run.
 
-    Killed or failed, it goes on where it was when it is run again. The former key stays until `keys remove`.
+    After a failure, run it again: it continues. The previous key stays until `keys remove`.
     """
     settings, _ = await load_settings()
     async with open_prepared_storage(settings) as storage:
@@ -83,31 +83,31 @@ async def rotate_keys(
         _print_rotation(rotated, await _list_removable(storage.database))
     if rotated.unreadable:
         fail(
-            f"Values that do not open, and stay as they are: {len(rotated.unreadable):,}",
+            f"Values that cannot be decrypted and stay unchanged: {len(rotated.unreadable):,}",
             *rotated.unreadable[:10],
-            "Their users have to connect again; `keys remove` refuses until the rows are gone.",
+            "Their users must connect again; `keys remove` refuses until the rows are gone.",
         )
 
 
 @command
 async def rewrap_keys() -> None:
-    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired ones can go."""
+    """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed."""
     settings, _ = await load_settings()
     async with open_prepared_storage(settings) as storage:
         count = await rewrap(storage.database, storage.keys)
         await _record_audit(storage, f"rewrap with {storage.keys.current_id}")
-    typer.echo(f"{count} data keys were wrapped again. Key {storage.keys.current_id} wraps all of them now.")
+    typer.echo(f"{count} data keys were rewrapped. Key {storage.keys.current_id} wraps all data keys now.")
 
 
 @command
 async def remove_key(
-    data_key: Annotated[str, typer.Argument(help="Its id, as `keys show` has it.")],
+    data_key: Annotated[str, typer.Argument(help="The id, from `keys show`.")],
     force: Annotated[
         bool,
-        typer.Option("--force", help="Also within the day: journaled refreshes and tokens may need it."),
+        typer.Option("--force", help="Skip the day of retention: journaled refreshes and tokens may need the key."),
     ] = False,
 ) -> None:
-    """Remove a data key that seals nothing any more, a day after another took its place."""
+    """Remove a data key that no value needs, one day after it was replaced."""
     settings, _ = await load_settings()
     async with open_prepared_storage(settings) as storage:
         await remove_data_key(storage.database, data_key, force=force)
@@ -117,10 +117,10 @@ async def remove_key(
 
 def _describe_use(key: DataKey) -> str:
     if key.is_announced:
-        return f"seals from {key.active_time:%F %T} UTC on"
+        return f"encrypts from {key.active_time:%F %T} UTC"
     if key.is_active:
-        return "seals new values" if key.is_rotation_complete else "seals new values, and is to re-seal the others"
-    return f"opens; may be removed from {key.remove_time:%F %T} UTC on"
+        return "encrypts new values" if key.is_rotation_complete else "encrypts new values; rotation not complete"
+    return f"decrypts; removable from {key.remove_time:%F %T} UTC"
 
 
 def _print_wrapping_keys(settings: Settings) -> None:
@@ -145,21 +145,21 @@ def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable
 
     async def on_progress(step: RotationProgress) -> None:
         if step.remaining:
-            progress.update(task, description=f"Until all servers know: {step.remaining.total_seconds():.0f} s")
+            progress.update(task, description=f"Waiting for activation: {step.remaining.total_seconds():.0f} s")
             return
         progress.update(task, description="Re-encrypting", completed=step.done, total=step.total)
-        await asyncio.sleep(step.elapsed)  # half of the time is for others: on SQLite there is one writer
+        await asyncio.sleep(step.elapsed)  # leaves half of the time to others: SQLite has one writer
 
     return on_progress
 
 
 def _print_rotation(rotated: RotationResult, removable: Sequence[DataKey]) -> None:
-    description = "all the others" if rotated.unreadable else "everything"
+    description = "all other values" if rotated.unreadable else "all values"
     typer.echo(
         f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
     )
     for key in removable:
-        typer.echo(f"From {key.remove_time:%F %T} UTC on, this may go: keys remove {key.key_id}")
+        typer.echo(f"From {key.remove_time:%F %T} UTC you can run: keys remove {key.key_id}")
 
 
 async def _list_removable(database: Database) -> Sequence[DataKey]:
@@ -167,6 +167,6 @@ async def _list_removable(database: Database) -> Sequence[DataKey]:
 
 
 async def _record_audit(storage: Storage, description: str) -> None:
-    """Tell the audit log of a change of keys."""
+    """Record a change of keys in the audit log."""
     entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=description)
     await SqlAuditLog(storage.database, storage.keyring).append([entry])

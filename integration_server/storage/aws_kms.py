@@ -1,8 +1,8 @@
-"""A key-encryption key in AWS KMS: it never leaves there. Needs the extra `aws`.
+"""A key-encryption key in AWS KMS, which never leaves KMS. Needs the extra `aws`.
 
-A data key goes to KMS to be wrapped when it is made, and to be unwrapped once in each process that learns of it: calls
-are rare, and made in a thread. Region and credentials are found as AWS's own tools find them: in environment variables,
-profiles, the machine's or the container's role.
+KMS wraps a data key when it is created and unwraps it once in each process, so calls are rare; they run in a thread.
+Region and credentials come from the default chain of AWS's tools: environment variables, profiles, and the role of the
+machine or the container.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.storage.key_encryption import KeyringError, UnwrapError
 
 _CONTEXT = "integration-server-data-key"
-"""The encryption context's name: KMS authenticates it, and CloudTrail records it (KMS developer guide)."""
+"""The name in the encryption context, which KMS authenticates and CloudTrail records (KMS developer guide)."""
 
 _CONFIG = Config(
     connect_timeout=3,  # seconds; KMS answers in tens of milliseconds
     read_timeout=5,
-    retries={"total_max_attempts": 3, "mode": "standard"},  # throttling and passing faults
+    retries={"total_max_attempts": 3, "mode": "standard"},  # throttling and temporary faults
 )
 
 _UNWRAP_ERROR_CODES = frozenset({"IncorrectKeyException", "InvalidCiphertextException"})
@@ -37,25 +37,25 @@ _CONFIGURATION_ERROR_CODES = frozenset(
         "ValidationException",
     }
 )  # fmt: skip
-"""What an operator has to mend, of KMS's errors (API reference: Decrypt, Common Errors). The others may pass."""
+"""KMS errors that an operator must correct (API reference: Decrypt, Common Errors). Others may be temporary."""
 
 
 class AwsKmsKey:
-    """A `KeyEncryptionKey` by a symmetric key in KMS. Made by `open_aws_kms`; its id is its ARN."""
+    """A `KeyEncryptionKey` with a symmetric key in KMS. Created by `open_aws_kms`; its id is its ARN."""
 
     def __init__(self, client: BaseClient, arn: str) -> None:
         self._client = client
         self.key_id = arn
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
-        """The data key, encrypted by KMS for this id."""
+        """Encrypt a data key for this id."""
         response = await _call(
             self._client.encrypt, self.key_id, Plaintext=data_key, EncryptionContext={_CONTEXT: data_key_id}
         )
         return bytes(response["CiphertextBlob"])
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
-        """The data key of this id."""
+        """Decrypt the data key of this id."""
         response = await _call(
             self._client.decrypt, self.key_id, CiphertextBlob=wrapped, EncryptionContext={_CONTEXT: data_key_id}
         )
@@ -63,16 +63,16 @@ class AwsKmsKey:
 
 
 async def open_aws_kms(key_ids: Sequence[str]) -> Sequence[AwsKmsKey]:
-    """These keys of KMS: ARNs, ids, or aliases of either. Raises `KeyringError` or `StoreUnavailable`.
+    """Open keys of KMS by ARN, id or alias. Raises `KeyringError` or `StoreUnavailable`.
 
-    An alias stands for the key that it names now; the ARN of that is what is kept.
+    An alias is resolved now; the ARN of its key is what is stored.
     """
     return [await _open(key_id) for key_id in key_ids]
 
 
 async def _open(key_id: str) -> AwsKmsKey:
     try:
-        client = await asyncio.to_thread(_client, _region(key_id))  # reads files, for a tenth of a second
+        client = await asyncio.to_thread(_client, _region(key_id))  # reads files, which takes 0.1 s
     except NoRegionError:
         raise KeyringError(f"key {key_id} has no region: give its ARN, or set AWS_REGION") from None
     except (BotoCoreError, ValueError) as error:
@@ -89,13 +89,13 @@ def _client(region: str | None) -> BaseClient:
 
 
 def _region(key_id: str) -> str | None:
-    """The region in an ARN: a key is in that one, whatever the environment says."""
+    """The region in an ARN, which takes precedence over the environment."""
     match = re.match(r"arn:[^:]+:kms:([^:]+):", key_id)
     return None if match is None else match[1]
 
 
 async def _call(operation: Callable[..., Any], key_id: str, **parameters: object) -> Mapping[str, Any]:
-    """Call KMS for this key; its errors as ours. They quote KMS's error code, and not its message."""
+    """Call KMS with this key, and convert its errors. Messages contain KMS's error code but not its message."""
     try:
         response: Mapping[str, Any] = await asyncio.to_thread(operation, KeyId=key_id, **parameters)
     except ClientError as error:
@@ -104,9 +104,9 @@ async def _call(operation: Callable[..., Any], key_id: str, **parameters: object
             raise UnwrapError from None
         if code in _CONFIGURATION_ERROR_CODES:
             raise KeyringError(f"key {key_id} of AWS KMS cannot be used: {code}") from error
-        raise StoreUnavailable(f"AWS KMS does not answer: {code}") from error
+        raise StoreUnavailable(f"AWS KMS is unavailable: {code}") from error
     except NoCredentialsError:
         raise KeyringError(f"key {key_id} of AWS KMS cannot be used: no AWS credentials are found") from None
     except BotoCoreError as error:
-        raise StoreUnavailable(f"AWS KMS does not answer: {type(error).__name__}") from error
+        raise StoreUnavailable(f"AWS KMS is unavailable: {type(error).__name__}") from error
     return response

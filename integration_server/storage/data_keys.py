@@ -1,4 +1,4 @@
-"""Looking after the data keys: what there is, wrapping them with another key-encryption key, removing one."""
+"""Administration of data keys: describe them, wrap them with another key-encryption key, remove one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from integration_server.storage.key_encryption import KeyEncryptionKeys, Keyring
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 REPLACED_KEY_RETENTION = timedelta(days=1)
-"""How long a data key is kept after another began to seal. Tokens that browsers carry live for minutes, those of pages
-for as long as somebody reads on; and a server that cannot reach the database keeps what it refreshed on its disk."""
+"""How long a replaced data key is kept. State and page tokens that browsers and callers hold, and journal files of a
+server that cannot reach the database, are encrypted with it."""
 
 _ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 
 
 @dataclass(frozen=True, slots=True)
 class DataKey:
-    """What may be told of a data key. Times are the database's; `replaced_time` is when the next one began to seal."""
+    """A data key without its secret. Times are the database's; `replaced_time` is the activation of the next key."""
 
     key_id: str
     wrapping_key_id: str
@@ -34,36 +34,36 @@ class DataKey:
 
     @property
     def is_announced(self) -> bool:
-        """Whether its time is still to come."""
+        """Whether it is not active yet."""
         return self.active_time > self.now
 
     @property
     def is_active(self) -> bool:
-        """Whether it seals."""
+        """Whether it encrypts new values."""
         return not self.is_announced and self.replaced_time is None
 
     @property
     def remove_time(self) -> datetime | None:
-        """When it may be removed, once no value needs it; None while it is in use."""
+        """From when it can be removed, if no value needs it; None while it is in use."""
         return None if self.replaced_time is None else self.replaced_time + REPLACED_KEY_RETENTION
 
 
 async def describe_data_keys(database: Database) -> Sequence[DataKey]:
-    """All data keys, in the order of their use. Needs no key."""
+    """All data keys, by activation time. Needs no key-encryption key."""
     async with database.read_connection() as connection:
         return _described((await connection.execute(_ALL_KEYS)).all())
 
 
 async def count_encrypted_values(database: Database, key_id: str) -> int:
-    """How many stored values this data key seals."""
+    """The number of stored values that are encrypted with this data key."""
     async with database.read_connection() as connection:
         return sum((await count_values(connection, key_id)).values())
 
 
 async def rewrap(database: Database, keys: KeyEncryptionKeys) -> int:
-    """Wrap every data key, and the key check, with the current key-encryption key; how many were not.
+    """Wrap all data keys and the key check with the current key-encryption key. Returns the number of data keys.
 
-    Each is a commit of its own: after a crash, do it again. Raises `KeyringError` or `StoreUnavailable`.
+    Each key is one transaction: repeat the call after a crash. Raises `KeyringError` or `StoreUnavailable`.
     """
     done = await _rewrap(database, keys, data_keys, data_keys.c.key_id, data_keys.c.wrapped_key)
     await _rewrap(database, keys, key_checks, key_checks.c.check_id, key_checks.c.wrapped_check)
@@ -71,9 +71,9 @@ async def rewrap(database: Database, keys: KeyEncryptionKeys) -> int:
 
 
 async def remove_data_key(database: Database, key_id: str, *, force: bool = False) -> None:
-    """Remove a data key that is not needed any more. Raises `KeyringError` that says why it is.
+    """Remove a data key that is no longer needed. Raises `KeyringError` with the reason if it is needed.
 
-    With `force` it need not have been out of use for long; stored values that need it keep it all the same.
+    `force` skips the retention time, but not the check for stored values.
     """
     async with database.write_transaction() as connection:
         keys = {key.key_id: key for key in _described((await connection.execute(_ALL_KEYS)).all())}
@@ -122,15 +122,17 @@ async def _rewrap(
 
 def _require_inactive(key: DataKey, *, force: bool) -> None:
     if key.remove_time is None:
-        raise KeyringError(f"data key {key.key_id} is the one that seals, or will: it is needed")
+        raise KeyringError(f"data key {key.key_id} is the active or the next key: it is needed")
     if key.remove_time > key.now and not force:
         raise KeyringError(
-            f"data key {key.key_id} may be removed from {key.remove_time:%F %T} UTC on: until then servers may have "
-            "refreshed credentials on their disks, and callers tokens, that are sealed with it (--force: remove it now)"
+            f"data key {key.key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
+            "servers and tokens of callers may be encrypted with it (--force removes it now)"
         )
 
 
 def _require_unused(key_id: str, counts: Mapping[str, int]) -> None:
     if counts:
         listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise KeyringError(f"data key {key_id} still seals {listing}: run `keys rotate` first (--no-new-key will do)")
+        raise KeyringError(
+            f"data key {key_id} still encrypts {listing}: run `keys rotate` first (--no-new-key is enough)"
+        )

@@ -1,4 +1,4 @@
-"""The database's own clock, for what several machines must agree on."""
+"""The database's clock as an SQL expression, for times that several machines compare."""
 
 from datetime import datetime, timedelta
 
@@ -11,7 +11,7 @@ from integration_server.storage.tables import UtcDateTime
 
 
 class DatabaseTime(FunctionElement[datetime]):
-    """The database's time, `offset` from now: the moment itself, not when the transaction began."""
+    """The current time of the database plus `offset`; not the start of the transaction."""
 
     name = "database_time"
     type = UtcDateTime()
@@ -24,12 +24,12 @@ class DatabaseTime(FunctionElement[datetime]):
 @compiles(DatabaseTime, "postgresql")
 def _postgresql(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
     (seconds,) = element.clauses
-    # Not now(), which stands still for the length of a transaction.
+    # Not now(), which is constant within a transaction.
     return f"(clock_timestamp() + make_interval(secs => {compiler.process(seconds, **options)}))"
 
 
 @compiles(DatabaseTime, "sqlite")
 def _sqlite(element: DatabaseTime, compiler: SQLCompiler, **options: object) -> str:
     (seconds,) = element.clauses
-    # As our times are written there, to the microsecond, so that they compare as text.
+    # The text format of `UtcDateTime` in SQLite, so that times compare as text.
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', {compiler.process(seconds, **options)} || ' seconds')"

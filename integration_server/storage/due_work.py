@@ -1,58 +1,149 @@
-"""What is due, in SQL: fulfils the port `DueWork`.
+"""SQL implementation of `DueWork`: the only statements that find, claim and postpone due work.
 
-A claim moves the due time ahead. It needs no owner and no end: what is not done in time is due again.
+Due times stay in the tables of the jobs, so that the outcome of a job and its next due time are one statement. Each
+table is declared once below. Every job has an index on (type, due time): the types are found by a loose index scan and
+each claim reads only the rows that it takes, so that the cost of a poll does not depend on the number of due rows.
+
+All times are the database's. The refresh lease (`refresh_leases.py`) is a different mechanism: it protects a call that
+may run on demand, not a due row, and must record whether a refresh token may be spent.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
-from sqlalchemy import Column, select, update
+from sqlalchemy import Column, ColumnElement, Row, Select, func, literal, select, true, union_all, update
+from sqlalchemy.sql.dml import ReturningUpdate
 
-from integration_server.service.background.ports import JobKind
-from integration_server.service.integrations.ports import StoredIntegration
+from integration_server.service.background.ports import Claim, JobKind
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import stored_integration_of
-from integration_server.storage.tables import integrations, is_usable
+from integration_server.storage.revocations import revocation_of
+from integration_server.storage.tables import integrations, is_usable, revocations, singleton_jobs
 
-_T = integrations.c
+T = TypeVar("T")
 
-_DUE_TIMES: Mapping[JobKind, Column[datetime]] = {
-    JobKind.REFRESH: _T.refresh_due_time,
-    JobKind.CHECK: _T.check_due_time,
+_NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: PostgreSQL can then use the index
+
+
+@dataclass(frozen=True, slots=True)
+class _DueTable:
+    """The columns that hold one job's due times.
+
+    `item_of` maps a row to the item of its claim. Rows that do not match `is_enabled` are never due. `claim_values` are
+    further columns that a claim sets.
+    """
+
+    row_id: Column[Any]
+    type: Column[str]
+    due_time: Column[datetime]
+    item_of: Callable[[Row[Any]], Any]
+    is_enabled: ColumnElement[bool] = field(default_factory=true)
+    claim_values: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
+
+    def due_rows(self, job_type: ColumnElement[str]) -> Sequence[ColumnElement[bool]]:
+        """The conditions of the due rows of a type."""
+        return self.is_enabled, self.type == job_type, self.due_time <= _NOW
+
+
+_TABLES: Mapping[JobKind, _DueTable] = {
+    JobKind.REFRESH: _DueTable(
+        integrations.c.integration_id,
+        integrations.c.integration_type,
+        integrations.c.refresh_due_time,
+        stored_integration_of,
+        is_enabled=is_usable,
+    ),
+    JobKind.CHECK: _DueTable(
+        integrations.c.integration_id,
+        integrations.c.integration_type,
+        integrations.c.check_due_time,
+        stored_integration_of,
+        is_enabled=is_usable,
+    ),
+    JobKind.REVOCATION: _DueTable(
+        revocations.c.revocation_id,
+        revocations.c.integration_type,
+        revocations.c.due_time,
+        revocation_of,
+        claim_values={"attempts": revocations.c.attempts + 1},
+    ),
+    JobKind.KEY_ROTATION: _DueTable(
+        singleton_jobs.c.job_name, singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None
+    ),
 }
 
 
 class SqlDueWork:
-    """An `DueWork` over a SQL database."""
+    """A `DueWork` over a SQL database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due_types(self, kind: JobKind, now: datetime) -> Sequence[str]:
-        """The integration types with due work."""
-        query = select(_T.integration_type).distinct().where(is_usable, _DUE_TIMES[kind] <= now)
+    async def due_types(self) -> Collection[tuple[JobKind, str]]:
+        """The jobs with due rows, each with the types of those rows."""
         async with self._database.read_connection() as connection:
-            return (await connection.scalars(query)).all()
+            rows = (await connection.execute(DUE_TYPES)).all()
+        return [(JobKind(row.job_kind), row.job_type) for row in rows]
 
     async def claim(
-        self, kind: JobKind, integration_type: str, now: datetime, next_due_time: datetime, limit: int
-    ) -> Sequence[StoredIntegration]:
-        """At most `limit` of what is due, what has waited longest first. What others are about to claim is left out."""
-        due_time = _DUE_TIMES[kind]
-        picked = (
-            select(_T.integration_id)
-            .where(is_usable, due_time <= now, _T.integration_type == integration_type)
-            .order_by(due_time)
-            .limit(limit)
-            .with_for_update(skip_locked=True)  # on SQLite the transaction has the database to itself
-            .cte("picked")
-        )
-        claim = (
-            update(integrations)
-            .where(_T.integration_id.in_(select(picked.c.integration_id)))
-            .values({due_time.name: next_due_time})
-            .returning(integrations)
+        self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
+    ) -> Sequence[Claim[Any]]:
+        """Claim at most `limit` due rows, the longest due first. Skips rows that another claim has locked."""
+        table = _TABLES[job_kind]
+        statement = claim_statement(job_kind, job_type, limit, claim_duration)
+        async with self._database.write_statement() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [
+            Claim(job_kind, row._mapping[table.row_id], row._mapping[table.due_time], table.item_of(row))
+            for row in rows
+        ]
+
+    async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
+        """Make the claimed row due after `delay`, unless another process has claimed it."""
+        table = _TABLES[claim.job_kind]
+        postpone = (
+            update(table.row_id.table)
+            .where(table.row_id == claim.row_id, table.due_time == claim.due_time)
+            .values({table.due_time.name: DatabaseTime(delay)})
+            .returning(table.due_time)
         )
         async with self._database.write_statement() as connection:
-            rows = (await connection.execute(claim)).all()
-        return [stored_integration_of(row) for row in rows]
+            due_time = await connection.scalar(postpone)
+        return None if due_time is None else replace(claim, due_time=due_time)
+
+
+def claim_statement(job_kind: JobKind, job_type: str, limit: int, claim_duration: timedelta) -> ReturningUpdate[Any]:
+    """The statement that claims due rows of any job."""
+    table = _TABLES[job_kind]
+    due = (
+        select(table.row_id)
+        .where(*table.due_rows(literal(job_type)))
+        .order_by(table.due_time)
+        .limit(limit)
+        .with_for_update(skip_locked=True)  # SQLite serializes write transactions instead
+        .cte("due")
+    )
+    return (
+        update(table.row_id.table)
+        .where(table.row_id.in_(select(due.c[table.row_id.name])))
+        .values({table.due_time.name: DatabaseTime(claim_duration), **table.claim_values})
+        .returning(*table.row_id.table.c, DatabaseTime().label("now"))
+    )
+
+
+def _due_types(job_kind: JobKind, table: _DueTable) -> Select[Any]:
+    """The job's types with due rows: one index probe finds the next type, and one finds whether a row of it is due."""
+    first_type = select(func.min(table.type).label("job_type")).where(table.is_enabled)
+    types = first_type.cte(f"{job_kind.value}_types", recursive=True)
+    next_type = select(func.min(table.type)).where(table.is_enabled, table.type > types.c.job_type).scalar_subquery()
+    types = types.union_all(select(next_type).where(types.c.job_type.is_not(None)))
+    # Not EXISTS: PostgreSQL may turn it into a join that reads every due row.
+    earliest = select(func.min(table.due_time)).where(*table.due_rows(types.c.job_type)).scalar_subquery()
+    return select(literal(job_kind.value).label("job_kind"), types.c.job_type).where(earliest.is_not(None))
+
+
+DUE_TYPES = union_all(*(_due_types(job_kind, table) for job_kind, table in _TABLES.items()))
+"""The statement that lists the jobs and types with due rows."""

@@ -1,10 +1,10 @@
-"""Every column of sealed values, with the place that each value is sealed for. A test finds those that are missing."""
+"""The columns with encrypted values, and the associated data of each. A test finds columns that are missing here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Row, Select, Table, Update, bindparam, func, select, update
+from sqlalchemy import Column, Row, Select, Update, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.service.common_types import AssociatedData
@@ -29,105 +29,62 @@ from integration_server.storage.tables import (
 
 @dataclass(frozen=True, slots=True)
 class EncryptedColumn:
-    """A column of sealed values. `aad_columns` is what tells a value's place: uid, user and type, in this order."""
+    """A column of encrypted values.
+
+    `aad_columns` names the columns that hold the associated data: uid, user and type, in this order.
+    """
 
     value: Column[bytes]
-    row_id: Column[Any]
-    aad_columns: Sequence[Column[str]]
     make_associated_data: Callable[[str, str, str], AssociatedData]
+    aad_columns: tuple[str, str, str] = ("uid", "user_id", "integration_type")
 
     @property
     def name(self) -> str:
-        """Table and column."""
+        """The names of the table and the column."""
         return f"{self.value.table.name}.{self.value.name}"
 
     @property
-    def table(self) -> Table:
-        """Its table."""
-        return self.row_id.table
+    def row_id(self) -> Column[Any]:
+        """The primary key column of the table."""
+        (column,) = self.value.table.primary_key
+        return column
 
     def rows_encrypted_with(self, key_id: str) -> Select[Any]:
-        """The rows whose value is sealed with this data key: `row_id`, `value` and what tells the place."""
-        aad_columns = [column.label(f"owner_{number}") for number, column in enumerate(self.aad_columns)]
-        return select(self.row_id.label("row_id"), self.value.label("value"), *aad_columns).where(
+        """A query for the rows whose value is encrypted with this data key: `row_id`, `value`, `owner_0` to `_2`."""
+        columns = [self.value.table.c[name].label(f"owner_{number}") for number, name in enumerate(self.aad_columns)]
+        return select(self.row_id.label("row_id"), self.value.label("value"), *columns).where(
             data_key_id(self.value) == bytes.fromhex(key_id)
         )
 
     def associated_data(self, row: Row[Any]) -> AssociatedData:
-        """Where the value of one of these rows belongs."""
+        """The associated data of the value in one of these rows."""
         return self.make_associated_data(row.owner_0, row.owner_1, row.owner_2)
 
     def replacement(self) -> Update:
-        """Puts `new` where `old` is, in the row `id`."""
+        """A statement that replaces the value `old` in the row `id` by `new`."""
         return (
-            update(self.table)
+            update(self.row_id.table)
             .where(self.row_id == bindparam("id"), self.value == bindparam("old"))
             .values({self.value: bindparam("new")})
         )
 
 
+_ATTEMPT = ("attempt_id", "user_id", "integration_type")
+
 ENCRYPTED_COLUMNS = (
-    EncryptedColumn(
-        integrations.c.encrypted_credentials,
-        integrations.c.integration_id,
-        (integrations.c.uid, integrations.c.user_id, integrations.c.integration_type),
-        credentials_aad,
-    ),
-    EncryptedColumn(
-        revocations.c.encrypted_credentials,
-        revocations.c.revocation_id,
-        (revocations.c.uid, revocations.c.user_id, revocations.c.integration_type),
-        credentials_aad,
-    ),
-    EncryptedColumn(
-        authorization_attempts.c.encrypted_verifier,
-        authorization_attempts.c.attempt_id,
-        (
-            authorization_attempts.c.attempt_id,
-            authorization_attempts.c.user_id,
-            authorization_attempts.c.integration_type,
-        ),
-        verifier_aad,
-    ),
-    EncryptedColumn(
-        authorization_attempts.c.encrypted_callback,
-        authorization_attempts.c.attempt_id,
-        (
-            authorization_attempts.c.attempt_id,
-            authorization_attempts.c.user_id,
-            authorization_attempts.c.integration_type,
-        ),
-        callback_aad,
-    ),
-    EncryptedColumn(
-        webhook_secrets.c.encrypted_secret,
-        webhook_secrets.c.integration_id,
-        (webhook_secrets.c.uid, webhook_secrets.c.user_id, webhook_secrets.c.integration_type),
-        webhook_secret_aad,
-    ),
-    EncryptedColumn(
-        webhook_secrets.c.encrypted_previous_secret,
-        webhook_secrets.c.integration_id,
-        (webhook_secrets.c.uid, webhook_secrets.c.user_id, webhook_secrets.c.integration_type),
-        webhook_secret_aad,
-    ),
-    EncryptedColumn(
-        webhook_events.c.encrypted_payload,
-        webhook_events.c.webhook_event_id,
-        (webhook_events.c.uid, webhook_events.c.user_id, webhook_events.c.integration_type),
-        payload_aad,
-    ),
-    EncryptedColumn(
-        audit_chains.c.encrypted_key,
-        audit_chains.c.chain_id,
-        (audit_chains.c.chain_id, audit_chains.c.chain_id, audit_chains.c.chain_id),
-        chain_key_aad,
-    ),
+    EncryptedColumn(integrations.c.encrypted_credentials, credentials_aad),
+    EncryptedColumn(revocations.c.encrypted_credentials, credentials_aad),
+    EncryptedColumn(authorization_attempts.c.encrypted_verifier, verifier_aad, _ATTEMPT),
+    EncryptedColumn(authorization_attempts.c.encrypted_callback, callback_aad, _ATTEMPT),
+    EncryptedColumn(webhook_secrets.c.encrypted_secret, webhook_secret_aad),
+    EncryptedColumn(webhook_secrets.c.encrypted_previous_secret, webhook_secret_aad),
+    EncryptedColumn(webhook_events.c.encrypted_payload, payload_aad),
+    EncryptedColumn(audit_chains.c.encrypted_key, chain_key_aad, ("chain_id", "chain_id", "chain_id")),
 )
 
 
 async def count_values(connection: AsyncConnection, key_id: str) -> Mapping[str, int]:
-    """How many values of which column are sealed with this data key; columns without any are left out."""
+    """The number of values per column that are encrypted with this data key, without columns that have none."""
     counts = {}
     for column in ENCRYPTED_COLUMNS:
         query = select(func.count()).select_from(column.rows_encrypted_with(key_id).subquery())

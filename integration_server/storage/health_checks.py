@@ -1,4 +1,4 @@
-"""The history of health checks, in SQL: fulfils the port `HealthHistory`."""
+"""SQL implementation of `HealthHistory`."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -8,14 +8,14 @@ from sqlalchemy import ColumnElement, Row, Select, case, delete, func, insert, s
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.background.ports import HealthCheckRecord
+from integration_server.service.health.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c
 
-_PRUNE_BATCH_SIZE = 1000  # short transactions, so that nobody waits for them
+_PRUNE_BATCH_SIZE = 1000  # short transactions
 
 
 class SqlHealthHistory:
@@ -25,9 +25,9 @@ class SqlHealthHistory:
         self._database = database
 
     async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
-        """Keep a check, set or clear the integration's last error after it, and when to check next."""
+        """Store a check, and set the integration's last error and the due time of its next check."""
         is_same = matches_integration(check.integration.integration_id, check.integration.user_id)
-        # The lock keeps the row from going before the check refers to it; SQLite's transaction does so by itself.
+        # The lock prevents a deletion before the insert refers to the row; SQLite serializes write transactions.
         lock = select(integrations.c.version).where(*is_same).with_for_update()
         async with self._database.write_transaction() as connection:
             version = await connection.scalar(lock)
@@ -40,7 +40,7 @@ class SqlHealthHistory:
             await connection.execute(insert(health_checks).values(_check_values(check)))
 
     async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
-        """An integration's checks with a number below `before`, newest first."""
+        """The integration's checks with an id below `before`, newest first."""
         query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
         if before is not None:
             query = query.where(_C.health_check_id < before)
@@ -51,7 +51,7 @@ class SqlHealthHistory:
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime
     ) -> Sequence[ErrorRate]:
-        """How an integration's checks went in each window up to now."""
+        """The counts of the integration's checks and failed checks in each window that ends at `now`."""
         counts = []
         for window in windows:
             is_within = _C.check_time > now - window
@@ -62,14 +62,14 @@ class SqlHealthHistory:
         return [ErrorRate(window, *row[2 * number : 2 * number + 2]) for number, window in enumerate(windows)]
 
     async def prune(self, before: datetime) -> int:
-        """Forget some of everybody's checks made before then; how many there were."""
+        """Delete a batch of checks made before `before`. Returns the number deleted."""
         old = select(_C.health_check_id).where(_C.check_time < before).order_by(_C.check_time).limit(_PRUNE_BATCH_SIZE)
         async with self._database.write_transaction() as connection:
             return (await connection.execute(delete(health_checks).where(_C.health_check_id.in_(old)))).rowcount
 
 
 def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
-    """Columns of the integration's checks, or all of them."""
+    """A query for these columns of the integration's checks, by default all."""
     is_same = matches_integration(integration.integration_id, integration.user_id)
     return select(*columns or health_checks.c).select_from(health_checks.join(integrations)).where(*is_same)
 
@@ -103,7 +103,7 @@ def _outcome_values(check: HealthCheck) -> Mapping[str, Any]:
         return NO_FAILURE
     failure = Failure(check.error_class, check.check_time, check.message)
     count = integrations.c.error_count
-    # A refresh that failed within the check has been counted already.
+    # A refresh that failed during the check is counted already.
     return failure_values(failure) | {
         "error_count": case((integrations.c.last_error_time >= check.check_time, count), else_=count + 1)
     }

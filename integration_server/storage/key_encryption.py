@@ -1,4 +1,4 @@
-"""Key-encryption keys, which wrap the data keys and nothing else: the port, and the local one. See `aws_kms` too."""
+"""Key-encryption keys, which wrap the data keys: the port and the local key. `aws_kms.py` has the KMS key."""
 
 import base64
 import hashlib
@@ -17,29 +17,29 @@ _NONCE_BYTES = 12
 
 
 class KeyringError(Exception):
-    """The data keys cannot be used with the keys that are configured. Names key ids, never a key."""
+    """The data keys cannot be used with the configured keys. The message names key ids, never a key."""
 
 
 class UnwrapError(Exception):
-    """A wrapped key is not one that this key has wrapped for this id."""
+    """A wrapped key was not wrapped by this key for this id."""
 
 
 class KeyEncryptionKey(Protocol):
-    """A key that encrypts data keys. Both calls raise `StoreUnavailable` if what it is kept in is away."""
+    """A key that encrypts data keys. Both calls raise `StoreUnavailable` if the key's store is unavailable."""
 
     @property
     def key_id(self) -> str:
-        """What it is called wherever it was used; at most 255 characters."""
+        """The id that is stored with each wrapped key; at most 255 characters."""
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
-        """The data key, encrypted for this id. Raises `KeyringError` where it may not be used."""
+        """Encrypt a data key for this id. Raises `KeyringError` if the key must not be used."""
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
-        """The data key of this id. Raises `UnwrapError`, or `KeyringError` where it may not be used."""
+        """Decrypt the data key of this id. Raises `UnwrapError`, or `KeyringError` if the key must not be used."""
 
 
 def parse_key(text: str) -> bytes:
-    """The 32 bytes of a key in either base64 alphabet, padded or not. Raises `ValueError` that does not quote it."""
+    """Parse a 32-byte key in either base64 alphabet, padded or not. Raises `ValueError` without the text."""
     digits = text.strip().rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
         key = base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
@@ -52,7 +52,7 @@ def parse_key(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class LocalKey:
-    """A `KeyEncryptionKey` by a key in hand, with AES-256-GCM. Its id is made of the key, one way."""
+    """A `KeyEncryptionKey` in memory, with AES-256-GCM. Its id is derived from the key with an HMAC."""
 
     key: bytes = field(repr=False)
     key_id: str = field(init=False)
@@ -64,12 +64,12 @@ class LocalKey:
         object.__setattr__(self, "key_id", digest[:4].hex())
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
-        """The data key, encrypted for this id."""
+        """Encrypt a data key for this id."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + AESGCM(self.key).encrypt(nonce, data_key, data_key_id.encode())
 
     async def unwrap(self, wrapped: bytes, data_key_id: str) -> bytes:
-        """The data key of this id. Raises `UnwrapError`."""
+        """Decrypt the data key of this id. Raises `UnwrapError`."""
         nonce, ciphertext = wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:]
         try:
             return AESGCM(self.key).decrypt(nonce, ciphertext, data_key_id.encode())
@@ -78,7 +78,7 @@ class LocalKey:
 
 
 class KeyEncryptionKeys:
-    """The current key, which wraps, and former ones, which only unwrap what they have wrapped."""
+    """The current key, which wraps, and previous keys, which only unwrap."""
 
     def __init__(self, current: KeyEncryptionKey, previous: Iterable[KeyEncryptionKey] = ()) -> None:
         self._current = current
@@ -91,15 +91,15 @@ class KeyEncryptionKeys:
 
     @property
     def key_ids(self) -> Sequence[str]:
-        """The ids of all of them, the current one first."""
+        """The ids of all keys, the current one first."""
         return tuple(self._keys)
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
-        """The data key, encrypted with the current key. Raises `KeyringError` or `StoreUnavailable`."""
+        """Encrypt a data key with the current key. Raises `KeyringError` or `StoreUnavailable`."""
         return await self._current.wrap(data_key, data_key_id)
 
     async def unwrap(self, wrapped: bytes, data_key_id: str, wrapping_key_id: str) -> bytes:
-        """The data key of this id. Raises `KeyringError` that names the ids, or `StoreUnavailable`."""
+        """Decrypt the data key of this id. Raises `KeyringError` with the ids, or `StoreUnavailable`."""
         key = self._keys.get(wrapping_key_id)
         if key is None:
             raise KeyringError(
@@ -110,5 +110,5 @@ class KeyEncryptionKeys:
             return await key.unwrap(wrapped, data_key_id)
         except UnwrapError:
             raise KeyringError(
-                f"data key {data_key_id} does not open with key {wrapping_key_id}: it was altered"
+                f"data key {data_key_id} does not unwrap with key {wrapping_key_id}: it was altered"
             ) from None

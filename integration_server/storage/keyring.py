@@ -1,16 +1,15 @@
-"""The keyring: data keys that values are sealed with, wrapped by a key-encryption key that the database does not have.
+"""The keyring: the data keys that encrypt values. The database stores them wrapped by a key-encryption key.
 
-A sealed value is
+An encrypted value is
 
     1 byte format | 8 bytes data key id | 12 bytes nonce | ciphertext and 16 bytes tag
 
-by AES-256-GCM, with the first two and the value's place as associated data: altered, truncated or moved, it does not
-open. Nonces are random, so that a data key must not seal more than 2³² values (NIST SP 800-38D §8.3): rotate it long
-before.
+in AES-256-GCM. The header and the value's associated data are authenticated: an altered, truncated or moved value
+cannot be decrypted. Nonces are random, so a data key must not encrypt more than 2³² values (NIST SP 800-38D §8.3).
 
-A data key is announced before it is used: it lies in the table from its making, and seals from its `active_time` on, by
-the database's clock. Every server reads the table about once a second, and does not count as ready when it cannot; so
-that all know a key before any seals with it, whatever their own clocks say.
+A data key is announced before it is used: it is in the table from its creation, and encrypts from its `active_time` on,
+by the database's clock. Every server reads the table about once a second and is not ready when it cannot, so that all
+servers know a key before any server encrypts with it, whatever their own clocks say.
 """
 
 import asyncio
@@ -40,17 +39,17 @@ _HEADER_BYTES = len(_FORMAT) + _KEY_ID_BYTES
 _NONCE_BYTES = 12
 
 _LOOKUP_INTERVAL = 1.0
-"""Seconds between two looks for unknown data keys: a flood of forged values must not become load on the database."""
+"""Seconds between reads for an unknown data key: many forged values must not become load on the database."""
 
 _CHECK_ID = "key-check"
 _CHECK = b"integration-server key check 1.."
-"""What the key check wraps, as long as a key. Nobody needs to keep it secret: that it unwraps is what counts."""
+"""The plaintext of the key check, as long as a key. It is not secret: the check is whether it unwraps."""
 
 _ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 
 
 class Keyring:
-    """Seals and opens values for their place: a `Aead`. Made by `open_keyring`."""
+    """An `Aead` with the data keys of the database. Created by `open_keyring`."""
 
     def __init__(self, database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float]) -> None:
         self._database = database
@@ -63,18 +62,18 @@ class Keyring:
 
     @property
     def active_key_id(self) -> str:
-        """The id of the data key that seals, as far as is known here."""
+        """The id of the data key that encrypts, as of the last read."""
         return self._active_id.hex()
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """`plaintext`, sealed with the active data key."""
+        """Encrypt with the active data key."""
         header = _FORMAT + self._active_id
         nonce = os.urandom(_NONCE_BYTES)
         cipher = self._ciphers[self._active_id]
         return header + nonce + cipher.encrypt(nonce, plaintext, _encode_associated_data(header, associated_data))
 
     async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
-        """The plaintext. Raises `CredentialsUnreadable` when anything about value, key or place is not as sealed."""
+        """Decrypt. Raises `CredentialsUnreadable` if the value, the key or the associated data differs."""
         header, rest = ciphertext[:_HEADER_BYTES], ciphertext[_HEADER_BYTES:]
         nonce, payload = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         if not header.startswith(_FORMAT) or len(nonce) < _NONCE_BYTES:
@@ -86,17 +85,17 @@ class Keyring:
             raise CredentialsUnreadable from None
 
     async def reload(self) -> None:
-        """Learn which data keys there are, and which seals. Raises `KeyringError` or `StoreUnavailable`.
+        """Read the data keys and determine which is active. Raises `KeyringError` or `StoreUnavailable`.
 
-        Those that unwrap are learnt even then.
+        The keys that unwrap are loaded even then.
         """
-        async with self._reload_lock:  # one at a time: an older reading must not undo a newer one
+        async with self._reload_lock:  # an older read must not overwrite a newer one
             await self._reload()
 
     async def add_data_key(self, activation_delay: timedelta = timedelta(0)) -> str:
-        """Announce a new data key, that seals after this time; its id. Former ones go on opening.
+        """Announce a new data key that encrypts after this delay. Returns its id. Previous keys still decrypt.
 
-        Raises `KeyringError` while the one before is not settled.
+        Raises `KeyringError` while the rotation to the previous one is not complete.
         """
         key_id = new_data_key_id()
         values = await self._new_data_key(key_id, DataKeyState.ROTATING, activation_delay)
@@ -104,12 +103,14 @@ class Keyring:
             async with self._database.write_transaction() as connection:
                 await connection.execute(insert(data_keys).values(values))
         except IntegrityError as error:
-            raise KeyringError("the newest data key has not replaced the others yet: rotate first") from error
+            raise KeyringError(
+                "the rotation to the newest data key is not complete: run `keys rotate` first"
+            ) from error
         await self.reload()
         return key_id
 
     async def prepare(self) -> None:
-        """Make the first data key and the key check, where there are none; check the key otherwise.
+        """Create the first data key and the key check if there are none, else check the key-encryption key.
 
         Raises `KeyringError` or `StoreUnavailable`.
         """
@@ -121,19 +122,17 @@ class Keyring:
         else:
             await self._keys.unwrap(check.wrapped_check, check.check_id, check.wrapping_key_id)
         if not self._active_id:
-            await self.reload()  # another server may have made both since the first look
+            await self.reload()  # another server may have created both since the first read
         if not self._active_id:
-            raise KeyringError(
-                "the data keys are gone from the database, and the key check is not: restore the table data_keys"
-            )
+            raise KeyringError("the database has a key check but no data keys: restore the table data_keys")
 
-    # --- reading -----------------------------------------------------------------------------------------------------
+    # --- loading -----------------------------------------------------------------------------------------------------
 
     async def _reload(self) -> None:
         async with self._database.monitor_connection() as connection:
             rows = (await connection.execute(_ALL_KEYS)).all()
-        if self._ciphers and not rows:  # what is known is worth keeping
-            raise KeyringError("the data keys are gone from the database")
+        if self._ciphers and not rows:  # keep the loaded keys
+            raise KeyringError("the database has no data keys")
         known, problems = {}, []
         for row in rows:
             try:
@@ -160,14 +159,14 @@ class Keyring:
         async with self._reload_lock:
             if key_id in self._ciphers or self._monotonic() < self._next_lookup:
                 return
-            with suppress(KeyringError):  # a key that does not unwrap here is as good as unknown
+            with suppress(KeyringError):  # a key that does not unwrap here counts as unknown
                 await self._reload()
             self._next_lookup = self._monotonic() + _LOOKUP_INTERVAL
 
-    # --- making ------------------------------------------------------------------------------------------------------
+    # --- creation ----------------------------------------------------------------------------------------------------
 
     async def _create_first_key(self) -> None:
-        """Make the key check, and the first data key unless this database has one from before there were checks."""
+        """Create the key check, and the first data key unless this database has one without a check."""
         is_first = not self._active_id
         check = {
             "check_id": _CHECK_ID,
@@ -181,7 +180,7 @@ class Keyring:
                 if key is not None:
                     await connection.execute(insert(data_keys).values(key))
         except IntegrityError:
-            pass  # another server was quicker
+            pass  # another server has created them
         await self.reload()
 
     async def _new_data_key(
@@ -198,12 +197,12 @@ class Keyring:
 
 
 def new_data_key_id() -> str:
-    """An id that no other data key has."""
+    """A new random id."""
     return os.urandom(_KEY_ID_BYTES).hex()
 
 
 def _newest_active_key(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
-    """The newest whose time has come; the oldest of all if none's has, as after a clock was set back."""
+    """The newest key that is active; the oldest of all if none is, as after a clock was set back."""
     usable = [(bytes.fromhex(row.key_id), row.active_time <= row.now) for row in rows]
     usable = [(key_id, is_active) for key_id, is_active in usable if key_id in known]
     active = [key_id for key_id, is_active in usable if is_active] or [key_id for key_id, _ in usable[:1]]
@@ -227,13 +226,13 @@ def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> b
         associated_data.integration_type,
     )
     parts = [header, *(name.encode() for name in names)]
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)  # with lengths, no two places look alike
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)  # the lengths make the encoding unambiguous
 
 
 async def open_keyring(
     database: Database, keys: KeyEncryptionKeys, *, monotonic: Callable[[], float] = time.monotonic
 ) -> Keyring:
-    """The keyring of this database; the first data key is made if there is none.
+    """Open the keyring of this database; the first data key is created if there is none.
 
     Raises `KeyringError` when a data key or the key check does not unwrap with `keys`, and `StoreUnavailable`.
     """

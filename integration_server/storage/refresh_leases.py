@@ -3,6 +3,9 @@
 All times are the database's, read when the statement runs. A lease is a row, not a lock: it needs no connection while
 the provider is called, and survives a transaction pooler. The row stays after the refresh: one of an older version than
 the integration's is void.
+
+Leases differ from due work (`due_work.py`): a refresh also runs on demand, when nothing is due, and a lease must record
+whether the provider was called, because the refresh token may then be used up.
 """
 
 from datetime import timedelta

@@ -1,13 +1,12 @@
-"""Rotating the data key while everything goes on: docs/key-management.md tells the steps, and what a crash leads to.
+"""Online rotation of the data key; docs/key-management.md has the steps and the effects of a crash.
 
-What is still to be done is what the rows say: each sealed value begins with the id of its data key. So whoever comes
-next, after a crash or at the same time, goes on where the rows are, and nothing else has to be remembered.
+Each encrypted value begins with the id of its data key, so the rows themselves say what remains to be re-encrypted. A
+rotation needs no other state: it continues after a crash, and several rotations can run at the same time.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,28 +14,27 @@ from typing import Any
 import structlog
 from sqlalchemy import Row, update
 
-from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.errors import CredentialsUnreadable
+from integration_server.service.background.ports import Claim, DueWork
 from integration_server.storage.data_keys import DataKey, describe_data_keys
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS, EncryptedColumn, count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import DataKeyState, data_keys
-from integration_server.storage.work_leases import WorkLease
 
 _BATCH = 100
-"""Values a transaction: some milliseconds, for which nobody waits who does not want one of these rows. (With SQLite
-every writer does.)"""
+"""Values per transaction, which takes milliseconds. It delays writers of these rows; with SQLite, every writer."""
 
-_POLL_INTERVAL = 1.0  # seconds between looks at the database's clock
-_RETRY_INTERVAL = 0.1  # seconds until rows that others held are tried again: transactions take milliseconds
+_POLL_INTERVAL = 1.0  # seconds between reads of the database's clock
+_RETRY_INTERVAL = 0.1  # seconds until locked rows are tried again: transactions take milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class RotationProgress:
-    """A step of a rotation: `done` of `total` values are re-sealed, the last ones in `elapsed` seconds.
+    """A step of a rotation: `done` of `total` values are re-encrypted, the last batch in `elapsed` seconds.
 
-    While a time is waited for, `remaining` says how much of it is.
+    While the rotation waits for the key's activation, `remaining` is the time left.
     """
 
     done: int = 0
@@ -46,16 +44,16 @@ class RotationProgress:
 
 
 ProgressCallback = Callable[[RotationProgress], Awaitable[None]]
-"""Called between transactions; waits as long as others are to have the database. What it raises ends the rotation."""
+"""Called between transactions. It may wait, to leave the database to others. An exception from it ends the rotation."""
 
 
 AuditRecorder = Callable[[str], Awaitable[object]]
-"""Called with what was done with which key, for the audit log."""
+"""Called with the operation and the key id, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
 class RotationResult:
-    """What became of a rotation. `unreadable` names rows whose value does not open, and stays as it is."""
+    """The outcome of a rotation. `unreadable` names the rows whose values cannot be decrypted; they stay unchanged."""
 
     key_id: str
     reencrypted: int
@@ -70,7 +68,7 @@ class _Progress:
 
 
 class Rotation:
-    """Announces a data key, waits until all servers know it, and re-seals with it what others have sealed."""
+    """Announces a data key, waits until all servers know it, and re-encrypts the values of other keys with it."""
 
     def __init__(
         self,
@@ -92,21 +90,20 @@ class Rotation:
     async def rotate(self, on_progress: ProgressCallback, *, new_key: bool = True) -> RotationResult:
         """Rotate to a new data key, or to the one that an unfinished rotation has announced.
 
-        Without `new_key` the newest one is taken in any case. Raises `KeyringError` or `StoreUnavailable`; do it again
-        then, to go on.
+        Without `new_key` it always rotates to the newest one. Raises `KeyringError` or `StoreUnavailable`; the next
+        call continues the rotation.
         """
         key_id = await self._announce_key(new_key=new_key)
         await self._wait(key_id, timedelta(0), on_progress)
         await self._keyring.reload()
         if self._keyring.active_key_id != key_id:
-            raise KeyringError(f"data key {key_id} does not seal here: another has taken its place")
+            raise KeyringError(f"data key {key_id} is not the active key: another has replaced it")
         first = await self._reencrypt(key_id, on_progress)
-        # A server that has not looked yet may still seal with the former key, until then.
+        # Until then, a server that has not read the keys yet may encrypt with the previous key.
         await self._wait(key_id, self._activation_delay, on_progress)
         last = await self._reencrypt(key_id, on_progress)
-        await self._record_audit(
-            f"rotate to {key_id}"
-        )  # rather twice than not at all: until it is settled, somebody goes on
+        # Before the mark: a crash in between repeats the audit entry, and does not lose it.
+        await self._record_audit(f"rotate to {key_id}")
         await self._mark_complete(key_id)
         return RotationResult(key_id, first.done + last.done, last.unreadable)
 
@@ -119,11 +116,11 @@ class Rotation:
         return key_id
 
     async def _wait(self, key_id: str, since_active: timedelta, on_progress: ProgressCallback) -> None:
-        """Wait until the key has been active for this long, by the database's clock."""
+        """Wait until the key has been active for `since_active`, on the database's clock."""
         while True:
             keys = {key.key_id: key for key in await describe_data_keys(self._database)}
             if key_id not in keys:
-                raise KeyringError(f"data key {key_id} was removed meanwhile")
+                raise KeyringError(f"data key {key_id} was removed during the rotation")
             remaining = keys[key_id].active_time + since_active - keys[key_id].now
             if remaining <= timedelta(0):
                 return
@@ -135,10 +132,10 @@ class Rotation:
         async with self._database.write_transaction() as connection:
             await connection.execute(complete)
 
-    # --- re-sealing --------------------------------------------------------------------------------------------------
+    # --- re-encryption -----------------------------------------------------------------------------------------------
 
     async def _reencrypt(self, key_id: str, on_progress: ProgressCallback) -> _Progress:
-        """Re-seal until no value that opens is left under another key, also those that others held meanwhile."""
+        """Re-encrypt until no decryptable value of another key is left, including rows that were locked."""
         progress = _Progress(total=await self._count_remaining(key_id))
         remaining = progress.total
         while remaining > len(progress.unreadable):
@@ -147,7 +144,7 @@ class Rotation:
                 for column in ENCRYPTED_COLUMNS:
                     await self._reencrypt_column(column, other, progress, on_progress)
             remaining = await self._count_remaining(key_id)
-            await self._pause(_RETRY_INTERVAL if remaining > len(progress.unreadable) else 0)  # somebody holds rows
+            await self._pause(_RETRY_INTERVAL if remaining > len(progress.unreadable) else 0)  # rows were locked
         return progress
 
     async def _reencrypt_column(
@@ -165,11 +162,10 @@ class Rotation:
     async def _reencrypt_batch(
         self, column: EncryptedColumn, key_id: str, last: object, progress: _Progress
     ) -> Sequence[Row[Any]]:
-        """Re-seal the next rows after `last` that nobody else is changing; which these were.
+        """Re-encrypt the next unlocked rows after `last`, and return them.
 
-        They are locked from reading to writing, so that no refresh is overwritten. Rows that are locked already are
-        passed over: whoever waits while holding rows can be part of a deadlock. The version stays, since a refresh
-        that is under way must find the one that it has read.
+        They are locked from the read to the write, so that no refresh is overwritten. Locked rows are skipped: waiting
+        while holding locks can deadlock. The version is unchanged, so that a refresh in progress can still commit.
         """
         query = column.rows_encrypted_with(key_id).order_by(column.row_id).limit(self._batch)
         if last is not None:
@@ -193,7 +189,7 @@ class Rotation:
         return {"id": row.row_id, "old": row.value, "new": await self._keyring.encrypt(plaintext, associated_data)}
 
     async def _replaced_key_ids(self, key_id: str) -> Sequence[str]:
-        """The keys that this one replaces."""
+        """The ids of the keys that this one replaces."""
         keys = [key.key_id for key in await describe_data_keys(self._database)]
         return keys[: keys.index(key_id)]
 
@@ -204,53 +200,67 @@ class Rotation:
 
 
 class AgeBasedRotation:
-    """Rotates when the newest data key is too old, or a rotation was left unfinished; one server at a time does."""
+    """The background job that rotates a data key of a certain age and finishes rotations that were interrupted.
+
+    One process at a time runs it: it holds the claim of the job's row and renews it between transactions. `duty_cycle`
+    is the share of time for re-encryption; the database is free for other work for the rest.
+    """
 
     def __init__(
         self,
         database: Database,
         rotation: Rotation,
-        lease: WorkLease,
+        due_work: DueWork,
         *,
         max_age: timedelta,
+        check_interval: timedelta,
+        claim_duration: timedelta,
         duty_cycle: float,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`duty_cycle` is the part of the time that re-sealing may take; in the rest, others have the database."""
         self._database = database
         self._rotation = rotation
-        self._lease = lease
+        self._due_work = due_work
         self._max_age = max_age
+        self._check_interval = check_interval
+        self._claim_duration = claim_duration
         self._duty_cycle = duty_cycle
         self._pause = pause
         self._log = structlog.get_logger(__name__)
 
-    async def poll(self) -> None:
-        """Rotate if it is time and nobody else does."""
+    async def run(self, claim: Claim[None]) -> bool:
+        """Rotate if a key is due: the handler of the background job. The next check is due after `check_interval`."""
         keys = await describe_data_keys(self._database)
-        if not keys or not self._is_due(keys[-1]) or not await self._lease.renew():
-            return
-        try:
-            self._log.info("data_key_rotation_started")
-            rotated = await self._rotation.rotate(self._on_progress)
-        except _LeaseLost:
-            self._log.info("rotation_lease_lost")
-        else:
-            self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.reencrypted)
-            if rotated.unreadable:
-                self._log.error("decryption_failed", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
-        finally:
-            with suppress(StoreUnavailable):  # it lapses by itself
-                await self._lease.release()
+        if keys and self._is_due(keys[-1]):
+            claim = await self._rotate(claim)
+        await self._due_work.postpone(claim, self._check_interval)
+        return True
 
     def _is_due(self, newest: DataKey) -> bool:
         return not newest.is_rotation_complete or newest.active_time + self._max_age <= newest.now
 
-    async def _on_progress(self, step: RotationProgress) -> None:
-        if not await self._lease.renew():
-            raise _LeaseLost
-        await self._pause(step.elapsed * (1 / self._duty_cycle - 1))
+    async def _rotate(self, claim: Claim[None]) -> Claim[None]:
+        """Rotate until the end or the loss of the claim. Returns the claim as it was last renewed."""
+
+        async def on_progress(step: RotationProgress) -> None:
+            nonlocal claim
+            renewed = await self._due_work.postpone(claim, self._claim_duration)
+            if renewed is None:
+                raise _ClaimLost
+            claim = renewed
+            await self._pause(step.elapsed * (1 / self._duty_cycle - 1))
+
+        self._log.info("data_key_rotation_started")
+        try:
+            rotated = await self._rotation.rotate(on_progress)
+        except _ClaimLost:
+            self._log.info("rotation_claim_lost")
+            return claim
+        self._log.info("data_key_rotated", key_id=rotated.key_id, values=rotated.reencrypted)
+        if rotated.unreadable:
+            self._log.error("decryption_failed", rows=rotated.unreadable[:10], count=len(rotated.unreadable))
+        return claim
 
 
-class _LeaseLost(Exception):
-    """Another server does the work by now."""
+class _ClaimLost(Exception):
+    """Another process has claimed the rotation."""

@@ -145,13 +145,13 @@ Index(
 )
 
 is_usable = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
-"""What the server works on by itself. Written out in the indexes below, so that rows that are off cost nothing."""
+"""The integrations that background jobs work on: the condition of the partial indexes below."""
 
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
     Index(
-        f"ix_integrations_{_due_time.name}",
-        _due_time,
+        f"ix_integrations_integration_type_{_due_time.name}",
         integrations.c.integration_type,
+        _due_time,
         postgresql_where=is_usable,
         sqlite_where=is_usable,
     )
@@ -217,11 +217,12 @@ revocations = Table(
     Column("account_id", String(255)),
     Column("encrypted_credentials", LargeBinary, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
-    Column("due_time", UtcDateTime, nullable=False, index=True),
+    Column("due_time", UtcDateTime, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
     sqlite_autoincrement=True,
 )
-"""Credentials that are gone here and still to be revoked at their provider, sealed as they were in their row."""
+"""The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row."""
 
 webhook_secrets = Table(
     "webhook_secrets",
@@ -352,14 +353,13 @@ key_checks = Table(
 )
 """One row, made with the first data key: it unwraps with the right key-encryption key only."""
 
-work_leases = Table(
-    "work_leases",
+singleton_jobs = Table(
+    "singleton_jobs",
     metadata,
-    Column("lease_name", String(64), primary_key=True),
-    Column("owner", String(255), nullable=False),
-    Column("expire_time", UtcDateTime, nullable=False),
+    Column("job_name", String(64), primary_key=True),
+    Column("due_time", UtcDateTime, nullable=False),
 )
-"""Who does what one server at a time should do, until when on the database's clock."""
+"""Background jobs that have one row for the whole installation. The migration inserts the rows; see `due_work.py`."""
 
 
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:

@@ -1,21 +1,22 @@
-"""The key-encryption keys, and what rotates the data keys."""
+"""Selection of the key-encryption keys, and the background job that rotates data keys."""
 
 from collections.abc import Sequence
 from datetime import timedelta
 
 from integration_server.domain.audit import SERVER, Action, AuditEntry
 from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.background.background_worker import DueJob
+from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKey, KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.rotation import AgeBasedRotation, Rotation
-from integration_server.storage.work_leases import WorkLease
-from integration_server.wiring.system import random_token
 
-_ROTATION_SHARE = 0.1  # of the time: calls should not notice
-_ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's is free after it
+_ROTATION_CHECK_INTERVAL = timedelta(seconds=30)  # an old data key is detected within this time
+_ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's claim expires after it
+_ROTATION_DUTY_CYCLE = 0.1  # RPCs should not become slower
 
 
 async def open_key_encryptions(settings: Settings) -> KeyEncryptionKeys:
@@ -35,30 +36,30 @@ async def _open_kms(key_ids: Sequence[str]) -> Sequence[KeyEncryptionKey]:
     if not key_ids:
         return ()
     try:
-        # An optional extra, and a tenth of a second that others should not pay.
+        # An optional extra, whose import takes 0.1 s.
         from integration_server.storage.aws_kms import open_aws_kms  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise KeyringError("AWS KMS needs the extra `aws`: pip install 'integration-server[aws]'") from error
     return await open_aws_kms(key_ids)
 
 
-def rotation_by_age(
-    database: Database,
-    keyring: Keyring,
-    trail: AuditTrail,
-    clock: Clock,
-    activation_delay: timedelta,
-    max_age: timedelta,
-) -> AgeBasedRotation:
-    """What replaces data keys that are too old, in the background."""
+def key_rotation_job(
+    settings: Settings, database: Database, keyring: Keyring, due_work: DueWork, trail: AuditTrail, clock: Clock
+) -> DueJob | None:
+    """The background job that replaces old data keys, or None where `DATA_KEY_MAX_AGE_DAYS` is 0."""
+    if not settings.data_key_max_age:
+        return None
 
     async def record_audit(description: str) -> None:
         await trail.record(AuditEntry(clock(), SERVER, Action.CHANGE_KEYS, purpose=description))
 
-    return AgeBasedRotation(
+    rotation = AgeBasedRotation(
         database,
-        Rotation(database, keyring, activation_delay=activation_delay, record_audit=record_audit),
-        WorkLease(database, "data key rotation", random_token(), _ROTATION_CLAIM),
-        max_age=max_age,
-        duty_cycle=_ROTATION_SHARE,
+        Rotation(database, keyring, activation_delay=settings.data_key_activation, record_audit=record_audit),
+        due_work,
+        max_age=settings.data_key_max_age,
+        check_interval=_ROTATION_CHECK_INTERVAL,
+        claim_duration=_ROTATION_CLAIM,
+        duty_cycle=_ROTATION_DUTY_CYCLE,
     )
+    return DueJob(JobKind.KEY_ROTATION, rotation.run, _ROTATION_CLAIM, needs_provider=False)

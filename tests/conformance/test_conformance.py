@@ -340,7 +340,7 @@ async def test_a_failed_revocation_is_retried(scenario: Scenario) -> None:
     assert (state, scenario.simulated_provider.is_valid(tokens.access_token)) == (RevocationState.PENDING, True)
     scenario.simulated_provider.fault = None
     scenario.system.clock.advance(timedelta(minutes=5))
-    await scenario.system.revocation_service.revoke_due()
+    await scenario.system.worker.poll()
     async with asyncio.timeout(60):
         while scenario.simulated_provider.is_valid(tokens.access_token):  # noqa: ASYNC110  # the state is that of another server
             await asyncio.sleep(0.01)

@@ -10,9 +10,10 @@ import pytest
 
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, Status
-from integration_server.service.background.ports import DueWork, HealthHistory, JobKind
+from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.webhooks.ports import WebhookInbox
 from tests.contracts.store_contract import (
@@ -21,6 +22,7 @@ from tests.contracts.store_contract import (
     EXPIRY,
     FAILURE,
     LATER,
+    LONG_CLAIM,
     NOW,
     account,
     check_of,
@@ -187,7 +189,15 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     ),
     "acknowledge": (lambda s, integration: s.inbox.acknowledge(integration, "mail", 0), []),
     "claim": (
-        lambda s, integration: s.due_work.claim(JobKind.CHECK, integration.integration_type, LATER, EXPIRY, 9),
+        lambda s, integration: s.due_work.claim(
+            JobKind.CHECK, integration.integration_type, 9, claim_duration=timedelta(minutes=1)
+        ),
+        [],
+    ),
+    "postpone": (
+        lambda s, integration: s.due_work.postpone(
+            Claim(JobKind.CHECK, integration.integration_id, NOW, None), LONG_CLAIM
+        ),
         [],
     ),
     "begin_reconnection": (

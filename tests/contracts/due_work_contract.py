@@ -1,7 +1,7 @@
-"""What every `DueWork` must do, whatever it is made of."""
+"""The contract of `DueWork`, which every implementation passes."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,21 +12,25 @@ from integration_server.service.integrations.ports import IntegrationStore, NewC
 from tests.contracts.store_contract import (
     ANN,
     BOB,
+    EXPIRED_CLAIM,
     FAILURE,
+    LATER,
+    LONG_CLAIM,
     NOW,
     account,
     found,
     new_integration,
     now_of,
     pending,
+    types_of,
 )
 
 SECOND = timedelta(seconds=1)
-CLAIMED_UNTIL = NOW + timedelta(minutes=1)
+PAST, FUTURE = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
 async def due(integrations: IntegrationStore, at: datetime | None, integration_type: str = "acme") -> Integration:
-    """An integration with both kinds of work due then."""
+    """An integration whose refresh and health check are due at this time."""
     integration = await integrations.add_connected(
         new_integration(integration_type=integration_type),
         account(None),
@@ -38,59 +42,69 @@ async def due(integrations: IntegrationStore, at: datetime | None, integration_t
     return integration
 
 
-@pytest.mark.parametrize("job_kind", JobKind)
+@pytest.mark.parametrize("job_kind", [JobKind.REFRESH, JobKind.CHECK])
 class DueWorkContract:
-    """The tests; who inherits them provides the fixtures `due_work`, `integrations` and `attempts`."""
+    """A subclass provides the fixtures `due_work`, `integrations` and `attempts`, views of one empty store."""
 
-    async def test_gives_what_has_waited_longest(
+    async def test_claims_the_longest_due_first(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        rows = [await due(integrations, NOW - number * SECOND) for number in range(4)]
-        claimed = await due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 2)
-        assert {stored.integration.integration_id for stored in claimed} == {row.integration_id for row in rows[2:]}
-        for stored in claimed:
-            assert stored == await found(integrations, stored.integration.integration_id)
-            assert getattr(stored.integration, f"{job_kind.value}_due_time") == CLAIMED_UNTIL
+        rows = [await due(integrations, PAST - number * SECOND) for number in range(4)]
+        claims = await due_work.claim(job_kind, "acme", 2, claim_duration=LONG_CLAIM)
+        assert {claim.row_id for claim in claims} == {row.integration_id for row in rows[2:]}
+        for claim in claims:
+            assert claim.item == await found(integrations, claim.item.integration.integration_id)
+            assert getattr(claim.item.integration, f"{job_kind.value}_due_time") == claim.due_time > PAST
 
-    async def test_what_is_claimed_is_due_again_when_its_time_is_up(
+    async def test_a_claimed_row_is_due_again_when_the_claim_expires(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        await due(integrations, NOW)
-        assert len(await due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 5)) == 1
-        assert await due_work.claim(job_kind, "acme", CLAIMED_UNTIL - SECOND, CLAIMED_UNTIL, 5) == []
-        assert len(await due_work.claim(job_kind, "acme", CLAIMED_UNTIL, CLAIMED_UNTIL + SECOND, 5)) == 1
+        await due(integrations, PAST)
+        assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)) == 1
+        assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
+        assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
 
-    async def test_reports_the_types_with_due_work(
+    async def test_lists_the_types_with_due_rows(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        for at, integration_type in ((NOW, "acme"), (NOW, "acme"), (NOW + SECOND, "later"), (None, "never")):
+        for at, integration_type in (
+            (FUTURE, "a future type"),
+            (PAST, "acme"),
+            (PAST, "acme"),
+            (PAST, "another"),
+            (None, "never"),
+        ):
             await due(integrations, at, integration_type)
-        assert await due_work.due_types(job_kind, NOW) == ["acme"]
-        assert sorted(await due_work.due_types(job_kind, NOW + SECOND)) == ["acme", "later"]
-        assert await due_work.claim(job_kind, "later", NOW, CLAIMED_UNTIL, 5) == []
+        assert await types_of(due_work, job_kind) == ["acme", "another"]
+        await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
+        assert await types_of(due_work, job_kind) == ["another"]
+        for integration_type in ("a future type", "never", "unknown"):
+            assert await due_work.claim(job_kind, integration_type, 5, claim_duration=LONG_CLAIM) == []
 
-    async def test_gives_each_to_one_of_many(
+    async def test_of_concurrent_claims_each_row_has_one(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        rows = [await due(integrations, NOW) for _ in range(20)]
-        results = await asyncio.gather(*(due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 3) for _ in range(10)))
-        claimed = [stored.integration.integration_id for answer in results for stored in answer]
+        rows = [await due(integrations, PAST) for _ in range(20)]
+        results = await asyncio.gather(
+            *(due_work.claim(job_kind, "acme", 3, claim_duration=LONG_CLAIM) for _ in range(10))
+        )
+        claimed = [claim.row_id for claims in results for claim in claims]
         assert len(claimed) == len(set(claimed))
-        while more := await due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 3):
-            claimed += [stored.integration.integration_id for stored in more]
-        assert sorted(claimed) == [row.integration_id for row in rows]
+        while more := await due_work.claim(job_kind, "acme", 3, claim_duration=LONG_CLAIM):
+            claimed += [claim.row_id for claim in more]
+        assert sorted(map(int, claimed)) == [row.integration_id for row in rows]
 
     async def test_skips_inactive_expired_and_pending_integrations(
         self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, job_kind: JobKind
     ) -> None:
-        off, expired = await due(integrations, NOW), await due(integrations, NOW)
+        off, expired = await due(integrations, PAST), await due(integrations, PAST)
         await integrations.update(off.integration_id, ANN, NOW, is_active=False)
-        await integrations.record_failure(expired, FAILURE, reauthorization_required=True, refresh_due_time=NOW)
+        await integrations.record_failure(expired, FAILURE, reauthorization_required=True, refresh_due_time=PAST)
         await pending(integrations, attempts, BOB)
-        assert await due_work.due_types(job_kind, NOW) == []
-        assert await due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 5) == []
+        assert await types_of(due_work, job_kind) == []
+        assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
         await integrations.update(off.integration_id, ANN, NOW, is_active=True)
-        assert len(await due_work.claim(job_kind, "acme", NOW, CLAIMED_UNTIL, 5)) == 1
+        assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
 
 
 class RefreshDueTimeContract:
@@ -98,16 +112,16 @@ class RefreshDueTimeContract:
 
     async def test_new_credentials_set_it(self, integrations: IntegrationStore) -> None:
         integration = await due(integrations, NOW)
-        again = NewCredentials(b"new", is_renewable=True, refresh_due_time=CLAIMED_UNTIL)
+        again = NewCredentials(b"new", is_renewable=True, refresh_due_time=LATER)
         committed = await integrations.commit_refresh(integration, again, NOW)
         assert committed is not None
-        assert (committed.refresh_due_time, committed.check_due_time) == (CLAIMED_UNTIL, NOW)
+        assert (committed.refresh_due_time, committed.check_due_time) == (LATER, NOW)
 
     async def test_a_failure_sets_it_where_it_was_set(self, integrations: IntegrationStore) -> None:
         by_itself, on_demand = await due(integrations, NOW), await due(integrations, None)
         for integration in (by_itself, on_demand):
-            await integrations.record_failure(integration, FAILURE, refresh_due_time=CLAIMED_UNTIL)
-        assert (await now_of(integrations, by_itself)).refresh_due_time == CLAIMED_UNTIL
+            await integrations.record_failure(integration, FAILURE, refresh_due_time=LATER)
+        assert (await now_of(integrations, by_itself)).refresh_due_time == LATER
         assert (await now_of(integrations, on_demand)).refresh_due_time is None
 
     async def test_those_that_end_are_listed_soonest_first(self, integrations: IntegrationStore) -> None:

@@ -1,4 +1,4 @@
-"""What every `HealthHistory` must do, whatever it is made of."""
+"""The contract of `HealthHistory`, which every implementation passes."""
 
 import asyncio
 from dataclasses import replace
@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from integration_server.domain.health import ErrorRate
 from integration_server.domain.integration import Failure
-from integration_server.service.background.ports import HealthHistory
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import IntegrationStore
 from tests.contracts.store_contract import (
     ANN,
@@ -25,7 +25,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 class HealthHistoryContract:
-    """The tests; who inherits them provides the fixtures `history` and `integrations`."""
+    """A subclass provides the fixtures `history` and `integrations`, views of one empty store."""
 
     async def test_a_check_sets_and_clears_the_last_error(
         self, integrations: IntegrationStore, history: HealthHistory
@@ -42,7 +42,7 @@ class HealthHistoryContract:
             integration, last_health_check=LATER, check_due_time=LATER
         )
 
-    async def test_what_failed_within_the_check_is_counted_once(
+    async def test_a_failure_during_the_check_is_counted_once(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         integration = await connected(integrations)
@@ -51,7 +51,7 @@ class HealthHistoryContract:
         await history.record(check, None)
         assert (await now_of(integrations, integration)).error_count == 1
 
-    async def test_a_check_of_previous_credentials_leaves_the_error_alone(
+    async def test_a_check_of_previous_credentials_does_not_change_the_error(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         before = await connected(integrations)
@@ -64,7 +64,7 @@ class HealthHistoryContract:
         await history.record(check_of(before), LATER)
         assert (await now_of(integrations, before)).last_error == FAILURE
 
-    async def test_a_check_of_an_integration_that_is_gone_is_forgotten(
+    async def test_a_check_of_a_removed_integration_is_not_stored(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         integration = await connected(integrations)
@@ -80,9 +80,9 @@ class HealthHistoryContract:
         )
         assert await integrations.list_connected(ANN) == []
 
-    # --- reading -----------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------
 
-    async def test_lists_the_newest_first_and_continues_before_a_number(
+    async def test_lists_the_newest_first_and_continues_before_an_id(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
         integration, other = await connected(integrations), await connected(integrations)
@@ -119,7 +119,7 @@ class HealthHistoryContract:
         assert await history.list(theirs, None, 10) == []
         assert await history.error_rates(theirs, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
 
-    async def test_forgets_what_is_old(self, integrations: IntegrationStore, history: HealthHistory) -> None:
+    async def test_prunes_old_checks(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration = await connected(integrations)
         for age in range(5):
             await history.record(replace(check_of(integration), check_time=NOW - age * HOUR), None)

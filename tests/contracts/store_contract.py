@@ -5,7 +5,7 @@ A subclass gives the fixtures `integrations`, `attempts` and `revocations`, view
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -16,13 +16,14 @@ from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.service.background.ports import HealthHistory
+from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
     NewAuthorizationAttempt,
 )
-from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
+from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
     NewAccount,
@@ -35,7 +36,7 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 EXPIRY = NOW + timedelta(minutes=10)
 ANN, BOB = UserId("ann"), UserId("bob")
-LONG, OVER = timedelta(minutes=10), timedelta(seconds=-1)  # claims that outlast every test, and such that have lapsed
+LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than every test; expired at once
 LARGEST_ID = IntegrationId(2**63 - 1)
 FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not answer as it should")
 
@@ -550,102 +551,127 @@ class IntegrationStoreContract:
 
 
 class RevocationOutboxContract:
-    """What becomes of the credentials of an integration that is removed, and what the outbox does with them."""
+    """The outbox of revocations, and the claims on its rows.
 
-    async def test_removing_puts_the_credentials_in_claimed_by_the_remover(
-        self, integrations: IntegrationStore, revocations: RevocationOutbox
+    A subclass provides the fixtures `integrations`, `attempts`, `revocations` and `due_work`.
+    """
+
+    async def test_removal_adds_the_credentials_claimed_by_the_remover(
+        self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
         integration = await connected(integrations, ANN, "a")
-        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG)
+        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG_CLAIM)
         assert removed is not None
         assert removed.revocation is not None
-        assert removed.revocation.grant == new_grant(uid=integration.uid, account_id="a")
-        assert removed.revocation.attempts == 1
-        assert abs(removed.revocation.age) < LONG
+        assert removed.revocation.item.grant == new_grant(uid=integration.uid, account_id="a")
+        assert removed.revocation.item.attempts == 1
+        assert abs(removed.revocation.item.age) < LONG_CLAIM
         assert not removed.is_refreshing
-        assert await revocations.due_types() == []
-        assert await revocations.claim_due("acme", 10, claim_duration=LONG) == []
+        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await claim_revocations(due_work) == []
 
-    async def test_a_claim_that_has_lapsed_is_followed_with_the_same_grant(
-        self, integrations: IntegrationStore, revocations: RevocationOutbox
+    async def test_an_expired_claim_is_followed_by_another_on_the_same_grant(
+        self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
         integration = await connected(integrations, ANN, "a")
-        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=OVER)
+        removed = await integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM)
         assert removed is not None
         assert removed.revocation is not None
-        (follower,) = await revocations.claim_due("acme", 10, claim_duration=LONG)
-        assert follower.grant == removed.revocation.grant
-        assert (follower.revocation_id, follower.attempts) == (removed.revocation.revocation_id, 2)
+        (claim,) = await claim_revocations(due_work)
+        assert (claim.row_id, claim.item.grant) == (removed.revocation.row_id, removed.revocation.item.grant)
+        assert claim.item.attempts == 2
 
     async def test_a_pending_integration_leaves_nothing(
-        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, revocations: RevocationOutbox
+        self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, due_work: DueWork
     ) -> None:
         integration = await pending(integrations, attempts)
         removed = await integrations.remove(integration.integration_id, ANN)
         assert removed is not None
         assert removed.revocation is None
-        assert await revocations.due_types() == []
+        assert await types_of(due_work, JobKind.REVOCATION) == []
 
-    async def test_nobody_puts_in_what_is_not_theirs(
-        self, integrations: IntegrationStore, revocations: RevocationOutbox
+    async def test_removal_by_another_user_adds_nothing(
+        self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         assert await integrations.remove(integration.integration_id, BOB) is None
-        assert await revocations.due_types() == []
+        assert await types_of(due_work, JobKind.REVOCATION) == []
 
-    async def test_of_many_removals_one_gets_the_revocation(
-        self, integrations: IntegrationStore, revocations: RevocationOutbox
+    async def test_of_concurrent_removals_one_gets_the_revocation(
+        self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         removals = await asyncio.gather(
-            *(integrations.remove(integration.integration_id, ANN, claim_duration=OVER) for _ in range(10))
+            *(integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM) for _ in range(10))
         )
         assert sum(removed is not None for removed in removals) == 1
-        assert len(await revocations.claim_due("acme", 10, claim_duration=LONG)) == 1
+        assert len(await claim_revocations(due_work)) == 1
 
-    async def test_claims_a_type_longest_due_first_and_no_more_than_wanted(self, revocations: RevocationOutbox) -> None:
+    async def test_claims_the_longest_due_of_a_type_and_at_most_the_limit(
+        self, revocations: RevocationOutbox, due_work: DueWork
+    ) -> None:
         grants = [new_grant(uid=f"uid-{number}") for number in range(3)]
         for grant in (*grants, new_grant(integration_type="other")):
             await revocations.add(grant)
-        assert sorted(await revocations.due_types()) == ["acme", "other"]
-        first = await revocations.claim_due("acme", 2, claim_duration=LONG)
-        rest = await revocations.claim_due("acme", 2, claim_duration=LONG)
-        assert [{claim.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
-        assert await revocations.due_types() == ["other"]
+        assert await types_of(due_work, JobKind.REVOCATION) == ["acme", "other"]
+        first, rest = await claim_revocations(due_work, 2), await claim_revocations(due_work, 2)
+        assert [{claim.item.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
+        assert await types_of(due_work, JobKind.REVOCATION) == ["other"]
 
-    async def test_of_many_that_claim_one_gets_it(self, revocations: RevocationOutbox) -> None:
+    async def test_of_concurrent_claims_each_grant_has_one(
+        self, revocations: RevocationOutbox, due_work: DueWork
+    ) -> None:
         for number in range(5):
             await revocations.add(new_grant(uid=f"uid-{number}"))
-        claims = await asyncio.gather(*(revocations.claim_due("acme", 1, claim_duration=LONG) for _ in range(20)))
-        claimed = [claim.grant.uid for batch in claims for claim in batch]
+        claims = await asyncio.gather(*(claim_revocations(due_work, 1) for _ in range(20)))
+        claimed = [claim.item.grant.uid for batch in claims for claim in batch]
         assert len(claimed) == len(set(claimed))
-        rest = await revocations.claim_due("acme", 10, claim_duration=LONG)
-        assert len(claimed) + len(rest) == 5
+        assert len(claimed) + len(await claim_revocations(due_work)) == 5
 
-    async def test_what_is_put_off_is_due_after_the_pause(self, revocations: RevocationOutbox) -> None:
+    async def test_a_postponed_row_is_due_after_the_delay(
+        self, revocations: RevocationOutbox, due_work: DueWork
+    ) -> None:
         await revocations.add(new_grant())
-        (claim,) = await revocations.claim_due("acme", 1, claim_duration=LONG)
-        await revocations.postpone(claim, LONG)
-        assert await revocations.due_types() == []
-        await revocations.postpone(claim, OVER)
-        (again,) = await revocations.claim_due("acme", 1, claim_duration=LONG)
-        assert again.attempts == 2
+        (claim,) = await claim_revocations(due_work)
+        postponed = await due_work.postpone(claim, 2 * LONG_CLAIM)
+        assert postponed is not None
+        assert postponed.due_time > claim.due_time
+        assert await types_of(due_work, JobKind.REVOCATION) == []
+        again = await due_work.postpone(postponed, EXPIRED_CLAIM)
+        assert again is not None
+        assert again.due_time < claim.due_time
+        (claim,) = await claim_revocations(due_work)
+        assert claim.item.attempts == 2
 
-    async def test_who_lost_the_claim_cannot_put_it_off(self, revocations: RevocationOutbox) -> None:
+    async def test_a_replaced_claim_cannot_postpone(self, revocations: RevocationOutbox, due_work: DueWork) -> None:
         await revocations.add(new_grant())
-        (lost,) = await revocations.claim_due("acme", 1, claim_duration=OVER)
-        await revocations.claim_due("acme", 1, claim_duration=LONG)
-        await revocations.postpone(lost, OVER)
-        assert await revocations.due_types() == []
+        (replaced,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
+        assert len(await claim_revocations(due_work)) == 1
+        assert await due_work.postpone(replaced, EXPIRED_CLAIM) is None
+        assert await types_of(due_work, JobKind.REVOCATION) == []
 
-    async def test_what_is_removed_is_gone_and_may_be_removed_twice(self, revocations: RevocationOutbox) -> None:
+    async def test_a_removed_grant_is_gone_and_can_be_removed_twice(
+        self, revocations: RevocationOutbox, due_work: DueWork
+    ) -> None:
         await revocations.add(new_grant())
-        (claim,) = await revocations.claim_due("acme", 1, claim_duration=OVER)
+        (claim,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         for _ in range(2):
             await revocations.remove(claim)
-            assert await revocations.due_types() == []
-        await revocations.postpone(claim, OVER)
-        assert await revocations.due_types() == []
+            assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
+        assert await types_of(due_work, JobKind.REVOCATION) == []
+
+
+async def types_of(due_work: DueWork, job_kind: JobKind) -> list[str]:
+    """The types with due rows of one job."""
+    return sorted(job_type for kind, job_type in await due_work.due_types() if kind is job_kind)
+
+
+async def claim_revocations(
+    due_work: DueWork, limit: int = 10, *, claim_duration: timedelta = LONG_CLAIM
+) -> Sequence[Claim[Revocation]]:
+    """Claims on due grants of the type `acme`."""
+    return await due_work.claim(JobKind.REVOCATION, "acme", limit, claim_duration=claim_duration)
 
 
 class AttemptStoreContract:

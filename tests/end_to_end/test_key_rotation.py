@@ -89,14 +89,14 @@ async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Pa
             kills = [await killed(tmp_path, database, environment, rng.uniform(0, 0.05)) for _ in range(KILLS)]
             finished, *_ = await rotated(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
-        assert "encrypts everything now" in finished.out
+        assert "encrypts all values now" in finished.out
         assert any(kills)
         assert load.calls
         assert load.failures == []
 
         refused = await ended(tmp_path, environment, "keys", "remove", old)
         assert refused.code == 1
-        assert "may be removed from" in refused.err
+        assert "can be removed from" in refused.err
         removed = await ended(tmp_path, environment, "keys", "remove", old, "--force")
         assert removed.code == 0, removed.err
         assert old not in await data_key_ids(database_url)
@@ -120,7 +120,7 @@ async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path
     assert await reported_changes(database_url) == {("server", f"add {new}"), ("server", f"rotate to {new}")}
     shown = await ended(tmp_path, environment, "keys", "show")
     (line,) = (line for line in shown.out.splitlines() if old in line)
-    assert "opens; may be removed from" in line
+    assert "decrypts; removable from" in line
     assert " 0 " in line
 
 
@@ -130,9 +130,12 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
     environment = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, environment["ENCRYPTION_KEY"], 20)
     added = await ended(tmp_path, environment, "keys", "add")
-    assert "seals from 2 seconds from now on" in added.out
+    assert "encrypts new values in 2 seconds" in added.out
     again = await ended(tmp_path, environment, "keys", "add")
-    assert (again.code, again.err) == (1, "the newest data key has not replaced the others yet: rotate first\n")
+    assert (again.code, again.err) == (
+        1,
+        "the rotation to the newest data key is not complete: run `keys rotate` first\n",
+    )
 
     old, new = await data_key_ids(sqlite_url)
     assert new in added.out
@@ -143,12 +146,12 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
     )
     finished = await ended(tmp_path, environment, "keys", "rotate")
     assert finished.code == 1
-    assert f"Data key {new} encrypts all the others now: 20 values were re-encrypted." in finished.out
+    assert f"Data key {new} encrypts all other values now: 20 values were re-encrypted." in finished.out
     assert await reported_changes(sqlite_url) == {("operator", f"add {new}"), ("operator", f"rotate to {new}")}
-    assert "Values that do not open, and stay as they are: 1" in finished.err
+    assert "Values that cannot be decrypted and stay unchanged: 1" in finished.err
     assert "integrations.encrypted_credentials of 7" in finished.err
     refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")
-    assert "still seals 1 of integrations.encrypted_credentials" in refused.err
+    assert "still encrypts 1 of integrations.encrypted_credentials" in refused.err
     assert await data_key_ids(sqlite_url) == [old, new]
 
 

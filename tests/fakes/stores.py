@@ -9,11 +9,11 @@ from sqlalchemy import select, update
 
 from integration_server.bootstrap import Stores
 from integration_server.domain.integration import Integration
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.ports import AuthorizationAttempt
-from integration_server.service.connections.revocation_ports import Revocation
 from integration_server.service.credentials.ports import JournaledRefresh, Lease
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts, attempt_of
-from integration_server.storage.revocations import SqlRevocationOutbox
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.database import InMemoryDatabase
 
@@ -112,12 +112,14 @@ class RacyAttempts(SqlAuthorizationAttempts):
             return attempt_of((await connection.execute(statement)).one())
 
 
-class NonExclusiveRevocations(SqlRevocationOutbox):
-    """Leaves claimed revocations due."""
+class NonExclusiveDueWork(SqlDueWork):
+    """Leaves claimed rows due."""
 
-    async def claim_due(self, integration_type: str, limit: int, *, claim_duration: timedelta) -> Sequence[Revocation]:
+    async def claim(
+        self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
+    ) -> Sequence[Claim[Any]]:
         """Claim for no time."""
-        return await super().claim_due(integration_type, limit, claim_duration=timedelta(0))
+        return await super().claim(job_kind, job_type, limit, claim_duration=timedelta(0))
 
 
 def with_racy_attempts(stores: Stores, database: InMemoryDatabase) -> Stores:
@@ -125,6 +127,6 @@ def with_racy_attempts(stores: Stores, database: InMemoryDatabase) -> Stores:
     return replace(stores, attempts=RacyAttempts(database))
 
 
-def with_non_exclusive_revocations(stores: Stores, database: InMemoryDatabase) -> Stores:
-    """The stores without exclusive claims of revocations."""
-    return replace(stores, revocations=NonExclusiveRevocations(database))
+def with_non_exclusive_claims(stores: Stores, database: InMemoryDatabase) -> Stores:
+    """The stores without exclusive claims of due work."""
+    return replace(stores, due_work=NonExclusiveDueWork(database))

@@ -141,6 +141,7 @@ class FakeSystem:
         self.use_cases = service.use_cases
         self.refresher = service.refresher
         self.change_reader = service.reader
+        self.worker = service.worker
         self.credentials = self.use_cases.credentials
         self.revocation_service = self.use_cases.revocation_service
         self.oauth_connection = self.use_cases.oauth_connection

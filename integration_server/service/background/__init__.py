@@ -1,4 +1,4 @@
-"""Work that the server does when it is due: worker, due times, detached tasks, backoff.
+"""Background work: the due-work worker and its jobs, due times, backoff and circuit breaker, detached tasks.
 
-May import `domain`, `service.common_types`, `service.provider_port` and integrations.
+May import `domain`, `service.common_types`, `service.provider_port` and `service.proxy.call_deadline`.
 """

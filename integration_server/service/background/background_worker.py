@@ -1,74 +1,84 @@
-"""Work that the server does by itself when it is due: refreshing ahead of need, and checking health.
+"""The background worker: claims due work of every job and runs the job's handler.
 
-There is no leader. Every process looks for what is due and claims a little of it; a claim moves the due time ahead, so
-that nobody else does the same, and what a crashed process had claimed is due again. Each provider has a number of
-places of its own, so that one that hangs holds up no other, and one that only fails is left alone for a while.
+There is no leader. Each process polls for due rows and claims a few at a time. A claim moves the due time ahead, so
+that no other process does the same work, and a row that a crashed process had claimed is due again. Each job and type
+has concurrency limits and a circuit breaker of its own, so that one slow or failing provider delays no other.
 """
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.backoff import backoff
-from integration_server.service.background.ports import DueWork, JobKind
+from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.common_types import Clock, Jitter
-from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.provider_port import Providers
 
-JobHandler = Callable[[StoredIntegration], Awaitable[bool]]
-"""Does the work for one integration; whether its provider is well, as far as that showed."""
+JobHandler = Callable[[Claim[Any]], Awaitable[bool]]
+"""Does the work for one claimed row. Returns False if the provider failed in a way that concerns all its integrations.
 
-_FAILURE_THRESHOLD = 5  # in a row, over all integrations of a provider: by then it is not about one of them
+The handler stores the next due time with the outcome of its work. If it raises, the row is due when the claim expires.
+"""
+
+_FAILURE_THRESHOLD = 5  # in a row, over all rows of a type: one row alone is not the cause
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """What one provider gets from one process: so many calls at once, and so many begun in a second."""
+    """The limits of one process for each job and type: handlers at a time, and handlers started per second."""
 
     max_concurrent: int
     per_second: float
 
 
-class BackgroundWorker:
-    """Does one kind of work. Within the context it may be running; leaving it ends what is under way.
+@dataclass(frozen=True, slots=True)
+class DueJob:
+    """A job of the worker.
 
-    `claim_duration` is how long claimed work is nobody else's: longer than doing it takes.
+    `claim_duration` must be longer than one run of the handler takes. With `needs_provider`, the job skips rows whose
+    type is not a provider of this process; another replica may have that provider.
     """
+
+    kind: JobKind
+    handler: JobHandler
+    claim_duration: timedelta
+    needs_provider: bool = True
+
+
+class BackgroundWorker:
+    """Runs the due work of all jobs. It works while its context is entered; leaving the context cancels handlers."""
 
     def __init__(
         self,
-        job_kind: JobKind,
-        handler: JobHandler,
+        jobs: Iterable[DueJob],
         due_work: DueWork,
         providers: Providers,
         clock: Clock,
         jitter: Jitter,
         *,
         limits: WorkerLimits,
-        claim_duration: timedelta,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._job_kind = job_kind
-        self._handler = handler
-        self._agenda = due_work
+        self._jobs = {job.kind: job for job in jobs}
+        self._due_work = due_work
         self._providers = providers
         self._clock = clock
         self._limits = limits
-        self._claim_duration = claim_duration
         self._pause = pause
         self._log = structlog.get_logger(__name__)
-        self._breakers: defaultdict[str, CircuitBreaker] = defaultdict(lambda: CircuitBreaker(jitter))
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._breakers: defaultdict[tuple[JobKind, str], CircuitBreaker] = defaultdict(lambda: CircuitBreaker(jitter))
+        self._running: dict[tuple[JobKind, str], asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,51 +93,53 @@ class BackgroundWorker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is under way."""
+        """Whether a handler is running."""
         return bool(self._running)
 
     async def poll(self) -> None:
-        """Set about what is due, for each provider that is not being worked on already."""
-        known = {provider.integration_type for provider in self._providers.all()}
-        for integration_type in known.intersection(await self._agenda.due_types(self._job_kind, self._clock())):
-            if integration_type not in self._running:
-                task = asyncio.get_running_loop().create_task(self._run_jobs(integration_type), name=integration_type)
-                self._running[integration_type] = task
-                task.add_done_callback(lambda done: self._running.pop(done.get_name()))
+        """Start the due work of each job and type that is not running already."""
+        provider_types = {provider.integration_type for provider in self._providers.all()}
+        for key in await self._due_work.due_types():
+            job = self._jobs.get(key[0])
+            if job is None or key in self._running or (job.needs_provider and key[1] not in provider_types):
+                continue
+            task = asyncio.get_running_loop().create_task(self._run_jobs(job, key[1]))
+            self._running[key] = task
+            task.add_done_callback(partial(self._forget, key))
 
-    async def _run_jobs(self, integration_type: str) -> None:
-        """Claim and do until nothing is due, or the provider needs a pause; what is claimed then is due again later."""
-        breaker = self._breakers[integration_type]
-        claimed: deque[StoredIntegration] = deque()
+    def _forget(self, key: tuple[JobKind, str], _task: asyncio.Task[None]) -> None:
+        del self._running[key]
+
+    async def _run_jobs(self, job: DueJob, job_type: str) -> None:
+        """Claim and run until nothing is due or the circuit breaker is open. Unstarted claims expire by themselves."""
+        breaker = self._breakers[job.kind, job_type]
+        claimed: deque[Claim[Any]] = deque()
         async with asyncio.TaskGroup() as group:
             in_flight: set[asyncio.Task[None]] = set()
             while True:
                 capacity = breaker.capacity(self._limits.max_concurrent, self._clock())
                 if not claimed and len(in_flight) < capacity:
-                    claimed.extend(await self._claim(integration_type, capacity))
+                    claimed.extend(await self._claim(job, job_type, capacity))
                 while claimed and len(in_flight) < capacity:
-                    in_flight.add(group.create_task(self._run_job(claimed.popleft(), breaker)))
-                    await self._pause(1 / self._limits.per_second)  # spread, so that callers of ours get their turn
+                    in_flight.add(group.create_task(self._run_job(job, claimed.popleft(), breaker)))
+                    await self._pause(1 / self._limits.per_second)  # leaves time for RPCs
                 if not in_flight:
                     return
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _claim(self, integration_type: str, capacity: int) -> list[StoredIntegration]:
-        now = self._clock()
-        with suppress(StoreUnavailable):  # the next look finds it due
-            return list(
-                await self._agenda.claim(self._job_kind, integration_type, now, now + self._claim_duration, capacity)
-            )
-        return []
+    async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
+        with suppress(StoreUnavailable):  # the rows are still due at the next poll
+            return await self._due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
+        return ()
 
-    async def _run_job(self, stored: StoredIntegration, breaker: "CircuitBreaker") -> None:
+    async def _run_job(self, job: DueJob, claim: Claim[Any], breaker: "CircuitBreaker") -> None:
         try:
-            is_healthy = await self._handler(stored)
-        except Exception as error:  # one integration's trouble must not end the others' work
+            is_healthy = await job.handler(claim)
+        except Exception as error:  # a failure of one row must not end the work on the others
             self._log.error(
                 "background_job_failed",
-                job_kind=self._job_kind.value,
-                integration_id=stored.integration.integration_id,
+                job_kind=job.kind.value,
+                row_id=claim.row_id,
                 kind=type(error).__qualname__,
             )
             return
@@ -135,7 +147,7 @@ class BackgroundWorker:
 
 
 class CircuitBreaker:
-    """Leaves a provider alone that has failed many times in a row, and then tries it with one call at a time."""
+    """Stops calls after many failures in a row, and then allows one trial call after each pause."""
 
     def __init__(self, jitter: Jitter) -> None:
         self._jitter = jitter
@@ -143,7 +155,7 @@ class CircuitBreaker:
         self._open_until: datetime | None = None
 
     def capacity(self, max_concurrent: int, now: datetime) -> int:
-        """How many calls it may get at once."""
+        """The number of calls allowed at a time: 0 while open, 1 for a trial, else `max_concurrent`."""
         if self._failures < _FAILURE_THRESHOLD:
             return max_concurrent
         return 1 if self._open_until is None or self._open_until <= now else 0

@@ -1,4 +1,4 @@
-"""Growing pauses, with jitter, so that those who failed together do not come back together."""
+"""Exponential backoff with jitter, so that callers that failed together do not retry together."""
 
 from datetime import timedelta
 
@@ -6,7 +6,7 @@ from integration_server.service.common_types import Jitter
 
 
 def backoff(failures: int, first: timedelta, longest: timedelta, jitter: Jitter) -> timedelta:
-    """The pause after so many failures in a row, from one on: `first`, doubled with each up to `longest`, then cut to
-    somewhere between its half and its whole."""
+    """The pause after `failures` failures in a row (≥ 1): `first`, doubled with each failure up to `longest`, times a
+    random factor between 0.5 and 1."""
     doubled = first * 2.0 ** min(failures - 1, 16)
     return min(doubled, longest) * (0.5 + jitter() / 2)

@@ -1,7 +1,7 @@
-"""Work that outlives the call that asked for it.
+"""Tasks that continue after the call that started them is cancelled.
 
-grpc.aio cancels a handler at its client's deadline. An exchange or a refresh that is cut off between the provider's
-answer and our commit loses a token for good, so it belongs to the server: the caller only waits for it.
+grpc.aio cancels a handler at its client's deadline. A cancelled exchange or refresh would lose a token between the
+provider's response and our commit, so it is a task of the server: the caller only waits for it.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class DetachedTasks:
-    """Runs coroutines to their end, whatever becomes of those who wait; leaving the context waits for them all."""
+    """Runs coroutines to completion, whatever happens to their callers. Leaving the context waits for all."""
 
     def __init__(self) -> None:
         self._running: dict[asyncio.Task[Any], CallBudget] = {}
@@ -30,20 +30,20 @@ class DetachedTasks:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start the work. Wait for it with `outcome`, so that giving up the wait does not end it."""
-        call_budget = CallBudget()  # of its own: the deadline of the caller who happens to start it is not the work's
+        """Start a task. Wait for it with `outcome`, so that a cancelled caller does not cancel it."""
+        call_budget = CallBudget()  # its own: the deadline of the caller is not the deadline of the task
         task = asyncio.get_running_loop().create_task(coroutine, context=call_budget.context())
         self._running[task] = call_budget
         task.add_done_callback(self._running.pop)
         return task
 
     async def outcome(self, task: asyncio.Task[T]) -> T:
-        """What the work gives or raises. `StoreUnavailable` if the caller's time is up while it waits for the store."""
+        """The task's result or exception. `StoreUnavailable` if the deadline passes while it waits for the store."""
         await asyncio.wait({task}, timeout=time_left())
         if not task.done() and self._running[task].pending_store_calls:
             raise StoreUnavailable
         return await asyncio.shield(task)
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Start the work and wait for it."""
+        """Start a task and wait for it."""
         return await self.outcome(self.start(coroutine))

@@ -1,63 +1,56 @@
-"""What the server does by itself, and what came of its checks."""
+"""The port of the due-work mechanism: jobs, claims on due rows, and the store of due times."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Integration
-from integration_server.service.integrations.ports import StoredIntegration
+T = TypeVar("T")
 
 
 class JobKind(Enum):
-    """What the server does by itself."""
+    """A job of the background worker."""
 
     REFRESH = "refresh"
     CHECK = "check"
-
-
-class DueWork(Protocol):
-    """What is due, for integrations that are switched on and not dead."""
-
-    async def due_types(self, job_kind: JobKind, now: datetime) -> Sequence[str]:
-        """The integration types with due work. Only reads, so that many may look."""
-
-    async def claim(
-        self, job_kind: JobKind, integration_type: str, now: datetime, next_due_time: datetime, limit: int
-    ) -> Sequence[StoredIntegration]:
-        """At most `limit` of what is due, to be done by this caller: what has waited longest first.
-
-        It is due again at `next_due_time`, unless what comes of the work sets another time.
-        """
+    REVOCATION = "revocation"
+    KEY_ROTATION = "key_rotation"
 
 
 @dataclass(frozen=True, slots=True)
-class HealthCheckRecord:
-    """A check of the history, and its number there, by which it is ordered."""
+class Claim(Generic[T]):
+    """A due row that one process works on until `due_time`, when the row is due again.
 
-    health_check_id: int
-    check: HealthCheck
+    `due_time` is on the database's clock. It is also the fence: a process whose claim has expired and was replaced
+    cannot change the due time. `item` is what the job works on.
+    """
+
+    job_kind: JobKind
+    row_id: int | str
+    due_time: datetime
+    item: T
 
 
-class HealthHistory(Protocol):
-    """The checks that were made."""
+class DueWork(Protocol):
+    """The due rows of all jobs, shared by all processes. All times are on the database's clock."""
 
-    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
-        """Keep a check, set or clear the integration's last error after it, and when to check next.
+    async def due_types(self) -> Collection[tuple[JobKind, str]]:
+        """The jobs with due rows, each with the types of those rows. Does not write.
 
-        The error stays as it is if the credentials were replaced since they were checked, and what failed since the
-        check began is not counted again; nothing is kept if the integration was removed meanwhile.
+        The type is the integration type, or the name of a singleton job.
         """
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
-        """An integration's checks with a number below `before`, newest first."""
+    async def claim(
+        self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
+    ) -> Sequence[Claim[Any]]:
+        """Claim at most `limit` due rows of a job and type, the longest due first, for `claim_duration`.
 
-    async def error_rates(
-        self, integration: Integration, windows: Sequence[timedelta], now: datetime
-    ) -> Sequence[ErrorRate]:
-        """How an integration's checks went in each window up to now."""
+        A claimed row is due again after `claim_duration`, unless the outcome of the work sets another due time.
+        """
 
-    async def prune(self, before: datetime) -> int:
-        """Forget some of everybody's checks made before then; how many there were. 0: none is left."""
+    async def postpone(self, claim: Claim[T], delay: timedelta) -> Claim[T] | None:
+        """Make the claimed row due after `delay`, and return the claim with the new due time.
+
+        Returns None and changes nothing if the row is gone or another process has claimed it.
+        """

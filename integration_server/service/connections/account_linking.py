@@ -63,7 +63,7 @@ class AccountLinker:
             target = await self._find_target(requested, account)
             new = await self.encrypted(target, credentials, requested_scopes)
             now = self._clock()
-            check = self._schedule.first_check_time(now)
+            check = self._schedule.next_check_time(now)
             if isinstance(target, NewIntegration):
                 committed = await self._integrations.add_connected(target, account, new, now, check_due_time=check)
             else:

@@ -1,14 +1,12 @@
-"""Ending grants at their provider once they are gone here: docs/revocation.md tells what is durable when.
+"""Disconnecting integrations and revoking their grants at the provider; see docs/revocation.md.
 
-Whatever is to be revoked lies in an outbox (`RevocationOutbox`), put there in the commit that removes the integration.
-Who
-disconnects tries at once; what does not succeed is tried again in the background, by any replica, until the provider
-says that it is dead or its time is up.
+The commit that removes an integration puts its credentials into an outbox (`RevocationOutbox`). The disconnecting call
+tries the revocation at once. After a failure, the background worker of any replica retries until the provider confirms
+that the grant is revoked or the time limit has passed.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -19,12 +17,15 @@ from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationServerError,
     ProviderError,
+    ProviderMisconfigured,
+    ProviderUnavailable,
     StoreUnavailable,
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.background.backoff import backoff
 from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.background.ports import Claim, DueWork
 from integration_server.service.common_types import Jitter
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
@@ -32,19 +33,17 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, RemovalResult
 from integration_server.service.provider_port import Providers
 
-_MAX_CONCURRENT = (
-    8  # revocations of one provider at a time in this process, so that an outage's backlog is no burst to it
-)
+_MAX_CONCURRENT = 8  # first attempts per provider and process, so that many disconnections do not overload it
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
 class RevocationTimes:
-    """How long a revocation may take.
+    """Time limits of a revocation.
 
-    `claim`: one process has it to itself; longer than a call to a provider takes. `first_response`: a user who
-    disconnects waits for the provider. `give_up_after`: it is tried, from the disconnection on.
+    `claim`: how long one process has a grant to itself; longer than a provider call takes. `first_response`: how long a
+    disconnecting call waits for the provider. `give_up_after`: how long it is retried, from the disconnection on.
     """
 
     claim: timedelta = timedelta(seconds=30)
@@ -53,12 +52,13 @@ class RevocationTimes:
 
 
 class RevocationService:
-    """Disconnects integrations, and sees to it that their grants die."""
+    """Disconnects integrations and revokes their grants."""
 
     def __init__(
         self,
         integrations: IntegrationStore,
         revocations: RevocationOutbox,
+        due_work: DueWork,
         providers: Providers,
         cipher: CredentialCipher,
         tasks: DetachedTasks,
@@ -68,6 +68,7 @@ class RevocationService:
     ) -> None:
         self._integrations = integrations
         self._revocations = revocations
+        self._due_work = due_work
         self._providers = providers
         self._cipher = cipher
         self._tasks = tasks
@@ -75,16 +76,13 @@ class RevocationService:
         self._times = times
         self._log = structlog.get_logger(__name__)
         self._semaphores: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_MAX_CONCURRENT))
-        self._busy: set[str] = set()
-
-    # --- disconnecting -----------------------------------------------------------------------------------------------
 
     async def disconnect_integration(self, integration_id: IntegrationId, user_id: UserId) -> RevocationState:
-        """Delete an integration, and try to revoke its credentials; what is known of them within a few seconds.
+        """Delete an integration and try to revoke its grant. Returns what is known after a few seconds.
 
-        It is gone here at once, whatever the provider answers. Raises `IntegrationNotFound`.
+        The integration is deleted at once, whatever the provider responds. Raises `IntegrationNotFound`.
         """
-        # One task: a caller who leaves after the removal does not keep the provider from being asked at once.
+        # A detached task: the revocation is attempted even if the caller disconnects after the removal.
         return await self._tasks.run(self._disconnect(integration_id, user_id))
 
     async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> RevocationState:
@@ -93,36 +91,37 @@ class RevocationService:
             raise IntegrationNotFound
         state = await self._first_response(removed)
         if state is RevocationState.REVOKED and removed.is_refreshing:
-            # The token that was revoked is spent, perhaps; what replaces it is revoked when the refresh comes back.
+            # The revoked token may have been replaced by the refresh; the new one is revoked when the refresh ends.
             return RevocationState.PENDING
         return state
 
     async def _first_response(self, removed: RemovalResult) -> RevocationState:
         if removed.revocation is None:
             return RevocationState.NOTHING_TO_REVOKE
-        attempt = self._tasks.start(self._try_at_once(removed.revocation))
+        attempt = self._tasks.start(self._attempt_at_once(removed.revocation))
         done, _ = await asyncio.wait([attempt], timeout=self._times.first_response.total_seconds())
         return attempt.result() if done else RevocationState.PENDING
 
-    async def _try_at_once(self, revocation: Revocation) -> RevocationState:
-        semaphore = self._semaphores[revocation.grant.integration_type]
+    async def _attempt_at_once(self, claim: Claim[Revocation]) -> RevocationState:
+        semaphore = self._semaphores[claim.item.grant.integration_type]
         try:
             async with asyncio.timeout(self._times.first_response.total_seconds()):
                 await semaphore.acquire()
-        except TimeoutError:  # too many others are: the background has the time
-            return await self._postpone(revocation, timedelta(0))
+        except TimeoutError:  # too many others: the background worker takes it
+            await self._postpone(claim, timedelta(0))
+            return RevocationState.PENDING
         try:
-            return await self._try(revocation)
+            return (await self._attempt(claim)).state
         finally:
             semaphore.release()
 
     async def discard(self, attempt: AuthorizationAttempt, account: NewAccount, tokens: OAuthTokens) -> None:
-        """Have tokens revoked that an attempt to connect was given and that no integration can keep."""
+        """Put tokens that a connection attempt received, and that no integration can keep, into the outbox."""
         grant = OrphanedGrant(
             attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, encrypted_credentials=b""
         )
         if account.account_id is None and self._providers.get(attempt.integration_type).shares_grants_with:
-            # Revoking would end all that we hold of the account, and nobody knows whose that is.
+            # A revocation would end every grant of the account, and the account's owner is not known.
             self._log.warning("grant_not_revoked", **_log_fields(grant))
             return
         try:
@@ -131,87 +130,73 @@ class RevocationService:
         except StoreUnavailable:
             self._log.error("grant_not_revoked", **_log_fields(grant))
 
-    # --- in the background -------------------------------------------------------------------------------------------
+    async def retry(self, claim: Claim[Revocation]) -> bool:
+        """Attempt a due revocation: the handler of the background job. Returns whether the provider is healthy."""
+        # A detached task: the outcome of a call in progress is recorded when the worker stops.
+        return (await self._tasks.run(self._attempt(claim))).is_provider_healthy
 
-    async def revoke_due(self) -> None:
-        """Start to try what is due, a few of each type. One that hangs holds up only its own."""
-        for integration_type in await self._revocations.due_types():
-            if integration_type not in self._busy:
-                due = await self._revocations.claim_due(
-                    integration_type, _MAX_CONCURRENT, claim_duration=self._times.claim
-                )
-                self._busy.add(integration_type)
-                self._tasks.start(self._try_all(integration_type, due))
-
-    async def _try_all(self, integration_type: str, due: Sequence[Revocation]) -> None:
+    async def _attempt(self, claim: Claim[Revocation]) -> "_Attempt":
+        """Revoke a claimed grant and record the outcome. If that cannot be recorded, the claim expires by itself."""
         try:
-            await asyncio.gather(*(self._try_in_turn(revocation) for revocation in due))
-        finally:
-            self._busy.discard(integration_type)
-
-    async def _try_in_turn(self, revocation: Revocation) -> None:
-        async with self._semaphores[revocation.grant.integration_type]:
-            await self._try(revocation)
-
-    # --- one attempt -------------------------------------------------------------------------------------------------
-
-    async def _try(self, revocation: Revocation) -> RevocationState:
-        """Revoke what is claimed, and note what came of it. If that cannot be noted, it is due again by itself."""
-        try:
-            state = await self._revoke(revocation.grant)
+            state = await self._revoke(claim.item.grant)
         except StoreUnavailable:
-            return RevocationState.PENDING
-        except Exception as error:  # also a mistake of ours or of a provider's code must not keep it here for ever
-            return await self._handle_failure(revocation, error)
+            return _Attempt(RevocationState.PENDING)
+        except Exception as error:  # also a bug in a provider's code must not block the outbox
+            await self._handle_failure(claim, error)
+            is_healthy = not isinstance(error, (ProviderUnavailable, ProviderMisconfigured))
+            return _Attempt(RevocationState.PENDING, is_healthy)
         self._log.info(
-            "revocation_ended", **_log_fields(revocation.grant), state=state.value, attempts=revocation.attempts
+            "revocation_ended", **_log_fields(claim.item.grant), state=state.value, attempts=claim.item.attempts
         )
-        await self._remove(revocation)
-        return state
+        await self._remove(claim)
+        return _Attempt(state)
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
         provider = self._providers.get(grant.integration_type)
-        # Asked before each attempt: the account may have been connected again since.
+        # Checked before each attempt: the account may have been connected again.
         if await self._integrations.shares_grant(grant, provider.shares_grants_with):
             return RevocationState.GRANT_SHARED
         is_revoked = await provider.revoke_credentials(await self._cipher.decrypt_orphaned(grant))
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
-    async def _handle_failure(self, revocation: Revocation, error: Exception) -> RevocationState:
-        """Try again later, or give up. A key or a provider that is missing here may be back by then, so both wait."""
+    async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:
+        """Postpone or give up. A missing key or an unknown provider is retried too: an operator may restore it."""
         log_fields = {
-            **_log_fields(revocation.grant),
-            "attempts": revocation.attempts,
+            **_log_fields(claim.item.grant),
+            "attempts": claim.item.attempts,
             "error_class": error.reason if isinstance(error, IntegrationServerError) else type(error).__name__,
             "oauth_error": error.oauth_error if isinstance(error, ProviderError) else None,
         }
-        remaining = self._times.give_up_after - revocation.age
+        remaining = self._times.give_up_after - claim.item.age
         if remaining <= timedelta(0):
             self._log.error("revocation_given_up", **log_fields)
-            await self._remove(revocation)
-            return RevocationState.PENDING
-        pause = min(
-            self._pause(revocation.attempts, error), remaining
-        )  # so that the last attempt is when its time is up
+            await self._remove(claim)
+            return
+        retry_after = error.retry_after if isinstance(error, IntegrationServerError) else None
+        pause = backoff(claim.item.attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter)
+        pause = min(max(pause, retry_after or timedelta(0)), remaining)  # the last attempt is at the time limit
         self._log.warning("revocation_failed", **log_fields, retry_in=pause.total_seconds())
-        return await self._postpone(revocation, pause)
+        await self._postpone(claim, pause)
 
-    def _pause(self, attempts: int, error: Exception) -> timedelta:
-        asked_for = error.retry_after if isinstance(error, IntegrationServerError) else None
-        return max(backoff(attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter), asked_for or timedelta(0))
-
-    async def _postpone(self, revocation: Revocation, pause: timedelta) -> RevocationState:
+    async def _postpone(self, claim: Claim[Revocation], pause: timedelta) -> None:
         try:
-            await self._revocations.postpone(revocation, pause)
+            await self._due_work.postpone(claim, pause)
         except StoreUnavailable:
-            self._log.warning("revocation_not_recorded", **_log_fields(revocation.grant))
-        return RevocationState.PENDING
+            self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
 
-    async def _remove(self, revocation: Revocation) -> None:
+    async def _remove(self, claim: Claim[Revocation]) -> None:
         try:
-            await self._revocations.remove(revocation)
+            await self._revocations.remove(claim)
         except StoreUnavailable:
-            self._log.warning("revocation_not_recorded", **_log_fields(revocation.grant))
+            self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """The outcome of one attempt."""
+
+    state: RevocationState
+    is_provider_healthy: bool = True
 
 
 def _log_fields(grant: OrphanedGrant) -> dict[str, object]:

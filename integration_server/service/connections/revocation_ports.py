@@ -1,16 +1,19 @@
-"""The outbox of grants to be revoked."""
+"""The port of the revocation outbox."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
 from integration_server.domain.integration import UserId
+from integration_server.service.background.ports import Claim
 
 
 @dataclass(frozen=True, slots=True)
 class OrphanedGrant:
-    """Credentials that no integration has (any more), sealed for the place of the one that they were for."""
+    """Encrypted credentials that belong to no integration any more.
+
+    The associated data of `encrypted_credentials` is that of the former integration: uid, user and type.
+    """
 
     uid: str
     user_id: UserId
@@ -21,36 +24,18 @@ class OrphanedGrant:
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """A grant that is to be revoked, claimed by whoever has this.
+    """A grant to revoke. `attempts` counts the claims, `age` is the time since it was added to the outbox."""
 
-    `attempts` counts the claims, this one included: who is not the last to have claimed may not put it off. `age` is
-    how long it had been in the outbox by then.
-    """
-
-    revocation_id: int
     grant: OrphanedGrant
     attempts: int
     age: timedelta
 
 
 class RevocationOutbox(Protocol):
-    """The outbox of grants to be revoked, shared by all processes and replicas.
-
-    A claim is its holder's alone for a while on the database's clock. Then it is due again: the work of one who
-    crashed is not lost.
-    """
+    """The outbox of grants to revoke, shared by all processes. `DueWork` claims and postpones its rows."""
 
     async def add(self, grant: OrphanedGrant) -> None:
-        """Put a grant in, due at once."""
+        """Add a grant that is due at once."""
 
-    async def due_types(self) -> Sequence[str]:
-        """The types of which something is due. Only reads."""
-
-    async def claim_due(self, integration_type: str, limit: int, *, claim_duration: timedelta) -> Sequence[Revocation]:
-        """Claim what is due of a type, longest due first."""
-
-    async def postpone(self, revocation: Revocation, pause: timedelta) -> None:
-        """Give up the claim; it is due again after the pause. Does nothing if another has claimed it by now."""
-
-    async def remove(self, revocation: Revocation) -> None:
-        """Take it out: there is nothing more to be done."""
+    async def remove(self, claim: Claim[Revocation]) -> None:
+        """Remove a grant that needs no further attempt; does nothing if it is gone."""

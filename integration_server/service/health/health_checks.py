@@ -1,4 +1,4 @@
-"""Checking integrations, when asked and by itself: are their credentials good, and does the provider take them?"""
+"""Health checks of integrations, on demand and in the background."""
 
 import asyncio
 from collections import defaultdict
@@ -20,21 +20,22 @@ from integration_server.domain.errors import (
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.service.background.due_times import Schedule
-from integration_server.service.background.ports import HealthHistory
+from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.page_tokens import PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers
 
 RATE_WINDOWS = (timedelta(hours=1), timedelta(days=1), timedelta(days=7))
 
-_MAX_CONCURRENT = 8  # checks of one provider at a time, so that a user with many accounts is no burst to it
+_MAX_CONCURRENT = 8  # checks per provider and call, so that a user with many accounts does not overload it
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheckPage:
-    """Part of an integration's checks, newest first, with its error rates; `next_page_token` is empty on the last."""
+    """A page of an integration's checks, newest first, with its error rates. The last page has no `next_page_token`."""
 
     checks: Sequence[HealthCheck]
     next_page_token: str
@@ -42,8 +43,10 @@ class HealthCheckPage:
 
 
 class HealthChecker:
-    """Checks one integration, or all of a user's, or what is due. `deadline` is what one provider may take for all that
-    it is asked; checks are kept for `retention`."""
+    """Checks whether integrations are usable and whether their providers accept the credentials.
+
+    `deadline` is the time for all checks of one provider in a call. Checks are stored for `retention`.
+    """
 
     def __init__(
         self,
@@ -76,15 +79,15 @@ class HealthChecker:
         (check,) = await self._check_provider([stored])
         return check
 
-    async def check_due(self, due: StoredIntegration) -> bool:
-        """Check what is due; whether its provider is well, as far as that showed."""
-        (check,) = await self._check_provider([due])
+    async def check_due(self, claim: Claim[StoredIntegration]) -> bool:
+        """Check a due integration: the handler of the background job. Returns whether the provider is healthy."""
+        (check,) = await self._check_provider([claim.item])
         return check.error_class not in {ProviderUnavailable.reason, ProviderMisconfigured.reason}
 
     async def check_all_health(
         self, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
     ) -> HealthReport:
-        """Check all that is connected and within reach, the providers side by side: none holds up another."""
+        """Check the user's connected integrations of the allowed types, all providers concurrently."""
         start_time = self._clock()
         by_type = defaultdict(list)
         for stored in await self._integrations.list_connected(user_id):
@@ -123,7 +126,7 @@ class HealthChecker:
         except TimeoutError:
             error = ProviderUnavailable("the provider did not answer in time")
         except StoreUnavailable:
-            raise  # says nothing about the integration
+            raise  # not a fault of the integration
         except IntegrationServerError as failure:
             error = failure
         check = _check_result(integration, error, start_time, timedelta(seconds=_loop_time() - started))
@@ -132,7 +135,7 @@ class HealthChecker:
         return check
 
     async def _verify(self, fresh: RefreshResult) -> None:
-        """Have the provider take the credentials, as a backend would."""
+        """Call the provider with the credentials, and check the scopes. Raises what makes the integration unusable."""
         integration = fresh.integration
         provider = self._providers.get(integration.integration_type).for_config(integration.config)
         await provider.verify_connection(fresh.credentials)
@@ -142,7 +145,7 @@ class HealthChecker:
     async def list_health_checks(
         self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
     ) -> HealthCheckPage:
-        """A page of the checks of an integration, newest first. Raises `IntegrationNotFound`."""
+        """List the checks of an integration, newest first. Raises `IntegrationNotFound`."""
         integration = (await self._find(integration_id, user_id)).integration
         list_id = (user_id, str(integration_id))
         before = await self._pages.read(page_token, list_id)
@@ -154,7 +157,7 @@ class HealthChecker:
         return HealthCheckPage([row.check for row in page], next_page_token, rates)
 
     async def prune(self) -> None:
-        """Forget checks that are older than they are kept."""
+        """Delete the checks that are older than the retention time."""
         while await self._history.prune(self._clock() - self._retention):
             pass
 
@@ -180,7 +183,7 @@ def _check_result(
         check_time=start_time,
         latency=latency,
         error_class=error.reason if error else None,
-        message=str(error) if error else "The provider takes the credentials",
+        message=str(error) if error else "The provider accepts the credentials",
     )
 
 

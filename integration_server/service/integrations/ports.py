@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
 
 
@@ -61,7 +62,7 @@ class RemovalResult:
     """
 
     integration: Integration
-    revocation: Revocation | None
+    revocation: Claim[Revocation] | None
     is_refreshing: bool
 
 

@@ -1,4 +1,4 @@
-"""Key-encryption keys in AWS KMS, which moto plays: what it is asked, and what each of its refusals means."""
+"""Tests of key-encryption keys in AWS KMS, simulated by moto: requests, and the conversion of errors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid",
 
 @pytest.fixture
 def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An operator's own client of KMS."""
+    """A KMS client of the operator."""
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     with mock_aws():
         yield botocore.session.get_session().create_client("kms", region_name=REGION)
@@ -34,7 +34,7 @@ def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def arn(kms: Any) -> str:
-    """A key."""
+    """The ARN of a new key."""
     return new_key(kms)
 
 
@@ -48,7 +48,7 @@ async def open_key(key_id: str) -> AwsKmsKey:
 
 
 class FailingKms:
-    """A client of KMS that answers everything with one error."""
+    """A KMS client that raises one error for every call."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -64,7 +64,7 @@ def client_error(code: str) -> Exception:
     return error
 
 
-async def test_what_it_wraps_it_unwraps_for_the_same_id_only(arn: str) -> None:
+async def test_unwraps_for_the_same_id_only(arn: str) -> None:
     key = await open_key(arn)
     wrapped = await key.wrap(DATA_KEY, DATA_KEY_ID)
     assert DATA_KEY not in wrapped
@@ -73,7 +73,7 @@ async def test_what_it_wraps_it_unwraps_for_the_same_id_only(arn: str) -> None:
         await key.unwrap(wrapped, "fedcba9876543210")
 
 
-async def test_what_was_altered_does_not_unwrap(arn: str) -> None:
+async def test_an_altered_key_does_not_unwrap(arn: str) -> None:
     key = await open_key(arn)
     wrapped = await key.wrap(DATA_KEY, DATA_KEY_ID)
     for altered in (b"short", wrapped[:-1] + bytes([wrapped[-1] ^ 1])):
@@ -81,7 +81,7 @@ async def test_what_was_altered_does_not_unwrap(arn: str) -> None:
             await key.unwrap(altered, DATA_KEY_ID)
 
 
-async def test_an_alias_stands_for_the_key_that_it_names(kms: Any, arn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_alias_is_resolved_to_the_arn(kms: Any, arn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kms.create_alias(AliasName="alias/integrations", TargetKeyId=arn)
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     key = await open_key("alias/integrations")
@@ -105,7 +105,7 @@ async def test_a_missing_key_is_reported_at_once(kms: Any) -> None:
         await open_key(gone)
 
 
-async def test_a_key_for_signing_is_refused(kms: Any) -> None:
+async def test_a_signing_key_is_rejected(kms: Any) -> None:
     signing = new_key(kms, KeyUsage="SIGN_VERIFY", KeySpec="ECC_NIST_P256")
     with pytest.raises(KeyringError, match="is not a symmetric key"):
         await open_key(signing)
@@ -128,37 +128,37 @@ async def test_configuration_errors_are_reported(code: str) -> None:
     ],
     ids=str,
 )
-async def test_what_passes_means_that_it_is_away(error: Exception) -> None:
+async def test_temporary_errors_are_reported_as_unavailable(error: Exception) -> None:
     key = AwsKmsKey(FailingKms(error), "arn:aws:kms:somewhere")
     for call in (key.wrap, key.unwrap):
-        with pytest.raises(StoreUnavailable, match="AWS KMS does not answer") as caught:
+        with pytest.raises(StoreUnavailable, match="AWS KMS is unavailable") as caught:
             await call(DATA_KEY, DATA_KEY_ID)
-        assert "arn:" not in str(caught.value)  # callers are told this one
+        assert "arn:" not in str(caught.value)  # callers see this message
 
 
 class TestKeyring:
-    async def test_data_keys_are_wrapped_by_it(self, database: Database, arn: str) -> None:
+    async def test_wraps_data_keys(self, database: Database, arn: str) -> None:
         keyring = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         anew = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         assert await anew.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
         assert [key.wrapping_key_id for key in await describe_data_keys(database)] == [arn]
 
-    async def test_another_key_is_refused_by_name(self, database: Database, kms: Any, arn: str) -> None:
+    async def test_the_error_names_the_missing_key(self, database: Database, kms: Any, arn: str) -> None:
         await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         other = new_key(kms)
         for wrong in (KeyEncryptionKeys(await open_key(other)), KeyEncryptionKeys(LocalKey(KEY))):
             with pytest.raises(KeyringError, match=f"wrapped by key {arn}, which is not configured"):
                 await open_keyring(database, wrong)
 
-    async def test_a_running_server_needs_it_for_new_data_keys_only(self, database: Database, arn: str) -> None:
+    async def test_a_running_server_calls_kms_for_new_data_keys_only(self, database: Database, arn: str) -> None:
         good = await open_key(arn)
         keyring = await open_keyring(database, KeyEncryptionKeys(good))
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         down = FailingKms(EndpointConnectionError(endpoint_url="https://kms.example"))
         keys = KeyEncryptionKeys(good)
         other = await open_keyring(database, keys)
-        good._client, working = down, good._client  # it goes down
+        good._client, working = down, good._client  # KMS becomes unavailable
         await other.reload()
         assert await other.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
 
@@ -168,14 +168,16 @@ class TestKeyring:
         good._client = down
         with pytest.raises(StoreUnavailable):
             await other.reload()
-        with pytest.raises(StoreUnavailable):  # and not CredentialsUnreadable: nothing is wrong with the value
+        with pytest.raises(StoreUnavailable):  # not CredentialsUnreadable: the value is intact
             await other.decrypt(newer, ASSOCIATED_DATA)
         assert await other.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
 
         good._client = working
         assert await other.decrypt(newer, ASSOCIATED_DATA) == b"newer"
 
-    async def test_from_local_to_kms_to_another_and_back(self, database: Database, kms: Any, arn: str) -> None:
+    async def test_changes_from_local_to_kms_to_another_key_and_back(
+        self, database: Database, kms: Any, arn: str
+    ) -> None:
         keyring = await open_test_keyring(database)
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         other = new_key(kms)
@@ -199,7 +201,7 @@ class TestKeyring:
         keyring = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(key_id="f" * 16))
-        with pytest.raises(KeyringError, match=f"data key {'f' * 16} does not open with key {arn}"):
+        with pytest.raises(KeyringError, match=f"data key {'f' * 16} does not unwrap with key {arn}"):
             await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(b"\x01" + bytes(63), ASSOCIATED_DATA)

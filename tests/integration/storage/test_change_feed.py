@@ -162,7 +162,9 @@ class TestTriggers:
             await history.record(failed_check_of(integration), LATER)
         await poller.poll()
         await history.record(failed_check_of(integration), LATER)  # the status is ERROR already
-        assert await SqlDueWork(database).claim(JobKind.CHECK, integration.integration_type, LATER, LATER, 1)
+        assert await SqlDueWork(database).claim(
+            JobKind.CHECK, integration.integration_type, 1, claim_duration=timedelta(minutes=1)
+        )
         assert (await poller.poll()).changed_ids == frozenset()
         await history.record(check_of(integration), LATER)
         assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]

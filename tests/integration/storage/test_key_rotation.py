@@ -1,4 +1,4 @@
-"""Re-sealing under load, on both databases: nothing is overwritten, nothing is lost, whoever dies or helps."""
+"""Tests of key rotation on both databases, also with concurrent writers and after crashes."""
 
 import asyncio
 import itertools
@@ -16,6 +16,8 @@ from sqlalchemy import LargeBinary, insert, select, text, update
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
 from integration_server.domain.integration import Integration
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
     callback_aad,
@@ -28,6 +30,7 @@ from integration_server.service.credentials.credential_cipher import (
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
 from integration_server.storage.data_keys import describe_data_keys, remove_data_key, rewrap
 from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.integrations import SqlIntegrations
@@ -40,22 +43,24 @@ from integration_server.storage.tables import (
     integrations,
     metadata,
     revocations,
+    singleton_jobs,
     webhook_events,
     webhook_secrets,
 )
-from integration_server.storage.work_leases import WorkLease
 from tests.contracts.store_contract import LATER, NOW, account, new_attempt, new_credentials, new_integration
+from tests.fakes.clock import SettableClock
+from tests.fakes.provider import FakeProviders
 from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotations, local_keys, open_test_keyring
 
 NO_DELAY = timedelta(0)
 
 
 async def ignore_report(_operation: str) -> None:
-    """Who is told."""
+    """Discard an audit entry."""
 
 
 async def skip_wait(_step: RotationProgress) -> None:
-    """For a rotation that has the database for itself."""
+    """Continue at once."""
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def rotation(database: Database, keyring: Keyring) -> Rotation:
 
 
 async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
-    """A connected integration whose sealed credentials have this content."""
+    """A connected integration whose encrypted credentials have this content."""
     new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}")
     encrypted = await keyring.encrypt(content, credentials_aad(new.uid, new.user_id, new.integration_type))
     row = await SqlIntegrations(database).add_connected(new, account(None), new_credentials(encrypted), NOW)
@@ -78,7 +83,7 @@ async def store_integration(database: Database, keyring: Keyring, content: bytes
 
 
 async def decrypt_credentials(database: Database, keyring: Keyring, integration: Integration) -> bytes:
-    """What the row's credentials open to."""
+    """The decrypted credentials of an integration."""
     row = await SqlIntegrations(database).find(integration.integration_id, integration.user_id)
     assert row is not None
     return await keyring.decrypt(row.encrypted_credentials or b"", associated_data_of(integration))
@@ -89,7 +94,7 @@ def associated_data_of(integration: Integration) -> AssociatedData:
 
 
 async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
-    """A value in every sealed column; its content is the column's name."""
+    """A value in every encrypted column; its content is the column's name."""
     row = await store_integration(database, keyring, b"integrations.encrypted_credentials")
     revoked = await keyring.encrypt(b"revocations.encrypted_credentials", associated_data_of(row))
     async with database.write_transaction() as connection:
@@ -127,7 +132,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
 
 
 async def store_webhooks(database: Database, keyring: Keyring, row: Integration) -> None:
-    """The same for what belongs to webhooks."""
+    """The same for the tables of webhooks."""
     owner = {
         "integration_id": row.integration_id,
         "uid": row.uid,
@@ -160,7 +165,7 @@ async def store_webhooks(database: Database, keyring: Keyring, row: Integration)
 
 
 async def values_encrypted_with(database: Database, key_id: str) -> dict[str, list[Any]]:
-    """The rows of each sealed column whose value has this data key."""
+    """The rows of each encrypted column whose value has this data key."""
     async with database.read_connection() as connection:
         return {
             column.name: list((await connection.execute(column.rows_encrypted_with(key_id))).all())
@@ -169,7 +174,7 @@ async def values_encrypted_with(database: Database, key_id: str) -> dict[str, li
 
 
 async def decrypted_with(database: Database, keyring: Keyring, key_id: str) -> dict[str, list[bytes]]:
-    """The same, opened."""
+    """The decrypted values of each column that have this data key."""
     rows = await values_encrypted_with(database, key_id)
     return {
         column.name: [await keyring.decrypt(row.value, column.associated_data(row)) for row in rows[column.name]]
@@ -183,7 +188,7 @@ def test_every_encrypted_column_is_known() -> None:
         for table in metadata.tables.values()
         for column in table.columns
         if isinstance(column.type, LargeBinary) and not column.name.startswith("wrapped_")
-        if column.name not in {"mac", "head", "checkpoint_mac"}  # of the audit log, which anybody may see
+        if column.name not in {"mac", "head", "checkpoint_mac"}  # public values of the audit log
     }
     assert {column.name for column in ENCRYPTED_COLUMNS} == encrypted
 
@@ -202,16 +207,14 @@ class TestRotation:
         }
         assert [key.is_rotation_complete for key in await describe_data_keys(database)] == [True, True]
 
-    async def test_nothing_else_of_a_row_changes(
-        self, database: Database, keyring: Keyring, rotation: Rotation
-    ) -> None:
+    async def test_no_other_column_changes(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         row = await store_integration(database, keyring, b"content")
         await rotation.rotate(skip_wait)
         after = await SqlIntegrations(database).find(row.integration_id, row.user_id)
         assert after is not None
         assert after.integration == row
 
-    async def test_the_former_key_is_removed_and_everything_still_reads(
+    async def test_all_values_decrypt_after_the_previous_key_is_removed(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
         rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(20)]
@@ -231,7 +234,7 @@ class TestRotation:
         waits: list[float] = []
 
         async def wait(seconds: float) -> None:
-            """Instead of waiting, have it that the time has come."""
+            """Instead of waiting, set the activation time into the past."""
             if seconds:
                 waits.append(seconds)
                 assert keyring.active_key_id == old or not any((await values_encrypted_with(database, old)).values())
@@ -250,10 +253,10 @@ class TestRotation:
             steps.append(step)
 
         await rotation.rotate(record_step)
-        assert len(waits) >= 2  # until it is known to all, and until none seals with the former one
+        assert len(waits) >= 2  # until all servers know it, and until none encrypts with the previous one
         assert timedelta(seconds=35) < steps[0].remaining <= timedelta(seconds=40)
 
-    async def test_an_unfinished_rotation_is_finished_and_a_finished_one_is_followed_by_another(
+    async def test_an_unfinished_rotation_is_continued_and_a_complete_one_is_followed_by_another(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
         row = await store_integration(database, keyring, b"content")
@@ -286,7 +289,7 @@ class TestRotation:
         assert rotated.unreadable == [f"integrations.encrypted_credentials of {broken.integration_id}"]
         (remaining,) = (await values_encrypted_with(database, old))["integrations.encrypted_credentials"]
         assert remaining.value == flipped
-        with pytest.raises(KeyringError, match="still seals 1 of integrations"):
+        with pytest.raises(KeyringError, match="still encrypts 1 of integrations"):
             await remove_data_key(database, old, force=True)
 
     async def test_adding_and_activating_a_key_is_audited(self, database: Database, keyring: Keyring) -> None:
@@ -318,7 +321,7 @@ class TestRotation:
             await Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=record_audit).rotate(skip_wait)
         assert not (await describe_data_keys(database))[-1].is_rotation_complete
 
-    async def test_several_at_once_help_each_other(self, database_url: str) -> None:
+    async def test_concurrent_rotations_share_the_work(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
             keyrings = [await open_test_keyring(database) for database in databases]
@@ -333,14 +336,16 @@ class TestRotation:
             finished = [one for one in rotated if isinstance(one, RotationResult)]
             assert finished
             assert len({one.key_id for one in finished}) == 1
-            assert all(isinstance(one, RotationResult | KeyringError) for one in rotated)  # begun at the same moment
+            assert all(
+                isinstance(one, RotationResult | KeyringError) for one in rotated
+            )  # some start at the same moment
             assert sum(one.reencrypted for one in finished) == 60
             assert [await decrypt_credentials(databases[0], keyrings[0], row) for row in rows] == [
                 b"%d" % number for number in range(60)
             ]
 
-    async def test_rows_under_a_key_are_found_by_an_index(self, database: Database) -> None:
-        """PostgreSQL is asked not to scan, which is cheapest in an empty table."""
+    async def test_rows_of_a_key_are_found_by_an_index(self, database: Database) -> None:
+        """Sequential scans are off in PostgreSQL: they are the cheapest in an empty table."""
         query = ENCRYPTED_COLUMNS[0].rows_encrypted_with("41" * 8).order_by(integrations.c.integration_id).limit(5)
         async with database.write_transaction() as connection:
             is_postgres = connection.dialect.name == "postgresql"
@@ -357,12 +362,12 @@ class TestRotation:
 
 
 class InterruptedAead(Keyring):
-    """A keyring that has something else happen while it seals."""
+    """A keyring that waits for other tasks while it encrypts."""
 
     before_encrypt: Callable[[], Awaitable[None]] | None = None
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """Sealed, after something else had the time to happen."""
+        """Encrypt after other tasks had time to run."""
         callback, self.before_encrypt = self.before_encrypt, None
         if callback is not None:
             await callback()
@@ -370,14 +375,16 @@ class InterruptedAead(Keyring):
 
 
 class TestConcurrentRefresh:
-    """A refresh that is committed between the reading and the writing of a row is not overwritten."""
+    """A refresh that commits between the read and the write of a row is not overwritten."""
 
     async def refresh(self, database: Database, keyring: Keyring, row: Integration) -> None:
         encrypted = await keyring.encrypt(b"refreshed", associated_data_of(row))
         committed = await SqlIntegrations(database).commit_refresh(row, new_credentials(encrypted), LATER)
         assert committed is not None
 
-    async def test_it_waits_for_the_reencryption_and_wins(self, database: Database, database_url: str) -> None:
+    async def test_a_refresh_waits_for_the_reencryption_and_is_kept(
+        self, database: Database, database_url: str
+    ) -> None:
         reencrypting = InterruptedAead(database, local_keys(KEY), monotonic=time.monotonic)
         await reencrypting.prepare()
         async with open_database(database_url) as other_database:
@@ -397,8 +404,8 @@ class TestConcurrentRefresh:
             assert tasks
             assert await decrypt_credentials(database, refreshing, row) == b"refreshed"
 
-    async def test_without_holding_the_row_it_would_be_lost(self, database: Database, keyring: Keyring) -> None:
-        """The twin: read, overtaken, written."""
+    async def test_without_the_row_lock_the_refresh_is_lost(self, database: Database, keyring: Keyring) -> None:
+        """The negative control: the row is not locked between read and write."""
         row = await store_integration(database, keyring, b"stale")
         before = await decrypt_credentials(database, keyring, row)
         await self.refresh(database, keyring, row)
@@ -409,7 +416,7 @@ class TestConcurrentRefresh:
         assert await decrypt_credentials(database, keyring, row) == b"stale"
 
     @pytest.mark.postgres
-    async def test_rows_that_others_hold_are_passed_over_and_done_later(self, postgres_url: str) -> None:
+    async def test_locked_rows_are_skipped_and_done_later(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other_database:
             keyring = await open_test_keyring(database)
             rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(3)]
@@ -431,17 +438,17 @@ class TestRemoval:
     async def test_active_and_announced_keys_are_not_removed(self, database: Database, keyring: Keyring) -> None:
         announced = await keyring.add_data_key(timedelta(minutes=1))
         for key_id in (keyring.active_key_id, announced):
-            with pytest.raises(KeyringError, match="is the one that seals, or will"):
+            with pytest.raises(KeyringError, match="is the active or the next key"):
                 await remove_data_key(database, key_id, force=True)
 
-    async def test_not_one_that_is_unknown(self, database: Database, keyring: Keyring) -> None:
+    async def test_an_unknown_key_is_not_removed(self, database: Database, keyring: Keyring) -> None:
         with pytest.raises(KeyringError, match="there is no data key 0123456789abcdef"):
             await remove_data_key(database, "0123456789abcdef", force=True)
         assert await describe_data_keys(database)
         assert keyring.active_key_id
 
     @pytest.mark.parametrize("column", ENCRYPTED_COLUMNS, ids=lambda column: column.name)
-    async def test_not_while_a_value_of_any_column_needs_it(
+    async def test_a_key_is_not_removed_while_a_value_needs_it(
         self, database: Database, keyring: Keyring, column: Any
     ) -> None:
         await fill_encrypted_columns(database, keyring)
@@ -454,17 +461,19 @@ class TestRemoval:
                     for row in rows:
                         new = await keyring.encrypt(b"", other.associated_data(row))
                         await connection.execute(other.replacement(), {"id": row.row_id, "old": row.value, "new": new})
-        with pytest.raises(KeyringError, match=f"still seals 1 of {column.name}: run"):
+        with pytest.raises(KeyringError, match=f"still encrypts 1 of {column.name}: run"):
             await remove_data_key(database, old, force=True)
 
-    async def test_for_a_day_only_by_force(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+    async def test_a_replaced_key_is_removed_within_a_day_only_by_force(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
         first = keyring.active_key_id
         await rotation.rotate(skip_wait)
         second = keyring.active_key_id
-        with pytest.raises(KeyringError, match="may be removed from"):
+        with pytest.raises(KeyringError, match="can be removed from"):
             await remove_data_key(database, first)
         await set_replaced_for(database, second, timedelta(hours=23, minutes=59))
-        with pytest.raises(KeyringError, match="may be removed from"):
+        with pytest.raises(KeyringError, match="can be removed from"):
             await remove_data_key(database, first)
         await set_replaced_for(database, second, timedelta(hours=24, minutes=1))
         await remove_data_key(database, first)
@@ -472,7 +481,7 @@ class TestRemoval:
 
 
 async def set_replaced_for(database: Database, key_id: str, age: timedelta) -> None:
-    """Have it that this key has sealed for so long, after all others."""
+    """Make this the newest key, active since `age`."""
     async with database.write_transaction() as connection:
         await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age - timedelta(days=1))))
         await connection.execute(
@@ -481,10 +490,10 @@ async def set_replaced_for(database: Database, key_id: str, age: timedelta) -> N
 
 
 class TestAssociatedData:
-    """What is stored in one place opens in no other, whatever the places have in common."""
+    """A stored value decrypts only with its own associated data."""
 
     async def values(self, database: Database) -> list[tuple[str, str, bytes, AssociatedData]]:
-        """Every stored value, with its data key, the name of its column, and its place."""
+        """Every stored value with its data key, the name of its column and its associated data."""
         found = []
         for key in await describe_data_keys(database):
             rows = await values_encrypted_with(database, key.key_id)
@@ -496,7 +505,7 @@ class TestAssociatedData:
 
     @pytest.fixture
     async def stored_values(self, database: Database, keyring: Keyring) -> list[tuple[str, str, bytes, AssociatedData]]:
-        """Three rows of each table under each of two data keys."""
+        """Three rows of each table with each of two data keys."""
         for _ in range(2):
             for _ in range(3):
                 await fill_encrypted_columns(database, keyring)
@@ -506,7 +515,7 @@ class TestAssociatedData:
         assert len(values) == 2 * 3 * len(ENCRYPTED_COLUMNS)
         return values
 
-    async def test_every_pair_of_rows_and_columns(
+    async def test_values_of_other_rows_and_columns_do_not_decrypt(
         self, keyring: Keyring, stored_values: list[tuple[str, str, bytes, AssociatedData]]
     ) -> None:
         outcomes = []
@@ -518,8 +527,8 @@ class TestAssociatedData:
                 outcomes.append("refused")
             else:
                 assert associated_data == own
-                # The pairs that are meant: what was an integration's credentials waits to be revoked, and what was a
-                # webhook's secret is good beside the one that came after.
+                # Intended pairs: the outbox stores credentials of a removed integration, and a previous webhook
+                # secret stays valid beside the current one.
                 assert {here, there} in (
                     {"integrations.encrypted_credentials", "revocations.encrypted_credentials"},
                     {"webhook_secrets.encrypted_secret", "webhook_secrets.encrypted_previous_secret"},
@@ -528,7 +537,7 @@ class TestAssociatedData:
         assert outcomes.count("opened") == 2 * 2 * 6
         assert len(outcomes) == len(stored_values) * (len(stored_values) - 1)
 
-    async def test_every_pair_of_key_ids(
+    async def test_values_with_other_key_ids_do_not_decrypt(
         self, keyring: Keyring, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
     ) -> None:
         key_ids = [key.key_id for key in await describe_data_keys(database)]
@@ -541,7 +550,7 @@ class TestAssociatedData:
                 with pytest.raises(CredentialsUnreadable):
                     await keyring.decrypt(renamed, associated_data)
 
-    async def test_every_byte_of_every_value(
+    async def test_values_with_any_changed_byte_do_not_decrypt(
         self, keyring: Keyring, stored_values: list[tuple[str, str, bytes, AssociatedData]]
     ) -> None:
         for _, name, value, associated_data in stored_values:
@@ -551,7 +560,7 @@ class TestAssociatedData:
                 with pytest.raises(CredentialsUnreadable):
                     await keyring.decrypt(flipped, associated_data)
 
-    async def test_wrapped_keys_of_every_pair_of_data_keys(
+    async def test_wrapped_keys_of_other_data_keys_do_not_unwrap(
         self, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
     ) -> None:
         assert stored_values
@@ -566,7 +575,7 @@ class TestAssociatedData:
 
 
 class TestRewrap:
-    async def test_then_the_retired_key_is_not_needed(self, database: Database, keyring: Keyring) -> None:
+    async def test_the_retired_key_is_not_needed_afterwards(self, database: Database, keyring: Keyring) -> None:
         row = await store_integration(database, keyring, b"content")
         await keyring.add_data_key()
         with pytest.raises(KeyringError, match=KEY_ID):
@@ -578,16 +587,16 @@ class TestRewrap:
         with pytest.raises(KeyringError, match=OTHER_KEY_ID):
             await open_test_keyring(database, KEY)
 
-    async def test_a_second_time_there_is_nothing_to_do(self, database: Database, keyring: Keyring) -> None:
+    async def test_a_second_rewrap_changes_nothing(self, database: Database, keyring: Keyring) -> None:
         assert keyring.active_key_id
         await rewrap(database, local_keys(OTHER_KEY, KEY))
         assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 0
 
-    async def test_it_goes_on_after_a_crash(self, database: Database, keyring: Keyring) -> None:
+    async def test_rewrap_continues_after_a_crash(self, database: Database, keyring: Keyring) -> None:
         row = await store_integration(database, keyring, b"content")
         await keyring.add_data_key()
         await rewrap(database, local_keys(OTHER_KEY, KEY))
-        # As if it had died before the first one.
+        # As after a crash before the first key.
         first = (await describe_data_keys(database))[0].key_id
         async with database.read_connection() as connection:
             query = select(data_keys.c.wrapped_key).where(data_keys.c.key_id == first)
@@ -603,72 +612,110 @@ class TestRewrap:
 
 
 class TestAgeBasedRotation:
-    def by_age(self, database: Database, rotation: Rotation, owner: str = "one", **changes: Any) -> AgeBasedRotation:
-        lease = WorkLease(database, "rotation", owner, changes.pop("lease", timedelta(minutes=1)))
-        return AgeBasedRotation(
-            database, rotation, lease, max_age=timedelta(days=90), duty_cycle=0.5, pause=no_pause, **changes
+    @pytest.fixture
+    def due_work(self, database: Database) -> SqlDueWork:
+        return SqlDueWork(database)
+
+    async def claim(self, due_work: SqlDueWork, duration: timedelta = timedelta(minutes=1)) -> Claim[None] | None:
+        """A claim on the job, if it is due."""
+        claims = await due_work.claim(JobKind.KEY_ROTATION, "key_rotation", 1, claim_duration=duration)
+        return claims[0] if claims else None
+
+    def job(self, database: Database, rotation: Rotation, pause: Callable[[float], Awaitable[None]]) -> DueJob:
+        """The job as it is built for the worker; its next check is due at once."""
+        by_age = AgeBasedRotation(
+            database,
+            rotation,
+            SqlDueWork(database),
+            max_age=timedelta(days=90),
+            check_interval=timedelta(seconds=-1),
+            claim_duration=timedelta(minutes=1),
+            duty_cycle=0.5,
+            pause=pause,
         )
+        return DueJob(JobKind.KEY_ROTATION, by_age.run, timedelta(minutes=1), needs_provider=False)
+
+    async def run(
+        self,
+        database: Database,
+        rotation: Rotation,
+        pause: Callable[[float], Awaitable[None]] | None = None,
+    ) -> bool:
+        """Run the job if it is due; returns whether it was."""
+        claim = await self.claim(SqlDueWork(database))
+        return claim is not None and await self.job(database, rotation, pause or no_pause).handler(claim)
 
     async def set_key_age(self, database: Database, age: timedelta) -> None:
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age)))
 
-    async def test_a_key_of_less_age_stays(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+    async def test_a_young_key_is_kept(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         await self.set_key_age(database, timedelta(days=89))
-        await self.by_age(database, rotation).poll()
+        assert await self.run(database, rotation)
         assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]
 
-    async def test_an_older_one_is_replaced_once(
-        self, database: Database, keyring: Keyring, rotation: Rotation
-    ) -> None:
+    async def test_an_old_key_is_replaced_once(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
         row = await store_integration(database, keyring, b"content")
         old = keyring.active_key_id
         await self.set_key_age(database, timedelta(days=91))
         for _ in range(2):
-            await self.by_age(database, rotation).poll()
+            assert await self.run(database, rotation)
         assert [key.key_id for key in await describe_data_keys(database)] == [old, keyring.active_key_id]
         assert not any((await values_encrypted_with(database, old)).values())
         assert await decrypt_credentials(database, keyring, row) == b"content"
 
-    async def test_one_server_at_a_time_does_and_another_takes_over(
+    async def test_the_background_worker_runs_the_rotation(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
         await self.set_key_age(database, timedelta(days=91))
-        gone = WorkLease(database, "rotation", "gone", timedelta(minutes=1))
-        assert await gone.renew()
-        await self.by_age(database, rotation).poll()
+        worker = BackgroundWorker(
+            [self.job(database, rotation, no_pause)],
+            SqlDueWork(database),
+            FakeProviders(),
+            SettableClock(),
+            lambda: 0.5,
+            limits=WorkerLimits(1, 100),
+        )
+        async with worker, asyncio.timeout(30):
+            while [key.is_rotation_complete for key in await describe_data_keys(database)] != [True, True]:
+                await worker.poll()
+                await asyncio.sleep(0.01)
+        assert keyring.active_key_id == (await describe_data_keys(database))[-1].key_id
+
+    async def test_one_process_at_a_time_rotates_and_another_takes_over(
+        self, database: Database, keyring: Keyring, rotation: Rotation, due_work: SqlDueWork
+    ) -> None:
+        await self.set_key_age(database, timedelta(days=91))
+        crashed = await self.claim(due_work)
+        assert crashed is not None
+        assert not await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 1
-        assert await WorkLease(database, "rotation", "gone", timedelta(seconds=-1)).renew()  # lapsed
-        await self.by_age(database, rotation).poll()
+        assert await due_work.postpone(crashed, timedelta(seconds=-1))  # its claim expires
+        assert await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 2
         assert keyring.active_key_id
 
-    async def test_who_loses_the_claim_stops(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+    async def test_a_process_that_loses_the_claim_stops(
+        self, database: Database, keyring: Keyring, rotation: Rotation, due_work: SqlDueWork
+    ) -> None:
         for number in range(20):
             await store_integration(database, keyring, b"", number)
         old = keyring.active_key_id
         await self.set_key_age(database, timedelta(days=91))
-        expired = WorkLease(database, "rotation", "one", timedelta(seconds=-1))
-        other = WorkLease(database, "rotation", "other", timedelta(minutes=1))
+        other: list[Claim[None] | None] = []
 
-        async def let_lease_expire(_seconds: float) -> None:
-            await expired.renew()
-            await other.renew()
+        async def lose_claim(_seconds: float) -> None:
+            async with database.write_transaction() as connection:
+                await connection.execute(update(singleton_jobs).values(due_time=DatabaseTime()))
+            other.append(await self.claim(due_work))
 
-        by_age = AgeBasedRotation(
-            database,
-            rotation,
-            WorkLease(database, "rotation", "one", timedelta(minutes=1)),
-            max_age=timedelta(days=90),
-            duty_cycle=0.5,
-            pause=let_lease_expire,
-        )
-        await by_age.poll()
-        assert (
-            len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
-        )  # it noticed after the next batch
-        assert await other.renew()  # it is still the other's
+        assert await self.run(database, rotation, lose_claim)
+        # It stops after the next batch.
+        assert len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
+        (claim,) = other
+        assert claim is not None
+        assert await due_work.postpone(claim, timedelta(minutes=1)) is not None  # still the other's
 
 
 async def no_pause(_seconds: float) -> None:
-    """Instead of a pause."""
+    """Continue at once."""

@@ -1,4 +1,4 @@
-"""Sealed values open in their place only, keyrings share their data keys, and wrong keys are refused by name."""
+"""Tests of the keyring: associated data, shared data keys, and rejection of wrong keys."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ PLAINTEXT = b'{"access_token":"at-confidential","refresh_token":"rt-confidential
 
 
 class FakeMonotonic:
-    """Seconds that pass when they are told to."""
+    """A monotonic clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -61,7 +61,7 @@ class TestEncryption:
         encrypted = [await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA) for _ in range(100)]
         assert len({value[9:21] for value in encrypted}) == 100
 
-    async def test_does_not_open_with_any_bit_flipped(self, keyring: Keyring) -> None:
+    async def test_does_not_decrypt_with_any_bit_flipped(self, keyring: Keyring) -> None:
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         for bit in range(len(encrypted) * 8):
             flipped = bytearray(encrypted)
@@ -91,7 +91,7 @@ class TestEncryption:
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(encrypted, elsewhere)
 
-    async def test_does_not_open_when_cut_or_continued(self, keyring: Keyring) -> None:
+    async def test_does_not_decrypt_truncated_or_extended_values(self, keyring: Keyring) -> None:
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         wrong = [encrypted[:length] for length in range(len(encrypted))]
         wrong += [encrypted[length:] for length in range(1, len(encrypted))]
@@ -105,7 +105,7 @@ class TestEncryption:
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(value, ASSOCIATED_DATA)
 
-    async def test_does_not_open_under_another_data_key(self, keyring: Keyring) -> None:
+    async def test_does_not_decrypt_with_another_data_key(self, keyring: Keyring) -> None:
         first = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await keyring.add_data_key()
         second = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
@@ -113,12 +113,12 @@ class TestEncryption:
             await keyring.decrypt(second[:9] + first[9:], ASSOCIATED_DATA)
         assert await keyring.decrypt(first, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_hides_its_keys(self, keyring: Keyring) -> None:
+    async def test_the_repr_contains_no_keys(self, keyring: Keyring) -> None:
         assert not any(form in repr(keyring).encode() for form in forms_of(KEY))
 
 
 class TestDataKeys:
-    async def test_a_new_one_encrypts_and_previous_ones_still_decrypt(
+    async def test_a_new_key_encrypts_and_previous_keys_still_decrypt(
         self, keyring: Keyring, database: Database
     ) -> None:
         before = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
@@ -153,21 +153,23 @@ class TestDataKeys:
     async def test_an_unannounced_key_is_unknown_until_the_next_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
-        """The twin: used at once, the new key's values do not open on another server until that looks."""
+        """The negative control: without the delay, another server cannot decrypt the new key's values yet."""
         other = await keyring_without_lookup(database)
         await keyring.add_data_key()
         with pytest.raises(CredentialsUnreadable):
             await other.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA)
 
-    async def test_one_is_added_when_the_one_before_is_settled(self, keyring: Keyring, database: Database) -> None:
+    async def test_a_key_is_added_only_when_the_previous_rotation_is_complete(
+        self, keyring: Keyring, database: Database
+    ) -> None:
         await keyring.add_data_key()
-        with pytest.raises(KeyringError, match="rotate first"):
+        with pytest.raises(KeyringError, match="run `keys rotate` first"):
             await keyring.add_data_key()
         await complete_rotations(database)
         await keyring.add_data_key()
         assert len(await describe_data_keys(database)) == 3
 
-    async def test_keyrings_of_one_database_learn_each_others(self, keyring: Keyring, database: Database) -> None:
+    async def test_keyrings_of_one_database_load_each_others_keys(self, keyring: Keyring, database: Database) -> None:
         other = await open_test_keyring(database)
         for one, another in ((keyring, other), (other, keyring)):
             await one.add_data_key()
@@ -182,7 +184,7 @@ class TestDataKeys:
         await keyring.reload()
         assert (await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() == added
 
-    async def test_one_that_was_removed_elsewhere_does_not_open_after_a_reload(
+    async def test_a_key_removed_by_another_process_does_not_decrypt_after_a_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
@@ -204,9 +206,7 @@ class TestDataKeys:
         await set_active_time(database, second)
         assert (await open_test_keyring(database)).active_key_id == second
 
-    async def test_a_running_server_keeps_its_keys_when_they_are_gone_from_the_database(
-        self, keyring: Keyring, database: Database
-    ) -> None:
+    async def test_loaded_keys_are_kept_when_the_table_is_empty(self, keyring: Keyring, database: Database) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
@@ -244,13 +244,13 @@ class TestDataKeys:
         async with database.write_transaction() as connection:
             await connection.execute(text("ALTER TABLE data_keys RENAME TO elsewhere"))
         for _ in range(2):
-            with pytest.raises(DBAPIError):  # and not CredentialsUnreadable: nobody could look
+            with pytest.raises(DBAPIError):  # not CredentialsUnreadable: the lookup failed
                 await keyring.decrypt(encrypted, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(text("ALTER TABLE elsewhere RENAME TO data_keys"))
         assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_servers_that_start_at_once_make_one_and_share_it(self, database_url: str) -> None:
+    async def test_servers_that_start_concurrently_share_the_first_key(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(5)]
             keyrings = await asyncio.gather(*(open_test_keyring(database) for database in databases))
@@ -259,7 +259,7 @@ class TestDataKeys:
                 assert [await keyring.decrypt(value, ASSOCIATED_DATA) for value in encrypted] == [PLAINTEXT] * 5
             assert len(await describe_data_keys(databases[0])) == 1
 
-    async def test_one_is_added_whoever_adds(self, database_url: str) -> None:
+    async def test_concurrent_additions_add_one_key(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(3)]
             keyrings = [await open_test_keyring(database) for database in databases]
@@ -270,14 +270,14 @@ class TestDataKeys:
 
 
 async def set_active_time(database: Database, key_id: str, activation_delay: timedelta = timedelta(0)) -> None:
-    """Have it that an announced key's time comes then."""
+    """Set the activation time of an announced key."""
     values = {"active_time": DatabaseTime(activation_delay)}
     async with database.write_transaction() as connection:
         await connection.execute(update(data_keys).where(data_keys.c.key_id == key_id).values(values))
 
 
 async def keyring_without_lookup(database: Database) -> Keyring:
-    """A keyring that has just looked for unknown keys, and will not look again."""
+    """A keyring that has just looked up unknown keys and does not do so again yet."""
     keyring = await open_test_keyring(database, monotonic=FakeMonotonic())
     with pytest.raises(CredentialsUnreadable):
         await keyring.decrypt(b"\x01" + os.urandom(63), ASSOCIATED_DATA)
@@ -285,15 +285,15 @@ async def keyring_without_lookup(database: Database) -> Keyring:
 
 
 class TestKeyCheck:
-    """Refuses the wrong key also where no data key does."""
+    """The key check detects a wrong key also without data keys."""
 
-    async def test_a_wrong_key_is_refused_before_there_is_any_integration(self, database: Database) -> None:
+    async def test_a_wrong_key_is_rejected_without_any_integration(self, database: Database) -> None:
         await open_test_keyring(database)
         with pytest.raises(KeyringError, match=KEY_ID):
             await open_test_keyring(database, OTHER_KEY)
         await open_test_keyring(database)
 
-    async def test_a_wrong_key_is_refused_when_the_data_keys_are_gone(self, database: Database) -> None:
+    async def test_a_wrong_key_is_rejected_without_data_keys(self, database: Database) -> None:
         await open_test_keyring(database)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
@@ -302,8 +302,8 @@ class TestKeyCheck:
         with pytest.raises(KeyringError, match="restore the table data_keys"):
             await open_test_keyring(database, KEY)
 
-    async def test_without_the_check_it_would_not_be(self, keyring: Keyring, database: Database) -> None:
-        """The twin: a wrong key would begin anew, and nothing that was sealed before would open."""
+    async def test_without_the_key_check_a_wrong_key_is_accepted(self, keyring: Keyring, database: Database) -> None:
+        """The negative control: a wrong key creates a new first key, and older values do not decrypt."""
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
@@ -312,14 +312,14 @@ class TestKeyCheck:
         with pytest.raises(CredentialsUnreadable):
             await anew.decrypt(encrypted, ASSOCIATED_DATA)
 
-    async def test_an_altered_check_is_refused(self, keyring: Keyring, database: Database) -> None:
+    async def test_an_altered_key_check_is_rejected(self, keyring: Keyring, database: Database) -> None:
         async with database.write_transaction() as connection:
             await connection.execute(update(key_checks).values(wrapped_check=bytes(60)))
-        with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
+        with pytest.raises(KeyringError, match=f"does not unwrap with key {KEY_ID}"):
             await open_test_keyring(database)
         assert keyring.active_key_id
 
-    async def test_a_database_from_before_there_were_checks_gets_one(self, database: Database) -> None:
+    async def test_a_database_without_a_key_check_gets_one(self, database: Database) -> None:
         keyring = await open_test_keyring(database)
         async with database.write_transaction() as connection:
             await connection.execute(key_checks.delete())
@@ -327,7 +327,7 @@ class TestKeyCheck:
         async with database.read_connection() as connection:
             assert len((await connection.execute(select(key_checks))).all()) == 1
 
-    async def test_servers_that_start_at_once_with_unlike_keys_do_not_both_start(self, database_url: str) -> None:
+    async def test_of_concurrent_starts_with_different_keys_one_fails(self, database_url: str) -> None:
         async with AsyncExitStack() as stack:
             databases = [await stack.enter_async_context(open_database(database_url)) for _ in range(2)]
             started = await asyncio.gather(
@@ -338,9 +338,7 @@ class TestKeyCheck:
 
 
 class TestWrappingKeys:
-    async def test_a_retired_one_still_unwraps_and_the_new_one_wraps(
-        self, keyring: Keyring, database: Database
-    ) -> None:
+    async def test_a_retired_key_unwraps_and_the_current_key_wraps(self, keyring: Keyring, database: Database) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         rotated = await open_test_keyring(database, OTHER_KEY, KEY)
         assert await rotated.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
@@ -348,7 +346,7 @@ class TestWrappingKeys:
         assert {data_key.wrapping_key_id for data_key in await describe_data_keys(database)} == {KEY_ID, OTHER_KEY_ID}
 
     @pytest.mark.usefixtures("keyring")
-    async def test_a_wrong_one_is_refused_by_name(self, database: Database) -> None:
+    async def test_the_error_names_the_wrong_key(self, database: Database) -> None:
         with pytest.raises(KeyringError) as caught:
             await open_test_keyring(database, OTHER_KEY, bytes(32))
         message = str(caught.value)
@@ -358,13 +356,13 @@ class TestWrappingKeys:
 
     @pytest.mark.parametrize("wrapped", [b"", b"short", bytes(60)])
     @pytest.mark.usefixtures("keyring")
-    async def test_an_altered_data_key_is_refused_by_name(self, database: Database, wrapped: bytes) -> None:
+    async def test_the_error_names_an_altered_data_key(self, database: Database, wrapped: bytes) -> None:
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(wrapped_key=wrapped))
-        with pytest.raises(KeyringError, match=f"does not open with key {KEY_ID}"):
+        with pytest.raises(KeyringError, match=f"does not unwrap with key {KEY_ID}"):
             await open_test_keyring(database)
 
-    async def test_a_data_key_does_not_open_under_another_id(self, keyring: Keyring, database: Database) -> None:
+    async def test_a_data_key_does_not_unwrap_for_another_id(self, keyring: Keyring, database: Database) -> None:
         await keyring.add_data_key()
         first, second = await describe_data_keys(database)
         wrapped = data_keys.c.wrapped_key
@@ -378,7 +376,7 @@ class TestWrappingKeys:
         with pytest.raises(KeyringError, match=f"data key {second.key_id} does not open"):
             await open_test_keyring(database)
 
-    async def test_one_that_is_unknown_here_leaves_the_others_open(self, keyring: Keyring, database: Database) -> None:
+    async def test_an_unknown_data_key_does_not_affect_the_others(self, keyring: Keyring, database: Database) -> None:
         before = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         elsewhere = await open_test_keyring(database, OTHER_KEY, KEY)
         await elsewhere.add_data_key()
@@ -392,13 +390,13 @@ class TestWrappingKeys:
         assert await elsewhere.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
 
     @pytest.mark.parametrize("length", [0, 16, 31, 33])
-    async def test_another_length_is_refused(self, database: Database, length: int) -> None:
+    async def test_other_key_lengths_are_rejected(self, database: Database, length: int) -> None:
         with pytest.raises(ValueError, match="32 bytes"):
             await open_test_keyring(database, bytes(length))
 
 
 def forms_of(secret: bytes) -> Sequence[bytes]:
-    """How a secret might be written down."""
+    """The encodings of a secret that are searched for."""
     return (
         secret,
         secret.hex().encode(),
@@ -407,7 +405,7 @@ def forms_of(secret: bytes) -> Sequence[bytes]:
     )
 
 
-async def test_the_files_hold_neither_credentials_nor_keys(sqlite_url: str) -> None:
+async def test_the_files_contain_neither_credentials_nor_keys(sqlite_url: str) -> None:
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     async with open_database(sqlite_url) as database:
         keyring = await open_test_keyring(database)
@@ -421,6 +419,6 @@ async def test_the_files_hold_neither_credentials_nor_keys(sqlite_url: str) -> N
         data_key = await LocalKey(KEY).unwrap(wrapped_key, key_id)
         files = b"".join(file.read_bytes() for file in path.parent.iterdir())
 
-    assert files.count(encrypted) >= 3  # so this is where to look
+    assert files.count(encrypted) >= 3  # the files contain the encrypted value
     for secret in (b"at-confidential", b"rt-confidential", PLAINTEXT, data_key, KEY):
         assert not any(form in files for form in forms_of(secret))

@@ -1,4 +1,4 @@
-"""Revoking over SQL stores, on both databases and their own clocks: what is gone is revoked whoever dies on the way."""
+"""Tests of revocation over the SQL stores of both databases, on the databases' clocks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,13 +13,16 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.domain.revocation import RevocationState
+from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.due_times import Schedule
+from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
 from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_journal import FileRefreshJournal
@@ -38,42 +41,43 @@ TOKENS = OAuthTokens("access-1", "refresh-1")
 
 @dataclass
 class Process:
-    """What refreshes and revokes in one process."""
+    """The parts of one process that refresh and revoke."""
 
     database: Database
     provider: FakeProvider
     account_linker: AccountLinker
     refresher: TokenRefresher
     revocation_service: RevocationService
+    worker: BackgroundWorker
 
     async def connect(self) -> Integration:
-        """An integration with these tokens."""
+        """A connected integration."""
         return await self.account_linker.commit(new_integration(integration_type="fake"), account("account-1"), TOKENS)
 
     async def disconnect(self, integration: Integration) -> RevocationState:
-        """Gone."""
+        """Disconnect an integration."""
         return await self.revocation_service.disconnect_integration(integration.integration_id, integration.user_id)
 
     async def run_background_until(self, revocation_count: int) -> None:
-        """Rounds until the provider has been asked so often, and the outbox is empty."""
+        """Poll until the provider has had this number of calls and the outbox is empty."""
         async with asyncio.timeout(60):
             while len(self.provider.revocations) < revocation_count or await self.outbox():
-                await self.revocation_service.revoke_due()
+                await self.worker.poll()
                 await asyncio.sleep(0.01)
 
     async def outbox(self) -> int:
-        """How much there is in it."""
+        """The number of grants in the outbox."""
         async with self.database.read_connection() as connection:
             return int(await connection.scalar(select(func.count()).select_from(revocations)) or 0)
 
     async def make_due(self) -> None:
-        """Until whatever is in the outbox is due."""
+        """Make all grants in the outbox due."""
         async with self.database.write_transaction() as connection:
             await connection.execute(update(revocations).values(due_time=DatabaseTime()))
 
 
 def start_process(database: Database, provider: FakeProvider, tasks: DetachedTasks, journal: Path) -> Process:
-    """A process with stores of its own."""
+    """A process with its own stores."""
     clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), FakeProviders(provider)
     integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
     schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
@@ -93,10 +97,14 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
         lambda _: None,
         lease_timeouts=LeaseTimeouts(),
     )
+    due_work = SqlDueWork(database)
+    times = RevocationTimes(first_response=MINUTE)
     revocation_service = RevocationService(
-        integrations, outbox, providers, cipher, tasks, lambda: 0.5, times=RevocationTimes(first_response=MINUTE)
+        integrations, outbox, due_work, providers, cipher, tasks, lambda: 0.5, times=times
     )
-    return Process(database, provider, account_linker, refresher, revocation_service)
+    job = DueJob(JobKind.REVOCATION, revocation_service.retry, times.claim)
+    worker = BackgroundWorker([job], due_work, providers, clock, lambda: 0.5, limits=WorkerLimits(8, 1000))
+    return Process(database, provider, account_linker, refresher, revocation_service, worker)
 
 
 @pytest.fixture
@@ -120,13 +128,13 @@ def other_process(database: Database, provider: FakeProvider, tasks: DetachedTas
     return start_process(database, provider, tasks, tmp_path)
 
 
-async def test_what_the_provider_confirms_leaves_nothing(process: Process, provider: FakeProvider) -> None:
+async def test_a_confirmed_revocation_leaves_the_outbox_empty(process: Process, provider: FakeProvider) -> None:
     assert await process.disconnect(await process.connect()) is RevocationState.REVOKED
     assert provider.revocations == [TOKENS]
     assert await process.outbox() == 0
 
 
-async def test_what_failed_is_taken_over_by_another_process(
+async def test_a_failed_revocation_is_retried_by_another_process(
     process: Process, other_process: Process, provider: FakeProvider
 ) -> None:
     provider.revoke_error = ProviderUnavailable()
@@ -144,7 +152,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     gate = provider.gate = asyncio.Event()
     refresher = asyncio.create_task(process.refresher.refresh(integration))
     async with asyncio.timeout(60):
-        while not provider.refreshes:  # noqa: ASYNC110  # a fake has no event for it
+        while not provider.refreshes:  # noqa: ASYNC110  # the fake has no event for it
             await asyncio.sleep(0.01)
     provider.gate = None
     assert await other_process.disconnect(integration) is RevocationState.PENDING
@@ -158,7 +166,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     assert new.refresh_token == "renewed-refresh-1"
 
 
-async def test_many_processes_make_one_call_for_each(
+async def test_two_processes_make_one_call_per_grant(
     process: Process, other_process: Process, provider: FakeProvider
 ) -> None:
     integrations = [

@@ -1,4 +1,4 @@
-"""Local keys: reading them, and keeping them hidden."""
+"""Tests of local key-encryption keys."""
 
 import base64
 
@@ -11,17 +11,17 @@ STANDARD = base64.b64encode(KEY).decode()
 URL_SAFE = base64.urlsafe_b64encode(KEY).decode()
 
 
-def test_the_example_tells_the_alphabets_apart() -> None:
+def test_the_example_differs_between_the_alphabets() -> None:
     assert STANDARD != URL_SAFE
 
 
 @pytest.mark.parametrize("text", [STANDARD, URL_SAFE, STANDARD.rstrip("="), URL_SAFE.rstrip("="), f" {URL_SAFE}\n"])
-def test_reads_both_alphabets_padded_or_not(text: str) -> None:
+def test_parses_both_alphabets_padded_or_not(text: str) -> None:
     assert parse_key(text) == KEY
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 31, 33, 64])
-def test_says_how_long_a_key_was_that_is_not_32_bytes(length: int) -> None:
+def test_the_error_states_the_length(length: int) -> None:
     text = base64.b64encode((KEY * 2)[:length]).decode()
     with pytest.raises(ValueError, match=f"^must be 32 bytes in base64; this is {length} bytes$"):
         parse_key(text)
@@ -30,14 +30,14 @@ def test_says_how_long_a_key_was_that_is_not_32_bytes(length: int) -> None:
 @pytest.mark.parametrize(
     "text", ["correct horse battery staple", "A" * 41, "ключ", "====A", STANDARD[:20] + " " + STANDARD[20:]]
 )
-def test_does_not_quote_what_is_not_base64(text: str) -> None:
+def test_the_error_does_not_quote_the_text(text: str) -> None:
     with pytest.raises(ValueError, match="not base64") as caught:
         parse_key(text)
     assert text not in str(caught.value)
     assert caught.value.__suppress_context__
 
 
-def test_a_keys_id_is_the_same_every_time_and_does_not_tell_the_key() -> None:
+def test_a_key_id_is_stable_and_does_not_reveal_the_key() -> None:
     key = LocalKey(KEY)
     assert key.key_id == LocalKey(KEY).key_id
     assert key.key_id != LocalKey(bytes(32)).key_id
@@ -45,7 +45,7 @@ def test_a_keys_id_is_the_same_every_time_and_does_not_tell_the_key() -> None:
     assert bytes.fromhex(key.key_id) not in KEY
 
 
-def test_a_key_hides_in_its_repr() -> None:
+def test_the_repr_contains_no_key() -> None:
     assert repr(LocalKey(KEY)) == f"LocalKey(key_id='{LocalKey(KEY).key_id}')"
 
 

@@ -108,13 +108,13 @@ CREATE TABLE integrations (
 
 CREATE INDEX ix_integrations_account_id_integration_type ON integrations (account_id, integration_type);
 
-CREATE INDEX ix_integrations_check_due_time ON integrations (check_due_time, integration_type) WHERE is_active IS true AND reauthorization_required IS false;
-
 CREATE INDEX ix_integrations_data_key_id ON integrations (substr(encrypted_credentials, 2, 8), integration_id);
 
-CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
+CREATE INDEX ix_integrations_integration_type_check_due_time ON integrations (integration_type, check_due_time) WHERE is_active IS true AND reauthorization_required IS false;
 
-CREATE INDEX ix_integrations_refresh_due_time ON integrations (refresh_due_time, integration_type) WHERE is_active IS true AND reauthorization_required IS false;
+CREATE INDEX ix_integrations_integration_type_refresh_due_time ON integrations (integration_type, refresh_due_time) WHERE is_active IS true AND reauthorization_required IS false;
+
+CREATE INDEX ix_integrations_pending ON integrations (integration_id) WHERE connect_time IS NULL;
 
 CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, integration_id);
 
@@ -140,14 +140,15 @@ CREATE TABLE revocations (
     CONSTRAINT pk_revocations PRIMARY KEY (revocation_id)
 );
 
-CREATE INDEX ix_revocations_due_time ON revocations (due_time);
+CREATE INDEX ix_revocations_integration_type_due_time ON revocations (integration_type, due_time);
 
-CREATE TABLE work_leases (
-    lease_name VARCHAR(64) NOT NULL,
-    owner VARCHAR(255) NOT NULL,
-    expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT pk_work_leases PRIMARY KEY (lease_name)
+CREATE TABLE singleton_jobs (
+    job_name VARCHAR(64) NOT NULL,
+    due_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT pk_singleton_jobs PRIMARY KEY (job_name)
 );
+
+INSERT INTO singleton_jobs (job_name, due_time) VALUES ('key_rotation', CURRENT_TIMESTAMP);
 
 CREATE TABLE authorization_attempts (
     attempt_id VARCHAR(255) NOT NULL,

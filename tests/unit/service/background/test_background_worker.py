@@ -18,10 +18,11 @@ from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.background_worker import (
     BackgroundWorker,
     CircuitBreaker,
+    DueJob,
     JobHandler,
     WorkerLimits,
 )
-from integration_server.service.background.ports import JobKind
+from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from integration_server.service.integrations.ports import NewAccount, StoredIntegration
 from tests.fakes.clock import NOON, SettableClock
@@ -35,21 +36,22 @@ SOON = timedelta(minutes=1)
 
 def new_worker(system: FakeSystem, job_kind: JobKind, handler: JobHandler) -> BackgroundWorker:
     return BackgroundWorker(
-        job_kind,
-        handler,
+        [DueJob(job_kind, handler, CLAIM_DURATION)],
         system.due_work,
         system.providers,
         system.clock,
         lambda: 0.5,
         limits=WorkerLimits(MAX_CONCURRENT, 100),
-        claim_duration=CLAIM_DURATION,
         pause=system.pause,
     )
 
 
 @asynccontextmanager
 async def refresher(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
-    async with new_worker(system, JobKind.REFRESH, system.refresher.refresh_proactively) as worker:
+    async def refresh(claim: Claim[StoredIntegration]) -> bool:
+        return await system.refresher.refresh_proactively(claim.item)
+
+    async with new_worker(system, JobKind.REFRESH, refresh) as worker:
         yield worker
 
 
@@ -60,7 +62,7 @@ async def checker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
 
 
 async def run_once(worker: BackgroundWorker) -> None:
-    """A look, and all that it begins."""
+    """One poll and all the work that it starts."""
     await worker.poll()
     await until(lambda: not worker.is_busy)
 
@@ -76,14 +78,14 @@ async def connect_many(system: FakeSystem, number: int, integration_type: str = 
 
 
 def due_for_refresh(system: FakeSystem) -> None:
-    """Let time pass until every token is due, and none has come to its buffer."""
+    """Advance the clock until every refresh is due, and no token has reached its buffer."""
     system.clock.advance(timedelta(minutes=54))
 
 
-# --- refreshing ahead of need --------------------------------------------------------------------------------------
+# --- proactive refresh -----------------------------------------------------------------------------------------------
 
 
-async def test_tokens_are_renewed_before_anybody_asks(system: FakeSystem) -> None:
+async def test_tokens_are_refreshed_ahead_of_expiry(system: FakeSystem) -> None:
     rows = await connect_many(system, 10)
     async with refresher(system) as worker:
         await run_once(worker)
@@ -106,7 +108,7 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
         await run_once(worker)
         assert not system.row(integration.integration_id).reauthorization_required
         system.clock.advance(timedelta(minutes=1))
-        for _ in range(3):  # once is enough
+        for _ in range(3):
             system.clock.advance(timedelta(minutes=5))
             await run_once(worker)
     noted = system.row(integration.integration_id)
@@ -118,7 +120,7 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
     assert system.provider.refreshes == []
 
 
-async def test_who_asks_for_a_token_that_has_ended_notes_it(system: FakeSystem) -> None:
+async def test_a_request_for_an_expired_token_records_the_expiry(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
     system.clock.advance(timedelta(hours=1))
@@ -127,7 +129,7 @@ async def test_who_asks_for_a_token_that_has_ended_notes_it(system: FakeSystem) 
     assert system.row(integration.integration_id).reauthorization_required
 
 
-async def test_many_processes_renew_each_once(system: FakeSystem) -> None:
+async def test_two_processes_refresh_each_token_once(system: FakeSystem) -> None:
     await connect_many(system, 20)
     due_for_refresh(system)
     async with refresher(system) as one, refresher(system) as another:
@@ -135,7 +137,7 @@ async def test_many_processes_renew_each_once(system: FakeSystem) -> None:
     assert len(system.provider.refreshes) == len(set(system.provider.refreshes)) == 20
 
 
-async def test_a_provider_gets_no_more_than_its_share_at_once(system: FakeSystem) -> None:
+async def test_calls_to_a_provider_are_limited(system: FakeSystem) -> None:
     await connect_many(system, 10)
     due_for_refresh(system)
     system.provider.gate = asyncio.Event()
@@ -148,7 +150,7 @@ async def test_a_provider_gets_no_more_than_its_share_at_once(system: FakeSystem
     assert (system.provider.max_in_flight, len(system.provider.refreshes)) == (MAX_CONCURRENT, 10)
 
 
-async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem) -> None:
+async def test_a_slow_provider_delays_only_its_own_integrations(system: FakeSystem) -> None:
     hanging = system.add_provider("hanging")
     await connect_many(system, 5, "hanging")
     await connect_many(system, 5)
@@ -175,7 +177,7 @@ async def test_inactive_and_expired_integrations_are_skipped(system: FakeSystem)
     assert system.row(expired.integration_id).status(system.clock()) is Status.EXPIRED
 
 
-async def test_a_failure_is_tried_again_after_its_pause(system: FakeSystem) -> None:
+async def test_a_failure_is_retried_after_its_pause(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     due_for_refresh(system)
     system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(seconds=20))
@@ -191,10 +193,10 @@ async def test_a_failure_is_tried_again_after_its_pause(system: FakeSystem) -> N
     assert system.row(row.integration_id).last_error is None
 
 
-async def test_what_a_crashed_process_claimed_is_due_again(system: FakeSystem) -> None:
+async def test_the_claim_of_a_crashed_process_expires(system: FakeSystem) -> None:
     await connect_many(system, 1)
     due_for_refresh(system)
-    assert await system.due_work.claim(JobKind.REFRESH, "fake", system.clock(), system.clock() + CLAIM_DURATION, 1)
+    assert await system.due_work.claim(JobKind.REFRESH, "fake", 1, claim_duration=CLAIM_DURATION)
     async with refresher(system) as worker:
         await run_once(worker)
         assert not system.provider.refreshes
@@ -203,7 +205,7 @@ async def test_what_a_crashed_process_claimed_is_due_again(system: FakeSystem) -
     assert len(system.provider.refreshes) == 1
 
 
-async def test_the_database_away_ends_a_round_and_no_more(system: FakeSystem) -> None:
+async def test_an_unavailable_database_ends_one_poll_only(system: FakeSystem) -> None:
     await connect_many(system, 1)
     due_for_refresh(system)
     async with refresher(system) as worker:
@@ -215,7 +217,7 @@ async def test_the_database_away_ends_a_round_and_no_more(system: FakeSystem) ->
     assert len(system.provider.refreshes) == 1
 
 
-async def test_leaving_waits_for_nobody_and_loses_no_answer(system: FakeSystem) -> None:
+async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     due_for_refresh(system)
     system.provider.gate = asyncio.Event()
@@ -231,9 +233,9 @@ async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeS
     rows = await connect_many(system, 3)
     seen = []
 
-    async def handler(due: StoredIntegration) -> bool:
-        seen.append(due.integration.integration_id)
-        if due.integration.integration_id == rows[0].integration_id:
+    async def handler(claim: Claim[StoredIntegration]) -> bool:
+        seen.append(claim.row_id)
+        if claim.row_id == rows[0].integration_id:
             raise RuntimeError("secret")
         return True
 
@@ -246,7 +248,7 @@ async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeS
     assert "secret" not in str(logs)
 
 
-async def test_a_type_that_is_no_longer_known_is_left_alone(system: FakeSystem) -> None:
+async def test_unknown_types_are_skipped(system: FakeSystem) -> None:
     provider = system.add_provider("gone")
     await connect_many(system, 1, "gone")
     due_for_refresh(system)
@@ -257,9 +259,7 @@ async def test_a_type_that_is_no_longer_known_is_left_alone(system: FakeSystem) 
 
 
 @pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderMisconfigured()], ids=lambda error: error.reason)
-async def test_a_provider_that_only_fails_is_left_alone_and_then_tried_by_one(
-    system: FakeSystem, error: Exception
-) -> None:
+async def test_the_circuit_breaker_opens_and_then_allows_one_trial(system: FakeSystem, error: Exception) -> None:
     await connect_many(system, 40)
     due_for_refresh(system)
     system.provider.refresh_error = error
@@ -278,7 +278,7 @@ async def test_a_provider_that_only_fails_is_left_alone_and_then_tried_by_one(
     assert all(system.row(number).version == 1 + 1 for number in system.ids())
 
 
-# --- checking ------------------------------------------------------------------------------------------------------
+# --- health checks ---------------------------------------------------------------------------------------------------
 
 
 async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) -> None:
@@ -294,7 +294,7 @@ async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) 
             assert checked == sorted(rounds * [*(row.integration_id for row in rows), key.integration_id])
 
 
-async def test_one_that_fails_is_checked_sooner(system: FakeSystem) -> None:
+async def test_a_failed_check_is_repeated_sooner(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     system.provider.verify_error = ProviderUnavailable()
     async with checker(system) as worker:
@@ -308,7 +308,7 @@ async def test_one_that_fails_is_checked_sooner(system: FakeSystem) -> None:
     assert system.row(row.integration_id).check_due_time == system.clock() + CHECK_INTERVAL
 
 
-async def test_what_is_switched_off_is_checked_again_when_it_is_on(system: FakeSystem) -> None:
+async def test_inactive_integrations_are_checked_again_when_they_are_active(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     await system.integration_manager.update_integration(row.integration_id, ADA, IntegrationUpdate(is_active=False))
     async with checker(system) as worker:
@@ -320,10 +320,10 @@ async def test_what_is_switched_off_is_checked_again_when_it_is_on(system: FakeS
     assert len(system.check_rows()) == 1
 
 
-# --- the breaker ---------------------------------------------------------------------------------------------------
+# --- circuit breaker -------------------------------------------------------------------------------------------------
 
 
-def test_the_pause_grows_up_to_a_minute() -> None:
+def test_the_pause_of_the_circuit_breaker_grows_up_to_a_minute() -> None:
     clock, breaker = SettableClock(), CircuitBreaker(lambda: 1)
     for _ in range(4):
         breaker.record(False, clock())

@@ -9,7 +9,7 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.proxy.call_deadline import CallBudget, time_left, waiting_for_store
 
 
-async def test_hands_on_what_the_work_gives_or_raises() -> None:
+async def test_returns_the_result_or_raises_the_exception_of_the_task() -> None:
     async def coroutine(error: Exception | None) -> str:
         await asyncio.sleep(0)
         if error is not None:
@@ -22,7 +22,7 @@ async def test_hands_on_what_the_work_gives_or_raises() -> None:
         await tasks.run(coroutine(ZeroDivisionError()))
 
 
-async def test_leaving_waits_for_work_whose_caller_is_gone() -> None:
+async def test_exit_waits_for_tasks_of_cancelled_callers() -> None:
     gate, finished = asyncio.Event(), asyncio.Event()
 
     async def coroutine() -> None:
@@ -39,7 +39,7 @@ async def test_leaving_waits_for_work_whose_caller_is_gone() -> None:
     assert finished.is_set()
 
 
-async def test_leaving_is_not_spoilt_by_work_that_fails() -> None:
+async def test_exit_ignores_failed_tasks() -> None:
     async def coroutine() -> None:
         raise ZeroDivisionError
 
@@ -55,12 +55,12 @@ async def held_by_the_store(gate: asyncio.Event) -> str:
 
 
 def as_caller(coroutine: Coroutine[Any, Any, str], seconds: float) -> asyncio.Task[str]:
-    """What is done for somebody who must be answered by then."""
+    """A call with this deadline."""
     call_budget = CallBudget(asyncio.get_running_loop().time() + seconds)
     return asyncio.get_running_loop().create_task(coroutine, context=call_budget.context())
 
 
-async def test_a_caller_whose_time_is_up_does_not_wait_for_the_store_and_the_work_goes_on() -> None:
+async def test_a_caller_past_its_deadline_does_not_wait_for_the_store_and_the_task_continues() -> None:
     gate = asyncio.Event()
     async with DetachedTasks() as tasks:
 
@@ -76,7 +76,7 @@ async def test_a_caller_whose_time_is_up_does_not_wait_for_the_store_and_the_wor
         assert await patient == "done"
 
 
-async def test_a_caller_whose_time_is_up_waits_for_all_else() -> None:
+async def test_a_caller_past_its_deadline_waits_for_other_calls() -> None:
     gate = asyncio.Event()
 
     async def slow_provider() -> str:
@@ -92,13 +92,15 @@ async def test_a_caller_whose_time_is_up_waits_for_all_else() -> None:
         assert await call == "done"
 
 
-async def test_work_is_not_cut_off_by_the_deadline_of_the_caller_who_starts_it() -> None:
+async def test_the_deadline_of_the_caller_does_not_end_the_task() -> None:
     async def seen() -> float | None:
         return time_left()
 
     async def call() -> list[float | None]:
         async with DetachedTasks() as tasks:
-            own = asyncio.get_running_loop().create_task(seen())  # as it would be, if it inherited the caller's
+            own = asyncio.get_running_loop().create_task(
+                seen()
+            )  # the negative control: it inherits the context of the caller
             return [await tasks.run(seen()), await own, time_left()]
 
     call_budget = CallBudget(asyncio.get_running_loop().time())

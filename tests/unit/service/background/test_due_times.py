@@ -31,7 +31,7 @@ def schedule(jitter: float, check_interval: timedelta | None = QUARTER) -> Sched
         (5 * SECOND, 2.5 * SECOND, 2 * SECOND),
     ],
 )
-def test_tokens_are_renewed_in_the_tenth_of_their_life_before_their_buffer(
+def test_refreshes_are_due_in_the_tenth_of_the_lifetime_before_the_buffer(
     lifetime: timedelta, latest: timedelta, earliest: timedelta
 ) -> None:
     assert schedule(0).refresh_due_time(tokens(lifetime)) == NOON + latest
@@ -46,7 +46,7 @@ def test_tokens_are_renewed_in_the_tenth_of_their_life_before_their_buffer(
         (DAY, DAY - 5 * MINUTE, None),
     ],
 )
-def test_tokens_are_not_left_to_grow_older_than_they_should(
+def test_refreshes_are_due_before_the_maximum_age(
     lifetime: timedelta, latest: timedelta, earliest: timedelta | None
 ) -> None:
     assert schedule(0).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + latest
@@ -54,14 +54,14 @@ def test_tokens_are_not_left_to_grow_older_than_they_should(
         assert schedule(1).refresh_due_time(tokens(lifetime), 7 * DAY) == NOON + earliest
 
 
-def test_the_end_of_a_token_that_cannot_be_renewed_is_due_when_it_comes() -> None:
+def test_tokens_without_refresh_token_are_due_at_their_expiry() -> None:
     for lifetime in (HOUR, 4 * SECOND, -SECOND):
         last = replace(tokens(lifetime), refresh_token=None)
         assert schedule(0.5).refresh_due_time(last, MINUTE) == NOON + lifetime
     assert schedule(0.5).refresh_due_time(OAuthTokens("access")) is None
 
 
-def test_some_tokens_are_never_renewed_ahead() -> None:
+def test_short_lived_tokens_and_tokens_without_expiry_are_never_due() -> None:
     usual = tokens(HOUR)
     for without in (
         replace(usual, expire_time=None, lifetime=None),
@@ -71,19 +71,18 @@ def test_some_tokens_are_never_renewed_ahead() -> None:
         assert schedule(0.5).refresh_due_time(without) is None
 
 
-def test_checks_are_spread_around_their_interval() -> None:
-    for when in (schedule(0.5).first_check_time(NOON), schedule(0.5).next_check_time(NOON, 0)):
-        assert when == NOON + QUARTER
-    assert schedule(0).first_check_time(NOON) == NOON + 0.9 * QUARTER
-    assert schedule(1).next_check_time(NOON, 0) == NOON + 1.1 * QUARTER
+def test_checks_are_spread_around_the_interval() -> None:
+    waits = [schedule(jitter).next_check_time(NOON) for jitter in (0, 0.5, 1)]
+    assert waits == [NOON + factor * QUARTER for factor in (0.9, 1, 1.1)]
 
 
-def test_after_failures_checks_come_sooner_and_then_less_and_less_so() -> None:
-    waits = [schedule(0.5).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
+def test_checks_after_failures_use_backoff() -> None:
+    waits = [schedule(1).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
     assert waits == [NOON + minutes * MINUTE for minutes in (1, 2, 4, 8, 15, 15)]
-    assert schedule(0.5, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
+    assert schedule(0).next_check_time(NOON, 1) == NOON + 30 * SECOND
+    assert schedule(1, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
 
 
-def test_without_an_interval_nothing_is_checked_by_itself() -> None:
-    assert schedule(0.5, None).first_check_time(NOON) is None
+def test_without_an_interval_no_check_is_due() -> None:
+    assert schedule(0.5, None).next_check_time(NOON) is None
     assert schedule(0.5, None).next_check_time(NOON, 3) is None

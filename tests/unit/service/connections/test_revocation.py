@@ -1,4 +1,4 @@
-"""Disconnecting, and what the outbox sees to. A `FakeSystem.another_revoker()` is a process."""
+"""Tests of disconnection and of the revocation outbox. `FakeSystem.another_process()` is another process."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from integration_server.service.credentials.refresher import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import revocations
 from tests.fakes.provider import HOUR, until
-from tests.fakes.stores import intercept, restore, with_non_exclusive_revocations
+from tests.fakes.stores import intercept, restore, with_non_exclusive_claims
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
 
 REVOKED, PENDING = RevocationState.REVOKED, RevocationState.PENDING
@@ -41,19 +41,19 @@ async def disconnect(system: FakeSystem, integration: Integration) -> Revocation
 
 
 async def rest() -> None:
-    """Let the others go on until they all wait for something."""
+    """Give other tasks turns until all of them wait."""
     for _ in range(100):
         await asyncio.sleep(0)
 
 
 async def background_round(system: FakeSystem) -> None:
-    """What a server does by itself every second."""
-    await system.revocation_service.revoke_due()
+    """One poll of the background worker and the work that it starts."""
+    await system.worker.poll()
     await rest()
 
 
 async def background_until_quiet(system: FakeSystem) -> list[timedelta]:
-    """Rounds whenever something falls due, until nothing is left; the pauses between them."""
+    """Poll whenever a revocation is due, until the outbox is empty. Returns the pauses in between."""
     pauses = []
     while system.revocation_rows():
         pauses.append(min(row.due_time for row in system.revocation_rows()) - system.clock())
@@ -63,13 +63,13 @@ async def background_until_quiet(system: FakeSystem) -> list[timedelta]:
 
 
 async def down_at_disconnect(system: FakeSystem, integration: Integration, error: Exception | None = None) -> None:
-    """Disconnected while its provider was down; what comes next is up to the background."""
+    """Disconnect the integration while its provider fails, so that the revocation is in the outbox."""
     system.provider.revoke_error = error or ProviderUnavailable()
     assert await disconnect(system, integration) is PENDING
     system.provider.revocations.clear()
 
 
-# --- within the call -----------------------------------------------------------------------------------------------
+# --- first attempt ---------------------------------------------------------------------------------------------------
 
 
 async def test_disconnecting_removes_and_revokes(system: FakeSystem, integration: Integration) -> None:
@@ -83,7 +83,7 @@ async def test_disconnecting_removes_and_revokes(system: FakeSystem, integration
 
 
 @pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderRejected("revocation"), ProviderMisconfigured()])
-async def test_it_is_gone_here_whatever_the_provider_answers(
+async def test_the_integration_is_deleted_whatever_the_provider_responds(
     system: FakeSystem, integration: Integration, error: Exception
 ) -> None:
     system.provider.revoke_error = error
@@ -92,7 +92,9 @@ async def test_it_is_gone_here_whatever_the_provider_answers(
     assert len(system.revocation_rows()) == 1
 
 
-async def test_it_is_gone_here_before_the_provider_is_asked(system: FakeSystem, integration: Integration) -> None:
+async def test_the_integration_is_deleted_before_the_provider_is_called(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.gate = asyncio.Event()
     disconnecting = asyncio.create_task(disconnect(system, integration))
     await until(lambda: system.provider.revocations)
@@ -101,7 +103,7 @@ async def test_it_is_gone_here_before_the_provider_is_asked(system: FakeSystem, 
     assert await disconnecting is REVOKED
 
 
-async def test_a_provider_that_hangs_does_not_keep_the_caller_waiting() -> None:
+async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
     system = FakeSystem(options={"revocation_wait": timedelta(0)})
     async with system.tasks:
         integration = await system.connect()
@@ -113,7 +115,7 @@ async def test_a_provider_that_hangs_does_not_keep_the_caller_waiting() -> None:
     assert len(system.provider.revocations) == 1
 
 
-async def test_no_more_than_a_few_of_a_provider_are_asked_for_at_once(system: FakeSystem) -> None:
+async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> None:
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
     system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
     disconnecting = [asyncio.create_task(disconnect(system, row)) for row in rows]
@@ -145,7 +147,7 @@ async def test_a_provider_without_revocation_is_not_supported(system: FakeSystem
     assert not system.revocation_rows()
 
 
-async def test_a_pending_integration_goes_without_a_call(system: FakeSystem) -> None:
+async def test_a_pending_integration_is_deleted_without_a_call(system: FakeSystem) -> None:
     begun = await system.begin()
     state = await system.revocation_service.disconnect_integration(begun.integration_id, ADA)
     assert state is RevocationState.NOTHING_TO_REVOKE
@@ -153,25 +155,23 @@ async def test_a_pending_integration_goes_without_a_call(system: FakeSystem) -> 
     assert not system.provider.revocations
 
 
-async def test_a_key_is_revoked_as_it_is(system: FakeSystem) -> None:
+async def test_an_api_key_is_revoked(system: FakeSystem) -> None:
     system.key_provider.account = NewAccount(None, None)
     assert await disconnect(system, await system.connect_key(api_key="key-1")) is REVOKED
     assert len(system.key_provider.revocations) == 1
 
 
-async def test_a_grant_is_revoked_though_the_caller_is_gone(system: FakeSystem, integration: Integration) -> None:
+async def test_a_grant_is_revoked_after_the_caller_is_cancelled(system: FakeSystem, integration: Integration) -> None:
     caller = asyncio.create_task(disconnect(system, integration))
     await until(lambda: not system.ids())
     caller.cancel()
     await until(lambda: system.provider.revocations)
 
 
-# --- in the background ---------------------------------------------------------------------------------------------
+# --- background ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_failed_is_tried_again_until_the_provider_is_back(
-    system: FakeSystem, integration: Integration
-) -> None:
+async def test_a_failed_revocation_is_retried_until_it_succeeds(system: FakeSystem, integration: Integration) -> None:
     tokens = await system.tokens(integration.integration_id)
     await down_at_disconnect(system, integration)
     system.clock.advance(timedelta(seconds=2))
@@ -195,14 +195,14 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
 ) -> None:
     assert await system.integrations.remove(integration.integration_id, ADA, claim_duration=LEASE)
     await background_round(system)
-    assert not system.provider.revocations  # the process may still be at it
+    assert not system.provider.revocations  # the process may still be working
     system.clock.advance(LEASE)
     await background_round(system)
     assert len(system.provider.revocations) == 1
     assert not system.revocation_rows()
 
 
-async def test_a_database_that_goes_away_after_the_removal_does_not_undo_it(
+async def test_a_database_failure_after_the_removal_does_not_undo_it(
     system: FakeSystem, integration: Integration
 ) -> None:
     disconnecting = asyncio.create_task(disconnect(system, integration))
@@ -215,7 +215,7 @@ async def test_a_database_that_goes_away_after_the_removal_does_not_undo_it(
     assert len(system.provider.revocations) == 1
 
 
-async def test_a_revocation_that_cannot_be_noted_is_repeated(system: FakeSystem, integration: Integration) -> None:
+async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSystem, integration: Integration) -> None:
     system.provider.gate = asyncio.Event()
     disconnecting = asyncio.create_task(disconnect(system, integration))
     await until(lambda: system.provider.revocations)
@@ -228,21 +228,21 @@ async def test_a_revocation_that_cannot_be_noted_is_repeated(system: FakeSystem,
 
 
 @pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)])
-async def test_two_processes_make_one_call_an_attempt(exclusive: bool, calls: int) -> None:
-    system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_revocations)
+async def test_two_processes_make_one_call_per_attempt(exclusive: bool, calls: int) -> None:
+    system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_claims)
     async with system.tasks:
         await down_at_disconnect(system, await system.connect())
         system.provider.revoke_error = None
         system.provider.gate = asyncio.Event()
         system.clock.advance(timedelta(seconds=2))
-        await system.revocation_service.revoke_due()
-        await system.another_process().use_cases.revocation_service.revoke_due()
+        await system.worker.poll()
+        await system.another_process().worker.poll()
         await rest()
         system.provider.gate.set()
     assert len(system.provider.revocations) == calls
 
 
-async def test_the_pauses_grow_to_an_hour_and_end_when_the_time_is_up(
+async def test_the_backoff_grows_to_an_hour_and_ends_at_the_time_limit(
     system: FakeSystem, integration: Integration
 ) -> None:
     begun = system.clock()
@@ -255,9 +255,7 @@ async def test_the_pauses_grow_to_an_hour_and_end_when_the_time_is_up(
     assert len(system.provider.revocations) == len(pauses)
 
 
-async def test_a_provider_that_says_wait_is_left_alone_for_that_time(
-    system: FakeSystem, integration: Integration
-) -> None:
+async def test_retry_after_is_respected(system: FakeSystem, integration: Integration) -> None:
     await down_at_disconnect(system, integration, ProviderUnavailable(retry_after=timedelta(minutes=7)))
     system.clock.advance(timedelta(minutes=7) - timedelta(seconds=1))
     await background_round(system)
@@ -277,7 +275,9 @@ async def test_giving_up_is_logged_as_an_error(system: FakeSystem, integration: 
     assert (entry["error_class"], entry["oauth_error"]) == ("PROVIDER_REJECTED", "invalid_request")
 
 
-async def test_a_type_that_is_back_in_time_is_revoked(system: FakeSystem, integration: Integration) -> None:
+async def test_a_grant_is_revoked_when_its_unknown_type_is_known_again(
+    system: FakeSystem, integration: Integration
+) -> None:
     del system.providers.by_type["fake"]
     assert await disconnect(system, integration) is PENDING
     system.providers.by_type["fake"] = system.provider
@@ -285,7 +285,7 @@ async def test_a_type_that_is_back_in_time_is_revoked(system: FakeSystem, integr
     assert len(system.provider.revocations) == 1
 
 
-async def test_undecryptable_credentials_are_given_up_in_the_end(system: FakeSystem, integration: Integration) -> None:
+async def test_undecryptable_credentials_are_given_up(system: FakeSystem, integration: Integration) -> None:
     system.corrupt(integration.integration_id)
     with capture_logs() as logs:
         assert await disconnect(system, integration) is PENDING
@@ -295,7 +295,7 @@ async def test_undecryptable_credentials_are_given_up_in_the_end(system: FakeSys
     assert not system.provider.revocations
 
 
-async def test_a_mistake_in_a_provider_is_retried_and_spares_the_others(
+async def test_a_bug_in_a_provider_is_retried_and_affects_no_other(
     system: FakeSystem, integration: Integration
 ) -> None:
     other = system.add_provider("other")
@@ -310,7 +310,7 @@ async def test_a_mistake_in_a_provider_is_retried_and_spares_the_others(
     assert [row.uid for row in system.revocation_rows()] == [integration.uid]
 
 
-async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem) -> None:
+async def test_a_slow_provider_delays_only_its_own_revocations(system: FakeSystem) -> None:
     other = system.add_provider("other")
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
     theirs = await system.connect(EVE, "other")
@@ -327,10 +327,10 @@ async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem) -
     assert len(system.provider.revocations) == 20
 
 
-# --- shared grants -------------------------------------------------------------------------------------------------
+# --- shared grants ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_shared_grant_is_revoked_with_the_last_of_those_who_share_it(system: FakeSystem) -> None:
+async def test_a_shared_grant_is_revoked_with_the_last_integration(system: FakeSystem) -> None:
     system.provider.shares_grants_with = ("fake", "sister")
     sister = system.add_provider("sister", shares_grants_with=("fake", "sister"))
     mine = await system.connect(ADA)
@@ -345,13 +345,13 @@ async def test_a_shared_grant_is_revoked_with_the_last_of_those_who_share_it(sys
     assert len(sister.revocations) == 1
 
 
-async def test_a_grant_that_is_not_shared_is_revoked_at_once(system: FakeSystem) -> None:
+async def test_an_unshared_grant_is_revoked_at_once(system: FakeSystem) -> None:
     mine, hers = await system.connect(ADA), await system.connect(EVE)
     assert await disconnect(system, mine) is REVOKED
     assert system.ids() == [hers.integration_id]
 
 
-async def test_of_two_last_ones_at_once_the_grant_is_revoked(system: FakeSystem) -> None:
+async def test_two_concurrent_removals_revoke_the_shared_grant(system: FakeSystem) -> None:
     system.provider.shares_grants_with = ("fake",)
     mine, hers = await system.connect(ADA), await system.connect(EVE)
     assert REVOKED in await asyncio.gather(disconnect(system, mine), disconnect(system, hers))
@@ -365,7 +365,7 @@ async def test_another_account_does_not_share_the_grant(system: FakeSystem) -> N
 
 
 @pytest.mark.parametrize(("shares", "calls"), [(("fake",), 0), ((), 1)])
-async def test_an_account_that_was_connected_again_meanwhile_is_spared(
+async def test_the_grant_of_a_reconnected_account_is_kept(
     system: FakeSystem, integration: Integration, shares: tuple[str, ...], calls: int
 ) -> None:
     system.provider.shares_grants_with = shares
@@ -376,12 +376,12 @@ async def test_an_account_that_was_connected_again_meanwhile_is_spared(
     assert len(system.provider.revocations) == calls
 
 
-# --- disconnected while being refreshed ----------------------------------------------------------------------------
+# --- disconnection during a refresh ----------------------------------------------------------------------------------
 
 
 @dataclass
 class Refresh:
-    """One that has called its provider, in another process, and waits for the answer."""
+    """A refresh in another process that waits for the provider's response."""
 
     gate: asyncio.Event
     task: "asyncio.Task[RefreshResult]"
@@ -408,7 +408,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await refresh_meanwhile(system, integration)
-    assert await disconnect(system, integration) is PENDING  # the old token is dead, of the new one nobody knows
+    assert await disconnect(system, integration) is PENDING  # the old token is revoked, the new one not known yet
     await refresh.comes_back()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
@@ -416,7 +416,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     assert not system.ids()
 
 
-async def test_a_refresh_that_was_lost_makes_a_revocation_doubtful(
+async def test_a_refresh_with_unknown_outcome_leaves_the_revocation_pending(
     system: FakeSystem, integration: Integration
 ) -> None:
     lease = await system.leases.claim(integration, "dead process")
@@ -425,12 +425,12 @@ async def test_a_refresh_that_was_lost_makes_a_revocation_doubtful(
     assert await disconnect(system, integration) is PENDING
 
 
-async def test_nobody_begins_to_refresh_after_the_removal(system: FakeSystem, integration: Integration) -> None:
+async def test_no_refresh_begins_after_the_removal(system: FakeSystem, integration: Integration) -> None:
     assert await disconnect(system, integration) is REVOKED
     assert await system.leases.claim(integration, "another process") is None
 
 
-async def test_a_refresh_that_is_over_leaves_no_doubt(system: FakeSystem, integration: Integration) -> None:
+async def test_a_completed_refresh_does_not_affect_the_state(system: FakeSystem, integration: Integration) -> None:
     await system.refresher.refresh(integration)
     assert await disconnect(system, integration) is REVOKED
     assert revoked_refresh_tokens(system) == ["renewed-refresh-1"]
@@ -451,7 +451,7 @@ async def test_a_journaled_token_response_is_revoked_if_its_integration_is_remov
     assert not system.journal.refreshes
 
 
-async def test_a_token_response_that_cannot_go_into_the_outbox_is_journaled(
+async def test_a_token_response_is_journaled_if_the_outbox_is_unavailable(
     system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await refresh_meanwhile(system, integration)
@@ -484,7 +484,7 @@ async def test_a_late_journal_entry_of_an_older_format_is_logged(system: FakeSys
     assert not system.journal.refreshes
 
 
-# --- tokens that cannot be kept ------------------------------------------------------------------------------------
+# --- tokens that cannot be stored ------------------------------------------------------------------------------------
 
 
 async def answered_for_another_account(system: FakeSystem, integration: Integration) -> None:
@@ -501,7 +501,7 @@ async def test_tokens_of_another_account_are_revoked(system: FakeSystem, integra
     assert (await system.tokens(integration.integration_id)).refresh_token == "refresh-1"
 
 
-async def test_they_are_not_where_that_would_end_what_the_other_account_has(
+async def test_tokens_of_another_account_are_kept_if_it_has_an_integration(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.shares_grants_with = ("fake",)
@@ -512,7 +512,9 @@ async def test_they_are_not_where_that_would_end_what_the_other_account_has(
     assert not system.revocation_rows()
 
 
-async def test_they_are_though_the_integrations_own_account_stays(system: FakeSystem, integration: Integration) -> None:
+async def test_tokens_of_another_account_are_revoked_if_only_the_own_account_remains(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.shares_grants_with = ("fake",)
     await answered_for_another_account(system, integration)
     await background_round(system)
@@ -520,7 +522,7 @@ async def test_they_are_though_the_integrations_own_account_stays(system: FakeSy
 
 
 @pytest.mark.parametrize(("shares", "calls"), [(("fake",), 0), ((), 1)])
-async def test_tokens_of_an_unknown_account_may_be_of_one_that_is_in_use(
+async def test_tokens_of_an_unknown_account_are_kept_where_grants_are_shared(
     system: FakeSystem, shares: tuple[str, ...], calls: int
 ) -> None:
     system.provider.shares_grants_with = shares
@@ -533,7 +535,7 @@ async def test_tokens_of_an_unknown_account_may_be_of_one_that_is_in_use(
     assert len(system.provider.revocations) == calls
 
 
-async def test_tokens_for_an_integration_that_was_disconnected_meanwhile_are_revoked(system: FakeSystem) -> None:
+async def test_tokens_for_a_disconnected_integration_are_revoked(system: FakeSystem) -> None:
     begun = await system.begin()
     gate = system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.call_back(begun.state))
@@ -548,7 +550,7 @@ async def test_tokens_for_an_integration_that_was_disconnected_meanwhile_are_rev
     assert revoked_refresh_tokens(system) == ["refresh-1"]
 
 
-async def test_a_code_that_is_refused_leaves_nothing_to_revoke(system: FakeSystem) -> None:
+async def test_a_rejected_code_leaves_nothing_to_revoke(system: FakeSystem) -> None:
     begun = await system.begin()
     system.provider.exchange_error = ProviderRejected("code")
     with pytest.raises(ProviderRejected):
@@ -556,7 +558,7 @@ async def test_a_code_that_is_refused_leaves_nothing_to_revoke(system: FakeSyste
     assert not system.revocation_rows()
 
 
-async def test_tokens_that_may_have_been_kept_are_not_revoked(system: FakeSystem) -> None:
+async def test_tokens_that_may_be_stored_are_not_revoked(system: FakeSystem) -> None:
     begun = await system.begin()
     commit = system.integrations.commit_connection
 
@@ -571,7 +573,7 @@ async def test_tokens_that_may_have_been_kept_are_not_revoked(system: FakeSystem
     assert not system.revocation_rows()
 
 
-async def test_tokens_that_cannot_go_into_the_outbox_are_logged(system: FakeSystem, integration: Integration) -> None:
+async def test_tokens_are_logged_if_the_outbox_is_unavailable(system: FakeSystem, integration: Integration) -> None:
     begun = await system.begin(integration_id=integration.integration_id)
     gate = system.provider.gate = asyncio.Event()
     system.provider.verify_error = ProviderUnavailable()
@@ -580,6 +582,6 @@ async def test_tokens_that_cannot_go_into_the_outbox_are_logged(system: FakeSyst
         await until(lambda: len(system.provider.exchanges) == 2)
         system.database.is_unavailable = True
         gate.set()
-        with pytest.raises(StoreUnavailable):  # of the attempt, which cannot be given up either
+        with pytest.raises(StoreUnavailable):  # the attempt cannot be abandoned either
             await waiting
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["grant_not_revoked"]

@@ -35,13 +35,13 @@ async def switch_off(system: FakeSystem, integration: Integration) -> None:
 
 
 def let_pass(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the running loop's clock be ahead by so much."""
+    """Advance the clock of the running event loop."""
     loop = asyncio.get_running_loop()
     clock = loop.time
     monkeypatch.setattr(loop, "time", lambda: clock() + time.total_seconds())
 
 
-# --- one -----------------------------------------------------------------------------------------------------------
+# --- CheckHealth -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_working_integration_is_healthy(system: FakeSystem, integration: Integration) -> None:
@@ -53,7 +53,7 @@ async def test_a_working_integration_is_healthy(system: FakeSystem, integration:
     assert system.provider.verifications == [await system.tokens(integration.integration_id)]
 
 
-async def test_every_check_is_kept(system: FakeSystem, integration: Integration) -> None:
+async def test_every_check_is_stored(system: FakeSystem, integration: Integration) -> None:
     first = await check(system, integration.integration_id)
     system.provider.verify_error = ProviderUnavailable()
     second = await check(system, integration.integration_id)
@@ -98,7 +98,7 @@ async def test_a_check_refreshes_an_expired_token_first(system: FakeSystem, inte
     assert system.provider.refreshes == ["refresh-1"]
 
 
-async def test_what_fails_after_a_refresh_is_noted_as_well(system: FakeSystem, integration: Integration) -> None:
+async def test_a_failure_after_a_refresh_is_recorded(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.verify_error = ProviderRejected("credentials")
     found = await check(system, integration.integration_id)
@@ -108,7 +108,7 @@ async def test_what_fails_after_a_refresh_is_noted_as_well(system: FakeSystem, i
     assert row.version == integration.version + 1
 
 
-async def test_a_refresh_that_fails_within_a_check_counts_once(system: FakeSystem, integration: Integration) -> None:
+async def test_a_failed_refresh_during_a_check_counts_once(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.refresh_error = ProviderUnavailable()
     await check(system, integration.integration_id)
@@ -125,7 +125,7 @@ async def test_an_invalid_grant_is_expired(system: FakeSystem, integration: Inte
     assert len(system.provider.refreshes) == 1
 
 
-async def test_a_token_that_has_run_out_is_expired(system: FakeSystem) -> None:
+async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR)
@@ -141,19 +141,19 @@ async def test_a_missing_required_scope_is_an_error(system: FakeSystem) -> None:
     assert "read" in found.message
 
 
-async def test_spoilt_credentials_are_an_error(system: FakeSystem, integration: Integration) -> None:
+async def test_undecryptable_credentials_are_an_error(system: FakeSystem, integration: Integration) -> None:
     system.corrupt(integration.integration_id)
     found = await check(system, integration.integration_id)
     assert (found.status, found.error_class) == (Status.ERROR, "CREDENTIALS_UNREADABLE")
 
 
-async def test_a_type_that_is_no_longer_known_is_an_error(system: FakeSystem, integration: Integration) -> None:
+async def test_an_unknown_type_is_an_error(system: FakeSystem, integration: Integration) -> None:
     del system.providers.by_type["fake"]
     found = await check(system, integration.integration_id)
     assert (found.status, found.error_class) == (Status.ERROR, "UNKNOWN_INTEGRATION_TYPE")
 
 
-async def test_what_is_switched_off_is_not_tried(system: FakeSystem, integration: Integration) -> None:
+async def test_inactive_integrations_are_not_checked(system: FakeSystem, integration: Integration) -> None:
     await switch_off(system, integration)
     system.provider.verifications.clear()
     found = await check(system, integration.integration_id)
@@ -162,13 +162,13 @@ async def test_what_is_switched_off_is_not_tried(system: FakeSystem, integration
     assert not system.check_rows()
 
 
-async def test_a_key_is_checked_too(system: FakeSystem) -> None:
+async def test_an_api_key_is_checked(system: FakeSystem) -> None:
     row = await system.connect_key()
     assert (await check(system, row.integration_id)).healthy
     assert len(system.key_provider.verifications) == 2
 
 
-async def test_there_is_nothing_to_check_yet_or_for_another(system: FakeSystem, integration: Integration) -> None:
+async def test_pending_and_foreign_integrations_cannot_be_checked(system: FakeSystem, integration: Integration) -> None:
     pending = await system.begin()
     with pytest.raises(IntegrationPending):
         await check(system, pending.integration_id)
@@ -177,7 +177,9 @@ async def test_there_is_nothing_to_check_yet_or_for_another(system: FakeSystem, 
             await check(system, integration_id, user_id)
 
 
-async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSystem, integration: Integration) -> None:
+async def test_an_unavailable_database_is_no_failure_of_the_integration(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
@@ -191,10 +193,10 @@ async def test_the_database_away_is_no_fault_of_the_integration(system: FakeSyst
     assert not system.check_rows()
 
 
-# --- all -----------------------------------------------------------------------------------------------------------
+# --- CheckAllHealth --------------------------------------------------------------------------------------------------
 
 
-async def test_counts_add_up_and_pending_ones_are_not_among_them(system: FakeSystem) -> None:
+async def test_counts_add_up_without_pending_integrations(system: FakeSystem) -> None:
     working = await system.connect_account("one")
     off = await system.connect_account("two")
     await switch_off(system, off)
@@ -213,11 +215,11 @@ async def test_counts_add_up_and_pending_ones_are_not_among_them(system: FakeSys
     assert report.check_time == system.clock()
 
 
-async def test_nothing_connected_is_an_empty_report(system: FakeSystem) -> None:
+async def test_without_integrations_the_report_is_empty(system: FakeSystem) -> None:
     assert (await system.health_checker.check_all_health(ADA)).checks == ()
 
 
-async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = system.add_provider("hanging")
     slow = await system.connect(integration_type="hanging")
     quick = await system.connect()
@@ -235,7 +237,7 @@ async def test_a_provider_that_hangs_holds_up_only_its_own(system: FakeSystem, m
     assert hanging.in_flight == 0
 
 
-async def test_a_refresh_that_outlasts_the_check_is_not_lost(
+async def test_a_refresh_continues_after_the_check_times_out(
     system: FakeSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     integration = await system.connect()
@@ -249,7 +251,7 @@ async def test_a_refresh_that_outlasts_the_check_is_not_lost(
     await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
 
 
-async def test_one_provider_gets_no_burst(system: FakeSystem) -> None:
+async def test_checks_of_a_provider_are_limited(system: FakeSystem) -> None:
     for number in range(20):
         await system.connect_account(f"account-{number}")
     system.provider.max_in_flight = 0
@@ -261,7 +263,7 @@ async def test_one_provider_gets_no_burst(system: FakeSystem) -> None:
     assert system.provider.max_in_flight == 8
 
 
-# --- the history ---------------------------------------------------------------------------------------------------
+# --- history ---------------------------------------------------------------------------------------------------------
 
 
 async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, integration: Integration) -> None:
@@ -296,7 +298,7 @@ async def test_the_history_reports_the_error_rates(system: FakeSystem, integrati
     ]
 
 
-async def test_a_page_token_is_good_for_its_own_history_only(system: FakeSystem, integration: Integration) -> None:
+async def test_a_page_token_is_valid_for_its_own_history_only(system: FakeSystem, integration: Integration) -> None:
     other = await system.connect_account("another")
     for _ in range(2):
         await check(system, integration.integration_id)
@@ -309,13 +311,13 @@ async def test_a_page_token_is_good_for_its_own_history_only(system: FakeSystem,
         await system.health_checker.list_health_checks(other.integration_id, ADA, 1, token)
 
 
-async def test_there_is_no_history_for_another(system: FakeSystem, integration: Integration) -> None:
+async def test_another_user_sees_no_history(system: FakeSystem, integration: Integration) -> None:
     for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
         with pytest.raises(IntegrationNotFound):
             await system.health_checker.list_health_checks(integration_id, user_id, 10, "")
 
 
-async def test_old_checks_are_forgotten(system: FakeSystem, integration: Integration) -> None:
+async def test_old_checks_are_deleted(system: FakeSystem, integration: Integration) -> None:
     for _ in range(3):
         await check(system, integration.integration_id)
         system.clock.advance(timedelta(days=20))

@@ -1,0 +1,39 @@
+"""The port of the health check history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from integration_server.domain.health import ErrorRate, HealthCheck
+from integration_server.domain.integration import Integration
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckRecord:
+    """A stored health check with its id. Ids increase with time."""
+
+    health_check_id: int
+    check: HealthCheck
+
+
+class HealthHistory(Protocol):
+    """The stored health checks of all integrations."""
+
+    async def record(self, check: HealthCheck, check_due_time: datetime | None) -> None:
+        """Store a check, and set the integration's last error and the due time of its next check.
+
+        The last error stays as it is if the credentials were replaced since the check began. A failure that another
+        call has counted since the check began is not counted again. Nothing is stored if the integration is gone.
+        """
+
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
+        """The integration's checks with an id below `before`, newest first."""
+
+    async def error_rates(
+        self, integration: Integration, windows: Sequence[timedelta], now: datetime
+    ) -> Sequence[ErrorRate]:
+        """The counts of the integration's checks and failed checks in each window that ends at `now`."""
+
+    async def prune(self, before: datetime) -> int:
+        """Delete a batch of checks made before `before`. Returns the number deleted; 0 means that none is left."""

@@ -1,0 +1,144 @@
+"""The plans of the due-work statements: they read few rows, however many are due."""
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import Dialect, insert, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
+
+from integration_server.service.background.ports import JobKind
+from integration_server.storage.database_time import DatabaseTime
+from integration_server.storage.due_work import DUE_TYPES, SqlDueWork, claim_statement
+from integration_server.storage.engine import Database, open_database
+from integration_server.storage.tables import integrations, revocations
+
+PAST = datetime(2000, 1, 1, tzinfo=UTC)
+TYPES = ("acme", "beta", "gamma")
+LIMIT = 8
+BACKLOG = 3000
+MINUTE = timedelta(minutes=1)
+Explain = Callable[[Any], Awaitable[int]]
+INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION)
+
+
+async def add_due_rows(database: Database, count: int) -> None:
+    """This many due rows of each job, of a few types."""
+    row = {"user_id": "ann", "encrypted_credentials": b"", "create_time": PAST}
+    integration = row | {
+        "auth_method": "oauth2",
+        "name": "",
+        "config": {},
+        "is_active": True,
+        "scopes": [],
+        "missing_scopes": [],
+        "lacks_required_scope": False,
+        "is_renewable": True,
+        "reauthorization_required": False,
+        "error_count": 0,
+        "update_time": PAST,
+        "version": 1,
+        "refresh_due_time": PAST,
+        "check_due_time": PAST,
+    }
+    names = [
+        {"uid": f"uid-{count}-{number}", "integration_type": TYPES[number % len(TYPES)]} for number in range(count)
+    ]
+    async with database.write_transaction() as connection:
+        await connection.execute(insert(integrations), [integration | name for name in names])
+        await connection.execute(insert(revocations), [row | {"due_time": PAST} | name for name in names])
+
+
+def compiled(statement: Any, dialect: Dialect) -> tuple[str, Sequence[Any]]:
+    """The statement's text and its positional parameters."""
+    result = statement.compile(dialect=dialect)
+    parameters = result.construct_params()
+    return str(result), [parameters[name] for name in result.positiontup or ()]
+
+
+def rows_read(plan: dict[str, Any]) -> int:
+    """The rows that the scans of a plan returned or discarded."""
+    scanned = sum(rows_read(child) for child in plan.get("Plans", ()))
+    if "Relation Name" in plan and plan["Node Type"] != "ModifyTable":
+        per_loop = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        scanned += round(per_loop * plan["Actual Loops"])
+    return scanned
+
+
+@pytest.mark.postgres
+class TestPostgresPlans:
+    @pytest.fixture
+    async def explain(self, postgres_url: str) -> AsyncIterator[Explain]:
+        """Runs a statement over a backlog; returns the number of rows that it read."""
+        async with open_database(postgres_url) as database:
+            await add_due_rows(database, BACKLOG)
+        connection = await asyncpg.connect(postgres_url)
+        await connection.execute("ANALYZE")
+
+        async def explain(statement: Any) -> int:
+            sql, parameters = compiled(statement, asyncpg_dialect.dialect())  # type: ignore[no-untyped-call]
+            plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", *parameters)
+            return rows_read(json.loads(plan)[0]["Plan"])
+
+        yield explain
+        await connection.close()
+
+    async def test_a_poll_reads_two_rows_per_job_and_type(self, explain: Explain) -> None:
+        assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)
+
+    @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
+    async def test_a_claim_reads_the_rows_that_it_takes(self, explain: Explain, job_kind: JobKind) -> None:
+        # Each claimed row is read when it is found, locked, and updated.
+        assert await explain(claim_statement(job_kind, "beta", LIMIT, MINUTE)) <= 3 * LIMIT
+
+    async def test_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
+        """The negative control: the measure sees a scan."""
+        assert await explain(select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())) >= BACKLOG
+
+
+class TestSqliteSteps:
+    async def test_the_cost_does_not_depend_on_the_backlog(self, sqlite_url: str) -> None:
+        claims = [claim_statement(job_kind, "beta", LIMIT, MINUTE) for job_kind in INTEGRATION_JOBS]
+        scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # the negative control
+        async with open_database(sqlite_url) as database:
+            await add_due_rows(database, 2 * LIMIT * len(TYPES))
+            few = [count_steps(sqlite_url, statement) for statement in (DUE_TYPES, *claims, scan)]
+            await add_due_rows(database, BACKLOG)
+        many = [count_steps(sqlite_url, statement) for statement in (DUE_TYPES, *claims, scan)]
+        growth = [large / small for small, large in zip(few, many, strict=True)]
+        assert max(growth[:-1]) < 1.2, growth
+        assert growth[-1] > 10
+
+
+def count_steps(url: str, statement: Any) -> int:
+    """The number of virtual machine instructions that SQLite runs for a statement; its changes are rolled back."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.set_progress_handler(count, 1)
+        connection.execute(*compiled(statement, sqlite.dialect())).fetchall()
+        connection.set_progress_handler(None, 1)
+        connection.execute("ROLLBACK")
+    return steps
+
+
+async def test_the_rotation_of_keys_is_due_in_a_new_installation(database: Database) -> None:
+    due_work = SqlDueWork(database)
+    assert await due_work.due_types() == [(JobKind.KEY_ROTATION, "key_rotation")]
+    (claim,) = await due_work.claim(JobKind.KEY_ROTATION, "key_rotation", 5, claim_duration=MINUTE)
+    assert await due_work.due_types() == []
+    assert await due_work.postpone(claim, -MINUTE) is not None
+    assert await due_work.postpone(claim, -MINUTE) is None
+    assert len(await due_work.due_types()) == 1
