@@ -14,8 +14,8 @@ The server applies them in this order:
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
@@ -71,10 +71,28 @@ def before_behavior(
         return await behavior(await prepare(request, context), context)
 
     async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-        async for response in behavior(await prepare(request, context), context):
-            if check_response is not None:
-                check_response()
-            yield response
+        async with aclosing(behavior(await prepare(request, context), context)) as responses:
+            async for response in responses:
+                if check_response is not None:
+                    check_response()
+                yield response
+
+    return stream if method.streams_responses else respond
+
+
+def around_behavior(
+    method: Method, behavior: Behavior, guard: Callable[[Context], AbstractAsyncContextManager[None]]
+) -> Behavior:
+    """Run each call inside a context manager."""
+
+    async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
+        async with guard(context):
+            return await behavior(request, context)
+
+    async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+        async with guard(context), aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                yield response
 
     return stream if method.streams_responses else respond
 
@@ -139,21 +157,14 @@ def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
     """End calls that raise an error with its status. `caller_of` adds the caller to the log."""
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
+        @asynccontextmanager
+        async def guard(context: Context) -> AsyncIterator[None]:
             try:
-                return await behavior(request, context)
+                yield
             except Exception as error:
                 await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
 
-        async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-            try:
-                async with aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
-
-        return stream if method.streams_responses else respond
+        return around_behavior(method, behavior, guard)
 
     return wrap
 
@@ -171,8 +182,13 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
     rate, window = RateLimitItemPerSecond(per_second), FixedWindowRateLimiter(MemoryStorage())
     in_flight: Counter[str] = Counter()
 
-    @contextmanager
-    def slot(caller: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def slot(context: Context) -> AsyncIterator[None]:
+        caller = caller_of(context)
+        if in_flight[caller] >= concurrency:
+            raise QuotaExceeded("under way")
+        if not await window.hit(rate, caller):
+            raise QuotaExceeded("in this second")
         in_flight[caller] += 1
         try:
             yield
@@ -181,27 +197,9 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
             if not in_flight[caller]:
                 del in_flight[caller]
 
-    async def require_quota(context: Context) -> str:
-        caller = caller_of(context)
-        if in_flight[caller] >= concurrency:
-            raise QuotaExceeded("under way")
-        if not await window.hit(rate, caller):
-            raise QuotaExceeded("in this second")
-        return caller
-
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
-            with slot(await require_quota(context)):
-                return await behavior(request, context)
-
-        async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-            with slot(await require_quota(context)):
-                async for response in behavior(request, context):
-                    yield response
-
-        if method.streams_responses:
-            return stream
-        return behavior if method.permission is Permission.HEALTH else respond
+        is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
+        return behavior if is_exempt else around_behavior(method, behavior, slot)
 
     return wrap
 

@@ -100,9 +100,10 @@ class RemoteJwks:
     A failed fetch keeps the current keys. Until the first fetch succeeds, no token is accepted.
     """
 
-    def __init__(self, fetch: Fetch, clock: Clock) -> None:
+    def __init__(self, fetch: Fetch, clock: Clock, *, min_interval: timedelta = _MIN_INTERVAL) -> None:
         self._fetch = fetch
         self._clock = clock
+        self._min_interval = min_interval
         self._keys = KeySet([])
         self._last_fetch_time: datetime | None = None
         self._last_attempt_time: datetime | None = None
@@ -126,7 +127,7 @@ class RemoteJwks:
         The fetch is shielded: otherwise callers that disconnect at once could prevent every update.
         """
         if self._attempt is None or self._attempt.done():
-            if self._last_attempt_time is not None and self._clock() - self._last_attempt_time < _MIN_INTERVAL:
+            if self._last_attempt_time is not None and self._clock() - self._last_attempt_time < self._min_interval:
                 return
             self._attempt = asyncio.create_task(self._fetch_once())
         await asyncio.shield(self._attempt)

@@ -1,4 +1,4 @@
-"""How many connections there may be, by the files that the process may open."""
+"""The limit of open files caps connections, and is raised at the start."""
 
 import resource
 
@@ -12,7 +12,7 @@ INFINITY = resource.RLIM_INFINITY
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """The process's limit, soft and hard: the last of these."""
+    """The soft and hard limits that were set; the last one is in force."""
     limits = [(1024, 4096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _which, limit: limits.append(limit))
@@ -26,7 +26,7 @@ def test_connections_that_fit_are_all_allowed(files: list[tuple[int, int]]) -> N
     assert lines == []
 
 
-def test_more_are_cut_to_their_share_which_is_told(files: list[tuple[int, int]]) -> None:
+def test_more_connections_are_capped_and_logged(files: list[tuple[int, int]]) -> None:
     with structlog.testing.capture_logs() as lines:
         assert cap_to_fd_limit(1000, 1 / 2, setting="GRPC_MAX_CONNECTIONS") == 512
     (line,) = lines
@@ -34,7 +34,7 @@ def test_more_are_cut_to_their_share_which_is_told(files: list[tuple[int, int]])
     assert (line["connections"], line["allowed"], line["open_files"]) == (1000, 512, 1024)
 
 
-def test_without_a_limit_to_files_there_is_no_share(files: list[tuple[int, int]]) -> None:
+def test_an_unlimited_number_of_files_caps_nothing(files: list[tuple[int, int]]) -> None:
     files.append((INFINITY, INFINITY))
     assert cap_to_fd_limit(1_000_000, 1 / 4, setting="SIDECAR_MAX_CONNECTIONS") == 1_000_000
 
@@ -49,7 +49,7 @@ def test_without_a_limit_to_files_there_is_no_share(files: list[tuple[int, int]]
         ((INFINITY, INFINITY), (INFINITY, INFINITY)),
     ],
 )
-def test_the_soft_limit_is_raised_as_far_as_it_may(
+def test_the_soft_limit_is_raised_up_to_the_hard_limit(
     files: list[tuple[int, int]], before: tuple[int, int], after: tuple[int, int]
 ) -> None:
     files.append(before)

@@ -1,4 +1,4 @@
-"""Requests that are good, and ways to spoil each of their fields, found by walking the contract."""
+"""Valid requests, and invalid values for each of their fields, found in the contract's descriptors."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from integrations.v1 import integration_service_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["IntegrationService"]
 
-# By what the fields are called: a good value for each that a request may have.
+# A valid value for each field, by name.
 _GOOD: dict[str, Any] = {
     "integration_id": 1,
     "user_id": "ada",
@@ -32,18 +32,18 @@ _GOOD: dict[str, Any] = {
 _TYPES = {"Connect": "fake", "ConnectWithApiKey": "fake_key", "ReceiveWebhook": "fake"}
 
 UNKNOWN_INTEGRATION_ID = IntegrationId(999)
-"""An id that was never given."""
+"""An id that does not exist."""
 
 METHODS = [method.name for method in _SERVICE.methods]
 
 
 def input_of(method: str) -> Descriptor:
-    """The method's request."""
+    """Return the descriptor of the method's request."""
     return _SERVICE.methods_by_name[method].input_type
 
 
 def good(method: str, /, **changes: Any) -> Any:
-    """A request with which nothing is wrong, on the first integration of the first user."""
+    """Return a valid request for the first integration of the first user."""
     fields = input_of(method).fields_by_name
     values = {name: value for name, value in _GOOD.items() if name in fields}
     if method in _TYPES:
@@ -54,12 +54,12 @@ def good(method: str, /, **changes: Any) -> Any:
 
 
 def fields_of(kind: int) -> list[tuple[str, str]]:
-    """Method and field, wherever a request has one of this type."""
+    """Return method and field of all request fields of this type."""
     return [(method, field.name) for method in METHODS for field in input_of(method).fields if field.type == kind]
 
 
 def with_text(method: str, field: str, text: str) -> Any:
-    """A good request but for this text."""
+    """Return a valid request with this text in the field."""
     return good(method, **{field: [text] if input_of(method).fields_by_name[field].is_repeated else text})
 
 
@@ -71,7 +71,7 @@ NUMBER_FIELDS = [
 
 
 def fields_holding(message: type[Message]) -> list[tuple[str, str]]:
-    """Method and field, wherever a request holds this message."""
+    """Return method and field of all request fields of this message type."""
     return [
         (method, field.name)
         for method in METHODS
@@ -86,7 +86,7 @@ MASK_FIELDS = fields_holding(FieldMask)
 
 
 def structs_with(text: str) -> Iterator[Struct]:
-    """The text in every place that a config has for one."""
+    """Yield configs with the text in every possible position."""
     contents: list[dict[str, Any]] = [
         {"k": text},
         {text: 1},

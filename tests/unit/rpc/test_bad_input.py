@@ -1,4 +1,4 @@
-"""Whatever is wrong with a request is told by its field, and is never our fault."""
+"""Each invalid request is rejected with the name of its field, and none causes an internal error."""
 
 import math
 from typing import Any
@@ -28,7 +28,7 @@ from tests.unit.rpc.requests import (
     with_text,
 )
 
-OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+INTERNAL_ERRORS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 
 
 async def refusal(client: InMemoryGrpc, method: str, request: Any) -> RpcError:
@@ -49,7 +49,7 @@ async def _an_integration(system: FakeSystem) -> None:
     await system.connect()
 
 
-def test_the_contract_was_walked() -> None:
+def test_the_fields_of_the_contract_are_found() -> None:
     assert ("HandleCallback", "error_description") in TEXT_FIELDS
     assert ("Connect", "scopes") in TEXT_FIELDS
     assert ("ListIntegrations", "page_size", 31) in NUMBER_FIELDS
@@ -63,7 +63,7 @@ def test_the_contract_was_walked() -> None:
 
 @pytest.mark.parametrize(("method", "field"), TEXT_FIELDS)
 @pytest.mark.parametrize("text", ["\0", "a\0b"], ids=repr)
-async def test_a_nul_is_refused_in_every_text(client: InMemoryGrpc, method: str, field: str, text: str) -> None:
+async def test_a_nul_is_rejected_in_every_text(client: InMemoryGrpc, method: str, field: str, text: str) -> None:
     await assert_field_is_reported(client, method, field, with_text(method, field, text))
 
 
@@ -81,9 +81,9 @@ async def test_a_user_has_at_most_128_characters(client: InMemoryGrpc, method: s
     await assert_field_is_reported(client, method, "user_id", good(method, user_id=user_id))
 
 
-# Where it may not be known, and where a service may mean everybody.
+# The two other RPCs accept requests without a user.
 @pytest.mark.parametrize("method", sorted({*NAMING_A_USER} - {"HandleCallback", "WatchIntegrations"}))
-async def test_a_user_must_be_named(client: InMemoryGrpc, method: str) -> None:
+async def test_a_user_is_required(client: InMemoryGrpc, method: str) -> None:
     await assert_field_is_reported(client, method, "user_id", good(method, user_id=""))
 
 
@@ -114,7 +114,9 @@ async def test_a_users_name_is_opaque(client: InMemoryGrpc, user_id: str) -> Non
         ("ReceiveWebhook", "method"),
     ],
 )
-async def test_what_is_required_is_told(client: InMemoryGrpc, system: FakeSystem, method: str, field: str) -> None:
+async def test_a_missing_required_field_is_reported(
+    client: InMemoryGrpc, system: FakeSystem, method: str, field: str
+) -> None:
     state = (await system.begin()).state
     request = good(method)
     if method == "HandleCallback":
@@ -130,7 +132,7 @@ async def test_an_unknown_type_is_rejected(client: InMemoryGrpc, method: str) ->
 
 
 @pytest.mark.parametrize("field", ["redirect_uri", "return_url"])
-async def test_an_address_that_is_not_allowed_is_told(client: InMemoryGrpc, field: str) -> None:
+async def test_a_url_that_is_not_allowed_is_reported(client: InMemoryGrpc, field: str) -> None:
     refused = await refusal(client, "Connect", good("Connect", **{field: "https://evil.example/"}))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REDIRECT_URI_NOT_ALLOWED")
     assert refused.fields == [field]
@@ -138,12 +140,12 @@ async def test_an_address_that_is_not_allowed_is_told(client: InMemoryGrpc, fiel
 
 @pytest.mark.parametrize("scope", ["", "a b", 'a"b', "a\\b", "é", "a\n", "s" * 256])
 @pytest.mark.parametrize(("method", "field"), [("Connect", "scopes"), ("GetCredentials", "required_scopes")])
-async def test_a_scope_is_spelt_as_the_rfc_says(client: InMemoryGrpc, method: str, field: str, scope: str) -> None:
+async def test_a_scope_has_the_syntax_of_rfc_6749(client: InMemoryGrpc, method: str, field: str, scope: str) -> None:
     refused = await refusal(client, method, good(method, **{field: ["read", scope]}))
     assert refused.fields == [f"{field}[1]"]
 
 
-async def test_scopes_are_counted(client: InMemoryGrpc) -> None:
+async def test_there_are_at_most_100_scopes(client: InMemoryGrpc) -> None:
     await client.call("Connect", good("Connect", scopes=[f"s{number}" for number in range(100)]))
     request = good("Connect", scopes=[f"s{number}" for number in range(101)])
     await assert_field_is_reported(client, "Connect", "scopes", request)
@@ -158,7 +160,7 @@ async def test_a_key_fits_into_a_header_and_is_not_quoted(client: InMemoryGrpc, 
 
 
 @pytest.mark.parametrize("query", ["realmId=%00", "%00=1", "a=1&b=x%00y"])
-async def test_a_nul_that_is_percent_encoded_is_one(client: InMemoryGrpc, query: str) -> None:
+async def test_a_percent_encoded_nul_is_rejected(client: InMemoryGrpc, query: str) -> None:
     await assert_field_is_reported(client, "HandleCallback", "query", good("HandleCallback", query=query))
 
 
@@ -166,18 +168,18 @@ async def test_a_nul_that_is_percent_encoded_is_one(client: InMemoryGrpc, query:
 
 
 @pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
-async def test_a_negative_number_is_refused(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
+async def test_a_negative_number_is_rejected(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
     for number in (-1, -(2**bits)):
         await assert_field_is_reported(client, method, field, good(method, **{field: number}))
 
 
 @pytest.mark.parametrize(("method", "field", "bits"), NUMBER_FIELDS)
-async def test_a_huge_number_is_not_our_fault(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
+async def test_a_huge_number_is_no_internal_error(client: InMemoryGrpc, method: str, field: str, bits: int) -> None:
     request = good(method, **{field: 2**bits - 1})
     if field == "page_size":
         await client.call(method, request)
     elif field == "through_number":
-        await assert_field_is_reported(client, method, field, request)  # of an event that has not been
+        await assert_field_is_reported(client, method, field, request)  # of an event that does not exist
     else:
         assert (await refusal(client, method, request)).reason == "INTEGRATION_NOT_FOUND"
 
@@ -186,7 +188,7 @@ async def test_a_huge_number_is_not_our_fault(client: InMemoryGrpc, method: str,
     "method",
     [method for method, field, _ in NUMBER_FIELDS if field == "integration_id" and "Connect" not in method[:7]],
 )
-async def test_an_integration_must_be_named(client: InMemoryGrpc, method: str) -> None:
+async def test_an_integration_is_required(client: InMemoryGrpc, method: str) -> None:
     await assert_field_is_reported(client, method, "integration_id", good(method, integration_id=0))
 
 
@@ -195,12 +197,14 @@ async def test_an_integration_must_be_named(client: InMemoryGrpc, method: str) -
     [(-1, 0), (0, -1), (1, -1), (315_576_000_001, 0), (2**63 - 1, 0), (-(2**63), 0), (0, 10**9), (0, 2**31 - 1)],
 )
 @pytest.mark.parametrize(("method", "field"), DURATION_FIELDS)
-async def test_a_duration_is_one(client: InMemoryGrpc, method: str, field: str, seconds: int, nanos: int) -> None:
+async def test_an_invalid_duration_is_rejected(
+    client: InMemoryGrpc, method: str, field: str, seconds: int, nanos: int
+) -> None:
     request = good(method, **{field: Duration(seconds=seconds, nanos=nanos)})
     await assert_field_is_reported(client, method, field, request)
 
 
-async def test_a_previous_secret_expires(client: InMemoryGrpc) -> None:
+async def test_a_previous_secret_is_valid_for_at_most_30_days(client: InMemoryGrpc) -> None:
     request = good("SetWebhookSecret", previous_ttl=Duration(seconds=30 * 86_400 + 1))
     await assert_field_is_reported(client, "SetWebhookSecret", "previous_ttl", request)
 
@@ -212,12 +216,12 @@ async def test_a_webhook_secret_is_not_quoted(client: InMemoryGrpc, secret: str)
     assert secret not in (await refusal(client, "SetWebhookSecret", request)).message
 
 
-async def test_headers_are_counted(client: InMemoryGrpc) -> None:
+async def test_there_are_at_most_200_webhook_headers(client: InMemoryGrpc) -> None:
     headers = [WebhookHeader(name="x", value=b"y")] * 201
     await assert_field_is_reported(client, "ReceiveWebhook", "headers", good("ReceiveWebhook", headers=headers))
 
 
-async def test_the_longest_duration_is_one_too(client: InMemoryGrpc) -> None:
+async def test_the_longest_duration_is_accepted(client: InMemoryGrpc) -> None:
     request = good("GetCredentials", min_ttl=Duration(seconds=315_576_000_000, nanos=999_999_999))
     assert (await client.call("GetCredentials", request)).credentials.bearer_token == "renewed-access-1"
 
@@ -227,7 +231,7 @@ async def test_the_longest_duration_is_one_too(client: InMemoryGrpc) -> None:
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-async def test_a_number_that_json_has_not_is_refused(
+async def test_a_number_that_json_cannot_represent_is_rejected(
     client: InMemoryGrpc, method: str, field: str, number: float
 ) -> None:
     for content in ({"k": number}, {"k": [{"k": number}]}):
@@ -237,13 +241,13 @@ async def test_a_number_that_json_has_not_is_refused(
 
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
-async def test_a_nul_anywhere_in_a_config_is_refused(client: InMemoryGrpc, method: str, field: str) -> None:
+async def test_a_nul_anywhere_in_a_config_is_rejected(client: InMemoryGrpc, method: str, field: str) -> None:
     for config in structs_with("a\0b"):
         await assert_field_is_reported(client, method, field, good(method, **{field: config}))
 
 
 @pytest.mark.parametrize(("method", "field"), STRUCT_FIELDS)
-async def test_what_only_looks_like_a_nul_is_taken(client: InMemoryGrpc, method: str, field: str) -> None:
+async def test_an_escaped_backslash_is_not_a_nul(client: InMemoryGrpc, method: str, field: str) -> None:
     for config in structs_with(r"\u0000 \\u0000"):
         await client.call(method, good(method, **{field: config}))
 
@@ -265,23 +269,23 @@ async def test_a_config_has_at_most_64_kib(client: InMemoryGrpc, method: str, fi
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
 @pytest.mark.parametrize("method", ["ListIntegrations", "ListHealthChecks", "ListWebhookEvents"])
-async def test_a_forged_page_token_is_told(client: InMemoryGrpc, method: str, token: str) -> None:
+async def test_a_forged_page_token_is_reported(client: InMemoryGrpc, method: str, token: str) -> None:
     await assert_field_is_reported(client, method, "page_token", good(method, page_token=token))
 
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "A" * 8000, "=", "\n"])
-async def test_a_forged_cursor_is_told(client: InMemoryGrpc, token: str) -> None:
+async def test_a_forged_cursor_is_reported(client: InMemoryGrpc, token: str) -> None:
     await assert_field_is_reported(client, "WatchIntegrations", "cursor", good("WatchIntegrations", cursor=token))
 
 
-async def test_another_users_page_token_is_told(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_another_users_page_token_is_rejected(client: InMemoryGrpc, system: FakeSystem) -> None:
     await system.connect_account("second")
     first = await client.call("ListIntegrations", good("ListIntegrations", page_size=1))
     request = good("ListIntegrations", user_id=EVE, page_token=first.next_page_token)
     await assert_field_is_reported(client, "ListIntegrations", "page_token", request)
 
 
-async def test_states_are_told_apart(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_each_problem_of_a_state_has_its_own_reason(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.add_provider("other")
     used, unused = (await system.begin()).state, (await system.begin()).state
     await system.call_back(used)
@@ -299,7 +303,7 @@ async def test_states_are_told_apart(client: InMemoryGrpc, system: FakeSystem) -
     assert (refused.code, refused.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "STATE_EXPIRED")
 
 
-async def test_a_forged_confirmation_is_told(client: InMemoryGrpc) -> None:
+async def test_a_forged_confirmation_token_is_reported(client: InMemoryGrpc) -> None:
     refused = await refusal(client, "ConfirmConnection", good("ConfirmConnection"))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
@@ -309,30 +313,32 @@ async def test_a_forged_confirmation_is_told(client: InMemoryGrpc) -> None:
 
 @pytest.mark.parametrize("path", ["user_id", "status", "config.k", "", "*", "a\0b", "p" * 20_000, "🦆"])
 @pytest.mark.parametrize(("method", "field"), MASK_FIELDS)
-async def test_only_what_can_be_changed_is_masked(client: InMemoryGrpc, method: str, field: str, path: str) -> None:
+async def test_a_mask_names_only_fields_that_can_be_updated(
+    client: InMemoryGrpc, method: str, field: str, path: str
+) -> None:
     request = good(method, name="new")
     request.update_mask.paths.extend(["name", path])
     await assert_field_is_reported(client, method, field, request)
     assert len((await refusal(client, method, request)).message) < 1000
 
 
-async def test_being_on_cannot_be_cleared(client: InMemoryGrpc) -> None:
+async def test_is_active_cannot_be_cleared(client: InMemoryGrpc) -> None:
     request = good("UpdateIntegration")
     request.update_mask.paths.append("is_active")
     await assert_field_is_reported(client, "UpdateIntegration", "is_active", request)
 
 
-# --- answers that would be too large ---------------------------------------------------------------------------------
+# --- large responses --------------------------------------------------------------------------------------------------
 
 LARGE: dict[str, Any] = {
     "texts": {"k": "x" * 60_000},
-    "numbers, which protobuf writes at length": {"k": [1] * 13_000},
-    "nothing, many times": {"k": [None] * 10_000},
+    "numbers, which are long in protobuf": {"k": [1] * 13_000},
+    "many nulls": {"k": [None] * 10_000},
 }
 
 
 @pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
-async def test_a_page_is_no_larger_than_a_message_may_be(client: InMemoryGrpc, content: dict[str, Any]) -> None:
+async def test_a_page_fits_into_a_message(client: InMemoryGrpc, content: dict[str, Any]) -> None:
     config = Struct()
     config.update(content)
     scopes = [f"{number:0255}" for number in range(100)]
@@ -353,7 +359,7 @@ async def test_a_page_is_no_larger_than_a_message_may_be(client: InMemoryGrpc, c
 
 
 @pytest.mark.parametrize("method", [method for method, field, _ in NUMBER_FIELDS if field == "integration_id"])
-async def test_what_is_not_yours_and_what_is_not_there_look_the_same(
+async def test_a_foreign_and_a_missing_integration_have_the_same_response(
     client: InMemoryGrpc, system: FakeSystem, method: str
 ) -> None:
     mine = (await system.connect_key()) if method == "ConnectWithApiKey" else system.row(1)
@@ -384,7 +390,7 @@ async def code_of(client: InMemoryGrpc, method: str, request: Any) -> grpc.Statu
 
 
 def fill(data: st.DataObject, message: Any) -> None:
-    """Give some of the fields any value that the wire can carry."""
+    """Set some of the fields to any value that protobuf can encode."""
     for field in message.DESCRIPTOR.fields:
         if not data.draw(st.booleans(), label=field.name):
             continue
@@ -421,9 +427,9 @@ def _any_value(field: Any) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_nothing_that_can_be_sent_is_our_fault(method: str, data: st.DataObject) -> None:
+async def test_no_request_causes_an_internal_error(method: str, data: st.DataObject) -> None:
     system = FakeSystem()
     await system.connect()
     request = good(method)
     fill(data, request)
-    assert await code_of(client_of(system), method, request) not in OURS
+    assert await code_of(client_of(system), method, request) not in INTERNAL_ERRORS

@@ -33,7 +33,7 @@ async def check(client: InMemoryGrpc, service: str) -> Any:
 
 
 class Watcher:
-    """Somebody who watches, and has been told `statuses`."""
+    """A watcher and the `statuses` that it has received."""
 
     def __init__(self, client: InMemoryGrpc, service: str) -> None:
         self.statuses: list[Any] = []
@@ -45,7 +45,7 @@ class Watcher:
 
 
 @pytest.mark.parametrize("service", READINESS)
-async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
+async def test_readiness_starts_as_not_serving_and_follows_set_ready(
     health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
     assert await check(client, service) == NOT_SERVING
@@ -55,7 +55,7 @@ async def test_readiness_begins_as_not_serving_and_follows_what_it_is_told(
     assert await check(client, service) == NOT_SERVING
 
 
-async def test_liveness_needs_nothing(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+async def test_liveness_does_not_depend_on_readiness(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     assert await check(client, LIVENESS) == SERVING
     health.drain()
     assert await check(client, LIVENESS) == SERVING
@@ -78,7 +78,7 @@ async def test_lists_all(health: ServerHealthServicer, client: InMemoryGrpc) -> 
 
 
 @pytest.mark.parametrize("service", READINESS)
-async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
+async def test_a_watcher_gets_each_change_once_and_ends_at_the_drain(
     health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
     watcher = Watcher(client, service)
@@ -91,7 +91,7 @@ async def test_a_watcher_is_told_each_change_once_and_left_at_the_drain(
     assert watcher.statuses == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
 
 
-async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+async def test_a_slow_watcher_does_not_delay_others(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     slow = await client.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING  # and reads no further
     watchers = [Watcher(client, "") for _ in range(10)]
@@ -102,7 +102,7 @@ async def test_who_reads_slowly_holds_up_nobody(health: ServerHealthServicer, cl
     await asyncio.gather(*(watcher.task for watcher in watchers))
 
 
-async def test_who_was_slow_is_told_how_things_stand_now(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+async def test_a_slow_watcher_gets_the_current_status(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     slow = await client.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING
     health.set_ready(True)
@@ -132,7 +132,7 @@ async def test_liveness_can_be_watched_and_ends_at_the_drain(
     assert watcher.statuses == [SERVING]
 
 
-async def test_after_the_drain_nothing_makes_it_ready_again(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
+async def test_the_drain_is_final(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     health.set_ready(True)
     health.drain()
     health.set_ready(True)

@@ -1,4 +1,4 @@
-"""Each RPC does what it is for; `test_bad_input.py` has what each refuses."""
+"""Each RPC calls its use case and maps the result; `test_bad_input.py` tests invalid requests."""
 
 from datetime import UTC, timedelta
 from typing import Any
@@ -30,49 +30,49 @@ def config_of(**content: Any) -> Struct:
     return config
 
 
-def test_every_rpc_of_the_contract_is_here() -> None:
+def test_every_rpc_is_implemented() -> None:
     assert set(METHODS) <= set(vars(IntegrationService))
 
 
 async def test_connects_over_oauth(client: InMemoryGrpc, system: FakeSystem) -> None:
-    begun = await client.call(
+    started = await client.call(
         "Connect",
         good("Connect", name="Mine", config=config_of(a=1), scopes=["write"], return_url=RETURN_URL),
     )
-    assert parameter(begun.authorization_url, "state") == begun.state
-    assert begun.expire_time.ToDatetime(UTC) == system.clock() + timedelta(minutes=10)
+    assert parameter(started.authorization_url, "state") == started.state
+    assert started.expire_time.ToDatetime(UTC) == system.clock() + timedelta(minutes=10)
     done = await client.call(
         "HandleCallback",
         pb.HandleCallbackRequest(
-            state=begun.state, code="code", integration_type="fake", user_id=ADA, query="code=code&realmId=9"
+            state=started.state, code="code", integration_type="fake", user_id=ADA, query="code=code&realmId=9"
         ),
     )
     assert done.success
-    assert (done.integration_id, done.reason, done.confirmation_token) == (begun.integration_id, "", "")
+    assert (done.integration_id, done.reason, done.confirmation_token) == (started.integration_id, "", "")
     assert done.redirect_url.startswith(RETURN_URL)
     assert system.row(done.integration_id).scopes == ("read", "write")
     assert (await system.tokens(done.integration_id)).extras == {"realmId": "9"}
 
 
 async def test_an_error_response_is_a_result(client: InMemoryGrpc) -> None:
-    begun = await client.call("Connect", good("Connect"))
-    done = await client.call("HandleCallback", pb.HandleCallbackRequest(state=begun.state, error="access_denied"))
+    started = await client.call("Connect", good("Connect"))
+    done = await client.call("HandleCallback", pb.HandleCallbackRequest(state=started.state, error="access_denied"))
     assert (done.success, done.reason, done.integration_id) == (False, "access_denied", 0)
 
 
 async def test_a_connection_is_confirmed(system: FakeSystem) -> None:
     system = FakeSystem({"skip_confirmation": False})
     client = client_of(system)
-    begun = await client.call("Connect", good("Connect"))
-    pending = await client.call("HandleCallback", good("HandleCallback", state=begun.state, user_id=""))
+    started = await client.call("Connect", good("Connect"))
+    pending = await client.call("HandleCallback", good("HandleCallback", state=started.state, user_id=""))
     assert (pending.success, pending.reason) == (False, "confirmation_required")
     done = await client.call(
         "ConfirmConnection", good("ConfirmConnection", confirmation_token=pending.confirmation_token)
     )
-    assert (done.success, done.integration_id) == (True, begun.integration_id)
+    assert (done.success, done.integration_id) == (True, started.integration_id)
 
 
-async def test_connects_with_a_key(client: InMemoryGrpc) -> None:
+async def test_connects_with_an_api_key(client: InMemoryGrpc) -> None:
     request = good("ConnectWithApiKey", name="Mine", api_secret="secret", webhook_secret="hook")
     response = await client.call("ConnectWithApiKey", request)
     assert response.integration.status == integration_pb2.STATUS_ACTIVE
@@ -93,7 +93,7 @@ async def test_lists_page_by_page(client: InMemoryGrpc, system: FakeSystem) -> N
     assert not rest.next_page_token
 
 
-async def test_looks_at_one(client: InMemoryGrpc, integration: Integration) -> None:
+async def test_returns_one_integration(client: InMemoryGrpc, integration: Integration) -> None:
     found = (await client.call("GetIntegration", good("GetIntegration"))).integration
     assert (found.integration_id, found.user_id, found.name) == (integration.integration_id, ADA, "Mine")
 
@@ -113,7 +113,7 @@ async def test_looks_at_one(client: InMemoryGrpc, integration: Integration) -> N
     ],
 )
 @pytest.mark.usefixtures("integration")
-async def test_changes_what_is_masked_or_else_what_is_there(
+async def test_updates_the_masked_fields_or_else_the_present_ones(
     client: InMemoryGrpc, given: dict[str, Any], mask: list[str], changed: dict[str, Any]
 ) -> None:
     request = good("UpdateIntegration", **given)
@@ -123,7 +123,7 @@ async def test_changes_what_is_masked_or_else_what_is_there(
     assert returned == {"name": "Mine", "config": {"a": 1}, "is_active": True, **changed}
 
 
-async def test_what_is_not_masked_is_not_looked_at(client: InMemoryGrpc, integration: Integration) -> None:
+async def test_fields_outside_the_mask_are_not_validated(client: InMemoryGrpc, integration: Integration) -> None:
     request = good("UpdateIntegration", name="a\0b", is_active=False)
     request.update_mask.paths.append("is_active")
     assert (await client.call("UpdateIntegration", request)).integration.name == integration.name
@@ -131,7 +131,7 @@ async def test_what_is_not_masked_is_not_looked_at(client: InMemoryGrpc, integra
 
 @pytest.mark.parametrize("can_revoke", [True, False])
 @pytest.mark.usefixtures("integration")
-async def test_disconnects_and_says_whether_it_is_revoked(
+async def test_disconnects_and_reports_the_revocation(
     client: InMemoryGrpc, system: FakeSystem, can_revoke: bool
 ) -> None:
     system.provider.can_revoke = can_revoke
@@ -142,7 +142,7 @@ async def test_disconnects_and_says_whether_it_is_revoked(
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_one(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_checks_one_integration(client: InMemoryGrpc, system: FakeSystem) -> None:
     assert (await client.call("CheckHealth", good("CheckHealth"))).health_check.healthy
     system.provider.verify_error = ProviderUnavailable()
     failed = (await client.call("CheckHealth", good("CheckHealth"))).health_check
@@ -151,7 +151,7 @@ async def test_checks_one(client: InMemoryGrpc, system: FakeSystem) -> None:
 
 
 @pytest.mark.usefixtures("integration")
-async def test_checks_all_and_the_counts_add_up(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_checks_all_integrations_and_the_counts_add_up(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.corrupt((await system.connect_account("spoilt")).integration_id)
     off = await system.connect_account("off")
     await client.call(
@@ -181,28 +181,28 @@ async def test_lists_checks_in_pages_with_the_error_rates(client: InMemoryGrpc, 
 
 
 @pytest.mark.usefixtures("integration")
-async def test_refreshes_a_token_by_force_only_while_it_is_good(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_refreshes_a_valid_token_only_by_force(client: InMemoryGrpc, system: FakeSystem) -> None:
     still = await client.call("RefreshToken", good("RefreshToken"))
     forced = await client.call("RefreshToken", good("RefreshToken", force=True))
     assert [(response.success, response.refreshed) for response in (still, forced)] == [(True, False), (True, True)]
     assert forced.HasField("access_token_expire_time")
 
 
-async def test_lists_what_can_be_connected(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_lists_integration_types(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.provider.missing_settings = ["FAKE_CLIENT_ID"]
     types = (await client.call("ListIntegrationTypes", good("ListIntegrationTypes"))).integration_types
     assert [(one.integration_type, one.configured) for one in types] == [("fake", False), ("fake_key", True)]
 
 
 @pytest.mark.usefixtures("integration")
-async def test_hands_out_credentials(client: InMemoryGrpc) -> None:
+async def test_returns_credentials(client: InMemoryGrpc) -> None:
     response = await client.call("GetCredentials", good("GetCredentials", required_scopes=["read"]))
     assert response.credentials.bearer_token == "access-1"
     assert dict(response.credentials.headers) == {"Authorization": "Bearer access-1"}
 
 
 @pytest.mark.usefixtures("integration")
-async def test_no_wait_is_not_the_same_as_the_usual_one(client: InMemoryGrpc, system: FakeSystem) -> None:
+async def test_a_min_ttl_of_zero_differs_from_an_unset_one(client: InMemoryGrpc, system: FakeSystem) -> None:
     system.clock.advance(HOUR - timedelta(minutes=1))
     any_life = await client.call("GetCredentials", good("GetCredentials", min_ttl=Duration()))
     assert any_life.credentials.bearer_token == "access-1"

@@ -1,4 +1,4 @@
-"""Tokens: each way of forging one fails, and succeeds once the defence that it runs into is switched off."""
+"""Each way of forging a token fails, and succeeds in the negative control, where the defence is switched off."""
 
 import asyncio
 import base64
@@ -14,7 +14,6 @@ from joserfc.jws import JWSRegistry
 from structlog.testing import capture_logs
 
 from integration_server.hot_reload import InvalidFile
-from integration_server.rpc import jwt_verifier
 from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.rpc.jwt_verifier import Issuer, JwtVerifier, RemoteJwks, parse_jwks
@@ -35,7 +34,7 @@ class FixedKeys:
         return self.keys
 
     async def poll(self) -> None:
-        """Nothing to see."""
+        """Do nothing."""
 
 
 def verifier_for(
@@ -61,7 +60,7 @@ async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
         return False
 
 
-async def test_a_good_token_is_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
+async def test_a_valid_token_identifies_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
     token = issuer.token("backend", NOW)
     expire_time = NOW + timedelta(minutes=5) + LEEWAY
     assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, ("backend",), expire_time)
@@ -76,7 +75,7 @@ async def test_a_good_token_is_its_subject_until_it_expires(issuer: TokenIssuer)
     ],
     ids=["audience", "expired", "not-yet"],
 )
-async def test_a_token_for_another_place_or_time_is_not_believed(
+async def test_a_token_for_another_issuer_audience_or_time_is_rejected(
     issuer: TokenIssuer, claims: dict[str, Any], negative_control: dict[str, Any]
 ) -> None:
     token = issuer.token("backend", NOW, **claims)
@@ -93,7 +92,9 @@ async def test_a_token_for_another_place_or_time_is_not_believed(
     ],
     ids=repr,
 )  # fmt: skip
-async def test_a_claim_that_is_missing_or_odd_is_not_believed(issuer: TokenIssuer, claims: dict[str, Any]) -> None:
+async def test_a_token_with_a_missing_or_malformed_claim_is_rejected(
+    issuer: TokenIssuer, claims: dict[str, Any]
+) -> None:
     with pytest.raises(Unauthenticated):
         await verifier_for(issuer).resolve_identity(issuer.token("backend", NOW, **claims))
 
@@ -114,7 +115,7 @@ def claims_of(token: str) -> Any:
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
 
 
-async def test_a_token_without_a_signature_is_not_believed(issuer: TokenIssuer) -> None:
+async def test_an_unsigned_token_is_rejected(issuer: TokenIssuer) -> None:
     claims = claims_of(issuer.token("backend", NOW))
     token = f"{encoded({'alg': 'none', 'kid': 'one'})}.{encoded(claims)}."
     assert not await is_accepted(verifier_for(issuer), token)
@@ -122,7 +123,7 @@ async def test_a_token_without_a_signature_is_not_believed(issuer: TokenIssuer) 
         assert jwt.decode(token, issuer.key, registry=JWSRegistry(algorithms=["none"])).claims == claims
 
 
-async def test_a_public_key_is_no_secret_to_sign_with(issuer: TokenIssuer) -> None:
+async def test_a_token_signed_with_the_public_key_as_a_secret_is_rejected(issuer: TokenIssuer) -> None:
     """RFC 8725 §2.1."""
     rsa = RSAKey.generate_key(2048, {"kid": "one"})
     public = json.dumps(rsa.as_dict(private=False)).encode()  # as it is published; its PEM the library itself refuses
@@ -139,7 +140,7 @@ async def test_a_public_key_is_no_secret_to_sign_with(issuer: TokenIssuer) -> No
     assert jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"  # the twin: key and kind confused
 
 
-async def test_a_key_that_the_token_brings_along_is_not_used(issuer: TokenIssuer) -> None:
+async def test_a_key_in_the_token_itself_is_not_used(issuer: TokenIssuer) -> None:
     forger = TokenIssuer(issuer.issuer)
     token = forger.token("backend", NOW, header={"jwk": forger.key.as_dict(private=False)})
     assert not await is_accepted(verifier_for(issuer), token)
@@ -162,9 +163,7 @@ async def test_a_key_that_the_token_brings_along_is_not_used(issuer: TokenIssuer
     ],
     ids=["signature", "none", "claims", "more-parts", "one-part", "empty", "header", "crit", "not-ascii", "deep"],
 )  # fmt: skip
-async def test_a_token_that_was_tampered_with_is_not_believed(
-    issuer: TokenIssuer, change: Callable[[str], str]
-) -> None:
+async def test_an_altered_token_is_rejected(issuer: TokenIssuer, change: Callable[[str], str]) -> None:
     with pytest.raises(Unauthenticated) as unknown:
         await verifier_for(issuer).resolve_identity(change(issuer.token("backend", NOW)))
     assert "backend" not in str(unknown.value)
@@ -183,7 +182,7 @@ async def test_the_key_is_the_one_that_the_token_names(issuer: TokenIssuer) -> N
 # --- services and users ----------------------------------------------------------------------------------------------
 
 
-async def test_tokens_of_services_and_of_users_are_told_apart_by_issuer(issuer: TokenIssuer) -> None:
+async def test_the_issuer_distinguishes_tokens_of_services_and_users(issuer: TokenIssuer) -> None:
     app = TokenIssuer("https://app.example")
     verifier = JwtVerifier(
         [
@@ -200,7 +199,7 @@ async def test_tokens_of_services_and_of_users_are_told_apart_by_issuer(issuer: 
         await verifier.resolve_identity(app.token("backend", NOW, iss=issuer.issuer))
 
 
-async def test_a_token_that_would_do_as_both_does_as_neither(issuer: TokenIssuer) -> None:
+async def test_a_token_that_is_valid_for_both_kinds_is_rejected(issuer: TokenIssuer) -> None:
     def verifier(*audiences: tuple[IdentityKind, str]) -> JwtVerifier:
         keys = FixedKeys(issuer.jwks)
         issuers = [Issuer(kind, issuer.issuer, audience, keys) for kind, audience in audiences]
@@ -216,13 +215,13 @@ async def test_a_token_that_would_do_as_both_does_as_neither(issuer: TokenIssuer
 
 
 @pytest.mark.parametrize("keys", ["1", "[]", "[1]", '[{"kty": "EC"}]', "[[]]", "x"])
-def test_what_is_no_key_set_is_refused(keys: str) -> None:
+def test_an_invalid_key_set_is_rejected(keys: str) -> None:
     for body in (f'{{"keys": {keys}}}', keys, ""):
         with pytest.raises(InvalidFile):
             parse_jwks(body.encode())
 
 
-def test_secrets_and_keys_for_encryption_are_not_taken() -> None:
+def test_symmetric_and_encryption_keys_are_ignored() -> None:
     keys = [
         {"kty": "oct", "k": "c2VjcmV0"},
         ECKey.generate_key("P-256", {"use": "enc"}).as_dict(private=False),
@@ -242,7 +241,7 @@ ODD_KEYS: list[Any] = [
 
 
 @pytest.mark.parametrize("odd", ODD_KEYS, ids=str)
-async def test_a_key_that_is_not_understood_does_not_take_the_others_along(odd: Any, issuer: TokenIssuer) -> None:
+async def test_an_unsupported_key_is_skipped(odd: Any, issuer: TokenIssuer) -> None:
     """RFC 7517 §5."""
     body = json.dumps({"keys": [odd, *json.loads(issuer.jwks)["keys"], odd]}).encode()
     with capture_logs() as logs:
@@ -254,12 +253,12 @@ async def test_a_key_that_is_not_understood_does_not_take_the_others_along(odd: 
     assert "AAAA" not in str(logs)
     with pytest.raises(InvalidFile, match="that is supported"):
         parse_jwks(json.dumps({"keys": [odd]}).encode())
-    with pytest.raises(Exception):  # the twin: the library alone, which makes a set of all or none  # noqa: B017, PT011
+    with pytest.raises(Exception):  # the negative control: the library alone rejects the whole set  # noqa: B017, PT011
         KeySet.import_key_set(json.loads(body))
 
 
 class JwksEndpoint:
-    """An issuer's page with its keys."""
+    """The endpoint of an issuer's keys."""
 
     def __init__(self, body: bytes) -> None:
         self.body: bytes | None = body
@@ -272,7 +271,7 @@ class JwksEndpoint:
         return self.body
 
 
-async def test_keys_are_fetched_for_a_kid_that_is_new_but_not_for_each(issuer: TokenIssuer) -> None:
+async def test_an_unknown_kid_causes_at_most_one_fetch_per_interval(issuer: TokenIssuer) -> None:
     clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
     keys = RemoteJwks(page, clock)
     for _ in range(3):
@@ -287,20 +286,16 @@ async def test_keys_are_fetched_for_a_kid_that_is_new_but_not_for_each(issuer: T
     assert page.fetched == 2
 
 
-async def test_without_the_interval_each_forged_kid_is_a_fetch(
-    issuer: TokenIssuer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The twin."""
-    monkeypatch.setattr(jwt_verifier, "_MIN_INTERVAL", timedelta())
+async def test_negative_control_without_the_interval_each_forged_kid_is_a_fetch(issuer: TokenIssuer) -> None:
     page = JwksEndpoint(issuer.jwks)
-    keys = RemoteJwks(page, SettableClock())
+    keys = RemoteJwks(page, SettableClock(), min_interval=timedelta())
     for forged in range(100):
         await keys.get_keys(f"forged-{forged}")
     assert page.fetched == 100
 
 
 class SlowJwksEndpoint:
-    """A page that is not answered until it is let go, ten seconds later."""
+    """An endpoint that times out, ten seconds after its release."""
 
     def __init__(self, clock: SettableClock) -> None:
         self.fetched = 0
@@ -318,15 +313,15 @@ class SlowJwksEndpoint:
 
 
 class WithoutSingleFlight(RemoteJwks):
-    """The defence, switched off: each waits for its turn, and tries for itself where the interval is over by then."""
+    """The defence, switched off: each caller waits for a lock, and then fetches if the interval has passed."""
 
-    turn: asyncio.Lock
-    began: datetime | None = None
+    lock: asyncio.Lock
+    started: datetime | None = None
 
     async def _refresh(self) -> None:
-        async with self.turn:
-            if self.began is None or self._clock() - self.began >= jwt_verifier._MIN_INTERVAL:
-                self.began = self._clock()
+        async with self.lock:
+            if self.started is None or self._clock() - self.started >= self._min_interval:
+                self.started = self._clock()
                 await self._fetch_once()
 
 
@@ -338,31 +333,27 @@ async def query_concurrently(keys: RemoteJwks, page: SlowJwksEndpoint) -> None:
         page.release()
 
 
-async def test_callers_wait_for_one_attempt_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("min_interval", [timedelta(seconds=10), timedelta()], ids=["", "negative control"])
+async def test_concurrent_callers_share_one_fetch_and_the_interval_starts_at_its_end(min_interval: timedelta) -> None:
     clock = SettableClock()
     page = SlowJwksEndpoint(clock)
-    keys = RemoteJwks(page, clock)
+    keys = RemoteJwks(page, clock, min_interval=min_interval)
     await query_concurrently(keys, page)
-    await keys.get_keys("forged-at-its-end")
     assert page.fetched == 1
-    monkeypatch.setattr(
-        jwt_verifier, "_MIN_INTERVAL", timedelta()
-    )  # the twin of the last one: no interval after the end
     await keys.get_keys("forged-at-its-end")
-    assert page.fetched == 2
+    assert page.fetched == (2 if min_interval == timedelta() else 1)
 
 
-async def test_where_each_tries_for_itself_they_queue() -> None:
-    """The twin."""
+async def test_negative_control_without_single_flight_callers_fetch_one_after_another() -> None:
     clock = SettableClock()
     page = SlowJwksEndpoint(clock)
     keys = WithoutSingleFlight(page, clock)
-    keys.turn = asyncio.Lock()
+    keys.lock = asyncio.Lock()
     await query_concurrently(keys, page)
     assert page.fetched == 30
 
 
-async def test_a_caller_that_leaves_does_not_take_the_attempt_along(issuer: TokenIssuer) -> None:
+async def test_a_cancelled_caller_does_not_cancel_the_fetch(issuer: TokenIssuer) -> None:
     gate = asyncio.Event()
 
     async def slow() -> bytes:
@@ -379,7 +370,7 @@ async def test_a_caller_that_leaves_does_not_take_the_attempt_along(issuer: Toke
     assert leaving.cancelled()
 
 
-async def test_keys_that_cannot_be_fetched_stay_as_they_were(issuer: TokenIssuer) -> None:
+async def test_a_failed_fetch_keeps_the_keys(issuer: TokenIssuer) -> None:
     clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
     keys = RemoteJwks(page, clock)
     await keys.poll()
@@ -392,7 +383,7 @@ async def test_keys_that_cannot_be_fetched_stay_as_they_were(issuer: TokenIssuer
         assert [key.kid for key in await keys.get_keys("one")] == ["one"]
 
 
-async def test_a_key_that_is_withdrawn_is_believed_for_five_minutes_at_most(issuer: TokenIssuer) -> None:
+async def test_a_withdrawn_key_is_accepted_for_at_most_five_minutes(issuer: TokenIssuer) -> None:
     clock, page = SettableClock(), JwksEndpoint(issuer.jwks)
     keys = RemoteJwks(page, clock)
     await keys.poll()

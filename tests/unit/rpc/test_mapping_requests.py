@@ -1,4 +1,4 @@
-"""The decoders by themselves; `test_bad_input.py` has them in their requests."""
+"""Decoding of single values; `test_bad_input.py` tests them within requests."""
 
 from datetime import timedelta
 
@@ -13,11 +13,11 @@ from integration_server.rpc import mapping
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (200, 200), (201, 200), (2**31 - 1, 200)])
-def test_a_page_has_a_usual_and_a_largest_size(asked: int, given: int) -> None:
+def test_a_page_size_has_a_default_and_a_maximum(asked: int, given: int) -> None:
     assert mapping.decode_page_size(asked) == given
 
 
-def test_a_problem_says_what_the_limit_is_and_does_not_quote() -> None:
+def test_a_problem_names_the_limit_and_does_not_quote_the_value() -> None:
     with pytest.raises(InvalidField) as refused:
         mapping.decode_text("name", "n" * 256, 255)
     assert str(refused.value) == "name has 256 characters; the maximum is 255"
@@ -27,19 +27,19 @@ def test_limits_count_characters() -> None:
     assert mapping.decode_text("name", "🦆" * 255, 255) == "🦆" * 255
 
 
-def test_an_optional_integration_may_be_left_out() -> None:
+def test_an_optional_integration_can_be_omitted() -> None:
     assert mapping.decode_optional_integration_id(0) == 0
     with pytest.raises(InvalidField, match="required"):
         mapping.decode_integration_id(0)
 
 
-def test_a_key_may_have_what_keys_have() -> None:
+def test_a_key_can_have_all_printable_ascii_characters() -> None:
     key = "".join(map(chr, range(0x20, 0x7F)))
     assert mapping.decode_key("api_key", key) == key
 
 
 @pytest.mark.parametrize("scope", ["https://www.googleapis.com/auth/calendar", "read:a", "a!#]^~", "s" * 255])
-def test_a_scope_may_have_what_scopes_have(scope: str) -> None:
+def test_a_scope_can_have_all_characters_of_the_rfc(scope: str) -> None:
     assert mapping.decode_scopes("scopes", [scope, scope]) == (scope, scope)
 
 
@@ -49,16 +49,16 @@ def test_a_duration_is_kept_to_the_microsecond() -> None:
     assert mapping.decode_duration("min_ttl", Duration()) == timedelta(0)
 
 
-def test_of_a_parameter_given_twice_the_last_counts() -> None:
+def test_the_last_of_repeated_parameters_counts() -> None:
     assert mapping.decode_query("query", "a=1&b=%C3%A9+x&a=2&c=") == {"a": "2", "b": "é x"}
 
 
 @pytest.mark.parametrize("query", ["", "&&&", "%", "%zz=1", "=", "a", "a=%ff", "?a", ";"])
-def test_an_odd_query_is_read_as_far_as_it_goes(query: str) -> None:
+def test_a_malformed_query_is_accepted(query: str) -> None:
     mapping.decode_query("query", query)
 
 
-def test_a_config_comes_as_json() -> None:
+def test_a_config_is_decoded_to_json_values() -> None:
     config = Struct()
     config.update({"text": "🦆", "whole": 1, "half": 0.5, "none": None, "list": [True, {"k": []}], "": {}})
     assert mapping.decode_config(config) == {
@@ -72,13 +72,13 @@ def test_a_config_comes_as_json() -> None:
     assert mapping.decode_config(Struct()) == {}
 
 
-def test_a_value_of_no_kind_is_null() -> None:
+def test_an_unset_value_is_null() -> None:
     config = Struct(fields={"unset": Value(), "list": Value(list_value=ListValue(values=[Value()]))})
     assert mapping.decode_config(config) == {"unset": None, "list": [None]}
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_a_config_is_refused_for_a_nul_exactly_where_it_has_one(content: dict[str, str]) -> None:
+def test_a_config_is_rejected_exactly_if_it_has_a_nul(content: dict[str, str]) -> None:
     config = Struct()
     config.update(content)
     if any("\0" in text for pair in content.items() for text in pair):
@@ -89,7 +89,7 @@ def test_a_config_is_refused_for_a_nul_exactly_where_it_has_one(content: dict[st
 
 
 @given(st.lists(st.sampled_from(["\\", "\0", "u0000", "\\u0000", '"']), max_size=6))
-def test_escapes_neither_hide_a_nul_nor_make_one(parts: list[str]) -> None:
+def test_escapes_neither_hide_nor_create_a_nul(parts: list[str]) -> None:
     text = "".join(parts)
     config = Struct()
     config.update({"k": text})

@@ -61,7 +61,7 @@ def test_every_auth_method_has_its_value(method: AuthMethod) -> None:
     assert integration_pb2.AuthMethod.Name(encoded) == f"AUTH_METHOD_{method.name}"
 
 
-def test_an_integration_is_told_in_full() -> None:
+def test_every_field_of_an_integration_is_set() -> None:
     encoded = mapping.encode_integration(FULL, NOON)
     assert fields_of_message(encoded) == {
         "integration_id": str(2**63 - 1),
@@ -98,7 +98,7 @@ def test_an_integration_is_told_in_full() -> None:
     assert set(fields_of_message(encoded)) == set(encoded.DESCRIPTOR.fields_by_name)
 
 
-def test_what_is_not_known_is_not_told() -> None:
+def test_unknown_fields_are_unset() -> None:
     encoded = mapping.encode_integration(PENDING, NOON)
     assert encoded.status == integration_pb2.STATUS_PENDING
     unset = ("last_error", "last_health_check", "access_token_expire_time", "refresh_token_expire_time", "connect_time")
@@ -106,14 +106,14 @@ def test_what_is_not_known_is_not_told() -> None:
 
 
 @pytest.mark.parametrize("number", [1e308, -1e308, 5e-324, 2**53, 0, -0.5])
-def test_a_number_of_a_config_survives_the_way_in_and_out(number: float) -> None:
+def test_a_number_of_a_config_is_decoded_and_encoded_without_loss(number: float) -> None:
     config = Struct()
     config.update({"n": number})
     encoded = mapping.encode_integration(replace(PENDING, config=mapping.decode_config(config)), NOON)
     assert encoded.config["n"] == number
 
 
-def test_a_moment_is_told_in_utc() -> None:
+def test_a_time_is_encoded_in_utc() -> None:
     in_tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
     assert mapping.encode_timestamp(in_tokyo) == mapping.encode_timestamp(NOON)
     last = mapping.encode_timestamp(datetime.max.replace(tzinfo=UTC))
@@ -121,7 +121,7 @@ def test_a_moment_is_told_in_utc() -> None:
     assert last.ToDatetime(UTC).year == 9999
 
 
-def test_a_check_is_told_in_full() -> None:
+def test_every_field_of_a_health_check_is_set() -> None:
     assert fields_of_message(mapping.encode_health_check(CHECK)) == {
         "integration_id": str(2**63 - 1),
         "integration_type": "fake",
@@ -134,7 +134,7 @@ def test_a_check_is_told_in_full() -> None:
     }
 
 
-def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
+def test_a_token_has_its_expiry_time_headers_and_parameters() -> None:
     tokens = OAuthTokens("access", "refresh", NOON)
     encoded = mapping.encode_credentials(UsableCredentials(tokens, ("read",), AUTH))
     assert fields_of_message(encoded) == {
@@ -146,18 +146,18 @@ def test_a_token_is_told_with_its_end_and_what_to_put_on_a_request() -> None:
     }
 
 
-def test_a_token_without_an_end_has_none_and_the_refresh_token_stays_here() -> None:
+def test_a_token_without_expiry_has_no_expiry_time_and_no_refresh_token() -> None:
     encoded = mapping.encode_credentials(UsableCredentials(OAuthTokens("access", "refresh"), (), AUTH))
     assert not encoded.HasField("expire_time")
     assert b"refresh" not in encoded.SerializeToString()
 
 
-def test_a_key_is_told_without_the_webhook_secret() -> None:
+def test_an_api_key_is_returned_without_the_webhook_secret() -> None:
     encoded = mapping.encode_credentials(UsableCredentials(ApiKey("key", "secret", "hook"), (), RequestAuth()))
     assert fields_of_message(encoded) == {"api_key": {"api_key": "key", "api_secret": "secret"}}
 
 
-def test_a_type_is_told_with_what_is_missing() -> None:
+def test_an_integration_type_names_its_missing_settings() -> None:
     provider = FakeProvider(SettableClock(), auth_method=AuthMethod.BASIC, required_fields=("api_key", "api_secret"))
     assert mapping.encode_integration_type(provider).configured
     provider.missing_settings = ["FAKE_CLIENT_ID"]
