@@ -1,9 +1,9 @@
 """Square.
 
 - Endpoints: developer.squareup.com/reference/square/o-auth-api [H]. The token endpoint accepts a form besides JSON [M].
-- Square has two flows (developer.squareup.com/docs/oauth-api/overview [H]): the code flow with a secret, whose refresh
-  token stays valid and the same; and with a `code_challenge` the PKCE flow without the secret, whose refresh tokens are
-  single-use and expire after 90 days. Our client has a secret and uses the former, so no challenge is sent: state,
+- There are two flows. In the code flow with a secret the refresh token stays valid and the same; in the PKCE flow,
+  which a `code_challenge` selects, there is no secret, and refresh tokens are single-use and expire after 90 days:
+  developer.squareup.com/docs/oauth-api/overview [H]. Our client uses the code flow, so no challenge is sent: state,
   redirect URI and secret protect the code.
 - `session=false` makes the seller sign in, so that a session that happens to be open is not used [H].
 - Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. They are to be
