@@ -2,8 +2,8 @@
 
 - The requirements define the scopes.
 - Verification is the user's own calendar, with the keyword "primary":
-  developers.google.com/calendar/api/v3/reference/calendarList/get [H]. Its `id` is the account's e-mail address, its
-  `summary` the name that the user gave it [K].
+  developers.google.com/calendar/api/v3/reference/calendarList/get [H]. The calendar's `id` is the account's e-mail
+  address, its `summary` the name that the user gave it [K].
 - 600 requests a minute per user, and 10,000 for our project: developers.google.com/workspace/calendar/api/guides/quota
   [H]. Projects from before May 2026 keep their limits [H].
 """

@@ -6,10 +6,10 @@
   developer.squareup.com/docs/oauth-api/overview [H]. Our client uses the code flow, so no challenge is sent: state,
   redirect URI and secret protect the code.
 - `session=false` makes the seller sign in, so that a session that happens to be open is not used [H].
-- Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. They are to be
-  renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
-- Token errors have Square's own format, without an OAuth error code [M], so none counts as final.
-- Verification is ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
+- Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. Access tokens are to
+  be renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
+- Token errors have Square's own format, without an OAuth error code [M]. No token error counts as final.
+- Verification is ListLocations [H]. The scope MERCHANT_PROFILE_READ allows it [K].
 - A revocation has `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application:
   developer.squareup.com/reference/square/o-auth/revoke-token [H].
 - The sandbox has other hosts [H]. Without a `Square-Version` header the application's default version applies [K].
