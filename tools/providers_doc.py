@@ -30,7 +30,7 @@ The columns of the overview:
 - **config**: the fields that an integration's `config` may have, besides `metadata`, which takes any value for the
   caller's own use. Any other field is rejected. A type with `-` accepts any config.
 - **old refresh token**: what happens to a refresh token when a refresh returns a new one. `spent`: it is invalid at
-  once; `valid`: it stays valid.
+  once; `valid`: it stays valid; `never refreshed`: access tokens do not expire.
 - **revocation**: what a disconnect ends at the provider: the grant, all grants of the account to our client, or
   nothing.
 - **verified**: whether credentials are checked with a request to the provider.

@@ -2,7 +2,7 @@
 
 - HTTP Basic, with the numeric user ID as user name and the API key as password:
   developers.acuityscheduling.com/reference/quick-start [H]. `api_key` is the user ID, `api_secret` the API key.
-- Verification is GET /me [M]. Its response has the account's `id`, `email` and `name` [K].
+- Verification is GET /me [M]. The response has the account's `id`, `email` and `name` [K].
 - Nothing is revoked: the user creates a new key at Acuity.
 - The rate limit is ten requests a second [K].
 """

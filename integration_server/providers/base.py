@@ -372,11 +372,11 @@ class BaseProvider(ABC):
             self.request_auth(credentials)  # raises for credentials that no request can carry
             return self.account_of(credentials, {})
         response = await self.request_verification(credentials)
-        if self.account_id_field is None and self.account_label_field is None:
-            return self.account_of(credentials, {})
-        if not isinstance(response.json, dict):
+        declares_account = self.account_id_field is not None or self.account_label_field is not None
+        fields = response.json if declares_account else {}
+        if not isinstance(fields, dict):
             raise ProviderUnavailable
-        return self.account_of(credentials, response.json)
+        return self.account_of(credentials, fields)
 
     async def request_verification(self, credentials: Credentials) -> HttpResponse:
         """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""

@@ -15,10 +15,7 @@ class GmailProvider(GoogleProvider):
     """A user's mailbox."""
 
     integration_type = "gmail"
-    required_scopes = (
-        "https://www.googleapis.com/auth/gmail.readonly",
-        "https://www.googleapis.com/auth/gmail.send",
-    )
+    required_scopes = ("https://www.googleapis.com/auth/gmail.readonly", "https://www.googleapis.com/auth/gmail.send")
     verify_url = "https://gmail.googleapis.com/gmail/v1/users/me/profile"
     account_id_field = "emailAddress"
     account_label_field = "emailAddress"

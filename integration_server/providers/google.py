@@ -1,9 +1,10 @@
 """The base of Google's services.
 
 - Endpoints; client id and secret are sent in the form: developers.google.com/identity/protocols/oauth2/web-server [H].
-- A refresh token requires `access_type=offline`, and after the first time `prompt=consent` [H]. It is not rotated, and
-  the response to a refresh has none [H]. It ends after six months without use [H], after seven days while the consent
-  screen is in testing [H], and when one account and client have too many [M].
+- A refresh token requires `access_type=offline`, and after the first time `prompt=consent` [H]. The refresh token is
+  not rotated, and the response to a refresh has none [H]. The refresh token ends after six months without use [H]. The
+  refresh token ends after seven days while the consent screen is in testing [H]. The oldest refresh tokens end when one
+  account and client have too many [M].
 - `include_granted_scopes` includes scopes that were granted before [H]. The response lists all of them, `email` and
   `profile` by their long names [K].
 - Revoking any token ends all grants of the account to the client, whatever their scopes [K].

@@ -1,7 +1,8 @@
 """Google Ads.
 
 - The requirements define the scope adwords. Every request needs a developer token besides the user's token:
-  developers.google.com/google-ads/api/rest/auth [H]. It is ours, from `GOOGLE_ADS_DEVELOPER_TOKEN`.
+  developers.google.com/google-ads/api/rest/auth [H]. The developer token is ours, from the setting
+  `GOOGLE_ADS_DEVELOPER_TOKEN`.
 - Verification is the user info of the user's Google account, openidconnect.googleapis.com/v1/userinfo, which needs an
   identity scope [H]. The list of Ads accounts has no order that could identify a user [K].
 - `login-customer-id` names the manager account of a request [H]. The caller sets it, from `login_customer_id` of the

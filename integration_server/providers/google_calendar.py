@@ -2,8 +2,8 @@
 
 - The requirements define the scopes.
 - Verification is the user's own calendar, with the keyword "primary":
-  developers.google.com/calendar/api/v3/reference/calendarList/get [H]. Its `id` is the account's e-mail address, its
-  `summary` the name that the user gave it [K].
+  developers.google.com/calendar/api/v3/reference/calendarList/get [H]. The calendar's `id` is the account's e-mail
+  address, its `summary` the name that the user gave it [K].
 - 600 requests a minute per user, and 10,000 for our project: developers.google.com/workspace/calendar/api/guides/quota
   [H]. Projects from before May 2026 keep their limits [H].
 """
@@ -28,18 +28,12 @@ class GoogleCalendarProvider(GoogleProvider):
     """A user's calendars."""
 
     integration_type = "google_calendar"
-    required_scopes = (
-        "https://www.googleapis.com/auth/calendar",
-        "https://www.googleapis.com/auth/calendar.events",
-    )
+    required_scopes = ("https://www.googleapis.com/auth/calendar", "https://www.googleapis.com/auth/calendar.events")
     verify_url = "https://www.googleapis.com/calendar/v3/users/me/calendarList/primary"
     account_id_field = "id"
     account_label_field = "summary"
     api_base_url = "https://www.googleapis.com/calendar/v3"
-    rate_limits = (
-        RateLimit(600, timedelta(minutes=1)),
-        RateLimit(10_000, timedelta(minutes=1), LimitScope.APP),
-    )
+    rate_limits = (RateLimit(600, timedelta(minutes=1)), RateLimit(10_000, timedelta(minutes=1), LimitScope.APP))
     webhook_scheme = GOOGLE_CHANNEL
     config_model = GoogleCalendarConfig
 

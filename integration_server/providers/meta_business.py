@@ -2,8 +2,8 @@
 
 - Endpoints have the version in the path; client id and secret are sent in the form:
   developers.facebook.com/docs/facebook-login/guides/advanced/manual-flow [H]. A version works for about two years [K].
-- The token of a code lasts an hour or two [M], and is exchanged at once for one of 60 days:
-  `grant_type=fb_exchange_token` [H].
+- The token of a code lasts an hour or two [M]. `grant_type=fb_exchange_token` exchanges it for one of 60 days [H]; the
+  server does so at once.
 - Token responses have no scopes, so the requested ones count as granted; a user can decline some [K].
 - Verification is GET /me [K]; `debug_token` would also verify a token, but its response has no name [H].
 - DELETE /me/permissions ends everything that the user has granted to the app [H].

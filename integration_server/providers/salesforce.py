@@ -7,9 +7,9 @@
   be below my.salesforce.com, one label deeper for sandboxes and similar organisations [M].
 - There is no `expires_in` [H]: the organisation's session settings define the lifetime, two hours by default and
   fifteen minutes at least [K]. One hour is assumed; where it is shorter, a caller receives 401 and refreshes.
-- `refresh_token` is the scope that requests a refresh token [H]. It is single-use if the organisation enables rotation
-  [H]; otherwise the response to a refresh has none, and the old one stays valid.
-- A revocation goes to the organisation's own host [H], so `instance` is stored with the tokens.
+- `refresh_token` is the scope that requests a refresh token [H]. Refresh tokens are single-use if the organisation
+  enables rotation [H]; without rotation the response to a refresh has none, and the old one stays valid.
+- A revocation goes to the organisation's own host [H]. `instance` is stored with the tokens for this.
 - Verification is the user info there, which `openid` allows [K].
 - `inactive_user` and `inactive_org` end the grant [K].
 - PKCE is supported, and can be required [M].

@@ -1,6 +1,6 @@
 """SendGrid, with API key.
 
-- `Authorization: Bearer`. GET /v3/scopes lists the permissions of a key [H], but not its account.
+- `Authorization: Bearer`. GET /v3/scopes lists the permissions of a key [H]. The response does not name the account.
 - EU subusers have another host, api.eu.sendgrid.com [K].
 """
 

@@ -6,7 +6,8 @@
 - Client id and secret are sent in the form; commas separate scopes [H]. A response leaves out a read scope beside the
   write scope of the same resource [K].
 - The callback is signed: `hmac` is over the other parameters, sorted, with our client secret, as in Shopify's own
-  library: github.com/Shopify/shopify_python_api [H]. It must be valid, and `shop` must be that of the config.
+  library: github.com/Shopify/shopify_python_api [H]. The signature must be valid, and `shop` must be that of the
+  config.
 - `expiring=1` requests offline tokens that expire after 60 minutes, with a refresh token of 90 days that each use
   replaces; public apps must use them from January 2027:
   shopify.dev/docs/apps/build/authentication-authorization/access-tokens/offline-access-tokens [H].

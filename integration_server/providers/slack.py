@@ -2,7 +2,7 @@
 
 - Endpoints; client id and secret are sent in the form: docs.slack.dev/reference/methods/oauth.v2.access [H].
 - Commas separate scopes in requests and responses [H]. `scope` has the bot's scopes, `user_scope` those of the
-  installing user [H]; the latter come from `user_scopes` of the config.
+  installing user [H]. `user_scopes` of the config are sent as `user_scope`.
 - Errors come with HTTP 200, `"ok": false` and Slack's own codes [H].
 - The response has a bot token, and the user's token in `authed_user` if user scopes were requested [H]. The bot token
   is used and refreshed; the user's token only if there is no bot token. Both are revoked.

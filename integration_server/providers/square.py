@@ -1,15 +1,15 @@
 """Square.
 
 - Endpoints: developer.squareup.com/reference/square/o-auth-api [H]. The token endpoint accepts a form besides JSON [M].
-- Square has two flows (developer.squareup.com/docs/oauth-api/overview [H]): the code flow with a secret, whose refresh
-  token stays valid and the same; and with a `code_challenge` the PKCE flow without the secret, whose refresh tokens are
-  single-use and expire after 90 days. Our client has a secret and uses the former, so no challenge is sent: state,
+- There are two flows. In the code flow with a secret the refresh token stays valid and the same; in the PKCE flow,
+  which a `code_challenge` selects, there is no secret, and refresh tokens are single-use and expire after 90 days:
+  developer.squareup.com/docs/oauth-api/overview [H]. Our client uses the code flow, so no challenge is sent: state,
   redirect URI and secret protect the code.
 - `session=false` makes the seller sign in, so that a session that happens to be open is not used [H].
-- Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. They are to be
-  renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
-- Token errors have Square's own format, without an OAuth error code [M], so none counts as final.
-- Verification is ListLocations [H], which MERCHANT_PROFILE_READ allows [K].
+- Access tokens last 30 days, as an ISO 8601 `expires_at`; the response has `merchant_id` too [H]. Access tokens are to
+  be renewed at an age of seven days or earlier: developer.squareup.com/docs/oauth-api/refresh-revoke-limit-scope [H].
+- Token errors have Square's own format, without an OAuth error code [M]. No token error counts as final.
+- Verification is ListLocations [H]. The scope MERCHANT_PROFILE_READ allows it [K].
 - A revocation has `Authorization: Client <secret>`, and ends all of the merchant's tokens for the application:
   developer.squareup.com/reference/square/o-auth/revoke-token [H].
 - The sandbox has other hosts [H]. Without a `Square-Version` header the application's default version applies [K].

@@ -4,15 +4,15 @@
   `STRIPE_CLIENT_SECRET` its secret API key [H].
 - The access token never expires; the refresh token only exchanges one scope or mode for another [H]. There is no
   `expires_in`, so nothing is refreshed.
-- The requested scope is `read_write`; Stripe's default is `read_only` [H], and the two exclude each other [K].
+- The requested scope is `read_write`; Stripe's default is `read_only` [H]. The two scopes exclude each other [K].
 - `stripe_user_id` in the token response identifies the account [H]. GET /v1/account with the token returns it [K].
-- A deauthorization names client and account, authenticated with the secret key [H], and ends all of the platform's
-  access to the account [K]. There `invalid_client` also means that the account is not connected [K], so it is no proof
-  that our client is rejected.
-- PKCE is not documented. A large public catalogue of connectors sends it [M], and RFC 6749 §3.1 requires that unknown
+- A deauthorization names client and account, authenticated with the secret key [H]. It ends all of the platform's
+  access to the account [K]. Its error `invalid_client` also means that the account is not connected [K]. The error is
+  therefore no proof that our client is rejected.
+- PKCE is not documented. A large public catalogue of connectors sends it [M]. RFC 6749 §3.1 requires that unknown
   parameters are ignored, so it is sent.
 - 100 requests a second per account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
-  Only the first applies to all requests, so only that is declared.
+  Only the limit per account applies to all requests, so only that is declared.
 """
 
 from datetime import timedelta

@@ -5,7 +5,7 @@
   read it, or is rejected [K].
 - Nothing is revoked: the user rolls the key at Stripe.
 - 100 requests a second per account, 25 in a sandbox and for most single resources: docs.stripe.com/rate-limits [H].
-  Only the first applies to all requests, so only that is declared.
+  Only the limit per account applies to all requests, so only that is declared.
 """
 
 from datetime import timedelta

@@ -4,8 +4,8 @@
 - Access tokens last an hour [H]; each refresh returns another refresh token, of about 90 days [M]. Whether the old one
   stays valid is not documented, so it counts as spent [K].
 - The error for an invalid refresh token is `invalid_request` with the reason "Invalid Token!" [M].
-- A revocation has a token in a form; its response is `{"status": "success"}` [H]. It removes the app from the user's
-  account [M].
+- A revocation has a token in a form; its response is `{"status": "success"}` [H]. A revocation removes the app from the
+  user's account [M].
 - Verification is GET /v2/users/me, which user:read:user allows [H].
 - Rate limits depend on the account's plan and on the method: developers.zoom.us/docs/commerce/rate-limits [H]. No limit
   is declared; the limits in response headers apply.

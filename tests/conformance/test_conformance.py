@@ -136,7 +136,12 @@ async def test_a_bad_config_is_reported_by_field(scenario: Scenario, profile: Pr
 
 @pytest.mark.conformance("config")
 async def test_metadata_in_the_config_is_kept(scenario: Scenario, profile: Profile) -> None:
-    scenario.provider.for_config({**profile.config, "metadata": {"colour": "red", "order": [1, 2]}})
+    integration = await (scenario.connect() if profile.authorize else scenario.connect_key())
+    config = {**profile.config, "metadata": {"colour": "red", "order": [1, 2]}}
+    await scenario.system.integration_manager.update_integration(
+        integration.integration_id, ADA, IntegrationUpdate(config=config)
+    )
+    assert scenario.system.row(integration.integration_id).config == config
 
 
 # --- refreshing -----------------------------------------------------------------------------------------------------

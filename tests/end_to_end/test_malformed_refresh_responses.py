@@ -1,6 +1,6 @@
 """Every odd answer of a token endpoint to a refresh: what callers of a server see, and what becomes of the integration.
 
-`odd_answers.TABLE` states what a provider makes of each; here is what follows: the status of the call, the status of
+`odd_responses.TABLE` states what a provider makes of each; here is what follows: the status of the call, the status of
 the integration, and whether it is well again when the endpoint is. Many cases are tried at once, each with a type and a
 client of its own: some of them take as long as a call may.
 """

@@ -13,7 +13,7 @@ from tests.integration.providers.socket_servers import SocketHandler, serving
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
-async def ask(handler: SocketHandler, *, deadline: float = 5) -> HttpResponse:
+async def send_request(handler: SocketHandler, *, deadline: float = 60) -> HttpResponse:
     async with (
         serving(handler) as url,
         ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=deadline)) as http,
@@ -67,19 +67,19 @@ async def send_endless_headers(reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 async def test_reads_a_response() -> None:
-    assert (await ask(respond)).body == b'{"a": 1}\n'
+    assert (await send_request(respond)).body == b'{"a": 1}\n'
 
 
 @pytest.mark.parametrize("handler", [hang, send_slowly])
 async def test_a_request_ends_at_the_deadline(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable, match="TimeoutError"):
-        await ask(handler, deadline=0.1)
+        await send_request(handler, deadline=0.1)
 
 
 @pytest.mark.parametrize("handler", [flood, reset, stop_halfway, send_other_protocol, send_endless_headers])
 async def test_an_invalid_http_response_is_provider_unavailable(handler: SocketHandler) -> None:
     with pytest.raises(ProviderUnavailable) as raised:
-        await ask(handler)
+        await send_request(handler)
     assert "TimeoutError" not in str(raised.value)
     assert "s3cret" not in f"{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
 
@@ -103,7 +103,7 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("proxies")
 async def test_a_proxy_from_the_environment_is_not_used() -> None:
-    assert (await ask(respond)).is_success
+    assert (await send_request(respond)).is_success
 
 
 @pytest.mark.usefixtures("proxies")
@@ -117,7 +117,7 @@ async def test_a_cancelled_request_does_not_affect_the_next_ones() -> None:
     async with (
         serving(respond) as good,
         serving(hang) as bad,
-        ProviderHttp(lambda: datetime.now(UTC), dev_mode=True) as http,
+        ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=60)) as http,
     ):
         waiting = [asyncio.ensure_future(http.request("GET", bad, allowed_origins={bad})) for _ in range(150)]
         await asyncio.sleep(0)

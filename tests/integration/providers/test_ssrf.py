@@ -1,7 +1,7 @@
-"""Attempts to have the server connect to what is inside its own network, and the same with the defence left out.
+"""SSRF: attempts to make the server connect to its internal network, and the same attempts without the defence.
 
-What is inside is a server on loopback that anybody who connects to it is told a secret by. Outside is every other
-address: a connection there goes nowhere, it is only written down.
+The internal network is a server on loopback that sends a secret to every client. All other addresses are external:
+connections to them are only recorded.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class RecordingBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         self.connected_hosts.append(host)
         if is_public(ip_address(host)):
-            raise httpcore.ConnectError("nobody leaves this machine in a test")
+            raise httpcore.ConnectError("tests open no external connections")
         return await self._network.connect_tcp(host, port, timeout, local_address, socket_options)
 
 

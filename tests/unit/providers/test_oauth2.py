@@ -178,9 +178,9 @@ def test_finds_the_scopes_that_were_not_granted(
     class WithScopeAlias(Acme):
         scope_aliases: Mapping[str, str] = {"email": "https://acme.example/email"}
 
-    asked = ["openid", "offline_access", "read", "write", "email"]
+    requested = ["openid", "offline_access", "read", "write", "email"]
     tokens = OAuthTokens(access_token="at", refresh_token=refresh_token, scopes=granted)
-    assert build_provider(WithScopeAlias, FakeTransport()).missing_scopes(asked, tokens) == missing
+    assert build_provider(WithScopeAlias, FakeTransport()).missing_scopes(requested, tokens) == missing
 
 
 @pytest.mark.parametrize("scope", ["read,write", "read, write", "write read", ["write", "read"], ["read,write"]])

@@ -34,7 +34,7 @@ def test_text_after_a_fact_is_derived_from_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("integration_type", [row[1] for row in CATALOGUE])
+@pytest.mark.parametrize("integration_type", [row[0] for row in CATALOGUE])
 def test_every_provider_has_facts(integration_type: str) -> None:
     provider = all_built().get(integration_type)
     facts = facts_of(provider)

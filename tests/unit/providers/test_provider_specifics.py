@@ -151,7 +151,7 @@ async def test_an_invalid_token_is_detected_whatever_the_status(
 
 
 @pytest.mark.parametrize(
-    ("provider", "asked", "granted", "missing"),
+    ("provider", "requested", "granted", "missing"),
     [
         (GitHubProvider, ("read:user", "user"), ("user",), []),
         (GitHubProvider, ("read:org", "repo", "public_repo"), ("admin:org", "repo"), []),
@@ -161,6 +161,9 @@ async def test_an_invalid_token_is_detected_whatever_the_status(
     ],
 )
 def test_a_wider_scope_includes_the_narrower_ones(
-    provider: type[OAuth2Provider], asked: tuple[str, ...], granted: tuple[str, ...], missing: list[str]
+    provider: type[OAuth2Provider], requested: tuple[str, ...], granted: tuple[str, ...], missing: list[str]
 ) -> None:
-    assert build_provider(provider, FakeTransport()).missing_scopes(asked, OAuthTokens("at", scopes=granted)) == missing
+    assert (
+        build_provider(provider, FakeTransport()).missing_scopes(requested, OAuthTokens("at", scopes=granted))
+        == missing
+    )

@@ -4,7 +4,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from integration_server.domain.credentials import ApiKey, OAuthTokens
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.square import SquareProvider
 from integration_server.service.integrations.ports import NewAccount
@@ -68,10 +68,6 @@ async def test_revokes_with_the_client_secret() -> None:
 async def test_a_failed_revocation_is_reported() -> None:
     with pytest.raises(ProviderUnavailable):
         await build_provider(SquareProvider, FakeTransport(httpx.Response(401))).revoke_credentials(TOKENS)
-
-
-async def test_a_key_cannot_be_revoked() -> None:
-    assert not await build_provider(SquareProvider, FakeTransport()).revoke_credentials(ApiKey("k"))
 
 
 def test_a_revocation_ends_all_grants_of_the_merchant() -> None:

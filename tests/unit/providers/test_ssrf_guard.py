@@ -17,10 +17,10 @@ class FakeResolver:
 
     def __init__(self, *results: Sequence[str]) -> None:
         self._results = list(results)
-        self.asked: list[str] = []
+        self.hosts: list[str] = []
 
     async def __call__(self, host: str) -> Sequence[Address]:
-        self.asked.append(host)
+        self.hosts.append(host)
         return [ip_address(text) for text in self._results.pop(0)]
 
 
@@ -53,7 +53,7 @@ async def test_connects_to_the_checked_address() -> None:
     resolver, connector = FakeResolver([PUBLIC]), Connector()
     await network(resolver, connector).connect_tcp("acme.example", 443)
     assert connector.attempts == [(PUBLIC, 443, None)]
-    assert resolver.asked == ["acme.example"]
+    assert resolver.hosts == ["acme.example"]
 
 
 async def test_checks_each_connection() -> None:

@@ -22,7 +22,7 @@ from tests.unit.providers.support import NOW, exception_text, http_response
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 
 FORM = "application/x-www-form-urlencoded"
-OAUTH2_TYPES = [row[1] for row in CATALOGUE if row[3] is AuthMethod.OAUTH2]
+OAUTH2_TYPES = [row[0] for row in CATALOGUE if row[2] is AuthMethod.OAUTH2]
 TEN_YEARS = timedelta(days=3650)
 
 

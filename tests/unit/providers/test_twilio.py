@@ -1,9 +1,8 @@
 import base64
 
-import httpx
 import pytest
 
-from integration_server.domain.credentials import ApiKey, OAuthTokens
+from integration_server.domain.credentials import ApiKey
 from integration_server.domain.errors import ProviderRejected
 from integration_server.providers.twilio import TwilioProvider
 from integration_server.service.integrations.ports import NewAccount
@@ -27,17 +26,3 @@ async def test_an_invalid_account_sid_is_not_sent(sid: str) -> None:
     with pytest.raises(ProviderRejected):
         await build_provider(TwilioProvider, network).verify_connection(ApiKey(sid, "token"))
     assert network.requests == []
-
-
-async def test_a_wrong_auth_token_is_refused() -> None:
-    with pytest.raises(ProviderRejected):
-        await build_provider(TwilioProvider, FakeTransport(httpx.Response(401))).verify_connection(ApiKey(SID, "token"))
-
-
-async def test_tokens_are_rejected() -> None:
-    with pytest.raises(ProviderRejected):
-        await build_provider(TwilioProvider, FakeTransport()).verify_connection(OAuthTokens("at"))
-
-
-def test_requires_key_and_secret() -> None:
-    assert build_provider(TwilioProvider, FakeTransport()).required_fields == ("api_key", "api_secret")

@@ -1,9 +1,11 @@
 """URL parameters: valid values, and the hosts that can be reached with them."""
 
 import pytest
+from pydantic import Field
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField, ProviderUnavailable
+from integration_server.providers.base import ProviderConfig
 from integration_server.providers.http import UrlNotAllowed
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.quickbooks import QuickBooksProvider
@@ -36,12 +38,28 @@ def test_an_unknown_url_param_raises() -> None:
         fill(SHOP, {})
 
 
+class ShopConfig(ProviderConfig):
+    shop: str = Field(pattern=r"^[a-z0-9-]{1,60}$")
+
+
 class Shop(OAuth2Provider):
     integration_type = "shop"
     oauth_authorize_url = "https://{shop}.shops.example/authorize"
     oauth_token_url = "https://{shop}.shops.example/token"
     verify_url = "https://{shop}.shops.example/me"
     host_patterns = ("*.shops.example",)
+    config_model = ShopConfig
+
+
+def test_a_config_field_sets_the_url_param_of_its_name() -> None:
+    shop = build_provider(Shop, FakeTransport())
+    url = shop.for_config({"shop": "acme", "metadata": {"colour": "red"}}).authorization_url(
+        redirect_uri="https://app.example/cb", state="st", scopes=[], code_challenge="ch"
+    )
+    assert url.startswith("https://acme.shops.example/authorize?")
+    with pytest.raises(InvalidField) as raised:
+        shop.for_config({"shop": "acme.evil"})
+    assert raised.value.field == "config.shop"
 
 
 async def test_url_params_are_stored_with_the_tokens() -> None:
