@@ -106,7 +106,7 @@ async def test_never_redirects_to_an_unproven_address(
     ):
         assert response.status_code == 400
         assert "location" not in response.headers
-        assert "cannot be answered" in response.text
+        assert "This request is not valid" in response.text
 
 
 async def test_never_redirects_when_the_address_is_given_twice(application: OAuthClient) -> None:
