@@ -103,7 +103,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def test_a_browser_comes_back_and_goes_on_to_the_app(client: httpx.AsyncClient, backend: Backend) -> None:
+async def test_a_browser_is_redirected_to_the_app(client: httpx.AsyncClient, backend: Backend) -> None:
     response = await client.get(CALLBACK, params=QUERY, headers=BROWSER)
 
     assert response.status_code == 303
@@ -124,7 +124,7 @@ async def test_a_program_gets_json(client: httpx.AsyncClient) -> None:
     assert "server" not in response.headers
 
 
-async def test_the_servers_error_arrives_with_its_reason_and_its_delay(
+async def test_an_error_of_the_server_keeps_its_reason_and_delay(
     client: httpx.AsyncClient, backend: Backend
 ) -> None:
     info, retry = PackedMessage(), PackedMessage()
@@ -147,7 +147,7 @@ async def test_the_servers_error_arrives_with_its_reason_and_its_delay(
     }
 
 
-async def test_readiness_follows_the_servers_health(client: httpx.AsyncClient, backend: Backend) -> None:
+async def test_readiness_follows_the_health_of_the_server(client: httpx.AsyncClient, backend: Backend) -> None:
     statuses = []
     for health in (HealthCheckResponse.NOT_SERVING, HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING):
         await backend.health.set("", health)
@@ -156,7 +156,7 @@ async def test_readiness_follows_the_servers_health(client: httpx.AsyncClient, b
     assert statuses == [503, 200, 503]
 
 
-async def test_starts_before_its_server_and_finds_it_when_it_comes(backend: Backend) -> None:
+async def test_starts_before_its_server_and_connects_later(backend: Backend) -> None:
     target = f"127.0.0.1:{free_port()}"
     await backend.health.set("", HealthCheckResponse.SERVING)
     async with sidecar(target) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
@@ -175,7 +175,7 @@ async def wait_until_ready(client: httpx.AsyncClient) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_goes_straight_to_its_server_whatever_proxy_the_environment_names(
+async def test_ignores_proxies_of_the_environment(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
@@ -198,14 +198,14 @@ async def test_a_taken_port_is_an_error_that_names_the_address() -> None:
             await sidecar("127.0.0.1:1", port=port).__aenter__()
 
 
-async def test_its_port_is_free_again_when_it_has_stopped() -> None:
+async def test_the_port_is_free_after_the_stop() -> None:
     port = free_port()
     for _ in range(2):
         async with sidecar("127.0.0.1:1", port=port) as url:
             assert url == f"http://127.0.0.1:{port}"
 
 
-async def test_can_be_left_at_once() -> None:
+async def test_stops_at_once() -> None:
     async with asyncio.timeout(60), sidecar("127.0.0.1:1"):
         pass
 
@@ -220,7 +220,7 @@ async def test_serves_on_ipv6() -> None:
         assert (await client.get(f"{url}/healthz")).status_code == 200
 
 
-async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend) -> None:
+async def test_a_request_in_progress_is_completed_before_the_stop(backend: Backend) -> None:
     backend.integrations.may_respond.clear()
     async with backend.serving() as target, httpx.AsyncClient(trust_env=False) as client:
         running = sidecar(target)
@@ -248,7 +248,7 @@ async def refuses_connections(url: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_leaves_the_signals_of_the_process_alone() -> None:
+async def test_installs_no_signal_handlers() -> None:
     def handlers() -> list[Any]:
         return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -290,7 +290,7 @@ async def test_code_and_state_are_in_no_log_at_any_level(
     ],
     ids=["endless-path", "endless-header", "tls", "two-lengths"],
 )
-async def test_what_is_no_request_of_ours_is_refused_and_the_next_one_served(
+async def test_malformed_http_is_rejected_and_the_next_request_served(
     client: httpx.AsyncClient, request_bytes: bytes
 ) -> None:
     url = client.base_url

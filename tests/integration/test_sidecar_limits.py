@@ -171,7 +171,7 @@ async def while_attacked(port: int, attack: Attack) -> bytes:
 
 
 @pytest.mark.parametrize("attack", SLOW)
-async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
+async def test_a_slow_client_gets_408_and_is_disconnected(attack: Attack) -> None:
     async with limited(replace(USUAL, header_timeout=SOON, body_timeout=SOON)) as port:
         received = await while_attacked(port, attack)
         # Whoever goes on talking to a closed connection loses what it has not read yet.
@@ -181,14 +181,14 @@ async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("attack", SLOW)
-async def test_uvicorn_alone_would_wait_for_it(attack: Attack) -> None:
+async def test_negative_control_uvicorn_alone_waits_for_a_slow_client(attack: Attack) -> None:
     async with unlimited() as port:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(4 * SOON.total_seconds()):
                 await while_attacked(port, attack)
 
 
-async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> None:
+async def test_a_request_within_the_timeouts_is_served() -> None:
     async with limited(USUAL) as port, connect(port) as connection:
         for part in (POST[:10], POST[10:], b"Content-Length: 4\r\n", b"Connection: close\r\n\r\n", b"a", b"b", b"cd"):
             await connection.send(part)
@@ -196,7 +196,7 @@ async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> N
         assert (await connection.received()).startswith(ANSWERED)
 
 
-async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_head_has() -> None:
+async def test_an_idle_connection_is_kept_longer_than_the_header_timeout() -> None:
     timeout = timedelta(seconds=1)
     limits = replace(USUAL, header_timeout=timeout, response_timeout=timeout)
     async with limited(limits) as port, connect(port) as connection:
@@ -207,7 +207,7 @@ async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_hea
                 await asyncio.sleep(2 * timeout.total_seconds())
 
 
-async def test_a_connection_without_a_next_request_is_closed() -> None:
+async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> None:
     async with limited(replace(USUAL, keepalive_timeout=timedelta(seconds=1))) as port, connect(port) as connection:
         await connection.send(GET + b"\r\n")
         assert (await connection.received()).startswith(b"HTTP/1.1 200 ")
@@ -220,7 +220,7 @@ async def read_nothing(connection: RawConnection) -> None:
     await connection.drip(200 * (GET + b"\r\n"), every=0)
 
 
-async def test_requests_sent_at_once_have_their_time_each() -> None:
+async def test_each_pipelined_request_has_its_own_timeout() -> None:
     """As many as take several times as long together as one may."""
     response_timeout = timedelta(seconds=1)
     async with limited(replace(USUAL, response_timeout=response_timeout)) as port, connect(port) as connection:
@@ -247,13 +247,13 @@ async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
             await asyncio.gather(attacking, return_exceptions=True)
 
 
-async def test_a_client_that_does_not_listen_is_let_go() -> None:
+async def test_a_client_that_does_not_read_is_disconnected() -> None:
     async with limited(replace(USUAL, response_timeout=SOON)) as port:
         assert not await connections_after(port, read_nothing, DEADLINE)
         assert await is_served(port)
 
 
-async def test_uvicorn_alone_would_keep_it() -> None:
+async def test_negative_control_uvicorn_alone_keeps_a_client_that_does_not_read() -> None:
     async with unlimited() as port:
         assert await connections_after(port, read_nothing, 8 * SOON.total_seconds())
 
@@ -261,7 +261,7 @@ async def test_uvicorn_alone_would_keep_it() -> None:
 # --- too many of them ----------------------------------------------------------------------------------------------
 
 
-async def test_a_new_client_takes_the_place_of_the_one_that_has_been_silent_for_longest() -> None:
+async def test_a_new_connection_replaces_the_longest_idle_one() -> None:
     async with limited(replace(USUAL, connections=5)) as port, AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(connect(port)) for _ in range(20)]
         for _ in range(3):
@@ -269,7 +269,7 @@ async def test_a_new_client_takes_the_place_of_the_one_that_has_been_silent_for_
         assert [await connection.received() for connection in silent[:16]] == [b""] * 16
 
 
-async def test_where_none_is_silent_a_new_one_is_told_to_come_again() -> None:
+async def test_without_an_idle_connection_a_new_one_gets_503() -> None:
     async with limited(replace(USUAL, connections=3)) as port, AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connect(port)) for _ in range(3)]
         for connection in busy:
@@ -300,7 +300,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-async def test_what_is_too_large_is_refused(name: str) -> None:
+async def test_a_request_that_is_too_large_is_rejected(name: str) -> None:
     request, statuses = TOO_LARGE[name]
     async with limited(replace(USUAL, body_timeout=timedelta(seconds=10))) as port, connect(port) as connection:
         await connection.send(request)
@@ -310,7 +310,7 @@ async def test_what_is_too_large_is_refused(name: str) -> None:
         assert await is_served(port)
 
 
-async def test_an_expected_body_that_is_too_large_is_not_asked_for() -> None:
+async def test_a_body_that_is_too_large_gets_no_100_continue() -> None:
     async with limited(USUAL) as port, connect(port) as connection:
         await connection.send(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
         async with asyncio.timeout(DEADLINE):

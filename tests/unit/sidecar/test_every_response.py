@@ -40,7 +40,7 @@ def log() -> Iterator[list[Any]]:
         pytest.param("GET", "/readyz", None, id="ready"),
     ],
 )
-async def test_has_the_safe_headers(
+async def test_every_response_has_the_security_headers(
     client: httpx.AsyncClient, server: FakeServer, method: str, path: str, rpc_response: Any, accept: str
 ) -> None:
     server.callback_response = rpc_response
@@ -56,7 +56,7 @@ async def test_has_the_safe_headers(
 
 
 @pytest.mark.parametrize("accept", ["text/html", "*/*"])
-async def test_a_fault_is_answered_without_details_and_logged_without_values(
+async def test_an_unhandled_exception_reveals_no_details(
     client: httpx.AsyncClient, server: FakeServer, log: list[Any], accept: str
 ) -> None:
     server.callback_response = RuntimeError("choked on the-code")
@@ -89,7 +89,7 @@ async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, 
     }
 
 
-async def test_nobody_writes_lines_of_their_own_into_the_log(client: httpx.AsyncClient, log: list[Any]) -> None:
+async def test_a_path_cannot_inject_log_lines(client: httpx.AsyncClient, log: list[Any]) -> None:
     await client.get("/x%0Aevent=forged%1B[31m" + "y" * 1000)
 
     assert log[0]["path"].startswith("/x%0Aevent%3Dforged%1B%5B31myyy")

@@ -40,7 +40,7 @@ async def acquire(
         await asyncio.sleep(work)
 
 
-async def test_a_flood_of_one_user_leaves_others_their_share(sample: Integration) -> None:
+async def test_a_flood_of_one_user_leaves_other_users_their_share(sample: Integration) -> None:
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
     async def call(user: str) -> None:
@@ -57,7 +57,7 @@ async def test_a_flood_of_one_user_leaves_others_their_share(sample: Integration
     assert max(after_the_flood_began.values()) - min(after_the_flood_began.values()) <= 3
 
 
-async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration) -> None:
+async def test_negative_control_in_a_single_queue_the_flood_goes_first(sample: Integration) -> None:
     """The twin: with everybody taken for one user, who comes later waits for all of the flood."""
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
@@ -74,9 +74,7 @@ async def test_in_one_queue_for_all_the_flood_would_go_first(sample: Integration
 
 
 @pytest.mark.parametrize("calls_at_once", [3, None])
-async def test_an_account_gets_no_more_calls_at_a_time_than_its_api_takes(
-    sample: Integration, calls_at_once: int | None
-) -> None:
+async def test_concurrent_calls_of_an_account_are_limited(sample: Integration, calls_at_once: int | None) -> None:
     limiter = ProviderRateLimiter(
         "acme", [], NoDistributedLimiter(), time.monotonic, lambda: 1.0, calls_at_once=calls_at_once
     )
@@ -93,7 +91,7 @@ async def test_an_account_gets_no_more_calls_at_a_time_than_its_api_takes(
     assert most == dict.fromkeys((1, 2), calls_at_once or 20)
 
 
-async def test_an_integration_that_must_wait_holds_up_no_other(sample: Integration) -> None:
+async def test_a_waiting_integration_does_not_delay_others(sample: Integration) -> None:
     limiter = new_limiter(limit(1, 60, LimitScope.INTEGRATION))
     await acquire(limiter, of(sample, "ada", 1))
     waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=90))
@@ -124,7 +122,7 @@ async def test_a_provider_that_asks_for_a_pause_is_unavailable(sample: Integrati
         await acquire(limiter, sample, within=30)
 
 
-async def test_who_gives_up_leaves_no_hole(sample: Integration) -> None:
+async def test_a_cancelled_waiter_frees_its_capacity(sample: Integration) -> None:
     limiter = new_limiter(limit(1, 0.1))
     async with limiter.permit(sample, 1.0, is_retry=False):
         late = asyncio.create_task(acquire(limiter, sample, within=0.3))
@@ -164,7 +162,7 @@ async def test_a_waiter_cancelled_as_capacity_frees_is_skipped(sample: Integrati
     assert shared.asked == 2
 
 
-async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
+async def test_an_exhausted_shared_counter_is_tried_again(sample: Integration) -> None:
     class FakeDistributedLimiter:
         """Full at first."""
 
@@ -183,7 +181,7 @@ async def test_a_full_shared_budget_is_asked_again(sample: Integration) -> None:
 
 
 @pytest.mark.parametrize(("place", "others_wait"), [("acme/1", False), ("acme", True)], ids=["own", "the app's"])
-async def test_a_shared_budget_that_is_full_holds_up_those_whose_it_is(
+async def test_an_exhausted_shared_counter_delays_only_its_integrations(
     sample: Integration, place: str, others_wait: bool
 ) -> None:
     class FakeDistributedLimiter:
@@ -217,9 +215,7 @@ async def test_a_shared_budget_that_is_full_holds_up_those_whose_it_is(
 
 
 @pytest.mark.parametrize("is_retry", [True, False])
-async def test_a_call_that_goes_in_front_is_not_refused_for_those_behind_it(
-    sample: Integration, is_retry: bool
-) -> None:
+async def test_a_retry_is_not_rejected_because_of_calls_behind_it(sample: Integration, is_retry: bool) -> None:
     limiter = new_limiter(limit(1, 0.1, LimitScope.INTEGRATION))
     await acquire(limiter, sample)
     behind = [asyncio.create_task(acquire(limiter, sample, within=3600)) for _ in range(500)]
