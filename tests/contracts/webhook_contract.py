@@ -1,4 +1,4 @@
-"""What every `WebhookInbox` and `WebhookEndpoints` has to do, whatever it keeps its rows in."""
+"""Contract suites that every `WebhookInbox` and `WebhookEndpoints` passes."""
 
 import asyncio
 import itertools
@@ -27,23 +27,23 @@ _numbers: Iterator[int] = itertools.count()
 
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
-    """An event that nobody stored yet."""
+    """An event to store."""
     blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"sealed payload")
     return replace(blank, **changes)
 
 
 def ids_of(page: WebhookPage) -> list[tuple[int, str]]:
-    """Numbers and names."""
+    """Number and id of each event."""
     return [(event.number, event.event_id) for event in page.events]
 
 
 async def all_of(inbox: WebhookInbox, integration: Integration) -> list[tuple[int, str]]:
-    """Everything of an integration."""
+    """All events of an integration."""
     return ids_of(await inbox.list(integration, 0, 1000, PLENTY))
 
 
 class WebhookInboxContract:
-    """The tests; who inherits them provides the fixtures `inbox`, `integrations` and `attempts`."""
+    """Subclasses provide the fixtures `inbox`, `integrations` and `attempts`."""
 
     async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await connected(integrations)
@@ -138,7 +138,7 @@ class WebhookInboxContract:
             (0, 2, 1000, [1, 2], False),
             (0, 10, 250, [1, 2], False),
             (2, 10, 100, [3], False),
-            (3, 10, 100, [4], False),  # larger than a page, and alone on one
+            (3, 10, 100, [4], False),  # larger than a page, and alone on its page
             (3, 2, 1000, [4, 5], True),
             (4, 10, 1, [5], True),
             (5, 10, 1000, [], True),
@@ -207,7 +207,7 @@ class WebhookInboxContract:
 
 
 class WebhookEndpointsContract:
-    """The tests; who inherits them provides the fixtures `endpoints`, `integrations` and `attempts`."""
+    """Subclasses provide the fixtures `endpoints`, `integrations` and `attempts`."""
 
     async def test_an_address_finds_its_connected_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints

@@ -1,4 +1,4 @@
-"""The sidecar over loopback: real HTTP in front of it, a real gRPC server behind it."""
+"""The sidecar with real HTTP clients and a real gRPC server, over loopback."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FakeIntegrations(IntegrationServiceServicer):
-    """Sends every callback back to an app, unless it is told to fail or to wait."""
+    """Returns a redirect URL for every callback, unless `failure` is set; waits until `may_respond` is set."""
 
     def __init__(self) -> None:
         self.callbacks: list[HandleCallbackRequest] = []
@@ -60,7 +60,7 @@ class FakeIntegrations(IntegrationServiceServicer):
 
 
 class Backend:
-    """A small gRPC server, and what it is made of."""
+    """A gRPC server with its servicers."""
 
     def __init__(self) -> None:
         self.integrations = FakeIntegrations()  # type: ignore[abstract]  # the sidecar calls one RPC only
@@ -124,16 +124,14 @@ async def test_a_program_gets_json(client: httpx.AsyncClient) -> None:
     assert "server" not in response.headers
 
 
-async def test_an_error_of_the_server_keeps_its_reason_and_delay(
-    client: httpx.AsyncClient, backend: Backend
-) -> None:
+async def test_an_error_of_the_server_keeps_its_reason_and_delay(client: httpx.AsyncClient, backend: Backend) -> None:
     info, retry = PackedMessage(), PackedMessage()
     info.Pack(error_details_pb2.ErrorInfo(reason="STORE_UNAVAILABLE", domain="integrations.v1"))
     delay = error_details_pb2.RetryInfo()
     delay.retry_delay.FromSeconds(7)
     retry.Pack(delay)
     backend.integrations.failure = status_pb2.Status(
-        code=14, message="the store is away · später", details=[info, retry]
+        code=14, message="the store is unavailable · später", details=[info, retry]
     )
 
     response = await client.get(CALLBACK, params=QUERY)
@@ -143,7 +141,7 @@ async def test_an_error_of_the_server_keeps_its_reason_and_delay(
     assert response.json() == {
         "success": False,
         "reason": "STORE_UNAVAILABLE",
-        "message": "the store is away · später",
+        "message": "the store is unavailable · später",
     }
 
 
@@ -175,9 +173,7 @@ async def wait_until_ready(client: httpx.AsyncClient) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_ignores_proxies_of_the_environment(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ignores_proxies_of_the_environment(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
@@ -238,7 +234,7 @@ async def test_a_request_in_progress_is_completed_before_the_stop(backend: Backe
 
 
 async def refuses_connections(url: str) -> None:
-    """Comes back when nobody takes connections there any more."""
+    """Wait until connections are refused."""
     async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
         while True:
             try:
@@ -262,7 +258,7 @@ async def test_code_and_state_are_in_no_log_at_any_level(
     backend: Backend, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     structlog.reset_defaults()
-    for client_log in ("httpx", "httpcore"):  # the browser's own diary is its own business
+    for client_log in ("httpx", "httpcore"):  # the client's own log contains the URL
         caplog.set_level(logging.WARNING, client_log)
     caplog.set_level(1)
     async with (

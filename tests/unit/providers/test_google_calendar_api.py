@@ -1,4 +1,4 @@
-"""What answers of Google's mean. tests/end_to_end/test_google_calendar.py has the whole way."""
+"""Errors of Google's API. tests/end_to_end/test_google_calendar.py tests the complete path."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The authorization endpoint: what it asks, what it refuses, and where it sends the browser."""
+"""The authorization endpoint: the consent page, errors and redirects."""
 
 from dataclasses import replace
 

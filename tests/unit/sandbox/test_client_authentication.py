@@ -1,4 +1,4 @@
-"""How a client proves who it is at the token and revocation endpoints."""
+"""Client authentication at the token and revocation endpoints."""
 
 from base64 import b64encode
 

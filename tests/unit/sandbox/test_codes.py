@@ -1,4 +1,4 @@
-"""Exchanging a code at the token endpoint."""
+"""The exchange of a code at the token endpoint."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Endpoints that are out of order."""
+"""Faults of endpoints."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Refreshing: rotation, reuse, grace and scopes."""
+"""Refreshes: rotation, reuse, grace period and scopes."""
 
 from dataclasses import replace
 

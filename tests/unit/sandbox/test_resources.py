@@ -1,4 +1,4 @@
-"""What an access token and an API key are good for."""
+"""The protected resources of access tokens and API keys."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""The callback: what goes to the server, and how its answer reaches a browser or a program."""
+"""The callback endpoint: the request to the server, and the response to a browser or a program."""
 
 from typing import Any
 
@@ -71,8 +71,8 @@ async def test_the_deadline_exceeds_the_servers_provider_timeouts(
 ) -> None:
     await client.get(f"{CALLBACK_PATH}?code=c&state=s")
 
-    to_trade_the_code, to_name_the_account = 10, 10
-    assert server.deadlines[0] > to_trade_the_code + to_name_the_account
+    code_exchange, account_lookup = 10, 10
+    assert server.deadlines[0] > code_exchange + account_lookup
 
 
 @pytest.mark.parametrize("name", ["code", "state", "integration_type", "iss", "error", "error_description"])

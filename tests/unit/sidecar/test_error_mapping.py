@@ -1,4 +1,4 @@
-"""What fails in gRPC, in HTTP's terms: for a program by status and reason, for a person by page."""
+"""gRPC errors as HTTP errors: status and reason for a program, a page for a browser."""
 
 import grpc
 import httpx

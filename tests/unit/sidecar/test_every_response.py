@@ -1,4 +1,4 @@
-"""What holds for every answer: its headers, its line in the log, and that no fault is shown."""
+"""Properties of every response: security headers, the access log, and no details of exceptions."""
 
 import re
 from collections.abc import Iterator
@@ -68,9 +68,13 @@ async def test_an_unhandled_exception_reveals_no_details(
     assert response.status_code == 500
     assert "RuntimeError" not in response.text
     assert "the-code" not in response.text
-    fault, request = log
-    assert (fault["event"], fault["log_level"], fault["kind"]) == ("unhandled_exception", "error", "RuntimeError")
-    assert re.search(r"callback\.py", fault["stack"])
+    error, request = log
+    assert (error["event"], error["log_level"], error["kind"]) == (
+        "unhandled_exception",
+        "error",
+        "RuntimeError",
+    )
+    assert re.search(r"callback\.py", error["stack"])
     assert request["status"] == 500
     assert not any(secret in str(log) for secret in SECRETS)
 

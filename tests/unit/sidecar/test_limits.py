@@ -1,4 +1,4 @@
-"""What is too large is refused, in the form that the caller asked for, before anything else is done about it."""
+"""Size limits: a request that is too large is rejected before it reaches the app."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ NONE = replace(USUAL, body_bytes=1 << 40, url_bytes=1 << 40, headers=1 << 40, he
 
 
 class Reader:
-    """An app that says how much it was given, when it may."""
+    """An app that records the bodies it receives, and responds when `may_respond` is set."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -121,9 +121,9 @@ async def test_a_disconnected_client_frees_its_buffer() -> None:
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
 
     async def send(_message: Any) -> None:
-        raise AssertionError("there is nobody to answer")
+        raise AssertionError("the client has disconnected")
 
-    for _ in range(10):  # ten halves would fill the memory that three bodies may take
+    for _ in range(10):  # ten half bodies exceed the limit of three bodies
         messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"a" * 50, "more_body": True}]
 
         async def receive(messages: Any = messages) -> Any:

@@ -1,4 +1,4 @@
-"""Liveness and readiness."""
+"""Liveness and readiness probes."""
 
 import grpc
 import httpx

@@ -1,4 +1,4 @@
-"""A webhook: what goes to the server, byte for byte, and what the provider is answered."""
+"""The webhook endpoint: the request to the server, and the response to the provider."""
 
 import grpc
 import httpx

@@ -1,4 +1,4 @@
-"""What verified requests bring: whose it is, what it is, and what tells it from another."""
+"""The events of verified requests: account, type and id."""
 
 import json
 from dataclasses import replace
@@ -316,13 +316,13 @@ def test_the_deauthorize_callback_of_meta_ends_the_grant() -> None:
 @pytest.mark.parametrize(
     ("name", "body", "headers"),
     [
-        # A topic is not signed: the body must be an uninstalled shop's, of the same shop.
+        # The topic is not signed, so the body must name the same shop.
         ("shopify", {"id": 1}, {"X_Shopify_Topic": "app/uninstalled"}),
         ("shopify", {"myshopify_domain": "eve.myshopify.com"}, {"X_Shopify_Topic": "app/uninstalled"}),
         ("shopify", {"myshopify_domain": "ada.myshopify.com"}, {"X_Shopify_Topic": "shop/update"}),
         ("github", {"action": "deleted", "sender": {"id": 7}}, {"X_GitHub_Event": "github_app_authorization"}),
         ("github", {"action": "revoked", "sender": {"id": 7}}, {"X_GitHub_Event": "star"}),
-        # A user's own token is not the bot's.
+        # The token of a user is not that of the bot.
         (
             "slack",
             {"type": "event_callback", "event": {"type": "tokens_revoked", "tokens": {"oauth": ["U1"], "bot": []}}},

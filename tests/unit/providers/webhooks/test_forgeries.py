@@ -57,7 +57,7 @@ def test_a_genuine_request_is_accepted(sample: Sample) -> None:
 
 
 class AcceptAnySignature:
-    """A scheme that compares nothing, while it lasts."""
+    """Disables the comparison of signatures for the duration of a test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
@@ -77,7 +77,7 @@ def test_negative_control_without_comparison_forgeries_are_accepted(
     tried = list(content_forgeries(sample))
     accepted = [name for name, request in tried if accepts(accept_any_signature, request, sample.secret)]
     assert "signed with another secret" in accepted
-    # All of them where the digest is of what came; where the body must name the type, those that still have it.
+    # All of them, except altered bodies that no longer state their type.
     assert len(accepted) >= len(tried) // 2
 
 
@@ -115,17 +115,17 @@ def _tolerant(scheme: WebhookScheme) -> WebhookScheme:
 
 
 def test_without_a_documented_tolerance_a_late_delivery_is_accepted() -> None:
-    """SendGrid tries for a day, and nobody says that it signs anew. Its events' ids are signed."""
+    """SendGrid retries for a day, and does not document a new signature. The ids of its events are signed."""
     (sample,) = (sample for sample in SAMPLES if sample.name == "sendgrid")
     late = sample.sign(sample.secret, sample.body, NOW - timedelta(hours=20))
     assert accepts(sample.scheme, late, sample.secret)
-    assert not accepts(_tolerant_less(sample), late, sample.secret)
+    assert not accepts(_with_tolerance(sample), late, sample.secret)
     again = sample.sign(sample.secret, sample.body, NOW)
     ids = {received(sample.scheme, request, sample.secret).events[0].event_id for request in (late, again)}
     assert len(ids) == 1
 
 
-def _tolerant_less(sample: Sample) -> WebhookScheme:
+def _with_tolerance(sample: Sample) -> WebhookScheme:
     return replace(sample.scheme, tolerance=timedelta(minutes=5))  # type: ignore[type-var]
 
 
@@ -148,7 +148,7 @@ def test_without_a_secret_nothing_is_accepted(sample: Sample, secrets: tuple[str
 
 
 def test_negative_control_an_empty_secret_accepts_forgeries() -> None:
-    """Where the guard is gone, whoever signs with nothing is believed."""
+    """Without the check of `WebhookKeys`, a request signed with an empty secret is accepted."""
     unguarded = object.__new__(WebhookKeys)
     object.__setattr__(unguarded, "secrets", ("",))
     object.__setattr__(unguarded, "verify_tokens", ())
@@ -174,7 +174,7 @@ def test_secrets_are_not_in_repr() -> None:
 
 
 def test_a_stripe_timestamp_must_occur_once() -> None:
-    """Else the one that is judged might not be the one that is signed."""
+    """Otherwise the checked timestamp might not be the signed one."""
     sample = next(sample for sample in SAMPLES if sample.name == "stripe")
     old = sample.sign(sample.secret, sample.body, NOW - timedelta(days=1))
     recorded = dict(old.headers)["Stripe-Signature"]
@@ -223,7 +223,7 @@ def test_a_standard_secret_without_a_key_is_not_the_empty_key() -> None:
 
 
 def test_a_sendgrid_signature_must_be_canonical_base64() -> None:
-    """The last digit of base64 may have bits that say nothing."""
+    """The last digit of base64 may have unused bits."""
     sample = next(sample for sample in SAMPLES if sample.name == "sendgrid")
     requests = [sample.sign(sample.secret, b"[]" + b" " * number, NOW) for number in range(20)]
     request = next(request for request in requests if dict(request.headers)[sample.signature_header].endswith(b"="))
@@ -263,7 +263,7 @@ def test_hubspot_signs_twelve_characters_of_a_url_decoded() -> None:
     called = f"{URL}?a=%3A%2f%3F%40%21%24%27%28%29%2A%2C%3B"
     assert accepted(f"{URL}?a=:/?@!$'()*,;", called)
     assert not accepted(called, called)
-    # All others stay as they came.
+    # All other characters stay encoded.
     assert accepted(f"{URL}?a=%20%26%3D%2B%25%C3%A9", f"{URL}?a=%20%26%3D%2B%25%C3%A9")
 
 
@@ -284,7 +284,7 @@ def test_ten_megabytes_are_verified_to_the_last_byte(sample: Sample) -> None:
 
 @st.composite
 def flipped(draw: st.DrawFn) -> tuple[Sample, WebhookRequest]:
-    """A genuine request with one byte of what is signed, or of the signature, changed."""
+    """A genuine request with one changed byte in the signed part or the signature."""
     sample = draw(st.sampled_from(SAMPLES))
     request = sample.request
     parts = [name for name in (sample.signature_header, sample.timestamp_header) if name]

@@ -1,4 +1,4 @@
-"""How providers ask whether an address is ours."""
+"""Handshakes: how providers verify an address."""
 
 import hmac
 import json
@@ -40,7 +40,7 @@ def signed(sample: Sample, body: object) -> WebhookRequest:
 
 
 def response_of(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> ReceivedWebhook:
-    """A handshake: an answer of 200, and no events."""
+    """The result of a handshake: status 200 and no events."""
     result = received(scheme, request, *secrets)
     assert (result.response.status, list(result.events)) == (200, [])
     return result
@@ -74,14 +74,14 @@ def test_zoom_token_is_returned_with_its_hmac() -> None:
 
 
 def test_zoom_challenge_signs_nothing_for_attackers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answer has the key of signatures, so whoever could ask for any token could sign any event."""
+    """The response uses the signing key, so an arbitrary token would let an attacker sign any event."""
     sample = BY_NAME["zoom"]
     wanted = f'v0:{seconds(NOW)}:{{"event":"app_deauthorized","payload":{{"user_id":"u1"}}}}'
     body = {"event": "endpoint.url_validation", "payload": {"plainToken": wanted}}
     stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
     with pytest.raises(InvalidWebhookSignature):
         received(ZOOM, stranger, sample.secret)
-    # And were the signature not looked at, a message to sign is no token.
+    # Even without the check of the signature, a signed message is not a valid token.
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
     with pytest.raises(MalformedWebhook):
         received(ZOOM, stranger, sample.secret)
@@ -174,7 +174,7 @@ def test_meta_challenge_is_rejected_otherwise(query: str, tokens: list[str]) -> 
 
 
 def test_the_verify_token_does_not_verify_events() -> None:
-    """It is typed into a page, and may be short: it is no key."""
+    """The token is entered in a form and may be short, so it is not a key."""
     sample = BY_NAME["meta"]
     request = sample.sign("meatyhamhock", sample.body, NOW)
     with pytest.raises(InvalidWebhookSignature):

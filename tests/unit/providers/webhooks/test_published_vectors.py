@@ -42,7 +42,7 @@ class Vector:
         return post(self.body, self.headers, self.url)
 
 
-P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # how every public key of the curve begins
+P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # the prefix of every public key of the curve
 SENDGRID_BODY = (
     b'[{"email":"hello@world.com","event":"dropped","reason":"Bounced Address",'
     b'"sg_event_id":"ZHJvcC0xMDk5NDkxOS1MUnpYbF9OSFN0T0doUTRrb2ZTbV9BLTA",'
@@ -191,7 +191,7 @@ def test_a_published_signature_is_bound_to_body_and_secret(vector: Vector) -> No
 
 
 def test_a_reformatted_published_body_is_rejected() -> None:
-    """square-python-sdk has it among its own refusals."""
+    """From the negative tests of square-python-sdk."""
     (vector, _) = [vector for vector in VECTORS if vector.scheme is SQUARE]
     formatted = SQUARE_BODY.replace(b",", b",\n  ")
     assert not accepts(SQUARE, replace(vector.request, body=formatted), vector.secret)
@@ -230,7 +230,7 @@ def test_published_signed_request_of_meta() -> None:
 
 
 def test_zoom_challenge_of_another_implementation() -> None:
-    """The token is that of developers.zoom.us, whose secret is not told; the secret and digest are Elastic Beats'."""
+    """The token is from developers.zoom.us, which omits the secret; secret and digest are from Elastic Beats."""
     body = b'{"payload":{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"},"event":"endpoint.url_validation"}'
     signature = hex_hmac("secretValueTest", f"v0:{seconds(NOW)}:".encode() + body)
     request = post(body, {"x-zm-signature": f"v0={signature}", "x-zm-request-timestamp": seconds(NOW)})

@@ -1,4 +1,4 @@
-"""What a provider makes of its scheme, and the providers that have one."""
+"""The use of a scheme by its provider, and the providers with schemes."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -40,7 +40,7 @@ class Shop(OAuth2Provider):
 
 
 class Pages(Shop):
-    """Says a token first."""
+    """Uses a verify token."""
 
     integration_type = "pages"
     webhook_scheme = META
@@ -55,7 +55,7 @@ class Custom(ApiKeyProvider):
 
 
 def public_key_of(curve: ec.EllipticCurve) -> str:
-    """A new one, as SendGrid shows them."""
+    """A new public key in SendGrid's format."""
     key = ec.generate_private_key(curve).public_key()
     return b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
@@ -202,7 +202,7 @@ def test_a_malformed_standard_secret_verifies_nothing(secret: str) -> None:
         )
         with pytest.raises(InvalidWebhookSignature):
             build_provider(Custom, FakeTransport()).receive_webhook(request, [secret])
-    # Beside one that is a key it does no harm.
+    # It does not affect a valid secret.
     request = sample.sign(sample.secret, sample.body, NOW)
     assert build_provider(Custom, FakeTransport()).receive_webhook(request, [secret, sample.secret]).events
 
@@ -236,7 +236,7 @@ def test_every_scheme_is_in_the_table_of_the_docs() -> None:
 
 
 class Own(ApiKeyProvider):
-    """A provider outside of this repository, which signs in a way of its own."""
+    """A provider with a scheme of its own."""
 
     integration_type = "own"
     verify_url = "https://own.example/me"

@@ -1,4 +1,4 @@
-"""Calls: what is repeated, what is renewed, and what comes of them for the integration."""
+"""Calls: retries, token refreshes, and the effect on the integration."""
 
 import asyncio
 import time
@@ -51,7 +51,7 @@ async def call(system: FakeSystem, integration: Integration, request: ApiRequest
 
 
 async def settled(system: FakeSystem, integration: Integration) -> Integration:
-    """The row, once what was to be noted is."""
+    """The integration after all detached tasks have ended."""
     await asyncio.gather(*system.tasks._running)
     return system.row(integration.integration_id)
 
@@ -169,7 +169,7 @@ async def test_an_unsafe_call_is_not_retried(system: FakeSystem, mine: Integrati
 async def test_a_wait_beyond_the_deadline_is_reported_at_once(system: FakeSystem, mine: Integration) -> None:
     system.provider.responses = [wait(60)]
     async with asyncio.timeout(30):
-        for _ in range(2):  # the second is not even sent
+        for _ in range(2):  # the second is not sent
             with pytest.raises(ProviderUnavailable) as raised:
                 await call(system, mine)
             assert raised.value.retry_after is not None

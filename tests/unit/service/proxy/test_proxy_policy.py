@@ -1,4 +1,4 @@
-"""No path leads out of the API's base address, and no header carries credentials in either direction."""
+"""The proxy policy: no path leaves the API's base URL, and no header carries credentials in either direction."""
 
 from collections.abc import Iterator
 from urllib.parse import unquote, urljoin, urlsplit
@@ -24,7 +24,7 @@ SLASHES = ("/", "%2f", "%2F", "%5c", "%5C", "%252f", "%255c", "%EF%BC%8F")
 
 
 def traversals() -> Iterator[str]:
-    """Ways up, in the middle, at the beginning and at the end, once and again."""
+    """Paths with parent segments at the beginning, in the middle and at the end, single and repeated."""
     for dots in (*DOTS, *OTHER_DOTS):
         for slash in SLASHES:
             yield f"/{dots}{slash}admin"
@@ -101,7 +101,7 @@ def test_no_path_leaves_the_base_url(path: str) -> None:
 
 
 def lands_outside(url: str) -> bool:
-    """Whether a server that decodes as often as it takes, and resolves dots, would look outside of the base."""
+    """Whether a server that decodes repeatedly and resolves dots would leave the base URL."""
     for _ in range(5):
         url = unquote(url).replace("\\", "/").replace("\uff0f", "/").replace("\uff0e", ".").replace("\u2025", "..")
     parts = urlsplit(urljoin(url, ".") if url.endswith("..") else url)
@@ -110,7 +110,7 @@ def lands_outside(url: str) -> bool:
 
 
 def test_negative_control_without_the_grammar_paths_leave_the_base_url() -> None:
-    """The twin: what would be sent if a path were simply put behind the base, or joined with it."""
+    """If a path were appended to the base URL, or joined with it."""
     outside = [path for path in HOSTILE if lands_outside(BASE + path) or lands_outside(urljoin(BASE, path))]
     assert len(outside) >= 100
 
@@ -239,7 +239,7 @@ TOKENS = OAuthTokens("t/ok+en=1", "refresh token")
 def test_a_response_header_with_a_secret_is_removed(value: str) -> None:
     secrets = secrets_of(TOKENS, RequestAuth({"Authorization": "Bearer t/ok+en=1"}))
     assert forwardable_headers([("location", value), ("x-a", "1")], secrets) == (("x-a", "1"),)
-    assert forwardable_headers([("location", value)], ()) != ()  # the twin
+    assert forwardable_headers([("location", value)], ()) != ()  # negative control
 
 
 def test_the_key_of_a_pair_is_not_a_secret() -> None:

@@ -1,4 +1,4 @@
-"""Budgets, in numbers: what may be called now, and when the next."""
+"""Sliding windows and adaptive limits: capacity now, and the wait for more."""
 
 import math
 from datetime import timedelta
@@ -70,18 +70,18 @@ def test_after_a_pause_concurrency_starts_at_one_and_doubles() -> None:
         1.0,
         0.0,
     )
-    at_once = []
+    concurrency = []
     for round_number in range(4):
         now, begun = 6.0 + round_number, 0
         while adaptive_limit.wait_time(now) == 0.0 and begun < 100:
             adaptive_limit.begin(now)
             begun += 1
-        at_once.append(begun)
+        concurrency.append(begun)
         for number in range(begun):
             if number == 0:
                 adaptive_limit.observe(response(), now)
             adaptive_limit.end(now, was_sent=True)
-    assert at_once == [1, 2, 4, 8]
+    assert concurrency == [1, 2, 4, 8]
 
 
 def test_without_retry_after_the_pauses_grow() -> None:

@@ -1,4 +1,4 @@
-"""Handing on what webhooks have brought: in order, at least once, each consumer from its own place."""
+"""Delivery of webhook events: in order, at least once, from each consumer's own offset."""
 
 import pytest
 from sqlalchemy import select, update
@@ -18,7 +18,7 @@ async def integration(system: FakeSystem) -> Integration:
 
 
 async def send(system: FakeSystem, integration: Integration, count: int, size: int = 0) -> None:
-    """So many events, of such a size."""
+    """Deliver `count` events with a payload of `size` bytes."""
     for number in range(count):
         await deliver(system, integration, {"id": f"e-{number}", "text": "x" * size})
 

@@ -1,4 +1,4 @@
-"""Webhooks over fakes: what is not the provider's leaves nothing, what is is kept once, and in whose name."""
+"""Webhook ingestion: verification, recipients and deduplication."""
 
 import asyncio
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ async def deliver_to_app(system: FakeSystem, *events: Mapping[str, Any], secret:
 
 
 async def kept(system: FakeSystem, integration: Integration) -> list[tuple[int, str]]:
-    """What a consumer would be given."""
+    """Number and id of the events that a consumer would get."""
     page = await system.webhook_delivery.list_webhook_events(
         integration.integration_id, integration.user_id, "consumer", 200, ""
     )
@@ -100,7 +100,7 @@ async def test_an_unknown_address_is_not_found(system: FakeSystem, integration: 
         ("fake_key", "../app"),
         ("fake_key", "\0"),
         ("fake_key", ""),
-        ("fake_key", "app"),  # which has no secret of our app's
+        ("fake_key", "app"),  # no secret of the app is set
         ("unheard_of", integration.uid),
         ("fake", integration.uid),
         ("fake", pending.uid),
@@ -141,7 +141,7 @@ async def test_a_handshake_does_not_read_the_inbox(system: FakeSystem, integrati
 
 
 async def test_an_event_that_cannot_be_stored_is_not_accepted(system: FakeSystem, integration: Integration) -> None:
-    await deliver(system, integration, {"id": "a"})  # its address is remembered
+    await deliver(system, integration, {"id": "a"})  # its address is cached
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await deliver(system, integration, {"id": "b"})
@@ -211,13 +211,13 @@ async def test_forged_requests_cause_few_lookups(system: FakeSystem, integration
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
         await system.webhook_ingestion.receive_webhook("fake_key", "y" * 43, forged)
-    assert count_calls(system.endpoints, "find") <= 3  # two look for the same one at once
+    assert count_calls(system.endpoints, "find") <= 3  # two lookups of the same address may run at the same time
 
 
 async def test_negative_control_without_the_cache_every_forged_request_is_looked_up(
     system: FakeSystem, integration: Integration
 ) -> None:
-    """The twin."""
+    """A receiver with a new cache for each request."""
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
         await system.another_process().use_cases.webhook_ingestion.receive_webhook("fake_key", integration.uid, forged)

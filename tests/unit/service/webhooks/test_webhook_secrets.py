@@ -1,4 +1,4 @@
-"""Secrets of integrations' own webhooks: two are good while one takes the place of the other."""
+"""Webhook secrets of integrations: during a rotation two are valid."""
 
 import asyncio
 from datetime import timedelta
@@ -25,12 +25,12 @@ async def set_secret(
     system: FakeSystem, integration: Integration, secret: str = "", grace: timedelta | None = None
 ) -> WebhookSecretResult:
     done = await system.webhook_secrets.set_webhook_secret(integration.integration_id, ADA, secret, grace)
-    system.clock.advance(timedelta(seconds=1))  # by then everybody knows
+    system.clock.advance(timedelta(seconds=1))  # the cached endpoint has expired
     return done
 
 
 async def good(system: FakeSystem, integration: Integration, *secrets: str) -> list[bool]:
-    """Which of these a webhook may be signed with."""
+    """Whether each secret verifies a webhook."""
     answers = [await deliver(system, integration, {"id": "e"}, secret=secret) for secret in secrets]
     return [answer != UNAUTHORIZED for answer in answers]
 
@@ -126,7 +126,7 @@ async def test_a_secret_of_a_new_key_replaces_an_earlier_one(system: FakeSystem,
     assert await good(system, integration, "first", "second") == [False, True]
     await set_secret(system, integration, "third")
     assert await good(system, integration, "first", "second", "third") == [False, True, True]
-    await system.connect_key(api_key="key-3", **again)  # a key without a secret says nothing of it
+    await system.connect_key(api_key="key-3", **again)  # a key without a secret keeps the current one
     system.clock.advance(timedelta(seconds=1))
     assert await good(system, integration, "third") == [True]
 
