@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from integration_server.domain.errors import StoreUnavailable
+from integration_server.service.background.call_deadline import CallBudget, time_left, waiting_for_store
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.proxy.call_deadline import CallBudget, time_left, waiting_for_store
 
 
 async def test_hands_on_what_the_work_gives_or_raises() -> None:
