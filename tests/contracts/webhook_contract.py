@@ -28,7 +28,7 @@ _numbers: Iterator[int] = itertools.count()
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
     """An event to store."""
-    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"sealed payload")
+    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
     return replace(blank, **changes)
 
 

@@ -113,7 +113,7 @@ async def test_stops_at_once_and_silently_while_a_request_hangs(
     async with httpx.AsyncClient() as http:
         async with run_sandbox(sandbox) as base_url:
             request = asyncio.create_task(http.get(base_url + "/healthz"))
-            while not sandbox.calls["healthz"]:  # noqa: ASYNC110  # only asking can tell
+            while not sandbox.calls["healthz"]:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.01)
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
             begin = time.perf_counter()

@@ -169,7 +169,7 @@ async def test_starts_before_its_server_and_connects_later(backend: Backend) -> 
 
 
 async def wait_until_ready(client: httpx.AsyncClient) -> None:
-    while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # only asking can tell
+    while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(0.05)
 
 

@@ -100,11 +100,11 @@ async def test_accepts_a_query_up_to_the_limit_and_rejects_a_longer_one(
     longest = "state=".ljust(MAX_QUERY, "x")
 
     taken = await client.get(f"{CALLBACK_PATH}?{longest}")
-    refused = await client.get(f"{CALLBACK_PATH}?{longest}x")
+    rejected = await client.get(f"{CALLBACK_PATH}?{longest}x")
 
     assert taken.status_code == 200
-    assert refused.status_code == 414
-    assert refused.json()["reason"] == "QUERY_TOO_LONG"
+    assert rejected.status_code == 414
+    assert rejected.json()["reason"] == "QUERY_TOO_LONG"
     assert len(server.callbacks) == 1
 
 

@@ -106,11 +106,11 @@ async def test_the_total_size_of_buffered_bodies_is_limited() -> None:
         held = [asyncio.create_task(client.post("/", content=b"a" * 100)) for _ in range(3)]
         while len(app.bodies) < 3:  # noqa: ASYNC110  # they come in the loop's next rounds
             await asyncio.sleep(0)
-        refused = await client.post("/", content=b"a")
+        rejected = await client.post("/", content=b"a")
         without_one = asyncio.create_task(client.get("/"))
         app.may_respond.set()
 
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "1")
         assert [response.status_code for response in await asyncio.gather(*held, without_one)] == [200] * 4
         assert (await client.post("/", content=b"a" * 100)).status_code == 200
 

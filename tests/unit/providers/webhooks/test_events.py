@@ -39,7 +39,7 @@ def events_of(name: str, value: object, **headers: str) -> list[WebhookEvent]:
     return list(received(BY_NAME[name].scheme, request, BY_NAME[name].secret).events)
 
 
-def said(event: WebhookEvent) -> tuple[str, str, str | None]:
+def summary_of(event: WebhookEvent) -> tuple[str, str, str | None]:
     return event.event_id, event.event_type, event.account_id
 
 
@@ -251,7 +251,7 @@ def test_slack_commands_and_interactions_are_forms() -> None:
 
 def test_twilio_forms_become_json() -> None:
     (event,) = events_of("twilio", b"CallSid=CA1&CallStatus=completed&AccountSid=AC1")
-    assert said(event)[1:] == ("call.completed", "AC1")
+    assert summary_of(event)[1:] == ("call.completed", "AC1")
     assert json.loads(event.payload) == {"CallSid": "CA1", "CallStatus": "completed", "AccountSid": "AC1"}
 
 

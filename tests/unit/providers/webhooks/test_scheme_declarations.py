@@ -127,7 +127,7 @@ def test_a_signed_malformed_body_gets_400() -> None:
         (StripeProvider, {"STRIPE_WEBHOOK_SECRET": " "}, []),
         (Shop, {}, ["our-secret"]),
         (Shop, {"SHOP_WEBHOOK_SECRET": "own"}, ["own"]),
-        (Shop, {"SHOP_WEBHOOK_SECRET_RETIRED": "former"}, ["our-secret", "former"]),
+        (Shop, {"SHOP_WEBHOOK_SECRET_RETIRED": "previous"}, ["our-secret", "previous"]),
         (Shop, {"SHOP_CLIENT_SECRET": ""}, []),
         (TwilioProvider, {}, []),
     ],

@@ -95,9 +95,9 @@ def test_there_are_many_traversals() -> None:
 @pytest.mark.parametrize("path", HOSTILE, ids=ascii)
 def test_no_path_leaves_the_base_url(path: str) -> None:
     assert path_problem(path) is not None
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", path))
-    assert refused.value.field == "path"
+    assert rejected.value.field == "path"
 
 
 def lands_outside(url: str) -> bool:
@@ -152,16 +152,16 @@ OURS = [
 
 @pytest.mark.parametrize("name", OURS)
 def test_headers_that_the_server_sets_are_rejected(name: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", "/", headers=[("X-Fine", "1"), (name, "1")]))
-    assert refused.value.field == "headers[1].name"
+    assert rejected.value.field == "headers[1].name"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "a\0", "\u00e4", "a(b)", " a"])
 def test_a_header_name_must_be_a_token(name: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", "/", headers=[(name, "1")]))
-    assert refused.value.field == "headers[0].name"
+    assert rejected.value.field == "headers[0].name"
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\0b", "\u00e4", " a", "a ", "\x7f"])
@@ -170,16 +170,16 @@ def test_a_header_value_must_be_visible_ascii(value: str) -> None:
         (ApiRequest("GET", "/", headers=[("X-Thing", value)]), "headers[0].value"),
         (ApiRequest("GET", "/", idempotency_key=value), "idempotency_key"),
     ):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             require_valid_request(request)
-        assert refused.value.field == field
+        assert rejected.value.field == field
 
 
 @pytest.mark.parametrize("method", ["get", "TRACE", "CONNECT", "", "GET ", "GET /x HTTP/1.1\r\n", "PROPFIND"])
 def test_other_methods_are_rejected(method: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest(method, "/"))
-    assert refused.value.field == "method"
+    assert rejected.value.field == "method"
 
 
 def test_an_idempotency_key_is_set_once() -> None:
@@ -195,9 +195,9 @@ def test_the_providers_credential_parameters_are_reserved() -> None:
         (ApiRequest("GET", "/", query=[("a", "1"), ("key", "1")]), "query[1].name"),
         (ApiRequest("GET", "/", query=[("access_token", "1")]), "query[0].name"),
     ):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             require_no_credentials(request, auth)
-        assert refused.value.field == field
+        assert rejected.value.field == field
     require_no_credentials(ApiRequest("GET", "/", headers=[("X-Other", "1")], query=[("q", "1")]), auth)
 
 

@@ -17,7 +17,7 @@ from tests.fakes.stores import count_calls, intercept
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
 from tests.signed_webhook_provider import signature_headers, webhook_body
 
-SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "somebody else's"
+SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "another secret"
 STORED = WebhookResponse(202, body=b"ok")
 
 
@@ -133,11 +133,11 @@ async def test_events_without_a_recipient_are_accepted(system: FakeSystem, integ
 
 
 async def test_a_handshake_does_not_read_the_inbox(system: FakeSystem, integration: Integration) -> None:
-    query = "challenge=said"
+    query = "challenge=text"
     handshake = request(query.encode(), APP_SECRET, method="GET", url=f"https://hooks.example/hook?{query}", body=b"")
     system.database.is_unavailable = True
     response = await system.webhook_ingestion.receive_webhook("fake", "app", handshake)
-    assert (response.status, response.body) == (200, b"said")
+    assert (response.status, response.body) == (200, b"text")
 
 
 async def test_an_event_that_cannot_be_stored_is_not_accepted(system: FakeSystem, integration: Integration) -> None:

@@ -31,8 +31,8 @@ async def set_secret(
 
 async def good(system: FakeSystem, integration: Integration, *secrets: str) -> list[bool]:
     """Whether each secret verifies a webhook."""
-    answers = [await deliver(system, integration, {"id": "e"}, secret=secret) for secret in secrets]
-    return [answer != UNAUTHORIZED for answer in answers]
+    responses = [await deliver(system, integration, {"id": "e"}, secret=secret) for secret in secrets]
+    return [response != UNAUTHORIZED for response in responses]
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ async def test_the_same_secret_again_changes_nothing(system: FakeSystem, integra
 
 async def test_a_malformed_secret_is_rejected(system: FakeSystem, integration: Integration) -> None:
     for setting in (set_secret(system, integration, "bad"), system.connect_key(webhook_secret="bad")):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             await setting
-        assert refused.value.field == "webhook_secret"
+        assert rejected.value.field == "webhook_secret"
     assert system.ids() == [integration.integration_id]
 
 
