@@ -1,4 +1,4 @@
-"""A real Redis for tests: the system's own server, started on a port and ended again."""
+"""A real Redis for tests: runs the system's redis-server."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SKIP_REASON = "no redis-server: `apt-get install redis-server` (.ci/run does so)
 
 
 class RedisServer:
-    """One that can be stopped and started again; it keeps nothing on disk."""
+    """A Redis server that can be stopped and started. It stores nothing on disk."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self.port = port
@@ -24,7 +24,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the server, and wait until it responds."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(
             ["redis-server", *options], cwd=self._directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -37,10 +37,10 @@ class RedisServer:
                     time.sleep(0.02)
                 else:
                     return
-        raise TimeoutError("redis-server does not answer")
+        raise TimeoutError("redis-server does not respond")
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -49,7 +49,7 @@ class RedisServer:
 
 @contextmanager
 def run_redis(directory: Path, port: int) -> Iterator[RedisServer]:
-    """Such a server. The test is skipped where there is none."""
+    """Run a server. Skips the test if redis-server is not installed."""
     if shutil.which("redis-server") is None:
         pytest.skip(SKIP_REASON)
     server = RedisServer(directory, port)

@@ -1,4 +1,4 @@
-"""A provider with webhooks that tests sign themselves: an HMAC of the body, in a header, by a secret of one's own."""
+"""A provider whose webhooks tests can sign: an HMAC of the body in a header."""
 
 import hashlib
 import hmac
@@ -30,12 +30,12 @@ def webhook_body(*events: Mapping[str, Any]) -> bytes:
 
 
 def signature_headers(body: bytes, secret: str) -> dict[str, str]:
-    """The headers that go with a body."""
+    """The headers that sign a body."""
     return {SIGNATURE: hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
 
 
 def receive(request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-    """What is in a request that one of the secrets has signed. A GET is a handshake, of which the query is signed."""
+    """The events of a request that one of the secrets has signed. A GET is a handshake with a signed query."""
     content = request.body if request.method == "POST" else urlsplit(request.url).query.encode()
     given = [value for name, value in request.headers if name.lower() == SIGNATURE.lower()]
     if len(given) != 1 or not any(
@@ -59,26 +59,26 @@ def _event(event: Mapping[str, Any]) -> WebhookEvent:
 
 
 class SignedWebhookProvider(ApiKeyProvider):
-    """Takes any key; its part before a colon is the account."""
+    """Accepts any key. The part before the colon is the account."""
 
     integration_type = SIGNED_WEBHOOK
     supports_webhooks = True
 
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
-        """As the key says."""
+        """The account that the key names."""
         assert isinstance(credentials, ApiKey)
         return NewAccount(credentials.api_key.partition(":")[0], None)
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """The app's from the settings; an integration's from its connection."""
+        """The app's secrets from the settings, or the integration's from its credentials."""
         secret = self._setting("WEBHOOK_SECRET") if credentials is None else getattr(credentials, "webhook_secret", "")
         return [secret] if secret else []
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """What is in it."""
+        """Verify and read a request."""
         return receive(request, secrets)
 
 
 def register_signed_webhook_provider(factory: ProviderFactory) -> None:
-    """Make it known."""
+    """Register the provider."""
     factory.register(SIGNED_WEBHOOK, SignedWebhookProvider)

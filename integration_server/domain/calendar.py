@@ -1,4 +1,4 @@
-"""Events of calendars, as Google has them."""
+"""Calendars and events, as in the API of Google Calendar."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class EventStatus(StrEnum):
 
 
 class ResponseStatus(StrEnum):
-    """What somebody who was invited has answered."""
+    """The response of an attendee to an invitation."""
 
     NEEDS_ACTION = "needsAction"
     DECLINED = "declined"
@@ -24,14 +24,14 @@ class ResponseStatus(StrEnum):
 
 
 class ReminderMethod(StrEnum):
-    """How a user is reminded."""
+    """How a reminder is delivered."""
 
     POPUP = "popup"
     EMAIL = "email"
 
 
 class Notify(StrEnum):
-    """Which attendees get a mail."""
+    """Which attendees get an e-mail about a change."""
 
     ALL = "all"
     EXTERNAL_ONLY = "externalOnly"
@@ -47,20 +47,20 @@ class EventOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EventTime:
-    """A whole day, or a moment that is meant in a time zone, by its IANA name; empty where it is not said."""
+    """A day, or a point in time. `time_zone` is an IANA name; empty if unknown."""
 
     when: date | datetime
     time_zone: str = ""
 
     @property
     def is_day(self) -> bool:
-        """Whether it is a whole day."""
+        """Whether it is a day without a time."""
         return not isinstance(self.when, datetime)
 
 
 @dataclass(frozen=True, slots=True)
 class Attendee:
-    """Somebody who takes part, with so many guests; or a resource, such as a room."""
+    """A person with a number of guests, or a resource such as a room."""
 
     email: str
     display_name: str = ""
@@ -75,7 +75,7 @@ class Attendee:
 
 @dataclass(frozen=True, slots=True)
 class Reminder:
-    """So many minutes before."""
+    """A reminder `minutes` before the start."""
 
     method: ReminderMethod
     minutes: int
@@ -83,7 +83,7 @@ class Reminder:
 
 @dataclass(frozen=True, slots=True)
 class Reminders:
-    """As the calendar does, or otherwise."""
+    """The calendar's default reminders, or others."""
 
     use_default: bool
     overrides: Sequence[Reminder] = ()
@@ -91,7 +91,7 @@ class Reminders:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event. Of a deleted one there may be nothing but its id and status."""
+    """An event. A deleted one may have only an id and a status."""
 
     event_id: str = ""
     summary: str = ""
@@ -112,7 +112,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Calendar:
-    """A calendar, as the account shows it."""
+    """A calendar in the calendar list of an account."""
 
     calendar_id: str
     summary: str = ""
@@ -124,7 +124,7 @@ class Calendar:
 
 @dataclass(frozen=True, slots=True)
 class CalendarPage:
-    """Part of a list of calendars; `next_page_token` is empty on the last."""
+    """A page of calendars; `next_page_token` is empty on the last page."""
 
     calendars: Sequence[Calendar]
     next_page_token: str = ""
@@ -132,7 +132,7 @@ class CalendarPage:
 
 @dataclass(frozen=True, slots=True)
 class CalendarEventPage:
-    """Part of a list of events; the last has a `next_sync_token` in place of a `next_page_token`."""
+    """A page of events; the last page has a `next_sync_token` instead of a `next_page_token`."""
 
     events: Sequence[Event]
     next_page_token: str = ""

@@ -1,4 +1,4 @@
-"""Requests to a provider's API and its answers, as they pass through here. Everything in them may be personal."""
+"""Requests to a provider's API and its responses. All their contents may be personal data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """A request, its path beneath the API's base address. `idempotency_key` says that repeating it does no harm."""
+    """A request. `path` extends the API's base URL. A request with an `idempotency_key` may be sent again."""
 
     method: str
     path: str
@@ -20,7 +20,7 @@ class ApiRequest:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What an answer tells of the provider's own limits: `remaining` more calls within `reset_after`."""
+    """The provider's own limit as a response reports it: `remaining` more calls within `reset_after`."""
 
     remaining: int
     reset_after: timedelta
@@ -28,10 +28,13 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class ApiResponse:
-    """An answer. `is_rate_limited`: the request was turned away for now, until `retry_after` where that was said.
+    """A response.
 
-    `rejects_access_token`: the token is dead, though the status does not say so; `is_unauthorized` is either.
-    `was_retried`: the request had been sent before, without an answer, and may have been carried out then.
+    Attributes:
+        is_rate_limited: the provider rejected the request because of too many calls.
+        retry_after: the time until a retry may succeed, if the provider reports it.
+        rejects_access_token: the access token is invalid, although the status does not say so.
+        was_retried: the request had been sent before without a response, and may have been executed then.
     """
 
     status: int
@@ -45,23 +48,23 @@ class ApiResponse:
 
     @property
     def is_unauthorized(self) -> bool:
-        """Whether the credentials as such were refused (RFC 6750 §3.1), by the status or in the provider's own way."""
+        """Whether the credentials were rejected (RFC 6750 §3.1), by the status or in the provider's own way."""
         return self.status == 401 or self.rejects_access_token
 
 
 class LimitScope(StrEnum):
-    """What shares a budget of calls."""
+    """Which calls count together."""
 
     APP = "app"
-    """All integrations of the type: the provider counts the calls of our app."""
+    """The calls of all integrations of the type: the provider counts per app."""
 
     INTEGRATION = "integration"
-    """Each integration for itself: the provider counts the calls of an account."""
+    """The calls of each integration: the provider counts per account."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """So many calls, at most, in any stretch of time of that length."""
+    """At most `calls` calls in any period of length `window`."""
 
     calls: int
     window: timedelta

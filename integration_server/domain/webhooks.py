@@ -1,18 +1,18 @@
-"""Webhooks: what a provider tells us by itself, once it is known to be from that provider."""
+"""Webhooks: requests that a provider sends to us, and the events in them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
 class InvalidWebhookSignature(Exception):
-    """A request is not shown to be the provider's. It is answered with 401, and leaves nothing behind."""
+    """A request is not verified as the provider's. The response is 401, and nothing is stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookRequest:
-    """A request as it came, byte for byte, since it is what was signed.
+    """A request exactly as received, because its bytes are signed.
 
-    `url` is what the provider called, with its query; `headers` are in their order, repeated ones too.
+    `url` is the URL that the provider called, with its query. `headers` are in order, with repeated ones.
     """
 
     method: str
@@ -23,7 +23,7 @@ class WebhookRequest:
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """What to answer the provider."""
+    """The response to the provider."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -32,11 +32,11 @@ class WebhookResponse:
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
-    """One thing that happened at the provider.
+    """An event at the provider.
 
-    `event_id` is the provider's own, or a digest of what came where it has none: a delivery that is repeated has the
-    same. `account_id` is whose it is, as in `Integration.account_id`; None where only the address it was sent to tells.
-    `ends_grant`: the account has taken our access back.
+    `event_id` is the provider's id, or a digest of the event if it has none: a repeated delivery has the same id.
+    `account_id` is the account that the event belongs to, as in `Integration.account_id`; None if only the address
+    identifies it. `ends_grant`: the account has revoked our access.
     """
 
     event_id: str
@@ -48,7 +48,7 @@ class WebhookEvent:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedWebhook:
-    """A request that is the provider's: its events, none for a handshake, and the answer once they are stored."""
+    """A verified request: its events (none for a handshake), and the response to send after they are stored."""
 
     events: Sequence[WebhookEvent] = ()
     response: WebhookResponse = field(default_factory=WebhookResponse)

@@ -1,10 +1,10 @@
-"""Google Calendar's API, version 3: what it wants to be asked, and what it answers. Fulfils `CalendarApi`.
+"""Google Calendar's API, version 3: encodes requests and decodes responses. Implements `CalendarApi`.
 
 - Resources, parameters and limits: developers.google.com/calendar/api/v3/reference/{calendarList,events} [H].
-- A list's last page has `nextSyncToken`; 410 says that one is not good any more: …/calendar/api/guides/sync [H].
-- `If-Match` with an etag; 412 where it is another by now: …/calendar/api/guides/version-resources [H].
+- A list's last page has `nextSyncToken`; 410 means that a sync token has expired: …/calendar/api/guides/sync [H].
+- `If-Match` with an etag; 412 if the event has another one: …/calendar/api/guides/version-resources [H].
 - Errors and their reasons: …/calendar/api/guides/errors [H]. 409 is `duplicate`, also for an id that was deleted [K].
-  Deleting what was deleted answers 410 [K]; after a request that was lost, that is what was wanted.
+  Deleting a deleted event returns 410 [K]; after a retry of a lost request, that means success.
 """
 
 import json
@@ -49,16 +49,16 @@ E = TypeVar("E", bound=StrEnum)
 
 
 class GoogleCalendarApi:
-    """Maps events to Google's JSON and back. It sends nothing."""
+    """Converts between events and Google's JSON. It does no I/O."""
 
-    # --- asking
+    # --- requests
 
     def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
-        """Ask for a page of calendars."""
+        """A request for a page of calendars."""
         return ApiRequest("GET", "/users/me/calendarList", _query_params(maxResults=page_size, pageToken=page_token))
 
     def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
-        """Ask for a page of events."""
+        """A request for a page of events."""
         parameters = _query_params(
             maxResults=query.page_size,
             pageToken=query.page_token,
@@ -71,40 +71,40 @@ class GoogleCalendarApi:
         return ApiRequest("GET", _path(calendar_id), parameters)
 
     def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
-        """Ask for a new event."""
+        """A request that creates an event."""
         fields = {name: value for name, value in _event_fields(event).items() if value}
         return _write_request("POST", _path(calendar_id), {**fields, **_id_field(event)}, "", notify)
 
     def update_event(
         self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
     ) -> ApiRequest:
-        """Ask for a change of these fields of an event, or of all that it has here where none are named.
+        """A request that changes the given fields of an event, or all fields of `Event` if none are given.
 
-        Never for its replacement: what an event has at Google and not here (who may see it, its colour) is to stay.
+        It is a patch and never a replacement: fields that `Event` does not have (visibility, colour) are kept.
         """
         event_fields = _event_fields(event)
         wanted = fields or {name for name, value in event_fields.items() if value or name in _EMPTY_VALUES}
         changed = {name: value or _EMPTY_VALUES[name] for name, value in event_fields.items() if name in wanted}
         for name in {"start", "end"} & changed.keys():
-            # A patch is laid over what is there: of a day that becomes a moment the day would stay.
+            # A patch is merged into the event: if a day becomes a time, the day must be cleared.
             changed[name] = {"date": None, "dateTime": None, **changed[name]}
         return _write_request("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
 
     def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
-        """Ask for an event to be deleted."""
+        """A request that deletes an event."""
         path = _path(calendar_id, event_id)
         return ApiRequest("DELETE", path, _query_params(sendUpdates=notify), _precondition_headers(etag))
 
-    # --- reading
+    # --- responses
 
     def read_calendars(self, response: ApiResponse) -> CalendarPage:
-        """A page of calendars."""
+        """The page of calendars in a response."""
         fields = _read(response, "calendar")
         calendars = [_calendar(item) for item in _items(fields)]
         return CalendarPage(calendars, _text(fields, "nextPageToken"))
 
     def read_events(self, response: ApiResponse) -> CalendarEventPage:
-        """A page of events."""
+        """The page of events in a response."""
         if response.status == 410:
             raise SyncTokenExpired
         fields = _read(response, "calendar")
@@ -116,11 +116,11 @@ class GoogleCalendarApi:
         )
 
     def read_event(self, response: ApiResponse) -> Event:
-        """The event as it is now."""
+        """The event in a response."""
         return _event(_read(response, "event"))
 
     def read_deletion(self, response: ApiResponse) -> None:
-        """Nothing, if it is gone."""
+        """Return if the event was deleted, else raise."""
         if not (response.was_retried and response.status in _GONE):
             _require_success(response, "event")
 
@@ -136,11 +136,11 @@ _EMPTY_VALUES: Mapping[str, Any] = {
     "reminders": {"useDefault": True, "overrides": []},
     "status": "confirmed",
 }
-"""What stands for a field that is to have nothing in it."""
+"""The JSON values of empty fields."""
 
 
 def _event_fields(event: Event) -> dict[str, Any]:
-    """All fields that can be written; None or empty where the event has nothing."""
+    """All writable fields; None or empty if the event has no value."""
     return {
         "summary": event.summary,
         "description": event.description,
@@ -225,7 +225,7 @@ def _error_for(response: ApiResponse, resource: str) -> ProviderError:
         case 401:
             return ProviderRejected("credentials")
         case 403 if field_at(read_object(response.body), "error.errors.0.reason") in _QUOTA_REASONS:
-            return ProviderUnavailable("the account's or this app's quota is spent", retry_after=response.retry_after)
+            return ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
         case status if status in _GONE:
             return ResourceNotFound(resource)
         case 409:

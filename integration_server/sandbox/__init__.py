@@ -1,7 +1,7 @@
-"""A pretend OAuth 2 provider for development and tests, spoken to over loopback HTTP.
+"""The sandbox: an OAuth 2 provider for development and tests, over loopback HTTP.
 
-It keeps the protocol's rules strictly and shares no code with the rest of the server, so that no mistake is
-made on both sides alike. Everything is in memory and gone when the process ends: not fit for real users.
+It follows the protocol strictly and shares no code with the rest of the server, so that an error is not made on both
+sides. All state is in memory. It is not secure enough for real users.
 """
 
 from integration_server.sandbox.app import create_app
@@ -21,9 +21,9 @@ from integration_server.sandbox.faults import (
     ResetMidway,
     SlowBody,
 )
-from integration_server.sandbox.model import SAMPLE_SCOPES, Account, ApiKey, Client, Grant, TokenCall, fingerprint
+from integration_server.sandbox.model import SAMPLE_SCOPES, Account, Client, fingerprint
 from integration_server.sandbox.server import run_sandbox, serving
-from integration_server.sandbox.state import Clock, Sandbox, TokenFactory
+from integration_server.sandbox.state import Sandbox
 
 __all__ = [
     "BAD_GATEWAY",
@@ -36,13 +36,10 @@ __all__ = [
     "REDIRECT",
     "SAMPLE_SCOPES",
     "Account",
-    "ApiKey",
     "Behaviour",
     "Client",
-    "Clock",
     "Endpoint",
     "Fault",
-    "Grant",
     "Handler",
     "Hang",
     "OversizedBody",
@@ -50,8 +47,6 @@ __all__ = [
     "ResetMidway",
     "Sandbox",
     "SlowBody",
-    "TokenCall",
-    "TokenFactory",
     "create_app",
     "decide",
     "fingerprint",

@@ -1,4 +1,4 @@
-"""The sandbox's HTTP face: which path leads where. Calls are counted and faults applied here."""
+"""The sandbox's ASGI app: its routes. Counts the calls of each endpoint and applies its fault."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,20 +9,19 @@ from integration_server.sandbox.authorization import AuthorizationEndpoint
 from integration_server.sandbox.behaviour import Endpoint, Handler
 from integration_server.sandbox.calendar import CalendarApi
 from integration_server.sandbox.pages import Pages
-from integration_server.sandbox.redirect_target import RedirectTarget
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
-from integration_server.sandbox.tokens import RevocationEndpoint, TokenEndpoint
+from integration_server.sandbox.tokens import TokenEndpoints
 
 _CALENDAR = "/calendar/v3"
 _EVENTS = f"{_CALENDAR}/calendars/{{calendar_id}}/events"
 
 
 def create_app(sandbox: Sandbox) -> Starlette:
-    """An ASGI application that speaks for `sandbox`. It keeps nothing of its own."""
+    """The app over the state in `sandbox`."""
     authorization = AuthorizationEndpoint(sandbox, Pages())
+    tokens = TokenEndpoints(sandbox)
     resources = Resources(sandbox)
-    redirect_target = RedirectTarget(sandbox)
     calendar = CalendarApi(sandbox)
 
     def route(method: str, path: str, endpoint: Endpoint, handler: Handler) -> Route:
@@ -37,8 +36,8 @@ def create_app(sandbox: Sandbox) -> Starlette:
         routes=[
             route("GET", "/oauth/authorize", "authorize", authorization.show),
             route("POST", "/oauth/authorize", "decide", authorization.decide),
-            route("POST", "/oauth/token", "token", TokenEndpoint(sandbox).issue),
-            route("POST", "/oauth/revoke", "revoke", RevocationEndpoint(sandbox).revoke),
+            route("POST", "/oauth/token", "token", tokens.issue),
+            route("POST", "/oauth/revoke", "revoke", tokens.revoke),
             route("GET", "/userinfo", "userinfo", resources.userinfo),
             route("GET", "/api/account", "account", resources.account),
             route("GET", "/healthz", "healthz", resources.healthz),
@@ -46,10 +45,9 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("GET", f"{_CALENDAR}/users/me/calendarList/primary", "calendar", calendar.get_primary),
             route("GET", _EVENTS, "calendar", calendar.list_events),
             route("POST", _EVENTS, "calendar", calendar.insert),
-            route("PUT", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
-            route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.change),
+            route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.patch),
             route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.delete),
-            route("GET", "/redirect-target", "redirect_target", redirect_target.record),
-            route("POST", "/redirect-target", "redirect_target", redirect_target.record),
+            route("GET", "/redirect-target", "redirect_target", resources.redirect_target),
+            route("POST", "/redirect-target", "redirect_target", resources.redirect_target),
         ]
     )

@@ -1,6 +1,6 @@
 """The authorization endpoint and its consent page: RFC 6749 §4.1.1 and §4.1.2, RFC 7636 §4.3, RFC 9207.
 
-There is no sign-in: who sits at the browser picks which sample account to be.
+There is no sign-in: the user selects one of the sample accounts.
 """
 
 import re
@@ -18,7 +18,7 @@ from integration_server.sandbox.pages import Pages
 from integration_server.sandbox.parameters import Parameters, read_form, read_query
 from integration_server.sandbox.state import Sandbox
 
-# What the consent form carries along, so that the decision is checked as strictly as the question was.
+# The consent form sends these fields again, so that the decision is checked like the request.
 HIDDEN_FIELDS: Final[tuple[str, ...]] = (
     "response_type",
     "client_id",
@@ -34,7 +34,7 @@ S256_CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """Where answers may safely be sent: a known client, at an address that it registered."""
+    """Where responses may be sent: a known client at a registered redirect URI."""
 
     client: Client
     redirect_uri: str
@@ -49,7 +49,7 @@ class AuthorizationRequest:
 
 
 class AuthorizationEndpoint:
-    """`show` asks the person, `decide` carries out the answer."""
+    """`show` asks the user, `decide` applies the decision."""
 
     def __init__(self, sandbox: Sandbox, pages: Pages) -> None:
         self._sandbox = sandbox
@@ -71,7 +71,7 @@ class AuthorizationEndpoint:
             parameters = await read(request)
             recipient = self._find_recipient(parameters)
         except OAuthError as error:
-            # RFC 6749 §4.1.2.1: tell the person, and never redirect, or this were an open redirector.
+            # RFC 6749 §4.1.2.1: inform the user and do not redirect, which would be an open redirector.
             return self._pages.error(error.description)
         try:
             return proceed(self._check(parameters, recipient), parameters)
@@ -96,7 +96,7 @@ class AuthorizationEndpoint:
             raise OAuthError("unsupported_response_type", "response_type must be code")
         scopes = parameters.find_scopes() or self._sandbox.scopes[:1]
         if not set(scopes) <= set(self._sandbox.scopes):
-            raise OAuthError("invalid_scope", "scope asks for what this provider does not know")
+            raise OAuthError("invalid_scope", "scope has values that this provider does not support")
         return AuthorizationRequest(recipient, scopes, self._check_challenge(parameters))
 
     def _check_challenge(self, parameters: Parameters) -> str | None:
@@ -105,7 +105,7 @@ class AuthorizationEndpoint:
             if self._sandbox.behaviour.require_pkce:
                 raise OAuthError("invalid_request", "code_challenge is missing")
             return None
-        # RFC 7636 §4.3: left out, the method is plain, and that is not served here.
+        # RFC 7636 §4.3: the default method is plain, which is not supported.
         if parameters.find("code_challenge_method") != "S256":
             raise OAuthError("invalid_request", "code_challenge_method must be S256")
         if not S256_CHALLENGE.fullmatch(code_challenge):
@@ -124,7 +124,7 @@ class AuthorizationEndpoint:
     def _apply_decision(self, authorization_request: AuthorizationRequest, form: Parameters) -> Response:
         account = self._sandbox.accounts.get(form.find("account") or "")
         if form.find("decision") == "refuse":
-            raise OAuthError("access_denied", "the person refused")
+            raise OAuthError("access_denied", "the user refused")
         if form.find("decision") != "allow" or account is None:
             return self._pages.error("the form was not sent by this page")
         recipient = authorization_request.recipient
@@ -142,7 +142,7 @@ class AuthorizationEndpoint:
             response_parameters["state"] = recipient.state
         if self._sandbox.behaviour.send_iss:
             response_parameters["iss"] = self._sandbox.issuer
-        # RFC 6749 §3.1.2: a query that the redirect URI has is kept.
+        # RFC 6749 §3.1.2: the query of the redirect URI is kept.
         separator = "&" if urlsplit(recipient.redirect_uri).query else "?"
-        # RFC 9700 §4.12: 303, so that no browser posts the form on to the client.
+        # RFC 9700 §4.12: 303, so that no browser posts the form to the client.
         return RedirectResponse(recipient.redirect_uri + separator + urlencode(response_parameters), status_code=303)

@@ -1,6 +1,6 @@
-"""What can be switched: the provider's ways, and how an endpoint is out of order.
+"""The switches of the sandbox: the provider's behaviour, and faults of its endpoints.
 
-Only switches live here; what they switch is done where each is read.
+This module only declares them; each switch is implemented where it is read.
 """
 
 import asyncio
@@ -23,20 +23,18 @@ class Omit(Enum):
 
 
 OMIT: Final = Omit.OMIT
-"""As a value in `Behaviour.token_response`: leave this member out."""
+"""As a value in `Behaviour.token_response`: omit this member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """How an endpoint is out of order: slow, or answering something else.
-
-    A fault of another sort is a subclass with its own `respond`: see `faults.py`.
+    """A fault of an endpoint: a slow response or a wrong one. Subclasses in `faults.py` override `respond`.
 
     Attributes:
-        status: HTTP status to answer; None answers as if nothing were wrong, after `delay`.
-        delay: seconds before the answer.
-        handle_first: the endpoint does its work and only its answer is lost, so that a code or a refresh token
-            is spent although the client never learns what it got.
+        status: the HTTP status of the response; None sends the endpoint's own response after `delay`.
+        delay: seconds before the response.
+        handle_first: the endpoint handles the request and only its response is lost, so that a code or a refresh token
+            is used up without a result for the client.
     """
 
     status: int | None = None
@@ -52,7 +50,7 @@ class Fault:
         return Response(self.body, self.status, dict(self.headers))
 
     async def run_before_response(self, request: Request, handler: Handler) -> Response | None:
-        """What comes before any answer. Returns that of the work, if the work went first."""
+        """Handle the request if `handle_first`, then wait for `delay`. Returns the response if it was handled."""
         response = await handler(request) if self.handle_first else None
         await asyncio.sleep(self.delay)
         return response
@@ -60,23 +58,23 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """One provider's ways. To change one: `sandbox.behaviour = replace(sandbox.behaviour, …)`.
+    """The behaviour of the provider. To change it: `sandbox.behaviour = replace(sandbox.behaviour, …)`.
 
     Attributes:
         access_token_lifetime: seconds.
-        issue_refresh_token: whether a code yields one at all.
-        rotate_refresh_tokens: each refresh spends the token and yields another.
-        reuse_revokes_grant: a spent refresh token that comes back ends the grant (RFC 9700 §4.14.2).
-        refresh_grace: seconds in which a spent refresh token gets once more what replaced it.
-        refresh_response_has_refresh_token: when off, the answer to a refresh names none and the old one stays
-            good, whatever `rotate_refresh_tokens` says.
-        require_pkce: a request without `code_challenge` is refused. One that has it is always held to it.
-        send_iss: name the issuer in the authorization response (RFC 9207).
-        granted_scopes: the person grants no more than these of those asked for; None grants all.
-        revocation_scope: what revoking an access token ends: itself, its grant, or every grant of that client
-            and account. A refresh token always takes its grant along (RFC 7009 §2.1).
-        token_response: members laid over the token endpoint's JSON: `{"expires_in": "3600", "scope": OMIT}`.
-        faults: the endpoints that are out of order.
+        issue_refresh_token: a code is exchanged for a refresh token too.
+        rotate_refresh_tokens: each refresh replaces the refresh token.
+        reuse_revokes_grant: reuse of a replaced refresh token revokes the grant (RFC 9700 §4.14.2).
+        refresh_grace: seconds in which reuse of a replaced refresh token returns its successor again.
+        refresh_response_has_refresh_token: if off, a refresh returns no refresh token and the old one stays valid,
+            whatever `rotate_refresh_tokens` says.
+        require_pkce: a request without `code_challenge` is rejected. A challenge that is given is always checked.
+        send_iss: the authorization response has the issuer (RFC 9207).
+        granted_scopes: the user grants at most these of the requested scopes; None grants all.
+        revocation_scope: the revocation of an access token ends the token, its grant, or every grant of that client
+            and account. The revocation of a refresh token always ends its grant (RFC 7009 §2.1).
+        token_response: members that replace those of the token response: `{"expires_in": "3600", "scope": OMIT}`.
+        faults: the faults of endpoints.
     """
 
     access_token_lifetime: int = 3600

@@ -1,4 +1,4 @@
-"""Acts the part of the person at the browser: opens the consent page and decides."""
+"""A simulated user with a browser, who opens the consent page and decides."""
 
 from html.parser import HTMLParser
 from urllib.parse import urljoin
@@ -9,10 +9,10 @@ import httpx
 async def decide(
     client: httpx.AsyncClient, authorization_url: str, *, account: str | None = None, allow: bool = True
 ) -> str:
-    """Where the browser is sent after the decision: the redirect URI with a code or an error. Not followed.
+    """The URL that the browser is redirected to after the decision, with a code or an error. It is not opened.
 
-    `account` is a `sub`; None leaves the page's own choice. Raises `httpx.HTTPStatusError` when the sandbox
-    shows an error page instead of redirecting.
+    `account` is a `sub`; None keeps the page's preselection. Raises `httpx.HTTPStatusError` if the sandbox shows an
+    error page.
     """
     page = await client.get(authorization_url, follow_redirects=False)
     if page.is_redirect:
@@ -30,7 +30,7 @@ async def decide(
 
 
 class _Form(HTMLParser):
-    """Collects what a browser would send of a page's one form, apart from the button."""
+    """Collects the fields that a browser sends for the form of a page, without the button."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Plays Google Calendar's API, version 3, as far as its documentation tells: developers.google.com/calendar/api.
+"""A simulation of Google Calendar's API, version 3, as documented: developers.google.com/calendar/api.
 
-An account has the calendars "<its e-mail address>", which is also called "primary", and "team@example.com". Etags,
-pages, sync tokens and errors are as documented; recurring events are kept and not expanded. Nobody gets any mail.
+An account has two calendars: its e-mail address, with the alias "primary", and "team@example.com". Etags, pages, sync
+tokens and errors are as documented. Recurring events are stored and not expanded. No e-mail is sent.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ QUOTA_BODY: Final = (
     b'{"error": {"errors": [{"domain": "usageLimits", "reason": "rateLimitExceeded", '
     b'"message": "Rate Limit Exceeded"}], "code": 403, "message": "Rate Limit Exceeded"}}'
 )
-"""What Google answers with 403 to too many calls."""
+"""The body of the 403 response to too many calls."""
 
 _NOT_WITH_SYNC_TOKENS: Final = ("timeMin", "timeMax", "orderBy", "q", "updatedMin", "iCalUID")
 
@@ -43,8 +43,8 @@ class CalendarApi:
     async def insert(self, request: Request) -> Response:
         return await self._respond(request, self._insert)
 
-    async def change(self, request: Request) -> Response:
-        return await self._respond(request, self._change)
+    async def patch(self, request: Request) -> Response:
+        return await self._respond(request, self._patch)
 
     async def delete(self, request: Request) -> Response:
         return await self._respond(request, self._delete)
@@ -57,7 +57,7 @@ class CalendarApi:
         if account is None:
             return _error(ApiError(401, "authError"))
         try:
-            content = await request.json() if request.method in {"POST", "PUT", "PATCH"} else {}
+            content = await request.json() if request.method in {"POST", "PATCH"} else {}
             return operation(account, request, content)
         except ValueError:
             return _error(ApiError(400, "parseError"))
@@ -99,12 +99,10 @@ class CalendarApi:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
         return JSONResponse(self._store.insert(calendar, content))
 
-    def _change(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
+    def _patch(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
-        operation = self._store.replace if request.method == "PUT" else self._store.patch
-        return JSONResponse(
-            operation(calendar, request.path_params["event_id"], content, request.headers.get("if-match"))
-        )
+        event_id, etag = request.path_params["event_id"], request.headers.get("if-match")
+        return JSONResponse(self._store.patch(calendar, event_id, content, etag))
 
     def _delete(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])

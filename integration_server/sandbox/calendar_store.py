@@ -1,4 +1,4 @@
-"""The calendars of the sandbox's accounts, by the rules of Google's API (see `calendar.py`). Knows nothing of HTTP."""
+"""The store of the sandbox's calendars, with the rules of Google's API (see `calendar.py`) and without HTTP."""
 
 import itertools
 import secrets
@@ -11,24 +11,12 @@ from integration_server.sandbox.model import Account
 
 TEAM: Final = "team@example.com"
 
-_WRITABLE: Final = frozenset(
-    {
-        "summary",
-        "description",
-        "location",
-        "start",
-        "end",
-        "attendees",
-        "recurrence",
-        "reminders",
-        "status",
-        "visibility",
-    }
-)
+_TEXTS: Final = frozenset({"summary", "description", "location", "status", "visibility"})
+_WRITABLE: Final = _TEXTS | {"start", "end", "attendees", "recurrence", "reminders"}
 
 
 class ApiError(Exception):
-    """An error as Google words it."""
+    """An error of Google's API."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -38,16 +26,16 @@ class ApiError(Exception):
 
 @dataclass(slots=True)
 class StoredCalendar:
-    """The events of one calendar, deleted ones too, each with the number of its last change."""
+    """The events of one calendar, deleted ones included, each with the number of its last change."""
 
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
     oldest: int = 0
-    """What changed before is not told any more."""
+    """The number before which sync tokens have expired."""
 
 
 class CalendarStore:
-    """The calendars of all accounts. `writes` counts what changed anything."""
+    """The calendars of all accounts. `writes` counts the changes."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
@@ -62,7 +50,7 @@ class CalendarStore:
         return self._calendars.setdefault((account.sub, name), StoredCalendar())
 
     def expire_sync_tokens(self) -> None:
-        """No sync token that was given so far is good any more."""
+        """Expire all sync tokens that were issued so far."""
         number = next(self._numbers)
         for calendar in self._calendars.values():
             calendar.oldest = number
@@ -78,14 +66,6 @@ class CalendarStore:
             raise ApiError(400, "required")
         return self._save(calendar, event_id, {name: fields[name] for name in _WRITABLE & fields.keys()})
 
-    def replace(
-        self, calendar: StoredCalendar, event_id: str, fields: Mapping[str, Any], etag: str | None
-    ) -> dict[str, Any]:
-        self.current(calendar, event_id, etag)
-        if not all(isinstance(fields.get(name), dict) for name in ("start", "end")):
-            raise ApiError(400, "required")
-        return self._save(calendar, event_id, {name: fields[name] for name in _WRITABLE & fields.keys()})
-
     def patch(
         self, calendar: StoredCalendar, event_id: str, fields: Mapping[str, Any], etag: str | None
     ) -> dict[str, Any]:
@@ -93,7 +73,7 @@ class CalendarStore:
         after = {name: before[name] for name in _WRITABLE & before.keys()}
         for name in _WRITABLE & fields.keys():
             value = fields[name]
-            if isinstance(value, dict):  # a patch is laid over what is there; null takes away
+            if isinstance(value, dict):  # a patch is merged; null removes a field
                 merged = {**(after.get(name) or {}), **value}
                 value = {key: part for key, part in merged.items() if part is not None}
                 if {"date", "dateTime"} <= value.keys():

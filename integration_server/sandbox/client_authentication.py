@@ -1,4 +1,4 @@
-"""Who calls the token and revocation endpoints: client authentication of RFC 6749 §2.3."""
+"""Client authentication at the token and revocation endpoints (RFC 6749 §2.3)."""
 
 import secrets
 from base64 import b64decode
@@ -13,16 +13,16 @@ from integration_server.sandbox.state import Sandbox
 
 
 def authenticate_client(sandbox: Sandbox, request: Request, form: Parameters) -> Client:
-    """By `client_secret_basic`, `client_secret_post`, or the bare `client_id` of a public client.
+    """The client, by `client_secret_basic`, `client_secret_post`, or the `client_id` of a public client.
 
-    Raises `OAuthError`: invalid_client (401), or invalid_request when the methods are mixed.
+    Raises `OAuthError`: invalid_client (401), or invalid_request if the methods are mixed.
     """
     authorization = request.headers.get("authorization")
     if authorization is None:
         client_id, client_secret = form.find("client_id"), form.find("client_secret")
     else:
         client_id, client_secret = _decode_client_credentials(authorization)
-        # RFC 6749 §2.3: not more than one authentication method in each request.
+        # RFC 6749 §2.3: at most one authentication method per request.
         if form.find("client_secret") is not None or form.find("client_id") not in (None, client_id):
             raise OAuthError("invalid_request", "the client authenticates in more than one way")
     client = sandbox.find_client(client_id) if client_id is not None else None
@@ -32,7 +32,7 @@ def authenticate_client(sandbox: Sandbox, request: Request, form: Parameters) ->
 
 
 def decode_basic(authorization: str) -> tuple[str, str] | None:
-    """User and password of a Basic header (RFC 7617 §2), or None if it is no such thing."""
+    """User and password of a Basic header (RFC 7617 §2); None for another header."""
     scheme, _, encoded = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -61,7 +61,7 @@ def _same_secret(expected: str | None, given: str | None) -> bool:
 def _invalid_client() -> OAuthError:
     return OAuthError(
         "invalid_client",
-        "the client is unknown or did not prove who it is",
+        "the client is unknown or its secret is wrong",
         status=401,
         headers={"WWW-Authenticate": 'Basic realm="sandbox", charset="UTF-8"'},
     )

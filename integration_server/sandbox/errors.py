@@ -1,4 +1,4 @@
-"""What the sandbox refuses. Descriptions are fixed texts: nothing that a caller sent is echoed."""
+"""OAuth errors. Descriptions are fixed texts, so that no value of a request is echoed."""
 
 from collections.abc import Mapping
 

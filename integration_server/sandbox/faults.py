@@ -1,6 +1,6 @@
-"""Faults beyond `Fault` itself: answers that are none, and connections that break.
+"""Faults: malformed responses, slow responses and broken connections.
 
-Each is a value for `Behaviour.faults`; `replace(REDIRECT, status=302, handle_first=True)` varies one.
+Each is a value for `Behaviour.faults`. `replace(REDIRECT, status=302, handle_first=True)` makes a variant.
 """
 
 import asyncio
@@ -18,11 +18,10 @@ from integration_server.sandbox.transport import reset, wait_for_disconnect
 _JSON: Final = {"Content-Type": "application/json"}
 
 REDIRECT: Final = Fault(status=307, headers={"Location": "/redirect-target"})
-"""To an endpoint of the sandbox's own; see `Sandbox.redirected_parameters`. 307 has clients repeat the whole
-request.
-"""
+"""A redirect to an endpoint of the sandbox; see `Sandbox.redirected_parameters`. After 307 a client repeats the whole
+request."""
 
-# "s3cret" stands for what a client must neither show nor log of a body.
+# "s3cret" stands for a part of a body that a client must neither show nor log.
 HTML: Final = Fault(
     status=200,
     headers={"Content-Type": "text/html"},
@@ -36,39 +35,39 @@ JSON_ARRAY: Final = Fault(status=200, headers=_JSON, body=b'[{"access_token": "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hang(Fault):
-    """No answer, not even its headers, until the client leaves or the sandbox stops.
+    """No response until the client disconnects or the sandbox stops.
 
-    Of `Fault`'s switches only `handle_first` and `delay` mean something here.
+    Of the attributes of `Fault` only `handle_first` and `delay` apply.
     """
 
     async def respond(self, request: Request, handler: Handler) -> Response:
         await self.run_before_response(request, handler)
         await wait_for_disconnect(request)
-        return Response()  # goes nowhere
+        return Response()  # nobody receives it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reset(Fault):
-    """The connection is reset in place of an answer. Needs a real connection: `run_sandbox`.
+    """The connection is reset instead of a response. Needs a real connection: `run_sandbox`.
 
-    Of `Fault`'s switches only `handle_first` and `delay` mean something here.
+    Of the attributes of `Fault` only `handle_first` and `delay` apply.
     """
 
     async def respond(self, request: Request, handler: Handler) -> Response:
         await self.run_before_response(request, handler)
         reset(request)
         await wait_for_disconnect(request)
-        return Response()  # goes nowhere
+        return Response()  # nobody receives it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResetMidway(Fault):
-    """The headers and half of the body, and then a reset. Needs a real connection: `run_sandbox`.
+    """The headers and half of the body, then a reset. Needs a real connection: `run_sandbox`.
 
-    As with a mere delay, it is the endpoint's own answer that breaks, unless `status` says another.
+    The response is the endpoint's own unless `status` is set.
 
     Attributes:
-        pause: seconds between the half and the reset, which would overtake what is not yet read.
+        pause: seconds between the half and the reset, in which the client reads the half.
     """
 
     pause: float = 0.05
@@ -80,16 +79,16 @@ class ResetMidway(Fault):
             yield bytes(response.body[: len(response.body) // 2])
             await asyncio.sleep(self.pause)
             reset(request)
-            await asyncio.Event().wait()  # what streams this ends when it sees that the connection is gone
+            await asyncio.Event().wait()  # cancelled when the connection is closed
 
         return StreamingResponse(first_half(), response.status_code, response.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowBody(Fault):
-    """The headers at once, and then the body byte by byte.
+    """The headers at once, then the body byte by byte.
 
-    It is the endpoint's own answer that drips, unless `status` says another.
+    The response is the endpoint's own unless `status` is set.
 
     Attributes:
         pause: seconds after each byte.
@@ -110,13 +109,13 @@ class SlowBody(Fault):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OversizedBody(Fault):
-    """The body with spaces behind it, which leave JSON what it was.
+    """The body followed by spaces, which do not change its JSON value.
 
-    It is the endpoint's own answer that is bloated, unless `status` says another.
+    The response is the endpoint's own unless `status` is set.
 
     Attributes:
-        size: bytes of the body as the client should see it.
-        gzip: send it compressed, in a thousandth of its size, whether the client accepts that or not.
+        size: bytes of the decompressed body.
+        gzip: send it compressed to a thousandth, whether the client accepts gzip or not.
     """
 
     size: int = 10 << 20

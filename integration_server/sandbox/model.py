@@ -1,4 +1,4 @@
-"""The values that the provider keeps and hands out. Tokens and codes are the keys they are kept under."""
+"""The values that the provider stores and issues. Tokens and codes are the keys of the stored values."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person at the provider."""
+    """A user at the provider."""
 
     sub: str
     email: str
@@ -24,7 +24,7 @@ SAMPLE_SCOPES = ("read", "write", "openid", "email", "profile", "offline_access"
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """An application that may ask. Without a secret it is a public client (RFC 6749 §2.1)."""
+    """A registered client. Without a secret it is a public client (RFC 6749 §2.1)."""
 
     client_id: str
     client_secret: str | None = field(repr=False)
@@ -34,7 +34,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """The other way in, for the API-key endpoint."""
+    """The API key of the endpoint `/api/account`."""
 
     key: str = field(repr=False)
     secret: str = field(repr=False)
@@ -42,7 +42,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a person allowed a client, once. Every code and token belongs to one and dies with it."""
+    """The scopes that a user granted to a client. Every code and token belongs to a grant and ends with it."""
 
     grant_id: str
     client_id: str
@@ -67,7 +67,7 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """What the token endpoint hands out."""
+    """The tokens that the token endpoint issues."""
 
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
@@ -77,7 +77,7 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class TokenUse:
-    """When a refresh token was used up, and what it yielded."""
+    """When a refresh token was used, and its successor."""
 
     time: datetime
     successor: TokenPair
@@ -91,9 +91,9 @@ class RefreshToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenCall:
-    """One call that reached the token endpoint's work. A fault that answers in its stead leaves none.
+    """A call that the token endpoint handled. A fault without `handle_first` records none.
 
-    `refresh_token` is the `fingerprint` of the one presented; `outcome` is "ok" or an error code.
+    `refresh_token` is the `fingerprint` of the presented token; `outcome` is "ok" or an error code.
     """
 
     grant_type: str | None
@@ -103,5 +103,5 @@ class TokenCall:
 
 
 def fingerprint(token: str) -> str:
-    """Tells tokens apart without showing them."""
+    """A digest that distinguishes tokens without revealing them."""
     return hashlib.sha256(token.encode()).hexdigest()[:16]

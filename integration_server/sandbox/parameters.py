@@ -1,4 +1,4 @@
-"""Reads form-encoded parameters, of a query or of a body: RFC 6749 §3.1, §3.2 and appendix B."""
+"""Decodes form-encoded parameters of a query or body: RFC 6749 §3.1, §3.2 and appendix B."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -11,14 +11,14 @@ from integration_server.sandbox.errors import OAuthError
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a request carries. A parameter without a value counts as omitted (§3.1)."""
+    """The parameters of a request. One without a value counts as omitted (§3.1)."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
     repeated: frozenset[str] = frozenset()
 
     @classmethod
     def decode(cls, encoded: bytes) -> Self:
-        """Raises `OAuthError` (invalid_request) unless it is UTF-8 all through."""
+        """Raises `OAuthError` (invalid_request) if the text is not UTF-8."""
         try:
             pairs = parse_qsl(encoded.decode("utf-8"), errors="strict")
         except UnicodeDecodeError as error:
@@ -35,7 +35,7 @@ class Parameters:
         return self.values[name]
 
     def find_scopes(self) -> tuple[str, ...] | None:
-        """RFC 6749 §3.3: a list with spaces between. In its order, each once."""
+        """The scopes in order, without duplicates (RFC 6749 §3.3); None if the parameter is missing."""
         scope = self.find("scope")
         return None if scope is None else tuple(dict.fromkeys(scope.split(" ")))
 
@@ -46,7 +46,7 @@ class Parameters:
 
 
 async def read_form(request: Request) -> Parameters:
-    """The parameters of a POST's body, and of nothing else: a query string is never looked at (§2.3.1)."""
+    """The parameters of a POST's body. The query is ignored (§2.3.1)."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
         raise OAuthError("invalid_request", "the body must be application/x-www-form-urlencoded")

@@ -1,4 +1,4 @@
-"""What the credentials are good for: a bearer token's endpoint (RFC 6750) and an API key's."""
+"""The protected resources: a bearer token's endpoint (RFC 6750), an API key's, and the target of redirects."""
 
 import secrets
 
@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from integration_server.sandbox.client_authentication import decode_basic
+from integration_server.sandbox.parameters import Parameters
 from integration_server.sandbox.state import Sandbox
 
 
@@ -16,7 +17,7 @@ class Resources:
     async def userinfo(self, request: Request) -> Response:
         token = find_bearer_token(request)
         if token is None:
-            # RFC 6750 §3.1: no error code for a request that carries no token at all.
+            # RFC 6750 §3.1: no error code for a request without a token.
             return _unauthorized('Bearer realm="sandbox"')
         account = self._sandbox.find_account(token)
         if account is None:
@@ -31,6 +32,12 @@ class Resources:
     async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
+    async def redirect_target(self, request: Request) -> Response:
+        """Record the names of the parameters that a client sends to the target of a redirect."""
+        names = set(Parameters.decode(await request.body()).values) | ({"authorization"} & set(request.headers.keys()))
+        self._sandbox.redirected_parameters.append(frozenset(names))
+        return JSONResponse({})
+
     def _has_api_key(self, request: Request) -> bool:
         expected = self._sandbox.api_key
         if (pair := decode_basic(request.headers.get("authorization", ""))) is not None:
@@ -40,7 +47,7 @@ class Resources:
 
 
 def find_bearer_token(request: Request) -> str | None:
-    """The token that a request carries (RFC 6750 §2.1)."""
+    """The request's bearer token (RFC 6750 §2.1)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" and token else None
 

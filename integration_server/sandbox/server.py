@@ -1,4 +1,4 @@
-"""Serves a sandbox over loopback HTTP, inside the event loop of whoever runs it."""
+"""Serves a sandbox over loopback HTTP in the caller's event loop."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from integration_server.sandbox.transport import TransportExposingProtocol
 
 @asynccontextmanager
 async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Yields the base URL, which becomes the sandbox's issuer. Port 0 takes one that is free."""
+    """Run the sandbox; yields its base URL, which becomes its issuer. Port 0 selects a free port."""
     async with serving(create_app(sandbox), host, port) as base_url:
         sandbox.issuer = base_url
         yield base_url
@@ -23,15 +23,15 @@ async def run_sandbox(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) 
 
 @asynccontextmanager
 async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """Serves an application, and yields its base URL.
+    """Serve an app; yields its base URL.
 
-    Requests under way at the end are cut off, as by a process that dies: a fault may hold one for ever.
+    At the end, requests in progress are aborted, because a fault may hold one forever.
     """
     with socket.create_server((host, port)) as listener:
-        # Accepted sockets inherit it. asyncio would not set it on these, and answers would wait 40 ms for nothing.
+        # Accepted sockets inherit it. asyncio does not set it on these, and responses would be delayed by 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         base_url = f"http://{host}:{listener.getsockname()[1]}"
-        server = _QuietServer(
+        server = _SignalFreeServer(
             uvicorn.Config(
                 _suppress_cancellation(app),
                 http=TransportExposingProtocol,
@@ -39,13 +39,13 @@ async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Async
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
-                # Seconds; longer than clients keep their connections.
+                # Seconds; longer than clients keep idle connections.
                 timeout_keep_alive=75,
-                # Seconds; for connections that arrive in the very moment in which the others are cut off.
+                # Seconds; for connections that arrive while the others are being aborted.
                 timeout_graceful_shutdown=1,
             )
         )
-        # The socket listens already: a request that comes before the server is up waits in its backlog.
+        # The socket listens already: requests that arrive before the server runs wait in the backlog.
         serving = asyncio.create_task(server.serve([listener]), name="sandbox")
         try:
             yield base_url
@@ -54,15 +54,15 @@ async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Async
             await serving
 
 
-class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals to whoever owns the process, and waits for nobody when it stops."""
+class _SignalFreeServer(uvicorn.Server):
+    """Installs no signal handlers, and aborts all connections when it stops."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # The connections first: uvicorn has nothing to say about a request whose client is gone.
+        # Connections first: uvicorn logs nothing about a request whose client has disconnected.
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         for request in self.server_state.tasks:
@@ -72,7 +72,7 @@ class _QuietServer(uvicorn.Server):
 
 def _suppress_cancellation(app: ASGIApp) -> ASGIApp:
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        # Only `shutdown` cancels a request, and uvicorn would print a traceback.
+        # Only `shutdown` cancels requests; uvicorn would log a traceback.
         with suppress(asyncio.CancelledError):
             await app(scope, receive, send)
 

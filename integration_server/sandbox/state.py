@@ -1,6 +1,6 @@
-"""What the provider remembers, and the rules of codes, grants and tokens. Knows nothing of HTTP.
+"""The state of the provider and the rules of codes, grants and tokens, without HTTP.
 
-Nothing awaits in here, so that each call is whole in itself however many requests there are.
+No method awaits, so each call is atomic under concurrent requests.
 """
 
 import hashlib
@@ -40,13 +40,12 @@ CODE_VERIFIER: Final = re.compile(r"[A-Za-z0-9._~-]{43,128}")  # RFC 7636 §4.1
 
 
 class Sandbox:
-    """One pretend provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
+    """The state of one provider. `behaviour`, `issuer` and `api_key` may be replaced at any time.
 
-    `scopes` are those it knows; the first is what a request without any asks for (RFC 6749 §3.3).
-    `calls` counts those that came to an endpoint, `in_flight` those that it is working on now, and `max_in_flight`
-    those that it ever worked on at once.
-    `redirected_parameters` has, for each request that followed a redirect to /elsewhere, the names of the form's
-    parameters that it carried, and "authorization" if it had that header.
+    `scopes` are the supported scopes; the first is the default of a request (RFC 6749 §3.3). `calls` counts the calls
+    of each endpoint, `in_flight` those in progress, and `max_in_flight` the maximum in progress at a time.
+    `redirected_parameters` has, for each request to /redirect-target, the names of its form parameters, and
+    "authorization" if it had that header.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class Sandbox:
 
     @contextmanager
     def count_call(self, endpoint: Endpoint) -> Iterator[None]:
-        """A call of the endpoint is under way in this block."""
+        """Count a call of the endpoint, which is in progress in this block."""
         self.calls[endpoint] += 1
         self.in_flight[endpoint] += 1
         self.max_in_flight[endpoint] = max(self.max_in_flight[endpoint], self.in_flight[endpoint])
@@ -94,7 +93,7 @@ class Sandbox:
 
     @property
     def secrets(self) -> set[str]:
-        """All codes and tokens that it has made, dead ones too, with the key and the clients' secrets."""
+        """All codes and tokens that were issued, with the API key and the clients' secrets."""
         clients = {client.client_secret or "" for client in self._clients.values()}
         keys = {self.api_key.key, self.api_key.secret}
         return {*self._codes, *self._access_tokens, *self._refresh_tokens, *keys, *clients} - {""}
@@ -107,7 +106,7 @@ class Sandbox:
         *,
         name: str | None = None,
     ) -> Client:
-        """Makes a client known, or changes it. A request's redirect URI must equal one of `redirect_uris`."""
+        """Add or replace a client. A request's redirect URI must equal one of `redirect_uris`."""
         client = Client(client_id, client_secret, tuple(redirect_uris), name or client_id)
         self._clients[client_id] = client
         return client
@@ -118,7 +117,7 @@ class Sandbox:
     def issue_code(
         self, client: Client, redirect_uri: str, sub: str, scopes: tuple[str, ...], code_challenge: str | None
     ) -> str:
-        """The person `sub` allows `client` what it asks for, as far as `granted_scopes` lets through."""
+        """The user `sub` grants the requested scopes to the client, limited by `granted_scopes`."""
         limit = self.behaviour.granted_scopes
         granted = scopes if limit is None else tuple(scope for scope in scopes if scope in limit)
         grant = Grant(self._token(), client.client_id, sub, granted)
@@ -133,13 +132,13 @@ class Sandbox:
         if record is None or record.grant.client_id != client.client_id:
             raise OAuthError("invalid_grant", "the code is unknown")
         if record.is_spent:
-            # RFC 6749 §4.1.2: a code used twice costs the tokens that came of it.
+            # RFC 6749 §4.1.2: reuse of a code revokes the tokens that were issued for it.
             self._revoke_grant(record.grant)
             raise OAuthError("invalid_grant", "the code was used before")
         if record.grant.grant_id not in self._grants or self.now() >= record.expire_time:
             raise OAuthError("invalid_grant", "the code is no longer valid")
         if redirect_uri != record.redirect_uri:
-            raise OAuthError("invalid_grant", "redirect_uri is not the one that the code was sent to")
+            raise OAuthError("invalid_grant", "redirect_uri differs from that of the authorization request")
         if not _verify_pkce(code_verifier, record.code_challenge):
             raise OAuthError("invalid_grant", "code_verifier does not match")
         self._codes[code] = replace(record, is_spent=True)
@@ -147,9 +146,9 @@ class Sandbox:
         return self._issue(record.grant, record.grant.scopes, refresh_token)
 
     def refresh(self, client: Client, refresh_token: str, scopes: tuple[str, ...] | None) -> TokenPair:
-        """RFC 6749 §6. `scopes` narrows the access token; None keeps what was granted.
+        """RFC 6749 §6. `scopes` restricts the access token; None keeps the granted scopes.
 
-        Raises `OAuthError`: invalid_grant, or invalid_scope for more than was granted.
+        Raises `OAuthError`: invalid_grant, or invalid_scope if scopes were not granted.
         """
         record = self._refresh_tokens.get(refresh_token)
         grant = self._grants.get(record.grant_id) if record else None
@@ -162,7 +161,7 @@ class Sandbox:
         return self._refresh(refresh_token, grant, scopes or grant.scopes)
 
     def exchange(self, access_token: str) -> TokenPair:
-        """Another access token for one that is good, which stays so: what some have instead of refresh tokens.
+        """Another access token for a valid one, which stays valid: some providers do this instead of refresh tokens.
 
         Raises `OAuthError` (invalid_grant).
         """
@@ -173,14 +172,14 @@ class Sandbox:
         return self._issue(grant, grant.scopes, None)
 
     def find_account(self, access_token: str) -> Account | None:
-        """Whose access token this is, while it is good."""
+        """The account of an access token; None if the token is not valid."""
         record = self._access_tokens.get(access_token)
         if record is None or self.now() >= record.expire_time or record.grant_id not in self._grants:
             return None
         return self.accounts[self._grants[record.grant_id].sub]
 
     def revoke(self, client: Client, token: str) -> None:
-        """RFC 7009 §2.1; an unknown or dead token is no error (§2.2).
+        """RFC 7009 §2.1. An unknown or invalid token is not an error (§2.2).
 
         Raises `OAuthError` (invalid_grant) for another client's token.
         """
@@ -201,16 +200,16 @@ class Sandbox:
             self._access_tokens[token] = replace(self._access_tokens[token], expire_time=self.now())
 
     def grants_of(self, account: str) -> list[Grant]:
-        """The live grants of the person with this `sub`, oldest first."""
+        """The active grants of the user with this `sub`, oldest first."""
         return [grant for grant in self._grants.values() if grant.sub == account]
 
     def revoke_grants(self, account: str) -> None:
-        """The person with this `sub` withdraws, at the provider, whatever was allowed so far."""
+        """The user with this `sub` revokes all grants at the provider."""
         for grant in self.grants_of(account):
             self._revoke_grant(grant)
 
     def expire_access_tokens(self) -> None:
-        """Ends the life of every access token; grants and refresh tokens stay."""
+        """Expire all access tokens. Grants and refresh tokens stay valid."""
         now = self.now()
         self._access_tokens = {token: replace(record, expire_time=now) for token, record in self._access_tokens.items()}
 
@@ -247,7 +246,7 @@ class Sandbox:
 
 def _verify_pkce(code_verifier: str | None, code_challenge: str | None) -> bool:
     if code_verifier is None or code_challenge is None:
-        # RFC 9700 §2.1.1: a verifier without a challenge is a downgrade, and no better than the reverse.
+        # RFC 9700 §2.1.1: a verifier without a challenge is a downgrade, and so is the reverse.
         return code_verifier == code_challenge
     digest = hashlib.sha256(code_verifier.encode()).digest()
     proven = urlsafe_b64encode(digest).rstrip(b"=").decode()

@@ -16,7 +16,9 @@ from integration_server.sandbox.state import Sandbox
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
 
 
-class TokenEndpoint:
+class TokenEndpoints:
+    """Issues and revokes tokens."""
+
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
 
@@ -29,32 +31,39 @@ class TokenEndpoint:
             issued = self._grant(client, form)
         except OAuthError as error:
             self._record(form, client, error.code)
-            return _refuse(error)
+            return _error(error)
         self._record(form, client, "ok")
-        return _json(self._describe(issued))
+        return _json(self._token_response(issued))
+
+    async def revoke(self, request: Request) -> Response:
+        try:
+            form = await read_form(request)
+            form.require_no_repetition()
+            self._sandbox.revoke(authenticate_client(self._sandbox, request, form), form.get("token"))
+        except OAuthError as error:
+            return _error(error)
+        return Response(headers=NO_STORE)
 
     def _grant(self, client: Client, form: Parameters) -> TokenPair:
-        grant_type = form.get("grant_type")
-        if grant_type == "authorization_code":
-            return self._sandbox.redeem_code(
-                client, form.get("code"), form.get("redirect_uri"), form.find("code_verifier")
-            )
-        if grant_type == "refresh_token":
-            return self._sandbox.refresh(client, form.get("refresh_token"), form.find_scopes())
+        match form.get("grant_type"):
+            case "authorization_code":
+                code, redirect_uri = form.get("code"), form.get("redirect_uri")
+                return self._sandbox.redeem_code(client, code, redirect_uri, form.find("code_verifier"))
+            case "refresh_token":
+                return self._sandbox.refresh(client, form.get("refresh_token"), form.find_scopes())
         raise OAuthError("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
 
     def _record(self, form: Parameters, client: Client | None, outcome: str) -> None:
         refresh_token = form.find("refresh_token")
-        self._sandbox.token_calls.append(
-            TokenCall(
-                grant_type=form.find("grant_type"),
-                client_id=client.client_id if client else None,
-                refresh_token=fingerprint(refresh_token) if refresh_token else None,
-                outcome=outcome,
-            )
+        call = TokenCall(
+            grant_type=form.find("grant_type"),
+            client_id=client.client_id if client else None,
+            refresh_token=fingerprint(refresh_token) if refresh_token else None,
+            outcome=outcome,
         )
+        self._sandbox.token_calls.append(call)
 
-    def _describe(self, issued: TokenPair) -> dict[str, object]:
+    def _token_response(self, issued: TokenPair) -> dict[str, object]:
         token_response: dict[str, object] = {
             "access_token": issued.access_token,
             "token_type": "Bearer",
@@ -67,22 +76,7 @@ class TokenEndpoint:
         return {name: value for name, value in token_response.items() if value is not OMIT}
 
 
-class RevocationEndpoint:
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-
-    async def revoke(self, request: Request) -> Response:
-        try:
-            form = await read_form(request)
-            form.require_no_repetition()
-            client = authenticate_client(self._sandbox, request, form)
-            self._sandbox.revoke(client, form.get("token"))
-        except OAuthError as error:
-            return _refuse(error)
-        return Response(headers=NO_STORE)
-
-
-def _refuse(error: OAuthError) -> Response:
+def _error(error: OAuthError) -> Response:
     return _json({"error": error.code, "error_description": error.description}, error.status, headers=error.headers)
 
 

@@ -1,4 +1,4 @@
-"""What HTTP servers hide and some faults need: the connection under a request."""
+"""Access to the connection of a request, which some faults need."""
 
 import asyncio
 import socket
@@ -8,12 +8,12 @@ from typing import Final
 from starlette.requests import Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# The linger time is on, and zero: what closes then sends RST, and not the FIN of an orderly end.
+# With a linger time of zero, closing sends RST instead of FIN.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class TransportExposingProtocol(H11Protocol):
-    """uvicorn's protocol, which hands each request its transport along."""
+    """uvicorn's protocol, which adds its transport to the state of each request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.app_state = {**self.app_state, "transport": transport}
@@ -21,13 +21,13 @@ class TransportExposingProtocol(H11Protocol):
 
 
 def reset(request: Request) -> None:
-    """Reset the request's connection. What was sent but not yet received may be lost with it."""
+    """Reset the request's connection. Data that was not received yet may be lost."""
     transport: asyncio.Transport = request.state.transport
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
 
 
 async def wait_for_disconnect(request: Request) -> None:
-    """Until the connection is gone: the client left, it was reset, or the sandbox stops."""
+    """Wait until the connection is closed, by the client, a reset, or the end of the sandbox."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

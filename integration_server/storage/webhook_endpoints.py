@@ -1,8 +1,9 @@
-"""Integrations' own webhook addresses and their secrets, in SQL: fulfils the port `WebhookEndpoints`."""
+"""The SQL store of webhook endpoints and their secrets: implements the port `WebhookEndpoints`."""
 
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, bindparam, insert, select, update
+from sqlalchemy import Insert, Row, Update, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
@@ -15,6 +16,7 @@ _I = integrations.c
 _S = webhook_secrets.c
 
 _SECRETS = (_S.encrypted_secret, _S.secret_set_time, _S.encrypted_previous_secret, _S.previous_expire_time)
+_OWNER = ("integration_id", "uid", "user_id", "integration_type")
 
 _ENDPOINT = select(integrations, *_SECRETS).select_from(integrations.outerjoin(webhook_secrets))
 
@@ -32,7 +34,7 @@ class SqlWebhookEndpoints:
         self._database = database
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
-        """The connected integration of this type with this address, whoever's."""
+        """The connected integration of this type with this uid, of any user."""
         async with self._database.read_connection() as connection:
             found = await connection.execute(_FIND, {"uid": uid, "integration_type": integration_type})
             row = found.one_or_none()
@@ -48,46 +50,29 @@ class SqlWebhookEndpoints:
     async def set_secrets(
         self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
     ) -> bool:
-        """Put secrets in the place of those before. False if there are others by now, or the integration is gone."""
-        values = {
-            "encrypted_secret": secrets.encrypted_secret,
-            "secret_set_time": secrets.secret_set_time,
-            "encrypted_previous_secret": secrets.encrypted_previous_secret,
-            "previous_expire_time": secrets.previous_expire_time,
-        }
+        """Replace the secrets `before`. False if they are no longer current, or the integration was deleted."""
+        statement: Insert | Update
         if before is None:
-            return await self._add(integration, values)
-        replace = (
-            update(webhook_secrets)
-            .where(
-                _S.integration_id == integration.integration_id,
-                _S.user_id == integration.user_id,
-                _S.encrypted_secret == before.encrypted_secret,
+            owner = {name: getattr(integration, name) for name in _OWNER}
+            statement = insert(webhook_secrets).values({**owner, **asdict(secrets)})
+        else:
+            statement = (
+                update(webhook_secrets)
+                .where(
+                    _S.integration_id == integration.integration_id,
+                    _S.user_id == integration.user_id,
+                    _S.encrypted_secret == before.encrypted_secret,
+                )
+                .values(asdict(secrets))
             )
-            .values(values)
-        )
-        async with self._database.write_transaction() as connection:
-            return (await connection.execute(replace)).rowcount == 1
-
-    async def _add(self, integration: Integration, values: dict[str, Any]) -> bool:
-        owner = {
-            "integration_id": integration.integration_id,
-            "uid": integration.uid,
-            "user_id": integration.user_id,
-            "integration_type": integration.integration_type,
-        }
         try:
             async with self._database.write_transaction() as connection:
-                await connection.execute(insert(webhook_secrets).values({**owner, **values}))
-        except IntegrityError:  # another was quicker, or the integration is gone
+                return (await connection.execute(statement)).rowcount == 1
+        except IntegrityError:  # others were inserted in the meantime, or the integration was deleted
             return False
-        return True
 
 
 def _endpoint(row: Row[Any]) -> WebhookEndpoint:
-    secrets = None
-    if row.encrypted_secret is not None:
-        secrets = StoredWebhookSecrets(
-            row.encrypted_secret, row.secret_set_time, row.encrypted_previous_secret, row.previous_expire_time
-        )
+    values = {column.name: getattr(row, column.name) for column in _SECRETS}
+    secrets = None if row.encrypted_secret is None else StoredWebhookSecrets(**values)
     return WebhookEndpoint(stored_integration_of(row), secrets)

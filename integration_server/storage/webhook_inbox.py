@@ -1,12 +1,13 @@
-"""What webhooks have brought, in SQL: fulfils the port `WebhookInbox`.
+"""The SQL store of received webhook events: implements the port `WebhookInbox`.
 
-Events of an integration are stored one transaction after another: each holds the integration's row until it is
-committed, so that numbers become visible in their order. That an event is new is found out before, where nobody waits;
-if it has come with another delivery meanwhile, its name stands in the way, and all is stored anew without it.
+Transactions that add events of one integration are serialized by a lock on the integration's row, so that numbers
+become visible in order. Known events are looked up before, without a lock. If another delivery stores one of the events
+in the meantime, a unique constraint rejects the insert, and the remaining events are inserted without it.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
@@ -24,7 +25,7 @@ from integration_server.storage.tables import integrations, webhook_consumer_off
 
 _I = integrations.c
 _E = webhook_events.c
-_P = webhook_consumer_offsets.c
+_O = webhook_consumer_offsets.c
 
 _RECIPIENTS = (
     select(integrations)
@@ -47,57 +48,60 @@ _RESERVE_NUMBERS = (
 )
 _INSERT = insert(webhook_events)
 
-_PRUNE_BATCH_SIZE = 500  # short transactions, so that nobody waits for them
+_PRUNE_BATCH_SIZE = 500  # rows; short transactions block no other
 
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class SqlWebhookInbox:
-    """A `WebhookInbox` over a SQL database. `on_change` is told at once which integration's grant has ended."""
+    """A `WebhookInbox` over a SQL database. Calls `on_change` with each integration whose grant has ended."""
 
     def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
         self._database = database
         self._on_change = on_change
 
     async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
-        """The connected integrations of these accounts, whoever's, in the order of their ids."""
-        of_accounts = {"account_ids": sorted(account_ids), "type": integration_type}
+        """The connected integrations of these accounts, of any user, by id."""
+        parameters = {"account_ids": sorted(account_ids), "type": integration_type}
         async with self._database.read_connection() as connection:
-            return [integration_of(row) for row in (await connection.execute(_RECIPIENTS, of_accounts)).all()]
+            return [integration_of(row) for row in (await connection.execute(_RECIPIENTS, parameters)).all()]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
-        """Which of these events these integrations have already."""
+        """Which of these events are stored for these integrations."""
         lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
         async with self._database.read_connection() as connection:
             rows = (await connection.execute(_EXISTING_EVENTS, lookup)).all()
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store those that are not known, all or none; which they were."""
-        new = _deduplicate(events)
+        """Store the events that are not stored yet, all or none, and return them."""
+        unique: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
+        for event in events:
+            unique.setdefault(_key(event), event)
+        new = tuple(unique.values())
         while new:
             try:
                 return await self._add(new, now)
             except IntegrityError:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
-                left = [event for event in new if _key(event) not in known]
-                if len(left) == len(new):
+                remaining = tuple(event for event in new if _key(event) not in known)
+                if len(remaining) == len(new):
                     raise
-                new = left
+                new = remaining
         return new
 
     async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store them all. Raises `IntegrityError` if one is there already."""
+        """Store all events. Raises `IntegrityError` if one of them is stored already."""
         by_integration: defaultdict[IntegrationId, list[NewWebhookEvent]] = defaultdict(list)
         for event in events:
             by_integration[event.integration.integration_id].append(event)
         added: list[NewWebhookEvent] = []
         try:
             async with self._database.write_transaction() as connection:
-                for integration_id in sorted(by_integration):  # in order, so that none waits for another in a circle
+                for integration_id in sorted(by_integration):  # in order, which prevents deadlocks
                     if await _append(connection, integration_id, by_integration[integration_id], now):
                         added += by_integration[integration_id]
         finally:
@@ -106,7 +110,7 @@ class SqlWebhookInbox:
         return added
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
-        """An integration's events above a number: at most `limit`, and of at most so many bytes, but for the first."""
+        """An integration's events with a number above `after`: at most `limit`, of at most `max_bytes` together."""
         following = (
             select(_E.number, func.length(_E.encrypted_payload).label("size"))
             .select_from(webhook_events.join(integrations))
@@ -126,13 +130,13 @@ class SqlWebhookInbox:
 
     async def consumer_offset(self, integration: Integration, consumer: str) -> int:
         """The number that the consumer has acknowledged last; 0 for none."""
-        query = select(_P.number).where(_P.integration_id == integration.integration_id, _P.consumer == consumer)
+        query = select(_O.number).where(_O.integration_id == integration.integration_id, _O.consumer == consumer)
         async with self._database.read_connection() as connection:
             return await connection.scalar(query) or 0
 
     async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
-        """Move the consumer's place there, unless it is further; where it is. None if there is no such event yet."""
-        # The lock keeps the row from going before the place refers to it; SQLite's transaction does so by itself.
+        """Advance the consumer's offset, never back. Returns the offset; None if there is no such event."""
+        # The lock prevents the deletion of the row before the offset refers to it. On SQLite the transaction does.
         last = (
             select(_I.last_webhook_number)
             .where(*matches_integration(integration.integration_id, integration.user_id))
@@ -145,21 +149,16 @@ class SqlWebhookInbox:
             move = _UPSERTS[connection.dialect.name](webhook_consumer_offsets).values(
                 integration_id=integration.integration_id, consumer=consumer, number=number
             )
-            advanced = case((_P.number > move.excluded.number, _P.number), else_=move.excluded.number)
-            return int(
-                (
-                    await connection.execute(
-                        move.on_conflict_do_update(
-                            index_elements=[_P.integration_id, _P.consumer], set_={"number": advanced}
-                        ).returning(_P.number)
-                    )
-                ).scalar_one()
-            )
+            advanced = case((_O.number > move.excluded.number, _O.number), else_=move.excluded.number)
+            upsert = move.on_conflict_do_update(
+                index_elements=[_O.integration_id, _O.consumer], set_={"number": advanced}
+            ).returning(_O.number)
+            return int((await connection.execute(upsert)).scalar_one())
 
     async def prune(self, before: datetime) -> int:
-        """Forget some of everybody's events that came before then; how many there were."""
+        """Delete a batch of events received before then, of any user. Returns how many."""
         old = select(_E.webhook_event_id).where(_E.receive_time < before).order_by(_E.receive_time)
-        some = old.limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)  # others may be at it too
+        some = old.limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)  # other servers may prune too
         async with self._database.write_transaction() as connection:
             statement = delete(webhook_events).where(_E.webhook_event_id.in_(some))
             return (await connection.execute(statement)).rowcount
@@ -168,8 +167,8 @@ class SqlWebhookInbox:
 async def _append(
     connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent], now: datetime
 ) -> bool:
-    """Number and store an integration's events, and end its grant if one says so. False if it is gone."""
-    # Taken first, since that keeps others' events, and the row's going, back until the end of the transaction.
+    """Number and insert an integration's events, and end its grant if one reports that. False if it was deleted."""
+    # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
     row = (await connection.execute(_RESERVE_NUMBERS, {"id": integration_id, "more": len(events)})).one_or_none()
     if row is None:
         return False
@@ -197,7 +196,7 @@ def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -
 
 
 def _invalidate_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`
-    """For an integration that was connected before."""
+    """An update of an integration that was connected before `now`."""
     values = refresh_failure_values(failure, reauthorization_required=True)
     return update(integrations).where(_I.connect_time <= literal(now, _I.connect_time.type)).values(values)
 
@@ -206,15 +205,5 @@ def _key(event: NewWebhookEvent) -> tuple[IntegrationId, str]:
     return event.integration.integration_id, event.event_id
 
 
-def _deduplicate(events: Sequence[NewWebhookEvent]) -> Sequence[NewWebhookEvent]:
-    """Those that a delivery has twice, once."""
-    first: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
-    for event in events:
-        first.setdefault(_key(event), event)
-    return tuple(first.values())
-
-
 def _stored_event(row: Row[Any]) -> StoredWebhookEvent:
-    return StoredWebhookEvent(
-        row.number, row.uid, row.event_id, row.event_type, row.receive_time, row.encrypted_payload
-    )
+    return StoredWebhookEvent(*(getattr(row, field.name) for field in fields(StoredWebhookEvent)))

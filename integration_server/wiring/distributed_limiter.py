@@ -1,4 +1,4 @@
-"""Where calls to providers are counted."""
+"""Selects where calls to providers are counted."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,15 +9,14 @@ from integration_server.settings import SettingsError
 
 @asynccontextmanager
 async def open_distributed_limiter(url: str | None) -> AsyncIterator[DistributedLimiter]:
-    """What counts calls to providers for all servers that name the same storage; without one each counts its own."""
+    """The limiter for all servers that use the same Redis; without a URL each server counts for itself only."""
     if url is None:
         yield NoDistributedLimiter()
         return
     try:
         from integration_server.storage.redis_limits import RedisLimiter  # noqa: PLC0415  # an optional extra
     except ModuleNotFoundError as error:
-        raise SettingsError(
-            ["RATE_LIMIT_REDIS_URL: needs the extra `redis`: pip install 'integration-server[redis]'"]
-        ) from error
+        message = "RATE_LIMIT_REDIS_URL: needs the extra `redis`: pip install 'integration-server[redis]'"
+        raise SettingsError([message]) from error
     async with RedisLimiter(url) as distributed_limiter:
         yield distributed_limiter

@@ -1,4 +1,4 @@
-"""What every `WebhookInbox` and `WebhookEndpoints` has to do, whatever it keeps its rows in."""
+"""Contract suites that every `WebhookInbox` and `WebhookEndpoints` passes."""
 
 import asyncio
 import itertools
@@ -27,25 +27,25 @@ _numbers: Iterator[int] = itertools.count()
 
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
-    """An event that nobody stored yet."""
-    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"sealed payload")
+    """An event to store."""
+    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
     return replace(blank, **changes)
 
 
 def ids_of(page: WebhookPage) -> list[tuple[int, str]]:
-    """Numbers and names."""
+    """Number and id of each event."""
     return [(event.number, event.event_id) for event in page.events]
 
 
 async def all_of(inbox: WebhookInbox, integration: Integration) -> list[tuple[int, str]]:
-    """Everything of an integration."""
+    """All events of an integration."""
     return ids_of(await inbox.list(integration, 0, 1000, PLENTY))
 
 
 class WebhookInboxContract:
-    """The tests; who inherits them provides the fixtures `inbox`, `integrations` and `attempts`."""
+    """Subclasses provide the fixtures `inbox`, `integrations` and `attempts`."""
 
-    async def test_events_are_kept_as_they_came(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await connected(integrations)
         event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0sealed")
         assert list(await inbox.add([event], LATER)) == [event]
@@ -62,7 +62,7 @@ class WebhookInboxContract:
         assert await all_of(inbox, first) == [(1, "a"), (2, "b")]
         assert await all_of(inbox, second) == [(1, "a"), (2, "c")]
 
-    async def test_an_event_is_kept_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_an_event_is_stored_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration, other = await connected(integrations), await connected(integrations)
         await inbox.add([new_event(integration, "a"), new_event(integration, "a")], NOW)
         again = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
@@ -72,7 +72,7 @@ class WebhookInboxContract:
         both = [integration.integration_id, other.integration_id]
         assert set(await inbox.known(both, ["a", "b", "c"])) == {(both[0], "a"), (both[0], "b"), (both[1], "a")}
 
-    async def test_many_at_once_keep_the_numbers_whole(
+    async def test_concurrent_deliveries_number_without_gaps(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         integration = await connected(integrations)
@@ -83,7 +83,7 @@ class WebhookInboxContract:
         assert [number for number, _ in kept] == list(range(1, 11))
         assert len({event_id for _, event_id in kept}) == 10
 
-    async def test_deliveries_that_share_events_keep_each_once(
+    async def test_deliveries_that_share_events_store_each_once(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         one, two = await connected(integrations), await connected(integrations)
@@ -110,7 +110,7 @@ class WebhookInboxContract:
         await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in crossing))
         assert len(await all_of(inbox, one)) == len(await all_of(inbox, two)) == 10
 
-    async def test_what_is_not_there_or_pending_gets_nothing(
+    async def test_unknown_and_pending_integrations_store_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         gone, unfinished = await connected(integrations), await pending(integrations, attempts)
@@ -127,7 +127,9 @@ class WebhookInboxContract:
         assert not await all_of(inbox, bobs)
         assert await inbox.acknowledge(bobs, "c", 1) is None
 
-    async def test_pages_end_at_a_number_or_a_size(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
+    async def test_pages_are_limited_by_number_and_size(
+        self, integrations: IntegrationStore, inbox: WebhookInbox
+    ) -> None:
         integration = await connected(integrations)
         sizes = [100, 100, 100, 500, 100]
         events = [new_event(integration, f"e-{at}", encrypted_payload=b"x" * size) for at, size in enumerate(sizes)]
@@ -136,7 +138,7 @@ class WebhookInboxContract:
             (0, 2, 1000, [1, 2], False),
             (0, 10, 250, [1, 2], False),
             (2, 10, 100, [3], False),
-            (3, 10, 100, [4], False),  # larger than a page, and alone on one
+            (3, 10, 100, [4], False),  # larger than a page, and alone on its page
             (3, 2, 1000, [4, 5], True),
             (4, 10, 1, [5], True),
             (5, 10, 1000, [], True),
@@ -159,9 +161,7 @@ class WebhookInboxContract:
         assert await inbox.acknowledge(other, "mail", 1) is None
         assert await inbox.consumer_offset(integration, "mail") == 2
 
-    async def test_old_events_are_forgotten_and_their_numbers_not_given_again(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
-    ) -> None:
+    async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await connected(integrations)
         await inbox.add([new_event(integration, "old")], NOW)
         await inbox.add([new_event(integration, "new")], LATER)
@@ -184,7 +184,7 @@ class WebhookInboxContract:
         await inbox.add([new_event(integration, "a", ends_grant=ENDED)], LATER)
         assert await now_of(integrations, integration) == ended
 
-    async def test_one_that_was_connected_since_keeps_its_grant(
+    async def test_an_integration_connected_since_keeps_its_grant(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
         integration = await connected(integrations)
@@ -192,7 +192,7 @@ class WebhookInboxContract:
         assert await now_of(integrations, integration) == integration
         assert await all_of(inbox, integration) == [(1, "late")]
 
-    async def test_addressees_are_connected_and_have_the_account(
+    async def test_recipients_are_connected_and_have_the_account(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
         anns = await connected(integrations, ANN, "a-1")
@@ -207,7 +207,7 @@ class WebhookInboxContract:
 
 
 class WebhookEndpointsContract:
-    """The tests; who inherits them provides the fixtures `endpoints`, `integrations` and `attempts`."""
+    """Subclasses provide the fixtures `endpoints`, `integrations` and `attempts`."""
 
     async def test_an_address_finds_its_connected_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints
@@ -224,7 +224,7 @@ class WebhookEndpointsContract:
         assert found.stored.integration == unfinished
         assert await endpoints.find_by_id(integration.integration_id, BOB) is None
 
-    async def test_secrets_take_the_place_of_those_that_were_seen(
+    async def test_secrets_are_replaced_if_unchanged(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         integration = await connected(integrations)
@@ -238,7 +238,7 @@ class WebhookEndpointsContract:
         assert found is not None
         assert found.secrets == second
 
-    async def test_nobody_sets_anothers_or_what_is_gone(
+    async def test_secrets_of_other_users_or_deleted_integrations_are_not_set(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         anns, gone = await connected(integrations), await connected(integrations)

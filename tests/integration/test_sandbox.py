@@ -14,7 +14,7 @@ from integration_server.sandbox import Behaviour, Fault, Hang, Reset, ResetMidwa
 from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 
-async def test_whole_life_of_a_connection() -> None:
+async def test_connect_refresh_and_revoke() -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url) as http:
         application = OAuthClient(http, sandbox)
@@ -43,7 +43,7 @@ async def test_whole_life_of_a_connection() -> None:
     ]
 
 
-async def test_fifty_exchanges_of_one_code_have_one_winner() -> None:
+async def test_of_fifty_exchanges_of_one_code_one_succeeds() -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url) as http:
         application = OAuthClient(http, sandbox)
@@ -56,7 +56,7 @@ async def test_fifty_exchanges_of_one_code_have_one_winner() -> None:
 
 @pytest.mark.parametrize("handle_first", [False, True])
 @pytest.mark.parametrize("fault", [Hang(), Reset()], ids=["hang", "reset"])
-async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault, handle_first: bool) -> None:
+async def test_a_response_is_lost_before_or_after_the_work(fault: Fault, handle_first: bool) -> None:
     sandbox = Sandbox()
     async with run_sandbox(sandbox) as base_url, httpx.AsyncClient(base_url=base_url, timeout=30) as http:
         application = OAuthClient(http, sandbox)
@@ -76,11 +76,11 @@ async def test_loses_an_answer_with_or_without_having_done_the_work(fault: Fault
             assert response.status_code == 200
 
 
-async def test_resets_in_place_of_an_answer() -> None:
+async def test_resets_instead_of_a_response() -> None:
     assert await received_of(Reset()) == b""
 
 
-async def test_resets_in_the_middle_of_an_answer() -> None:
+async def test_resets_in_the_middle_of_a_response() -> None:
     received = await received_of(ResetMidway(status=200, body=b"x" * 10))
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"content-length: 10\r\n" in received
@@ -105,7 +105,7 @@ async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamReader) ->
 
 
 @pytest.mark.parametrize("fault", [Hang(), Fault(delay=3600), SlowBody(pause=3600)], ids=["hang", "delay", "drip"])
-async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_request_hangs(
+async def test_stops_at_once_and_silently_while_a_request_hangs(
     fault: Fault, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -113,7 +113,7 @@ async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_re
     async with httpx.AsyncClient() as http:
         async with run_sandbox(sandbox) as base_url:
             request = asyncio.create_task(http.get(base_url + "/healthz"))
-            while not sandbox.calls["healthz"]:  # noqa: ASYNC110  # only asking can tell
+            while not sandbox.calls["healthz"]:  # noqa: ASYNC110  # there is no event to wait for
                 await asyncio.sleep(0.01)
             assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
             begin = time.perf_counter()
@@ -126,7 +126,7 @@ async def test_leaves_signals_alone_and_stops_at_once_and_silently_although_a_re
     assert capfd.readouterr() == ("", "")
 
 
-async def test_serves_again_on_the_port_that_it_had() -> None:
+async def test_serves_again_on_the_same_port() -> None:
     sandbox = Sandbox()
     async with httpx.AsyncClient() as http:
         async with run_sandbox(sandbox) as first_url:

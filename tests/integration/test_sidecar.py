@@ -1,4 +1,4 @@
-"""The sidecar over loopback: real HTTP in front of it, a real gRPC server behind it."""
+"""The sidecar with real HTTP clients and a real gRPC server, over loopback."""
 
 import asyncio
 import logging
@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FakeIntegrations(IntegrationServiceServicer):
-    """Sends every callback back to an app, unless it is told to fail or to wait."""
+    """Returns a redirect URL for every callback, unless `failure` is set; waits until `may_respond` is set."""
 
     def __init__(self) -> None:
         self.callbacks: list[HandleCallbackRequest] = []
@@ -60,7 +60,7 @@ class FakeIntegrations(IntegrationServiceServicer):
 
 
 class Backend:
-    """A small gRPC server, and what it is made of."""
+    """A gRPC server with its servicers."""
 
     def __init__(self) -> None:
         self.integrations = FakeIntegrations()  # type: ignore[abstract]  # the sidecar calls one RPC only
@@ -103,7 +103,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-async def test_a_browser_comes_back_and_goes_on_to_the_app(client: httpx.AsyncClient, backend: Backend) -> None:
+async def test_a_browser_is_redirected_to_the_app(client: httpx.AsyncClient, backend: Backend) -> None:
     response = await client.get(CALLBACK, params=QUERY, headers=BROWSER)
 
     assert response.status_code == 303
@@ -124,16 +124,14 @@ async def test_a_program_gets_json(client: httpx.AsyncClient) -> None:
     assert "server" not in response.headers
 
 
-async def test_the_servers_error_arrives_with_its_reason_and_its_delay(
-    client: httpx.AsyncClient, backend: Backend
-) -> None:
+async def test_an_error_of_the_server_keeps_its_reason_and_delay(client: httpx.AsyncClient, backend: Backend) -> None:
     info, retry = PackedMessage(), PackedMessage()
     info.Pack(error_details_pb2.ErrorInfo(reason="STORE_UNAVAILABLE", domain="integrations.v1"))
     delay = error_details_pb2.RetryInfo()
     delay.retry_delay.FromSeconds(7)
     retry.Pack(delay)
     backend.integrations.failure = status_pb2.Status(
-        code=14, message="the store is away · später", details=[info, retry]
+        code=14, message="the store is unavailable · später", details=[info, retry]
     )
 
     response = await client.get(CALLBACK, params=QUERY)
@@ -143,11 +141,11 @@ async def test_the_servers_error_arrives_with_its_reason_and_its_delay(
     assert response.json() == {
         "success": False,
         "reason": "STORE_UNAVAILABLE",
-        "message": "the store is away · später",
+        "message": "the store is unavailable · später",
     }
 
 
-async def test_readiness_follows_the_servers_health(client: httpx.AsyncClient, backend: Backend) -> None:
+async def test_readiness_follows_the_health_of_the_server(client: httpx.AsyncClient, backend: Backend) -> None:
     statuses = []
     for health in (HealthCheckResponse.NOT_SERVING, HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING):
         await backend.health.set("", health)
@@ -156,7 +154,7 @@ async def test_readiness_follows_the_servers_health(client: httpx.AsyncClient, b
     assert statuses == [503, 200, 503]
 
 
-async def test_starts_before_its_server_and_finds_it_when_it_comes(backend: Backend) -> None:
+async def test_starts_before_its_server_and_connects_later(backend: Backend) -> None:
     target = f"127.0.0.1:{free_port()}"
     await backend.health.set("", HealthCheckResponse.SERVING)
     async with sidecar(target) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
@@ -171,13 +169,11 @@ async def test_starts_before_its_server_and_finds_it_when_it_comes(backend: Back
 
 
 async def wait_until_ready(client: httpx.AsyncClient) -> None:
-    while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # only asking can tell
+    while (await client.get("/readyz")).status_code != 200:  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(0.05)
 
 
-async def test_goes_straight_to_its_server_whatever_proxy_the_environment_names(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_ignores_proxies_of_the_environment(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
@@ -198,14 +194,14 @@ async def test_a_taken_port_is_an_error_that_names_the_address() -> None:
             await sidecar("127.0.0.1:1", port=port).__aenter__()
 
 
-async def test_its_port_is_free_again_when_it_has_stopped() -> None:
+async def test_the_port_is_free_after_the_stop() -> None:
     port = free_port()
     for _ in range(2):
         async with sidecar("127.0.0.1:1", port=port) as url:
             assert url == f"http://127.0.0.1:{port}"
 
 
-async def test_can_be_left_at_once() -> None:
+async def test_stops_at_once() -> None:
     async with asyncio.timeout(60), sidecar("127.0.0.1:1"):
         pass
 
@@ -220,7 +216,7 @@ async def test_serves_on_ipv6() -> None:
         assert (await client.get(f"{url}/healthz")).status_code == 200
 
 
-async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend) -> None:
+async def test_a_request_in_progress_is_completed_before_the_stop(backend: Backend) -> None:
     backend.integrations.may_respond.clear()
     async with backend.serving() as target, httpx.AsyncClient(trust_env=False) as client:
         running = sidecar(target)
@@ -238,7 +234,7 @@ async def test_a_request_under_way_is_answered_before_it_stops(backend: Backend)
 
 
 async def refuses_connections(url: str) -> None:
-    """Comes back when nobody takes connections there any more."""
+    """Wait until connections are refused."""
     async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
         while True:
             try:
@@ -248,7 +244,7 @@ async def refuses_connections(url: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_leaves_the_signals_of_the_process_alone() -> None:
+async def test_installs_no_signal_handlers() -> None:
     def handlers() -> list[Any]:
         return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -262,7 +258,7 @@ async def test_code_and_state_are_in_no_log_at_any_level(
     backend: Backend, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     structlog.reset_defaults()
-    for client_log in ("httpx", "httpcore"):  # the browser's own diary is its own business
+    for client_log in ("httpx", "httpcore"):  # the client's own log contains the URL
         caplog.set_level(logging.WARNING, client_log)
     caplog.set_level(1)
     async with (
@@ -290,7 +286,7 @@ async def test_code_and_state_are_in_no_log_at_any_level(
     ],
     ids=["endless-path", "endless-header", "tls", "two-lengths"],
 )
-async def test_what_is_no_request_of_ours_is_refused_and_the_next_one_served(
+async def test_malformed_http_is_rejected_and_the_next_request_served(
     client: httpx.AsyncClient, request_bytes: bytes
 ) -> None:
     url = client.base_url

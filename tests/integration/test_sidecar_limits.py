@@ -1,6 +1,6 @@
-"""Clients that are slow, silent or greedy, over real sockets: the sidecar lets go of them, and goes on serving others.
+"""Slow, idle and greedy clients over real sockets: the sidecar disconnects them and continues to serve others.
 
-What uvicorn does with them by itself is the other half of each test.
+The negative controls show what uvicorn alone does.
 """
 
 import asyncio
@@ -26,29 +26,29 @@ DEADLINE = 60.0  # seconds; the machine may be busy
 SOON = timedelta(seconds=0.3)
 GET = b"GET /healthz HTTP/1.1\r\nHost: sidecar\r\n"
 POST = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\n"
-ANSWERED = b"HTTP/1.1 405 "  # to a POST of /healthz that came whole
+RESPONSE_405 = b"HTTP/1.1 405 "  # the response to a complete POST of /healthz
 
 
 @dataclass
 class RawConnection:
-    """A connection of a client that writes what it likes, when it likes."""
+    """A client connection that sends raw bytes."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
-        with suppress(OSError):  # the server may have had enough
+        with suppress(OSError):  # the server may have closed the connection
             await self.writer.drain()
 
     async def drip(self, data: bytes, every: float = 0.05) -> NoReturn:
-        """Say something again and again."""
+        """Send `data` repeatedly."""
         while True:
             await self.send(data)
             await asyncio.sleep(every)
 
     async def response(self) -> bytes:
-        """The head of one answer; its body is read too."""
+        """The head of one response, whose body is read too."""
         async with asyncio.timeout(DEADLINE):
             head = await self.reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length: ")[1].split()[0])
@@ -56,7 +56,7 @@ class RawConnection:
             return head
 
     async def received(self) -> bytes:
-        """All that the server says until it closes."""
+        """All data until the server closes the connection."""
         async with asyncio.timeout(DEADLINE):
             with suppress(ConnectionError):
                 return await self.reader.read()
@@ -85,7 +85,7 @@ async def limited(limits: HttpLimits) -> AsyncIterator[int]:
 
 
 async def nothing(*_arguments: object, **_options: object) -> NoReturn:
-    raise AssertionError("no test here gets this far")
+    raise AssertionError("no test calls an RPC")
 
 
 @asynccontextmanager
@@ -107,10 +107,10 @@ async def unlimited() -> AsyncIterator[int]:
 
 
 async def is_served(port: int) -> bool:
-    """Whether a client that means well is; on a busy machine it may be a slow one itself, and try again."""
+    """Whether a well-behaved client is served. On a busy machine it may time out itself, and retries."""
     async with asyncio.timeout(DEADLINE), httpx.AsyncClient(trust_env=False, timeout=DEADLINE) as client:
         while True:
-            with suppress(httpx.ReadError):  # it was let go between connecting and asking
+            with suppress(httpx.ReadError):  # disconnected between connecting and sending
                 status = (await client.get(f"http://127.0.0.1:{port}/healthz")).status_code
                 if status != 408:
                     return status == 200
@@ -120,7 +120,7 @@ async def is_served(port: int) -> bool:
 
 
 async def send_nothing(connection: RawConnection) -> None:
-    """Connect, and that is all."""
+    """Connect only."""
 
 
 async def begin(connection: RawConnection) -> None:
@@ -160,7 +160,7 @@ SLOW = [send_nothing, begin, stop_in_body, stop_in_body_to_a_head, *DRIPPING]
 
 
 async def while_attacked(port: int, attack: Attack) -> bytes:
-    """What an attacker hears until the connection is closed."""
+    """The data that an attacker receives until the connection is closed."""
     async with connect(port) as connection:
         attacking = asyncio.ensure_future(attack(connection))
         try:
@@ -171,32 +171,32 @@ async def while_attacked(port: int, attack: Attack) -> bytes:
 
 
 @pytest.mark.parametrize("attack", SLOW)
-async def test_a_slow_client_is_told_and_let_go(attack: Attack) -> None:
+async def test_a_slow_client_gets_408_and_is_disconnected(attack: Attack) -> None:
     async with limited(replace(USUAL, header_timeout=SOON, body_timeout=SOON)) as port:
         received = await while_attacked(port, attack)
-        # Whoever goes on talking to a closed connection loses what it has not read yet.
+        # A client that sends on a closed connection loses data that it has not read yet.
         has_status = b"HTTP/1.1 408 " in received and b"Content-Security-Policy: default-src 'none'" in received
         assert has_status or (attack in DRIPPING and received == b"")
         assert await is_served(port)
 
 
 @pytest.mark.parametrize("attack", SLOW)
-async def test_uvicorn_alone_would_wait_for_it(attack: Attack) -> None:
+async def test_negative_control_uvicorn_alone_waits_for_a_slow_client(attack: Attack) -> None:
     async with unlimited() as port:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(4 * SOON.total_seconds()):
                 await while_attacked(port, attack)
 
 
-async def test_a_request_that_takes_its_time_but_not_too_much_is_answered() -> None:
+async def test_a_request_within_the_timeouts_is_served() -> None:
     async with limited(USUAL) as port, connect(port) as connection:
         for part in (POST[:10], POST[10:], b"Content-Length: 4\r\n", b"Connection: close\r\n\r\n", b"a", b"b", b"cd"):
             await connection.send(part)
             await asyncio.sleep(0.01)
-        assert (await connection.received()).startswith(ANSWERED)
+        assert (await connection.received()).startswith(RESPONSE_405)
 
 
-async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_head_has() -> None:
+async def test_an_idle_connection_is_kept_longer_than_the_header_timeout() -> None:
     timeout = timedelta(seconds=1)
     limits = replace(USUAL, header_timeout=timeout, response_timeout=timeout)
     async with limited(limits) as port, connect(port) as connection:
@@ -207,21 +207,21 @@ async def test_a_connection_is_kept_for_a_next_request_however_little_time_a_hea
                 await asyncio.sleep(2 * timeout.total_seconds())
 
 
-async def test_a_connection_without_a_next_request_is_closed() -> None:
+async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> None:
     async with limited(replace(USUAL, keepalive_timeout=timedelta(seconds=1))) as port, connect(port) as connection:
         await connection.send(GET + b"\r\n")
         assert (await connection.received()).startswith(b"HTTP/1.1 200 ")
 
 
 async def read_nothing(connection: RawConnection) -> None:
-    """Ask and ask, and never listen to the answers."""
+    """Send requests and read no responses."""
     connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.reader._transport.pause_reading()  # type: ignore[attr-defined]  # there is no other way not to listen
+    connection.reader._transport.pause_reading()  # type: ignore[attr-defined]  # the only way to stop reading
     await connection.drip(200 * (GET + b"\r\n"), every=0)
 
 
-async def test_requests_sent_at_once_have_their_time_each() -> None:
-    """As many as take several times as long together as one may."""
+async def test_each_pipelined_request_has_its_own_timeout() -> None:
+    """Together the requests take several times the timeout of one."""
     response_timeout = timedelta(seconds=1)
     async with limited(replace(USUAL, response_timeout=response_timeout)) as port, connect(port) as connection:
         started = asyncio.get_running_loop().time()
@@ -231,8 +231,8 @@ async def test_requests_sent_at_once_have_their_time_each() -> None:
                 await connection.response()
 
 
-async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
-    """Whether the attacker's connection is still there after so long."""
+async def is_connected_after(port: int, attack: Attack, seconds: float) -> bool:
+    """Whether the attacker's connection is still open after `seconds`."""
     async with connect(port) as connection:
         attacking = asyncio.ensure_future(attack(connection))
         try:
@@ -247,40 +247,43 @@ async def connections_after(port: int, attack: Attack, seconds: float) -> bool:
             await asyncio.gather(attacking, return_exceptions=True)
 
 
-async def test_a_client_that_does_not_listen_is_let_go() -> None:
+async def test_a_client_that_does_not_read_is_disconnected() -> None:
     async with limited(replace(USUAL, response_timeout=SOON)) as port:
-        assert not await connections_after(port, read_nothing, DEADLINE)
+        assert not await is_connected_after(port, read_nothing, DEADLINE)
         assert await is_served(port)
 
 
-async def test_uvicorn_alone_would_keep_it() -> None:
+async def test_negative_control_uvicorn_alone_keeps_a_client_that_does_not_read() -> None:
     async with unlimited() as port:
-        assert await connections_after(port, read_nothing, 8 * SOON.total_seconds())
+        assert await is_connected_after(port, read_nothing, 8 * SOON.total_seconds())
 
 
 # --- too many of them ----------------------------------------------------------------------------------------------
 
 
-async def test_a_new_client_takes_the_place_of_the_one_that_has_been_silent_for_longest() -> None:
+async def test_a_new_connection_replaces_the_longest_idle_one() -> None:
     async with limited(replace(USUAL, connections=5)) as port, AsyncExitStack() as stack:
-        silent = [await stack.enter_async_context(connect(port)) for _ in range(20)]
+        idle = [await stack.enter_async_context(connect(port)) for _ in range(20)]
         for _ in range(3):
             assert await is_served(port)
-        assert [await connection.received() for connection in silent[:16]] == [b""] * 16
+        assert [await connection.received() for connection in idle[:16]] == [b""] * 16
 
 
-async def test_where_none_is_silent_a_new_one_is_told_to_come_again() -> None:
+async def test_without_an_idle_connection_a_new_one_gets_503() -> None:
     async with limited(replace(USUAL, connections=3)) as port, AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connect(port)) for _ in range(3)]
         for connection in busy:
-            await connection.send(POST + b"Content-Length: 2\r\nConnection: close\r\n\r\na")
-        await asyncio.sleep(1)  # the server has read the heads by then
+            head = b"Content-Length: 2\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n"
+            await connection.send(POST + head)
+            async with asyncio.timeout(DEADLINE):  # the server reads the body when it sends 100 Continue
+                assert (await connection.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+            await connection.send(b"a")
 
         async with connect(port) as one_more:
             assert (await one_more.received()).startswith(b"HTTP/1.1 503 ")
         for connection in busy:
             await connection.send(b"b")
-            assert (await connection.received()).startswith(ANSWERED)
+            assert (await connection.received()).startswith(RESPONSE_405)
         assert await is_served(port)
 
 
@@ -300,7 +303,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("name", TOO_LARGE)
-async def test_what_is_too_large_is_refused(name: str) -> None:
+async def test_a_request_that_is_too_large_is_rejected(name: str) -> None:
     request, statuses = TOO_LARGE[name]
     async with limited(replace(USUAL, body_timeout=timedelta(seconds=10))) as port, connect(port) as connection:
         await connection.send(request)
@@ -310,7 +313,7 @@ async def test_what_is_too_large_is_refused(name: str) -> None:
         assert await is_served(port)
 
 
-async def test_an_expected_body_that_is_too_large_is_not_asked_for() -> None:
+async def test_a_body_that_is_too_large_gets_no_100_continue() -> None:
     async with limited(USUAL) as port, connect(port) as connection:
         await connection.send(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
         async with asyncio.timeout(DEADLINE):

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.proxy.call_deadline import CallBudget, time_left
+from integration_server.service.background.call_deadline import CallBudget, time_left
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""A user's calendars at Google, by typed methods over the same way that any call takes (`api_proxy.py`)."""
+"""Typed methods for the calendars of a Google account, over the API proxy."""
 
 import re
 from collections.abc import Collection
@@ -20,46 +20,46 @@ WRITABLE = frozenset(
 
 _PRIMARY = "primary"
 
-_CALENDAR_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9!#$&'*+=?^_{|}~.@-]{1,255}")  # e-mail addresses, mostly
-_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,1024}")  # those of instances have a time behind "_"
+_CALENDAR_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9!#$&'*+=?^_{|}~.@-]{1,255}")  # mostly e-mail addresses
+_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,1024}")  # ids of instances end with "_" and a time
 _OWN_EVENT_ID = re.compile(r"[0-9a-v]{5,1024}")
 
 
 class CalendarApi(Protocol):
-    """What Google's API wants to be asked, and what it answers. Reading raises what an error of Google's means."""
+    """Encodes requests to Google's API and decodes its responses. Decoding raises the domain error for an error."""
 
     def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
-        """Ask for a page of calendars."""
+        """A request for a page of calendars."""
 
     def read_calendars(self, response: ApiResponse) -> CalendarPage:
-        """The page."""
+        """The page in a response."""
 
     def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
-        """Ask for a page of events."""
+        """A request for a page of events."""
 
     def read_events(self, response: ApiResponse) -> CalendarEventPage:
-        """The page."""
+        """The page in a response."""
 
     def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
-        """Ask for a new event."""
+        """A request that creates an event."""
 
     def update_event(
         self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
     ) -> ApiRequest:
-        """Ask for a change of these fields of an event, or for all of it where none are named."""
+        """A request that changes the given fields of an event, or all fields if none are given."""
 
     def read_event(self, response: ApiResponse) -> Event:
-        """The event as it is now."""
+        """The event in a response."""
 
     def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
-        """Ask for an event to be deleted."""
+        """A request that deletes an event."""
 
     def read_deletion(self, response: ApiResponse) -> None:
-        """Nothing, if it is gone."""
+        """Return if the event was deleted, else raise."""
 
 
 class GoogleCalendar:
-    """Reads and writes calendars of integrations of that type."""
+    """Reads and writes the calendars of integrations of the type `google_calendar`."""
 
     def __init__(self, credentials: CredentialService, api_proxy: ApiProxy, api: CalendarApi) -> None:
         self._credentials = credentials
@@ -71,9 +71,8 @@ class GoogleCalendar:
     ) -> CalendarPage:
         """A page of the account's calendars."""
         fresh = await self._calendar_credentials(integration_id, user_id)
-        return self._api.read_calendars(
-            await self._api_proxy.send(fresh, self._api.list_calendars(page_size, page_token))
-        )
+        request = self._api.list_calendars(page_size, page_token)
+        return self._api.read_calendars(await self._api_proxy.send(fresh, request))
 
     async def list_events(
         self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, query: EventQuery
@@ -87,7 +86,7 @@ class GoogleCalendar:
     async def create_event(
         self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, event: Event, notify: Notify | None
     ) -> Event:
-        """The new event. Raises `ResourceAlreadyExists`."""
+        """Create an event; returns it. Raises `ResourceAlreadyExists`."""
         if event.event_id and not _OWN_EVENT_ID.fullmatch(event.event_id):
             raise InvalidField("event.event_id", "is not 5 to 1024 of the characters 0-9 and a-v")
         _require_start_and_end(event)
@@ -104,13 +103,13 @@ class GoogleCalendar:
         fields: Collection[str],
         notify: Notify | None,
     ) -> Event:
-        """The event after the change of these fields, or of all. Raises `EtagMismatch`, `ResourceNotFound`."""
+        """Change the given fields of an event, or all; returns it. Raises `EtagMismatch`, `ResourceNotFound`."""
         _require_event_id("event.event_id", event.event_id)
         if not fields:
             _require_start_and_end(event)
         for field in {"start", "end"}.intersection(fields):
             if getattr(event, field) is None:
-                raise InvalidField(f"event.{field}", "cannot be cleared; give it, or leave it out of update_mask")
+                raise InvalidField(f"event.{field}", "cannot be cleared; set it, or remove it from update_mask")
         _require_times(event)
         fresh = await self._calendar_credentials(integration_id, user_id)
         request = self._api.update_event(_calendar(fresh, calendar_id), event, fields, notify)
@@ -139,7 +138,7 @@ class GoogleCalendar:
 
 
 def _calendar(fresh: RefreshResult, calendar_id: str) -> str:
-    """The calendar that is named, else that of the integration's config, else the account's own."""
+    """The given calendar, or else that of the integration's config, or else the account's primary one."""
     chosen = calendar_id or fresh.integration.config.get("calendar_id") or _PRIMARY
     if not isinstance(chosen, str) or not _CALENDAR_ID.fullmatch(chosen):
         raise InvalidField("calendar_id" if calendar_id else "config.calendar_id", "is not a calendar's identifier")
@@ -162,15 +161,15 @@ def _require_times(event: Event) -> None:
     start, end = event.start, event.end
     if start is not None and end is not None:
         if start.is_day != end.is_day:
-            raise InvalidField("event.end", "must be a day if the start is one, and a moment if it is one")
+            raise InvalidField("event.end", "must be a day if the start is a day, and a time if the start is a time")
         if not _is_before(start, end):
             raise InvalidField("event.end", "is not after the start")
     if event.recurrence and start is not None and not start.is_day and not start.time_zone:
-        raise InvalidField("event.start.time_zone", "is required where an event recurs")
+        raise InvalidField("event.start.time_zone", "is required for a recurring event")
 
 
 def _is_before(start: EventTime, end: EventTime) -> bool:
-    # An event may end as it begins; a whole day cannot, since the end is the first day after.
+    # An event may have no duration. The end of an all-day event is the day after it.
     return start.when < end.when if start.is_day else start.when <= end.when
 
 
@@ -179,8 +178,8 @@ def _require_consistent(query: EventQuery) -> None:
     if query.sync_token:
         for field in ("time_min", "time_max", "order_by"):
             if getattr(query, field) is not None:
-                raise InvalidField(field, "does not go together with sync_token")
+                raise InvalidField(field, "cannot be combined with sync_token")
     if query.time_min is not None and query.time_max is not None and query.time_min >= query.time_max:
         raise InvalidField("time_max", "is not after time_min")
     if query.order_by == "startTime" and not query.single_events:
-        raise InvalidField("order_by", "by the start needs single_events")
+        raise InvalidField("order_by", "startTime requires single_events")

@@ -1,4 +1,5 @@
-"""Webhooks: ingestion, secrets and delivery to consumers.
+"""Webhooks: ingestion, secrets, and delivery to consumers.
 
-May import `domain`, `service.common_types`, `service.provider_port` and integrations and background.
+May import `domain`, `service.common_types`, `service.provider_port` and the packages integrations, credentials and
+background.
 """

@@ -1,4 +1,4 @@
-"""Where webhooks arrive, and where they are kept."""
+"""The ports of webhook storage: endpoints with their secrets, and the inbox of received events."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from integration_server.service.integrations.ports import StoredIntegration
 
 @dataclass(frozen=True, slots=True)
 class StoredWebhookSecrets:
-    """What an integration's own webhooks are signed with, sealed; and what they were signed with before, until when."""
+    """The encrypted secret of an integration's webhooks, and the previous one with the time at which it expires."""
 
     encrypted_secret: bytes = field(repr=False)
     secret_set_time: datetime
@@ -21,17 +21,17 @@ class StoredWebhookSecrets:
 
 @dataclass(frozen=True, slots=True)
 class WebhookEndpoint:
-    """An integration as its own webhook address finds it."""
+    """An integration with its webhook secrets; None if none were set."""
 
     stored: StoredIntegration
     secrets: StoredWebhookSecrets | None
 
 
 class WebhookEndpoints(Protocol):
-    """Integrations' own webhook addresses, whose last part is the integration's `uid`, and their secrets."""
+    """The webhook endpoints of integrations and their secrets. The last part of an address is the integration's uid."""
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
-        """The connected integration of this type with this address, whoever's."""
+        """The connected integration of this type with this uid, of any user."""
 
     async def find_by_id(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
         """The user's integration, pending or not."""
@@ -39,12 +39,12 @@ class WebhookEndpoints(Protocol):
     async def set_secrets(
         self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
     ) -> bool:
-        """Put secrets in the place of those before. False, and nothing changed, if others are there by now."""
+        """Replace the secrets `before`. False, and no change, if they are no longer current."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewWebhookEvent:
-    """An event about to be stored for an integration. `uid` is what its payload is sealed for."""
+    """An event to store for an integration. `uid` is part of the associated data of its payload."""
 
     integration: Integration
     uid: str
@@ -56,7 +56,7 @@ class NewWebhookEvent:
 
 @dataclass(frozen=True, slots=True)
 class StoredWebhookEvent:
-    """An event as it is stored."""
+    """A stored event."""
 
     number: int
     uid: str
@@ -68,41 +68,44 @@ class StoredWebhookEvent:
 
 @dataclass(frozen=True, slots=True)
 class WebhookPage:
-    """Events in their order, and whether more follow."""
+    """Events in order, and whether there are no more."""
 
     events: Sequence[StoredWebhookEvent]
     is_last: bool
 
 
 class WebhookInbox(Protocol):
-    """What webhooks have brought, kept until it is too old, and how far each consumer has got.
+    """Received events, kept for a limited time, and the offset of each consumer.
 
-    An integration's events are numbered from 1 on, without gaps, in the order in which they became visible.
+    The events of an integration are numbered from 1 without gaps, in the order in which they become visible.
     """
 
     async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
-        """The connected integrations of these accounts, whoever's."""
+        """The connected integrations of these accounts, of any user."""
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
-        """Which of these events these integrations have already. Only reads: a repeated delivery costs no more."""
+        """Which of these events are stored for these integrations. Reads only: a repeated delivery writes nothing."""
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store those that are not known, all or none; which they were.
+        """Store the events that are not stored yet, all or none, and return them.
 
-        One that ends the grant sets that failure with it, unless the integration was connected again since `now`.
-        An integration that is gone by now gets nothing.
+        An event with `ends_grant` sets that failure, unless the integration was connected again after `now`. Events of
+        an integration that no longer exists are not stored.
         """
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
-        """An integration's events above a number: at most `limit`, and of at most so many bytes, but for the first."""
+        """An integration's events with a number above `after`: at most `limit`, of at most `max_bytes` together.
+
+        The first event is returned even if it is larger.
+        """
 
     async def consumer_offset(self, integration: Integration, consumer: str) -> int:
-        """The number that the consumer has acknowledged last; 0 for none."""
+        """The number that the consumer has acknowledged last; 0 if none."""
 
     async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
-        """Move the consumer's place there, unless it is further; where it is. None if there is no such event yet."""
+        """Advance the consumer's offset to `number`, never back. Returns the offset; None if there is no such event."""
 
     async def prune(self, before: datetime) -> int:
-        """Forget some of everybody's events that came before then; how many there were. 0: none is left."""
+        """Delete a batch of events received before then, of any user. Returns how many; 0 if none are left."""

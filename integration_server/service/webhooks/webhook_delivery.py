@@ -1,4 +1,4 @@
-"""Handing on what webhooks have brought: in order, at least once, to each consumer from its own place."""
+"""Delivery of webhook events to consumers: in order, at least once, from each consumer's own offset."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from integration_server.service.webhooks.ports import StoredWebhookEvent, Webhoo
 
 @dataclass(frozen=True, slots=True)
 class NumberedEvent:
-    """An event, opened. `through_number` is its place among those of its integration."""
+    """A decrypted event. `number` is its position among the events of its integration."""
 
     number: int
     event_id: str
@@ -26,14 +26,17 @@ class NumberedEvent:
 
 @dataclass(frozen=True, slots=True)
 class WebhookEventPage:
-    """Part of what a consumer has not acknowledged; `next_page_token` is empty on the last."""
+    """A page of events that a consumer has not acknowledged; `next_page_token` is empty on the last page."""
 
     events: Sequence[NumberedEvent]
     next_page_token: str
 
 
 class WebhookDelivery:
-    """Lists events and takes acknowledgements. A page has at most `max_page_bytes` bytes, but for its first event."""
+    """Lists events and records acknowledgements.
+
+    A page has at most `max_page_bytes` of payloads, unless its first event is larger.
+    """
 
     def __init__(self, integrations: IntegrationStore, inbox: WebhookInbox, aead: Aead, *, max_page_bytes: int) -> None:
         self._integrations = integrations
@@ -45,7 +48,7 @@ class WebhookDelivery:
     async def list_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, page_size: int, page_token: str
     ) -> WebhookEventPage:
-        """What follows the page before, or else the consumer's place. Raises `IntegrationNotFound`."""
+        """The events after the previous page, or after the consumer's offset. Raises `IntegrationNotFound`."""
         integration = await self._find(integration_id, user_id)
         list_id = (user_id, str(integration_id), consumer)
         after = await self._pages.read(page_token, list_id)
@@ -59,11 +62,11 @@ class WebhookDelivery:
     async def acknowledge_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, number: int
     ) -> int:
-        """Move the consumer's place up to an event; where it is now, which may be further. Raises `InvalidField`."""
-        consumer_offset = await self._inbox.acknowledge(await self._find(integration_id, user_id), consumer, number)
-        if consumer_offset is None:
-            raise InvalidField("through_number", "is not of an event that this integration has had")
-        return consumer_offset
+        """Advance the consumer's offset; returns it, which may be higher. Raises `InvalidField` for no such event."""
+        offset = await self._inbox.acknowledge(await self._find(integration_id, user_id), consumer, number)
+        if offset is None:
+            raise InvalidField("through_number", "is not the number of an event of this integration")
+        return offset
 
     async def _find(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         stored = await self._integrations.find(integration_id, user_id)
@@ -72,6 +75,6 @@ class WebhookDelivery:
         return stored.integration
 
     async def _decrypted(self, event: StoredWebhookEvent, integration: Integration) -> NumberedEvent:
-        consumer_offset = payload_aad(event.uid, integration.user_id, integration.integration_type)
-        payload = await self._aead.decrypt(event.encrypted_payload, consumer_offset)
+        associated_data = payload_aad(event.uid, integration.user_id, integration.integration_type)
+        payload = await self._aead.decrypt(event.encrypted_payload, associated_data)
         return NumberedEvent(event.number, event.event_id, event.event_type, event.receive_time, payload)

@@ -1,7 +1,7 @@
-"""Taking what providers send by themselves: shown to be theirs first, stored before it is answered, each event once.
+"""Ingestion of webhooks: a request is verified, its events are stored once each, and then it gets its response.
 
-A request that is not shown to be the provider's costs no write, and hardly a read: addresses are looked up at most once
-a second each, two at a time.
+A request with an invalid signature causes no write and few reads: an address is looked up at most once a second, and at
+most two lookups run at a time.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEn
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 
 APP = "app"
-"""The end of the address of our app's own webhooks at a provider."""
+"""The endpoint of the app's own webhooks at a provider."""
 
 NOT_FOUND = WebhookResponse(404)
 UNAUTHORIZED = WebhookResponse(401)
@@ -39,13 +39,13 @@ UNAUTHORIZED = WebhookResponse(401)
 _UID = re.compile(r"[\w-]{1,128}", re.ASCII)
 _MAX_TEXT_LENGTH = 255
 _MAX_ENTRIES = 10_000
-_FOUND_TTL = 1.0  # seconds that a secret which is good no more may still be taken
-_NOT_FOUND_TTL = 10.0  # nobody knows an address before it is there
-_MAX_CONCURRENT_LOOKUPS = 2  # of the database's connections; the others are for those who are known
+_FOUND_TTL = 1.0  # seconds; a replaced secret may be accepted for so long
+_NOT_FOUND_TTL = 10.0  # seconds; an address is published only after it exists
+_MAX_CONCURRENT_LOOKUPS = 2  # so that unverified requests take few of the database's connections
 
 
 class EndpointCache:
-    """Addresses as they are, or were within the last second."""
+    """Caches lookups of endpoints. A result may be a second old. `monotonic` is in seconds."""
 
     def __init__(self, endpoints: WebhookEndpoints, monotonic: Callable[[], float]) -> None:
         self._endpoints = endpoints
@@ -54,24 +54,24 @@ class EndpointCache:
         self._lookups = asyncio.Semaphore(_MAX_CONCURRENT_LOOKUPS)
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
-        """The integration with this address."""
+        """The endpoint with this address."""
         key = integration_type, uid
-        if key not in self._not_found and key not in self._found:
+        if not self._is_cached(key):
             async with self._lookups:
-                if key not in self._not_found and key not in self._found:  # looked up by another meanwhile
-                    await self._look_up(key)
+                if not self._is_cached(key):  # another task may have looked it up
+                    found = await self._endpoints.find(*key)
+                    if found is None:
+                        self._not_found[key] = None
+                    else:
+                        self._found[key] = found
         return self._found.get(key)
 
-    async def _look_up(self, key: tuple[str, str]) -> None:
-        found = await self._endpoints.find(*key)
-        if found is None:
-            self._not_found[key] = None
-        else:
-            self._found[key] = found
+    def _is_cached(self, key: tuple[str, str]) -> bool:
+        return key in self._not_found or key in self._found
 
 
 class WebhookIngestion:
-    """Receives webhooks. Events are kept for `retention`, and an event that comes again within that time is known."""
+    """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`."""
 
     def __init__(
         self,
@@ -98,20 +98,18 @@ class WebhookIngestion:
         self._log = structlog.get_logger(__name__)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
-        """What to answer, once all that the request brings is stored. Raises `StoreUnavailable`."""
+        """The response, after all events of the request are stored. Raises `StoreUnavailable`."""
         provider = self._provider(integration_type)
         if provider is None:
             return NOT_FOUND
         if endpoint == APP:
             return await self._receive_for_app(provider, request)
-        # Of the provider, which may go by an alias in the address.
+        # The address may contain an alias of the provider's type.
         found = await self._endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
-        if found is None:
-            return NOT_FOUND
-        return await self._receive_for(found, provider, request)
+        return NOT_FOUND if found is None else await self._receive_for(found, provider, request)
 
     async def prune(self) -> None:
-        """Forget events that are older than they are kept."""
+        """Delete events that are older than `retention`."""
         while await self._inbox.prune(self._clock() - self._retention):
             pass
 
@@ -123,7 +121,7 @@ class WebhookIngestion:
         return provider if provider.supports_webhooks else None
 
     async def _receive_for_app(self, provider: Provider, request: WebhookRequest) -> WebhookResponse:
-        """To everybody with the account that an event is of."""
+        """Receive for all integrations whose account is the account of an event."""
         secrets = provider.webhook_secrets(None)
         if not secrets:
             return NOT_FOUND
@@ -133,26 +131,18 @@ class WebhookIngestion:
         accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
         if accounts:
             integrations = await self._inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
-            await self._store(
-                [
-                    (one, event)
-                    for event in received.events
-                    for one in integrations
-                    if one.account_id == event.account_id
-                ]
-            )
+            pairs = [(integration, event) for event in received.events for integration in integrations]
+            await self._store([pair for pair in pairs if pair[0].account_id == pair[1].account_id])
         return received.response
 
     async def _receive_for(
         self, endpoint: WebhookEndpoint, provider: Provider, request: WebhookRequest
     ) -> WebhookResponse:
-        """To one integration, whatever account its events name: the address says whose they are. But the end of another
-        account's grant is not the end of this one's.
-        """
+        """Receive for the integration that the address identifies, whatever account the events name."""
         integration = endpoint.stored.integration
         try:
             provider = provider.for_config(integration.config)
-        except InvalidField:  # what was right for a former version of the provider
+        except InvalidField:  # the config was valid for an earlier version of the provider
             self._log.warning("webhook_config_invalid", **_log_fields(integration))
             return UNAUTHORIZED
         secrets = await self._secrets.valid(endpoint)
@@ -219,13 +209,13 @@ def _log_fields(integration: Integration) -> dict[str, object]:
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:
-    """The event, which ends a grant only if that is not another account's."""
-    is_anothers = None not in {event.account_id, integration.account_id} and event.account_id != integration.account_id
-    return replace(event, ends_grant=event.ends_grant and not is_anothers)
+    """The event, which does not end the grant if it names another account."""
+    accounts = {event.account_id, integration.account_id} - {None}
+    return replace(event, ends_grant=event.ends_grant and len(accounts) < 2)
 
 
 def _storable(event: WebhookEvent) -> WebhookEvent:
-    """The event with texts that every database can keep. A name that none can is replaced by its digest."""
+    """The event with texts that every database can store. An unsuitable id is replaced by its digest."""
     event_id = event.event_id
     if not _is_storable(event_id):
         event_id = f"sha256:{hashlib.sha256(event_id.encode(errors='surrogatepass') or event.payload).hexdigest()}"

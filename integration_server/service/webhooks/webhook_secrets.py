@@ -1,8 +1,8 @@
-"""Integrations' own webhook addresses, and what the requests to them are signed with.
+"""The webhook addresses of integrations, and the secrets that verify the requests to them.
 
-Secrets come from three places: the credentials (a Twilio account's token signs its webhooks too), the `webhook_secret`
-of a connection by key, and `SetWebhookSecret`. Of the last two the newer is in force, and the one before it for a while
-longer: while a provider is told of a new secret, it signs with either.
+Secrets have three sources: the credentials (a Twilio account's token also signs its webhooks), the `webhook_secret` of
+a connection by API key, and `SetWebhookSecret`. Of the last two the newer one is current, and the one before it stays
+valid for a grace period, in which the provider is given the new secret.
 """
 
 import base64
@@ -28,12 +28,12 @@ from integration_server.service.webhooks.ports import StoredWebhookSecrets, Webh
 WEBHOOKS_PATH = "/api/v1/webhooks"
 
 _MAX_GRACE = timedelta(days=30)
-_MAX_ATTEMPTS = 5  # how often to look again when another secret keeps getting in between
+_MAX_ATTEMPTS = 5  # to replace the secrets while other callers replace them too
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookAddress:
-    """An integration's own webhook address, and how its secrets stand."""
+    """An integration's webhook address, and the state of its secrets."""
 
     url: str
     has_secret: bool
@@ -43,7 +43,7 @@ class WebhookAddress:
 
 @dataclass(frozen=True, slots=True)
 class WebhookSecretResult:
-    """A secret that is in force now; `generated_secret` if it was made here."""
+    """The result of setting a secret. `generated_secret` is empty if the caller gave the secret."""
 
     url: str
     generated_secret: str = field(repr=False)
@@ -52,7 +52,7 @@ class WebhookSecretResult:
 
 @dataclass(frozen=True, slots=True)
 class _Secrets:
-    """What is set for an integration, opened. `current` is the newer of its two ways to be set."""
+    """The decrypted secrets of an integration. `current` is the newest that was set."""
 
     current: str | None = field(repr=False)
     previous: str | None = field(repr=False)
@@ -60,7 +60,7 @@ class _Secrets:
     from_credentials: Sequence[str] = field(repr=False)
 
     def valid(self, now: datetime) -> Sequence[str]:
-        """All that a request may be signed with, the newest first."""
+        """All secrets that verify a request at `now`, the newest first."""
         given = [self.current] if self.current else []
         if self.previous and self.previous_expire_time is not None and now < self.previous_expire_time:
             given.append(self.previous)
@@ -68,7 +68,7 @@ class _Secrets:
 
 
 class WebhookSecrets:
-    """Opens and sets them. `grace` is how long a former secret stays good, unless a call says otherwise."""
+    """Reads and sets webhook secrets. A previous secret stays valid for `grace`, unless a call states another time."""
 
     def __init__(
         self,
@@ -91,11 +91,13 @@ class WebhookSecrets:
         self._grace = grace
 
     async def valid(self, endpoint: WebhookEndpoint) -> Sequence[str]:
-        """What a request to this address may be signed with now. Raises `CredentialsUnreadable`."""
+        """The secrets that verify a request to this address now. Raises `CredentialsUnreadable`."""
         return (await self._decrypted(endpoint)).valid(self._clock())
 
     async def get_webhook_endpoint(self, integration_id: IntegrationId, user_id: UserId) -> WebhookAddress:
-        """The user's integration's address. Raises what keeps it from having one."""
+        """The address of the user's integration. Raises `IntegrationNotFound`, `IntegrationPending` or
+        `WebhooksNotSupported`.
+        """
         endpoint = await self._find(integration_id, user_id)
         secrets, now = await self._decrypted(endpoint), self._clock()
         secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
@@ -106,8 +108,9 @@ class WebhookSecrets:
     async def set_webhook_secret(
         self, integration_id: IntegrationId, user_id: UserId, secret: str, grace: timedelta | None
     ) -> WebhookSecretResult:
-        """Set the secret, or make one if it is empty; raises `InvalidField` if the provider's have another form. The
-        same once more changes nothing.
+        """Set the secret, or generate one if it is empty. Setting the current secret again changes nothing.
+
+        Raises `InvalidField` if the secret is malformed, and otherwise as `get_webhook_endpoint`.
         """
         grace = self._grace if grace is None else grace
         if grace > _MAX_GRACE:
@@ -147,7 +150,7 @@ class WebhookSecrets:
         return f"{self._public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
 
     def _generate_secret(self) -> str:
-        # The form that Standard Webhooks gives secrets; to other schemes it is a text like any other.
+        # The format of Standard Webhooks; other schemes accept any text.
         return f"whsec_{base64.b64encode(self._random_token().encode()).decode()}"
 
     async def _encrypted(

@@ -1,4 +1,4 @@
-"""What answers of Google's mean. tests/end_to_end/test_google_calendar.py has the whole way."""
+"""Errors of Google's API. tests/end_to_end/test_google_calendar.py tests the complete path."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from integration_server.providers.google_calendar_api import GoogleCalendarApi
 
 
 @pytest.mark.parametrize("status", [204, 404, 410])
-def test_what_is_gone_after_a_request_that_was_lost_is_deleted(status: int) -> None:
+def test_gone_after_a_retry_means_deleted(status: int) -> None:
     GoogleCalendarApi().read_deletion(ApiResponse(status, (), b"", was_retried=True))
 
 
@@ -16,6 +16,6 @@ def test_what_is_gone_after_a_request_that_was_lost_is_deleted(status: int) -> N
     ("status", "was_retried", "error"),
     [(404, False, ResourceNotFound), (410, False, ResourceNotFound), (412, True, EtagMismatch)],
 )
-def test_what_was_not_there_to_be_deleted_is_told(status: int, was_retried: bool, error: type[ProviderError]) -> None:
+def test_deleting_a_missing_event_is_an_error(status: int, was_retried: bool, error: type[ProviderError]) -> None:
     with pytest.raises(error):
         GoogleCalendarApi().read_deletion(ApiResponse(status, (), b"", was_retried=was_retried))

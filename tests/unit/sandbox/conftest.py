@@ -1,4 +1,4 @@
-"""A sandbox with a clock that stands still, reached without a socket."""
+"""A sandbox with a stopped clock, without sockets."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The application on the other side: a bare OAuth client. A test says only what it does differently."""
+"""A minimal OAuth client. A test states only its deviations from a correct flow."""
 
 from base64 import b64encode, urlsafe_b64encode
 from hashlib import sha256
@@ -9,14 +9,14 @@ import httpx
 from integration_server.sandbox import Sandbox, decide
 
 CLIENT_ID = "calendar:app"
-CLIENT_SECRET = "s3cret/with+odd %characters"  # tells whether both sides form-encode it
+CLIENT_SECRET = "s3cret/with+odd %characters"  # fails unless both sides form-encode it
 REDIRECT_URI = "http://127.0.0.1:8080/callback"
 VERIFIER = "v" * 43
 CHALLENGE = urlsafe_b64encode(sha256(VERIFIER.encode()).digest()).rstrip(b"=").decode()
 
 
 class OAuthClient:
-    """Overrides replace a parameter; None leaves it out."""
+    """An OAuth client. An override replaces a parameter; None omits it."""
 
     def __init__(self, http: httpx.AsyncClient, sandbox: Sandbox) -> None:
         self.http = http
@@ -35,12 +35,12 @@ class OAuthClient:
         return f"{self.http.base_url}/oauth/authorize?" + urlencode(_override(parameters, overrides))
 
     async def authorize(self, *, account: str | None = None, **overrides: str | None) -> dict[str, str]:
-        """What the callback receives when the person allows it."""
+        """The parameters of the callback after the user has allowed access."""
         url = self.authorization_url(**overrides)
         return callback_parameters(await decide(self.http, url, account=account))
 
     async def deny(self) -> dict[str, str]:
-        """What the callback receives when the person does not."""
+        """The parameters of the callback after the user has refused."""
         return callback_parameters(await decide(self.http, self.authorization_url(), allow=False))
 
     async def exchange(self, code: str, /, **overrides: str | None) -> httpx.Response:
@@ -60,7 +60,7 @@ class OAuthClient:
         return await self.post("/oauth/revoke", {"token": token})
 
     async def connect(self, **overrides: str | None) -> dict[str, str]:
-        """The tokens of a whole flow."""
+        """The token response of a complete flow."""
         callback = await self.authorize(**overrides)
         response = await self.exchange(callback["code"])
         assert response.status_code == 200, response.text

@@ -1,4 +1,4 @@
-"""The authorization endpoint: what it asks, what it refuses, and where it sends the browser."""
+"""The authorization endpoint: the consent page, errors and redirects."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from integration_server.sandbox import Sandbox, decide
 from tests.unit.sandbox.oauth_client import CLIENT_ID, REDIRECT_URI, OAuthClient, callback_parameters
 
 
-async def test_sends_the_browser_back_with_code_state_and_issuer(application: OAuthClient) -> None:
+async def test_redirects_with_code_state_and_issuer(application: OAuthClient) -> None:
     location = await decide(application.http, application.authorization_url())
 
     assert location.startswith(REDIRECT_URI + "?")
@@ -19,14 +19,14 @@ async def test_sends_the_browser_back_with_code_state_and_issuer(application: OA
     assert callback["iss"] == "https://sandbox.example"
 
 
-async def test_sends_the_browser_back_with_a_see_other(application: OAuthClient) -> None:
+async def test_redirects_with_303(application: OAuthClient) -> None:
     form = httpx.URL(application.authorization_url()).params
     response = await application.http.post("/oauth/authorize", data={**form, "account": "ada", "decision": "allow"})
 
     assert response.status_code == 303
 
 
-async def test_says_so_when_the_person_refuses(application: OAuthClient) -> None:
+async def test_redirects_with_access_denied_if_the_user_refuses(application: OAuthClient) -> None:
     callback = await application.deny()
 
     assert callback["error"] == "access_denied"
@@ -44,7 +44,7 @@ async def test_keeps_the_query_of_a_redirect_uri(application: OAuthClient, sandb
     assert callback["code"]
 
 
-async def test_names_no_issuer_when_told_not_to(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_the_issuer_can_be_switched_off(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, send_iss=False)
 
     assert "iss" not in await application.authorize()
@@ -76,7 +76,7 @@ async def test_page_runs_no_script_and_cannot_be_framed(application: OAuthClient
     assert page.headers["cache-control"] == "no-store"
 
 
-async def test_page_escapes_what_the_request_carries(application: OAuthClient) -> None:
+async def test_page_escapes_the_values_of_the_request(application: OAuthClient) -> None:
     state = '"><script>alert(1)</script>'
     page = await application.http.get(application.authorization_url(state=state))
 
@@ -95,7 +95,7 @@ async def test_page_escapes_what_the_request_carries(application: OAuthClient) -
         {"redirect_uri": "https://attacker.example/callback"},
     ],
 )
-async def test_never_redirects_to_an_unproven_address(
+async def test_does_not_redirect_to_an_unregistered_uri(
     application: OAuthClient, overrides: dict[str, str | None]
 ) -> None:
     url = application.authorization_url(**overrides)
@@ -106,10 +106,10 @@ async def test_never_redirects_to_an_unproven_address(
     ):
         assert response.status_code == 400
         assert "location" not in response.headers
-        assert "cannot be answered" in response.text
+        assert "This request is not valid" in response.text
 
 
-async def test_never_redirects_when_the_address_is_given_twice(application: OAuthClient) -> None:
+async def test_does_not_redirect_if_the_redirect_uri_is_repeated(application: OAuthClient) -> None:
     url = application.authorization_url() + "&redirect_uri=https://attacker.example"
 
     with pytest.raises(httpx.HTTPStatusError):
@@ -129,7 +129,7 @@ async def test_never_redirects_when_the_address_is_given_twice(application: OAut
         ({"code_challenge_method": "plain"}, "invalid_request"),
     ],
 )
-async def test_tells_the_client_of_its_other_mistakes(
+async def test_redirects_with_other_errors_of_the_client(
     application: OAuthClient, overrides: dict[str, str | None], error: str
 ) -> None:
     callback = await application.authorize(**overrides)
@@ -139,17 +139,17 @@ async def test_tells_the_client_of_its_other_mistakes(
     assert callback["iss"] == "https://sandbox.example"
 
 
-async def test_refuses_a_parameter_given_twice(application: OAuthClient) -> None:
+async def test_rejects_a_repeated_parameter(application: OAuthClient) -> None:
     location = await decide(application.http, application.authorization_url() + "&scope=write")
 
     assert callback_parameters(location)["error"] == "invalid_request"
 
 
-async def test_asks_for_the_default_scope_when_none_is_named(application: OAuthClient) -> None:
+async def test_the_default_scope_is_used_without_a_scope(application: OAuthClient) -> None:
     assert (await application.connect(scope=None))["scope"] == "read"
 
 
-async def test_does_without_pkce_when_told_to(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_pkce_can_be_optional(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
     callback = await application.authorize(code_challenge=None, code_challenge_method=None)
 
@@ -158,7 +158,7 @@ async def test_does_without_pkce_when_told_to(application: OAuthClient, sandbox:
     assert response.status_code == 200
 
 
-async def test_refuses_an_account_that_is_not_on_the_page(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_an_account_that_is_not_on_the_page(application: OAuthClient, sandbox: Sandbox) -> None:
     with pytest.raises(httpx.HTTPStatusError):
         await application.authorize(account="mallory")
 
@@ -166,7 +166,7 @@ async def test_refuses_an_account_that_is_not_on_the_page(application: OAuthClie
 
 
 @pytest.mark.parametrize("content", [b"client_id=%ff", b"\xff"])
-async def test_refuses_what_is_not_utf8(application: OAuthClient, content: bytes) -> None:
+async def test_rejects_invalid_utf8(application: OAuthClient, content: bytes) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     response = await application.http.post("/oauth/authorize", content=content, headers=headers)
 

@@ -1,4 +1,4 @@
-"""How a client proves who it is at the token and revocation endpoints."""
+"""Client authentication at the token and revocation endpoints."""
 
 from base64 import b64encode
 
@@ -49,7 +49,7 @@ async def test_basic_must_be_form_encoded(application: OAuthClient) -> None:
     assert error_of(response) == (401, "invalid_client")
 
 
-async def test_public_client_shows_only_its_id(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_public_client_sends_only_its_id(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("mobile", None, [REDIRECT_URI])
     form = await exchange_form(application, "mobile") | {"client_id": "mobile"}
 
@@ -57,7 +57,7 @@ async def test_public_client_shows_only_its_id(application: OAuthClient, sandbox
 
 
 @pytest.mark.parametrize("more", [{"client_secret": CLIENT_SECRET}, {"client_id": "another"}])
-async def test_two_ways_at_once_are_refused(application: OAuthClient, more: dict[str, str]) -> None:
+async def test_two_authentication_methods_are_rejected(application: OAuthClient, more: dict[str, str]) -> None:
     form = await exchange_form(application)
 
     assert error_of(await application.post("/oauth/token", form | more)) == (400, "invalid_request")
@@ -79,7 +79,7 @@ async def test_two_ways_at_once_are_refused(application: OAuthClient, more: dict
         ({}, "Bearer token"),
     ],
 )
-async def test_refuses_who_proves_nothing(
+async def test_rejects_invalid_credentials(
     application: OAuthClient, sandbox: Sandbox, path: str, form: dict[str, str], authorization: str | None
 ) -> None:
     sandbox.register_client("mobile", None, [REDIRECT_URI])
@@ -91,7 +91,7 @@ async def test_refuses_who_proves_nothing(
     assert response.headers["www-authenticate"].startswith("Basic ")
 
 
-async def test_secret_in_the_address_counts_for_nothing(application: OAuthClient) -> None:
+async def test_a_secret_in_the_url_is_ignored(application: OAuthClient) -> None:
     form = await exchange_form(application)
 
     response = await application.http.post("/oauth/token", params=POSTED, data=form)
@@ -99,14 +99,14 @@ async def test_secret_in_the_address_counts_for_nothing(application: OAuthClient
     assert error_of(response) == (401, "invalid_client")
 
 
-async def test_reads_nothing_but_forms(application: OAuthClient) -> None:
+async def test_accepts_only_forms(application: OAuthClient) -> None:
     response = await application.http.post("/oauth/token", json=POSTED)
 
     assert error_of(response) == (400, "invalid_request")
     assert response.headers["cache-control"] == "no-store"
 
 
-async def test_refuses_a_parameter_given_twice(application: OAuthClient) -> None:
+async def test_rejects_a_repeated_parameter(application: OAuthClient) -> None:
     response = await application.http.post(
         "/oauth/token",
         content="grant_type=refresh_token&grant_type=refresh_token",
@@ -116,5 +116,5 @@ async def test_refuses_a_parameter_given_twice(application: OAuthClient) -> None
     assert error_of(response) == (400, "invalid_request")
 
 
-async def test_wants_a_post(application: OAuthClient) -> None:
+async def test_requires_post(application: OAuthClient) -> None:
     assert (await application.http.get("/oauth/token")).status_code == 405

@@ -1,4 +1,4 @@
-"""Exchanging a code at the token endpoint."""
+"""The exchange of a code at the token endpoint."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import CHALLENGE, CLIENT_ID, REDIRECT_URI, OAuthClient, basic, error_of
 
 
-async def test_yields_tokens_once(application: OAuthClient) -> None:
+async def test_a_code_is_exchanged_once(application: OAuthClient) -> None:
     callback = await application.authorize(account="grace")
 
     response = await application.exchange(callback["code"])
@@ -25,7 +25,7 @@ async def test_yields_tokens_once(application: OAuthClient) -> None:
     }
 
 
-async def test_replay_is_refused_and_revokes_what_the_code_yielded(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_reuse_of_a_code_revokes_its_tokens(application: OAuthClient, sandbox: Sandbox) -> None:
     callback = await application.authorize()
     tokens = (await application.exchange(callback["code"])).json()
 
@@ -36,7 +36,7 @@ async def test_replay_is_refused_and_revokes_what_the_code_yielded(application: 
     assert sandbox.grants_of("ada") == []
 
 
-async def test_lives_for_sixty_seconds(application: OAuthClient, clock: StoppedClock) -> None:
+async def test_a_code_expires_after_sixty_seconds(application: OAuthClient, clock: StoppedClock) -> None:
     early, late = await application.authorize(), await application.authorize()
 
     clock.advance(59)
@@ -59,20 +59,22 @@ async def test_lives_for_sixty_seconds(application: OAuthClient, clock: StoppedC
         ({"grant_type": "password"}, "unsupported_grant_type"),
     ],
 )
-async def test_refuses_a_wrong_exchange(application: OAuthClient, overrides: dict[str, str | None], error: str) -> None:
+async def test_rejects_an_invalid_exchange(
+    application: OAuthClient, overrides: dict[str, str | None], error: str
+) -> None:
     callback = await application.authorize()
 
     assert error_of(await application.exchange(callback["code"], **overrides)) == (400, error)
 
 
-async def test_refuses_a_verifier_where_there_was_no_challenge(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_a_verifier_without_a_challenge(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, require_pkce=False)
     callback = await application.authorize(code_challenge=None, code_challenge_method=None)
 
     assert error_of(await application.exchange(callback["code"])) == (400, "invalid_grant")
 
 
-async def test_refuses_another_clients_code(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_the_code_of_another_client(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("other", "other-secret", [REDIRECT_URI])
     callback = await application.authorize()
     form = {"grant_type": "authorization_code", "code": callback["code"], "redirect_uri": REDIRECT_URI}
@@ -85,26 +87,26 @@ async def test_refuses_another_clients_code(application: OAuthClient, sandbox: S
     assert (await application.exchange(callback["code"])).status_code == 200
 
 
-async def test_refuses_a_grant_that_was_withdrawn_meanwhile(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_a_code_of_a_revoked_grant(application: OAuthClient, sandbox: Sandbox) -> None:
     callback = await application.authorize(account="ada")
     sandbox.revoke_grants("ada")
 
     assert error_of(await application.exchange(callback["code"])) == (400, "invalid_grant")
 
 
-async def test_grants_fewer_scopes_when_told_to(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_granted_scopes_can_be_limited(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, granted_scopes=("read",))
 
     assert (await application.connect(scope="read write"))["scope"] == "read"
 
 
-async def test_yields_no_refresh_token_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_refresh_tokens_can_be_switched_off(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, issue_refresh_token=False)
 
     assert "refresh_token" not in await application.connect()
 
 
-async def test_answer_can_be_made_odd(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_members_of_the_token_response_can_be_replaced(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, token_response={"expires_in": "soon", "scope": OMIT})
 
     tokens = await application.connect()

@@ -1,4 +1,4 @@
-"""Endpoints that are out of order."""
+"""Faults of endpoints."""
 
 import asyncio
 from dataclasses import replace
@@ -21,7 +21,7 @@ from integration_server.sandbox import (
 from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 
-async def test_answers_the_fault_and_does_no_work(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_fault_replaces_the_endpoint(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Fault(status=429, headers={"Retry-After": "7"})})
 
@@ -34,7 +34,7 @@ async def test_answers_the_fault_and_does_no_work(application: OAuthClient, sand
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_loses_the_answer_of_work_that_was_done(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_handle_first_loses_only_the_response(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     garbage = Fault(status=200, headers={"Content-Type": "text/html"}, body=b"<html>oops", handle_first=True)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": garbage})
@@ -48,7 +48,7 @@ async def test_loses_the_answer_of_work_that_was_done(application: OAuthClient, 
 
 
 @pytest.mark.parametrize(("handle_first", "exchanges"), [(False, 0), (True, 1)])
-async def test_is_slow_before_or_after_its_work(
+async def test_a_delay_is_before_or_after_the_work(
     application: OAuthClient, sandbox: Sandbox, handle_first: bool, exchanges: int
 ) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": Fault(delay=3600, handle_first=handle_first)})
@@ -60,14 +60,14 @@ async def test_is_slow_before_or_after_its_work(
     assert len(sandbox.token_calls) == exchanges
 
 
-async def test_answers_as_ever_after_a_mere_delay(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_delay_alone_keeps_the_response(application: OAuthClient, sandbox: Sandbox) -> None:
     for handle_first in (False, True):
         fault = Fault(delay=0.001, handle_first=handle_first)
         sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
         assert (await application.connect())["access_token"]
 
 
-async def test_concerns_one_endpoint_only(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_fault_applies_to_one_endpoint(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(status=500)})
 
     tokens = await application.connect()
@@ -77,7 +77,7 @@ async def test_concerns_one_endpoint_only(application: OAuthClient, sandbox: San
 
 @pytest.mark.parametrize("fault", [BAD_GATEWAY, BAD_JSON, EMPTY, HTML, JSON_ARRAY, REDIRECT])
 @pytest.mark.parametrize("handle_first", [False, True])
-async def test_every_answer_that_is_none_goes_with_either_order(
+async def test_malformed_responses_work_with_and_without_handle_first(
     application: OAuthClient, sandbox: Sandbox, fault: Fault, handle_first: bool
 ) -> None:
     callback = await application.authorize()
@@ -89,9 +89,7 @@ async def test_every_answer_that_is_none_goes_with_either_order(
     assert len(sandbox.token_calls) == handle_first
 
 
-async def test_notes_what_a_client_that_follows_a_redirect_brings_along(
-    application: OAuthClient, sandbox: Sandbox
-) -> None:
+async def test_records_the_parameters_that_follow_a_redirect(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": REDIRECT})
     assert (await application.refresh("token")).headers["location"] == "/redirect-target"
     assert sandbox.redirected_parameters == []
@@ -110,7 +108,7 @@ async def test_notes_what_a_client_that_follows_a_redirect_brings_along(
 @pytest.mark.parametrize(
     "fault", [SlowBody(pause=0), OversizedBody(size=100_000), OversizedBody(size=100_000, gzip=True)]
 )
-async def test_what_only_alters_the_sending_sends_the_endpoints_own_answer(
+async def test_slow_and_oversized_faults_send_the_endpoints_response(
     application: OAuthClient, sandbox: Sandbox, fault: Fault
 ) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"token": fault})
@@ -121,7 +119,7 @@ async def test_what_only_alters_the_sending_sends_the_endpoints_own_answer(
 
 
 @pytest.mark.parametrize("gzip", [False, True])
-async def test_bloats_a_body_to_its_size(application: OAuthClient, sandbox: Sandbox, gzip: bool) -> None:
+async def test_an_oversized_body_has_the_given_size(application: OAuthClient, sandbox: Sandbox, gzip: bool) -> None:
     fault = OversizedBody(status=200, body=b"[]", size=200_000, gzip=gzip)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": fault})
 
@@ -131,7 +129,7 @@ async def test_bloats_a_body_to_its_size(application: OAuthClient, sandbox: Sand
     assert (await application.http.get("/healthz")).content == b"[]".ljust(200_000)
 
 
-async def test_drips_byte_by_byte(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_slow_body_is_sent_byte_by_byte(application: OAuthClient, sandbox: Sandbox) -> None:
     drip = SlowBody(pause=0.01, status=200, body=b"x" * 10)
     sandbox.behaviour = replace(sandbox.behaviour, faults={"healthz": drip})
     begin = asyncio.get_running_loop().time()
@@ -143,7 +141,7 @@ async def test_drips_byte_by_byte(application: OAuthClient, sandbox: Sandbox) ->
 
 
 @pytest.mark.parametrize(("handle_first", "exchanges"), [(False, 0), (True, 1)])
-async def test_hangs_before_or_after_its_work(
+async def test_a_hang_is_before_or_after_the_work(
     application: OAuthClient, sandbox: Sandbox, handle_first: bool, exchanges: int
 ) -> None:
     callback = await application.authorize()
@@ -155,7 +153,7 @@ async def test_hangs_before_or_after_its_work(
     assert len(sandbox.token_calls) == exchanges
 
 
-async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_counts_calls_in_progress_and_their_maximum(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=0.05)})
 
@@ -170,7 +168,7 @@ async def test_tells_how_many_calls_are_under_way_and_were_at_most(application: 
     assert sandbox.max_in_flight["token"] == 1
 
 
-async def test_a_call_whose_client_leaves_is_not_under_way(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_call_of_a_disconnected_client_is_not_in_progress(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, faults={"userinfo": Fault(delay=60)})
 
     with pytest.raises(TimeoutError):

@@ -1,4 +1,4 @@
-"""Refreshing: rotation, reuse, grace and scopes."""
+"""Refreshes: rotation, reuse, grace period and scopes."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import OAuthClient, basic, error_of
 
 
-async def test_rotates_and_leaves_older_access_tokens_alone(application: OAuthClient) -> None:
+async def test_rotation_keeps_older_access_tokens_valid(application: OAuthClient) -> None:
     first = await application.connect()
 
     second = (await application.refresh(first["refresh_token"])).json()
@@ -18,7 +18,7 @@ async def test_rotates_and_leaves_older_access_tokens_alone(application: OAuthCl
         assert (await application.userinfo(tokens["access_token"])).status_code == 200
 
 
-async def test_reuse_kills_the_grant_for_good(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_reuse_revokes_the_grant(application: OAuthClient, sandbox: Sandbox) -> None:
     first = await application.connect()
     second = (await application.refresh(first["refresh_token"])).json()
 
@@ -29,7 +29,7 @@ async def test_reuse_kills_the_grant_for_good(application: OAuthClient, sandbox:
     assert sandbox.grants_of("ada") == []
 
 
-async def test_reuse_costs_nothing_more_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_revocation_on_reuse_can_be_switched_off(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, reuse_revokes_grant=False)
     first = await application.connect()
     second = (await application.refresh(first["refresh_token"])).json()
@@ -39,7 +39,7 @@ async def test_reuse_costs_nothing_more_when_told_so(application: OAuthClient, s
     assert (await application.refresh(second["refresh_token"])).status_code == 200
 
 
-async def test_grace_repeats_the_same_pair_and_then_ends(
+async def test_reuse_in_the_grace_period_returns_the_same_tokens(
     application: OAuthClient, sandbox: Sandbox, clock: StoppedClock
 ) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, refresh_grace=30)
@@ -62,7 +62,7 @@ async def test_keeps_the_refresh_token_without_rotation(application: OAuthClient
         assert response.json()["refresh_token"] == tokens["refresh_token"]
 
 
-async def test_refresh_token_left_out_of_the_answer_stays_good(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_refresh_token_that_the_response_omits_stays_valid(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, refresh_response_has_refresh_token=False)
     tokens = await application.connect()
 
@@ -72,7 +72,7 @@ async def test_refresh_token_left_out_of_the_answer_stays_good(application: OAut
         assert "refresh_token" not in response.json()
 
 
-async def test_narrows_the_scope_of_one_access_token_only(application: OAuthClient) -> None:
+async def test_a_restricted_scope_applies_to_one_access_token(application: OAuthClient) -> None:
     tokens = await application.connect(scope="read write")
 
     narrow = (await application.refresh(tokens["refresh_token"], scope="read")).json()
@@ -80,7 +80,7 @@ async def test_narrows_the_scope_of_one_access_token_only(application: OAuthClie
     assert (await application.refresh(narrow["refresh_token"])).json()["scope"] == "read write"
 
 
-async def test_widening_is_refused_and_spends_nothing(application: OAuthClient) -> None:
+async def test_a_wider_scope_is_rejected_and_uses_up_nothing(application: OAuthClient) -> None:
     tokens = await application.connect(scope="read")
 
     response = await application.refresh(tokens["refresh_token"], scope="read write")
@@ -88,7 +88,7 @@ async def test_widening_is_refused_and_spends_nothing(application: OAuthClient) 
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_refuses_another_clients_refresh_token(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_the_refresh_token_of_another_client(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("other", "other-secret", [])
     tokens = await application.connect()
     form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
@@ -101,7 +101,7 @@ async def test_refuses_another_clients_refresh_token(application: OAuthClient, s
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_a_withdrawn_grant_is_dead(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_tokens_of_a_revoked_grant_are_invalid(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.revoke_grants("ada")
 
@@ -109,7 +109,7 @@ async def test_a_withdrawn_grant_is_dead(application: OAuthClient, sandbox: Sand
     assert (await application.userinfo(tokens["access_token"])).status_code == 401
 
 
-async def test_records_which_token_was_used_without_keeping_it(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_records_a_fingerprint_of_the_refresh_token(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     await application.refresh(tokens["refresh_token"])
 

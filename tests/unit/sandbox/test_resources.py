@@ -1,4 +1,4 @@
-"""What an access token and an API key are good for."""
+"""The protected resources of access tokens and API keys."""
 
 import httpx
 import pytest
@@ -8,7 +8,7 @@ from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import OAuthClient, basic
 
 
-async def test_access_token_dies_of_age(application: OAuthClient, clock: StoppedClock) -> None:
+async def test_an_access_token_expires(application: OAuthClient, clock: StoppedClock) -> None:
     tokens = await application.connect()
 
     clock.advance(3599)
@@ -17,7 +17,7 @@ async def test_access_token_dies_of_age(application: OAuthClient, clock: Stopped
     assert (await application.userinfo(tokens["access_token"])).status_code == 401
 
 
-async def test_access_tokens_can_be_ended_while_grants_stay(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_access_tokens_can_be_expired_without_their_grants(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
     sandbox.expire_access_tokens()
 
@@ -33,7 +33,7 @@ async def test_access_tokens_can_be_ended_while_grants_stay(application: OAuthCl
         ({"Authorization": "Bearer made-up"}, 'Bearer realm="sandbox", error="invalid_token"'),
     ],
 )
-async def test_userinfo_challenges_who_has_no_good_token(
+async def test_userinfo_challenges_a_request_without_a_valid_token(
     http: httpx.AsyncClient, headers: dict[str, str], challenge: str
 ) -> None:
     response = await http.get("/userinfo", headers=headers)
@@ -42,7 +42,7 @@ async def test_userinfo_challenges_who_has_no_good_token(
     assert response.headers["www-authenticate"] == challenge
 
 
-async def test_account_takes_the_key_in_three_ways(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
+async def test_account_accepts_the_key_in_three_ways(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
     key, secret = sandbox.api_key.key, sandbox.api_key.secret
 
     for headers in (
@@ -55,7 +55,7 @@ async def test_account_takes_the_key_in_three_ways(http: httpx.AsyncClient, sand
         assert response.json().keys() == {"id", "name"}
 
 
-async def test_account_refuses_any_other_key(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
+async def test_account_rejects_any_other_key(http: httpx.AsyncClient, sandbox: Sandbox) -> None:
     key, secret = sandbox.api_key.key, sandbox.api_key.secret
 
     for headers in (
@@ -78,5 +78,5 @@ def test_secrets_stay_out_of_repr(sandbox: Sandbox) -> None:
     assert sandbox.api_key.secret not in repr(sandbox.api_key)
 
 
-async def test_healthz_answers(http: httpx.AsyncClient) -> None:
+async def test_healthz_responds(http: httpx.AsyncClient) -> None:
     assert (await http.get("/healthz")).status_code == 200

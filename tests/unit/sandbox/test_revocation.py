@@ -6,7 +6,7 @@ from integration_server.sandbox import Sandbox
 from tests.unit.sandbox.oauth_client import OAuthClient, basic, error_of
 
 
-async def test_refresh_token_takes_its_grant_along(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_revoking_a_refresh_token_revokes_its_grant(application: OAuthClient, sandbox: Sandbox) -> None:
     tokens = await application.connect()
 
     assert (await application.revoke(tokens["refresh_token"])).status_code == 200
@@ -16,7 +16,7 @@ async def test_refresh_token_takes_its_grant_along(application: OAuthClient, san
     assert sandbox.grants_of("ada") == []
 
 
-async def test_access_token_goes_alone(application: OAuthClient) -> None:
+async def test_revoking_an_access_token_keeps_its_grant(application: OAuthClient) -> None:
     tokens = await application.connect()
 
     assert (await application.revoke(tokens["access_token"])).status_code == 200
@@ -25,7 +25,7 @@ async def test_access_token_goes_alone(application: OAuthClient) -> None:
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_access_token_takes_its_grant_along_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_revoking_an_access_token_can_revoke_its_grant(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, revocation_scope="grant")
     revoked, other = await application.connect(), await application.connect()
 
@@ -35,7 +35,7 @@ async def test_access_token_takes_its_grant_along_when_told_so(application: OAut
     assert (await application.refresh(other["refresh_token"])).status_code == 200
 
 
-async def test_takes_every_grant_of_the_account_along_when_told_so(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_a_revocation_can_revoke_all_grants_of_the_account(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.behaviour = replace(sandbox.behaviour, revocation_scope="account")
     revoked, same_person = await application.connect(), await application.connect()
     callback = await application.authorize(account="grace")
@@ -47,14 +47,14 @@ async def test_takes_every_grant_of_the_account_along_when_told_so(application: 
     assert (await application.refresh(other_person["refresh_token"])).status_code == 200
 
 
-async def test_unknown_and_dead_tokens_are_no_error(application: OAuthClient) -> None:
+async def test_unknown_and_invalid_tokens_are_not_errors(application: OAuthClient) -> None:
     tokens = await application.connect()
 
     for token in ("made-up", tokens["refresh_token"], tokens["refresh_token"]):
         assert (await application.revoke(token)).status_code == 200
 
 
-async def test_refuses_another_clients_token(application: OAuthClient, sandbox: Sandbox) -> None:
+async def test_rejects_the_token_of_another_client(application: OAuthClient, sandbox: Sandbox) -> None:
     sandbox.register_client("other", "other-secret", [])
     tokens = await application.connect()
 
@@ -68,5 +68,5 @@ async def test_refuses_another_clients_token(application: OAuthClient, sandbox: 
     assert (await application.refresh(tokens["refresh_token"])).status_code == 200
 
 
-async def test_wants_a_token(application: OAuthClient) -> None:
+async def test_requires_a_token(application: OAuthClient) -> None:
     assert error_of(await application.post("/oauth/revoke", {})) == (400, "invalid_request")

@@ -15,7 +15,7 @@ def server() -> FakeServer:
 
 @pytest.fixture
 async def client(server: FakeServer) -> AsyncIterator[httpx.AsyncClient]:
-    """Sends what a program sends; a browser's `Accept` is for the test to add."""
+    """A client without an `Accept` header; a test adds that of a browser."""
     app = server.app()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://sidecar.example") as client:
         yield client

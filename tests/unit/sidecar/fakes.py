@@ -1,4 +1,4 @@
-"""A gRPC server as the sidecar's app sees it, without any gRPC."""
+"""A fake gRPC server for the sidecar's app."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class FakeServer:
-    """Answers each call with what it is told to: raises it if it is an exception."""
+    """Returns the configured response of each RPC, or raises it if it is an exception."""
 
     callback_response: HandleCallbackResponse | Exception = field(
         default_factory=lambda: HandleCallbackResponse(success=True, integration_id=123)
@@ -58,7 +58,7 @@ class FakeServer:
         return _return_or_raise(self.health_response)
 
     def app(self) -> Starlette:
-        """The sidecar's app over it."""
+        """The sidecar's app over this server."""
         return create_app(
             handle_callback=self.handle_callback,
             receive_webhook=self.receive_webhook,
@@ -77,11 +77,11 @@ def _return_or_raise(rpc_response: _T | Exception) -> _T:
 def rpc_error(
     code: grpc.StatusCode,
     reason: str = "",
-    message: str = "what the server says",
+    message: str = "the message of the server",
     *,
     retry_seconds: float | None = None,
 ) -> grpc.aio.AioRpcError:
-    """What a stub raises: with the server's details if there is a reason, else as gRPC itself fails."""
+    """The error of a stub: with details of the server if `reason` is set, else an error of gRPC itself."""
     if not reason:
         return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), message)
     status = rpc_status.to_status(rich_status(code, reason, message, retry_seconds=retry_seconds))

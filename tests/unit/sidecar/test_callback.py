@@ -1,4 +1,4 @@
-"""The callback: what goes to the server, and how its answer reaches a browser or a program."""
+"""The callback endpoint: the request to the server, and the response to a browser or a program."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ HOSTILE = [
 ]
 
 
-async def test_passes_on_what_the_provider_sent(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_forwards_the_parameters_of_the_provider(client: httpx.AsyncClient, server: FakeServer) -> None:
     query = "code=c%2F1&state=s-1&iss=https%3A%2F%2Fp.example&realmId=77&scope=a+b"
 
     await client.get(f"{CALLBACK_PATH}/quickbooks?{query}")
@@ -36,7 +36,7 @@ async def test_passes_on_what_the_provider_sent(client: httpx.AsyncClient, serve
     ]
 
 
-async def test_passes_on_a_refusal(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_forwards_an_error_response(client: httpx.AsyncClient, server: FakeServer) -> None:
     query = "error=access_denied&error_description=No&state=s-1"
 
     await client.get(f"{CALLBACK_PATH}?{query}")
@@ -46,35 +46,37 @@ async def test_passes_on_a_refusal(client: httpx.AsyncClient, server: FakeServer
     ]
 
 
-async def test_takes_the_type_from_the_documented_query(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_reads_the_type_from_the_documented_query_parameter(
+    client: httpx.AsyncClient, server: FakeServer
+) -> None:
     await client.get(f"{CALLBACK_PATH}?code=c&state=s&integration_type=stripe")
 
     assert server.callbacks[0].integration_type == "stripe"
 
 
-async def test_the_path_says_the_type_whatever_the_query_says(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_the_type_in_the_path_overrides_the_query(client: httpx.AsyncClient, server: FakeServer) -> None:
     await client.get(f"{CALLBACK_PATH}/stripe?code=c&state=s&integration_type=square")
 
     assert server.callbacks[0].integration_type == "stripe"
 
 
-async def test_a_browser_cannot_say_who_is_signed_in(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_browser_cannot_set_the_user(client: httpx.AsyncClient, server: FakeServer) -> None:
     await client.get(f"{CALLBACK_PATH}/stripe?code=c&state=s&user_id=victim")
 
     assert not server.callbacks[0].user_id
 
 
-async def test_waits_longer_than_the_server_may_wait_for_a_provider(
+async def test_the_deadline_exceeds_the_servers_provider_timeouts(
     client: httpx.AsyncClient, server: FakeServer
 ) -> None:
     await client.get(f"{CALLBACK_PATH}?code=c&state=s")
 
-    to_trade_the_code, to_name_the_account = 10, 10
-    assert server.deadlines[0] > to_trade_the_code + to_name_the_account
+    code_exchange, account_lookup = 10, 10
+    assert server.deadlines[0] > code_exchange + account_lookup
 
 
 @pytest.mark.parametrize("name", ["code", "state", "integration_type", "iss", "error", "error_description"])
-async def test_refuses_a_repeated_parameter(client: httpx.AsyncClient, server: FakeServer, name: str) -> None:
+async def test_rejects_a_repeated_parameter(client: httpx.AsyncClient, server: FakeServer, name: str) -> None:
     response = await client.get(f"{CALLBACK_PATH}/stripe?{name}=secret1&{name}=secret2")
 
     assert response.status_code == 400
@@ -86,27 +88,27 @@ async def test_refuses_a_repeated_parameter(client: httpx.AsyncClient, server: F
     assert server.callbacks == []
 
 
-async def test_a_provider_may_repeat_parameters_of_its_own(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_provider_may_repeat_its_own_parameters(client: httpx.AsyncClient, server: FakeServer) -> None:
     await client.get(f"{CALLBACK_PATH}/stripe?code=c&state=s&scope=a&scope=b")
 
     assert server.callbacks[0].query == "code=c&state=s&scope=a&scope=b"
 
 
-async def test_takes_a_query_up_to_the_limit_and_refuses_a_longer_one(
+async def test_accepts_a_query_up_to_the_limit_and_rejects_a_longer_one(
     client: httpx.AsyncClient, server: FakeServer
 ) -> None:
     longest = "state=".ljust(MAX_QUERY, "x")
 
     taken = await client.get(f"{CALLBACK_PATH}?{longest}")
-    refused = await client.get(f"{CALLBACK_PATH}?{longest}x")
+    rejected = await client.get(f"{CALLBACK_PATH}?{longest}x")
 
     assert taken.status_code == 200
-    assert refused.status_code == 414
-    assert refused.json()["reason"] == "QUERY_TOO_LONG"
+    assert rejected.status_code == 414
+    assert rejected.json()["reason"] == "QUERY_TOO_LONG"
     assert len(server.callbacks) == 1
 
 
-async def test_bytes_that_are_no_text_reach_the_server_as_replacement(
+async def test_invalid_utf8_is_forwarded_as_replacement_characters(
     client: httpx.AsyncClient, server: FakeServer
 ) -> None:
     await client.get(f"{CALLBACK_PATH}?code=%FF&state=%ED%A0%80")
@@ -115,7 +117,7 @@ async def test_bytes_that_are_no_text_reach_the_server_as_replacement(
     assert server.callbacks[0].query == "code=%FF&state=%ED%A0%80"
 
 
-async def test_a_program_gets_the_documents_json(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_program_gets_the_documented_json(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.callback_response = HandleCallbackResponse(
         success=True, integration_id=123, redirect_url="https://app.example/done", message="Stripe is connected"
     )
@@ -131,7 +133,7 @@ async def test_a_program_gets_the_documents_json(client: httpx.AsyncClient, serv
     }
 
 
-async def test_a_program_learns_of_a_refusal(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_program_gets_the_reason_of_a_rejection(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.callback_response = HandleCallbackResponse(reason="access_denied", message="The provider said no")
 
     response = await client.get(f"{CALLBACK_PATH}?error=access_denied&state=s")
@@ -156,7 +158,7 @@ async def test_a_program_gets_the_confirmation_token(client: httpx.AsyncClient, 
     assert response.json()["confirmation_token"] == "t-1"
 
 
-async def test_a_browser_is_sent_back_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_browser_is_redirected_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
     url = "https://app.example/done?success=true&integration_id=123#top"
     server.callback_response = HandleCallbackResponse(success=True, integration_id=123, redirect_url=url)
 
@@ -175,7 +177,7 @@ async def test_a_browser_is_sent_back_to_the_app(client: httpx.AsyncClient, serv
         (HandleCallbackResponse(reason="access_denied"), "Not connected"),
     ],
 )
-async def test_a_browser_without_an_app_to_go_to_sees_a_page(
+async def test_a_browser_without_a_redirect_url_gets_a_page(
     client: httpx.AsyncClient, server: FakeServer, rpc_response: HandleCallbackResponse, title: str
 ) -> None:
     server.callback_response = rpc_response
@@ -189,7 +191,7 @@ async def test_a_browser_without_an_app_to_go_to_sees_a_page(
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 @pytest.mark.parametrize("name", ["code", "state", "integration_type", "iss", "error", "error_description", "other"])
-async def test_nothing_of_a_request_is_on_a_page(
+async def test_a_page_contains_no_value_of_the_request(
     client: httpx.AsyncClient, server: FakeServer, name: str, hostile: str
 ) -> None:
     server.callback_response = rpc_error(grpc.StatusCode.INVALID_ARGUMENT, "STATE_INVALID")
@@ -203,7 +205,9 @@ async def test_nothing_of_a_request_is_on_a_page(
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-async def test_nothing_of_an_outcome_is_on_a_page(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
+async def test_a_page_contains_no_value_of_the_result(
+    client: httpx.AsyncClient, server: FakeServer, hostile: str
+) -> None:
     server.callback_response = HandleCallbackResponse(reason="access_denied")
     harmless = await client.get(CALLBACK_PATH, headers=BROWSER)
     server.callback_response = HandleCallbackResponse(reason=hostile, message=hostile)
@@ -215,7 +219,7 @@ async def test_nothing_of_an_outcome_is_on_a_page(client: httpx.AsyncClient, ser
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-async def test_hostile_values_stay_values_in_json(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
+async def test_hostile_values_are_escaped_in_json(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
     server.callback_response = HandleCallbackResponse(reason=hostile, message=hostile)
 
     response = await client.get(CALLBACK_PATH, params={"error": hostile})
@@ -225,7 +229,9 @@ async def test_hostile_values_stay_values_in_json(client: httpx.AsyncClient, ser
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-async def test_a_redirect_makes_no_second_header(client: httpx.AsyncClient, server: FakeServer, hostile: str) -> None:
+async def test_a_redirect_url_cannot_inject_a_header(
+    client: httpx.AsyncClient, server: FakeServer, hostile: str
+) -> None:
     server.callback_response = HandleCallbackResponse(redirect_url=f"https://app.example/?reason={hostile}")
 
     response = await client.get(CALLBACK_PATH, headers=BROWSER)
@@ -237,7 +243,7 @@ async def test_a_redirect_makes_no_second_header(client: httpx.AsyncClient, serv
     assert not set(location) & set(' <>"')
 
 
-async def test_looking_ahead_at_a_link_uses_nothing_up(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_a_head_request_does_not_use_up_the_state(client: httpx.AsyncClient, server: FakeServer) -> None:
     response = await client.head(f"{CALLBACK_PATH}/stripe?code=c&state=s")
 
     assert response.status_code == 405
@@ -245,7 +251,7 @@ async def test_looking_ahead_at_a_link_uses_nothing_up(client: httpx.AsyncClient
     assert server.callbacks == []
 
 
-async def test_with_starlettes_own_head_the_same_look_uses_the_state_up(server: FakeServer) -> None:
+async def test_negative_control_with_starlettes_head_route_the_state_is_used_up(server: FakeServer) -> None:
     app = server.app()
     for route in app.routes:
         route.methods.add("HEAD")  # type: ignore[attr-defined]
@@ -257,7 +263,7 @@ async def test_with_starlettes_own_head_the_same_look_uses_the_state_up(server: 
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_only_get_is_a_callback(client: httpx.AsyncClient, server: FakeServer, method: str) -> None:
+async def test_only_get_is_accepted(client: httpx.AsyncClient, server: FakeServer, method: str) -> None:
     response = await client.request(method, f"{CALLBACK_PATH}?code=c&state=s")
 
     assert response.status_code == 405
@@ -266,7 +272,7 @@ async def test_only_get_is_a_callback(client: httpx.AsyncClient, server: FakeSer
 
 
 @pytest.mark.parametrize("path", ["/", f"{CALLBACK_PATH}/stripe/more", f"{CALLBACK_PATH}/a%2Fb", "/%00%0A"])
-async def test_there_is_nothing_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+async def test_other_paths_are_not_found(client: httpx.AsyncClient, path: str) -> None:
     program = await client.get(path)
     browser = await client.get(path, headers=BROWSER)
 
@@ -281,14 +287,14 @@ SLASHED: dict[str, Any] = {
 }
 
 
-async def test_a_slash_too_many_sends_code_and_state_nowhere(client: httpx.AsyncClient) -> None:
+async def test_a_trailing_slash_is_not_redirected(client: httpx.AsyncClient) -> None:
     response = await client.get(**SLASHED)
 
     assert response.status_code == 404
     assert "location" not in response.headers
 
 
-async def test_with_starlettes_redirect_the_same_slash_sends_them_to_any_host(server: FakeServer) -> None:
+async def test_negative_control_with_starlettes_redirect_code_and_state_go_to_any_host(server: FakeServer) -> None:
     app = server.app()
     app.router.redirect_slashes = True
 

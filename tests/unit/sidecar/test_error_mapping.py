@@ -1,4 +1,4 @@
-"""What fails in gRPC, in HTTP's terms: for a program by status and reason, for a person by page."""
+"""gRPC errors as HTTP errors: status and reason for a program, a page for a browser."""
 
 import grpc
 import httpx
@@ -31,7 +31,7 @@ Code = grpc.StatusCode
         (Code.DATA_LOSS, "CREDENTIALS_UNREADABLE", 500, "Something went wrong"),
     ],
 )
-async def test_the_servers_errors_keep_their_reason(
+async def test_errors_of_the_server_keep_their_reason(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode, reason: str, status: int, title: str
 ) -> None:
     server.callback_response = rpc_error(code, reason, "safe words")
@@ -57,7 +57,7 @@ async def test_the_servers_errors_keep_their_reason(
         (Code.RESOURCE_EXHAUSTED, 429, "Not available right now"),
     ],
 )
-async def test_grpcs_own_errors_tell_nothing_of_the_inside(
+async def test_grpcs_own_errors_reveal_no_internals(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode, status: int, title: str
 ) -> None:
     server.callback_response = rpc_error(code, message="failed to connect to ipv4:10.0.0.7:50051")
@@ -73,7 +73,7 @@ async def test_grpcs_own_errors_tell_nothing_of_the_inside(
 
 @pytest.mark.parametrize(("delay", "header"), [(30, "30"), (0.2, "1"), (1.001, "2"), (0, "1"), (-5, "1"), (None, None)])
 @pytest.mark.parametrize("accept", ["text/html", "application/json"])
-async def test_retry_after_is_what_the_server_says_in_whole_seconds(
+async def test_retry_after_is_the_servers_delay_rounded_up(
     client: httpx.AsyncClient, server: FakeServer, delay: float | None, header: str | None, accept: str
 ) -> None:
     server.callback_response = rpc_error(Code.UNAVAILABLE, "STORE_UNAVAILABLE", retry_seconds=delay)
@@ -92,7 +92,7 @@ async def test_retry_after_is_what_the_server_says_in_whole_seconds(
     ],
     ids=["other-code", "other-message", "no-details"],
 )
-async def test_details_that_do_not_belong_to_the_error_are_left_out(
+async def test_details_that_do_not_match_the_error_are_ignored(
     client: httpx.AsyncClient, server: FakeServer, details: status_pb2.Status
 ) -> None:
     server.callback_response = grpc.aio.AioRpcError(
@@ -108,9 +108,7 @@ async def test_details_that_do_not_belong_to_the_error_are_left_out(
     assert response.json() == {"success": False, "reason": "INVALID_ARGUMENT", "message": "Bad Request"}
 
 
-async def test_a_sidecar_that_the_policy_does_not_know_is_our_fault(
-    client: httpx.AsyncClient, server: FakeServer
-) -> None:
+async def test_a_sidecar_without_permission_is_an_internal_error(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.callback_response = rpc_error(Code.PERMISSION_DENIED, "CALLER_NOT_ALLOWED", "the caller is not allowed")
 
     response = await client.get(CALLBACK_PATH)

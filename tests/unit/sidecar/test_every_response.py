@@ -1,4 +1,4 @@
-"""What holds for every answer: its headers, its line in the log, and that no fault is shown."""
+"""Properties of every response: security headers, the access log, and no details of exceptions."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def log() -> Iterator[list[Any]]:
         pytest.param("GET", "/readyz", None, id="ready"),
     ],
 )
-async def test_has_the_safe_headers(
+async def test_every_response_has_the_security_headers(
     client: httpx.AsyncClient, server: FakeServer, method: str, path: str, rpc_response: Any, accept: str
 ) -> None:
     server.callback_response = rpc_response
@@ -56,7 +56,7 @@ async def test_has_the_safe_headers(
 
 
 @pytest.mark.parametrize("accept", ["text/html", "*/*"])
-async def test_a_fault_is_answered_without_details_and_logged_without_values(
+async def test_an_unhandled_exception_reveals_no_details(
     client: httpx.AsyncClient, server: FakeServer, log: list[Any], accept: str
 ) -> None:
     server.callback_response = RuntimeError("choked on the-code")
@@ -68,9 +68,13 @@ async def test_a_fault_is_answered_without_details_and_logged_without_values(
     assert response.status_code == 500
     assert "RuntimeError" not in response.text
     assert "the-code" not in response.text
-    fault, request = log
-    assert (fault["event"], fault["log_level"], fault["kind"]) == ("unhandled_exception", "error", "RuntimeError")
-    assert re.search(r"callback\.py", fault["stack"])
+    error, request = log
+    assert (error["event"], error["log_level"], error["kind"]) == (
+        "unhandled_exception",
+        "error",
+        "RuntimeError",
+    )
+    assert re.search(r"callback\.py", error["stack"])
     assert request["status"] == 500
     assert not any(secret in str(log) for secret in SECRETS)
 
@@ -89,7 +93,7 @@ async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, 
     }
 
 
-async def test_nobody_writes_lines_of_their_own_into_the_log(client: httpx.AsyncClient, log: list[Any]) -> None:
+async def test_a_path_cannot_inject_log_lines(client: httpx.AsyncClient, log: list[Any]) -> None:
     await client.get("/x%0Aevent=forged%1B[31m" + "y" * 1000)
 
     assert log[0]["path"].startswith("/x%0Aevent%3Dforged%1B%5B31myyy")

@@ -1,4 +1,4 @@
-"""What is too large is refused, in the form that the caller asked for, before anything else is done about it."""
+"""Size limits: a request that is too large is rejected before it reaches the app."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ NONE = replace(USUAL, body_bytes=1 << 40, url_bytes=1 << 40, headers=1 << 40, he
 
 
 class Reader:
-    """An app that says how much it was given, when it may."""
+    """An app that records the bodies it receives, and responds when `may_respond` is set."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -49,7 +49,7 @@ async def chunks(size: int, count: int) -> AsyncIterator[bytes]:
 # --- bodies --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_body_up_to_the_limit_is_handed_on_as_it_is() -> None:
+async def test_a_body_up_to_the_limit_is_forwarded_unchanged() -> None:
     app = Reader()
     async with client_of(app, SMALL) as client:
         assert (await client.post("/", content=b"a" * 100)).status_code == 200
@@ -59,7 +59,7 @@ async def test_a_body_up_to_the_limit_is_handed_on_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("has_length", [True, False], ids=["with-its-length", "in-chunks"])
-async def test_a_larger_one_is_refused_and_never_handed_on(has_length: bool) -> None:
+async def test_a_larger_body_is_rejected_and_not_forwarded(has_length: bool) -> None:
     app = Reader()
     async with client_of(app, SMALL) as client:
         response = await client.post("/", content=b"a" * 101 if has_length else chunks(10, 11))
@@ -72,7 +72,7 @@ async def test_a_larger_one_is_refused_and_never_handed_on(has_length: bool) -> 
     assert app.bodies == []
 
 
-async def test_a_body_that_never_ends_is_read_no_further_than_the_limit() -> None:
+async def test_an_endless_body_is_read_only_up_to_the_limit() -> None:
     taken = 0
 
     async def endless() -> dict[str, Any]:
@@ -92,38 +92,38 @@ async def test_a_body_that_never_ends_is_read_no_further_than_the_limit() -> Non
 
 
 @pytest.mark.parametrize("has_length", [True, False], ids=["with-its-length", "in-chunks"])
-async def test_without_the_limit_it_is_all_in_memory(has_length: bool) -> None:
+async def test_negative_control_without_the_limit_the_whole_body_is_buffered(has_length: bool) -> None:
     app = Reader()
     async with client_of(app, NONE) as client:
         await client.post("/", content=b"a" * 5_000_000 if has_length else chunks(50_000, 100))
     assert len(app.bodies[0]) == 5_000_000
 
 
-async def test_only_so_many_bodies_are_in_memory_at_a_time() -> None:
+async def test_the_total_size_of_buffered_bodies_is_limited() -> None:
     app = Reader()
     app.may_respond.clear()
     async with client_of(app, SMALL) as client:
         held = [asyncio.create_task(client.post("/", content=b"a" * 100)) for _ in range(3)]
         while len(app.bodies) < 3:  # noqa: ASYNC110  # they come in the loop's next rounds
             await asyncio.sleep(0)
-        refused = await client.post("/", content=b"a")
+        rejected = await client.post("/", content=b"a")
         without_one = asyncio.create_task(client.get("/"))
         app.may_respond.set()
 
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert (rejected.status_code, rejected.headers["retry-after"]) == (503, "1")
         assert [response.status_code for response in await asyncio.gather(*held, without_one)] == [200] * 4
         assert (await client.post("/", content=b"a" * 100)).status_code == 200
 
 
-async def test_a_client_that_leaves_halfway_is_forgotten() -> None:
+async def test_a_disconnected_client_frees_its_buffer() -> None:
     app = Reader()
     limited = RequestLimits(app, Responses(Pages()), SMALL)
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
 
     async def send(_message: Any) -> None:
-        raise AssertionError("there is nobody to answer")
+        raise AssertionError("the client has disconnected")
 
-    for _ in range(10):  # ten halves would fill the memory that three bodies may take
+    for _ in range(10):  # ten half bodies exceed the limit of three bodies
         messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"a" * 50, "more_body": True}]
 
         async def receive(messages: Any = messages) -> Any:
@@ -145,7 +145,7 @@ async def test_a_client_that_leaves_halfway_is_forgotten() -> None:
         ("/", {"X-Long": "x" * 16_384}, 431, "HEADERS_TOO_LARGE"),
     ],
 )
-async def test_a_head_that_is_too_large_is_refused(
+async def test_a_head_that_is_too_large_is_rejected(
     path: str, headers: dict[str, str], status: int, reason: str
 ) -> None:
     app = Reader()
@@ -157,13 +157,13 @@ async def test_a_head_that_is_too_large_is_refused(
         assert (await client.get(path, headers=headers)).status_code == 200
 
 
-async def test_a_usual_browser_is_far_from_the_limits(client: httpx.AsyncClient) -> None:
+async def test_a_typical_browser_is_below_the_limits(client: httpx.AsyncClient) -> None:
     headers = {f"X-{number}": "x" * 100 for number in range(60)} | {"Cookie": "x" * 4096}
     response = await client.get(f"{CALLBACK_PATH}?state={'x' * 4000}", headers=headers)
     assert response.status_code == 200
 
 
-async def test_the_apps_own_answers_are_limited_too(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_the_limits_apply_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
     response = await client.post(CALLBACK_PATH, content=b"x" * (USUAL.body_bytes + 1), headers={"Accept": "text/html"})
     assert response.status_code == 413
     assert response.headers["content-security-policy"] == Pages().policy

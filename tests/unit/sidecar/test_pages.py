@@ -50,7 +50,7 @@ def test_texts_are_escaped() -> None:
     assert "&#34;&#39;&amp;{{ 7 * 7 }}" in html
 
 
-def test_no_error_selects_two_pages() -> None:
+def test_each_error_selects_one_page() -> None:
     errors = [error for page in ALL_PAGES for error in page.errors]
 
     assert len(errors) == len(set(errors))

@@ -1,4 +1,4 @@
-"""Liveness and readiness."""
+"""Liveness and readiness probes."""
 
 import grpc
 import httpx
@@ -8,7 +8,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
 
-async def test_lives_whatever_the_server_does(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_liveness_does_not_depend_on_the_server(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.health_response = rpc_error(grpc.StatusCode.UNAVAILABLE)
 
     response = await client.get("/healthz")
@@ -16,7 +16,7 @@ async def test_lives_whatever_the_server_does(client: httpx.AsyncClient, server:
     assert (response.status_code, response.text) == (200, "ok")
 
 
-async def test_is_ready_while_the_server_serves(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_is_ready_if_the_server_serves(client: httpx.AsyncClient, server: FakeServer) -> None:
     response = await client.get("/readyz")
 
     assert (response.status_code, response.text) == (200, "ok")

@@ -42,5 +42,5 @@ def test_a_browser_gets_a_page(accept: str) -> None:
         ",;,;q=,/",
     ],
 )
-def test_anyone_else_gets_json(accept: str) -> None:
+def test_a_program_gets_json(accept: str) -> None:
     assert not wants_html(accept)

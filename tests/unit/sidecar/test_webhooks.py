@@ -1,4 +1,4 @@
-"""A webhook: what goes to the server, byte for byte, and what the provider is answered."""
+"""The webhook endpoint: the request to the server, and the response to the provider."""
 
 import grpc
 import httpx
@@ -12,7 +12,7 @@ from tests.unit.sidecar.fakes import PUBLIC_URL, FakeServer, rpc_error
 PATH = "/api/v1/webhooks/stripe/app"
 
 
-async def test_passes_on_every_byte(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_forwards_the_request_unchanged(client: httpx.AsyncClient, server: FakeServer) -> None:
     body = bytes(range(256))
     headers = [("X-Signature", "one"), ("X-Signature", "two"), ("Content-Type", "application/json")]
 
@@ -27,7 +27,7 @@ async def test_passes_on_every_byte(client: httpx.AsyncClient, server: FakeServe
     assert ("content-type", b"application/json") in given
 
 
-async def test_the_url_is_the_public_one_whatever_the_host_header_says(
+async def test_the_url_is_built_from_the_public_url_and_not_from_the_host_header(
     client: httpx.AsyncClient, server: FakeServer
 ) -> None:
     await client.post(PATH, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
@@ -35,7 +35,7 @@ async def test_the_url_is_the_public_one_whatever_the_host_header_says(
     assert server.webhooks[0].url == f"{PUBLIC_URL}{PATH}"
 
 
-async def test_answers_what_the_server_says(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_responds_with_the_servers_response(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.webhook_response = ReceiveWebhookResponse(
         status_code=202,
         body=b"challenge",
@@ -54,7 +54,7 @@ async def test_answers_what_the_server_says(client: httpx.AsyncClient, server: F
     assert server.deadlines == [DEADLINE]
 
 
-async def test_what_a_provider_may_choose_is_no_page(client: httpx.AsyncClient, server: FakeServer) -> None:
+async def test_an_echoed_text_is_not_rendered_as_html(client: httpx.AsyncClient, server: FakeServer) -> None:
     server.webhook_response = ReceiveWebhookResponse(status_code=200, body=b"<script>alert(1)</script>")
 
     response = await client.get(PATH, headers={"Accept": "text/html"})
@@ -65,7 +65,7 @@ async def test_what_a_provider_may_choose_is_no_page(client: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
-async def test_what_was_not_stored_is_to_be_sent_again(
+async def test_a_delivery_that_was_not_stored_gets_retry_after(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode
 ) -> None:
     server.webhook_response = rpc_error(code)
@@ -86,7 +86,7 @@ async def test_what_was_not_stored_is_to_be_sent_again(
         (grpc.StatusCode.INVALID_ARGUMENT, 400),
     ],
 )
-async def test_no_failure_is_a_success(
+async def test_a_failed_rpc_is_never_a_success(
     client: httpx.AsyncClient, server: FakeServer, code: grpc.StatusCode, status: int
 ) -> None:
     server.webhook_response = rpc_error(code, "CALLER_NOT_ALLOWED" if status == 500 else "INVALID_FIELD")
@@ -102,6 +102,6 @@ async def test_only_get_and_post_are_webhooks(client: httpx.AsyncClient, server:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/webhooks/stripe", "/api/v1/webhooks/stripe/a/b", "/api/v1/webhooks//app"])
-async def test_elsewhere_is_nothing(client: httpx.AsyncClient, server: FakeServer, path: str) -> None:
+async def test_other_paths_are_not_webhooks(client: httpx.AsyncClient, server: FakeServer, path: str) -> None:
     assert (await client.post(path)).status_code == 404
     assert server.webhooks == []

@@ -1,4 +1,4 @@
-"""What somebody can make of a genuine request without the secret: all of it must be refused."""
+"""Forgeries of genuine requests, made without the secret. All of them must be rejected."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ LATE = timedelta(seconds=301)
 
 
 def content_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
-    """Requests in the right form that another hand has signed, or altered."""
+    """Well-formed requests that are altered, or signed with another secret."""
     yield "signed with another secret", sample.sign(sample.other_secret, sample.body, NOW)
     if sample.signs_body:
         for name, body in _altered(sample.body):
@@ -47,14 +47,14 @@ def _altered(body: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def time_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
-    """Requests that are the provider's, and are not from now."""
+    """Genuine requests with a timestamp that is too far from now."""
     if sample.checks_timestamp:
         yield "from 301 s ago", sample.sign(sample.secret, sample.body, NOW - LATE)
         yield "from 301 s ahead", sample.sign(sample.secret, sample.body, NOW + LATE)
 
 
 def form_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
-    """Requests in a form that no provider sends."""
+    """Malformed requests."""
     request = sample.request
     yield "PUT", replace(request, method="PUT")
     yield "signed with no secret", sample.sign("", sample.body, NOW)
@@ -130,11 +130,11 @@ def _other_times(value: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def cross_scheme_forgeries(sample: Sample) -> Iterator[tuple[str, WebhookRequest]]:
-    """Requests that the same secret has signed for other schemes."""
+    """Requests that are signed with the same secret for other schemes."""
     for other in SAMPLES:
         if other.scheme is not sample.scheme and other.signature_header != sample.signature_header:
             if other.name in {"sendgrid", "standard", "microsoft-graph"} or sample.name == "microsoft-graph":
-                continue  # their secrets are of another kind, or in the body
+                continue  # their secrets have another format, or are in the body
             yield f"signed for {other.name}", other.sign(sample.secret, sample.body or other.body, NOW)
 
 

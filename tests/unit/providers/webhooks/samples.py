@@ -1,4 +1,4 @@
-"""One genuine request of each scheme, signed as the provider's documentation says: by none of the server's code."""
+"""One genuine request of each scheme, signed as the provider documents it, without the server's code."""
 
 import base64
 import hashlib
@@ -53,7 +53,7 @@ def received(
 
 
 def accepts(scheme: WebhookScheme, request: WebhookRequest, *secrets: str, now: datetime = NOW) -> bool:
-    """Whether a request counts as the provider's, even where no sense is made of its body."""
+    """Whether a request is verified, even if its body is malformed."""
     try:
         received(scheme, request, *secrets, now=now)
     except InvalidWebhookSignature:
@@ -85,7 +85,7 @@ def seconds(at: datetime) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A scheme with a genuine request. `covered` is the part of the body that is signed, or must be known."""
+    """A scheme with a genuine request. `covered` is the part of the body that is signed or is a secret."""
 
     name: str
     scheme: WebhookScheme
@@ -171,7 +171,7 @@ def _xero(secret: str, body: bytes, at: datetime) -> WebhookRequest:
 
 
 def twilio_message(url: str, body: bytes) -> str:
-    """What Twilio signs of a form that has no percent sign in it."""
+    """The message that Twilio signs for a form without percent-encoding."""
     pairs = {tuple(part.partition("=")[::2]) for part in body.decode().split("&")}
     return url + "".join(name + value for name, value in sorted(pairs))
 
@@ -199,7 +199,7 @@ SENDGRID_KEYS = {
 
 def _sendgrid(secret: str, body: bytes, at: datetime) -> WebhookRequest:
     prefix = "X-Twilio-Email-Event-Webhook"
-    # Whoever does not have the private key has one of their own.
+    # An attacker without the private key has another one.
     key = SENDGRID_KEYS.get(secret, _P256[1])
     signature = base64.b64encode(
         key.sign(seconds(at).encode() + body, ec.ECDSA(SHA256(), deterministic_signing=True))

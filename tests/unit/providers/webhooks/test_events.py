@@ -1,4 +1,4 @@
-"""What verified requests bring: whose it is, what it is, and what tells it from another."""
+"""The events of verified requests: account, type and id."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def events_of(name: str, value: object, **headers: str) -> list[WebhookEvent]:
     return list(received(BY_NAME[name].scheme, request, BY_NAME[name].secret).events)
 
 
-def said(event: WebhookEvent) -> tuple[str, str, str | None]:
+def summary_of(event: WebhookEvent) -> tuple[str, str, str | None]:
     return event.event_id, event.event_type, event.account_id
 
 
@@ -65,7 +65,7 @@ def said(event: WebhookEvent) -> tuple[str, str, str | None]:
         ("standard", ("msg_1", "contact.created", None)),
     ],
 )
-def test_says_what_it_is_and_whose(name: str, expected: tuple[str | None, str, str | None]) -> None:
+def test_event_id_type_and_account(name: str, expected: tuple[str | None, str, str | None]) -> None:
     sample = BY_NAME[name]
     (event,) = received(sample.scheme, sample.request, sample.secret).events
     event_id, event_type, account_id = expected
@@ -85,21 +85,21 @@ each_repeated = pytest.mark.parametrize(
 
 
 @each_repeated
-def test_what_is_sent_again_has_the_same_id(sample: Sample) -> None:
+def test_a_repeated_delivery_has_the_same_id(sample: Sample) -> None:
     later = NOW + timedelta(minutes=1)
     first = received(sample.scheme, sample.request, sample.secret)
     second = received(sample.scheme, sample.sign(sample.secret, sample.body, later), sample.secret, now=later)
     assert [event.event_id for event in first.events] == [event.event_id for event in second.events]
 
 
-def test_dropbox_says_the_same_of_every_change_so_each_delivery_counts() -> None:
+def test_each_delivery_of_dropbox_is_an_event() -> None:
     sample = BY_NAME["dropbox"]
     times = [NOW, NOW + timedelta(seconds=1)]
     ids = {received(sample.scheme, sample.request, sample.secret, now=now).events[0].event_id for now in times}
     assert len(ids) == 2
 
 
-def test_another_try_of_hubspots_is_the_same_event() -> None:
+def test_a_retry_of_hubspot_is_the_same_event() -> None:
     event = {"eventId": 1, "portalId": 2, "subscriptionType": "contact.creation", "attemptNumber": 0}
     (first,) = events_of("hubspot", [event])
     (second,) = events_of("hubspot", [{**event, "attemptNumber": 1}])
@@ -107,7 +107,7 @@ def test_another_try_of_hubspots_is_the_same_event() -> None:
     assert first.event_id == second.event_id != other.event_id
 
 
-def test_lifecycle_notifications_of_graph_repeat_word_for_word() -> None:
+def test_each_lifecycle_notification_of_graph_is_an_event() -> None:
     notification = {"subscriptionId": "s1", "clientState": "our-client-state", "lifecycleEvent": "missed"}
     request = request_of("microsoft-graph", {"value": [notification]})
     scheme, secret = BY_NAME["microsoft-graph"].scheme, BY_NAME["microsoft-graph"].secret
@@ -117,7 +117,7 @@ def test_lifecycle_notifications_of_graph_repeat_word_for_word() -> None:
     assert first.event_id != second.event_id
 
 
-def test_an_id_that_is_no_id_becomes_a_digest() -> None:
+def test_an_invalid_id_is_replaced_by_a_digest() -> None:
     for odd in ("", "x" * 300, "a\nb", ["a"], {"a": 1}, None, True):
         (event,) = events_of("stripe", {"id": odd, "type": "charge.succeeded"})
         assert event.event_id.startswith("sha256-")
@@ -194,14 +194,14 @@ def test_an_id_that_is_no_id_becomes_a_digest() -> None:
         ),
     ],
 )
-def test_a_batch_is_taken_apart(name: str, body: object, expected: list[tuple[str, str | None]]) -> None:
+def test_a_batch_is_split_into_events(name: str, body: object, expected: list[tuple[str, str | None]]) -> None:
     events = events_of(name, body)
     assert [(event.event_type, event.account_id) for event in events] == expected
     assert len({event.event_id for event in events}) == len(events) == len({event.payload for event in events})
     assert all(isinstance(json.loads(event.payload), dict) for event in events)
 
 
-def test_all_of_a_batch_of_graph_must_be_known() -> None:
+def test_all_notifications_of_a_graph_batch_are_verified() -> None:
     good = {"clientState": "our-client-state", "changeType": "created", "resource": "users/u/events/1"}
     for bad in ({**good, "clientState": "x"}, {"changeType": "created"}, {**good, "clientState": ["our-client-state"]}):
         with pytest.raises(InvalidWebhookSignature):
@@ -210,7 +210,7 @@ def test_all_of_a_batch_of_graph_must_be_known() -> None:
         events_of("microsoft-graph", {"value": []})
 
 
-def test_payloads_of_graph_are_without_the_secret() -> None:
+def test_payloads_of_graph_do_not_contain_the_secret() -> None:
     (event,) = received(
         BY_NAME["microsoft-graph"].scheme, BY_NAME["microsoft-graph"].request, "our-client-state"
     ).events
@@ -218,14 +218,14 @@ def test_payloads_of_graph_are_without_the_secret() -> None:
     assert b'"@odata.etag":"W/\\"1\\""' in event.payload
 
 
-def test_a_single_event_is_kept_as_it_came() -> None:
+def test_the_payload_of_a_single_event_is_the_body() -> None:
     for name in ("stripe", "square", "shopify", "github", "slack", "zoom", "standard"):
         sample = BY_NAME[name]
         (event,) = received(sample.scheme, sample.request, sample.secret).events
         assert event.payload == sample.body
 
 
-def test_large_numbers_of_a_batch_stay_whole() -> None:
+def test_large_numbers_in_a_batch_are_preserved() -> None:
     (event,) = events_of("sendgrid", b'[{"event":"open","sg_event_id":"1","n":123456789012345678901234567890}]')
     assert b"123456789012345678901234567890" in event.payload
 
@@ -233,12 +233,12 @@ def test_large_numbers_of_a_batch_stay_whole() -> None:
 # --- forms
 
 
-def test_githubs_form_has_the_json_in_it() -> None:
+def test_github_forms_contain_json() -> None:
     (event,) = events_of("github", b"payload=%7B%22zen%22%3A%22a%2Bb%22%7D", X_GitHub_Event="ping")
     assert (event.event_type, event.payload) == ("ping", b'{"zen":"a+b"}')
 
 
-def test_slacks_commands_and_interactions_are_forms() -> None:
+def test_slack_commands_and_interactions_are_forms() -> None:
     (command,) = events_of("slack", b"command=%2Fhi&team_id=T1&text=a+b")
     assert (command.event_type, command.account_id) == ("slash_command", "T1")
     assert json.loads(command.payload) == {"command": "/hi", "team_id": "T1", "text": "a b"}
@@ -249,9 +249,9 @@ def test_slacks_commands_and_interactions_are_forms() -> None:
     assert press.payload == b'{"type":"block_actions","team":{"id":"T2"}}'
 
 
-def test_twilios_fields_are_kept_as_json() -> None:
+def test_twilio_forms_become_json() -> None:
     (event,) = events_of("twilio", b"CallSid=CA1&CallStatus=completed&AccountSid=AC1")
-    assert said(event)[1:] == ("call.completed", "AC1")
+    assert summary_of(event)[1:] == ("call.completed", "AC1")
     assert json.loads(event.payload) == {"CallSid": "CA1", "CallStatus": "completed", "AccountSid": "AC1"}
 
 
@@ -300,15 +300,13 @@ def test_twilios_fields_are_kept_as_json() -> None:
         ),
     ],
 )
-def test_an_account_that_takes_our_access_back(
-    name: str, body: object, headers: dict[str, str], account_id: str
-) -> None:
+def test_events_that_end_our_access(name: str, body: object, headers: dict[str, str], account_id: str) -> None:
     (event,) = events_of(name, body, **headers)
     assert event.ends_grant
     assert event.account_id == account_id
 
 
-def test_metas_deauthorize_callback_ends_the_users_grant() -> None:
+def test_the_deauthorize_callback_of_meta_ends_the_grant() -> None:
     value = {"algorithm": "HMAC-SHA256", "issued_at": 1, "user_id": "218471"}
     (event,) = received(META, post(signed_request("s", value), {}), "s").events
     assert (event.event_type, event.account_id, event.ends_grant) == ("deauthorize", "218471", True)
@@ -318,13 +316,13 @@ def test_metas_deauthorize_callback_ends_the_users_grant() -> None:
 @pytest.mark.parametrize(
     ("name", "body", "headers"),
     [
-        # A topic is not signed: the body must be an uninstalled shop's, of the same shop.
+        # The topic is not signed, so the body must name the same shop.
         ("shopify", {"id": 1}, {"X_Shopify_Topic": "app/uninstalled"}),
         ("shopify", {"myshopify_domain": "eve.myshopify.com"}, {"X_Shopify_Topic": "app/uninstalled"}),
         ("shopify", {"myshopify_domain": "ada.myshopify.com"}, {"X_Shopify_Topic": "shop/update"}),
         ("github", {"action": "deleted", "sender": {"id": 7}}, {"X_GitHub_Event": "github_app_authorization"}),
         ("github", {"action": "revoked", "sender": {"id": 7}}, {"X_GitHub_Event": "star"}),
-        # A user's own token is not the bot's.
+        # The token of a user is not that of the bot.
         (
             "slack",
             {"type": "event_callback", "event": {"type": "tokens_revoked", "tokens": {"oauth": ["U1"], "bot": []}}},
@@ -336,7 +334,7 @@ def test_metas_deauthorize_callback_ends_the_users_grant() -> None:
         ("zoom", {"event": "meeting.ended", "payload": {"event": "app_deauthorized"}}, {}),
     ],
 )
-def test_what_does_not_end_our_access(name: str, body: object, headers: dict[str, str]) -> None:
+def test_events_that_do_not_end_our_access(name: str, body: object, headers: dict[str, str]) -> None:
     (event,) = events_of(name, body, **headers)
     assert not event.ends_grant
 
@@ -367,7 +365,7 @@ def test_what_does_not_end_our_access(name: str, body: object, headers: dict[str
     ],
     ids=range(12),
 )
-def test_a_signed_body_without_sense_is_no_crash(sample: Sample, body: bytes) -> None:
+def test_a_signed_malformed_body_is_reported(sample: Sample, body: bytes) -> None:
     request = sample.sign(sample.secret, body, NOW)
     with pytest.raises(MalformedWebhook):
         received(sample.scheme, request, sample.secret)
@@ -392,12 +390,12 @@ MALFORMED_BODIES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "body"), MALFORMED_BODIES)
-def test_nor_is_one_of_another_shape(name: str, body: object) -> None:
+def test_a_signed_body_of_another_shape_is_reported(name: str, body: object) -> None:
     with pytest.raises(MalformedWebhook):
         events_of(name, body)
 
 
-def test_a_google_message_must_say_which_it_is() -> None:
+def test_a_google_message_requires_its_number() -> None:
     sample = BY_NAME["google-channel"]
     for missing in ("X-Goog-Channel-ID", "X-Goog-Message-Number", "X-Goog-Resource-State"):
         request = with_headers(sample.request, lambda all_, gone=missing: [pair for pair in all_ if pair[0] != gone])  # type: ignore[misc]
@@ -405,7 +403,7 @@ def test_a_google_message_must_say_which_it_is() -> None:
             received(sample.scheme, request, sample.secret)
 
 
-def test_headers_that_only_tell_are_left_out_where_they_are_odd() -> None:
+def test_invalid_informational_headers_are_ignored() -> None:
     sample = BY_NAME["shopify"]
     for value in (b"", b"\xff", b"x" * 300, b"a\tb"):
         request = with_header(sample.request, "X-Shopify-Webhook-Id", value)
@@ -416,7 +414,7 @@ def test_headers_that_only_tell_are_left_out_where_they_are_odd() -> None:
     assert event.event_type == "unknown"
 
 
-def test_nothing_of_a_body_is_in_a_repr() -> None:
+def test_bodies_are_not_in_repr() -> None:
     body = b'{"id":"evt_1","type":"t","secret":"hush"}'
     sample = BY_NAME["stripe"]
     request = sample.sign(sample.secret, body, NOW)

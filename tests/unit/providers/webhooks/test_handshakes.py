@@ -1,4 +1,4 @@
-"""How providers ask whether an address is ours."""
+"""Handshakes: how providers verify an address."""
 
 import hmac
 import json
@@ -40,7 +40,7 @@ def signed(sample: Sample, body: object) -> WebhookRequest:
 
 
 def response_of(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -> ReceivedWebhook:
-    """A handshake: an answer of 200, and no events."""
+    """The result of a handshake: status 200 and no events."""
     result = received(scheme, request, *secrets)
     assert (result.response.status, list(result.events)) == (200, [])
     return result
@@ -49,7 +49,7 @@ def response_of(scheme: WebhookScheme, request: WebhookRequest, *secrets: str) -
 # --- Slack
 
 
-def test_slacks_challenge_is_said_back() -> None:
+def test_slack_challenge_is_echoed() -> None:
     sample = BY_NAME["slack"]
     request = signed(sample, {"token": "t", "challenge": "3eZbrw1aBm2rZgRN", "type": "url_verification"})
     response = response_of(SLACK, request, sample.secret).response
@@ -63,7 +63,7 @@ def test_slacks_challenge_is_said_back() -> None:
 # --- Zoom
 
 
-def test_zooms_token_comes_back_with_the_digest_of_the_secret_that_asked() -> None:
+def test_zoom_token_is_returned_with_its_hmac() -> None:
     sample = BY_NAME["zoom"]
     body = {"event": "endpoint.url_validation", "payload": {"plainToken": "qgg8vlvZRS6UYooatFL8Aw"}}
     response = response_of(ZOOM, signed(sample, body), sample.other_secret, sample.secret).response
@@ -73,15 +73,15 @@ def test_zooms_token_comes_back_with_the_digest_of_the_secret_that_asked() -> No
     }
 
 
-def test_zooms_challenge_signs_nothing_for_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answer has the key of signatures, so whoever could ask for any token could sign any event."""
+def test_zoom_challenge_signs_nothing_for_attackers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response uses the signing key, so an arbitrary token would let an attacker sign any event."""
     sample = BY_NAME["zoom"]
     wanted = f'v0:{seconds(NOW)}:{{"event":"app_deauthorized","payload":{{"user_id":"u1"}}}}'
     body = {"event": "endpoint.url_validation", "payload": {"plainToken": wanted}}
     stranger = with_header(signed(sample, body), "x-zm-signature", b"v0=" + b"0" * 64)
     with pytest.raises(InvalidWebhookSignature):
         received(ZOOM, stranger, sample.secret)
-    # And were the signature not looked at, a message to sign is no token.
+    # Even without the check of the signature, a signed message is not a valid token.
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
     with pytest.raises(MalformedWebhook):
         received(ZOOM, stranger, sample.secret)
@@ -101,7 +101,7 @@ def test_negative_control_an_unguarded_challenge_signs_an_event(monkeypatch: pyt
 # --- Xero
 
 
-def test_xeros_intent_to_receive_is_200_or_401_and_no_more() -> None:
+def test_xero_intent_to_receive_gets_200_or_401() -> None:
     """The body is that of developer.xero.com, Configuring your server."""
     sample = BY_NAME["xero"]
     body = {"events": [], "lastEventSequence": 0, "firstEventSequence": 0, "entropy": "S0m3r4Nd0mt3xt"}
@@ -114,7 +114,7 @@ def test_xeros_intent_to_receive_is_200_or_401_and_no_more() -> None:
 # --- Dropbox
 
 
-def test_dropboxs_challenge_is_said_back_as_text() -> None:
+def test_dropbox_challenge_is_echoed_as_text() -> None:
     response = response_of(DROPBOX, get("challenge=Ab-1%3Cscript%3E"), "s").response
     assert response.body == b"Ab-1<script>"
     assert response.headers == {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
@@ -123,7 +123,7 @@ def test_dropboxs_challenge_is_said_back_as_text() -> None:
 @pytest.mark.parametrize(
     "query", ["", "challenge=", "challenge=a&challenge=b", "challenge=%0Aa", f"challenge={'x' * 300}", "challenge=%FF"]
 )
-def test_and_nothing_else_is(query: str) -> None:
+def test_other_queries_of_dropbox_are_rejected(query: str) -> None:
     with pytest.raises(InvalidWebhookSignature):
         received(DROPBOX, get(query), "s")
 
@@ -131,7 +131,7 @@ def test_and_nothing_else_is(query: str) -> None:
 # --- Microsoft Graph
 
 
-def test_graphs_validation_token_is_said_back_as_text() -> None:
+def test_graph_validation_token_is_echoed_as_text() -> None:
     request = replace(get("validationToken=Validation%3A+Testing%2Bclient%20%26+%3Cb%3E"), method="POST")
     response = response_of(MICROSOFT_GRAPH, request, "s").response
     assert response.body == b"Validation: Testing+client & <b>"
@@ -139,7 +139,7 @@ def test_graphs_validation_token_is_said_back_as_text() -> None:
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_a_notification_with_a_validation_token_brings_nothing() -> None:
+def test_a_notification_with_a_validation_token_has_no_events() -> None:
     sample = BY_NAME["microsoft-graph"]
     request = replace(sample.request, url=f"{URL}?validationToken=x")
     assert received(MICROSOFT_GRAPH, request, sample.secret).events == ()
@@ -150,7 +150,7 @@ def test_a_notification_with_a_validation_token_brings_nothing() -> None:
 SUBSCRIBE = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyhamhock"
 
 
-def test_metas_challenge_is_said_back_to_who_knows_the_token() -> None:
+def test_meta_challenge_is_echoed_for_a_valid_verify_token() -> None:
     result = received(META, get(SUBSCRIBE), "app-secret", verify_tokens=["meatyhamhock"])
     assert (result.response.body, result.events) == (b"1158201444", ())
 
@@ -168,13 +168,13 @@ def test_metas_challenge_is_said_back_to_who_knows_the_token() -> None:
         ("", ["meatyhamhock"]),
     ],
 )
-def test_and_to_nobody_else(query: str, tokens: list[str]) -> None:
+def test_meta_challenge_is_rejected_otherwise(query: str, tokens: list[str]) -> None:
     with pytest.raises(InvalidWebhookSignature):
         received(META, get(query), "app-secret", verify_tokens=tokens)
 
 
-def test_the_verify_token_signs_no_events() -> None:
-    """It is typed into a page, and may be short: it is no key."""
+def test_the_verify_token_does_not_verify_events() -> None:
+    """The token is entered in a form and may be short, so it is not a key."""
     sample = BY_NAME["meta"]
     request = sample.sign("meatyhamhock", sample.body, NOW)
     with pytest.raises(InvalidWebhookSignature):
@@ -185,7 +185,7 @@ def test_the_verify_token_signs_no_events() -> None:
     assert received(META, request, "meatyhamhock").events
 
 
-def test_a_signed_request_names_its_algorithm() -> None:
+def test_a_signed_request_must_name_its_algorithm() -> None:
     for algorithm in ("none", "HMAC-SHA1", None, ""):
         request = WebhookRequest("POST", URL, [], signed_request("s", {"algorithm": algorithm, "user_id": "1"}))
         with pytest.raises(InvalidWebhookSignature):
@@ -205,7 +205,7 @@ def test_a_signed_request_names_its_algorithm() -> None:
         b"signed_request=a.b&x=y",
     ],
 )
-def test_a_signed_request_of_another_form_is_forged(body: bytes) -> None:
+def test_a_malformed_signed_request_is_rejected(body: bytes) -> None:
     with pytest.raises(InvalidWebhookSignature):
         received(META, WebhookRequest("POST", URL, [], body), "s")
     with pytest.raises(InvalidWebhookSignature):
@@ -215,7 +215,7 @@ def test_a_signed_request_of_another_form_is_forged(body: bytes) -> None:
 # --- Google
 
 
-def test_googles_first_message_only_says_that_the_channel_is_open() -> None:
+def test_the_sync_message_of_google_has_no_events() -> None:
     sample = BY_NAME["google-channel"]
     response_of(GOOGLE_CHANNEL, with_header(sample.request, "X-Goog-Resource-State", b"sync"), sample.secret)
     with pytest.raises(InvalidWebhookSignature):
@@ -230,5 +230,5 @@ def test_googles_first_message_only_says_that_the_channel_is_open() -> None:
     [sample for sample in SAMPLES if sample.name not in {"dropbox", "meta", "twilio", "twilio-json"}],
     ids=lambda sample: sample.name,
 )
-def test_others_are_not_asked_by_get(sample: Sample) -> None:
+def test_other_schemes_reject_get(sample: Sample) -> None:
     assert not accepts(sample.scheme, replace(sample.request, method="GET"), sample.secret)

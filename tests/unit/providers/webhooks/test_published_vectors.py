@@ -42,7 +42,7 @@ class Vector:
         return post(self.body, self.headers, self.url)
 
 
-P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # how every public key of the curve begins
+P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # the prefix of every public key of the curve
 SENDGRID_BODY = (
     b'[{"email":"hello@world.com","event":"dropped","reason":"Bounced Address",'
     b'"sg_event_id":"ZHJvcC0xMDk5NDkxOS1MUnpYbF9OSFN0T0doUTRrb2ZTbV9BLTA",'
@@ -180,7 +180,7 @@ def test_the_published_signature_is_accepted(vector: Vector) -> None:
 
 
 @each_vector
-def test_and_not_for_another_body_secret_or_signature(vector: Vector) -> None:
+def test_a_published_signature_is_bound_to_body_and_secret(vector: Vector) -> None:
     altered = replace(vector.request, body=vector.body[:-1] + b"~")
     assert not accepts(vector.scheme, altered, vector.secret, now=vector.at)
     assert not accepts(vector.scheme, vector.request, vector.secret + "x", now=vector.at)
@@ -190,14 +190,14 @@ def test_and_not_for_another_body_secret_or_signature(vector: Vector) -> None:
             assert not accepts(vector.scheme, other, vector.secret, now=vector.at)
 
 
-def test_a_published_body_that_was_only_formatted_is_another() -> None:
-    """square-python-sdk has it among its own refusals."""
+def test_a_reformatted_published_body_is_rejected() -> None:
+    """From the negative tests of square-python-sdk."""
     (vector, _) = [vector for vector in VECTORS if vector.scheme is SQUARE]
     formatted = SQUARE_BODY.replace(b",", b",\n  ")
     assert not accepts(SQUARE, replace(vector.request, body=formatted), vector.secret)
 
 
-def test_another_published_key_has_not_signed() -> None:
+def test_another_published_key_is_rejected() -> None:
     """sendgrid-python, test_eventwebhook.py: test_verify_bad_key, test_verify_bad_signature."""
     (vector,) = [vector for vector in VECTORS if vector.scheme is SENDGRID]
     other = f"{P256}qTxd43gyp8IOEto2LdIfjRQrIbsd4SXZkLW6jDutdhXSJCWHw8REntlo7aNDthvj+y7GjUuFDb/R1NGe1OPzpA=="
@@ -215,7 +215,7 @@ def test_a_published_signature_is_too_old_five_minutes_later(timestamped: str) -
         assert accepts(vector.scheme, vector.request, vector.secret, now=now) is accepted
 
 
-def test_metas_published_signed_request() -> None:
+def test_published_signed_request_of_meta() -> None:
     """Facebook's documentation of signed requests, with the secret "secret"; its payload names no user."""
     signed = (
         b"signed_request=vlXgu64BQGFSQrY0ZcJBZASMvYvTHu9GQ0YM9rjPSso"
@@ -229,8 +229,8 @@ def test_metas_published_signed_request() -> None:
     assert not accepts(META, post(signed.replace(b"=v", b"=w"), {}), "secret")
 
 
-def test_zooms_challenge_as_another_receiver_has_it() -> None:
-    """The token is that of developers.zoom.us, whose secret is not told; the secret and digest are Elastic Beats'."""
+def test_zoom_challenge_of_another_implementation() -> None:
+    """The token is from developers.zoom.us, which omits the secret; secret and digest are from Elastic Beats."""
     body = b'{"payload":{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"},"event":"endpoint.url_validation"}'
     signature = hex_hmac("secretValueTest", f"v0:{seconds(NOW)}:".encode() + body)
     request = post(body, {"x-zm-signature": f"v0={signature}", "x-zm-request-timestamp": seconds(NOW)})

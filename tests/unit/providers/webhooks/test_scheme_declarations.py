@@ -1,4 +1,4 @@
-"""What a provider makes of its scheme, and the providers that have one."""
+"""The use of a scheme by its provider, and the providers with schemes."""
 
 from base64 import b64encode
 from pathlib import Path
@@ -40,7 +40,7 @@ class Shop(OAuth2Provider):
 
 
 class Pages(Shop):
-    """Says a token first."""
+    """Uses a verify token."""
 
     integration_type = "pages"
     webhook_scheme = META
@@ -55,7 +55,7 @@ class Custom(ApiKeyProvider):
 
 
 def public_key_of(curve: ec.EllipticCurve) -> str:
-    """A new one, as SendGrid shows them."""
+    """A new public key in SendGrid's format."""
     key = ec.generate_private_key(curve).public_key()
     return b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
 
@@ -74,7 +74,7 @@ P256, P384 = public_key_of(ec.SECP256R1()), public_key_of(ec.SECP384R1())
         (GoogleCalendarProvider, "google-channel"),
     ],
 )
-def test_takes_webhooks_by_its_scheme(provider_class: type[BaseProvider], name: str) -> None:
+def test_a_provider_receives_by_its_scheme(provider_class: type[BaseProvider], name: str) -> None:
     provider: Provider = build_provider(provider_class, FakeTransport())
     sample = BY_NAME[name]
     assert provider.supports_webhooks
@@ -86,7 +86,7 @@ def test_takes_webhooks_by_its_scheme(provider_class: type[BaseProvider], name: 
             provider.receive_webhook(request, secrets)
 
 
-def test_the_time_is_that_of_the_providers_clock() -> None:
+def test_timestamps_are_compared_with_the_providers_clock() -> None:
     provider = build_provider(StripeProvider, FakeTransport())
     sample = BY_NAME["stripe"]
     old = sample.sign(sample.secret, sample.body, NOW.replace(year=2025))
@@ -94,7 +94,7 @@ def test_the_time_is_that_of_the_providers_clock() -> None:
         provider.receive_webhook(old, [sample.secret])
 
 
-def test_a_provider_without_a_scheme_takes_none() -> None:
+def test_a_provider_without_a_scheme_rejects_webhooks() -> None:
     provider = build_provider(GoogleMyBusinessProvider, FakeTransport(), GOOGLE_MY_BUSINESS_WEBHOOK_SECRET="s")
     assert not provider.supports_webhooks
     assert provider.webhook_secrets(None) == ()
@@ -102,7 +102,7 @@ def test_a_provider_without_a_scheme_takes_none() -> None:
         provider.receive_webhook(WebhookRequest("POST", URL, [], b"{}"), ["s"])
 
 
-def test_what_is_signed_and_makes_no_sense_is_answered_with_400() -> None:
+def test_a_signed_malformed_body_gets_400() -> None:
     sample = BY_NAME["stripe"]
     for body in (b"{", b"[]", b""):
         result = build_provider(StripeProvider, FakeTransport()).receive_webhook(
@@ -127,12 +127,12 @@ def test_what_is_signed_and_makes_no_sense_is_answered_with_400() -> None:
         (StripeProvider, {"STRIPE_WEBHOOK_SECRET": " "}, []),
         (Shop, {}, ["our-secret"]),
         (Shop, {"SHOP_WEBHOOK_SECRET": "own"}, ["own"]),
-        (Shop, {"SHOP_WEBHOOK_SECRET_RETIRED": "former"}, ["our-secret", "former"]),
+        (Shop, {"SHOP_WEBHOOK_SECRET_RETIRED": "previous"}, ["our-secret", "previous"]),
         (Shop, {"SHOP_CLIENT_SECRET": ""}, []),
         (TwilioProvider, {}, []),
     ],
 )
-def test_our_apps_secrets_are_settings(
+def test_secrets_of_the_app_are_settings(
     provider_class: type[BaseProvider], environment: dict[str, str], expected: list[str]
 ) -> None:
     assert build_provider(provider_class, FakeTransport(), **environment).webhook_secrets(None) == expected
@@ -149,7 +149,7 @@ def test_our_apps_secrets_are_settings(
         (Shop, OAuthTokens("at"), []),
     ],
 )
-def test_an_integrations_secrets_are_in_its_credentials(
+def test_secrets_of_an_integration_are_in_its_credentials(
     provider_class: type[BaseProvider], credentials: Credentials, expected: list[str]
 ) -> None:
     assert build_provider(provider_class, FakeTransport()).webhook_secrets(credentials) == expected
@@ -169,7 +169,7 @@ def test_an_integrations_secrets_are_in_its_credentials(
     ],
     ids=range(8),
 )
-def test_some_secrets_have_a_form(provider_class: type[BaseProvider], secret: str, is_good: bool) -> None:
+def test_secret_formats_are_checked(provider_class: type[BaseProvider], secret: str, is_good: bool) -> None:
     assert (build_provider(provider_class, FakeTransport()).webhook_secret_problem(secret) is None) == is_good
 
 
@@ -187,7 +187,7 @@ def test_the_verify_token_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "not base64!", "whsec_é", "whsec_===="])
-def test_a_standard_secret_that_is_none_signs_nothing(secret: str) -> None:
+def test_a_malformed_standard_secret_verifies_nothing(secret: str) -> None:
     sample = BY_NAME["standard"]
     for signature in (b"v1,", b"v1,AAAA", b"", b","):
         request = WebhookRequest(
@@ -202,12 +202,12 @@ def test_a_standard_secret_that_is_none_signs_nothing(secret: str) -> None:
         )
         with pytest.raises(InvalidWebhookSignature):
             build_provider(Custom, FakeTransport()).receive_webhook(request, [secret])
-    # Beside one that is a key it does no harm.
+    # It does not affect a valid secret.
     request = sample.sign(sample.secret, sample.body, NOW)
     assert build_provider(Custom, FakeTransport()).receive_webhook(request, [secret, sample.secret]).events
 
 
-def test_a_standard_secret_may_come_without_prefix_or_padding() -> None:
+def test_a_standard_secret_may_lack_prefix_or_padding() -> None:
     sample = BY_NAME["standard"]
     request = sample.sign(sample.secret, sample.body, NOW)
     assert (
@@ -219,7 +219,7 @@ def test_a_standard_secret_may_come_without_prefix_or_padding() -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x", "AAAA", "-----BEGIN PUBLIC KEY-----", "é"])
-def test_a_key_of_sendgrids_that_is_none_has_signed_nothing(key: str) -> None:
+def test_a_malformed_sendgrid_key_verifies_nothing(key: str) -> None:
     sample = BY_NAME["sendgrid"]
     provider = build_provider(SendGridProvider, FakeTransport())
     with pytest.raises(InvalidWebhookSignature):
@@ -228,7 +228,7 @@ def test_a_key_of_sendgrids_that_is_none_has_signed_nothing(key: str) -> None:
     assert provider.receive_webhook(request, [key, sample.secret]).events
 
 
-def test_every_scheme_is_in_the_documents_table() -> None:
+def test_every_scheme_is_in_the_table_of_the_docs() -> None:
     table = (Path(__file__).parents[4] / "docs" / "webhooks.md").read_text(encoding="utf-8")
     for sample in SAMPLES:
         for header in (sample.signature_header or "clientState", sample.timestamp_header or ""):
@@ -236,7 +236,7 @@ def test_every_scheme_is_in_the_documents_table() -> None:
 
 
 class Own(ApiKeyProvider):
-    """A provider outside of this repository, which signs in a way of its own."""
+    """A provider with a scheme of its own."""
 
     integration_type = "own"
     verify_url = "https://own.example/me"
@@ -245,7 +245,7 @@ class Own(ApiKeyProvider):
     )
 
 
-def test_a_scheme_of_ones_own_is_declared_by_its_data() -> None:
+def test_a_custom_scheme_is_declared_by_its_data() -> None:
     request = post(b"any", {"X-Own-Signature": hex_hmac("s", b"any")})
     provider = build_provider(Own, FakeTransport(), OWN_WEBHOOK_SECRET="s")
     (event,) = provider.receive_webhook(request, provider.webhook_secrets(None)).events

@@ -1,4 +1,4 @@
-"""No path leads out of the API's base address, and no header carries credentials in either direction."""
+"""The proxy policy: no path leaves the API's base URL, and no header carries credentials in either direction."""
 
 from collections.abc import Iterator
 from urllib.parse import unquote, urljoin, urlsplit
@@ -24,7 +24,7 @@ SLASHES = ("/", "%2f", "%2F", "%5c", "%5C", "%252f", "%255c", "%EF%BC%8F")
 
 
 def traversals() -> Iterator[str]:
-    """Ways up, in the middle, at the beginning and at the end, once and again."""
+    """Paths with parent segments at the beginning, in the middle and at the end, single and repeated."""
     for dots in (*DOTS, *OTHER_DOTS):
         for slash in SLASHES:
             yield f"/{dots}{slash}admin"
@@ -88,20 +88,20 @@ ELSEWHERE = [
 HOSTILE = [*traversals(), *ELSEWHERE]
 
 
-def test_there_are_many_of_them() -> None:
+def test_there_are_many_traversals() -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) >= 100
 
 
 @pytest.mark.parametrize("path", HOSTILE, ids=ascii)
-def test_no_path_leads_elsewhere(path: str) -> None:
+def test_no_path_leaves_the_base_url(path: str) -> None:
     assert path_problem(path) is not None
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", path))
-    assert refused.value.field == "path"
+    assert rejected.value.field == "path"
 
 
 def lands_outside(url: str) -> bool:
-    """Whether a server that decodes as often as it takes, and resolves dots, would look outside of the base."""
+    """Whether a server that decodes repeatedly and resolves dots would leave the base URL."""
     for _ in range(5):
         url = unquote(url).replace("\\", "/").replace("\uff0f", "/").replace("\uff0e", ".").replace("\u2025", "..")
     parts = urlsplit(urljoin(url, ".") if url.endswith("..") else url)
@@ -109,8 +109,8 @@ def lands_outside(url: str) -> bool:
     return parts.netloc != "api.acme.example" or not resolved.path.startswith("/v1")
 
 
-def test_without_the_grammar_they_would_lead_outside() -> None:
-    """The twin: what would be sent if a path were simply put behind the base, or joined with it."""
+def test_negative_control_without_the_grammar_paths_leave_the_base_url() -> None:
+    """If a path were appended to the base URL, or joined with it."""
     outside = [path for path in HOSTILE if lands_outside(BASE + path) or lands_outside(urljoin(BASE, path))]
     assert len(outside) >= 100
 
@@ -130,7 +130,7 @@ def test_without_the_grammar_they_would_lead_outside() -> None:
         "/100%25",
     ],
 )
-def test_what_apis_use_is_passed(path: str) -> None:
+def test_paths_of_real_apis_are_valid(path: str) -> None:
     assert path_problem(path) is None
 
 
@@ -151,38 +151,38 @@ OURS = [
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_headers_of_the_server_are_not_the_callers(name: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+def test_headers_that_the_server_sets_are_rejected(name: str) -> None:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", "/", headers=[("X-Fine", "1"), (name, "1")]))
-    assert refused.value.field == "headers[1].name"
+    assert rejected.value.field == "headers[1].name"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "a\0", "\u00e4", "a(b)", " a"])
-def test_a_headers_name_is_a_token(name: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+def test_a_header_name_must_be_a_token(name: str) -> None:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest("GET", "/", headers=[(name, "1")]))
-    assert refused.value.field == "headers[0].name"
+    assert rejected.value.field == "headers[0].name"
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\0b", "\u00e4", " a", "a ", "\x7f"])
-def test_a_headers_value_is_visible_ascii(value: str) -> None:
+def test_a_header_value_must_be_visible_ascii(value: str) -> None:
     for request, field in (
         (ApiRequest("GET", "/", headers=[("X-Thing", value)]), "headers[0].value"),
         (ApiRequest("GET", "/", idempotency_key=value), "idempotency_key"),
     ):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             require_valid_request(request)
-        assert refused.value.field == field
+        assert rejected.value.field == field
 
 
 @pytest.mark.parametrize("method", ["get", "TRACE", "CONNECT", "", "GET ", "GET /x HTTP/1.1\r\n", "PROPFIND"])
-def test_a_method_is_one_of_seven(method: str) -> None:
-    with pytest.raises(InvalidField) as refused:
+def test_other_methods_are_rejected(method: str) -> None:
+    with pytest.raises(InvalidField) as rejected:
         require_valid_request(ApiRequest(method, "/"))
-    assert refused.value.field == "method"
+    assert rejected.value.field == "method"
 
 
-def test_a_key_is_given_once() -> None:
+def test_an_idempotency_key_is_set_once() -> None:
     request = ApiRequest("POST", "/", headers=[("Idempotency-Key", "1")], idempotency_key="2")
     with pytest.raises(InvalidField):
         require_valid_request(request)
@@ -195,13 +195,13 @@ def test_the_providers_credential_parameters_are_reserved() -> None:
         (ApiRequest("GET", "/", query=[("a", "1"), ("key", "1")]), "query[1].name"),
         (ApiRequest("GET", "/", query=[("access_token", "1")]), "query[0].name"),
     ):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             require_no_credentials(request, auth)
-        assert refused.value.field == field
+        assert rejected.value.field == field
     require_no_credentials(ApiRequest("GET", "/", headers=[("X-Other", "1")], query=[("q", "1")]), auth)
 
 
-def test_what_belongs_to_the_connection_or_the_server_stays_here() -> None:
+def test_connection_headers_and_cookies_are_removed() -> None:
     headers = [
         ("content-type", "application/json"),
         ("connection", "close, X-Hop"),
@@ -236,13 +236,13 @@ TOKENS = OAuthTokens("t/ok+en=1", "refresh token")
         "Bearer t/ok+en=1",
     ],
 )
-def test_no_header_with_a_secret_is_passed_on(value: str) -> None:
+def test_a_response_header_with_a_secret_is_removed(value: str) -> None:
     secrets = secrets_of(TOKENS, RequestAuth({"Authorization": "Bearer t/ok+en=1"}))
     assert forwardable_headers([("location", value), ("x-a", "1")], secrets) == (("x-a", "1"),)
-    assert forwardable_headers([("location", value)], ()) != ()  # the twin
+    assert forwardable_headers([("location", value)], ()) != ()  # negative control
 
 
-def test_of_a_pair_the_name_is_no_secret() -> None:
+def test_the_key_of_a_pair_is_not_a_secret() -> None:
     secrets = secrets_of(ApiKey("AC1", "auth-token"), RequestAuth({"Authorization": "Basic abc=="}))
     assert secrets == {"Basic abc==", "abc==", "auth-token"}
     assert secrets_of(ApiKey("key"), RequestAuth(query_params={"k": "key"})) == {"key"}

@@ -1,4 +1,4 @@
-"""Budgets, in numbers: what may be called now, and when the next."""
+"""Sliding windows and adaptive limits: capacity now, and the wait for more."""
 
 import math
 from datetime import timedelta
@@ -29,7 +29,7 @@ def test_a_call_counts_until_a_window_after_its_response() -> None:
     assert window.is_empty(15.0)
 
 
-def test_no_window_of_time_ever_has_more_calls_than_allowed() -> None:
+def test_no_period_has_more_calls_than_allowed() -> None:
     window, now, sent = SlidingWindow(limit(3, 1)), 0.0, list[float]()
     while len(sent) < 50:
         if (wait := window.wait_time(now)) == 0.0:
@@ -42,7 +42,7 @@ def test_no_window_of_time_ever_has_more_calls_than_allowed() -> None:
     assert max(sum(begin <= other < begin + 1 for other in sent) for begin in sent) == 3
 
 
-def test_an_estimate_counts_those_ahead() -> None:
+def test_an_estimate_counts_the_calls_ahead() -> None:
     window = SlidingWindow(limit(2, 10))
     assert [window.estimated_wait(0.0, ahead) for ahead in (0, 1, 2, 3, 4, 5, 6)] == [0, 0, 10, 10, 20, 20, 30]
     for end in (1.0, 4.0):
@@ -51,7 +51,7 @@ def test_an_estimate_counts_those_ahead() -> None:
     assert [window.estimated_wait(5.0, ahead) for ahead in (0, 1, 2)] == [6.0, 9.0, 16.0]
 
 
-def test_several_windows_hold_at_once() -> None:
+def test_several_windows_apply_together() -> None:
     adaptive_limit = AdaptiveLimit([limit(1, 1), limit(2, 10)], lambda: 1.0)
     for now in (0.0, 1.0):
         assert adaptive_limit.wait_time(now) == 0.0
@@ -60,7 +60,7 @@ def test_several_windows_hold_at_once() -> None:
     assert adaptive_limit.wait_time(1.5) == 8.5
 
 
-def test_a_provider_that_says_wait_is_left_alone_and_then_tried_carefully() -> None:
+def test_after_a_pause_concurrency_starts_at_one_and_doubles() -> None:
     adaptive_limit = AdaptiveLimit([], lambda: 1.0)
     adaptive_limit.begin(0.0)
     adaptive_limit.observe(response(is_rate_limited=True, retry_after=5), 0.0)
@@ -70,21 +70,21 @@ def test_a_provider_that_says_wait_is_left_alone_and_then_tried_carefully() -> N
         1.0,
         0.0,
     )
-    at_once = []
+    concurrency = []
     for round_number in range(4):
         now, begun = 6.0 + round_number, 0
         while adaptive_limit.wait_time(now) == 0.0 and begun < 100:
             adaptive_limit.begin(now)
             begun += 1
-        at_once.append(begun)
+        concurrency.append(begun)
         for number in range(begun):
             if number == 0:
                 adaptive_limit.observe(response(), now)
             adaptive_limit.end(now, was_sent=True)
-    assert at_once == [1, 2, 4, 8]
+    assert concurrency == [1, 2, 4, 8]
 
 
-def test_without_a_time_the_pauses_grow() -> None:
+def test_without_retry_after_the_pauses_grow() -> None:
     adaptive_limit, pauses, now = AdaptiveLimit([], lambda: 1.0), [], 0.0
     for _ in range(8):
         adaptive_limit.begin(now)
@@ -95,7 +95,7 @@ def test_without_a_time_the_pauses_grow() -> None:
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_what_is_left_is_not_exceeded() -> None:
+def test_a_remaining_quota_is_not_exceeded() -> None:
     adaptive_limit = AdaptiveLimit([], lambda: 1.0)
     adaptive_limit.begin(0.0)
     adaptive_limit.observe(response(Quota(2, timedelta(seconds=30))), 0.0)

@@ -1,4 +1,4 @@
-"""Handing on what webhooks have brought: in order, at least once, each consumer from its own place."""
+"""Delivery of webhook events: in order, at least once, from each consumer's own offset."""
 
 import pytest
 from sqlalchemy import select, update
@@ -18,7 +18,7 @@ async def integration(system: FakeSystem) -> Integration:
 
 
 async def send(system: FakeSystem, integration: Integration, count: int, size: int = 0) -> None:
-    """So many events, of such a size."""
+    """Deliver `count` events with a payload of `size` bytes."""
     for number in range(count):
         await deliver(system, integration, {"id": f"e-{number}", "text": "x" * size})
 
@@ -35,7 +35,7 @@ def numbers(page: WebhookEventPage) -> list[int]:
     return [event.number for event in page.events]
 
 
-async def test_everything_is_listed_again_until_it_is_acknowledged(
+async def test_events_are_listed_again_until_they_are_acknowledged(
     system: FakeSystem, integration: Integration
 ) -> None:
     await send(system, integration, 3)
@@ -49,9 +49,7 @@ async def test_everything_is_listed_again_until_it_is_acknowledged(
     assert numbers(await page_of(system, integration, "billing")) == [1, 2, 3]
 
 
-async def test_pages_follow_each_other_whatever_is_acknowledged_meanwhile(
-    system: FakeSystem, integration: Integration
-) -> None:
+async def test_pages_continue_regardless_of_acknowledgements(system: FakeSystem, integration: Integration) -> None:
     await send(system, integration, 5)
     first = await page_of(system, integration, page_size=2)
     await system.webhook_delivery.acknowledge_webhook_events(integration.integration_id, ADA, "mail", 2)
@@ -61,7 +59,7 @@ async def test_pages_follow_each_other_whatever_is_acknowledged_meanwhile(
     assert third.next_page_token == ""
 
 
-async def test_a_page_is_no_larger_than_a_message_may_be(system: FakeSystem, integration: Integration) -> None:
+async def test_a_page_has_a_maximum_size(system: FakeSystem, integration: Integration) -> None:
     await send(system, integration, 10, size=1024 * 1024)
     seen, token = [], ""
     while True:
@@ -75,14 +73,16 @@ async def test_a_page_is_no_larger_than_a_message_may_be(system: FakeSystem, int
 
 
 @pytest.mark.parametrize("number", [4, 2**62])
-async def test_what_has_not_been_is_not_acknowledged(system: FakeSystem, integration: Integration, number: int) -> None:
+async def test_a_number_without_an_event_is_not_acknowledged(
+    system: FakeSystem, integration: Integration, number: int
+) -> None:
     await send(system, integration, 3)
     with pytest.raises(InvalidField, match="number"):
         await system.webhook_delivery.acknowledge_webhook_events(integration.integration_id, ADA, "mail", number)
     assert numbers(await page_of(system, integration)) == [1, 2, 3]
 
 
-async def test_a_page_token_is_for_its_integration_user_and_consumer(
+async def test_a_page_token_is_bound_to_integration_user_and_consumer(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.key_provider.account = NewAccount("account-2", None)
@@ -95,7 +95,7 @@ async def test_a_page_token_is_for_its_integration_user_and_consumer(
             await page_of(system, row, consumer, token=token)
 
 
-async def test_only_its_user_reads_it(system: FakeSystem, integration: Integration) -> None:
+async def test_only_the_user_of_the_integration_reads_its_events(system: FakeSystem, integration: Integration) -> None:
     await send(system, integration, 1)
     for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
         with pytest.raises(IntegrationNotFound):

@@ -1,4 +1,4 @@
-"""Webhooks over fakes: what is not the provider's leaves nothing, what is is kept once, and in whose name."""
+"""Webhook ingestion: verification, recipients and deduplication."""
 
 import asyncio
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from tests.fakes.stores import count_calls, intercept
 from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
 from tests.signed_webhook_provider import signature_headers, webhook_body
 
-SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "somebody else's"
+SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "another secret"
 STORED = WebhookResponse(202, body=b"ok")
 
 
@@ -44,7 +44,7 @@ async def deliver_to_app(system: FakeSystem, *events: Mapping[str, Any], secret:
 
 
 async def kept(system: FakeSystem, integration: Integration) -> list[tuple[int, str]]:
-    """What a consumer would be given."""
+    """Number and id of the events that a consumer would get."""
     page = await system.webhook_delivery.list_webhook_events(
         integration.integration_id, integration.user_id, "consumer", 200, ""
     )
@@ -57,14 +57,14 @@ async def integration(system: FakeSystem) -> Integration:
     return await system.connect_key(webhook_secret=SECRET)
 
 
-async def test_a_signed_event_is_kept_and_answered_as_the_provider_wants(
+async def test_a_signed_event_is_stored_and_gets_the_providers_response(
     system: FakeSystem, integration: Integration
 ) -> None:
     assert await deliver(system, integration, {"id": "a"}, {"id": "b"}) == STORED
     assert await kept(system, integration) == [(1, "a"), (2, "b")]
 
 
-async def test_a_repeated_delivery_is_answered_again_and_kept_once(
+async def test_a_repeated_delivery_gets_the_same_response_and_is_stored_once(
     system: FakeSystem, integration: Integration
 ) -> None:
     for _ in range(3):
@@ -73,14 +73,14 @@ async def test_a_repeated_delivery_is_answered_again_and_kept_once(
     assert await kept(system, integration) == [(1, "a"), (2, "b")]
 
 
-async def test_an_address_may_have_another_of_the_types_names(system: FakeSystem, integration: Integration) -> None:
+async def test_an_address_may_have_an_alias_of_the_type(system: FakeSystem, integration: Integration) -> None:
     system.key_provider.aliases = ("pretend_key",)
     signed_request = request(webhook_body({"id": "a"}), SECRET)
     assert await system.webhook_ingestion.receive_webhook("pretend_key", integration.uid, signed_request) == STORED
     assert await kept(system, integration) == [(1, "a")]
 
 
-async def test_a_forged_one_is_refused_and_leaves_nothing(system: FakeSystem, integration: Integration) -> None:
+async def test_a_forged_request_is_rejected_and_stores_nothing(system: FakeSystem, integration: Integration) -> None:
     for secret in (WRONG, "", APP_SECRET):
         assert await deliver(system, integration, {"id": "a"}, secret=secret) == UNAUTHORIZED
     unsigned = request(webhook_body({"id": "a"}), SECRET, headers=())
@@ -92,7 +92,7 @@ async def test_a_forged_one_is_refused_and_leaves_nothing(system: FakeSystem, in
     assert not [event for event in system.event_rows() if event.webhook_number]
 
 
-async def test_an_address_that_is_not_there_is_not_found(system: FakeSystem, integration: Integration) -> None:
+async def test_an_unknown_address_is_not_found(system: FakeSystem, integration: Integration) -> None:
     pending = system.row((await system.begin()).integration_id)
     good = request(webhook_body({"id": "a"}), SECRET)
     for integration_type, endpoint in (
@@ -100,7 +100,7 @@ async def test_an_address_that_is_not_there_is_not_found(system: FakeSystem, int
         ("fake_key", "../app"),
         ("fake_key", "\0"),
         ("fake_key", ""),
-        ("fake_key", "app"),  # which has no secret of our app's
+        ("fake_key", "app"),  # no secret of the app is set
         ("unheard_of", integration.uid),
         ("fake", integration.uid),
         ("fake", pending.uid),
@@ -110,12 +110,14 @@ async def test_an_address_that_is_not_there_is_not_found(system: FakeSystem, int
     assert await deliver(system, integration, {"id": "a"}) == NOT_FOUND
 
 
-async def test_an_integration_without_a_secret_takes_nothing(system: FakeSystem) -> None:
+async def test_an_integration_without_a_secret_accepts_nothing(system: FakeSystem) -> None:
     integration = await system.connect_key()
     assert await deliver(system, integration, {"id": "a"}, secret="") == UNAUTHORIZED
 
 
-async def test_the_apps_events_go_to_everybody_with_the_account(system: FakeSystem, integration: Integration) -> None:
+async def test_events_of_the_app_go_to_all_integrations_of_the_account(
+    system: FakeSystem, integration: Integration
+) -> None:
     adas, eves = await system.connect_account("a-1"), await system.connect_account("a-1", EVE)
     other = await system.connect_account("a-2")
     events = [{"id": "1", "account": "a-1"}, {"id": "2", "account": "a-2"}, {"id": "3", "account": "a-1"}]
@@ -125,23 +127,21 @@ async def test_the_apps_events_go_to_everybody_with_the_account(system: FakeSyst
     assert await kept(system, integration) == []
 
 
-async def test_events_of_nobody_are_answered_all_the_same(system: FakeSystem, integration: Integration) -> None:
+async def test_events_without_a_recipient_are_accepted(system: FakeSystem, integration: Integration) -> None:
     for account in ("a-3", None, "", "\0", "a" * 300):
         assert await deliver_to_app(system, {"id": "1", "account": account}) == STORED
 
 
-async def test_a_handshake_is_answered_without_a_look_at_the_inbox(
-    system: FakeSystem, integration: Integration
-) -> None:
-    query = "challenge=said"
+async def test_a_handshake_does_not_read_the_inbox(system: FakeSystem, integration: Integration) -> None:
+    query = "challenge=text"
     handshake = request(query.encode(), APP_SECRET, method="GET", url=f"https://hooks.example/hook?{query}", body=b"")
     system.database.is_unavailable = True
     response = await system.webhook_ingestion.receive_webhook("fake", "app", handshake)
-    assert (response.status, response.body) == (200, b"said")
+    assert (response.status, response.body) == (200, b"text")
 
 
-async def test_what_cannot_be_stored_is_not_taken(system: FakeSystem, integration: Integration) -> None:
-    await deliver(system, integration, {"id": "a"})  # its address is remembered
+async def test_an_event_that_cannot_be_stored_is_not_accepted(system: FakeSystem, integration: Integration) -> None:
+    await deliver(system, integration, {"id": "a"})  # its address is cached
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await deliver(system, integration, {"id": "b"})
@@ -150,7 +150,7 @@ async def test_what_cannot_be_stored_is_not_taken(system: FakeSystem, integratio
     assert await kept(system, integration) == [(1, "a"), (2, "b")]
 
 
-async def test_names_that_no_database_can_keep_are_digested(system: FakeSystem, integration: Integration) -> None:
+async def test_ids_that_cannot_be_stored_are_replaced_by_digests(system: FakeSystem, integration: Integration) -> None:
     names = ["", "a\0b", "n" * 256, "\ud800"]
     for _ in range(2):
         for name in names:
@@ -160,7 +160,9 @@ async def test_names_that_no_database_can_keep_are_digested(system: FakeSystem, 
     assert all(event_id.startswith("sha256:") for event_id in ids)
 
 
-async def test_a_config_that_is_not_right_any_more_takes_nothing(system: FakeSystem, integration: Integration) -> None:
+async def test_an_integration_with_an_invalid_config_accepts_nothing(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.key_provider.config_problem = InvalidField("config.shop", "is required")
     assert await deliver(system, integration, {"id": "a"}) == UNAUTHORIZED
 
@@ -168,7 +170,7 @@ async def test_a_config_that_is_not_right_any_more_takes_nothing(system: FakeSys
 # --- the end of a grant ----------------------------------------------------------------------------------------------
 
 
-async def test_an_account_that_takes_our_access_back_has_to_connect_again(
+async def test_an_account_that_revokes_our_access_has_to_connect_again(
     system: FakeSystem, integration: Integration
 ) -> None:
     ours, theirs = await system.connect_account("a-1"), await system.connect_account("a-2")
@@ -190,7 +192,7 @@ async def test_an_account_that_takes_our_access_back_has_to_connect_again(
         ("a-1", "a-2", Status.ACTIVE),
     ],
 )
-async def test_at_an_address_of_its_own_only_the_end_of_its_own_grant_counts(
+async def test_at_its_own_address_an_integration_ignores_the_end_of_other_grants(
     system: FakeSystem, own: str | None, account: str | None, status: Status
 ) -> None:
     system.provider.app_secrets = [APP_SECRET]
@@ -204,16 +206,18 @@ async def test_at_an_address_of_its_own_only_the_end_of_its_own_grant_counts(
 # --- floods ----------------------------------------------------------------------------------------------------------
 
 
-async def test_forged_ones_hardly_reach_the_database(system: FakeSystem, integration: Integration) -> None:
+async def test_forged_requests_cause_few_lookups(system: FakeSystem, integration: Integration) -> None:
     await asyncio.gather(*(deliver(system, integration, {"id": "a"}, secret=WRONG) for _ in range(100)))
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
         await system.webhook_ingestion.receive_webhook("fake_key", "y" * 43, forged)
-    assert count_calls(system.endpoints, "find") <= 3  # two look for the same one at once
+    assert count_calls(system.endpoints, "find") <= 3  # two lookups of the same address may run at the same time
 
 
-async def test_without_the_cache_every_forged_request_does(system: FakeSystem, integration: Integration) -> None:
-    """The twin."""
+async def test_negative_control_without_the_cache_every_forged_request_is_looked_up(
+    system: FakeSystem, integration: Integration
+) -> None:
+    """A receiver with a new cache for each request."""
     forged = request(webhook_body({"id": "a"}), WRONG)
     for _ in range(100):
         await system.another_process().use_cases.webhook_ingestion.receive_webhook("fake_key", integration.uid, forged)
@@ -249,7 +253,7 @@ async def test_cached_endpoints_expire_soon(system: FakeSystem, integration: Int
     assert await deliver(system, integration, {"id": "b"}) == NOT_FOUND
 
 
-async def test_an_integration_that_is_gone_gets_nothing_within_that_second(
+async def test_a_deleted_integration_stores_nothing_although_it_is_cached(
     system: FakeSystem, integration: Integration
 ) -> None:
     await deliver(system, integration, {"id": "a"})
@@ -262,7 +266,7 @@ async def test_an_integration_that_is_gone_gets_nothing_within_that_second(
 # --- retention -------------------------------------------------------------------------------------------------------
 
 
-async def test_events_are_kept_for_a_while_and_known_for_as_long(system: FakeSystem, integration: Integration) -> None:
+async def test_events_are_deduplicated_as_long_as_they_are_kept(system: FakeSystem, integration: Integration) -> None:
     await deliver(system, integration, {"id": "a"})
     system.clock.advance(EVENTS_KEPT)
     await system.webhook_ingestion.prune()

@@ -1,4 +1,4 @@
-"""Secrets of integrations' own webhooks: two are good while one takes the place of the other."""
+"""Webhook secrets of integrations: during a rotation two are valid."""
 
 import asyncio
 from datetime import timedelta
@@ -25,14 +25,14 @@ async def set_secret(
     system: FakeSystem, integration: Integration, secret: str = "", grace: timedelta | None = None
 ) -> WebhookSecretResult:
     done = await system.webhook_secrets.set_webhook_secret(integration.integration_id, ADA, secret, grace)
-    system.clock.advance(timedelta(seconds=1))  # by then everybody knows
+    system.clock.advance(timedelta(seconds=1))  # the cached endpoint has expired
     return done
 
 
 async def good(system: FakeSystem, integration: Integration, *secrets: str) -> list[bool]:
-    """Which of these a webhook may be signed with."""
-    answers = [await deliver(system, integration, {"id": "e"}, secret=secret) for secret in secrets]
-    return [answer != UNAUTHORIZED for answer in answers]
+    """Whether each secret verifies a webhook."""
+    responses = [await deliver(system, integration, {"id": "e"}, secret=secret) for secret in secrets]
+    return [response != UNAUTHORIZED for response in responses]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def integration(system: FakeSystem) -> Integration:
     return await system.connect_key()
 
 
-async def test_an_integration_has_an_address_of_its_own(system: FakeSystem, integration: Integration) -> None:
+async def test_an_integration_has_its_own_address(system: FakeSystem, integration: Integration) -> None:
     address = await system.webhook_secrets.get_webhook_endpoint(integration.integration_id, ADA)
     assert address.url == f"{PUBLIC_URL}/api/v1/webhooks/fake_key/{integration.uid}"
     assert (address.has_secret, address.secret_set_time, address.previous_expire_time) == (False, None, None)
@@ -51,7 +51,7 @@ async def test_an_integration_has_an_address_of_its_own(system: FakeSystem, inte
     assert (address.has_secret, address.secret_set_time, address.previous_expire_time) == (True, now, None)
 
 
-async def test_the_previous_secret_is_valid_for_a_while(system: FakeSystem, integration: Integration) -> None:
+async def test_the_previous_secret_is_valid_for_the_grace_period(system: FakeSystem, integration: Integration) -> None:
     await set_secret(system, integration, "first")
     now = system.clock()
     assert (await set_secret(system, integration, "second")).previous_expire_time == now + SECRET_GRACE
@@ -62,14 +62,14 @@ async def test_the_previous_secret_is_valid_for_a_while(system: FakeSystem, inte
     assert address.previous_expire_time is None
 
 
-async def test_two_are_good_at_once_and_no_more(system: FakeSystem, integration: Integration) -> None:
+async def test_at_most_two_secrets_are_valid(system: FakeSystem, integration: Integration) -> None:
     for secret in ("first", "second", "third"):
         await set_secret(system, integration, secret)
     assert await good(system, integration, "first", "second", "third") == [False, True, True]
 
 
 @pytest.mark.parametrize(("grace", "is_good"), [(timedelta(0), False), (HOUR, True)])
-async def test_a_call_says_for_how_long(
+async def test_a_call_can_set_the_grace_period(
     system: FakeSystem, integration: Integration, grace: timedelta, is_good: bool
 ) -> None:
     await set_secret(system, integration, "first")
@@ -87,15 +87,15 @@ async def test_the_same_secret_again_changes_nothing(system: FakeSystem, integra
     assert await good(system, integration, "first", "second") == [True, True]
 
 
-async def test_one_that_nothing_can_be_verified_with_is_refused(system: FakeSystem, integration: Integration) -> None:
+async def test_a_malformed_secret_is_rejected(system: FakeSystem, integration: Integration) -> None:
     for setting in (set_secret(system, integration, "bad"), system.connect_key(webhook_secret="bad")):
-        with pytest.raises(InvalidField) as refused:
+        with pytest.raises(InvalidField) as rejected:
             await setting
-        assert refused.value.field == "webhook_secret"
+        assert rejected.value.field == "webhook_secret"
     assert system.ids() == [integration.integration_id]
 
 
-async def test_a_secret_is_generated_where_none_is_given_and_returned_once(
+async def test_a_secret_is_generated_if_none_is_given_and_returned_once(
     system: FakeSystem, integration: Integration
 ) -> None:
     first, second = await set_secret(system, integration), await set_secret(system, integration)
@@ -115,7 +115,7 @@ async def test_the_secret_of_the_connection_becomes_the_previous_one(system: Fak
     assert await good(system, integration, SECRET, "second") == [False, True]
 
 
-async def test_a_secret_that_comes_with_a_new_key_is_newer(system: FakeSystem, integration: Integration) -> None:
+async def test_a_secret_of_a_new_key_replaces_an_earlier_one(system: FakeSystem, integration: Integration) -> None:
     await set_secret(system, integration, "first")
     begun = system.clock()
     again: dict[str, Any] = {"integration_id": integration.integration_id}
@@ -126,12 +126,12 @@ async def test_a_secret_that_comes_with_a_new_key_is_newer(system: FakeSystem, i
     assert await good(system, integration, "first", "second") == [False, True]
     await set_secret(system, integration, "third")
     assert await good(system, integration, "first", "second", "third") == [False, True, True]
-    await system.connect_key(api_key="key-3", **again)  # a key without a secret says nothing of it
+    await system.connect_key(api_key="key-3", **again)  # a key without a secret keeps the current one
     system.clock.advance(timedelta(seconds=1))
     assert await good(system, integration, "third") == [True]
 
 
-async def test_of_many_at_once_two_are_left(system: FakeSystem, integration: Integration) -> None:
+async def test_concurrent_changes_leave_two_secrets(system: FakeSystem, integration: Integration) -> None:
     generated_secret = await asyncio.gather(
         *(system.webhook_secrets.set_webhook_secret(integration.integration_id, ADA, "", None) for _ in range(3))
     )
@@ -139,7 +139,7 @@ async def test_of_many_at_once_two_are_left(system: FakeSystem, integration: Int
     assert (await good(system, integration, *(one.generated_secret for one in generated_secret))).count(True) == 2
 
 
-async def test_what_keeps_an_integration_from_having_an_address(system: FakeSystem, integration: Integration) -> None:
+async def test_integrations_without_an_address(system: FakeSystem, integration: Integration) -> None:
     pending = (await system.begin()).integration_id
     secrets = system.webhook_secrets
     for integration_id, user_id, error in (
