@@ -86,14 +86,14 @@ async def running_provider() -> AsyncIterator[Provider]:
     """Run a sandbox in another process until the block ends."""
     client = Client("benchmark", secrets.token_urlsafe(32))
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, client), name="provider", daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=_run, args=(child_end, client), name="provider", daemon=True)
     process.start()
-    theirs.close()
+    child_end.close()
     try:
-        yield Provider(await asyncio.to_thread(ours.recv), client, ours)
+        yield Provider(await asyncio.to_thread(parent_end.recv), client, parent_end)
     finally:
-        ours.close()  # which ends the process
+        parent_end.close()  # which ends the process
         await asyncio.to_thread(process.join)
 
 

@@ -131,11 +131,12 @@ BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], St
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """An open database, and the keyring that encrypts and decrypts its values."""
+    """An open database, the keyring that encrypts and decrypts its values, and its audit log."""
 
     database: Database
     keys: KeyEncryptionKeys
     keyring: Keyring
+    audit_log: SqlAuditLog
 
 
 @asynccontextmanager
@@ -143,7 +144,15 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
     """Open the database and its keyring. Raises `KeyringError` or `StoreUnavailable`."""
     keys = await open_key_encryptions(settings)
     async with open_database(settings.database_url, pool_size=settings.database_pool_size) as database:
-        yield Storage(database, keys, await open_keyring(database, keys))
+        keyring = await open_keyring(database, keys)
+        yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Open the database and its stores, for commands that do not decrypt. Raises `StoreUnavailable`."""
+    async with open_database(settings.database_url) as database:
+        yield sql_stores(settings, database, lambda _: None)
 
 
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
@@ -208,7 +217,7 @@ async def running_server(
         providers = build_providers(settings, environment, http, clock, extra_providers)
         storage = await enter(open_storage(settings))
         database, keyring = storage.database, storage.keyring
-        trail = await enter(AuditTrail(SqlAuditLog(database, keyring)))
+        trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
         cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
         stores = build_stores(settings, database, cache.invalidate)
