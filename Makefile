@@ -1,7 +1,7 @@
 # People's habits. `make` alone lists them.
 
 PYTHON ?= # the Python to make .venv with; otherwise the first of python3.13, python3.12, python3.11, python3 that will do
-ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="hanging --database sqlite"
+ARGS ?=   # more arguments: make test ARGS="-k callback", make bench ARGS="slow-provider --database sqlite"
 CASES ?=  # how many for make test-fuzz
 ROUNDS ?= # how many for make test-faults
 SEED ?=   # and which
@@ -87,7 +87,7 @@ test-faults: $(STAMP) ## Run the long tests of refreshing and webhooks under fau
 	    $(if $(ROUNDS),--rounds=$(ROUNDS)) $(if $(SEED),--seed=$(SEED)) $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the speed of what is under load, against its bounds (ARGS="hanging": one; "--help": more)
+bench: $(STAMP) ## Run the benchmarks against their bounds (ARGS="slow-provider": one of them; ARGS="--help": options)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: test-rotation

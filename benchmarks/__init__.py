@@ -1,7 +1,7 @@
-"""How fast the server is, as ratios of two figures of one run: docs/benchmarks.md."""
+"""Benchmarks of the server, which compare it with a reference in the same run: docs/benchmarks.md."""
 
 import os
 
-# gRPC's handlers around fork() complain while calls are under way. PostgreSQL is forked, to run as another user. gRPC
-# looks at this when it is imported.
+# PostgreSQL is started with fork(), to run as another user, and gRPC's fork handlers log errors during calls. gRPC
+# reads the variable when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")

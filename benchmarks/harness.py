@@ -1,6 +1,6 @@
-"""What benchmarks share: load at a steady rate, its figures, what they are compared with, and the report.
+"""The parts that benchmarks share: load at a fixed rate, statistics, comparison with a reference, report.
 
-A figure of one machine at one time says little, and a neighbour may spoil any minute. So each benchmark measures a
+A latency of one machine at one time says little, and other processes disturb it. Therefore each benchmark measures a
 reference at the same time, and its bounds are ratios.
 """
 
@@ -21,7 +21,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path("build/bench")  # of the folder that it is run in
+RESULTS = Path("build/bench")  # relative to the working directory
 ALL = "all"
 _MAX_LATENESS = 0.01  # seconds
 
@@ -31,7 +31,7 @@ _MAX_LATENESS = 0.01  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An RPC of some name, with its request."""
+    """A named RPC with its request."""
 
     name: str
     send: Callable[[], Awaitable[object]]
@@ -39,16 +39,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What a stretch of load saw, or several.
+    """The measurements of one or several phases of load.
 
-    `latencies` are the seconds that RPCs took, by name, and `lateness` those that they were sent late. `failures`
-    counts statuses, and `processor` has the share of one that the servers used in each stretch.
+    `latencies` has the seconds of each RPC by name, `lateness` the seconds by which RPCs were sent late. `failures`
+    counts RPCs and statuses, and `cpu_usage` has the number of CPU cores that the servers used in each phase.
     """
 
     latencies: Mapping[str, Sequence[float]]
     lateness: Sequence[float]
     failures: Mapping[str, int]
-    processor: Sequence[float]
+    cpu_usage: Sequence[float]
 
     def latencies_of(self, name: str) -> Sequence[float]:
         """The latencies of one RPC, or of `ALL`."""
@@ -56,10 +56,10 @@ class Phase:
 
 
 async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: Callable[[], float]) -> Phase:
-    """Send the calls in turn, so many in a second, whether or not the earlier ones have been answered.
+    """Send the calls in turn at a fixed rate, whether or not earlier ones have completed.
 
-    A latency counts from when the call should have been sent: a slow server cannot hide behind calls that are sent
-    late on its account. `cpu_seconds` tells what the servers have used of processors.
+    A latency counts from the time at which the call should have been sent, so that a slow server cannot improve its
+    figures by delaying the sender. `cpu_seconds` returns the CPU time that the servers have used.
     """
     latencies: dict[str, list[float]] = {call.name: [] for call in calls}
     lateness: list[float] = []
@@ -79,8 +79,8 @@ async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: 
             due = begin + number / rate
             await _sleep_until(due)
             group.create_task(send(call, due))
-    processor = (cpu_seconds() - used) / (time.perf_counter() - begin)
-    return Phase(latencies, lateness, dict(failures), [processor])
+    cpu_usage = (cpu_seconds() - used) / (time.perf_counter() - begin)
+    return Phase(latencies, lateness, dict(failures), [cpu_usage])
 
 
 async def load_both(
@@ -89,10 +89,7 @@ async def load_both(
     rate: float,
     seconds: float,
 ) -> tuple[Phase, Phase]:
-    """The same load on two systems at the same time, each at this rate: what the machine does to one, it does to both.
-
-    The sendings alternate.
-    """
+    """Put the same load on two systems at the same time, with alternating calls. A disturbance affects both."""
 
     async def second() -> Phase:
         await asyncio.sleep(1 / rate / 2)
@@ -102,38 +99,38 @@ async def load_both(
 
 
 async def _sleep_until(moment: float) -> None:
-    # The loop's timers are good to a millisecond, which is what an RPC takes: the last bit is spun.
+    # The loop's timers are accurate to a millisecond, about the duration of an RPC. The rest is a busy wait.
     await asyncio.sleep(max(0, moment - time.perf_counter() - 0.001))
-    while time.perf_counter() < moment:  # noqa: ASYNC110  # the clock sets no event
+    while time.perf_counter() < moment:  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(0)
 
 
 def merge_phases(phases: Iterable[Phase]) -> Phase:
-    """Several stretches as one."""
+    """Combine phases into one."""
     latencies: dict[str, list[float]] = {}
     lateness: list[float] = []
     failures: Counter[str] = Counter()
-    processor: list[float] = []
+    cpu_usage: list[float] = []
     for phase in phases:
         for name, values in phase.latencies.items():
             latencies.setdefault(name, []).extend(values)
         lateness.extend(phase.lateness)
         failures.update(phase.failures)
-        processor.extend(phase.processor)
-    return Phase(latencies, lateness, dict(failures), processor)
+        cpu_usage.extend(phase.cpu_usage)
+    return Phase(latencies, lateness, dict(failures), cpu_usage)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that so many percent of them do not exceed."""
+    """The value that this percentage of the values does not exceed."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One RPC in pairs of phases: a reference, and under load. Seconds."""
+    """The latencies of one RPC in pairs of phases, reference and load, in seconds."""
 
     name: str
     reference_p50: float
@@ -144,12 +141,12 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """The one to be judged: half of the pairs are below it, so that a noisy neighbour does not decide."""
+        """The judged ratio: the median, so that one disturbed phase does not decide."""
         return statistics.median(self.p99_ratios)
 
 
 def compare(pairs: Sequence[tuple[Phase, Phase]]) -> Sequence[Comparison]:
-    """Each RPC and all together, in pairs of a reference and a phase under load."""
+    """Compare each RPC, and all together, in pairs of a reference phase and a load phase."""
     return [_compare(name, pairs) for name in (*pairs[0][0].latencies, ALL)]
 
 
@@ -173,7 +170,7 @@ def _compare(name: str, pairs: Sequence[tuple[Phase, Phase]]) -> Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What must hold, with the figure that was measured, and whether it does."""
+    """A condition with the measured value, and whether it holds."""
 
     text: str
     measured: str
@@ -182,9 +179,9 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a benchmark found. `figures` are further ones to show, `raw` is for the file alone.
+    """The result of a benchmark. `figures` are printed, `raw` is only written to the file.
 
-    `lateness` is the p99 of the seconds that the load was sent late.
+    `lateness` is the p99 of the seconds by which the load was sent late.
     """
 
     comparisons: Sequence[Comparison]
@@ -195,11 +192,11 @@ class Result:
 
 
 class NotMeasured(Exception):
-    """What was to be measured could not be brought about on this machine."""
+    """The situation under test could not be created on this machine."""
 
 
 def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[Phase]) -> Sequence[Bound]:
-    """No RPC is slower than so many times its reference, and none failed."""
+    """The bounds on the latency ratio of each RPC, and on failures."""
     slowest = max(comparisons, key=lambda comparison: comparison.ratio)
     failures = merge_phases(phases).failures
     return [
@@ -213,26 +210,26 @@ def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterab
 
 
 def format_counts(outcomes: Mapping[str, int]) -> str:
-    """How often each came."""
+    """The counts as text."""
     return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
 
 
 def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping[str, str]:
-    """How much there was to measure, and what the servers used."""
-    shares = (statistics.mean(merge_phases(phases).processor) for phases in (references, loads))
+    """The number of RPCs, and the CPU usage of the servers."""
+    shares = (statistics.mean(merge_phases(phases).cpu_usage) for phases in (references, loads))
     return {
         "RPCs measured": f"{len(merge_phases([*references, *loads]).latencies_of(ALL)):,}",
-        "processor that the servers use": " → ".join(f"{share:.0%}" for share in shares),
+        "CPU of the servers": " → ".join(f"{share:.0%}" for share in shares),
     }
 
 
 def lateness_of(phases: Iterable[Phase]) -> float:
-    """The p99 of how late the load was sent, in seconds."""
+    """The p99 of the seconds by which the load was sent late."""
     return percentile(merge_phases(phases).lateness, 99)
 
 
 def report(console: Console, name: str, parameters: Mapping[str, object], result: Result) -> bool:
-    """Show the figures and the verdict, and keep them as JSON; whether every bound holds."""
+    """Print the figures and bounds, and write them as JSON. Returns whether every bound holds."""
     console.print(_latency_table(result.comparisons))
     figures = Table(show_header=False)
     for figure, value in result.figures.items():
@@ -243,7 +240,7 @@ def report(console: Console, name: str, parameters: Mapping[str, object], result
         console.print(f"{mark}  {bound.text}: {bound.measured}", highlight=False)
     late = f"the load was sent late by {1000 * result.lateness:.1f} ms (p99)"
     if result.lateness > _MAX_LATENESS:
-        console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy to tell how fast anything is")
+        console.print(f"[yellow]DOUBTFUL[/]  {late}: this machine is too busy for meaningful latencies")
     else:
         console.print(f"in time   {late}", highlight=False)
     path = _write_results(name, parameters, result)

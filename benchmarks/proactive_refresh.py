@@ -1,7 +1,7 @@
-"""Ten thousand tokens that expire in the same minute are renewed before they do, and nobody notices.
+"""Ten thousand tokens that expire in the same minute are refreshed in time, without delaying other RPCs.
 
-Nobody asks for them: the server has to do it by itself, within the calls at once that a provider is allowed, while
-RPCs about integrations of another type are as quick as at a second server that has nothing to do besides.
+No caller requests them: the background worker refreshes them, within the limit of concurrent requests to a provider,
+while RPCs about integrations of another type are as fast as at a reference server without background work.
 """
 
 import asyncio
@@ -34,21 +34,21 @@ from integration_server.storage.engine import open_database
 from integration_server.storage.tables import integrations
 from integration_server.wiring.system import utc_now
 
-_MAX_CONCURRENT_CALLS = 8  # calls that a provider gets from each server
-_WINDOW = timedelta(minutes=1)  # in which all expire
-_SPREAD = 10  # refreshes fall due in the tenth of the token's life before its buffer begins: docs/refreshing.md
-_START = 5.0  # seconds that connecting takes, besides
-_SEEDED_PER_SECOND = 400  # at least: many times as many on a machine with nothing else to do
+_MAX_CONCURRENT_CALLS = 8  # concurrent requests of each server to a provider
+_WINDOW = timedelta(minutes=1)  # the time in which all tokens expire
+_SPREAD = 10  # refreshes become due in the tenth of the lifetime before the refresh buffer: docs/refreshing.md
+_START = 5.0  # seconds for connecting, in addition
+_SEEDED_PER_SECOND = 400  # a minimum; an idle machine is many times as fast
 _WARM_UP = 3.0
-_GRACE_PERIOD = timedelta(seconds=15)  # after the last has fallen due; by then the first must have been refreshed
+_GRACE_PERIOD = timedelta(seconds=15)  # after the last due time; the first refresh must have happened by then
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of it.
+    """The parameters.
 
-    Refreshes fall due over so many `minutes`; the provider takes `provider_delay` seconds for each. `seconds` is the
-    length of a phase of load, `rate` the RPCs in a second at each of the two systems.
+    Refreshes become due over `minutes`; the provider needs `provider_delay` seconds for each. `seconds` is the length
+    of a phase of load, `rate` the RPCs per second to each system.
     """
 
     database: DatabaseKind
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Timetable:
-    """When tokens of some lifetime fall due and end. Times of day, and durations."""
+    """When the refreshes become due, and when the tokens expire."""
 
     begin: datetime
     spread: timedelta
@@ -72,28 +72,28 @@ class Timetable:
 
     @property
     def lifetime(self) -> timedelta:
-        """How long the tokens were good for when they came."""
+        """The lifetime of the tokens when they were issued."""
         return self.spread * _SPREAD
 
     @property
     def all_due(self) -> datetime:
-        """When the last one is due at the latest."""
+        """The latest due time."""
         return self.begin + self.spread + self.window
 
     @property
     def end(self) -> datetime:
-        """When the last one expires."""
+        """The latest expiry."""
         return self.all_due + self.buffer
 
     def expire_times(self, count: int) -> Sequence[datetime]:
-        """So many, evenly over the window."""
+        """`count` expiry times, evenly over the window."""
         first = self.end - self.window
         return [first + self.window * (number / count) for number in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at a moment: seconds since the first was due, and the provider's calls."""
+    """The provider's token requests at one time, in seconds since the first due time."""
 
     seconds: float
     token_calls: TokenCalls
@@ -101,19 +101,19 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the database says in the end. `margins` are the times that refreshed tokens still had, in seconds."""
+    """The final state of the database. `margins` are the remaining lifetimes at the refresh, in seconds."""
 
     margins: Sequence[float]
     never: int
 
     @property
     def too_late(self) -> int:
-        """Those refreshed after they had expired."""
+        """The number of tokens that were refreshed after their expiry."""
         return sum(margin <= 0 for margin in self.margins)
 
 
 async def measure(plan: Plan, progress: Progress) -> Result:
-    """Measure while they are refreshed, beside a system that has none."""
+    """Measure during the refreshes, beside a reference system without them."""
     task = progress.add_task("Starting", total=plan.integrations)
     start = partial(
         running_system, plan.database, servers=plan.servers, BACKGROUND_CALLS_PER_PROVIDER=str(_MAX_CONCURRENT_CALLS)
@@ -164,7 +164,7 @@ def _timetable(plan: Plan, system: System) -> Timetable:
 async def _sample(
     plan: Plan, system: System, timetable: Timetable, progress: Progress, task: TaskID
 ) -> Sequence[Sample]:
-    """Look every second, until all are refreshed or that has become hopeless."""
+    """Sample every second, until all tokens are refreshed or no refresh can be expected."""
     begin = time.monotonic()
     samples: list[Sample] = []
     while True:
@@ -195,21 +195,22 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[
     comparisons = compare(pairs)
     references, loads = zip(*pairs, strict=True)
     last = samples[-1]
+    max_concurrent = _MAX_CONCURRENT_CALLS * plan.servers
     return Result(
         comparisons,
         lateness=lateness_of([*references, *loads]),
         figures={
             **load_figures(references, loads),
             "refreshed": f"{last.token_calls.refreshed:,} in {last.seconds:.0f} s",
-            "calls to the provider": f"{last.token_calls.calls:,}",
-            "time left of the tightest token": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
+            "requests to the provider": f"{last.token_calls.calls:,}",
+            "smallest remaining lifetime": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
         },
         bounds=[
             in_time(plan.integrations, outcome),
             Bound(
-                f"the provider never sees more than {_MAX_CONCURRENT_CALLS * plan.servers} token calls at once",
+                f"the provider never receives more than {max_concurrent} concurrent token requests",
                 f"{last.token_calls.max_in_flight} at most",
-                last.token_calls.max_in_flight <= _MAX_CONCURRENT_CALLS * plan.servers,
+                last.token_calls.max_in_flight <= max_concurrent,
             ),
             *speed_bounds(comparisons, plan.bound, [*references, *loads]),
         ],
@@ -222,10 +223,10 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[
 
 
 def in_time(count: int, outcome: Outcome) -> Bound:
-    """Whether each of so many was refreshed before it ended."""
-    text = f"all of {count:,} are refreshed before they expire"
+    """The bound that every token is refreshed before its expiry."""
+    text = f"all {count:,} tokens are refreshed before they expire"
     if not outcome.margins:
-        return Bound(text, "none was, though all were due: this server does not refresh by itself", holds=False)
+        return Bound(text, "none was, although all were due: the background worker does not refresh", holds=False)
     return Bound(
         text,
         f"{outcome.too_late:,} were too late, {outcome.never:,} not refreshed at all",

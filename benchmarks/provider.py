@@ -1,6 +1,6 @@
-"""The sandbox as a process of its own, so that what it works is not counted as anybody else's.
+"""The sandbox in its own process, so that its CPU time counts for no other process.
 
-The benchmark asks it over a pipe, by functions of the sandbox that are run over there.
+The benchmark sends functions over a pipe, which the process runs with the sandbox.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from integration_server.sandbox import Account, Fault, Sandbox, run_sandbox
 T = TypeVar("T")
 
 SCOPES = ("read",)
-_REDIRECT_URI = "https://app.example/callback"  # of the codes that nobody sends anywhere
+_REDIRECT_URI = "https://app.example/callback"  # no code is sent to it
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """The server as the provider knows it."""
+    """The OAuth client of the server."""
 
     client_id: str
     client_secret: str = field(repr=False)
@@ -32,7 +32,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What an account at the provider has allowed: tokens that work."""
+    """Valid tokens of an account at the provider."""
 
     account_id: str
     access_token: str = field(repr=False)
@@ -41,7 +41,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class TokenCalls:
-    """What has come to the token endpoint."""
+    """Counts of the requests to the token endpoint."""
 
     calls: int
     refreshed: int
@@ -50,7 +50,7 @@ class TokenCalls:
 
 
 class Provider:
-    """The sandbox over there. `url` is where it answers, `client` who may ask it."""
+    """The sandbox process. `url` is its address, `client` the OAuth client registered there."""
 
     def __init__(self, url: str, client: Client, pipe: Connection) -> None:
         self.url = url
@@ -59,19 +59,19 @@ class Provider:
         self._lock = asyncio.Lock()
 
     async def issue_grants(self, prefix: str, count: int) -> Sequence[Grant]:
-        """Grants of so many accounts, whose names begin with the prefix."""
+        """Issue grants of `count` accounts, whose names begin with the prefix."""
         return await self._call(partial(_issue_grants, self.client.client_id, prefix, count))
 
     async def break_token_endpoint(self, fault: Fault) -> None:
-        """Have the token endpoint be out of order in this way from now on."""
+        """Make the token endpoint fail in this way from now on."""
         await self._call(partial(_break_token_endpoint, fault))
 
     async def token_calls(self) -> TokenCalls:
-        """What has come to the token endpoint so far."""
+        """The counts of the requests to the token endpoint so far."""
         return await self._call(_token_calls)
 
     async def _call(self, function: Callable[[Sandbox], T]) -> T:
-        # Shielded: whoever asks next must not get this answer.
+        # Shielded: after a cancellation the next caller must not receive this result.
         return await asyncio.shield(asyncio.create_task(self._exchange(function)))
 
     async def _exchange(self, function: Callable[[Sandbox], T]) -> T:
@@ -83,25 +83,25 @@ class Provider:
 
 @asynccontextmanager
 async def running_provider() -> AsyncIterator[Provider]:
-    """A sandbox in another process, until the block ends."""
+    """Run a sandbox in another process until the block ends."""
     client = Client("benchmark", secrets.token_urlsafe(32))
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(theirs, client), name="provider", daemon=True)
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=_run, args=(child_end, client), name="provider", daemon=True)
     process.start()
-    theirs.close()
+    child_end.close()
     try:
-        yield Provider(await asyncio.to_thread(ours.recv), client, ours)
+        yield Provider(await asyncio.to_thread(parent_end.recv), client, parent_end)
     finally:
-        ours.close()  # which ends it
+        parent_end.close()  # which ends the process
         await asyncio.to_thread(process.join)
 
 
-# --- over there --------------------------------------------------------------------------------------------------
+# --- in the sandbox process----------------------------------------------------------------------------------------
 
 
 def _run(pipe: Connection, client: Client) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, whose end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C and ends this process
     asyncio.run(_serve(pipe, client))
 
 

@@ -1,8 +1,7 @@
-"""A provider that hangs delays nobody else.
+"""A provider that does not respond delays no other RPC.
 
-Refreshes that the provider never answers are kept up all the time, more of them than the server has database
-connections. Meanwhile other RPCs, about integrations of another type, are as quick as at a second server to which
-nothing happens.
+Refreshes to which the provider never responds are pending all the time, more of them than the server has database
+connections. Meanwhile RPCs about integrations of another type are as fast as at an undisturbed reference server.
 """
 
 import asyncio
@@ -35,15 +34,15 @@ from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 
 _POOL_SIZE = 5
-_PROVIDER_DEADLINE = 10.0  # seconds after which the server gives a call up
-_SPARE = 0.2  # of the refreshes may have just been given up, and be on their way again
+_PROVIDER_DEADLINE = 10.0  # seconds; the server gives up a request after it
+_SPARE = 0.2  # additional refreshes, for those that are just being repeated
 _WARM_UP = 3.0
 _SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of it; `seconds` is the length of a phase, `rate` the RPCs in a second at each of the two."""
+    """The parameters: `seconds` is the length of a phase, `rate` the RPCs per second to each system."""
 
     database: DatabaseKind
     pending: int
@@ -55,14 +54,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PendingRefreshes:
-    """What became of the refreshes: how many hung at the provider, looked at every so often, and their answers."""
+    """Samples of the number of pending refreshes at the provider, and the outcomes of the RPCs."""
 
     in_flight: list[int] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
 async def measure(plan: Plan, progress: Progress) -> Result:
-    """Measure beside a system without them."""
+    """Measure beside a reference system without pending refreshes."""
     pending = PendingRefreshes()
     task = progress.add_task("Starting", total=plan.rounds)
     start = partial(running_system, plan.database, DATABASE_POOL_SIZE=str(_POOL_SIZE))
@@ -76,12 +75,12 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         count = plan.pending + math.ceil(_SPARE * plan.pending)
         seeded = await seed(system, TROUBLED_TYPE, [utc_now() - timedelta(minutes=1)] * count)
         await system.provider.break_token_endpoint(Hang())
-        progress.update(task, description="Warming up, and making them hang")
+        progress.update(task, description="Warming up")
         await both(_WARM_UP)
         async with _pending_refreshes(plan, system, seeded, pending):
             pairs = []
             for number in range(1, plan.rounds + 1):
-                progress.update(task, description=f"{plan.pending} hang: phase {number} of {plan.rounds}")
+                progress.update(task, description=f"{plan.pending} pending: phase {number} of {plan.rounds}")
                 pairs.append(await both(plan.seconds))
                 progress.update(task, advance=1)
     return _result(plan, pairs, pending)
@@ -96,17 +95,17 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], pending: PendingRe
         lateness=lateness_of([*references, *loads]),
         figures={
             **load_figures(references, loads),
-            "answers to the hanging refreshes": format_counts(pending.outcomes),
+            "outcomes of the pending refreshes": format_counts(pending.outcomes),
         },
         bounds=[
             Bound(
-                f"{plan.pending} refreshes hang at the provider all the time",
+                f"{plan.pending} refreshes are pending at the provider all the time",
                 f"{least} at least, {max(pending.in_flight, default=0)} at most",
                 least >= plan.pending,
             ),
             *speed_bounds(comparisons, plan.bound, [*references, *loads]),
         ],
-        raw={"pairs": [[asdict(phase) for phase in pair] for pair in pairs], "under_way": pending.in_flight},
+        raw={"pairs": [[asdict(phase) for phase in pair] for pair in pairs], "in_flight": pending.in_flight},
     )
 
 
@@ -114,12 +113,12 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], pending: PendingRe
 async def _pending_refreshes(
     plan: Plan, system: System, seeded: Sequence[Seeded], pending: PendingRefreshes
 ) -> AsyncIterator[None]:
-    """Within the block each of these integrations is being refreshed, again and again."""
+    """Refresh each of these integrations repeatedly, until the block ends."""
     async with asyncio.TaskGroup() as group:
         tasks = [
-            # Begun over the time that each takes to be given up, so that they are not given up all at once.
+            # The starts are spread over the provider deadline, so that the refreshes do not end all at once.
             group.create_task(
-                _refresh_for_ever(system, integration, _PROVIDER_DEADLINE * number / len(seeded), pending)
+                _refresh_repeatedly(system, integration, _PROVIDER_DEADLINE * number / len(seeded), pending)
             )
             for number, integration in enumerate(seeded)
         ]
@@ -131,9 +130,9 @@ async def _pending_refreshes(
             task.cancel()
 
 
-async def _refresh_for_ever(system: System, integration: Seeded, delay: float, pending: PendingRefreshes) -> None:
+async def _refresh_repeatedly(system: System, integration: Seeded, delay: float, pending: PendingRefreshes) -> None:
     await asyncio.sleep(delay)
-    # By force: the provider is asked even though it has failed lately.
+    # `force` skips the backoff after failures.
     request = pb.RefreshTokenRequest(integration_id=integration.integration_id, user_id=integration.user_id, force=True)
     while True:
         begin = time.monotonic()
@@ -143,7 +142,9 @@ async def _refresh_for_ever(system: System, integration: Seeded, delay: float, p
         except grpc.aio.AioRpcError as error:
             pending.outcomes[error.code().name] += 1
         if time.monotonic() - begin < 1:
-            await asyncio.sleep(1)  # it did not hang: a flood of refusals would be another benchmark
+            await asyncio.sleep(
+                1
+            )  # it did not wait for the provider; repeated errors at once would be another benchmark
 
 
 async def _sample(system: System, pending: PendingRefreshes) -> None:
@@ -153,7 +154,7 @@ async def _sample(system: System, pending: PendingRefreshes) -> None:
 
 
 async def _wait_for(system: System, enough: Callable[[int], bool]) -> None:
-    """Wait for so many calls at the provider. Not for ever: the verdict tells if they never came."""
+    """Wait until enough calls are pending at the provider. After a timeout the bound reports the lack."""
     with suppress(TimeoutError):
         async with asyncio.timeout(2 * _PROVIDER_DEADLINE):
             while not enough((await system.provider.token_calls()).in_flight):  # noqa: ASYNC110 - in another process

@@ -1,4 +1,4 @@
-"""The real parts, each a process of its own: servers, their provider, a database. And integrations put into it."""
+"""The systems under test: servers, their provider and a database, each in its own process, and their integrations."""
 
 import itertools
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -41,17 +41,17 @@ from tests.postgres import run_postgres
 if TYPE_CHECKING:
     from integrations.v1.integration_service_pb2_grpc import IntegrationServiceAsyncStub
 
-HEALTHY_TYPE = "healthy"  # what the load asks for
-TROUBLED_TYPE = "troubled"  # what is being refreshed meanwhile
+HEALTHY_TYPE = "healthy"  # the type of the load
+TROUBLED_TYPE = "troubled"  # the type that is refreshed meanwhile
 
 _ACCOUNTS_OF_A_USER = 5
 _HEALTHY = 100
 _WEEK = timedelta(days=7)
-_DEADLINE = 30.0  # seconds for an RPC: far more than any should take
+_DEADLINE = 30.0  # seconds for an RPC; far more than any should need
 
 
 class DatabaseKind(StrEnum):
-    """What can be measured."""
+    """The databases that can be measured."""
 
     SQLITE = "sqlite"
     POSTGRES = "postgres"
@@ -59,7 +59,7 @@ class DatabaseKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """An integration that is connected, and when its access token ends."""
+    """A connected integration, and the expiry of its access token."""
 
     integration_id: int
     user_id: str
@@ -68,16 +68,16 @@ class Seeded:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server process, and clients of it."""
+    """One server process, and its clients."""
 
     process: psutil.Process
     service: "IntegrationServiceAsyncStub" = field(repr=False)
-    health: Any = field(repr=False)  # its stub has no types
+    health: Any = field(repr=False)  # the stub has no types
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Servers that share a database, beside their provider."""
+    """Servers on one database, and their provider."""
 
     servers: Sequence[Server]
     provider: Provider
@@ -85,18 +85,18 @@ class System:
 
     @property
     def database_url(self) -> str:
-        """Where the servers keep everything."""
+        """The URL of the servers' database."""
         return self.environment["DATABASE_URL"]
 
     def cpu_seconds(self) -> float:
-        """What the servers have used of processors since they began."""
+        """The CPU time of the servers since their start."""
         times = [server.process.cpu_times() for server in self.servers]
         return float(sum(time.user + time.system for time in times))
 
 
 @asynccontextmanager
 async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: str) -> AsyncIterator[System]:
-    """Such a system with nothing in it. `settings` are environment variables of its servers."""
+    """Run an empty system. `settings` are environment variables of its servers."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="benchmark-")))
         database_url = stack.enter_context(_new_database(kind, directory))
@@ -108,7 +108,7 @@ async def running_system(kind: DatabaseKind, *, servers: int = 1, **settings: st
 
 @contextmanager
 def _new_database(kind: DatabaseKind, directory: Path) -> Iterator[str]:
-    """On disk, as in production. The server makes its schema."""
+    """A database on disk, as in production. The server creates its schema."""
     if kind is DatabaseKind.SQLITE:
         yield f"sqlite:///{directory / 'integrations.db'}"
     else:
@@ -153,11 +153,10 @@ async def seed(
     expire_times: Sequence[datetime],
     lifetime: timedelta | None = None,
 ) -> Sequence[Seeded]:
-    """Put connected integrations into the database, whose access tokens end at these times.
+    """Insert connected integrations whose access tokens expire at these times.
 
-    Their grants are real ones of the provider. The rows are what the server's own code makes of them, only all in one
-    commit. `lifetime` is how long the tokens were good for when they came; those that do not tell are not refreshed
-    ahead of need.
+    Their grants are real grants of the provider. The server's own code creates the rows, all in one transaction.
+    `lifetime` is the lifetime of the tokens when they were issued; tokens without one are not refreshed proactively.
     """
     grants = await system.provider.issue_grants(integration_type, len(expire_times))
     settings = Settings.from_environment(system.environment)
@@ -205,7 +204,7 @@ async def _row(
 
 
 async def healthy_calls(system: System) -> Sequence[Call]:
-    """RPCs about integrations whose tokens are good for long, in turn over the servers."""
+    """RPCs about integrations with long-lived tokens, in turn over the servers."""
     healthy = await seed(system, HEALTHY_TYPE, [utc_now() + _WEEK] * _HEALTHY)
     return [
         call

@@ -1,6 +1,6 @@
-"""Puts an appointment into a user's Google Calendar: the document's example, over gRPC.
+"""Create an event in a user's Google Calendar: the example of the requirements, over gRPC.
 
-make run                                                  # in another terminal; the sandbox plays Google
+make run                                                  # in another terminal; the sandbox simulates Google
 .venv/bin/python examples/calendar_sync.py
 """
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 async def sync_appointment_to_calendar(appointment_id: int, user_id: str, channel: grpc.aio.Channel) -> Event:
-    """The event that stands for the appointment. Raises `ValueError` where the user has connected no calendar."""
+    """Create the event of an appointment. Raises `ValueError` if the user has connected no calendar."""
     # Get user's Google Calendar integration
     listed = await IntegrationServiceStub(channel).ListIntegrations(
         ListIntegrationsRequest(user_id=user_id, integration_type="google_calendar")
@@ -35,13 +35,13 @@ async def sync_appointment_to_calendar(appointment_id: int, user_id: str, channe
     # Create calendar event
     event_data = Event(
         summary=f"Appointment #{appointment_id}",
-        start=moment("2024-01-15T10:00:00Z"),
-        end=moment("2024-01-15T11:00:00Z"),
+        start=event_time("2024-01-15T10:00:00Z"),
+        end=event_time("2024-01-15T11:00:00Z"),
     )
 
     try:
         created = await GoogleCalendarServiceStub(channel).CreateEvent(
-            # Without a calendar_id it goes into the one that the integration's config names, else into the user's own.
+            # Without a calendar_id: the calendar in the integration's config, else the user's primary calendar.
             CreateEventRequest(user_id=user_id, integration_id=integration.integration_id, event=event_data),
             timeout=10,
         )
@@ -52,19 +52,19 @@ async def sync_appointment_to_calendar(appointment_id: int, user_id: str, channe
         raise
 
 
-def moment(text: str) -> EventTime:
-    """A time of an event, from RFC 3339."""
+def event_time(text: str) -> EventTime:
+    """The time of an event, parsed from RFC 3339."""
     timestamp = Timestamp()
     timestamp.FromJsonString(text)
     return EventTime(date_time=timestamp)
 
 
 async def main() -> None:
-    """Sync one appointment, and show the day."""
+    """Create one event, and list the events of its day."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", default="127.0.0.1:50051", help="where the server listens")
-    parser.add_argument("--user", default="ada", help="whose calendar it is")
-    parser.add_argument("--appointment", type=int, default=42, help="the appointment's number")
+    parser.add_argument("--server", default="127.0.0.1:50051", help="the address of the server")
+    parser.add_argument("--user", default="ada", help="the user of the calendar")
+    parser.add_argument("--appointment", type=int, default=42, help="the number of the appointment")
     options = parser.parse_args()
     async with grpc.aio.insecure_channel(options.server) as channel:
         event = await sync_appointment_to_calendar(options.appointment, options.user, channel)

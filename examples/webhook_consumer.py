@@ -1,10 +1,10 @@
-"""Reads what webhooks bring: waits for news, lists, handles, acknowledges. Whatever dies meanwhile, nothing is missed.
+"""Consume webhook events: wait for a notification, list, handle, acknowledge. A crash loses no event.
 
     make run                                                  # in another terminal
     .venv/bin/python examples/webhook_consumer.py --send 3
 
-With `--send` it plays the provider too: it connects an integration of type `custom`, and sends so many events to its
-address, signed as Standard Webhooks has it. It ends when these are handled; without `--send`, at Ctrl-C.
+With `--send` it also simulates the provider: it connects an integration of type `custom`, and sends that number of
+events to its webhook URL, signed as in Standard Webhooks. It ends when they are handled; without `--send`, at Ctrl-C.
 """
 
 import argparse
@@ -24,28 +24,28 @@ from integrations.v1 import event_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
-CONSUMER = "example"  # one name, one place: two programs of this name would share it
+CONSUMER = "example"  # each name has its own offset; programs with the same name share it
 
 
 async def consume(channel: grpc.aio.Channel, user_id: str, max_events: int | None) -> None:
-    """Handle all that comes, or so many."""
+    """Handle all events, or a number of them."""
     service = IntegrationServiceStub(channel)
     stream = service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id=user_id, integration_type="custom"))
-    await stream.read()  # from here on everything is told
+    await stream.read()  # the first response confirms that the stream has begun
     listed = await service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id, integration_type="custom"))
     handled = 0
-    for row in listed.integrations:  # what came while nobody was here
+    for row in listed.integrations:  # events from before the stream began
         handled += await catch_up(channel, user_id, row.integration_id)
     while max_events is None or handled < max_events:
         change = await stream.read()
         if not isinstance(change, pb.WatchIntegrationsResponse):
-            return  # the server ended the stream; one that goes on for ever begins again with the last cursor
+            return  # the server ended the stream; a real consumer reconnects with the last cursor
         if change.event.kind == event_pb2.INTEGRATION_EVENT_KIND_WEBHOOK_RECEIVED:
             handled += await catch_up(channel, user_id, change.event.integration_id)
 
 
 async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int) -> int:
-    """Handle what is there, and say so; how many there were."""
+    """Handle and acknowledge the available events. Returns their number."""
     service = IntegrationServiceStub(channel)
     handled = 0
     while True:
@@ -65,15 +65,15 @@ async def catch_up(channel: grpc.aio.Channel, user_id: str, integration_id: int)
 
 
 def handle(event: webhook_pb2.WebhookEvent) -> None:
-    """What your backend does. After a crash an event may come again, with the same `event_id`."""
+    """Your backend's work. After a crash the same event may be delivered again, with the same `event_id`."""
     print(f"Event {event.number}: {event.event_type} {event.payload.decode()}", flush=True)
 
 
-# --- the provider's part ---------------------------------------------------------------------------------------------
+# --- the provider -------------------------------------------------------------------------------------------------
 
 
 async def send(channel: grpc.aio.Channel, user_id: str, count: int) -> None:
-    """Connect an integration, have a secret made for its address, and send events there."""
+    """Connect an integration, set a secret for its webhook URL, and send events to it."""
     service = IntegrationServiceStub(channel)
     config = Struct()
     config.update({"webhook_url": "https://provider.example/hooks"})
@@ -94,7 +94,7 @@ async def send(channel: grpc.aio.Channel, user_id: str, count: int) -> None:
 
 
 def signature_headers(body: str, secret: str) -> dict[str, str]:
-    """The headers of https://www.standardwebhooks.com."""
+    """The signature headers of https://www.standardwebhooks.com."""
     event_id, timestamp = f"msg_{uuid.uuid4().hex}", str(int(time.time()))
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.digest(key, f"{event_id}.{timestamp}.{body}".encode(), hashlib.sha256)
@@ -103,11 +103,11 @@ def signature_headers(body: str, secret: str) -> dict[str, str]:
 
 
 async def main() -> None:
-    """Read the command line, and consume."""
+    """Parse the command line and consume."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", default="127.0.0.1:50051", help="where the server listens")
-    parser.add_argument("--user", default="ada", help="whose integrations")
-    parser.add_argument("--send", type=int, metavar="COUNT", help="send so many events first")
+    parser.add_argument("--server", default="127.0.0.1:50051", help="the address of the server")
+    parser.add_argument("--user", default="ada", help="the user of the integrations")
+    parser.add_argument("--send", type=int, metavar="COUNT", help="send this number of events first")
     options = parser.parse_args()
     async with grpc.aio.insecure_channel(options.server) as channel:
         if options.send:

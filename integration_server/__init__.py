@@ -1,1 +1,1 @@
-"""The Integration Server: connects users' third-party accounts and hands out credentials that work."""
+"""The Integration Server: connects users' third-party accounts and returns valid credentials for them."""

@@ -1,4 +1,4 @@
-"""`python -m integration_server`."""
+"""The entry point of `python -m integration_server`."""
 
 from integration_server.cli import main
 

@@ -45,11 +45,11 @@ from integration_server.service.credentials.ports import RefreshJournal, Refresh
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
-from integration_server.service.events.ports import ChangeFeed, ChangeListener
+from integration_server.service.events.ports import ChangeFeed
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
-from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Providers
 from integration_server.service.proxy.calls import ApiProxy, ProxyLimits
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
@@ -131,11 +131,12 @@ BuildStores = Callable[[Settings, Database, Callable[[IntegrationId], None]], St
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """An open database, and the keyring that encrypts and decrypts its values."""
+    """An open database, the keyring that encrypts and decrypts its values, and its audit log."""
 
     database: Database
     keys: KeyEncryptionKeys
     keyring: Keyring
+    audit_log: SqlAuditLog
 
 
 @asynccontextmanager
@@ -143,7 +144,15 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
     """Open the database and its keyring. Raises `KeyringError` or `StoreUnavailable`."""
     keys = await open_key_encryptions(settings)
     async with open_database(settings.database_url, pool_size=settings.database_pool_size) as database:
-        yield Storage(database, keys, await open_keyring(database, keys))
+        keyring = await open_keyring(database, keys)
+        yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Open the database and its stores, for commands that do not decrypt. Raises `StoreUnavailable`."""
+    async with open_database(settings.database_url) as database:
+        yield sql_stores(settings, database, lambda _: None)
 
 
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
@@ -208,25 +217,15 @@ async def running_server(
         providers = build_providers(settings, environment, http, clock, extra_providers)
         storage = await enter(open_storage(settings))
         database, keyring = storage.database, storage.keyring
-        trail = await enter(AuditTrail(SqlAuditLog(database, keyring)))
+        trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
         cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
         stores = build_stores(settings, database, cache.invalidate)
-        is_cached = bool(settings.credentials_cache_size)
-        lookup = CachedLookup(cache, stores.integrations) if is_cached else stores.integrations
-        distributed_limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
+        used_cache = cache if settings.credentials_cache_size else None
+        limiter = await enter(open_distributed_limiter(settings.rate_limit_redis_url))
+        rotation = key_rotation_job(settings, database, keyring, stores.due_work, trail, clock)
         service = build_service(
-            settings,
-            stores,
-            lookup,
-            providers,
-            keyring,
-            tasks,
-            trail,
-            clock,
-            distributed_limiter,
-            key_rotation_job(settings, database, keyring, stores.due_work, trail, clock),
-            cache=cache if is_cached else None,
+            settings, stores, providers, keyring, tasks, trail, clock, limiter, rotation, cache=used_cache
         )
 
         auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
@@ -266,7 +265,6 @@ async def running_server(
 def build_service(
     settings: Settings,
     stores: Stores,
-    lookup: IntegrationLookup,
     providers: Providers,
     aead: Aead,
     tasks: DetachedTasks,
@@ -275,7 +273,7 @@ def build_service(
     distributed_limiter: DistributedLimiter,
     key_rotation: DueJob | None = None,
     *,
-    cache: ChangeListener | None = None,
+    cache: RaceSafeCache | None = None,
     random_token: RandomToken = random_token,
     jitter: Jitter = secure_jitter,
     monotonic: Callable[[], float] = monotonic,
@@ -286,11 +284,12 @@ def build_service(
 ) -> Service:
     """Build the use cases and the background work.
 
-    `lookup` finds integrations for `GetCredentials`; `cache` is its cache, None if it has none. The other keyword
-    arguments are constants of the server, which tests replace: `revocation_wait` is how long `DisconnectIntegration`
-    waits for the provider, `heartbeat` the interval between cursors of a quiet event stream.
+    `cache` is the cache of `GetCredentials`. The other keyword arguments are constants of the server, which tests
+    replace: `revocation_wait` is how long `DisconnectIntegration` waits for the provider, `heartbeat` the interval
+    between cursors of a quiet event stream.
     """
     integrations = stores.integrations
+    lookup = integrations if cache is None else CachedLookup(cache, integrations)
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)

@@ -23,7 +23,9 @@ from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox import SAMPLE_SCOPES, Sandbox, decide, run_sandbox
 from integration_server.settings import Address, Settings
-from integrations.v1 import integration_pb2, integration_service_pb2, integration_service_pb2_grpc
+from integrations.v1 import integration_service_pb2 as pb
+from integrations.v1.integration_pb2 import Integration, Status
+from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 
 SAMPLE_USER = "ada"
 
@@ -40,34 +42,31 @@ async def run_dev(
 ) -> None:
     """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set."""
     client_secret = secrets.token_urlsafe()
-    own_google = bool(environment.get("GOOGLE_CALENDAR_CLIENT_ID"))
-    simulated = ["sandbox"] if own_google else ["sandbox", "google_calendar"]
-    client = {f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in simulated}
-    secret = {f"{name.upper()}_CLIENT_SECRET": client_secret for name in simulated}
+    simulated = ["sandbox"] if environment.get("GOOGLE_CALENDAR_CLIENT_ID") else ["sandbox", "google_calendar"]
     sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
     callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
+    environment = {
+        **environment,
+        **{f"{name.upper()}_CLIENT_ID": _CLIENT_ID for name in simulated},
+        **{f"{name.upper()}_CLIENT_SECRET": client_secret for name in simulated},
+    }
     async with AsyncExitStack() as stack:
         try:
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
-        addresses = await stack.enter_async_context(
-            running_server(
-                settings,
-                {**environment, **client, **secret},
-                extra_providers=[partial(_register, sandbox_url, simulated)],
-            )
-        )
+        register = partial(_register, sandbox_url, simulated)
+        server = running_server(settings, environment, extra_providers=[register])
+        addresses = await stack.enter_async_context(server)
         _print_addresses(console, addresses, sandbox_url)
         if settings.authenticates_callers:
-            console.print(
-                "Callers must authenticate: docs/authentication-and-authorization.md shows how to call the server."
-            )
+            console.print("Callers must authenticate: see docs/authentication-and-authorization.md.")
         else:
-            _print_integrations(
-                console, addresses, [await _connect_sample_account(addresses, name) for name in simulated]
-            )
+            connected = [await _connect_sample_account(addresses.grpc_address, name) for name in simulated]
+            _print_integrations(console, connected)
+            console.print("Next, in another terminal (examples/README.md has more examples):\n")
+            console.print(_next_call(addresses.grpc_address, connected[0]), highlight=False, soft_wrap=True)
         console.print("Press Ctrl-C to stop.")
         await stop.wait()
         console.print("Stopping.")
@@ -121,31 +120,20 @@ def replace_google_calendar(factory: ProviderFactory, base_url: str) -> None:
     factory.replace(SandboxCalendarProvider.integration_type, SandboxCalendarProvider)
 
 
-async def _connect_sample_account(addresses: ServerAddresses, integration_type: str) -> integration_pb2.Integration:
+async def _connect_sample_account(grpc_address: str, integration_type: str) -> Integration:
     """Connect as an application does: get the authorization URL, consent in a browser, follow the callback."""
-    async with grpc.aio.insecure_channel(addresses.grpc_address) as channel, httpx.AsyncClient() as browser:
-        service = integration_service_pb2_grpc.IntegrationServiceStub(channel)
-        authorization = await service.Connect(
-            integration_service_pb2.ConnectRequest(
-                user_id=SAMPLE_USER, integration_type=integration_type, name="Sample account"
-            ),
-            timeout=_DEADLINE,
-        )
-        response = await browser.get(await decide(browser, authorization.authorization_url), timeout=_DEADLINE)
+    async with grpc.aio.insecure_channel(grpc_address) as channel, httpx.AsyncClient(timeout=_DEADLINE) as browser:
+        service = IntegrationServiceStub(channel)
+        request = pb.ConnectRequest(user_id=SAMPLE_USER, integration_type=integration_type, name="Sample account")
+        authorization = await service.Connect(request, timeout=_DEADLINE)
+        response = await browser.get(await decide(browser, authorization.authorization_url))
         result = response.raise_for_status().json()
-        if result.get("confirmation_token"):
-            confirmed = await service.ConfirmConnection(
-                integration_service_pb2.ConfirmConnectionRequest(
-                    confirmation_token=result["confirmation_token"], user_id=SAMPLE_USER
-                ),
-                timeout=_DEADLINE,
-            )
-            result = {"integration_id": confirmed.integration_id}
-        found = await service.GetIntegration(
-            integration_service_pb2.GetIntegrationRequest(integration_id=result["integration_id"], user_id=SAMPLE_USER),
-            timeout=_DEADLINE,
-        )
-        return found.integration
+        integration_id = result["integration_id"]
+        if token := result.get("confirmation_token"):
+            confirmation = pb.ConfirmConnectionRequest(confirmation_token=token, user_id=SAMPLE_USER)
+            integration_id = (await service.ConfirmConnection(confirmation, timeout=_DEADLINE)).integration_id
+        lookup = pb.GetIntegrationRequest(integration_id=integration_id, user_id=SAMPLE_USER)
+        return (await service.GetIntegration(lookup, timeout=_DEADLINE)).integration
 
 
 def _print_addresses(console: Console, addresses: ServerAddresses, sandbox_url: str) -> None:
@@ -156,33 +144,29 @@ def _print_addresses(console: Console, addresses: ServerAddresses, sandbox_url: 
     console.print(table)
 
 
-def _print_integrations(
-    console: Console, addresses: ServerAddresses, integrations: Sequence[integration_pb2.Integration]
-) -> None:
-    connected = Table("id", "user", "type", "account", "status", "token expires", title="Integrations")
-    connected.title_justify = "left"
+def _print_integrations(console: Console, integrations: Sequence[Integration]) -> None:
+    columns = ("id", "user", "type", "account", "status", "token expires")
+    table = Table(*columns, title="Integrations", title_justify="left")
     for integration in integrations:
-        connected.add_row(
+        table.add_row(
             str(integration.integration_id),
             integration.user_id,
             integration.integration_type,
             integration.account_label,
-            integration_pb2.Status.Name(integration.status).removeprefix("STATUS_"),
+            Status.Name(integration.status).removeprefix("STATUS_"),
             f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
         )
-    console.print(connected)
-    console.print("Next, in another terminal (examples/README.md has more examples):\n")
-    console.print(_next_call(addresses, integrations[0]), highlight=False, soft_wrap=True)
+    console.print(table)
 
 
-def _next_call(addresses: ServerAddresses, integration: integration_pb2.Integration) -> str:
+def _next_call(grpc_address: str, integration: Integration) -> str:
     return f"""\
 .venv/bin/python - <<'END'
 import grpc
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as rpc
 
-service = rpc.IntegrationServiceStub(grpc.insecure_channel("{addresses.grpc_address}"))
+service = rpc.IntegrationServiceStub(grpc.insecure_channel("{grpc_address}"))
 response = service.GetCredentials(
     pb.GetCredentialsRequest(integration_id={integration.integration_id}, user_id="{integration.user_id}")
 )

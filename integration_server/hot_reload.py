@@ -1,6 +1,7 @@
-"""Files that are read again when they change: keys, certificates, policies. Imports nothing of ours.
+"""Hot reload of files: keys, certificates, policies. Imports no other module of this package.
 
-Contents are compared, not times: a file may be replaced twice in one tick of the clock, or by a link that moves.
+Contents are compared, not modification times: a file may be replaced twice within one tick of the clock, or through a
+symbolic link.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ Contents = Mapping[Path, bytes]
 
 
 class InvalidFile(Exception):
-    """What was read is no good; `problems` says why, a line each, and quotes no secret."""
+    """A file is missing or invalid. `problems` has one line for each problem and quotes no secret."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -24,10 +25,9 @@ class InvalidFile(Exception):
 
 
 class ReloadedFile(Generic[T]):
-    """What some files say. `value` follows them with each `poll`; bad files leave it as it was, and are told of once.
+    """A value read from files. `poll` reads changed files again; invalid ones are logged once and leave `value` as is.
 
-    `read` makes the value of the contents, or raises `InvalidFile`; the constructor raises it too, since then there is
-    no older value to keep.
+    `read` converts the contents to the value, or raises `InvalidFile`. The constructor raises `InvalidFile` too.
     """
 
     def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Contents], T]) -> None:
@@ -39,7 +39,7 @@ class ReloadedFile(Generic[T]):
         self.value = read(self._contents)
 
     async def poll(self) -> None:
-        """Read the files again, and take over what they say if it is new and good."""
+        """Replace the value if the files have changed and are valid."""
         try:
             contents = await asyncio.to_thread(_read_contents, self._paths)
             if contents == self._contents:

@@ -1,7 +1,7 @@
-"""How this process logs: one line an event on standard error, JSON unless a person is watching.
+"""Logging: one line for each event on standard error, as JSON, or formatted for a terminal.
 
-Libraries are held at WARNING whatever the level: at DEBUG the HTTP ones write headers and addresses, which carry
-tokens and codes. Behind everything stands `redaction.py`.
+Libraries log at WARNING whatever the level, because at DEBUG the HTTP libraries write headers and URLs, which contain
+tokens and codes. `redaction.py` is the last processor.
 """
 
 import logging
@@ -16,9 +16,8 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 
 def configure_logging(level: Level) -> None:
-    """Set the process's logging up. Our own loggers follow `level`."""
-    is_terminal = sys.stderr.isatty()
-    before: list[structlog.typing.Processor] = [
+    """Set up logging for the process. `level` applies to our own loggers."""
+    processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -26,14 +25,14 @@ def configure_logging(level: Level) -> None:
         redact,
     ]
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
-        processors=[*before, renderer],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=before))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=processors))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

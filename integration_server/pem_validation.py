@@ -1,6 +1,6 @@
-"""Certificates and keys in PEM: what is wrong with them, before gRPC has to do with them. Imports nothing of ours.
+"""Validation of certificates and keys in PEM. Imports no other module of this package.
 
-gRPC takes what it is given, and then fails each connection without a word of why.
+gRPC accepts invalid files, and then fails every connection without a reason.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 
 def certificate_problems(path: Path, content: bytes) -> Sequence[str]:
-    """What is wrong with a file of one or several certificates."""
+    """The problems of a file with one or several certificates."""
     try:
         x509.load_pem_x509_certificates(content)
     except ValueError:
@@ -21,7 +21,7 @@ def certificate_problems(path: Path, content: bytes) -> Sequence[str]:
 
 
 def pair_problems(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> Sequence[str]:
-    """What is wrong with a certificate and its key. While both are being replaced they may not go together."""
+    """The problems of a certificate and its private key. They do not match while both are being replaced."""
     problems = certificate_problems(certificate_path, certificate)
     try:
         public = load_pem_private_key(key, password=None).public_key()

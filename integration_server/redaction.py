@@ -1,14 +1,14 @@
-"""The second net under the logs: takes out of an event whatever looks like a secret, whoever put it there.
+"""Redaction of log events: replaces everything that looks like a secret, whoever logged it.
 
-The first net is that no secret is logged: types hide theirs, errors are written from names and numbers, and addresses
-are logged without their queries. This one is for the line that somebody adds one day, and for what libraries write. It
-knows secrets by the name they go by and by their shape; a secret that has neither passes.
+It is the second defence. The first is that no secret is logged: types hide their secrets in `repr`, error messages are
+made of names and numbers, and URLs are logged without their queries. Redaction covers future code and libraries. It
+detects secrets by their name and by their format; a secret with neither is not detected.
 """
 
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 
@@ -20,19 +20,20 @@ REDACTED = "[redacted]"
 _NAME = (
     r"[\w-]*(?:token|secret|passwd|password|authorization|cookie|credentials|assertion|signature|verifier"
     r"|(?:api|encryption|private|data)[_-]?key"
-    r"|pwd(?!\W{0,8}[/~]))"  # of a shell it is where it is
+    r"|pwd(?!\W{0,8}[/~]))"  # the shell's PWD is a path
 )
-# What is also called so without being a secret: an error's code, a row's state. Of these only what looks random goes.
+# These names also denote harmless values, such as an error's code or a row's state. Only random-looking values are
+# replaced.
 _AMBIGUOUS_NAME = r"(?:code|state|key|nonce|sig)"
 _VALUE = r"[^\s\"'&,;\\<>)}\]]"
-# How far it is looked is bounded: in key=key=key=… each word begins a value that goes on to the end.
+# The lookahead is bounded, because in key=key=key=… each word begins a value that extends to the end.
 _RANDOM = rf"(?={_VALUE}{{0,31}}?(?-i:[a-z]))(?={_VALUE}{{0,31}}?(?-i:[A-Z]|\d)){_VALUE}{{16,}}"
 
-# Where a word begins, also behind an escape: \nword, \u0022word, %22word.
+# The beginning of a word, also after an escape: \nword, \u0022word, %22word.
 _START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))"
 
-# name=value, name: value, name => value, "name": "value", 'name': b'value', 'name': ['value'], and the same where it
-# was escaped once more.
+# name=value, name: value, name => value, "name": "value", 'name': b'value', 'name': ['value'], and each of them escaped
+# once more.
 _BEFORE = r"(?P<before>{start}{name}[\\\"']{{0,4}}\s*(?:[=:]{{1,2}}>?|%3D|%3A)\s*(?:[\[(]\s*)?(?:b?[\\\"']{{1,4}})?)"
 _NAMED = re.compile(
     _BEFORE.format(start=r"(?<![\w-])", name=_NAME) + rf"(?:(?:Bearer|Basic|Token)\s+)?{_VALUE}+", re.IGNORECASE
@@ -44,12 +45,12 @@ _LOOKS_RANDOM = re.compile(_RANDOM, re.IGNORECASE).fullmatch
 
 _SHAPES = re.compile(
     rf"""
-      (?i:\bcookie\s*:\s*)[^\r\n]+                                              # all of them
+      (?i:\bcookie\s*:\s*)[^\r\n]+                                              # all cookies
     | \b(?:Bearer|Basic)\s+[\w.~+/=-]{{8,}}                                     # RFC 6750, RFC 7617
-    | (?i:\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{{0,63}}?(?:\d|[a-z][A-Z]))[\w.~+/=-]{{8,}}  # and no words
+    | (?i:\b(?:bearer|basic)\s+)(?=[\w.~+/=-]{{0,63}}?(?:\d|[a-z][A-Z]))[\w.~+/=-]{{8,}}  # not a sentence
     | (?<=://)[^\s/@:]*:[^\s/@]+(?:@[^\s/@\"'<>,;]*)*(?=@)                      # a URL's user and password
     | {_START}eyJ[\w-]{{8,}}\.[\w-]*(?:\.[\w-]*)*                               # a JWT or JWE: base64url of {{"
-    | {_START}A[Q-Za-f][\w-]{{60,}}                                             # sealed by us: format 1, key id …
+    | {_START}A[Q-Za-f][\w-]{{60,}}                                             # encrypted by us: format 1, key id …
     | {_START}(?:
           (?:sk|rk|pk)_(?:live|test)_\w{{8,}} | whsec_[\w+/=-]{{8,}}            # Stripe
         | xox[a-z]-[\w-]{{8,}} | xapp-[\w-]{{8,}}                               # Slack
@@ -64,36 +65,41 @@ _SHAPES = re.compile(
       )
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*-----|$)
     """,
-    re.VERBOSE | re.ASCII,  # as _START is: otherwise a word could begin within a word, and be read once for each
+    re.VERBOSE | re.ASCII,  # like _START; otherwise a word could begin inside a word, and each would be read again
 )
 
-_MAX_LENGTH = 16 * 1024
-"""Characters of a text: one of ours is shorter, and whoever sends a longer one must not make us read it."""
+PATTERNS = (
+    (_NAMED, rf"\g<before>{REDACTED}"),
+    (_NAMED_AMBIGUOUSLY, rf"\g<before>{REDACTED}"),
+    (_SHAPES, REDACTED),
+)
+"""The patterns of secrets with their replacements. Each reads a text once."""
+
+MAX_LENGTH = 16 * 1024  # characters; our own texts are shorter, and a sender must not make us read longer ones
 
 
-def redact_text(text: str) -> str:
-    """The text without what looks like a secret, and no longer than is worth reading."""
-    if len(text) <= _MAX_LENGTH:
-        return _without_secrets(text)
-    # The word that is cut through goes whole: half a secret may not look like one.
-    begins = text[:_MAX_LENGTH].rsplit(maxsplit=1)[:-1]
-    return f"{''.join(map(_without_secrets, begins))} [cut: {len(text)} characters]".lstrip()
-
-
-def _without_secrets(text: str) -> str:
-    for pattern in (_NAMED, _NAMED_AMBIGUOUSLY):
-        text = pattern.sub(rf"\g<before>{REDACTED}", text)
-    return _SHAPES.sub(REDACTED, text)
+def redact_text(
+    text: str, *, max_length: int = MAX_LENGTH, patterns: Sequence[tuple[re.Pattern[str], str]] = PATTERNS
+) -> str:
+    """The text with secrets replaced, cut after `max_length` characters."""
+    suffix = ""
+    if len(text) > max_length:
+        suffix = f" [cut: {len(text)} characters]"
+        # The word at the cut is removed, because half a secret may not look like one.
+        text = "".join(text[:max_length].rsplit(maxsplit=1)[:-1])
+    for pattern, replacement in patterns:
+        text = pattern.sub(replacement, text)
+    return (text + suffix).lstrip() if suffix else text
 
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A structlog processor, the last before the renderer: what comes after it is not looked at."""
+    """The structlog processor that redacts. It must be the last before the renderer."""
     return {_name(name): _redact_value(_name(name), value) for name, value in event.items()}
 
 
 @lru_cache(maxsize=1024)
 def _name(name: object) -> str:
-    """The name of an event's field as text. There are few of them, and they come with every line."""
+    """The name of an event's field as text. Cached, because the same few names occur in every event."""
     return _text(name)
 
 
@@ -113,7 +119,7 @@ def _redact_value(name: str, value: object) -> object:
 
 
 def _text(value: object) -> str:
-    """As text, without secrets. Whatever a renderer would ask for its `repr` is asked here."""
+    """The value as redacted text. It calls `repr` where the renderer would, so that the result is redacted too."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     elif isinstance(value, date):
@@ -124,7 +130,7 @@ def _text(value: object) -> str:
 def strip_exception_text(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """A structlog processor: of an exception its kind and place stay. Its text may quote what it choked on."""
+    """The structlog processor that reduces an exception to type and stack. Its text may quote the invalid input."""
     error = event.pop("exc_info", None)
     if isinstance(error, tuple):
         error = error[1]

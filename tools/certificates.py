@@ -1,16 +1,16 @@
-"""Makes a certificate authority for development, with certificates for the server, the sidecar and a client.
+"""Creates a certificate authority for development, with certificates for the server, the sidecar and a client.
 
-    python tools/certificates.py [FOLDER]      data/certs by default; what is there and good for a week is kept
+    python tools/certificates.py [FOLDER]      default: data/certs; files that stay valid for a week are kept
 
-Names are SPIFFE IDs (https://spiffe.io) for callers, and the addresses of this machine for the server. Never for
-production. The authority's key is not kept: new certificates come with a new authority.
+Callers are named by SPIFFE IDs (https://spiffe.io), the server by the addresses of this machine. Do not use them in
+production. The authority's private key is not stored: new certificates have a new authority.
 """
 
 import ipaddress
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,11 +47,11 @@ class Pair:
 
 
 class Authority:
-    """Signs certificates, with a key that is never written down."""
+    """A certificate authority whose private key is never stored."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        # A name of its own: where two authorities are believed that are called the same, TLS looks at one of them.
+        # A unique name, because TLS considers only one of several trusted authorities with the same name.
         self._name = _name(f"Integration Server development CA {secrets.token_hex(4)}")
         self.certificate = (
             _certificate(self._name, self._name, self._key.public_key(), LIFETIME)
@@ -67,7 +67,7 @@ class Authority:
         common_name: str = "development",
         lifetime: timedelta = LIFETIME,
     ) -> Pair:
-        """A certificate with these names. A negative lifetime makes one that has expired."""
+        """A certificate with these names. A negative lifetime makes an expired one."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _certificate(_name(common_name), self._name, key.public_key(), lifetime).add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
@@ -97,44 +97,50 @@ def _certificate(
     )
 
 
-def write(folder: Path) -> bool:
-    """Make the certificates, unless those that are there will do; whether any were made."""
-    if _is_current(folder):
-        return False
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    authority = Authority()
-    pairs = {
-        name: authority.issue([x509.UniformResourceIdentifier(uri)], common_name=name) for name, uri in CALLERS.items()
-    } | {"server": authority.issue(SERVER, common_name="Integration Server")}
-    # What the others are judged by goes first and comes last: however far this gets, they are from one authority.
-    (folder / SENTINEL_FILE).unlink(missing_ok=True)
-    replace(folder / "ca.pem", authority.certificate)
-    for name, pair in pairs.items():
-        replace(folder / f"{name}-key.pem", pair.key)
-        replace(folder / f"{name}.pem", pair.certificate)
-    return True
-
-
 def replace(path: Path, content: bytes) -> None:
-    """Put the content in place whole, and for this user's eyes only."""
+    """Write the file atomically, readable only by this user."""
     new = path.with_suffix(".new")
     with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as file:
         file.write(content)
     new.replace(path)
 
 
-def _is_current(folder: Path) -> bool:
+def write(
+    folder: Path,
+    *,
+    renew_before: timedelta = RENEW_BEFORE,
+    replace_file: Callable[[Path, bytes], None] = replace,
+) -> bool:
+    """Create the certificates, unless valid ones exist. Returns whether it created them."""
+    if _is_current(folder, renew_before):
+        return False
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    authority = Authority()
+    pairs = {
+        name: authority.issue([x509.UniformResourceIdentifier(uri)], common_name=name) for name, uri in CALLERS.items()
+    } | {"server": authority.issue(SERVER, common_name="Integration Server")}
+    # `_is_current` needs the sentinel file. It is removed first and written last, so that an interrupted run is
+    # repeated.
+    (folder / SENTINEL_FILE).unlink(missing_ok=True)
+    replace_file(folder / "ca.pem", authority.certificate)
+    for name, pair in pairs.items():
+        replace_file(folder / f"{name}-key.pem", pair.key)
+        replace_file(folder / f"{name}.pem", pair.certificate)
+    return True
+
+
+def _is_current(folder: Path, renew_before: timedelta) -> bool:
     if not all((folder / name).is_file() for name in FILES):
         return False
     certificate = x509.load_pem_x509_certificate((folder / SENTINEL_FILE).read_bytes())
-    return certificate.not_valid_after_utc > datetime.now(UTC) + RENEW_BEFORE
+    return certificate.not_valid_after_utc > datetime.now(UTC) + renew_before
 
 
 def main() -> None:
-    """Make them where the argument says."""
+    """Create the certificates in the folder of the command line."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    made = write(folder)
-    print(f"{folder} has ca.pem, and server, sidecar and client (.pem and -key.pem){'' if made else ', as before'}")
+    created = "created" if write(folder) else "unchanged"
+    print(f"{folder}: ca.pem, and server, sidecar and client (.pem and -key.pem) are {created}")
 
 
 if __name__ == "__main__":

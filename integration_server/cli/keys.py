@@ -15,7 +15,6 @@ from integration_server.bootstrap import Storage
 from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
-from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.data_keys import (
     DataKey,
     count_encrypted_values,
@@ -169,4 +168,4 @@ async def _list_removable(database: Database) -> Sequence[DataKey]:
 async def _record_audit(storage: Storage, description: str) -> None:
     """Record a change of keys in the audit log."""
     entry = AuditEntry(utc_now(), OPERATOR, Action.CHANGE_KEYS, purpose=description)
-    await SqlAuditLog(storage.database, storage.keyring).append([entry])
+    await storage.audit_log.append([entry])

@@ -1,1 +1,1 @@
-"""How those parts are put together that take some choosing: by settings, files, or extras that may be missing."""
+"""Builds the parts that need selection by settings, files or optional packages. Only bootstrap and the CLI use it."""

@@ -88,7 +88,6 @@ async def run_idle_server(
         service = build_service(
             settings,
             stores,
-            stores.integrations,
             providers,
             aead,
             tasks,

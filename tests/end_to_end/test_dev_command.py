@@ -12,12 +12,12 @@ from tests.end_to_end.system import clients_of
 
 
 def dev_environment() -> dict[str, str]:
-    """Free ports, and nothing else: all other settings are the command's own."""
+    """Free ports; all other settings have their defaults."""
     names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
     return {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}}
 
 
-async def test_it_connects_an_account_says_where_all_is_and_stops_at_ctrl_c(tmp_path: Path) -> None:
+async def test_it_connects_an_account_prints_the_addresses_and_stops_at_ctrl_c(tmp_path: Path) -> None:
     for run_number in range(2):  # again in the same directory, with the data of the first
         environment = dev_environment()
         async with started(tmp_path, environment, "dev", forked=False) as command:
@@ -44,13 +44,13 @@ async def test_it_connects_an_account_says_where_all_is_and_stops_at_ctrl_c(tmp_
 
 
 def assert_free(address: str) -> None:
-    """Nobody listens there any more."""
+    """Nothing listens on the address."""
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         assert probe.connect_ex((host, int(port))) != 0
 
 
-async def test_a_port_of_the_sandbox_that_is_taken_is_told(tmp_path: Path) -> None:
+async def test_a_taken_sandbox_port_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         finished = await run(tmp_path, {**dev_environment(), "SANDBOX_ADDRESS": address}, "dev")

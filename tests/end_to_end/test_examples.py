@@ -1,5 +1,6 @@
-"""The programs in examples/, run as they stand against what `make run` starts."""
+"""The programs in examples/ and README.md, unchanged but for the port, against the server of `make run`."""
 
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ EXAMPLES = ROOT / "examples"
 
 @asynccontextmanager
 async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Command, dict[str, str]]]:
-    """What `make run` starts, on free ports."""
+    """The server of `make run`, on free ports."""
     names = ("GRPC_ADDRESS", "SIDECAR_ADDRESS", "SANDBOX_ADDRESS")
     environment = {"COLUMNS": "200", **{name: f"127.0.0.1:{free_port()}" for name in names}, **settings}
     async with started(directory, environment, "dev") as command:
@@ -27,8 +28,17 @@ async def dev_server(directory: Path, **settings: str) -> AsyncIterator[tuple[Co
         yield command, environment
 
 
+def readme_program(directory: Path, grpc_address: str) -> Path:
+    """The first call and the connection of README.md, as one program."""
+    text = (ROOT / "README.md").read_text()
+    first_call, connection = re.findall(r"<<'END'\n(.*?)\nEND\n|```python\n(.*?)```", text, re.DOTALL)
+    path = directory / "readme.py"
+    path.write_text("\n".join((*first_call, *connection)).replace("127.0.0.1:50051", grpc_address))
+    return path
+
+
 def run_example(directory: Path, name: str, *arguments: str) -> str:
-    """What it prints."""
+    """Run a program of examples/, or any other by its absolute path. Returns its output."""
     out_path, err_path = output_paths(directory)
     with out_path.open("wb") as out, err_path.open("wb") as err:
         code = subprocess.run(
@@ -44,17 +54,20 @@ def run_example(directory: Path, name: str, *arguments: str) -> str:
     return out_path.read_text()
 
 
-async def test_connect_and_call_and_calendar_sync_do_what_they_say(tmp_path: Path) -> None:
+async def test_connect_and_call_calendar_sync_and_readme_work(tmp_path: Path) -> None:
     async with dev_server(tmp_path) as (_, environment):
         server = ("--server", environment["GRPC_ADDRESS"])
         called = run_example(tmp_path, "connect_and_call.py", "--allow", *server)
         assert "Connected: integration" in called
         assert "'email': 'ada@example.com'" in called
-        again = run_example(tmp_path, "connect_and_call.py", "--allow", *server)  # the account is there already
+        again = run_example(tmp_path, "connect_and_call.py", "--allow", *server)  # the account is already connected
         assert "'email': 'ada@example.com'" in again
         synced = run_example(tmp_path, "calendar_sync.py", *server)
         assert "Appointment #42" in synced
         assert "On that day: 2024-01-15T10:00:00Z Appointment #42" in synced
+        printed = run_example(tmp_path, str(readme_program(tmp_path, environment["GRPC_ADDRESS"])))
+        assert "valid until" in printed
+        assert f"open in a browser: http://{environment['SANDBOX_ADDRESS']}/oauth/authorize?" in printed
 
 
 async def test_webhook_consumer_handles_each_event_once(tmp_path: Path) -> None:
@@ -66,7 +79,7 @@ async def test_webhook_consumer_handles_each_event_once(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package installed in it."""
+    """A folder in which the package is installed."""
     target = tmp_path_factory.mktemp("site")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
     subprocess.run(
@@ -78,7 +91,7 @@ def installed_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-async def test_a_package_of_ones_own_is_found_by_its_entry_point(tmp_path: Path, installed_package: Path) -> None:
+async def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path, installed_package: Path) -> None:
     sandbox, secret = Sandbox(), "a-secret-of-acmes-0123456789"
     async with run_sandbox(sandbox) as acme_url:
         settings = {

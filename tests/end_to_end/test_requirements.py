@@ -1,4 +1,4 @@
-"""The document's endpoints, one after the other, as a backend and a browser use them."""
+"""The endpoints of the requirements, used by a backend and a browser in turn."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.end_to_end.system import System
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_the_nine_endpoints_do_what_the_document_says(system: System) -> None:
+async def test_the_nine_endpoints_meet_the_requirements(system: System) -> None:
     # POST /connect, the provider's page, GET /callback
     connect_response = await system.begin("ada", "sandbox", name="My sandbox", scopes=["write"])
     pending = await system.get(connect_response.integration_id)
@@ -110,8 +110,8 @@ async def test_a_wrong_api_key_is_refused_and_nothing_is_stored(system: System) 
     assert not listed.integrations
 
 
-# The types of the document's origin, but for the two that are other names by now; and the usual others.
-ORIGIN = {
+# The types of the requirements, except the two that are aliases, and further common ones.
+REQUIRED = {
     "google_calendar",
     "google_my_business",
     "google_ads",
@@ -125,7 +125,7 @@ ORIGIN = {
     "booksy",
     "custom",
 }
-USUAL = {
+FURTHER = {
     "gmail",
     "stripe_api_key",
     "mailchimp",
@@ -145,7 +145,7 @@ USUAL = {
 async def test_what_can_be_connected_is_listed_with_what_it_needs(system: System) -> None:
     response = await system.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
     types = {info.integration_type: info for info in response.integration_types}
-    assert types.keys() > ORIGIN | USUAL
+    assert types.keys() > REQUIRED | FURTHER
     aliases = {alias: name for name, info in types.items() for alias in info.aliases}
     assert aliases == {"email_marketing": "mailchimp", "sms_marketing": "twilio"}
     assert types["sandbox"].configured

@@ -159,7 +159,6 @@ class FakeSystem:
         return build_service(
             self.server_settings,
             replace(self.stores, **stores),
-            self.integrations,
             self.providers,
             self.aead,
             self.tasks,

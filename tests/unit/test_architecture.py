@@ -1,4 +1,4 @@
-"""Imports point one way: the contracts in pyproject.toml hold, and each of them can fail."""
+"""The import contracts in pyproject.toml hold, and each of them can fail."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def lint_imports(project: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Runs import-linter as `make lint` does, on the package in the folder `project`."""
+    """Run import-linter as `make lint` does, on the package in `project`."""
     program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     return subprocess.run(
         [sys.executable, "-c", program, "--no-logo", "--no-cache", *options],
@@ -40,25 +40,25 @@ def test_every_contract_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("contract", "module", "offence"),
+    ("contract", "module", "violation"),
     [
-        pytest.param("layers", "domain", "import integration_server.service", id="domain-looks-up"),
-        pytest.param("layers", "service", "import integration_server.providers", id="service-looks-up"),
-        pytest.param("layers", "rpc", "import integration_server.storage", id="edges-meet"),
-        pytest.param("grpc", "service", "import grpc", id="service-speaks-grpc"),
-        pytest.param("grpc", "storage", "import integrations.v1", id="storage-speaks-protobuf"),
-        pytest.param("sql", "service", "import sqlalchemy", id="service-speaks-sql"),
-        pytest.param("sql", "rpc", "import asyncpg", id="rpc-speaks-sql"),
-        pytest.param("http", "service", "import httpx", id="service-calls-out"),
-        pytest.param("http", "sandbox", "import httpx", id="sandbox-calls-out"),
-        pytest.param("sidecar", "sidecar", "import integration_server.service", id="sidecar-cuts-through"),
-        pytest.param("settings", "providers", "import integration_server.settings", id="settings-leak"),
-        pytest.param("sandbox", "sandbox", "import integration_server.domain", id="sandbox-peeks"),
+        pytest.param("layers", "domain", "import integration_server.service", id="domain-imports-service"),
+        pytest.param("layers", "service", "import integration_server.providers", id="service-imports-providers"),
+        pytest.param("layers", "rpc", "import integration_server.storage", id="rpc-imports-storage"),
+        pytest.param("grpc", "service", "import grpc", id="service-imports-grpc"),
+        pytest.param("grpc", "storage", "import integrations.v1", id="storage-imports-protobuf"),
+        pytest.param("sql", "service", "import sqlalchemy", id="service-imports-sql"),
+        pytest.param("sql", "rpc", "import asyncpg", id="rpc-imports-sql"),
+        pytest.param("http", "service", "import httpx", id="service-imports-http"),
+        pytest.param("http", "sandbox", "import httpx", id="sandbox-imports-http"),
+        pytest.param("sidecar", "sidecar", "import integration_server.service", id="sidecar-imports-service"),
+        pytest.param("settings", "providers", "import integration_server.settings", id="providers-import-settings"),
+        pytest.param("sandbox", "sandbox", "import integration_server.domain", id="sandbox-imports-domain"),
     ],
 )
-def test_an_offence_breaks_its_contract(copy_of_the_code: Path, contract: str, module: str, offence: str) -> None:
+def test_a_violation_breaks_its_contract(copy_of_the_code: Path, contract: str, module: str, violation: str) -> None:
     with (copy_of_the_code / "integration_server" / module / "__init__.py").open("a") as source:
-        source.write(f"\n{offence}\n")
+        source.write(f"\n{violation}\n")
 
     result = lint_imports(copy_of_the_code, "--contract", contract)
 
@@ -66,7 +66,7 @@ def test_an_offence_breaks_its_contract(copy_of_the_code: Path, contract: str, m
     assert "1 broken" in result.stdout
 
 
-def test_a_new_module_must_say_where_it_stands(copy_of_the_code: Path) -> None:
+def test_a_new_module_must_be_assigned_to_a_layer(copy_of_the_code: Path) -> None:
     (copy_of_the_code / "integration_server" / "helpers.py").write_text("")
 
     result = lint_imports(copy_of_the_code, "--contract", "layers")

@@ -1,6 +1,7 @@
-"""Certificates for development, and what is said of files that will not do."""
+"""Certificates for development, and the validation of certificate and token files."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,12 @@ from integration_server.hot_reload import InvalidFile
 from integration_server.pem_validation import certificate_problems, pair_problems
 from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
-from tools import certificates
-from tools.certificates import FILES, SERVER, Authority, replace, write
+from tools.certificates import FILES, LIFETIME, SERVER, Authority, replace, write
 
 CERTIFICATE, KEY = Path("a.pem"), Path("a-key.pem")
 
 
-def test_files_are_for_their_owner_only_and_made_once(tmp_path: Path) -> None:
+def test_files_are_private_and_created_once(tmp_path: Path) -> None:
     folder = tmp_path / "certs"
     assert write(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("missing", FILES)
-def test_where_one_is_missing_all_are_made_anew(missing: str, tmp_path: Path) -> None:
+def test_a_missing_file_causes_new_ones(missing: str, tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / missing).unlink()
     before = contents(tmp_path)
@@ -48,21 +48,17 @@ def test_where_one_is_missing_all_are_made_anew(missing: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("written", range(len(FILES)))
-def test_what_was_interrupted_is_made_good(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where all files had been there before."""
+def test_an_interrupted_renewal_is_repeated(written: int, tmp_path: Path) -> None:
     write(tmp_path)
-    monkeypatch.setattr(certificates, "RENEW_BEFORE", certificates.LIFETIME)
-    interrupt_after(written, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path)
-    monkeypatch.undo()
+        write(tmp_path, renew_before=LIFETIME, replace_file=interrupted_after(written))
     assert write(tmp_path)
     authority = x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes())
     for name in ("server", "sidecar", "client"):
         x509.load_pem_x509_certificate((tmp_path / f"{name}.pem").read_bytes()).verify_directly_issued_by(authority)
 
 
-def interrupt_after(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupted_after(times: int) -> Callable[[Path, bytes], None]:
     left = iter(range(times))
 
     def replace_some(path: Path, content: bytes) -> None:
@@ -70,10 +66,10 @@ def interrupt_after(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         replace(path, content)
 
-    monkeypatch.setattr(certificates, "replace", replace_some)
+    return replace_some
 
 
-def test_what_does_not_go_together_is_told_by_name() -> None:
+def test_a_mismatched_pair_is_reported_with_its_paths() -> None:
     one, other = Authority().issue(SERVER), Authority().issue(SERVER)
     assert pair_problems(CERTIFICATE, one.certificate, KEY, other.key) == ["a-key.pem: is not the key of a.pem"]
     assert pair_problems(CERTIFICATE, one.key, KEY, one.certificate) == [
@@ -83,7 +79,7 @@ def test_what_does_not_go_together_is_told_by_name() -> None:
     assert certificate_problems(CERTIFICATE, b"") == ["a.pem: is not a certificate in PEM"]
 
 
-def test_a_server_or_sidecar_does_not_begin_with_files_that_will_not_do(tmp_path: Path) -> None:
+def test_server_and_sidecar_reject_invalid_files_at_the_start(tmp_path: Path) -> None:
     pair, authority = Authority().issue(SERVER), tmp_path / "ca.pem"
     certificate, key = tmp_path / "a.pem", tmp_path / "a-key.pem"
     certificate.write_bytes(pair.certificate)
@@ -99,7 +95,7 @@ def test_a_server_or_sidecar_does_not_begin_with_files_that_will_not_do(tmp_path
 
 
 @pytest.mark.parametrize("token", [b"", b"\n", b"a\nb", b"\xff"])
-def test_a_token_is_one_line(tmp_path: Path, token: bytes) -> None:
+def test_a_token_file_has_one_line(tmp_path: Path, token: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(token)
     with pytest.raises(InvalidFile, match="is not a token"):

@@ -1,4 +1,4 @@
-"""Files that are read again when they change."""
+"""Hot reload of files."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ async def test_the_value_follows_the_file(path: Path) -> None:
     assert reloaded.value == 2
 
 
-async def test_a_bad_file_changes_nothing_and_is_told_of_once(path: Path) -> None:
+async def test_an_invalid_file_keeps_the_value_and_is_logged_once(path: Path) -> None:
     reloaded = ReloadedFile("number", [path], number_in)
     with capture_logs() as logs:
         for content in ("two", "two", "three"):
@@ -58,7 +58,7 @@ async def test_a_bad_file_changes_nothing_and_is_told_of_once(path: Path) -> Non
     assert reloaded.value == 3
 
 
-async def test_a_value_that_was_good_before_is_good_again(path: Path) -> None:
+async def test_an_earlier_content_is_valid_again(path: Path) -> None:
     reloaded = ReloadedFile("number", [path], number_in)
     for content, value in (("bad", 1), ("1", 1), ("2", 2)):
         write(path, content)
@@ -66,7 +66,7 @@ async def test_a_value_that_was_good_before_is_good_again(path: Path) -> None:
         assert reloaded.value == value
 
 
-def test_without_a_good_file_there_is_no_beginning(path: Path) -> None:
+def test_the_constructor_rejects_invalid_and_missing_files(path: Path) -> None:
     write(path, "one")
     with pytest.raises(InvalidFile, match="is not a number"):
         ReloadedFile("number", [path], number_in)

@@ -5,10 +5,20 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from integration_server.settings import Address, Settings, SettingsError, parse_address, read_environment
+from integration_server.settings import (
+    RULES,
+    SERVER_RULES,
+    Address,
+    Rule,
+    Settings,
+    SettingsError,
+    parse_address,
+    read_environment,
+)
 
 KEY_BYTES = bytes(range(0xE0, 0x100))  # its base64 has both characters in which the two alphabets differ
 KEY = base64.b64encode(KEY_BYTES).decode()
@@ -131,6 +141,28 @@ def test_unknown_variables_are_ignored() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings.from_environment(PRODUCTION).dev_mode = True  # type: ignore[misc]
+
+
+class ReadRecorder:
+    """Settings that record which fields are read."""
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        if name in Settings.model_fields:
+            self.read.add(name)
+            return getattr(self.settings, name)
+        return getattr(Settings, name).fget(self)
+
+
+@pytest.mark.parametrize("rule", [*RULES, *SERVER_RULES])
+def test_a_rule_lists_the_settings_that_it_reads(rule: Rule) -> None:
+    recorder = ReadRecorder()
+    rule.is_broken(cast("Settings", recorder))
+    assert recorder.read
+    assert recorder.read <= {variable.lower() for variable in rule.variables}
 
 
 # --- secrets -------------------------------------------------------------------------------------------------------

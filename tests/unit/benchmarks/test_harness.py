@@ -1,4 +1,4 @@
-"""Load, figures and verdicts of benchmarks."""
+"""Load, statistics and bounds of benchmarks."""
 
 import asyncio
 import time
@@ -23,11 +23,11 @@ from benchmarks.harness import (
 
 
 async def nothing() -> None:
-    """An RPC that is answered at once."""
+    """An RPC that completes at once."""
 
 
 def phase(*latencies: float, failures: dict[str, int] | None = None) -> Phase:
-    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, processor=[])
+    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, cpu_usage=[])
 
 
 def comparison(*ratios: float) -> Comparison:
@@ -41,16 +41,16 @@ async def test_sends_the_calls_in_turn_at_their_rate() -> None:
     assert len(result.latencies_of(ALL)) == len(result.lateness) == 20
 
 
-async def test_tells_the_share_of_a_processor_that_the_servers_use() -> None:
+async def test_reports_the_cpu_usage_of_the_servers() -> None:
     used = iter([5.0, 5.05])
 
     result = await load([Call("Get", nothing)], rate=100, seconds=0.1, cpu_seconds=lambda: next(used))
 
-    (share,) = result.processor
-    assert 0 < share < 0.6, "0.05 s in a tenth of a second, or in more where the machine is busy"
+    (usage,) = result.cpu_usage
+    assert 0 < usage < 0.6, "0.05 s of CPU time in a tenth of a second, or in more on a busy machine"
 
 
-async def test_does_not_wait_for_slow_answers() -> None:
+async def test_does_not_wait_for_slow_responses() -> None:
     in_flight = 0
     all_sent = asyncio.Event()
 
@@ -70,14 +70,14 @@ async def test_a_latency_counts_from_when_the_call_should_have_been_sent() -> No
     stalls = iter([0.2])
 
     async def stalling() -> None:
-        time.sleep(next(stalls, 0))  # noqa: ASYNC251 - holds up the sending of those after it
+        time.sleep(next(stalls, 0))  # noqa: ASYNC251 - delays the sending of the next calls
 
     result = await load([Call("Get", stalling)], rate=100, seconds=0.1, cpu_seconds=float)
 
-    assert min(result.latencies["Get"]) > 0.1, "those sent late were quick, and must not look it"
+    assert min(result.latencies["Get"]) > 0.1, "late calls must not look fast"
 
 
-async def test_counts_what_failed() -> None:
+async def test_counts_failures() -> None:
     async def failing() -> None:
         raise AioRpcError(grpc.StatusCode.UNAVAILABLE, Metadata(), Metadata())
 
@@ -100,7 +100,7 @@ async def test_loads_two_systems_in_turn_at_the_same_time() -> None:
     )
 
     assert len(reference.latencies_of(ALL)) == len(other.latencies_of(ALL)) == 10
-    assert 0 < order.index("other") < 5, "neither waits for the other to be done"
+    assert 0 < order.index("other") < 5, "neither waits for the other to complete"
 
 
 def test_percentiles() -> None:
@@ -109,7 +109,7 @@ def test_percentiles() -> None:
     assert (percentile(values, 50), percentile(values, 99)) == (50, 99)
 
 
-def test_compares_pair_by_pair_and_over_all() -> None:
+def test_compares_each_pair_and_all_together() -> None:
     pairs = [(phase(1, 1), phase(2, 2)), (phase(10, 10), phase(10, 10))]
 
     get, everything = compare(pairs)
@@ -120,7 +120,7 @@ def test_compares_pair_by_pair_and_over_all() -> None:
     assert (get.reference_p50, get.load_p50) == (5.5, 6)
 
 
-def test_phases_together() -> None:
+def test_merges_phases() -> None:
     whole = merge_phases([phase(1, failures={"Get: UNKNOWN": 1}), phase(2, 3, failures={"Get: UNKNOWN": 2})])
 
     assert whole == phase(1, 2, 3, failures={"Get: UNKNOWN": 3})
@@ -129,7 +129,7 @@ def test_phases_together() -> None:
 @pytest.mark.parametrize(
     ("ratios", "holds"), [((1, 1, 9), True), ((1, 2, 9), True), ((1, 2.1, 9), False), ((3,), False)]
 )
-def test_half_of_the_phases_must_keep_the_bound(ratios: Sequence[float], holds: bool) -> None:
+def test_the_median_of_the_phases_must_keep_the_bound(ratios: Sequence[float], holds: bool) -> None:
     speed, _ = speed_bounds([comparison(1), comparison(*ratios)], 2, [phase(1)])
 
     assert speed.holds is holds

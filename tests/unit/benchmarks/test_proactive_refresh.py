@@ -1,4 +1,4 @@
-"""When tokens fall due and end in the benchmark of refreshing ahead, and what it makes of the outcome."""
+"""The timetable and the bound of the proactive-refresh benchmark."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +9,7 @@ from benchmarks.proactive_refresh import Outcome, Timetable, in_time
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_all_expire_within_the_window_a_buffer_after_they_fell_due() -> None:
+def test_all_tokens_expire_within_the_window_one_buffer_after_their_due_time() -> None:
     timetable = Timetable(BEGIN, spread=timedelta(minutes=4), buffer=timedelta(minutes=5), window=timedelta(minutes=1))
 
     first, *_, last = timetable.expire_times(1_000)
@@ -17,7 +17,7 @@ def test_all_expire_within_the_window_a_buffer_after_they_fell_due() -> None:
     assert timetable.lifetime == timedelta(minutes=40)
     assert first == BEGIN + timedelta(minutes=9)
     assert timedelta(0) < timetable.end - last < timedelta(seconds=1)
-    # docs/refreshing.md: due in the tenth of its life before its buffer begins.
+    # docs/refreshing.md: due in the tenth of the lifetime before the refresh buffer.
     assert first - timetable.buffer - timetable.lifetime / 10 == BEGIN
     assert timetable.all_due == BEGIN + timedelta(minutes=5)
 
@@ -28,7 +28,11 @@ def test_all_expire_within_the_window_a_buffer_after_they_fell_due() -> None:
         (Outcome(margins=[1, 300], never=0), True, "0 were too late, 0 not refreshed at all"),
         (Outcome(margins=[0, -1, 300], never=0), False, "2 were too late, 0 not refreshed at all"),
         (Outcome(margins=[1, 300], never=1), False, "0 were too late, 1 not refreshed at all"),
-        (Outcome(margins=[], never=3), False, "none was, though all were due: this server does not refresh by itself"),
+        (
+            Outcome(margins=[], never=3),
+            False,
+            "none was, although all were due: the background worker does not refresh",
+        ),
     ],
     ids=["all", "late", "one-never", "none"],
 )
