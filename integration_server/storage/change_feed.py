@@ -40,7 +40,8 @@ class SqlChangeFeed:
     async def wait_for_change(self, timeout: timedelta) -> None:
         """Return when the database notifies of a change, at the latest after `timeout`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._database.change_notified.wait(), timeout.total_seconds())
+            async with asyncio.timeout(timeout.total_seconds()):
+                await self._database.change_notified.wait()
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
         """The changes that became visible since the poll that returned `cursor`."""

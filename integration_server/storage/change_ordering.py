@@ -73,7 +73,7 @@ class SequenceOrdering:
     def advance(
         self, cursor: ChangeCursor | None, snapshot: str, positions: Collection[int], time: datetime
     ) -> ChangeCursor:
-        """The id after the last one that was given, with the skipped ones."""
+        """The id after the last one that the sequence gave, and the skipped ids."""
         end = int(snapshot) + 1
         if cursor is None:
             skipped = dict.fromkeys(range(max(1, end - _FIRST_SKIPPED), end), time)

@@ -179,7 +179,7 @@ async def open_database(
     *,
     pool_size: int = 5,
     connect_timeout: float = 5,  # most callers have given up by then
-    command_timeout: float | None = 10,  # a statement takes milliseconds: one that takes this long never returns
+    command_timeout: float | None = 10,  # statements take milliseconds: after this time none returns
     monitor_timeout: float = 1,  # a database that is available again is noticed within two seconds
 ) -> AsyncIterator[Database]:
     """Open the database at `url`. Connections are made on demand.
@@ -276,7 +276,7 @@ def _autocommit(engine: AsyncEngine) -> AsyncEngine:
 
 
 async def _is_pooled(engine: AsyncEngine) -> bool:
-    """Whether another session responds than the one that was opened.
+    """Whether a transaction pooler is in between: another session responds than was opened.
 
     True also if none responds: what works behind a pooler works everywhere.
     """

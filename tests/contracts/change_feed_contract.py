@@ -47,7 +47,7 @@ EXPIRED, INACTIVE = Status.EXPIRED, Status.INACTIVE
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Views of one empty store."""
+    """Stores over one empty database."""
 
     integrations: IntegrationStore
     attempts: AuthorizationAttemptStore
@@ -68,44 +68,44 @@ async def failing(stores: Stores, integration: Integration) -> Integration:
 
 
 async def recover(stores: Stores, integration: Integration) -> None:
-    """Break, and be refreshed."""
+    """Fail, then refresh."""
     await stores.integrations.commit_refresh(await failing(stores, integration), new_credentials(), LATER)
 
 
 async def check(stores: Stores, integration: Integration) -> None:
-    """Found to be ill twice, then well."""
+    """Two failed checks, then a successful one."""
     for _ in range(2):
         await stores.history.record(failed_check_of(integration), LATER)
     await stores.history.record(check_of(integration), LATER)
 
 
 async def call(stores: Stores, integration: Integration) -> None:
-    """A provider call that fails, and one that does not."""
+    """A provider call that fails, then one that succeeds."""
     await stores.integrations.record_call(integration, FAILURE)
     await stores.integrations.record_call(await now_of(stores.integrations, integration), None)
 
 
 async def revert(stores: Stores, integration: Integration) -> None:
-    """Lose the grant, and not believe it."""
+    """Lose the grant, then revert that."""
     await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
     await stores.integrations.revert_failure(integration, LATER)
 
 
 async def reconnect(stores: Stores, integration: Integration) -> None:
-    """Lose the grant, and be connected again."""
+    """Lose the grant, then reconnect."""
     await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
     expired = await now_of(stores.integrations, integration)
     await stores.integrations.commit_connection(expired, account(None), new_credentials(), LATER)
 
 
 async def connect(stores: Stores, _integration: Integration) -> None:
-    """A pending one gets its account."""
+    """Connect a pending integration."""
     begun = await pending(stores.integrations, stores.attempts)
     await stores.integrations.commit_connection(begun, account("new"), new_credentials(), LATER)
 
 
 async def connect_known_account(stores: Stores, integration: Integration) -> None:
-    """A pending one turns out to be one that is there."""
+    """Connect a pending integration whose account is connected already."""
     begun = await pending(stores.integrations, stores.attempts)
     await stores.integrations.commit_connection(
         integration, account(None), new_credentials(), LATER, superseded_id=begun.integration_id
@@ -113,7 +113,7 @@ async def connect_known_account(stores: Stores, integration: Integration) -> Non
 
 
 async def abandon(stores: Stores, _integration: Integration) -> None:
-    """An attempt that comes to nothing."""
+    """Abandon an authorization attempt."""
     attempt = new_attempt()
     await stores.attempts.begin(attempt, new_integration())
     taken = await stores.attempts.consume(attempt.attempt_id, NOW)
@@ -122,7 +122,7 @@ async def abandon(stores: Stores, _integration: Integration) -> None:
 
 
 async def expire(stores: Stores, _integration: Integration) -> None:
-    """An attempt whose time is up."""
+    """Remove an expired authorization attempt."""
     await pending(stores.integrations, stores.attempts)
     await stores.attempts.remove_expired(EXPIRY + timedelta(seconds=1))
 
@@ -130,12 +130,12 @@ async def expire(stores: Stores, _integration: Integration) -> None:
 WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "add_connected": (lambda s, _: connected(s.integrations), [(CREATED, None, ACTIVE)]),
     "begin": (lambda s, _: pending(s.integrations, s.attempts), [(CREATED, None, PENDING)]),
-    "commit_connection of a pending one": (connect, [(CREATED, None, PENDING), (CHANGED, PENDING, ACTIVE)]),
-    "commit_connection of one that is there": (
+    "commit_connection of a pending integration": (connect, [(CREATED, None, PENDING), (CHANGED, PENDING, ACTIVE)]),
+    "commit_connection of a connected account": (
         connect_known_account,
         [(CREATED, None, PENDING), (REFRESHED, ACTIVE, ACTIVE), (GONE, PENDING, None)],
     ),
-    "commit_connection of a dead one": (
+    "commit_connection after a lost grant": (
         reconnect,
         [(CHANGED, ACTIVE, EXPIRED), (REFRESHED, EXPIRED, ACTIVE), (CHANGED, EXPIRED, ACTIVE)],
     ),
@@ -149,7 +149,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         ),
         [(UPDATED, ACTIVE, ERROR), (REFRESHED, ACTIVE, ERROR), (CHANGED, ACTIVE, ERROR)],
     ),
-    "commit_refresh of a broken one": (
+    "commit_refresh after a failure": (
         recover,
         [(CHANGED, ACTIVE, ERROR), (REFRESHED, ERROR, ACTIVE), (CHANGED, ERROR, ACTIVE)],
     ),

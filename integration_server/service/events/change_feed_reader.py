@@ -1,7 +1,7 @@
 """Reads the change feed, once for all of a process's consumers.
 
-A cache is told of each change as soon as it is visible. Events wait for the horizon: below it nothing can become
-visible any more, so that their order is final.
+A cache gets each change as soon as it is visible. Events wait for the horizon: below it nothing can become visible any
+more, so that their order is final.
 """
 
 import asyncio

@@ -21,8 +21,11 @@ class LoggedEvent:
 
 @dataclass(frozen=True, slots=True)
 class ChangeCursor:
-    """How far a reader has read: everything below `end`, except the `missing` positions, each with the time at which it
-    was first missed. Rows at these may still become visible."""
+    """How far a reader has read: everything below the high-water mark `end`, except the `missing` positions.
+
+    Rows at these may still become visible; each has the time at which it was first missed. `data_version` is for the
+    store only.
+    """
 
     end: int
     missing: Mapping[int, datetime] = field(default_factory=dict)
