@@ -22,7 +22,7 @@ from integration_server.storage.data_keys import (
     remove_data_key,
     rewrap,
 )
-from integration_server.storage.engine import Database, open_database
+from integration_server.storage.engine import open_database
 from integration_server.storage.key_encryption import LocalKey
 from integration_server.storage.rotation import Rotation, RotationProgress, RotationResult
 from integration_server.wiring.system import utc_now
@@ -77,9 +77,11 @@ async def rotate_keys(
             activation_delay=settings.data_key_activation,
             record_audit=partial(_record_audit, storage),
         )
-        with _progress() as progress:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        ) as progress:
             rotated = await rotation.rotate(_show_progress(progress), new_key=new_key)
-        _print_rotation(rotated, await _list_removable(storage.database))
+        _print_rotation(rotated, await describe_data_keys(storage.database))
     if rotated.unreadable:
         fail(
             f"Values that cannot be decrypted and stay unchanged: {len(rotated.unreadable):,}",
@@ -133,12 +135,6 @@ def _print_wrapping_keys(settings: Settings) -> None:
         typer.echo(f"ENCRYPTION_KEYS_RETIRED has key {LocalKey(retired).key_id}.")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=False
-    )
-
-
 def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable[None]]:
     task = progress.add_task("Announcing", total=None)
 
@@ -152,17 +148,14 @@ def _show_progress(progress: Progress) -> Callable[[RotationProgress], Awaitable
     return on_progress
 
 
-def _print_rotation(rotated: RotationResult, removable: Sequence[DataKey]) -> None:
+def _print_rotation(rotated: RotationResult, keys: Sequence[DataKey]) -> None:
     description = "all other values" if rotated.unreadable else "all values"
     typer.echo(
         f"Data key {rotated.key_id} encrypts {description} now: {rotated.reencrypted:,} values were re-encrypted."
     )
-    for key in removable:
-        typer.echo(f"From {key.remove_time:%F %T} UTC you can run: keys remove {key.key_id}")
-
-
-async def _list_removable(database: Database) -> Sequence[DataKey]:
-    return [key for key in await describe_data_keys(database) if key.remove_time is not None]
+    for key in keys:
+        if key.remove_time is not None:
+            typer.echo(f"From {key.remove_time:%F %T} UTC you can run: keys remove {key.key_id}")
 
 
 async def _record_audit(storage: Storage, description: str) -> None:

@@ -85,19 +85,18 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
 
 
 def _described(rows: Sequence[Row[Any]]) -> Sequence[DataKey]:
-    return [_describe(row, after) for row, after in zip(rows, [*rows[1:], None], strict=False)]
-
-
-def _describe(row: Row[Any], after: Row[Any] | None) -> DataKey:
-    return DataKey(
-        key_id=row.key_id,
-        wrapping_key_id=row.wrapping_key_id,
-        is_rotation_complete=row.state == DataKeyState.COMPLETE,
-        create_time=row.create_time,
-        active_time=row.active_time,
-        replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
-        now=row.now,
-    )
+    return [
+        DataKey(
+            key_id=row.key_id,
+            wrapping_key_id=row.wrapping_key_id,
+            is_rotation_complete=row.state == DataKeyState.COMPLETE,
+            create_time=row.create_time,
+            active_time=row.active_time,
+            replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
+            now=row.now,
+        )
+        for row, after in zip(rows, [*rows[1:], None], strict=False)
+    ]
 
 
 async def _rewrap(

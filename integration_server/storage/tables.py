@@ -1,4 +1,4 @@
-"""The tables. Every change to them comes with a migration; a test compares the two."""
+"""The tables. A change needs a migration; a test compares the two."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -29,13 +29,13 @@ from sqlalchemy.types import TypeDecorator
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A time with its zone, to the microsecond. SQLite has no zones: there it is stored in UTC."""
+    """A time with a zone, to the microsecond. SQLite has no time zones and stores it in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse a time without a zone: nobody could tell which one was meant."""
+        """Convert to UTC. Raises `ValueError` for a time without a zone, which would be ambiguous."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -48,7 +48,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class AttemptState(StrEnum):
-    """How far an attempt to connect has come."""
+    """The state of an authorization attempt."""
 
     STARTED = "started"
     CALLBACK_PENDING = "callback_pending"
@@ -56,7 +56,7 @@ class AttemptState(StrEnum):
 
 
 class DataKeyState(StrEnum):
-    """How far a data key's rotation has come. One at a time is arriving: what is sealed is being re-sealed with it."""
+    """The state of a data key's rotation. At most one key is rotating: values are being re-encrypted with it."""
 
     ROTATING = "rotating"
     COMPLETE = "complete"
@@ -121,7 +121,7 @@ integrations = Table(
     Index("ix_integrations_account_id_integration_type", "account_id", "integration_type"),
     sqlite_autoincrement=True,
 )
-"""Integrations. `domain/integration.py` says what the columns mean; an id is never given twice."""
+"""Integrations. `domain/integration.py` describes the columns. Ids are never reused."""
 
 _has_account = integrations.c.account_id.is_not(None)
 
@@ -175,7 +175,7 @@ authorization_attempts = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
 )
-"""Attempts to connect, kept until they expire, so that a second callback finds them taken."""
+"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt."""
 
 refresh_leases = Table(
     "refresh_leases",
@@ -187,8 +187,8 @@ refresh_leases = Table(
     Column("call_time", UtcDateTime),
     Column("called_by", String(255)),
 )
-"""Who refreshes what. Times are the database's; `call_time` is when the provider was first called for this version, and
-`called_by` the owner who did. They stay until it is known what became of the call."""
+"""Leases of refreshes, on the database's clock. `call_time` is the first call to the provider for this version, and
+`called_by` the owner that made it. Both stay until the outcome of the call is known."""
 
 health_checks = Table(
     "health_checks",
@@ -236,8 +236,8 @@ webhook_secrets = Table(
     Column("encrypted_previous_secret", LargeBinary),
     Column("previous_expire_time", UtcDateTime),
 )
-"""What integrations' own webhooks are signed with, where that was set, and was before. Sealed for the place of its
-integration, whose uid, user and type stand beside it."""
+"""Signing secrets of integrations' own webhooks, current and previous. The associated data is that of the integration,
+whose uid, user and type are copied here."""
 
 webhook_events = Table(
     "webhook_events",
@@ -256,8 +256,8 @@ webhook_events = Table(
     UniqueConstraint("integration_id", "event_id"),
     sqlite_autoincrement=True,
 )
-"""What webhooks have brought, numbered for each integration as `integrations.last_webhook_number` counts. `event_id` is
-the provider's; `uid` is the row's own, made before it, which its payload is bound to."""
+"""Received webhook events. `number` counts per integration (`integrations.last_webhook_number`). `event_id` is the
+provider's. `uid` is generated before the insert and is part of the payload's associated data."""
 
 webhook_consumer_offsets = Table(
     "webhook_consumer_offsets",
@@ -266,7 +266,7 @@ webhook_consumer_offsets = Table(
     Column("consumer", String(64), primary_key=True),
     Column("number", BigInteger, nullable=False),
 )
-"""How far each consumer has acknowledged an integration's webhook events."""
+"""The last webhook event of an integration that each consumer has acknowledged."""
 
 integration_changes = Table(
     "integration_changes",
@@ -299,7 +299,7 @@ audit_chains = Table(
     Column("head", LargeBinary, nullable=False),
     Column("checkpoint_mac", LargeBinary, nullable=False),
 )
-"""The chains of the audit log, one for each writing process, numbered without gaps. `audit.py` says what holds them."""
+"""The chains of the audit log, one per writing process, numbered without gaps; see `audit.py`."""
 
 audit_entries = Table(
     "audit_entries",
@@ -319,7 +319,7 @@ audit_entries = Table(
     Index("ix_audit_entries_user_id_time", "user_id", "time"),
     Index("ix_audit_entries_time", "time"),
 )
-"""Who did what to which integration. Kept when the integration is gone, so that nothing refers to it."""
+"""The entries of the audit log. They outlive their integration, so there is no foreign key."""
 
 data_keys = Table(
     "data_keys",
@@ -331,8 +331,7 @@ data_keys = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("active_time", UtcDateTime, nullable=False),
 )
-"""The keys that values are sealed with, themselves encrypted. All open; the newest seals, from its `active_time` on.
-Times are the database's."""
+"""The data keys, wrapped. All decrypt; the newest one encrypts from its `active_time` on, on the database's clock."""
 
 _is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
 
@@ -351,7 +350,7 @@ key_checks = Table(
     Column("wrapped_check", LargeBinary, nullable=False),
     Column("wrapping_key_id", String(255), nullable=False),
 )
-"""One row, made with the first data key: it unwraps with the right key-encryption key only."""
+"""One row, created with the first data key. It unwraps only with the right key-encryption key."""
 
 singleton_jobs = Table(
     "singleton_jobs",
@@ -363,8 +362,8 @@ singleton_jobs = Table(
 
 
 def data_key_id(ciphertext: ColumnElement[bytes]) -> ColumnElement[bytes]:
-    """The id of the data key that a value is sealed with, out of its header; see `keyring.py`."""
-    # Numbers written out: SQLite uses the index below only where the expression is the same to the letter.
+    """The id of the data key of an encrypted value, from its header; see `keyring.py`."""
+    # Literals: SQLite uses the index below only if the expression is identical.
     return func.substr(ciphertext, literal_column("2"), literal_column("8"), type_=LargeBinary)
 
 

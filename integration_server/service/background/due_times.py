@@ -1,4 +1,8 @@
-"""The due times of proactive refreshes and health checks, with jitter so that they spread over time."""
+"""The due times of proactive refreshes and health checks, with jitter so that they spread over time.
+
+They are on the process's clock, like the token expiry that they derive from. Claims compare them with the database's
+clock: a wrong process clock shifts work, but claims stay exclusive.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

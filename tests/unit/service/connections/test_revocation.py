@@ -386,13 +386,13 @@ class Refresh:
     gate: asyncio.Event
     task: "asyncio.Task[RefreshResult]"
 
-    async def comes_back(self) -> None:
+    async def receive_response(self) -> None:
         self.gate.set()
         with pytest.raises(IntegrationNotFound):
             await self.task
 
 
-async def refresh_meanwhile(system: FakeSystem, integration: Integration) -> Refresh:
+async def start_refresh(system: FakeSystem, integration: Integration) -> Refresh:
     gate = system.provider.gate = asyncio.Event()
     task = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
@@ -407,9 +407,9 @@ def revoked_refresh_tokens(system: FakeSystem) -> list[str | None]:
 async def test_a_token_response_for_a_removed_integration_is_revoked(
     system: FakeSystem, integration: Integration
 ) -> None:
-    refresh = await refresh_meanwhile(system, integration)
+    refresh = await start_refresh(system, integration)
     assert await disconnect(system, integration) is PENDING  # the old token is revoked, the new one not known yet
-    await refresh.comes_back()
+    await refresh.receive_response()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
     assert not system.revocation_rows()
@@ -439,7 +439,7 @@ async def test_a_completed_refresh_does_not_affect_the_state(system: FakeSystem,
 async def test_a_journaled_token_response_is_revoked_if_its_integration_is_removed(
     system: FakeSystem, integration: Integration
 ) -> None:
-    refresh = await refresh_meanwhile(system, integration)
+    refresh = await start_refresh(system, integration)
     system.database.is_unavailable = True
     refresh.gate.set()
     await refresh.task
@@ -454,7 +454,7 @@ async def test_a_journaled_token_response_is_revoked_if_its_integration_is_remov
 async def test_a_token_response_is_journaled_if_the_outbox_is_unavailable(
     system: FakeSystem, integration: Integration
 ) -> None:
-    refresh = await refresh_meanwhile(system, integration)
+    refresh = await start_refresh(system, integration)
     await disconnect(system, integration)
 
     async def fail(grant: OrphanedGrant) -> None:
@@ -470,7 +470,7 @@ async def test_a_token_response_is_journaled_if_the_outbox_is_unavailable(
 
 
 async def test_a_late_journal_entry_of_an_older_format_is_logged(system: FakeSystem, integration: Integration) -> None:
-    refresh = await refresh_meanwhile(system, integration)
+    refresh = await start_refresh(system, integration)
     system.database.is_unavailable = True
     refresh.gate.set()
     await refresh.task
