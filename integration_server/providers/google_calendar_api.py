@@ -73,7 +73,8 @@ class GoogleCalendarApi:
     def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
         """A request that creates an event."""
         fields = {name: value for name, value in _event_fields(event).items() if value}
-        return _write_request("POST", _path(calendar_id), {**fields, **_id_field(event)}, "", notify)
+        own_id = {"id": event.event_id} if event.event_id else {}
+        return _write_request("POST", _path(calendar_id), {**fields, **own_id}, "", notify)
 
     def update_event(
         self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
@@ -100,7 +101,7 @@ class GoogleCalendarApi:
     def read_calendars(self, response: ApiResponse) -> CalendarPage:
         """The page of calendars in a response."""
         fields = _read(response, "calendar")
-        calendars = [_calendar(item) for item in _items(fields)]
+        calendars = [_calendar(item) for item in _objects(fields.get("items"))]
         return CalendarPage(calendars, _text(fields, "nextPageToken"))
 
     def read_events(self, response: ApiResponse) -> CalendarEventPage:
@@ -109,7 +110,7 @@ class GoogleCalendarApi:
             raise SyncTokenExpired
         fields = _read(response, "calendar")
         return CalendarEventPage(
-            [_event(item) for item in _items(fields)],
+            [_event(item) for item in _objects(fields.get("items"))],
             _text(fields, "nextPageToken"),
             _text(fields, "nextSyncToken"),
             _text(fields, "timeZone"),
@@ -182,10 +183,6 @@ def _reminders(reminders: Reminders) -> Mapping[str, Any]:
     return {"useDefault": reminders.use_default, "overrides": overrides}
 
 
-def _id_field(event: Event) -> Mapping[str, str]:
-    return {"id": event.event_id} if event.event_id else {}
-
-
 def _write_request(method: str, path: str, fields: Mapping[str, Any], etag: str, notify: Notify | None) -> ApiRequest:
     body = json.dumps(fields).encode()
     return ApiRequest(method, path, _query_params(sendUpdates=notify), (_JSON, *_precondition_headers(etag)), body)
@@ -236,10 +233,6 @@ def _error_for(response: ApiResponse, resource: str) -> ProviderError:
             return ProviderRejected("request")
         case _:
             return ProviderUnavailable(retry_after=response.retry_after)
-
-
-def _items(fields: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return _objects(fields.get("items"))
 
 
 def _objects(value: object) -> Sequence[Mapping[str, Any]]:

@@ -13,8 +13,8 @@ from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.tokens import TokenEndpoints
 
-_CALENDAR = "/calendar/v3"
-_EVENTS = f"{_CALENDAR}/calendars/{{calendar_id}}/events"
+_CALENDAR_LIST = "/calendar/v3/users/me/calendarList"
+_EVENTS = "/calendar/v3/calendars/{calendar_id}/events"
 
 
 def create_app(sandbox: Sandbox) -> Starlette:
@@ -41,12 +41,12 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("GET", "/userinfo", "userinfo", resources.userinfo),
             route("GET", "/api/account", "account", resources.account),
             route("GET", "/healthz", "healthz", resources.healthz),
-            route("GET", f"{_CALENDAR}/users/me/calendarList", "calendar", calendar.list_calendars),
-            route("GET", f"{_CALENDAR}/users/me/calendarList/primary", "calendar", calendar.get_primary),
-            route("GET", _EVENTS, "calendar", calendar.list_events),
-            route("POST", _EVENTS, "calendar", calendar.insert),
-            route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.patch),
-            route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.delete),
+            route("GET", _CALENDAR_LIST, "calendar", calendar.handler(calendar.list_calendars)),
+            route("GET", f"{_CALENDAR_LIST}/primary", "calendar", calendar.handler(calendar.get_primary)),
+            route("GET", _EVENTS, "calendar", calendar.handler(calendar.list_events)),
+            route("POST", _EVENTS, "calendar", calendar.handler(calendar.insert)),
+            route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.handler(calendar.patch)),
+            route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.handler(calendar.delete)),
             route("GET", "/redirect-target", "redirect_target", resources.redirect_target),
             route("POST", "/redirect-target", "redirect_target", resources.redirect_target),
         ]

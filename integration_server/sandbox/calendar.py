@@ -10,6 +10,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from integration_server.sandbox.behaviour import Handler
 from integration_server.sandbox.calendar_store import TEAM, ApiError, StoredCalendar
 from integration_server.sandbox.model import Account
 from integration_server.sandbox.resources import find_bearer_token
@@ -31,40 +32,27 @@ class CalendarApi:
         self._sandbox = sandbox
         self._store = sandbox.calendars
 
-    async def list_calendars(self, request: Request) -> Response:
-        return await self._respond(request, self._list_calendars)
+    def handler(self, operation: Callable[[Account, Request, dict[str, Any]], Response]) -> Handler:
+        """The HTTP handler of an operation, which gets the account, the request and its JSON."""
 
-    async def get_primary(self, request: Request) -> Response:
-        return await self._respond(request, lambda account, *_: JSONResponse(self._entry(account, account.email)))
+        async def respond(request: Request) -> Response:
+            account = self._sandbox.find_account(find_bearer_token(request) or "")
+            if account is None:
+                return _error(ApiError(401, "authError"))
+            try:
+                content = await request.json() if request.method in {"POST", "PATCH"} else {}
+                return operation(account, request, content)
+            except ValueError:
+                return _error(ApiError(400, "parseError"))
+            except ApiError as error:
+                return _error(error)
 
-    async def list_events(self, request: Request) -> Response:
-        return await self._respond(request, self._list_events)
+        return respond
 
-    async def insert(self, request: Request) -> Response:
-        return await self._respond(request, self._insert)
+    def get_primary(self, account: Account, _request: Request, _content: dict[str, Any]) -> Response:
+        return JSONResponse(self._entry(account, account.email))
 
-    async def patch(self, request: Request) -> Response:
-        return await self._respond(request, self._patch)
-
-    async def delete(self, request: Request) -> Response:
-        return await self._respond(request, self._delete)
-
-    async def _respond(
-        self, request: Request, operation: Callable[[Account, Request, dict[str, Any]], Response]
-    ) -> Response:
-        token = find_bearer_token(request)
-        account = self._sandbox.find_account(token) if token is not None else None
-        if account is None:
-            return _error(ApiError(401, "authError"))
-        try:
-            content = await request.json() if request.method in {"POST", "PATCH"} else {}
-            return operation(account, request, content)
-        except ValueError:
-            return _error(ApiError(400, "parseError"))
-        except ApiError as error:
-            return _error(error)
-
-    def _list_calendars(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+    def list_calendars(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
         entries = [self._entry(account, calendar_id) for calendar_id in (account.email, TEAM)]
         page, token = _page(entries, request, default_size=100, max_size=250)
         return JSONResponse({"kind": "calendar#calendarList", "items": page, **token})
@@ -80,7 +68,7 @@ class CalendarApi:
             **primary,
         }
 
-    def _list_events(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+    def list_events(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
         query = request.query_params
         since = _parse_sync_token(query.get("syncToken"), calendar)
@@ -95,16 +83,16 @@ class CalendarApi:
         token = token or {"nextSyncToken": f"sync-{self._store.number()}"}
         return JSONResponse({"kind": "calendar#events", "timeZone": "Europe/London", "items": page, **token})
 
-    def _insert(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
+    def insert(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
         return JSONResponse(self._store.insert(calendar, content))
 
-    def _patch(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
+    def patch(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
         event_id, etag = request.path_params["event_id"], request.headers.get("if-match")
         return JSONResponse(self._store.patch(calendar, event_id, content, etag))
 
-    def _delete(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+    def delete(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
         calendar = self._store.calendar(account, request.path_params["calendar_id"])
         self._store.delete(calendar, request.path_params["event_id"], request.headers.get("if-match"))
         return Response(status_code=204)

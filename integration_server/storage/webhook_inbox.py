@@ -182,17 +182,9 @@ async def _append(
 
 
 def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -> dict[str, Any]:
-    return {
-        "integration_id": row.integration_id,
-        "number": number,
-        "event_id": event.event_id,
-        "uid": event.uid,
-        "user_id": row.user_id,
-        "integration_type": row.integration_type,
-        "event_type": event.event_type,
-        "receive_time": now,
-        "encrypted_payload": event.encrypted_payload,
-    }
+    owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
+    content = {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "encrypted_payload")}
+    return {**owner, **content, "number": number, "receive_time": now}
 
 
 def _invalidate_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`

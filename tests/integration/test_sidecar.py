@@ -202,8 +202,9 @@ async def test_the_port_is_free_after_the_stop() -> None:
 
 
 async def test_stops_at_once() -> None:
-    async with asyncio.timeout(60), sidecar("127.0.0.1:1"):
+    async with asyncio.timeout(60) as timeout, sidecar("127.0.0.1:1"):
         pass
+    assert not timeout.expired()
 
 
 async def test_serves_on_ipv6() -> None:

@@ -228,7 +228,7 @@ async def test_each_pipelined_request_has_its_own_timeout() -> None:
         while asyncio.get_running_loop().time() - started < 4 * response_timeout.total_seconds():
             await connection.send(500 * (GET + b"\r\n"))
             for _ in range(500):
-                await connection.response()
+                assert (await connection.response()).startswith(b"HTTP/1.1 200 ")
 
 
 async def is_connected_after(port: int, attack: Attack, seconds: float) -> bool:

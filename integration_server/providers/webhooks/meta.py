@@ -76,9 +76,11 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
     signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
     if not dot or not signature.isascii():
         raise InvalidWebhookSignature
-    find_signing_secret(
-        keys.secrets, [signature], lambda secret: _base64url(hmac_sha256(secret.encode(), encoded_payload.encode()))
-    )
+
+    def sign(secret: str) -> str:
+        return urlsafe_b64encode(hmac_sha256(secret.encode(), encoded_payload.encode())).decode().rstrip("=")
+
+    find_signing_secret(keys.secrets, [signature], sign)
     try:
         payload = urlsafe_b64decode(encoded_payload + "=" * (-len(encoded_payload) % 4))
     except ValueError:
@@ -88,10 +90,6 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
         raise InvalidWebhookSignature
     user_id = text_at(request, "user_id")
     return WebhookEvent(digest(payload), "deauthorize", user_id, payload, ends_grant=user_id is not None)
-
-
-def _base64url(value: bytes) -> str:
-    return urlsafe_b64encode(value).decode().rstrip("=")
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:

@@ -126,8 +126,6 @@ class WebhookIngestion:
         if not secrets:
             return NOT_FOUND
         received = self._verified(provider, request, secrets)
-        if received is None:
-            return UNAUTHORIZED
         accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
         if accounts:
             integrations = await self._inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
@@ -146,18 +144,19 @@ class WebhookIngestion:
             self._log.warning("webhook_config_invalid", **_log_fields(integration))
             return UNAUTHORIZED
         secrets = await self._secrets.valid(endpoint)
-        received = self._verified(provider, request, secrets) if secrets else None
-        if received is None:
+        if not secrets:
             return UNAUTHORIZED
+        received = self._verified(provider, request, secrets)
         await self._store([(integration, _restrict_to_account(integration, event)) for event in received.events])
         return received.response
 
-    def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook | None:
+    def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+        """The events and response of a request; no events and 401 if it is not verified."""
         try:
             return provider.receive_webhook(request, secrets)
         except InvalidWebhookSignature:
             self._log.info("webhook_signature_invalid", integration_type=provider.integration_type)
-            return None
+            return ReceivedWebhook(response=UNAUTHORIZED)
 
     async def _store(self, deliveries: Sequence[tuple[Integration, WebhookEvent]]) -> None:
         events = [(integration, _storable(event)) for integration, event in deliveries]

@@ -101,6 +101,7 @@ async def test_a_waiting_integration_does_not_delay_others(sample: Integration) 
     async with asyncio.timeout(20):
         await acquire(limiter, of(sample, "ada", 2))
         await acquire(limiter, of(sample, "grace", 3))
+    assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
