@@ -81,16 +81,16 @@ def before_behavior(
 
 
 def around_behavior(
-    method: Method, behavior: Behavior, guard: Callable[[Context], AbstractAsyncContextManager[None]]
+    method: Method, behavior: Behavior, around: Callable[[Context], AbstractAsyncContextManager[None]]
 ) -> Behavior:
     """Run each call inside a context manager."""
 
     async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
-        async with guard(context):
+        async with around(context):
             return await behavior(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-        async with guard(context), aclosing(behavior(request, context)) as responses:
+        async with around(context), aclosing(behavior(request, context)) as responses:
             async for response in responses:
                 yield response
 
@@ -134,7 +134,7 @@ def _protect(path: str, handler: Any, interceptors: Sequence[Interceptor]) -> Rp
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
         interceptors,
     )
-    # gRPC reads a single request before it calls a handler, whoever sends it. To gRPC every method therefore takes a
+    # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC every method therefore takes a
     # stream, which `read_request` reads; clients see no difference.
     make_handler = (
         grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
@@ -158,13 +158,13 @@ def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
-        async def guard(context: Context) -> AsyncIterator[None]:
+        async def abort_on_error(context: Context) -> AsyncIterator[None]:
             try:
                 yield
             except Exception as error:
                 await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
 
-        return around_behavior(method, behavior, guard)
+        return around_behavior(method, behavior, abort_on_error)
 
     return wrap
 

@@ -34,7 +34,7 @@ ALL_TYPES = "*"
 SIDECAR = "sidecar"
 
 RESERVED_NAMES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
-"""The callers in the audit log that are not services. A service with the same name could not be told from them."""
+"""The callers in the audit log that are not services. A service with the same name would look like them."""
 
 
 def read_policy(

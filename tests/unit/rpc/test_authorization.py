@@ -159,8 +159,8 @@ async def test_negative_control_without_the_check_a_service_updates_any_type(sys
 
 
 async def test_a_state_of_a_type_that_is_not_allowed_looks_forged(system: FakeSystem) -> None:
-    begun = await system.begin(ADA)
-    for state in (begun.state, "forged"):
+    started = await system.begin(ADA)
+    for state in (started.state, "forged"):
         request = pb.HandleCallbackRequest(state=state, code="code", user_id="ada")
         with pytest.raises(RpcError) as rejected:
             await ProtectedService(system).call("HandleCallback", request, token="token keys")

@@ -119,7 +119,7 @@ async def test_an_unsigned_token_is_rejected(issuer: TokenIssuer) -> None:
     claims = claims_of(issuer.token("backend", NOW))
     token = f"{encoded({'alg': 'none', 'kid': 'one'})}.{encoded(claims)}."
     assert not await is_accepted(verifier_for(issuer), token)
-    with pytest.warns(match="none"):  # the twin: the library alone, told that it is allowed
+    with pytest.warns(match="none"):  # the negative control: the library alone, with the algorithm allowed
         assert jwt.decode(token, issuer.key, registry=JWSRegistry(algorithms=["none"])).claims == claims
 
 
@@ -137,14 +137,16 @@ async def test_a_token_signed_with_the_public_key_as_a_secret_is_rejected(issuer
             [Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], algorithms, LEEWAY, lambda: NOW
         )
         assert not await is_accepted(verifier, token)
-    assert jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"  # the twin: key and kind confused
+    assert (
+        jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"
+    )  # the negative control: the public key as a secret
 
 
 async def test_a_key_in_the_token_itself_is_not_used(issuer: TokenIssuer) -> None:
     forger = TokenIssuer(issuer.issuer)
     token = forger.token("backend", NOW, header={"jwk": forger.key.as_dict(private=False)})
     assert not await is_accepted(verifier_for(issuer), token)
-    assert await is_accepted(verifier_for(forger), token)  # the twin: the key is believed
+    assert await is_accepted(verifier_for(forger), token)  # the negative control: the key is trusted
 
 
 @pytest.mark.parametrize(
