@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.credentials import AuthMethod
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.integrations.ports import (
@@ -80,6 +80,13 @@ class SqlIntegrations:
                 await connection.execute(_FIND, {"integration_id": integration_id, "user_id": user_id})
             ).one_or_none()
         return None if row is None else stored_integration_of(row)
+
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        """The user's integration. Raises `IntegrationNotFound`."""
+        found = await self.find(integration_id, user_id)
+        if found is None:
+            raise IntegrationNotFound
+        return found
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration of that account."""
@@ -297,8 +304,8 @@ class SqlIntegrations:
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         is_active: bool | None = None,
-    ) -> Integration | None:
-        """Set what is not None. None if there is no such integration."""
+    ) -> Integration:
+        """Set what is not None. Raises `IntegrationNotFound`."""
         given = {"name": name, "config": config, "is_active": is_active}
         statement = (
             update(integrations)
@@ -308,17 +315,19 @@ class SqlIntegrations:
         )
         async with self._change_transaction(integration_id, single_statement=True) as connection:
             row = (await connection.execute(statement)).one_or_none()
-        return None if row is None else integration_of(row)
+        if row is None:
+            raise IntegrationNotFound
+        return integration_of(row)
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
-    ) -> RemovalResult | None:
-        """Delete the integration with all that hangs on it, and put its credentials into the outbox."""
+    ) -> RemovalResult:
+        """Delete the integration and put its credentials into the outbox. Raises `IntegrationNotFound`."""
         lock = select(integrations).where(*matches_integration(integration_id, user_id)).with_for_update()
         async with self._change_transaction(integration_id) as connection:
             row = (await connection.execute(lock)).one_or_none()
             if row is None:
-                return None
+                raise IntegrationNotFound
             # The lock keeps a refresh from being claimed between the look and the deletion.
             is_refreshing = await connection.scalar(
                 _PROVIDER_CALL_TIME, {"id": row.integration_id, "version": row.version}

@@ -64,7 +64,7 @@ class FileRefreshJournal:
             await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
 
     def _path(self, refresh: JournaledRefresh) -> Path:
-        return self._directory / f"{refresh.integration_id}-{refresh.version}.refresh"
+        return self._directory / f"{refresh.integration.integration_id}-{refresh.integration.version}.refresh"
 
     def _write(self, refresh: JournaledRefresh) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import RandomToken
-from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.service.provider_port import Provider, Providers
 
@@ -57,7 +57,8 @@ class ApiKeyConnectionService:
         problem = provider.webhook_secret_problem(request.webhook_secret) if request.webhook_secret else None
         if problem is not None:
             raise InvalidField("webhook_secret", problem)
-        return require_configured(provider)
+        provider.require_configured()
+        return provider
 
     async def _target(self, request: ApiKeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:

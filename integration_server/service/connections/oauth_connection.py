@@ -20,7 +20,6 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
-    IntegrationNotFound,
     IntegrationPending,
     InvalidField,
     IssuerMismatch,
@@ -35,7 +34,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.audit.audit_trail import set_audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
@@ -194,7 +193,8 @@ class OAuthConnectionService:
         provider = self._providers.get(integration_type)
         if provider.auth_method is not AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
-        return require_configured(provider)
+        provider.require_configured()
+        return provider
 
     async def _find_reconnected(self, request: ConnectionRequest) -> Integration | None:
         """The integration that is to be connected again; None for a new one."""
@@ -375,9 +375,8 @@ class OAuthConnectionService:
         self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback
     ) -> IntegrationId:
         """Code to tokens to account to stored integration."""
-        target = await self._integrations.find(attempt.integration_id, attempt.user_id)
-        if target is None:
-            raise IntegrationNotFound  # disconnected while the user was at the provider
+        # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
+        target = await self._integrations.get(attempt.integration_id, attempt.user_id)
         provider = provider.for_config(target.integration.config)
         associated_data = verifier_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         verifier = (await self._aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import IntegrationNotFound, IntegrationPending, UnknownIntegrationType
+from integration_server.domain.errors import IntegrationPending, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.integrations.page_tokens import PageTokens
@@ -77,10 +77,7 @@ class IntegrationManager:
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        return stored.integration
+        return (await self._integrations.get(integration_id, user_id)).integration
 
     async def update_integration(
         self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
@@ -93,7 +90,7 @@ class IntegrationManager:
             return current
         if change.config is not None:
             self._providers.get(current.integration_type).for_config(change.config)  # raises what is wrong with it
-        changed = await self._integrations.update(
+        return await self._integrations.update(
             integration_id,
             user_id,
             self._clock(),
@@ -101,9 +98,6 @@ class IntegrationManager:
             config=change.config,
             is_active=change.is_active,
         )
-        if changed is None:
-            raise IntegrationNotFound
-        return changed
 
 
 def _count_fitting(rows: Sequence[Integration]) -> int:

@@ -79,6 +79,9 @@ class IntegrationStore(Protocol):
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        """The user's integration. Raises `IntegrationNotFound`."""
+
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration of that account."""
 
@@ -177,15 +180,16 @@ class IntegrationStore(Protocol):
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         is_active: bool | None = None,
-    ) -> Integration | None:
-        """Set what is not None. None if there is no such integration."""
+    ) -> Integration:
+        """Set what is not None. Raises `IntegrationNotFound`."""
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
-    ) -> RemovalResult | None:
-        """Delete the integration with all that hangs on it, and put its credentials into the outbox in the same commit.
+    ) -> RemovalResult:
+        """Delete the integration with everything that belongs to it, and put its credentials into the outbox.
 
-        The revocation is the caller's alone for `claim_duration`. None if there is no such integration.
+        One commit does both. The caller holds the claim on the revocation for `claim_duration`. Raises
+        `IntegrationNotFound`.
         """
 
     async def ping(self) -> None:
