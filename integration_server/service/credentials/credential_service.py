@@ -16,7 +16,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.ports import RefreshResult
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers

@@ -1,28 +1,12 @@
 """The ports of the refresher: leases and the journal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.integrations.ports import NewCredentials
-
-
-@dataclass(frozen=True, slots=True)
-class RefreshResult:
-    """Decrypted credentials with their integration, both as they are after a possible refresh."""
-
-    integration: Integration
-    credentials: Credentials = field(repr=False)
-
-    @property
-    def tokens(self) -> OAuthTokens:
-        """The credentials of an OAuth integration."""
-        if not isinstance(self.credentials, OAuthTokens):
-            raise TypeError("not OAuth tokens")
-        return self.credentials
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """The commit of refreshed tokens: over the version that they replace, or to the journal while the database is away."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 
-from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationServerError,
@@ -16,9 +16,24 @@ from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal, RefreshResult
+from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal
 from integration_server.service.integrations.ports import IntegrationStore, NewCredentials, StoredIntegration
 from integration_server.service.provider_port import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """Decrypted credentials with their integration, both as they are after a possible refresh."""
+
+    integration: Integration
+    credentials: Credentials = field(repr=False)
+
+    @property
+    def tokens(self) -> OAuthTokens:
+        """The credentials of an OAuth integration."""
+        if not isinstance(self.credentials, OAuthTokens):
+            raise TypeError("not OAuth tokens")
+        return self.credentials
 
 
 class RefreshCommitter:

@@ -29,8 +29,8 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, Jitter, RandomToken
-from integration_server.service.credentials.ports import Lease, RefreshLeases, RefreshResult
-from integration_server.service.credentials.refresh_commit import RefreshCommitter
+from integration_server.service.credentials.ports import Lease, RefreshLeases
+from integration_server.service.credentials.refresh_commit import RefreshCommitter, RefreshResult
 from integration_server.service.credentials.refresh_failures import GRANT_LOST, RETRY_SOON, RefreshFailurePolicy
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Provider, Providers

@@ -22,7 +22,7 @@ from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.credentials.ports import RefreshResult
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.page_tokens import PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration

@@ -20,7 +20,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.credentials.ports import RefreshResult
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import revocations
 from tests.fakes.provider import HOUR, until
