@@ -20,7 +20,6 @@ from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
-    NewAuthorizationAttempt,
 )
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
 from integration_server.service.health.ports import HealthHistory
@@ -56,9 +55,9 @@ def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
     return replace(blank, **changes)
 
 
-def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAuthorizationAttempt:
+def new_attempt(user_id: UserId = ANN, **changes: Any) -> AuthorizationAttempt:
     """An attempt that nobody stored yet, good until `EXPIRY`."""
-    blank = NewAuthorizationAttempt(
+    blank = AuthorizationAttempt(
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
@@ -707,19 +706,7 @@ class AttemptStoreContract:
     async def test_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
-        assert await attempts.consume(new.attempt_id, NOW) == AuthorizationAttempt(
-            attempt_id=new.attempt_id,
-            integration_id=integration_id,
-            user_id=ANN,
-            integration_type="acme",
-            redirect_uri=new.redirect_uri,
-            return_url=None,
-            scopes=(),
-            encrypted_verifier=b"\x00\xff",
-            encrypted_callback=None,
-            is_reconnection=False,
-            expire_time=EXPIRY,
-        )
+        assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
 
     async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()

@@ -1,4 +1,4 @@
-"""What connecting by OAuth and by key have in common: which row an account belongs to, and putting it there."""
+"""The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.provider_port import Providers
 
-_MAX_ATTEMPTS = 5  # how often to look again when another connection of the same account keeps getting in between
+_MAX_ATTEMPTS = 5  # retries while concurrent connections of the same account commit first
 
 
 class AccountLinker:
-    """Commits credentials to the row of their account: the same account, connected again, updates the row it has."""
+    """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class AccountLinker:
         self._schedule = schedule
 
     async def existing(self, integration_id: IntegrationId, user_id: UserId, integration_type: str) -> Integration:
-        """The integration that is to be connected again. Raises what is wrong with it."""
+        """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
         stored = await self._integrations.get(integration_id, user_id)
         if stored.integration.integration_type != integration_type:
-            raise InvalidField("integration_type", "is not that of the integration")
+            raise InvalidField("integration_type", "is not the type of the integration")
         return stored.integration
 
     async def commit(
@@ -49,11 +49,10 @@ class AccountLinker:
         credentials: Credentials,
         requested_scopes: Sequence[str] = (),
     ) -> Integration:
-        """Store credentials for the integration that was begun, or for the row that its account has already.
+        """Store credentials in the requested integration, or in the row that has its account already.
 
-        `requested` is a pending or live row, or one that is not stored yet; `requested_scopes` are the scopes that
-        were asked for.
-        Raises `AccountMismatch` if a live row is of another account.
+        `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
+        connected row has another account.
         """
         provider = self._providers.get(requested.integration_type)
         for _ in range(_MAX_ATTEMPTS):
@@ -74,7 +73,7 @@ class AccountLinker:
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount
     ) -> Integration | NewIntegration:
-        """Where the account's credentials belong, as it stands now."""
+        """The row for the account's credentials."""
         known = None
         if account.account_id is not None:
             known = await self._integrations.find_account(
@@ -90,14 +89,14 @@ class AccountLinker:
 
 
 def _superseded(requested: Integration | NewIntegration, target: Integration) -> IntegrationId | None:
-    """The pending row that is not needed, since its account has one."""
+    """The pending row that is not needed because its account has a row."""
     if isinstance(requested, NewIntegration) or requested.integration_id == target.integration_id:
         return None
     return requested.integration_id
 
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:
-    # An account that is not told, where it was once, may be any: then too the row keeps what it has.
+    # Where the row has an account, credentials without a known account may be of any other, and are rejected.
     differs = current.account_id is not None and current.account_id != account.account_id
     linked_elsewhere = known is not None and known.integration_id != current.integration_id
     if differs or linked_elsewhere:

@@ -1,4 +1,4 @@
-"""Connecting an account with an API key, or replacing the key of one."""
+"""Connecting an account with an API key, and replacing the key of an integration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from integration_server.service.provider_port import Provider, Providers
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyConnectionRequest:
-    """A key and what it is for. Empty texts and 0 mean: not given."""
+    """A request to connect with a key. Empty strings and 0 mean "not given"."""
 
     user_id: UserId
     integration_type: str
@@ -29,7 +29,7 @@ class ApiKeyConnectionRequest:
 
 
 class ApiKeyConnectionService:
-    """Tries a key at its provider, and only then stores it."""
+    """Stores keys that their provider accepts."""
 
     def __init__(
         self, account_linker: AccountLinker, providers: Providers, tasks: DetachedTasks, random_token: RandomToken
@@ -40,7 +40,7 @@ class ApiKeyConnectionService:
         self._random_token = random_token
 
     async def connect_with_api_key(self, request: ApiKeyConnectionRequest) -> Integration:
-        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider refuses it."""
+        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider rejects it."""
         provider = self._api_key_provider(request)
         target = await self._target(request, provider)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
