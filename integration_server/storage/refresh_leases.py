@@ -4,8 +4,8 @@ All times are on the database's clock at the time of the statement. A lease is a
 during the provider call, and works through a transaction pooler. The row stays after the refresh. A lease on an older
 version than the integration's is void.
 
-Leases differ from the claims of due work (`due_work.py`): a refresh also runs on demand, when nothing is due, and a lease
-records whether the provider was called, because the refresh token may then be spent.
+Leases differ from the claims of due work (`due_work.py`): a refresh also runs on demand, when nothing is due, and a
+lease records whether the provider was called, because the refresh token may then be spent.
 """
 
 from datetime import timedelta
