@@ -1,7 +1,7 @@
 """The systems under test: servers, their provider and a database, each in its own process, and their integrations."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -26,11 +26,10 @@ from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
 from integration_server.service.background.due_times import Schedule
-from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import NewIntegration
+from integration_server.service.integrations.ports import NewCredentials, NewIntegration
 from integration_server.settings import Settings
-from integration_server.storage.integrations import SqlIntegrations, new_integration_values
+from integration_server.storage.integrations import new_integration_values
 from integration_server.storage.tables import integrations
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
@@ -164,11 +163,13 @@ async def seed(
     async with open_storage(settings) as storage:
         database = storage.database
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
-        account_linker = AccountLinker(
-            SqlIntegrations(database), providers, CredentialCipher(storage.keyring), utc_now, schedule
-        )
+        cipher, provider = CredentialCipher(storage.keyring), providers.get(integration_type)
+
+        async def encrypt(new: NewIntegration, tokens: OAuthTokens) -> NewCredentials:
+            return await cipher.encrypt_new(new, tokens, provider, SCOPES, schedule)
+
         rows = [
-            await _row(account_linker, integration_type, number, grant, expire_time, lifetime)
+            await _row(encrypt, integration_type, number, grant, expire_time, lifetime)
             for number, (grant, expire_time) in enumerate(zip(grants, expire_times, strict=True))
         ]
         async with database.write_transaction() as connection:
@@ -180,7 +181,7 @@ async def seed(
 
 
 async def _row(
-    account_linker: AccountLinker,
+    encrypt: Callable[[NewIntegration, OAuthTokens], Awaitable[NewCredentials]],
     integration_type: str,
     number: int,
     grant: Grant,
@@ -193,7 +194,7 @@ async def _row(
     now = utc_now()
     return {
         **new_integration_values(new, now),
-        **asdict(await account_linker.encrypted(new, tokens, SCOPES)),
+        **asdict(await encrypt(new, tokens)),
         "account_id": grant.account_id,
         "account_label": grant.account_id,
         "connect_time": now,

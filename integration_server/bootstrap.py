@@ -42,6 +42,8 @@ from integration_server.service.credentials.credential_cipher import CredentialC
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
+from integration_server.service.credentials.refresh_commit import RefreshCommitter
+from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
@@ -297,11 +299,9 @@ def build_service(
     refresher = TokenRefresher(
         integrations,
         stores.leases,
-        stores.journal,
-        stores.revocations,
-        account_linker,
+        RefreshCommitter(integrations, stores.journal, stores.revocations, cipher, clock, schedule),
+        RefreshFailurePolicy(integrations, clock, jitter),
         providers,
-        cipher,
         tasks,
         clock,
         random_token,

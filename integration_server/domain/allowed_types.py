@@ -1,20 +1,20 @@
-"""How far a call may reach."""
+"""The integration types that a call may access."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedTypes:
-    """The integration types that a call may touch; None means all. What lies beyond is, to that call, not there."""
+    """A set of integration types; None means all. To the call, integrations of other types do not exist."""
 
     integration_types: frozenset[str] | None = None
 
     def allows(self, integration_type: str) -> bool:
-        """Whether the type is within it."""
+        """Whether the type is allowed."""
         return self.integration_types is None or integration_type in self.integration_types
 
     def contains(self, other: "AllowedTypes") -> bool:
-        """Whether all that is within the other is within it."""
+        """Whether all types that `other` allows are allowed."""
         if self.integration_types is None or other.integration_types is None:
             return self.integration_types is None
         return other.integration_types <= self.integration_types

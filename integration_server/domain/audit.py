@@ -1,21 +1,21 @@
-"""What the audit trail remembers: who did what to which integration."""
+"""Entries of the audit log: caller, action and integration."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
 SUCCESS = "OK"
-"""The outcome of what succeeded; otherwise it is a reason: of `errors.py`, or of an answer that is no success."""
+"""The outcome of a successful action. Any other outcome is a reason: of `errors.py`, or of a failed response."""
 
 SERVER = "server"
-"""The caller of what a server does by itself."""
+"""The caller of background jobs."""
 
 OPERATOR = "operator"
-"""The caller of a command."""
+"""The caller of operator commands."""
 
 
 class Action(StrEnum):
-    """What was done."""
+    """An audited action."""
 
     CONNECT = "connect"
     COMPLETE = "complete"
@@ -34,9 +34,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One thing that was done, or refused. `user_id`, `integration_id` and `integration_type` are empty or 0 where they
-    are not known, `purpose` where the caller gave none. `details` has method, path and status of a call to a provider.
-    `action` is another text only where somebody has altered what was written. Nothing in it is secret."""
+    """An action, or a rejected attempt. It contains no secrets.
+
+    `user_id`, `integration_id`, `integration_type` and `purpose` are empty or 0 where they are unknown. `details` is
+    the method, path and status of a proxy call. `action` is a plain string only if a stored entry was altered.
+    """
 
     time: datetime
     caller: str

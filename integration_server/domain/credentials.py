@@ -1,4 +1,4 @@
-"""What a provider gives us to get in with. Secret throughout: hidden in `repr`, stored only sealed."""
+"""Credentials of a provider. They are hidden in `repr` and stored only encrypted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class AuthMethod(StrEnum):
-    """How a provider lets us in."""
+    """How requests to a provider are authenticated."""
 
     OAUTH2 = "oauth2"
     API_KEY = "api_key"
@@ -16,10 +16,10 @@ class AuthMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OAuthTokens:
-    """An OAuth 2 grant as the token endpoint answered it (RFC 6749 §5.1).
+    """The tokens of an OAuth 2 grant (RFC 6749 §5.1).
 
-    `lifetime` is how long the access token was good for when it came; `extras` are further values that belong to the
-    account, such as Stripe's `stripe_user_id`.
+    `lifetime` is the lifetime of the access token when it was issued. `extras` are further values of the account, such
+    as Stripe's `stripe_user_id`.
     """
 
     access_token: str = field(repr=False)
@@ -31,19 +31,19 @@ class OAuthTokens:
     extras: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def is_good_for(self, ttl: timedelta, now: datetime) -> bool:
-        """Whether the access token works now, and for at least `ttl` from `now`."""
+        """Whether the access token is valid for at least `ttl` from `now`."""
         return self.expire_time is None or (self.expire_time > now and self.expire_time - now >= ttl)
 
     def has_expired(self, now: datetime) -> bool:
-        """Whether the access token has ended."""
+        """Whether the access token has expired."""
         return self.expire_time is not None and self.expire_time <= now
 
     def buffer(self, usual: timedelta) -> timedelta:
-        """How long before its end the token should be renewed: `usual`, or half of its life if that is less."""
+        """How long before its expiry the token is refreshed: `usual`, or half of its lifetime if that is less."""
         return usual if self.lifetime is None else min(usual, self.lifetime / 2)
 
     def updated_with(self, response: "OAuthTokens") -> "OAuthTokens":
-        """These tokens after a refresh: what its answer leaves out stays (RFC 6749 §6)."""
+        """These tokens after a refresh. Fields that the token response omits stay unchanged (RFC 6749 §6)."""
         return replace(
             response,
             refresh_token=response.refresh_token or self.refresh_token,
@@ -55,7 +55,7 @@ class OAuthTokens:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that a user copied from the provider, with its secret half and webhook secret where there are such."""
+    """An API key that a user copied from the provider, with its secret and its webhook secret, where it has them."""
 
     api_key: str = field(repr=False)
     api_secret: str | None = field(default=None, repr=False)
@@ -67,7 +67,7 @@ Credentials = OAuthTokens | ApiKey
 
 @dataclass(frozen=True, slots=True)
 class RequestAuth:
-    """What to put on a request to the provider's API, so that it is let in."""
+    """The headers and query parameters that authenticate a request to the provider's API."""
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     query_params: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -1,7 +1,6 @@
-"""Everything that can go wrong, as one tree. `rpc/errors.py` turns it into statuses, once.
+"""The tree of errors. `rpc/errors.py` converts them to statuses.
 
-Messages are written here and nowhere else, from names, fields and numbers only: none of them can carry a token, a
-secret or a provider's own words.
+Messages are built here from names, fields and numbers, so that none contains a token, a secret or a provider's text.
 
     IntegrationServerError
     ├── InvalidField ── RedirectUriNotAllowed
@@ -24,10 +23,10 @@ secret or a provider's own words.
     ├── ApiNotDeclared
     ├── RateLimited
     └── ProviderError
-        ├── ProviderUnavailable     worth trying again
-        ├── ProviderRejected        this code, key, token or grant is refused
-        ├── ProviderMisconfigured   our own client is refused
-        ├── ResponseTooLarge          more than is passed on
+        ├── ProviderUnavailable     a retry may succeed
+        ├── ProviderRejected        of a code, key, token or grant
+        ├── ProviderMisconfigured   of this server's client
+        ├── ResponseTooLarge
         ├── ResourceNotFound, ResourceAlreadyExists, EtagMismatch
         └── SyncTokenExpired
 """
@@ -38,14 +37,14 @@ from typing import ClassVar
 
 
 class IntegrationServerError(Exception):
-    """Root of the tree. `reason` is the name in enum `ErrorReason` without its prefix; `str()` is safe to show."""
+    """The root. `reason` is the name in the enum `ErrorReason` without its prefix. `str()` is safe to show."""
 
     reason: ClassVar[str]
     retry_after: timedelta | None = None
 
 
 class InvalidField(IntegrationServerError):
-    """A request's field is wrong."""
+    """A field of a request is invalid."""
 
     reason = "INVALID_FIELD"
 
@@ -56,7 +55,7 @@ class InvalidField(IntegrationServerError):
 
 
 class RedirectUriNotAllowed(InvalidField):
-    """A redirect or return address is not on its allow-list."""
+    """A redirect URI or return URL is not on its allow-list."""
 
     reason = "REDIRECT_URI_NOT_ALLOWED"
 
@@ -65,7 +64,7 @@ class RedirectUriNotAllowed(InvalidField):
 
 
 class IntegrationNotFound(IntegrationServerError):
-    """No such integration, or another user's: the message is the same, and names neither."""
+    """The integration does not exist, or belongs to another user. The message is the same for both."""
 
     reason = "INTEGRATION_NOT_FOUND"
 
@@ -74,7 +73,7 @@ class IntegrationNotFound(IntegrationServerError):
 
 
 class UnknownIntegrationType(IntegrationServerError):
-    """No provider has this type."""
+    """No provider has this type or alias."""
 
     reason = "UNKNOWN_INTEGRATION_TYPE"
 
@@ -83,52 +82,52 @@ class UnknownIntegrationType(IntegrationServerError):
 
 
 class ProviderNotConfigured(IntegrationServerError):
-    """The type's client id or secret is not set on this server."""
+    """Settings of this type are missing on this server."""
 
     reason = "PROVIDER_NOT_CONFIGURED"
 
     def __init__(self, integration_type: str, missing: Iterable[str]) -> None:
-        super().__init__(f"{integration_type} is not configured here: set {', '.join(missing)}")
+        super().__init__(f"{integration_type} is not configured on this server: set {', '.join(missing)}")
 
 
 class StateInvalid(IntegrationServerError):
-    """The state does not open, or was made for another type."""
+    """The state cannot be decrypted, or was issued for another type."""
 
     reason = "STATE_INVALID"
 
     def __init__(self) -> None:
-        super().__init__("the state was not made here, or not for this integration type")
+        super().__init__("the state was not issued by this server for this integration type")
 
 
 class StateExpired(IntegrationServerError):
-    """The attempt's time is up."""
+    """The authorization attempt has expired."""
 
     reason = "STATE_EXPIRED"
 
     def __init__(self) -> None:
-        super().__init__("the attempt to connect has expired; begin again")
+        super().__init__("the authorization attempt has expired; start again")
 
 
 class StateUsed(IntegrationServerError):
-    """The state has had its one callback."""
+    """The state was used before."""
 
     reason = "STATE_USED"
 
     def __init__(self) -> None:
-        super().__init__("the state has been used; begin again")
+        super().__init__("the state was already used; start again")
 
 
 class UserMismatch(IntegrationServerError):
-    """Somebody else than the user who began is about to finish."""
+    """The signed-in user is not the user that started the connection."""
 
     reason = "USER_MISMATCH"
 
     def __init__(self) -> None:
-        super().__init__("the connection was begun by another user")
+        super().__init__("the connection was started by another user")
 
 
 class IssuerMismatch(IntegrationServerError):
-    """The callback names no or another authorization server (RFC 9207 §2.4)."""
+    """The callback has no `iss`, or that of another authorization server (RFC 9207 §2.4)."""
 
     reason = "ISSUER_MISMATCH"
 
@@ -137,52 +136,52 @@ class IssuerMismatch(IntegrationServerError):
 
 
 class AccountMismatch(IntegrationServerError):
-    """A reconnection was answered for another account."""
+    """The user authorized another account than the integration has."""
 
     reason = "ACCOUNT_MISMATCH"
 
     def __init__(self) -> None:
-        super().__init__("the account is not the one that this integration belongs to")
+        super().__init__("the authorized account is not the account of this integration")
 
 
 class ConfirmationInvalid(IntegrationServerError):
-    """The confirmation token is forged, too old or used."""
+    """The confirmation token is forged, expired or used."""
 
     reason = "CONFIRMATION_INVALID"
 
     def __init__(self) -> None:
-        super().__init__("the confirmation token is not valid, or no longer")
+        super().__init__("the confirmation token is invalid, expired or used")
 
 
 class IntegrationPending(IntegrationServerError):
-    """The connection has not been finished."""
+    """The connection is not complete."""
 
     reason = "INTEGRATION_PENDING"
 
     def __init__(self) -> None:
-        super().__init__("the integration is still being connected")
+        super().__init__("the connection of this integration is not complete")
 
 
 class IntegrationInactive(IntegrationServerError):
-    """The user has switched the integration off."""
+    """The user has deactivated the integration."""
 
     reason = "INTEGRATION_INACTIVE"
 
     def __init__(self) -> None:
-        super().__init__("the integration is switched off")
+        super().__init__("the integration is inactive")
 
 
 class ReauthorizationRequired(IntegrationServerError):
-    """The grant is dead, or there is nothing to renew it with."""
+    """The grant has ended, or the token has expired and there is no refresh token."""
 
     reason = "REAUTHORIZATION_REQUIRED"
 
     def __init__(self) -> None:
-        super().__init__("the user has to connect this account again")
+        super().__init__("the user must connect this account again")
 
 
 class ScopeMissing(IntegrationServerError):
-    """Scopes that were asked for were not granted."""
+    """Required scopes were not granted."""
 
     reason = "SCOPE_MISSING"
 
@@ -191,54 +190,54 @@ class ScopeMissing(IntegrationServerError):
 
 
 class WebhooksNotSupported(IntegrationServerError):
-    """It is not known how this type's webhooks are verified."""
+    """The type declares no webhook verification."""
 
     reason = "WEBHOOKS_NOT_SUPPORTED"
 
     def __init__(self, integration_type: str) -> None:
-        super().__init__(f"{integration_type} has no webhooks here")
+        super().__init__(f"webhooks of {integration_type} are not supported")
 
 
 class CursorExpired(IntegrationServerError):
-    """What follows the cursor is not kept any more, or the cursor is of another database."""
+    """Events after the cursor were pruned, or the cursor belongs to another database."""
 
     reason = "CURSOR_EXPIRED"
 
     def __init__(self) -> None:
-        super().__init__("the cursor is too old; begin without one, and list what there is")
+        super().__init__("the cursor is too old; list the integrations and start without a cursor")
 
 
 class CredentialsUnreadable(IntegrationServerError):
-    """A sealed value does not open: altered, moved, or sealed with a key that is gone."""
+    """An encrypted value cannot be decrypted: it was altered or moved, or its key is gone."""
 
     reason = "CREDENTIALS_UNREADABLE"
 
     def __init__(self) -> None:
-        super().__init__("the stored credentials do not open")
+        super().__init__("the stored credentials cannot be decrypted")
 
 
 class StoreUnavailable(IntegrationServerError):
-    """The database does not answer, or what its keys are kept in."""
+    """The database, or the key-management service, does not respond."""
 
     reason = "STORE_UNAVAILABLE"
     retry_after = timedelta(seconds=1)
 
-    def __init__(self, message: str = "the database is away") -> None:
+    def __init__(self, message: str = "the database is unavailable") -> None:
         super().__init__(message)
 
 
 class ServerStopping(IntegrationServerError):
-    """This server is about to stop, and ends what would go on."""
+    """This server is stopping and ends streams."""
 
     reason = "SERVER_STOPPING"
     retry_after = timedelta(seconds=1)
 
     def __init__(self) -> None:
-        super().__init__("this server is about to stop; begin again")
+        super().__init__("this server is stopping; start again")
 
 
 class QuotaExceeded(IntegrationServerError):
-    """A caller asks for more than one caller may."""
+    """The caller has exceeded its quota."""
 
     reason = "QUOTA_EXCEEDED"
     retry_after = timedelta(seconds=1)
@@ -248,7 +247,7 @@ class QuotaExceeded(IntegrationServerError):
 
 
 class CallerNotAllowed(IntegrationServerError):
-    """The caller is known, and may not do this."""
+    """The caller lacks the permission."""
 
     reason = "CALLER_NOT_ALLOWED"
 
@@ -257,26 +256,26 @@ class CallerNotAllowed(IntegrationServerError):
 
 
 class ApiNotDeclared(IntegrationServerError):
-    """It is not known where the API of this type is, so that no calls can be made to it."""
+    """The type declares no API address."""
 
     reason = "API_NOT_DECLARED"
 
     def __init__(self) -> None:
-        super().__init__("no API address is declared for this type; calls need an api_base_url")
+        super().__init__("this type declares no API address; calls need api_base_url")
 
 
 class RateLimited(IntegrationServerError):
-    """The budget of calls to a provider is spent for longer than the caller can wait."""
+    """The rate limit of a provider is reached, and its end is after the caller's deadline."""
 
     reason = "RATE_LIMITED"
 
     def __init__(self, retry_after: timedelta) -> None:
-        super().__init__("the budget of calls to this provider is spent for longer than this call can wait")
+        super().__init__("the rate limit of this provider is reached for longer than this call can wait")
         self.retry_after = retry_after
 
 
 class ProviderError(IntegrationServerError):
-    """A provider did not do what was asked. `oauth_error` is its error code (RFC 6749 §5.2), where it gave one."""
+    """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one."""
 
     def __init__(self, message: str, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
@@ -284,16 +283,16 @@ class ProviderError(IntegrationServerError):
 
 
 class ProviderUnavailable(ProviderError):
-    """Down, too slow, unreadable, or says wait: worth trying again, after `retry_after` where the provider said so.
+    """The provider is down, too slow or unreadable, or asks to wait. A retry after `retry_after` may succeed.
 
-    `is_refusal`: it was a refusal (4xx) without an error code; after many in a row it has to be believed.
+    `is_refusal`: the response was 4xx without an error code. Several of them in a row count as a rejection.
     """
 
     reason = "PROVIDER_UNAVAILABLE"
 
     def __init__(
         self,
-        message: str = "the provider does not answer as it should",
+        message: str = "the provider does not respond as expected",
         *,
         retry_after: timedelta | None = None,
         is_refusal: bool = False,
@@ -304,34 +303,34 @@ class ProviderUnavailable(ProviderError):
 
 
 class ProviderRejected(ProviderError):
-    """The provider refuses this code, key, token or grant; trying again would not help."""
+    """The provider rejects this code, key, token or grant. A retry does not help."""
 
     reason = "PROVIDER_REJECTED"
 
     def __init__(self, subject: str, *, oauth_error: str | None = None) -> None:
-        super().__init__(f"the provider refused the {subject}", oauth_error=oauth_error)
+        super().__init__(f"the provider rejected the {subject}", oauth_error=oauth_error)
 
 
 class ProviderMisconfigured(ProviderError):
-    """The provider refuses our own client id or secret (`invalid_client`): ours to mend, no user's fault."""
+    """The provider rejects this server's client id or secret (`invalid_client`). No integration is at fault."""
 
     reason = "PROVIDER_MISCONFIGURED"
 
     def __init__(self, *, oauth_error: str | None = None) -> None:
-        super().__init__("the provider refuses this server's client id or secret", oauth_error=oauth_error)
+        super().__init__("the provider rejects this server's client id or secret", oauth_error=oauth_error)
 
 
 class ResponseTooLarge(ProviderError):
-    """The provider's answer has a larger body than is passed on."""
+    """The body of the provider's response exceeds the limit."""
 
     reason = "ANSWER_TOO_LARGE"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"the provider's answer has more than {limit} bytes, the most that is passed on")
+        super().__init__(f"the provider's response has more than {limit} bytes")
 
 
 class ResourceNotFound(ProviderError):
-    """The account has no such thing, or not any more: a calendar, an event."""
+    """The account has no such resource, for example a calendar or an event."""
 
     reason = "RESOURCE_NOT_FOUND"
 
@@ -340,7 +339,7 @@ class ResourceNotFound(ProviderError):
 
 
 class ResourceAlreadyExists(ProviderError):
-    """The account has, or had, something with this identifier."""
+    """The account has, or had, a resource with this identifier."""
 
     reason = "RESOURCE_ALREADY_EXISTS"
 
@@ -349,7 +348,7 @@ class ResourceAlreadyExists(ProviderError):
 
 
 class EtagMismatch(ProviderError):
-    """It is not any more as it was when the caller read it."""
+    """The resource has changed since the caller read it."""
 
     reason = "ETAG_MISMATCH"
 
@@ -358,9 +357,9 @@ class EtagMismatch(ProviderError):
 
 
 class SyncTokenExpired(ProviderError):
-    """What changed since the sync token cannot be told any more."""
+    """The provider no longer has the changes since the sync token."""
 
     reason = "SYNC_TOKEN_EXPIRED"
 
     def __init__(self) -> None:
-        super().__init__("the sync token is too old or was made void; list all of it again, without one")
+        super().__init__("the sync token has expired; list everything again without one")

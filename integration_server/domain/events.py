@@ -1,4 +1,4 @@
-"""What happens to integrations, told to those who watch."""
+"""Events of integrations, as the event stream reports them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from integration_server.domain.integration import IntegrationId, Status, UserId
 
 
 class EventKind(StrEnum):
-    """What happened."""
+    """The kind of an event."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -20,7 +20,7 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class IntegrationEvent:
-    """Something that happened. A status is None where the integration was not there yet, or is not any more."""
+    """An event. `status_before` is None for a new integration, `status_after` for a removed one."""
 
     kind: EventKind
     event_time: datetime

@@ -1,4 +1,4 @@
-"""What one look at an integration's health found."""
+"""Health checks of integrations and their results."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from integration_server.domain.integration import Integration, Status
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """One check. `error_class` is a reason of `errors.py`, None when healthy; `message` is safe to show."""
+    """A health check. `error_class` is a reason of `errors.py`, or None when healthy. `message` is safe to show."""
 
     integration: Integration
     status: Status
@@ -21,7 +21,7 @@ class HealthCheck:
 
 @dataclass(frozen=True, slots=True)
 class ErrorRate:
-    """How many of the checks in a window of time, up to now, failed."""
+    """The number of checks, and of failed checks, in a window of time that ends now."""
 
     window: timedelta
     checks: int
@@ -29,28 +29,28 @@ class ErrorRate:
 
     @property
     def rate(self) -> float:
-        """From 0 to 1; 0 without checks."""
+        """The failed share, from 0 to 1; 0 without checks."""
         return self.failures / self.checks if self.checks else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """The checks of all of a user's connected integrations, begun at `check_time`."""
+    """The checks of all connected integrations of a user, started at `check_time`."""
 
     checks: tuple[HealthCheck, ...]
     check_time: datetime
 
     @property
     def healthy_count(self) -> int:
-        """How many work."""
+        """The number of healthy integrations."""
         return sum(check.healthy for check in self.checks)
 
     @property
     def inactive_count(self) -> int:
-        """How many are switched off."""
+        """The number of inactive integrations."""
         return sum(check.status is Status.INACTIVE for check in self.checks)
 
     @property
     def error_count(self) -> int:
-        """How many are on and do not work."""
+        """The number of active integrations that are not healthy."""
         return len(self.checks) - self.healthy_count - self.inactive_count

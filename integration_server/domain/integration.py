@@ -1,4 +1,4 @@
-"""An integration: one user's connection to one account at a provider, and how it stands."""
+"""An integration: the connection of one user to one account at a provider, and its status."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ UserId = NewType("UserId", str)
 
 
 class Status(StrEnum):
-    """How an integration stands, in the document's words."""
+    """The status of an integration, as the requirements name it."""
 
     ACTIVE = "active"
     INACTIVE = "inactive"
@@ -25,7 +25,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last thing that went wrong: a reason of `errors.py`, when, and words that are safe to show."""
+    """An error of an integration: a reason of `errors.py`, its time, and a message that is safe to show."""
 
     error_class: str
     time: datetime
@@ -34,13 +34,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Integration:
-    """An integration as it is stored, without its credentials.
+    """A stored integration without its credentials.
 
-    `uid` is its immutable name, made before it is stored: sealed values are bound to it. `version` counts the changes
-    of its credentials: who commits new ones must name the version that they replace. Until `refresh_retry_time` a
-    provider that failed is left alone; `refresh_failures` is how many refreshes have failed in a row, and
-    `refresh_refusals` how many of the last were refused, though not said to be of a dead grant.
-    From its due times on the server refreshes or checks it by itself, and never where they are None.
+    `uid` is an immutable name that exists before the row; encrypted values are bound to it. `version` counts the
+    changes of the credentials: a commit of new ones names the version that it replaces. `refresh_retry_time` ends the
+    pause after a failed refresh. `refresh_failures` counts consecutive failed refreshes, `refresh_refusals` consecutive
+    refusals other than `invalid_grant`. `refresh_due_time` and `check_due_time` are the next proactive refresh and
+    health check; None where there is none.
     """
 
     integration_id: IntegrationId
@@ -75,21 +75,21 @@ class Integration:
 
     @property
     def grant_expire_time(self) -> datetime | None:
-        """When it dies for want of a new authorization, as far as the provider has told."""
+        """When the user must authorize again, as far as the provider has named the time."""
         return self.refresh_token_expire_time if self.is_renewable else self.access_token_expire_time
 
     @property
     def is_connected(self) -> bool:
-        """Whether there are credentials."""
+        """Whether it has credentials."""
         return self.connect_time is not None
 
     def status(self, now: datetime) -> Status:
-        """How the integration stands; never stored, so it cannot contradict what it follows from."""
+        """The status, computed from the stored fields at each call."""
         if not self.is_connected:
             return Status.PENDING
         if not self.is_active:
             return Status.INACTIVE
-        if self.reauthorization_required or self._has_run_out(now):
+        if self.reauthorization_required or self._has_expired(now):
             return Status.EXPIRED
         if self.last_error is not None or self.lacks_required_scope:
             return Status.ERROR
@@ -97,11 +97,11 @@ class Integration:
 
     @property
     def is_usable(self) -> bool:
-        """Whether a backend may use it: it is connected, switched on, and its grant is alive."""
+        """Whether it is connected, active, and does not require reauthorization."""
         return self.is_connected and self.is_active and not self.reauthorization_required
 
     def require_usable(self) -> None:
-        """Raise what keeps a backend from using it: that it is pending, switched off, or has lost its grant."""
+        """Raise `IntegrationPending`, `IntegrationInactive` or `ReauthorizationRequired` if it is not usable."""
         if not self.is_connected:
             raise IntegrationPending
         if not self.is_active:
@@ -109,6 +109,6 @@ class Integration:
         if self.reauthorization_required:
             raise ReauthorizationRequired
 
-    def _has_run_out(self, now: datetime) -> bool:
+    def _has_expired(self, now: datetime) -> bool:
         expire_time = self.access_token_expire_time
         return not self.is_renewable and expire_time is not None and expire_time <= now

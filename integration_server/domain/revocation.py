@@ -1,22 +1,22 @@
-"""Revoking: what becomes, at the provider, of credentials that are gone here."""
+"""The state of a revocation at the provider."""
 
 from enum import StrEnum
 
 
 class RevocationState(StrEnum):
-    """What is known of credentials at their provider, once they are gone here."""
+    """The state of a grant at its provider, after its integration was removed."""
 
     REVOKED = "revoked"
-    """The provider has confirmed that they are dead."""
+    """The provider has confirmed the revocation."""
 
     PENDING = "pending"
-    """Not confirmed yet: tried again until they are dead, or given up."""
+    """Not confirmed yet. It is retried until it succeeds or is given up."""
 
     NOT_SUPPORTED = "not_supported"
-    """The provider has no way to revoke them."""
+    """The provider does not support revocation."""
 
     GRANT_SHARED = "grant_shared"
-    """Kept: revoking them would end another integration too, whose disconnection revokes them."""
+    """Not revoked: it would end another integration. The disconnection of that one revokes the grant."""
 
     NOTHING_TO_REVOKE = "nothing_to_revoke"
-    """There were none."""
+    """The integration had no credentials."""

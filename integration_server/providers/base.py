@@ -19,6 +19,7 @@ from integration_server.domain.credentials import ApiKey, AuthMethod, Credential
 from integration_server.domain.errors import (
     ApiNotDeclared,
     InvalidField,
+    ProviderNotConfigured,
     ProviderRejected,
     ProviderUnavailable,
     ResponseTooLarge,
@@ -191,6 +192,11 @@ class BaseProvider(ABC):
     def missing_settings(self) -> Sequence[str]:
         """The full names of required settings that are not set."""
         return [self._setting_name(name) for name in self.required_settings if not self._setting(name)]
+
+    def require_configured(self) -> None:
+        """Raise `ProviderNotConfigured` if settings are missing."""
+        if self.missing_settings:
+            raise ProviderNotConfigured(self.integration_type, self.missing_settings)
 
     @property
     def url_templates(self) -> Mapping[str, str]:

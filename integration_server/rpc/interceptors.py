@@ -28,7 +28,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
-from integration_server.service.background.call_deadline import CallBudget
+from integration_server.service.background.detached_tasks import CallBudget
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 

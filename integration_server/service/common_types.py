@@ -1,4 +1,4 @@
-"""Time, chance and sealing."""
+"""Types that all packages of the service share: clock, randomness and encryption."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from datetime import datetime
 from typing import Protocol
 
 Clock = Callable[[], datetime]
-"""Now, in UTC and aware of it."""
+"""The current time, as an aware datetime in UTC."""
 
 RandomToken = Callable[[], str]
-"""A fresh unguessable name of 43 to 128 URL-safe characters, good as a PKCE verifier too (RFC 7636 §4.1)."""
+"""Returns an unguessable token of 43 to 128 URL-safe characters, valid as a PKCE verifier (RFC 7636 §4.1)."""
 
 Jitter = Callable[[], float]
-"""A random number from 0 to 1."""
+"""Returns a random number from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class AssociatedData:
-    """Where a sealed value belongs. It opens nowhere else."""
+    """The associated data of an encrypted value: its table, column and row. It decrypts only with the same data."""
 
     table: str
     column: str
@@ -27,10 +27,10 @@ class AssociatedData:
 
 
 class Aead(Protocol):
-    """Encrypts values for their place."""
+    """Authenticated encryption with associated data."""
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """`plaintext`, sealed with the newest key."""
+        """The plaintext, encrypted with the newest key."""
 
     async def decrypt(self, encrypted: bytes, associated_data: AssociatedData) -> bytes:
-        """The plaintext. Raises `CredentialsUnreadable` when anything about value, key or place is not as sealed."""
+        """The plaintext. Raises `CredentialsUnreadable` if value, associated data or key are not those of `encrypt`."""

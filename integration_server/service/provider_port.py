@@ -41,6 +41,9 @@ class Provider(Protocol):
     def missing_settings(self) -> Sequence[str]:
         """The names of required settings that are not set."""
 
+    def require_configured(self) -> None:
+        """Raise `ProviderNotConfigured` if settings are missing."""
+
     @property
     def issuer(self) -> str | None:
         """The authorization server's issuer; a callback must then have it as `iss` (RFC 9207)."""

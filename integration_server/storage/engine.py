@@ -27,7 +27,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.background.call_deadline import waiting_for_store
+from integration_server.service.background.detached_tasks import waiting_for_store
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
 

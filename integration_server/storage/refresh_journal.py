@@ -1,7 +1,7 @@
-"""Refreshes that were answered while the database was away, on this machine's disk: fulfils the port `RefreshJournal`.
+"""The refresh journal on disk: implements the port `RefreshJournal`.
 
-One file each, written beside its name, fsynced, renamed, and the directory fsynced: after that it survives a crash.
-Credentials are sealed already, bound to their row, so that a file is worth no more than the row.
+Each refresh is one file, written under a temporary name, fsynced and renamed, with an fsync of the directory: then it
+survives a crash. The credentials are encrypted and bound to their row, so that a file reveals no more than the row.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ def _decode(content: bytes) -> JournaledRefresh:
 
 
 class FileRefreshJournal:
-    """A `RefreshJournal` in a directory, which is made when it is needed. Several processes may share it.
+    """A `RefreshJournal` in a directory that is created when needed. The processes of a machine share it.
 
-    What the disk does not take is kept in memory, which is better than nowhere.
+    A refresh that cannot be written is kept in memory, until the process ends.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,7 +47,7 @@ class FileRefreshJournal:
         self._log = structlog.get_logger(__name__)
 
     async def append(self, refresh: JournaledRefresh) -> None:
-        """Write it to disk."""
+        """Write a refresh durably."""
         try:
             await asyncio.to_thread(self._write, refresh)
         except OSError as error:
@@ -55,16 +55,16 @@ class FileRefreshJournal:
             self._log.error("refresh_journal_write_failed", directory=str(self._directory), reason=error.strerror)
 
     async def pending(self) -> Sequence[JournaledRefresh]:
-        """Read what is on disk. A file that cannot be read is left for an operator, and told of."""
+        """All refreshes. An unreadable file is logged and stays for an operator."""
         return [*await asyncio.to_thread(self._read), *self._unwritten.values()]
 
     async def remove(self, refresh: JournaledRefresh) -> None:
-        """Remove its file."""
+        """Delete the file of a refresh."""
         if self._unwritten.pop(self._path(refresh), None) is None:
             await asyncio.to_thread(self._path(refresh).unlink, missing_ok=True)
 
     def _path(self, refresh: JournaledRefresh) -> Path:
-        return self._directory / f"{refresh.integration_id}-{refresh.version}.refresh"
+        return self._directory / f"{refresh.integration.integration_id}-{refresh.integration.version}.refresh"
 
     def _write(self, refresh: JournaledRefresh) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,14 +83,14 @@ class FileRefreshJournal:
             try:
                 refreshes.append(_decode(path.read_bytes()))
             except FileNotFoundError:
-                continue  # another process was quicker
+                continue  # another process has committed it
             except (OSError, ValueError, LookupError, TypeError) as error:
                 self._log.error("refresh_journal_entry_unreadable", path=str(path), kind=type(error).__name__)
         return refreshes
 
 
 def require_writable(directory: Path) -> None:
-    """Raises `OSError` if nothing can be written there; better now than when it is needed."""
+    """Raise `OSError` if the directory is not writable, at the start of the server."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory) as file:
@@ -100,7 +100,7 @@ def require_writable(directory: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Make a rename durable, too."""
+    """Make a rename durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

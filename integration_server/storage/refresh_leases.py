@@ -1,11 +1,11 @@
-"""Leases on refreshes, in SQL: fulfils the port `RefreshLeases`.
+"""The refresh leases in SQL: implements the port `RefreshLeases`.
 
-All times are the database's, read when the statement runs. A lease is a row, not a lock: it needs no connection while
-the provider is called, and survives a transaction pooler. The row stays after the refresh: one of an older version than
-the integration's is void.
+All times are on the database's clock at the time of the statement. A lease is a row, not a lock: it holds no connection
+during the provider call, and works through a transaction pooler. The row stays after the refresh. A lease on an older
+version than the integration's is void.
 
-Leases differ from due work (`due_work.py`): a refresh also runs on demand, when nothing is due, and a lease must record
-whether the provider was called, because the refresh token may then be used up.
+Leases differ from the claims of due work (`due_work.py`): a refresh also runs on demand, when nothing is due, and a
+lease records whether the provider was called, because the refresh token may then be spent.
 """
 
 from datetime import timedelta
@@ -37,7 +37,7 @@ _RESOLVE = (
     .values(
         owner=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),
         expire_time=case((_IS_OWNER, DatabaseTime()), else_=_L.expire_time),
-        # Who has taken the lease over may have called since then.
+        # The owner that took the lease over may have called since then.
         call_time=case(
             (not_(_IS_CALLER), _L.call_time),
             (or_(_IS_OWNER, _L.owner == _NO_OWNER), None),
@@ -53,7 +53,7 @@ _RESOLVE = (
 
 
 class SqlRefreshLeases:
-    """`RefreshLeases` over a SQL database; each lease is good for `duration`."""
+    """`RefreshLeases` in SQL. Each lease lasts for `duration`."""
 
     def __init__(self, database: Database, duration: timedelta) -> None:
         self._database = database
@@ -63,13 +63,13 @@ class SqlRefreshLeases:
         }
 
     async def is_free(self, integration: Integration) -> bool:
-        """Whether `claim` has a chance."""
+        """Whether `claim` can succeed."""
         version = {"of_integration": integration.integration_id, "of_version": integration.version}
         async with self._database.read_connection() as connection:
             return not await connection.scalar(_IS_LEASED, version)
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
-        """A lease on this version, if it is still the integration's. A lapsed one is taken over with its mark."""
+        """Claim the lease of this version, if it is current. An expired lease is taken over with its recorded call."""
         parameters = {
             "of_integration": integration.integration_id,
             "of_version": integration.version,
@@ -83,14 +83,14 @@ class SqlRefreshLeases:
         return Lease(integration.integration_id, integration.version, owner, previous_call_age)
 
     async def release(self, lease: Lease, *, outcome_known: bool) -> None:
-        """Give back a lease, if it is still the owner's; and take the owner's mark away, if it is `outcome_known`."""
+        """Release the lease if it is still the owner's. `outcome_known` removes the record of the owner's call."""
         parameters = {"of_integration": lease.integration_id, "of_owner": lease.owner}
         async with self._database.write_statement() as connection:
             await connection.execute(_RESOLVE if outcome_known else _EXPIRE, parameters)
 
 
-def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the two dialects' inserts have no type in common
-    """The statement that claims, by either dialect's insert."""
+def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type
+    """The claim statement, with the insert of a dialect."""
     owner = bindparam("of_owner", type_=String(255))
     columns = {
         "integration_id": _I.integration_id,
@@ -103,7 +103,7 @@ def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # t
     claimable = (
         select(*columns.values())
         .where(_I.integration_id == bindparam("of_integration"), _I.version == bindparam("of_version"), is_usable)
-        # Whoever removes the integration meanwhile sees the lease, or this sees nothing to claim.
+        # A concurrent removal either sees the lease, or leaves no row to claim.
         .with_for_update(read=True, key_share=True)
     )
     new = insert.from_select(list(columns), claimable)

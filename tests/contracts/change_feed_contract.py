@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, Status
 from integration_server.service.background.ports import Claim, DueWork, JobKind
@@ -214,7 +215,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 }
 
 READS = {
-    *("find", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping"),
+    *("find", "get", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping"),
     *("error_rates", "due_types", "find_recipients", "known", "consumer_offset"),
 }
 
@@ -256,8 +257,10 @@ class ChangeFeedContract:
         integration = await connected(stores.integrations)
         low = await horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
-        await stores.integrations.update(integration.integration_id, BOB, LATER, name="bob's")
-        await stores.integrations.remove(integration.integration_id, BOB)
+        with pytest.raises(IntegrationNotFound):
+            await stores.integrations.update(integration.integration_id, BOB, LATER, name="bob's")
+        with pytest.raises(IntegrationNotFound):
+            await stores.integrations.remove(integration.integration_id, BOB)
         await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)
         assert await events_since(stores.change_feed, low) == []
 

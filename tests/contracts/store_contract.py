@@ -20,7 +20,6 @@ from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
-    NewAuthorizationAttempt,
 )
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
 from integration_server.service.health.ports import HealthHistory
@@ -56,9 +55,9 @@ def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
     return replace(blank, **changes)
 
 
-def new_attempt(user_id: UserId = ANN, **changes: Any) -> NewAuthorizationAttempt:
+def new_attempt(user_id: UserId = ANN, **changes: Any) -> AuthorizationAttempt:
     """An attempt that nobody stored yet, good until `EXPIRY`."""
-    blank = NewAuthorizationAttempt(
+    blank = AuthorizationAttempt(
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
@@ -221,8 +220,12 @@ class IntegrationStoreContract:
         assert await integrations.find_account(BOB, "acme", "a") is None
         assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
         assert await integrations.list_connected(BOB) == []
-        assert await integrations.update(integration_id, BOB, LATER, name="theirs") is None
-        assert await integrations.remove(integration_id, BOB) is None
+        with pytest.raises(IntegrationNotFound):
+            await integrations.get(integration_id, BOB)
+        with pytest.raises(IntegrationNotFound):
+            await integrations.update(integration_id, BOB, LATER, name="theirs")
+        with pytest.raises(IntegrationNotFound):
+            await integrations.remove(integration_id, BOB)
         assert await integrations.commit_refresh(theirs, new_credentials(b"theirs"), LATER) is None
         assert await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
         await integrations.record_failure(theirs, FAILURE)
@@ -236,8 +239,12 @@ class IntegrationStoreContract:
     ) -> None:
         await connected(integrations)
         assert await integrations.find(integration_id, ANN) is None
-        assert await integrations.update(integration_id, ANN, NOW, name="x") is None
-        assert await integrations.remove(integration_id, ANN) is None
+        with pytest.raises(IntegrationNotFound):
+            await integrations.get(integration_id, ANN)
+        with pytest.raises(IntegrationNotFound):
+            await integrations.update(integration_id, ANN, NOW, name="x")
+        with pytest.raises(IntegrationNotFound):
+            await integrations.remove(integration_id, ANN)
 
     async def test_an_id_is_never_given_twice(self, integrations: IntegrationStore) -> None:
         first, second = [await connected(integrations) for _ in range(2)]
@@ -504,9 +511,9 @@ class IntegrationStoreContract:
 
         removed = await integrations.remove(integration.integration_id, ANN)
 
-        assert removed is not None
         assert removed.integration == checked
-        assert await integrations.remove(integration.integration_id, ANN) is None
+        with pytest.raises(IntegrationNotFound):
+            await integrations.remove(integration.integration_id, ANN)
         assert await attempts.consume(attempt.attempt_id, NOW) is None
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
 
@@ -561,7 +568,6 @@ class RevocationOutboxContract:
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG_CLAIM)
-        assert removed is not None
         assert removed.revocation is not None
         assert removed.revocation.item.grant == new_grant(uid=integration.uid, account_id="a")
         assert removed.revocation.item.attempts == 1
@@ -575,7 +581,6 @@ class RevocationOutboxContract:
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM)
-        assert removed is not None
         assert removed.revocation is not None
         (claim,) = await claim_revocations(due_work)
         assert (claim.row_id, claim.item.grant) == (removed.revocation.row_id, removed.revocation.item.grant)
@@ -586,7 +591,6 @@ class RevocationOutboxContract:
     ) -> None:
         integration = await pending(integrations, attempts)
         removed = await integrations.remove(integration.integration_id, ANN)
-        assert removed is not None
         assert removed.revocation is None
         assert await types_of(due_work, JobKind.REVOCATION) == []
 
@@ -594,7 +598,8 @@ class RevocationOutboxContract:
         self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
         integration = await connected(integrations, ANN, "a")
-        assert await integrations.remove(integration.integration_id, BOB) is None
+        with pytest.raises(IntegrationNotFound):
+            await integrations.remove(integration.integration_id, BOB)
         assert await types_of(due_work, JobKind.REVOCATION) == []
 
     async def test_of_concurrent_removals_one_gets_the_revocation(
@@ -602,9 +607,10 @@ class RevocationOutboxContract:
     ) -> None:
         integration = await connected(integrations, ANN, "a")
         removals = await asyncio.gather(
-            *(integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM) for _ in range(10))
+            *(integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM) for _ in range(10)),
+            return_exceptions=True,
         )
-        assert sum(removed is not None for removed in removals) == 1
+        assert sum(not isinstance(removed, IntegrationNotFound) for removed in removals) == 1
         assert len(await claim_revocations(due_work)) == 1
 
     async def test_claims_the_longest_due_of_a_type_and_at_most_the_limit(
@@ -700,19 +706,7 @@ class AttemptStoreContract:
     async def test_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
-        assert await attempts.consume(new.attempt_id, NOW) == AuthorizationAttempt(
-            attempt_id=new.attempt_id,
-            integration_id=integration_id,
-            user_id=ANN,
-            integration_type="acme",
-            redirect_uri=new.redirect_uri,
-            return_url=None,
-            scopes=(),
-            encrypted_verifier=b"\x00\xff",
-            encrypted_callback=None,
-            is_reconnection=False,
-            expire_time=EXPIRY,
-        )
+        assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
 
     async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderRejected, UnknownIntegrationType
+from integration_server.domain.errors import ProviderNotConfigured, ProviderRejected, UnknownIntegrationType
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.service.integrations.ports import NewAccount
@@ -71,6 +71,11 @@ class FakeProvider:
     revocations: list[Credentials] = field(default_factory=list)
     in_flight: int = 0
     max_in_flight: int = 0
+
+    def require_configured(self) -> None:
+        """Raise `ProviderNotConfigured` if settings are missing."""
+        if self.missing_settings:
+            raise ProviderNotConfigured(self.integration_type, self.missing_settings)
 
     def for_config(self, config: Mapping[str, Any]) -> Provider:
         """Itself, unless the test says what is wrong with the config."""

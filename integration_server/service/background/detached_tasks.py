@@ -1,22 +1,63 @@
-"""Tasks that continue after the call that started them is cancelled.
+"""Tasks that outlive the call that starts them, and the deadline of a call.
 
-grpc.aio cancels a handler at its client's deadline. A cancelled exchange or refresh would lose a token between the
-provider's response and our commit, so it is a task of the server: the caller only waits for it.
+grpc.aio cancels a handler at its client's deadline. A code exchange or a refresh that is cancelled between the
+provider's response and the commit loses a token, so it runs as a task of the server: the caller only waits for it.
+
+If the database hangs, a call ends before its deadline with a status that says so. If a provider is slow, gRPC ends the
+call at the deadline. So the tasks of a call carry its `CallBudget` in their context, where the store records waits.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.background.call_deadline import CallBudget, time_left
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class CallBudget:
+    """The deadline of a piece of work, on the loop's clock (None without one), and the store calls it waits for."""
+
+    deadline: float | None = None
+    pending_store_calls: int = 0
+
+    def context(self) -> Context:
+        """A copy of the current context for a task that belongs to this budget."""
+        context = copy_context()
+        context.run(_call_budget.set, self)
+        return context
+
+
+_call_budget: ContextVar[CallBudget | None] = ContextVar("call_budget", default=None)
+
+
+def time_left() -> float | None:
+    """Seconds until the deadline of the current work; None without one."""
+    call_budget = _call_budget.get()
+    if call_budget is None or call_budget.deadline is None:
+        return None
+    return max(0.0, call_budget.deadline - asyncio.get_running_loop().time())
+
+
+@contextmanager
+def waiting_for_store() -> Iterator[None]:
+    """Records in the budget of the current work that it waits for the store."""
+    call_budget = _call_budget.get() or CallBudget()
+    call_budget.pending_store_calls += 1
+    try:
+        yield
+    finally:
+        call_budget.pending_store_calls -= 1
+
+
 class DetachedTasks:
-    """Runs coroutines to completion, whatever happens to their callers. Leaving the context waits for all."""
+    """Runs coroutines to completion, whatever happens to the callers that wait for them. The exit waits for all."""
 
     def __init__(self) -> None:
         self._running: dict[asyncio.Task[Any], CallBudget] = {}
@@ -30,15 +71,15 @@ class DetachedTasks:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task. Wait for it with `outcome`, so that a cancelled caller does not cancel it."""
-        call_budget = CallBudget()  # its own: the deadline of the caller is not the deadline of the task
+        """Start a task. Wait for it with `outcome`: a caller that is cancelled does not cancel the task."""
+        call_budget = CallBudget()  # its own: the deadline of the caller that starts it does not apply
         task = asyncio.get_running_loop().create_task(coroutine, context=call_budget.context())
         self._running[task] = call_budget
         task.add_done_callback(self._running.pop)
         return task
 
     async def outcome(self, task: asyncio.Task[T]) -> T:
-        """The task's result or exception. `StoreUnavailable` if the deadline passes while it waits for the store."""
+        """The result of a task, or its exception. `StoreUnavailable` if the caller's deadline finds it in the store."""
         await asyncio.wait({task}, timeout=time_left())
         if not task.done() and self._running[task].pending_store_calls:
             raise StoreUnavailable

@@ -8,7 +8,8 @@ from integration_server.domain.calendar import CalendarEventPage, CalendarPage, 
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.proxy.calls import ApiProxy
 
 INTEGRATION_TYPE = "google_calendar"

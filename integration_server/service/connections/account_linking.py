@@ -1,27 +1,25 @@
-"""What connecting by OAuth and by key have in common: which row an account belongs to, and putting it there."""
+"""The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
 from collections.abc import Sequence
 
-from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.credentials import Credentials
 from integration_server.domain.errors import (
     AccountMismatch,
-    IntegrationNotFound,
     InvalidField,
-    ProviderNotConfigured,
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
-from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewCredentials, NewIntegration
-from integration_server.service.provider_port import Provider, Providers
+from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
+from integration_server.service.provider_port import Providers
 
-_MAX_ATTEMPTS = 5  # how often to look again when another connection of the same account keeps getting in between
+_MAX_ATTEMPTS = 5  # retries while concurrent connections of the same account commit first
 
 
 class AccountLinker:
-    """Commits credentials to the row of their account: the same account, connected again, updates the row it has."""
+    """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
     def __init__(
         self,
@@ -38,12 +36,10 @@ class AccountLinker:
         self._schedule = schedule
 
     async def existing(self, integration_id: IntegrationId, user_id: UserId, integration_type: str) -> Integration:
-        """The integration that is to be connected again. Raises what is wrong with it."""
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
+        """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
+        stored = await self._integrations.get(integration_id, user_id)
         if stored.integration.integration_type != integration_type:
-            raise InvalidField("integration_type", "is not that of the integration")
+            raise InvalidField("integration_type", "is not the type of the integration")
         return stored.integration
 
     async def commit(
@@ -53,15 +49,15 @@ class AccountLinker:
         credentials: Credentials,
         requested_scopes: Sequence[str] = (),
     ) -> Integration:
-        """Store credentials for the integration that was begun, or for the row that its account has already.
+        """Store credentials in the requested integration, or in the row that has its account already.
 
-        `requested` is a pending or live row, or one that is not stored yet; `requested_scopes` are the scopes that
-        were asked for.
-        Raises `AccountMismatch` if a live row is of another account.
+        `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
+        connected row has another account.
         """
+        provider = self._providers.get(requested.integration_type)
         for _ in range(_MAX_ATTEMPTS):
             target = await self._find_target(requested, account)
-            new = await self.encrypted(target, credentials, requested_scopes)
+            new = await self._cipher.encrypt_new(target, credentials, provider, requested_scopes, self._schedule)
             now = self._clock()
             check = self._schedule.next_check_time(now)
             if isinstance(target, NewIntegration):
@@ -77,7 +73,7 @@ class AccountLinker:
     async def _find_target(
         self, requested: Integration | NewIntegration, account: NewAccount
     ) -> Integration | NewIntegration:
-        """Where the account's credentials belong, as it stands now."""
+        """The row for the account's credentials."""
         known = None
         if account.account_id is not None:
             known = await self._integrations.find_account(
@@ -85,53 +81,22 @@ class AccountLinker:
             )
         if isinstance(requested, NewIntegration):
             return known or requested
-        current = await self._integrations.find(requested.integration_id, requested.user_id)
-        if current is None:
-            raise IntegrationNotFound
+        current = (await self._integrations.get(requested.integration_id, requested.user_id)).integration
         if requested.is_connected:
-            _require_same_account(current.integration, account, known)
-            return current.integration
-        return known or current.integration
-
-    async def encrypted(
-        self, target: Integration | NewIntegration, credentials: Credentials, requested_scopes: Sequence[str]
-    ) -> NewCredentials:
-        """The credentials, sealed for their row, with what is told of them in the open."""
-        encrypted_credentials = await self._cipher.encrypt(target, credentials)
-        if not isinstance(credentials, OAuthTokens):
-            return NewCredentials(encrypted_credentials)
-        provider = self._providers.get(target.integration_type)
-        missing = provider.missing_scopes(requested_scopes, credentials)
-        granted = [scope for scope in requested_scopes if scope not in missing]
-        return NewCredentials(
-            encrypted_credentials,
-            # What was granted goes by the names asked for too: answers use others, or leave offline_access out.
-            scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
-            missing_scopes=tuple(missing),
-            lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
-            is_renewable=credentials.refresh_token is not None,
-            access_token_expire_time=credentials.expire_time,
-            refresh_token_expire_time=credentials.refresh_token_expire_time,
-            refresh_due_time=self._schedule.refresh_due_time(credentials, provider.renew_after),
-        )
-
-
-def require_configured(provider: Provider) -> Provider:
-    """The provider, if its settings are there. Raises `ProviderNotConfigured`."""
-    if provider.missing_settings:
-        raise ProviderNotConfigured(provider.integration_type, provider.missing_settings)
-    return provider
+            _require_same_account(current, account, known)
+            return current
+        return known or current
 
 
 def _superseded(requested: Integration | NewIntegration, target: Integration) -> IntegrationId | None:
-    """The pending row that is not needed, since its account has one."""
+    """The pending row that is not needed because its account has a row."""
     if isinstance(requested, NewIntegration) or requested.integration_id == target.integration_id:
         return None
     return requested.integration_id
 
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:
-    # An account that is not told, where it was once, may be any: then too the row keeps what it has.
+    # Where the row has an account, credentials without a known account may be of any other, and are rejected.
     differs = current.account_id is not None and current.account_id != account.account_id
     linked_elsewhere = known is not None and known.integration_id != current.integration_id
     if differs or linked_elsewhere:

@@ -1,4 +1,4 @@
-"""Connecting an account with an API key, or replacing the key of one."""
+"""Connecting an account with an API key, and replacing the key of an integration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import RandomToken
-from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.service.provider_port import Provider, Providers
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyConnectionRequest:
-    """A key and what it is for. Empty texts and 0 mean: not given."""
+    """A request to connect with a key. Empty strings and 0 mean "not given"."""
 
     user_id: UserId
     integration_type: str
@@ -29,7 +29,7 @@ class ApiKeyConnectionRequest:
 
 
 class ApiKeyConnectionService:
-    """Tries a key at its provider, and only then stores it."""
+    """Stores keys that their provider accepts."""
 
     def __init__(
         self, account_linker: AccountLinker, providers: Providers, tasks: DetachedTasks, random_token: RandomToken
@@ -40,7 +40,7 @@ class ApiKeyConnectionService:
         self._random_token = random_token
 
     async def connect_with_api_key(self, request: ApiKeyConnectionRequest) -> Integration:
-        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider refuses it."""
+        """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider rejects it."""
         provider = self._api_key_provider(request)
         target = await self._target(request, provider)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
@@ -57,7 +57,8 @@ class ApiKeyConnectionService:
         problem = provider.webhook_secret_problem(request.webhook_secret) if request.webhook_secret else None
         if problem is not None:
             raise InvalidField("webhook_secret", problem)
-        return require_configured(provider)
+        provider.require_configured()
+        return provider
 
     async def _target(self, request: ApiKeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:

@@ -1,9 +1,8 @@
-"""Connecting an account over OAuth 2: begin, take the provider's answer, have it confirmed, finish.
+"""The OAuth 2 connection flow: authorization URL, callback, confirmation, code exchange.
 
-An attempt is single-use by one atomic change in the store, and everything that is fixed when it begins (user, type,
-redirect address, PKCE verifier) comes from there or from the sealed state, never from the callback. What a callback
-says wrongly, such as another user or issuer, is refused before the attempt is touched, so that a stray or hostile
-callback does not end an honest attempt.
+The store consumes an attempt atomically, so it is used once. What is fixed at the start (user, type, redirect URI, PKCE
+verifier) comes from the attempt or from the encrypted state, never from the callback. A callback with a wrong user or
+issuer is rejected before the attempt changes, so that it does not end a genuine attempt.
 """
 
 import base64
@@ -20,7 +19,6 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
-    IntegrationNotFound,
     IntegrationPending,
     InvalidField,
     IssuerMismatch,
@@ -35,11 +33,10 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.audit.audit_trail import set_audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.connections.account_linking import AccountLinker, require_configured
+from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
-    NewAuthorizationAttempt,
 )
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
 from integration_server.service.connections.revocation import RevocationService
@@ -47,8 +44,8 @@ from integration_server.service.credentials.credential_cipher import EncryptedTo
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
 from integration_server.service.provider_port import Provider, Providers
 
-ATTEMPT_LIFETIME = timedelta(minutes=10)  # the document's, and RFC 6749 §4.1.2's longest for the code itself
-# An attempt that was taken in its last moment may still be talking to the provider; its row stays that long.
+ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
+# The row of an attempt stays longer: one that was consumed just before its end may still be calling the provider.
 _COMPLETION_GRACE = timedelta(minutes=1)
 _SAFE_ERROR_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 
@@ -59,7 +56,7 @@ _UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRequest:
-    """What a user wants to connect. Empty texts and 0 mean: not given."""
+    """A request to connect or reconnect an account. Empty strings and 0 mean "not given"."""
 
     user_id: UserId
     integration_type: str
@@ -73,7 +70,7 @@ class ConnectionRequest:
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationRequest:
-    """Where to send the browser, and until when."""
+    """The URL to send the browser to, valid until `expire_time`."""
 
     url: str = field(repr=False)
     state: str = field(repr=False)
@@ -83,9 +80,9 @@ class AuthorizationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """What the provider's redirect brought. `user_id` is the signed-in user, where the caller knows.
+    """The parameters of the provider's redirect. `user_id` is the signed-in user, where the caller knows it.
 
-    A state of a type that is not within `allowed_types` is not one that the caller could have.
+    A state of a type outside `allowed_types` is rejected as invalid.
     """
 
     state: str = field(repr=False)
@@ -100,7 +97,7 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionResult:
-    """How a callback or confirmation ended; `reason` is empty on success."""
+    """The outcome of a callback or confirmation. `reason` is empty on success."""
 
     success: bool
     integration_id: IntegrationId
@@ -112,7 +109,7 @@ class ConnectionResult:
 
 @dataclass(frozen=True, slots=True)
 class StateClaims:
-    """The content of a state or confirmation token: which attempt, whose, and since when."""
+    """The content of a state or confirmation token."""
 
     attempt_id: str
     user_id: UserId
@@ -122,7 +119,7 @@ class StateClaims:
 
 @dataclass(frozen=True, slots=True)
 class PendingCallback:
-    """What of a callback is kept, sealed, until it is confirmed."""
+    """The part of a callback that is stored, encrypted, until it is confirmed."""
 
     code: str = field(repr=False)
     query: Mapping[str, str] = field(repr=False)
@@ -132,10 +129,10 @@ _PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
 
 
 class OAuthConnectionService:
-    """The OAuth 2 authorization code flow (RFC 6749 §4.1, RFC 7636), with a check of who finishes it.
+    """The OAuth 2 authorization code flow (RFC 6749 §4.1) with PKCE (RFC 7636) and a check of the user.
 
-    With `skip_confirmation` a callback that does not name the signed-in user is finished at once; otherwise it waits
-    for `confirm_connection`. A user that is named is always compared.
+    A callback that names the signed-in user is compared with the attempt's user. One that names none waits for
+    `confirm_connection`, unless `skip_confirmation` is set.
     """
 
     def __init__(
@@ -167,12 +164,12 @@ class OAuthConnectionService:
         self._states = EncryptedTokens(aead, "state", StateClaims)
         self._confirmations = EncryptedTokens(aead, "confirmation", StateClaims)
 
-    # --- beginning ---------------------------------------------------------------------------------------------
+    # --- start -------------------------------------------------------------------------------------------------
 
     async def begin_connection(self, request: ConnectionRequest) -> AuthorizationRequest:
-        """Store an attempt and answer with the address to send the browser to."""
+        """Store an attempt and return the authorization URL."""
         provider = self._oauth_provider(request.integration_type)
-        request = replace(request, integration_type=provider.integration_type)  # where it went by an alias
+        request = replace(request, integration_type=provider.integration_type)  # it may be an alias
         current = await self._find_reconnected(request)
         provider = provider.for_config(current.config if current else request.config)
         verifier = self._random_token()
@@ -194,10 +191,11 @@ class OAuthConnectionService:
         provider = self._providers.get(integration_type)
         if provider.auth_method is not AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
-        return require_configured(provider)
+        provider.require_configured()
+        return provider
 
     async def _find_reconnected(self, request: ConnectionRequest) -> Integration | None:
-        """The integration that is to be connected again; None for a new one."""
+        """The integration to reconnect; None for a new one."""
         if not request.integration_id:
             return None
         current = await self._account_linker.existing(request.integration_id, request.user_id, request.integration_type)
@@ -207,13 +205,13 @@ class OAuthConnectionService:
 
     async def _new_attempt(
         self, request: ConnectionRequest, scopes: tuple[str, ...], verifier: str
-    ) -> NewAuthorizationAttempt:
+    ) -> AuthorizationAttempt:
         attempt_id = self._random_token()
         redirect_uri = self._redirects.redirect_uri(request.integration_type, request.redirect_uri)
         return_url = self._redirects.return_url(request.return_url)
         associated_data = verifier_aad(attempt_id, request.user_id, request.integration_type)
         now = self._clock()
-        return NewAuthorizationAttempt(
+        return AuthorizationAttempt(
             attempt_id=attempt_id,
             user_id=request.user_id,
             integration_type=request.integration_type,
@@ -226,7 +224,7 @@ class OAuthConnectionService:
             expire_time=now + ATTEMPT_LIFETIME,
         )
 
-    async def _store(self, request: ConnectionRequest, attempt: NewAuthorizationAttempt) -> IntegrationId:
+    async def _store(self, request: ConnectionRequest, attempt: AuthorizationAttempt) -> IntegrationId:
         if request.integration_id:
             await self._attempts.begin_reconnection(attempt, request.integration_id)
             return request.integration_id
@@ -242,13 +240,13 @@ class OAuthConnectionService:
             ),
         )
 
-    # --- the provider's answer ---------------------------------------------------------------------------------
+    # --- callback ----------------------------------------------------------------------------------------------
 
     async def handle_callback(self, callback: Callback) -> ConnectionResult:
-        """Take the provider's answer: finish, hold for confirmation, or tell of the refusal."""
+        """Complete the connection, hold it for confirmation, or report the provider's error."""
         claims = await self._read_state(callback)
         provider = self._providers.get(claims.integration_type)
-        # RFC 9207 §2.4: before anything is sent to the token endpoint, and for refusals too.
+        # RFC 9207 §2.4: before a request to the token endpoint, and also for error responses.
         if provider.issuer is not None and callback.iss != provider.issuer:
             raise IssuerMismatch
         if callback.user_id is not None and callback.user_id != claims.user_id:
@@ -267,13 +265,13 @@ class OAuthConnectionService:
             raise StateInvalid
         if not callback.allowed_types.allows(claims.integration_type):
             raise StateInvalid
-        set_audit_user(claims.user_id)  # who finishes may be a sidecar, which knows nobody
+        set_audit_user(claims.user_id)  # the caller may be the sidecar, which knows no user
         if self._clock() >= claims.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return claims
 
     def _matches_type(self, named: str, integration_type: str) -> bool:
-        """Whether a callback for the named type, none meaning any, is for this one."""
+        """Whether the type that a callback names is this type or an alias of it. It may name none."""
         return named in ("", integration_type) or named in self._providers.get(integration_type).aliases
 
     async def _handle_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
@@ -295,7 +293,7 @@ class OAuthConnectionService:
     # --- confirmation ------------------------------------------------------------------------------------------
 
     async def _hold_for_confirmation(self, claims: StateClaims, callback: Callback) -> ConnectionResult:
-        """Keep the code, sealed, until the app's backend says who is signed in."""
+        """Store the code, encrypted, until the app's backend confirms the signed-in user."""
         pending_callback = _PENDING_CALLBACK.dump_json(PendingCallback(callback.code, callback.query))
         associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
         encrypted = await self._aead.encrypt(pending_callback, associated_data)
@@ -309,7 +307,7 @@ class OAuthConnectionService:
             redirect_url=with_result_params(
                 attempt.return_url, confirmation_token=token, integration_type=attempt.integration_type
             ),
-            message="The connection waits to be confirmed",
+            message="The connection must be confirmed",
             reason=CONFIRMATION_REQUIRED,
             confirmation_token=token,
         )
@@ -317,7 +315,7 @@ class OAuthConnectionService:
     async def confirm_connection(
         self, confirmation_token: str, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
     ) -> ConnectionResult:
-        """Finish a held connection for the user who is signed in."""
+        """Complete a held connection for the signed-in user."""
         claims = await self._confirmations.read(confirmation_token)
         if claims is None or not allowed_types.allows(claims.integration_type):
             raise ConfirmationInvalid
@@ -326,7 +324,7 @@ class OAuthConnectionService:
         provider = self._providers.get(claims.integration_type)
         return await self._tasks.run(self._complete_confirmed(provider, claims))
 
-    # --- finishing ---------------------------------------------------------------------------------------------
+    # --- completion --------------------------------------------------------------------------------------------
 
     async def _complete_from_callback(
         self, provider: Provider, claims: StateClaims, callback: Callback
@@ -345,7 +343,7 @@ class OAuthConnectionService:
     async def _complete(
         self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback | None
     ) -> ConnectionResult:
-        """Finish a taken attempt with its callback; None means the one that it holds."""
+        """Complete a consumed attempt with a callback; None means its pending callback."""
         try:
             integration_id = await self._exchange_code(
                 provider, attempt, callback or await self._decrypt_callback(attempt)
@@ -374,10 +372,9 @@ class OAuthConnectionService:
     async def _exchange_code(
         self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback
     ) -> IntegrationId:
-        """Code to tokens to account to stored integration."""
-        target = await self._integrations.find(attempt.integration_id, attempt.user_id)
-        if target is None:
-            raise IntegrationNotFound  # disconnected while the user was at the provider
+        """Exchange the code, verify the account, and commit the tokens."""
+        # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
+        target = await self._integrations.get(attempt.integration_id, attempt.user_id)
         provider = provider.for_config(target.integration.config)
         associated_data = verifier_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         verifier = (await self._aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()
@@ -389,14 +386,14 @@ class OAuthConnectionService:
             account = await _verify_account(provider, tokens, attempt.scopes)
             integration = await self._account_linker.commit(target.integration, account, tokens, attempt.scopes)
         except StoreUnavailable:
-            raise  # and with it the knowledge whether they were kept
+            raise  # it is not known whether the tokens were committed
         except Exception:
             await self._revocation_service.discard(attempt, account, tokens)
             raise
         return integration.integration_id
 
     async def remove_abandoned(self) -> int:
-        """Remove attempts that nobody finished, with their pending integrations; how many there were."""
+        """Delete expired attempts with their pending integrations. Returns their number."""
         return await self._attempts.remove_expired(self._clock() - _COMPLETION_GRACE)
 
 
@@ -404,7 +401,7 @@ async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_sco
     try:
         return await provider.verify_connection(tokens)
     except ProviderRejected:
-        # A user may leave out the very scope that the look-up needs: that is shown, not refused.
+        # The account request may need a scope that the user denied; the integration then shows the missing scope.
         if set(provider.missing_scopes(requested_scopes, tokens)).isdisjoint(provider.required_scopes):
             raise
         return _UNKNOWN_ACCOUNT

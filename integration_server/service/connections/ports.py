@@ -1,4 +1,4 @@
-"""Attempts to connect."""
+"""The port of authorization attempts."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,8 +9,12 @@ from integration_server.service.integrations.ports import NewIntegration
 
 
 @dataclass(frozen=True, slots=True)
-class NewAuthorizationAttempt:
-    """An attempt to connect, about to be stored. `attempt_id` is the nonce that the state carries."""
+class AuthorizationAttempt:
+    """One run of the authorization code flow, from the authorization URL to the exchange of the code.
+
+    `encrypted_callback` is a callback that waits for its confirmation. `is_reconnection`: the integration existed
+    before. `integration_id` is 0 until the attempt is stored.
+    """
 
     attempt_id: str
     user_id: UserId
@@ -22,47 +26,32 @@ class NewAuthorizationAttempt:
     is_reconnection: bool
     create_time: datetime
     expire_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class AuthorizationAttempt:
-    """A stored attempt, taken by the one callback or confirmation that may finish it."""
-
-    attempt_id: str
-    integration_id: IntegrationId
-    user_id: UserId
-    integration_type: str
-    redirect_uri: str
-    return_url: str | None
-    scopes: tuple[str, ...]
-    encrypted_verifier: bytes = field(repr=False)
-    encrypted_callback: bytes | None = field(repr=False)
-    is_reconnection: bool
-    expire_time: datetime
+    encrypted_callback: bytes | None = field(default=None, repr=False)
+    integration_id: IntegrationId = IntegrationId(0)
 
 
 class AuthorizationAttemptStore(Protocol):
-    """Attempts to connect. Each is begun, perhaps held for its confirmation, and taken once."""
+    """Attempts. Each is started, may get a pending callback, and is consumed once."""
 
-    async def begin(self, attempt: NewAuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
-        """Store a pending integration together with the attempt that may finish it."""
+    async def begin(self, attempt: AuthorizationAttempt, integration: NewIntegration) -> IntegrationId:
+        """Store a pending integration and its attempt."""
 
-    async def begin_reconnection(self, attempt: NewAuthorizationAttempt, integration_id: IntegrationId) -> None:
-        """Store an attempt to reconnect; the integration stays as it is. Raises `IntegrationNotFound`."""
+    async def begin_reconnection(self, attempt: AuthorizationAttempt, integration_id: IntegrationId) -> None:
+        """Store an attempt for an existing integration, which does not change. Raises `IntegrationNotFound`."""
 
     async def store_pending_callback(
         self, attempt_id: str, encrypted_callback: bytes, now: datetime
     ) -> AuthorizationAttempt | None:
-        """Keep the callback until it is confirmed. None if the attempt is not in its beginning, or over."""
+        """Keep a callback until it is confirmed. None unless the attempt is started and valid."""
 
     async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
-        """Take a begun attempt, to be finished by this caller alone. None if it is taken, held or over."""
+        """Take a started attempt, for this caller only. None unless the attempt is started and valid."""
 
     async def consume_pending_callback(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
-        """Take a held attempt, to be finished by this caller alone. None if it is not held, or over."""
+        """Take an attempt with a pending callback, for this caller only. None unless it has one and is valid."""
 
     async def abandon(self, attempt: AuthorizationAttempt) -> None:
-        """Remove what a taken attempt leaves behind: its pending integration, if it is pending."""
+        """Delete an attempt, and its integration if it is pending and has no other attempt."""
 
     async def remove_expired(self, before: datetime) -> int:
-        """Remove attempts that ended before then, with the integrations still pending on them; how many there were."""
+        """Delete attempts that expired before that time, and their pending integrations. Returns their number."""

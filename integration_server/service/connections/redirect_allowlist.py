@@ -1,4 +1,4 @@
-"""Where a browser may be sent: exact allow-lists (RFC 9700 §2.1), and the outcome written into an address."""
+"""The exact allow-lists of redirect URIs and return URLs (RFC 9700 §2.1), and result parameters in return URLs."""
 
 from collections.abc import Iterable
 from urllib.parse import urlencode, urlsplit, urlunsplit
@@ -7,10 +7,10 @@ from integration_server.domain.errors import RedirectUriNotAllowed
 
 
 class RedirectAllowlist:
-    """Which redirect and return addresses are allowed.
+    """The allowed redirect URIs and return URLs.
 
-    The sidecar's own callback path for a type is always allowed for that type: one path each, so that an answer
-    cannot be taken for another provider's (RFC 9700 §4.4.2.2).
+    The sidecar's callback path of a type is always allowed for that type. Each type has its own path, so that a
+    callback cannot be attributed to another provider (RFC 9700 §4.4.2.2).
     """
 
     def __init__(
@@ -21,14 +21,14 @@ class RedirectAllowlist:
         self._return_urls = frozenset(allowed_return_urls)
 
     def redirect_uri(self, integration_type: str, requested: str) -> str:
-        """The wanted redirect address, or the type's own if none is wanted. Raises `RedirectUriNotAllowed`."""
+        """The requested redirect URI; the type's own for an empty one. Raises `RedirectUriNotAllowed`."""
         own = self._callback + integration_type
         if requested in ("", own) or requested in self._redirect_uris:
             return requested or own
         raise RedirectUriNotAllowed("redirect_uri")
 
     def return_url(self, requested: str) -> str | None:
-        """The wanted return address, None if none is wanted. Raises `RedirectUriNotAllowed`."""
+        """The requested return URL; None for an empty one. Raises `RedirectUriNotAllowed`."""
         if not requested:
             return None
         if requested not in self._return_urls:
@@ -37,7 +37,7 @@ class RedirectAllowlist:
 
 
 def with_result_params(return_url: str | None, **outcome: str) -> str:
-    """The return address with an outcome added to its query; empty if there is no address."""
+    """The return URL with the outcome in its query; empty without a URL."""
     if return_url is None:
         return ""
     parts = urlsplit(return_url)

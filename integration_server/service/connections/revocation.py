@@ -14,7 +14,6 @@ import structlog
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import (
-    IntegrationNotFound,
     IntegrationServerError,
     ProviderError,
     ProviderMisconfigured,
@@ -87,8 +86,6 @@ class RevocationService:
 
     async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> RevocationState:
         removed = await self._integrations.remove(integration_id, user_id, claim_duration=self._times.claim)
-        if removed is None:
-            raise IntegrationNotFound
         state = await self._first_response(removed)
         if state is RevocationState.REVOKED and removed.is_refreshing:
             # The revoked token may have been replaced by the refresh; the new one is revoked when the refresh ends.

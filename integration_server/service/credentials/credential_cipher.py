@@ -1,16 +1,19 @@
-"""Credentials, and the tokens that we hand out ourselves, as sealed values."""
+"""Encryption of credentials, and of the opaque tokens that the server issues."""
 
 import base64
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from integration_server.domain.credentials import Credentials
+from integration_server.domain.credentials import Credentials, OAuthTokens
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
 from integration_server.domain.integration import Integration
+from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.integrations.ports import NewIntegration, StoredIntegration
+from integration_server.service.integrations.ports import NewCredentials, NewIntegration, StoredIntegration
+from integration_server.service.provider_port import Provider
 
 T = TypeVar("T")
 
@@ -18,7 +21,7 @@ _CREDENTIALS: TypeAdapter[Credentials] = TypeAdapter(Credentials)
 
 
 class CredentialCipher:
-    """Seals an integration's credentials as one value, bound to the integration's row."""
+    """Encrypts an integration's credentials as one value, bound to the integration's row."""
 
     def __init__(self, aead: Aead) -> None:
         self._aead = aead
@@ -26,9 +29,34 @@ class CredentialCipher:
     async def encrypt(
         self, integration: Integration | NewIntegration | OrphanedGrant, credentials: Credentials
     ) -> bytes:
-        """The credentials, readable only as those of this integration."""
-        associated_data = credentials_aad(integration.uid, integration.user_id, integration.integration_type)
-        return await self._aead.encrypt(_CREDENTIALS.dump_json(credentials), associated_data)
+        """The encrypted credentials. They can be decrypted only as those of this integration."""
+        return await self._aead.encrypt(_CREDENTIALS.dump_json(credentials), _aad_of(integration))
+
+    async def encrypt_new(
+        self,
+        integration: Integration | NewIntegration,
+        credentials: Credentials,
+        provider: Provider,
+        requested_scopes: Sequence[str],
+        schedule: Schedule,
+    ) -> NewCredentials:
+        """The encrypted credentials with the plaintext columns that describe them."""
+        encrypted_credentials = await self.encrypt(integration, credentials)
+        if not isinstance(credentials, OAuthTokens):
+            return NewCredentials(encrypted_credentials)
+        missing = provider.missing_scopes(requested_scopes, credentials)
+        granted = [scope for scope in requested_scopes if scope not in missing]
+        return NewCredentials(
+            encrypted_credentials,
+            # Granted scopes keep the names that were requested: responses use other names, or omit offline_access.
+            scopes=tuple(dict.fromkeys((*(credentials.scopes or ()), *granted))),
+            missing_scopes=tuple(missing),
+            lacks_required_scope=not set(missing).isdisjoint(provider.required_scopes),
+            is_renewable=credentials.refresh_token is not None,
+            access_token_expire_time=credentials.expire_time,
+            refresh_token_expire_time=credentials.refresh_token_expire_time,
+            refresh_due_time=schedule.refresh_due_time(credentials, provider.renew_after),
+        )
 
     async def decrypt(self, stored: StoredIntegration) -> Credentials:
         """The credentials of a connected integration. Raises `CredentialsUnreadable`, or `IntegrationPending`."""
@@ -37,7 +65,7 @@ class CredentialCipher:
         return await self._decrypt(stored.encrypted_credentials, _aad_of(stored.integration))
 
     async def decrypt_orphaned(self, grant: OrphanedGrant) -> Credentials:
-        """The credentials of an integration that is gone. Raises `CredentialsUnreadable`."""
+        """The credentials of an orphaned grant. Raises `CredentialsUnreadable`."""
         return await self._decrypt(grant.encrypted_credentials, _aad_of(grant))
 
     async def _decrypt(self, encrypted: bytes, associated_data: AssociatedData) -> Credentials:
@@ -45,43 +73,43 @@ class CredentialCipher:
         try:
             return _CREDENTIALS.validate_json(plaintext)
         except ValidationError:
-            raise CredentialsUnreadable from None  # pydantic's error quotes its input
+            raise CredentialsUnreadable from None  # pydantic's error contains its input
 
 
 def _aad_of(integration: Integration | NewIntegration | OrphanedGrant) -> AssociatedData:
     return credentials_aad(integration.uid, integration.user_id, integration.integration_type)
 
 
-# --- places ------------------------------------------------------------------------------------------------------
+# --- associated data ---------------------------------------------------------------------------------------------
 
 
 def credentials_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Where an integration's credentials belong. Those that wait to be revoked keep it, when their row is gone."""
+    """Of an integration's credentials, also while they wait in the revocation outbox."""
     return AssociatedData("integrations", "encrypted_credentials", uid, user_id, integration_type)
 
 
 def verifier_aad(attempt_id: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Where an attempt's PKCE verifier belongs."""
+    """Of the PKCE verifier of an authorization attempt."""
     return AssociatedData("authorization_attempts", "encrypted_verifier", attempt_id, user_id, integration_type)
 
 
 def callback_aad(attempt_id: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Where the callback that an attempt holds belongs."""
+    """Of the pending callback of an authorization attempt."""
     return AssociatedData("authorization_attempts", "encrypted_callback", attempt_id, user_id, integration_type)
 
 
 def webhook_secret_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Where the secret of an integration's webhooks belongs. A former one keeps it, beside the one that came after."""
+    """Of the current and the previous webhook secret of an integration."""
     return AssociatedData("webhook_secrets", "encrypted_secret", uid, user_id, integration_type)
 
 
 def payload_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Where the payload of a webhook event belongs. The uid is the event's."""
+    """Of the payload of a webhook event. `uid` is the event's."""
     return AssociatedData("webhook_events", "encrypted_payload", uid, user_id, integration_type)
 
 
 def chain_key_aad(chain_id: str, *_owner: str) -> AssociatedData:
-    """Where the key of a chain of the audit log belongs. A chain is nobody's."""
+    """Of the key of an audit chain, which belongs to no user."""
     return AssociatedData("audit_chains", "encrypted_key", chain_id)
 
 
@@ -89,7 +117,7 @@ def chain_key_aad(chain_id: str, *_owner: str) -> AssociatedData:
 
 
 class EncryptedTokens(Generic[T]):
-    """Opaque tokens for one purpose that we hand out and get back: whoever carries one can't read or alter it."""
+    """Issues and reads encrypted tokens for one purpose. Their bearers can neither read nor alter them."""
 
     def __init__(self, aead: Aead, purpose: str, content: type[T]) -> None:
         self._aead = aead
@@ -97,15 +125,15 @@ class EncryptedTokens(Generic[T]):
         self._content = TypeAdapter(content)
 
     async def make(self, content: T) -> str:
-        """A token with this content, safe in a URL."""
+        """A URL-safe token with this content."""
         encrypted = await self._aead.encrypt(self._content.dump_json(content), self._associated_data)
         return _to_text(encrypted)
 
     async def read(self, token: str) -> T | None:
-        """The token's content, or None if it was not made here for this purpose."""
+        """The token's content, or None if this server did not issue it for this purpose."""
         try:
             encrypted = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-            # Several spellings decode to the same bytes; only the one that we wrote is ours.
+            # Several texts decode to the same bytes; only the issued one is valid.
             if _to_text(encrypted) != token:
                 return None
             return self._content.validate_json(await self._aead.decrypt(encrypted, self._associated_data))

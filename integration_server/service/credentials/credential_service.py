@@ -16,22 +16,15 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import IntegrationLookup, IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers
 
 
 @dataclass(frozen=True, slots=True)
-class RefreshResult:
-    """Credentials with their integration as it is now: a refresh may have changed it."""
-
-    integration: Integration
-    credentials: Credentials = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class UsableCredentials:
-    """Credentials with what a backend needs to use them."""
+    """Credentials with what a caller needs to use them."""
 
     credentials: Credentials = field(repr=False)
     scopes: tuple[str, ...]
@@ -40,16 +33,17 @@ class UsableCredentials:
 
 @dataclass(frozen=True, slots=True)
 class TokenState:
-    """How a token stands after it was asked to be fresh; `expire_time` is None where it never expires."""
+    """The outcome of `refresh_token`. `expire_time` is None for a token that never expires."""
 
     refreshed: bool
     expire_time: datetime | None
 
 
 class CredentialService:
-    """Reads, opens and, where needed, has credentials refreshed. `buffer` is the usual time they must still last.
+    """Reads and decrypts credentials, and has them refreshed where necessary.
 
-    Credentials are handed out from `lookup`, which may remember; whoever wants them renewed reads the store.
+    `buffer` is the minimum lifetime where a caller names none. `lookup` may be a cache; `refresh_token`
+    reads the store.
     """
 
     def __init__(
@@ -78,7 +72,7 @@ class CredentialService:
         min_ttl: timedelta | None,
         required_scopes: Sequence[str],
     ) -> UsableCredentials:
-        """Credentials good for `min_ttl`; None means the buffer, or half of the token's life if that is less."""
+        """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
         fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
         provider = self._providers.get(fresh.integration.integration_type)
         return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
@@ -90,29 +84,31 @@ class CredentialService:
         min_ttl: timedelta | None = None,
         required_scopes: Sequence[str] = (),
     ) -> RefreshResult:
-        """The credentials of an integration that may be used, refreshed first where they must be."""
-        stored = _require_usable(await self._lookup.find(integration_id, user_id))
+        """The credentials of a usable integration, refreshed first where necessary. Raises `ScopeMissing`."""
+        stored = await self._lookup.find(integration_id, user_id)
+        if stored is None:
+            raise IntegrationNotFound
+        stored.integration.require_usable()
         _require_scopes(stored.integration, required_scopes)
         fresh = await self.fresh(stored, min_ttl)
         _require_scopes(fresh.integration, required_scopes)  # a refresh may grant less (RFC 6749 §6)
         return fresh
 
     async def refreshed(self, rejected: RefreshResult) -> RefreshResult | None:
-        """Credentials newer than some that the provider refuses, from a refresh of ours or of somebody else.
+        """Credentials newer than rejected ones, from a refresh by any process. None without a refresh token.
 
-        None where there is nothing to renew them with. Also raises `ProviderUnavailable` during the pause after a
-        failure: a provider that refuses everything for a while is not asked at each call.
+        Raises `ProviderUnavailable` during the pause after a failure, so that a provider that rejects every call is
+        not asked at each of them.
         """
         credentials = rejected.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
             return None
-        refreshed = await self._refresher.refresh(rejected.integration)
-        return RefreshResult(refreshed.integration, refreshed.tokens)
+        return await self._refresher.refresh(rejected.integration)
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
-        """The opened credentials of a usable integration, refreshed first where they must be.
+        """The decrypted credentials of a usable integration, refreshed first where necessary.
 
-        A token that still works is served even while its refresh fails; one that has expired never is.
+        A token that still works is served even if its refresh fails; an expired one never is.
         """
         credentials = await self._cipher.decrypt(stored)
         as_stored = RefreshResult(stored.integration, credentials)
@@ -121,16 +117,16 @@ class CredentialService:
         if credentials.refresh_token is None and not credentials.has_expired(self._clock()):
             return as_stored
         try:
-            refreshed = await self._refresher.refresh(stored.integration)
+            return await self._refresher.refresh(stored.integration)
         except (ProviderError, ProviderNotConfigured, StoreUnavailable):
             if credentials.has_expired(self._clock()):
                 raise
             return as_stored
-        return RefreshResult(refreshed.integration, refreshed.tokens)
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
-        """Renew a token that is about to expire, or any with `force`."""
-        stored = _require_usable(await self._integrations.find(integration_id, user_id))
+        """Refresh a token that is about to expire, or any token with `force`."""
+        stored = await self._integrations.get(integration_id, user_id)
+        stored.integration.require_usable()
         credentials = await self._cipher.decrypt(stored)
         if not isinstance(credentials, OAuthTokens):
             return TokenState(refreshed=False, expire_time=None)
@@ -144,13 +140,6 @@ class CredentialService:
     def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:
         ttl = tokens.buffer(self._buffer) if min_ttl is None else min_ttl
         return tokens.is_good_for(ttl, self._clock())
-
-
-def _require_usable(found: StoredIntegration | None) -> StoredIntegration:
-    if found is None:
-        raise IntegrationNotFound
-    found.integration.require_usable()
-    return found
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
-"""What a failed refresh means for its integration: try again later, connect again, or mend our own client."""
+"""The failure policy of refreshes: retry after a pause, require reauthorization, or report our own client."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+import structlog
 
 from integration_server.domain.errors import (
     IntegrationServerError,
@@ -13,14 +15,18 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
     ReauthorizationRequired,
+    StoreUnavailable,
 )
-from integration_server.domain.integration import Integration
+from integration_server.domain.integration import Failure, Integration
 from integration_server.service.background.backoff import backoff
-from integration_server.service.common_types import Jitter
+from integration_server.service.common_types import Clock, Jitter
+from integration_server.service.integrations.ports import IntegrationStore
+
+RETRY_SOON = timedelta(seconds=1)
 
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(minutes=5)
-_MAX_REFUSALS = 8  # by then, with the pauses between, a provider that does not say "invalid_grant" has meant it
+_MAX_REFUSALS = 8  # with the pauses between them, these take one to two minutes: then the provider means it
 
 _MASS_FAILURE_WINDOW = timedelta(minutes=1)
 _MASS_FAILURE_COUNT = 20
@@ -29,10 +35,7 @@ _MASS_FAILURE_PAUSE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class RefreshFailure:
-    """What to tell the caller, and what to note of the integration.
-
-    `failures` and `refusals` count those in a row, with this one.
-    """
+    """The error for the caller, and what to record. `failures` and `refusals` count consecutive ones, with this one."""
 
     error: IntegrationServerError
     reauthorization_required: bool = False
@@ -41,40 +44,108 @@ class RefreshFailure:
     refusals: int = 0
 
 
-def classify_failure(integration: Integration, error: ProviderError, now: datetime, jitter: Jitter) -> RefreshFailure:
-    """What the provider's answer to a refresh means.
+GRANT_LOST = RefreshFailure(ReauthorizationRequired(), reauthorization_required=True)
+"""The grant has ended, or there is no refresh token to use."""
 
-    `invalid_grant` ends the grant (RFC 6749 §5.2). A refusal without an error code may come from anything on the way,
-    and another code may be about this one request, so these count as passing until they have come many times in a row.
-    After a failure the provider gets a pause: as long as it asked for, or longer after each, from the second one on.
-    """
-    if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
-        return RefreshFailure(ReauthorizationRequired(), reauthorization_required=True)
-    failures = integration.refresh_failures + 1
-    refusals = integration.refresh_refusals + 1 if _is_refusal(error) else 0
-    if refusals >= _MAX_REFUSALS:
-        return RefreshFailure(
-            ReauthorizationRequired(), reauthorization_required=True, failures=failures, refusals=refusals
+
+class RefreshFailurePolicy:
+    """Classifies failed refreshes and records them."""
+
+    def __init__(self, integrations: IntegrationStore, clock: Clock, jitter: Jitter) -> None:
+        self._integrations = integrations
+        self._clock = clock
+        self._jitter = jitter
+        self._invalid_grants = InvalidGrantDetector()
+        self._log = structlog.get_logger(__name__)
+
+    def classify(self, integration: Integration, error: ProviderError) -> RefreshFailure:
+        """The meaning of the provider's error. Raises `ProviderMisconfigured` as it is: no integration is affected.
+
+        `invalid_grant` ends the grant (RFC 6749 §5.2). Any other refusal may come from a proxy or concern this one
+        request, so it ends the grant only after several in a row. The pause before the next refresh is what the
+        provider asks for, and grows from the second failure on.
+        """
+        if isinstance(error, ProviderMisconfigured):
+            self._log.error("invalid_client", integration_type=integration.integration_type)
+            raise error
+        if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
+            return GRANT_LOST
+        failures = integration.refresh_failures + 1
+        refusals = integration.refresh_refusals + 1 if _is_refusal(error) else 0
+        if refusals >= _MAX_REFUSALS:
+            return RefreshFailure(ReauthorizationRequired(), True, failures=failures, refusals=refusals)
+        pause = error.retry_after or timedelta(0)
+        if integration.refresh_failures:
+            pause = max(pause, backoff(integration.refresh_failures, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter))
+        return RefreshFailure(error, False, self._clock() + pause if pause else None, failures, refusals)
+
+    def record_success(self, integration_type: str) -> None:
+        """Count a refresh that succeeded."""
+        self._invalid_grants.record(integration_type, is_invalid=False, now=self._clock())
+
+    async def record_failure(self, integration: Integration, failure: RefreshFailure) -> IntegrationServerError:
+        """Record a classified failure and return the error for the caller.
+
+        During a mass failure the integration stays usable, and those marked in the minute before are reverted.
+        """
+        integration_type = integration.integration_type
+        if failure.reauthorization_required:
+            self._invalid_grants.record(integration_type, is_invalid=True, now=self._clock())
+            if self._invalid_grants.is_mass_failure(integration_type):
+                self._log.error("mass_invalid_grant", integration_type=integration_type)
+                failure = self._mass_failure(integration)
+        await self.record(integration, failure)
+        if failure.reauthorization_required:
+            self._invalid_grants.track_reauthorization(integration, self._clock())
+        await self._revert_reauthorizations(integration_type)
+        return failure.error
+
+    async def record(self, integration: Integration, failure: RefreshFailure) -> None:
+        """Store a failure, unless the credentials were replaced since `integration` was read."""
+        now = self._clock()
+        is_misconfiguration = isinstance(failure.error, ProviderMisconfigured)
+        await self._integrations.record_failure(
+            integration,
+            None if is_misconfiguration else Failure(failure.error.reason, now, str(failure.error)),
+            reauthorization_required=failure.reauthorization_required,
+            retry_time=failure.retry_time,
+            failures=failure.failures,
+            refusals=failure.refusals,
+            refresh_due_time=failure.retry_time or now + RETRY_SOON,
         )
-    pause = max(error.retry_after or timedelta(0), _pause(integration.refresh_failures, jitter))
-    return RefreshFailure(error, retry_time=now + pause if pause else None, failures=failures, refusals=refusals)
+
+    async def _revert_reauthorizations(self, integration_type: str) -> None:
+        now = self._clock()
+        for integration in self._invalid_grants.pop_reverted(integration_type, now):
+            try:
+                await self._integrations.revert_failure(integration, self._mass_failure(integration).retry_time)
+            except StoreUnavailable:
+                self._invalid_grants.track_reauthorization(integration, now)
+                raise
+            self._log.warning(
+                "reauthorization_reverted",
+                integration_id=integration.integration_id,
+                integration_type=integration_type,
+            )
+
+    def _mass_failure(self, integration: Integration) -> RefreshFailure:
+        return RefreshFailure(
+            ProviderMisconfigured(),
+            retry_time=self._clock() + _MASS_FAILURE_PAUSE * (1 + self._jitter()),
+            failures=integration.refresh_failures,
+            refusals=integration.refresh_refusals,
+        )
 
 
 def _is_refusal(error: ProviderError) -> bool:
     return isinstance(error, ProviderRejected) or (isinstance(error, ProviderUnavailable) and error.is_refusal)
 
 
-def _pause(failures_before: int, jitter: Jitter) -> timedelta:
-    if failures_before == 0:
-        return timedelta(0)  # one hiccup is no outage
-    return backoff(failures_before, _FIRST_PAUSE, _LONGEST_PAUSE, jitter)
-
-
 class InvalidGrantDetector:
-    """Tells the end of one grant from the end of our client: users don't leave by the dozen in a minute.
+    """Detects mass failures: many `invalid_grant` responses within a minute mean our client, not the users.
 
-    Once they seem to, no death of that type is believed until a refresh succeeds, nor are those that were believed in
-    the minute before. It counts in this process only, so that each replica comes to its own mind.
+    During a mass failure no `invalid_grant` of that type counts until a refresh succeeds, nor do those of the minute
+    before. Each process counts its own refreshes.
     """
 
     def __init__(self) -> None:
@@ -94,17 +165,17 @@ class InvalidGrantDetector:
             self._mass_failures.add(integration_type)
 
     def is_mass_failure(self, integration_type: str) -> bool:
-        """Whether many refreshes within a minute, and most of them, found their grant dead, and none is well since."""
+        """Whether most refreshes of a minute, and many, were `invalid_grant`, and none has succeeded since."""
         return integration_type in self._mass_failures
 
     def track_reauthorization(self, integration: Integration, now: datetime) -> None:
-        """Remember for a minute that the grant of an integration was noted as dead."""
+        """Remember for a minute that an integration was marked for reauthorization."""
         tracked = self._tracked[integration.integration_type]
         tracked.append((now, integration))
         _expire(tracked, now)
 
     def pop_reverted(self, integration_type: str, now: datetime) -> Iterator[Integration]:
-        """Those whose death is not believed any more, each once; all that is asked for is taken back."""
+        """During a mass failure: the tracked integrations, each once, to be reverted by the caller."""
         if self.is_mass_failure(integration_type):
             tracked = self._tracked[integration_type]
             _expire(tracked, now)
@@ -115,13 +186,3 @@ class InvalidGrantDetector:
 def _expire(entries: deque[tuple[datetime, Any]], now: datetime) -> None:
     while entries and entries[0][0] <= now - _MASS_FAILURE_WINDOW:
         entries.popleft()
-
-
-def as_misconfiguration(integration: Integration, now: datetime, jitter: Jitter) -> RefreshFailure:
-    """A dead grant among too many to believe it: the integration stays as it is, to be tried again."""
-    return RefreshFailure(
-        ProviderMisconfigured(),
-        retry_time=now + _MASS_FAILURE_PAUSE * (1 + jitter()),
-        failures=integration.refresh_failures,
-        refusals=integration.refresh_refusals,
-    )

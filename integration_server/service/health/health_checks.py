@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.errors import (
-    IntegrationNotFound,
     IntegrationPending,
     IntegrationServerError,
     ProviderMisconfigured,
@@ -22,7 +21,8 @@ from integration_server.domain.integration import Failure, Integration, Integrat
 from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
-from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.page_tokens import PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
@@ -73,7 +73,7 @@ class HealthChecker:
 
     async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
-        stored = await self._find(integration_id, user_id)
+        stored = await self._integrations.get(integration_id, user_id)
         if not stored.integration.is_connected:
             raise IntegrationPending
         (check,) = await self._check_provider([stored])
@@ -146,7 +146,7 @@ class HealthChecker:
         self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
     ) -> HealthCheckPage:
         """List the checks of an integration, newest first. Raises `IntegrationNotFound`."""
-        integration = (await self._find(integration_id, user_id)).integration
+        integration = (await self._integrations.get(integration_id, user_id)).integration
         list_id = (user_id, str(integration_id))
         before = await self._pages.read(page_token, list_id)
         rows = await self._history.list(integration, before, page_size + 1)
@@ -160,12 +160,6 @@ class HealthChecker:
         """Delete the checks that are older than the retention time."""
         while await self._history.prune(self._clock() - self._retention):
             pass
-
-    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        return stored
 
 
 def _check_result(

@@ -1,4 +1,4 @@
-"""Looking at integrations, and changing them."""
+"""Listing, reading and updating integrations."""
 
 import itertools
 import json
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import IntegrationNotFound, IntegrationPending, UnknownIntegrationType
+from integration_server.domain.errors import IntegrationPending, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.integrations.page_tokens import PageTokens
@@ -15,12 +15,12 @@ from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Provider, Providers
 
 _MAX_PAGE_BYTES = 3 * 1024 * 1024
-"""Bytes, by a generous estimate. gRPC's clients take messages of 4 MiB unless they are told otherwise."""
+"""Bytes, with a generous estimate of each row. By default gRPC clients accept messages of up to 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntegrationPage:
-    """Part of a list; `next_page_token` is empty on the last."""
+    """A page of a list. `next_page_token` is empty on the last page."""
 
     integrations: Sequence[Integration]
     next_page_token: str
@@ -28,7 +28,7 @@ class IntegrationPage:
 
 @dataclass(frozen=True, slots=True)
 class IntegrationUpdate:
-    """What to set of an integration; None stays as it is."""
+    """The fields to set; None leaves a field unchanged."""
 
     name: str | None = None
     config: Mapping[str, Any] | None = None
@@ -36,7 +36,7 @@ class IntegrationUpdate:
 
 
 class IntegrationManager:
-    """What a user does with integrations that are there."""
+    """Lists, reads and updates the integrations of a user."""
 
     def __init__(self, integrations: IntegrationStore, providers: Providers, aead: Aead, clock: Clock) -> None:
         self._integrations = integrations
@@ -45,11 +45,11 @@ class IntegrationManager:
         self._pages = PageTokens(aead, "page")
 
     def list_integration_types(self, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES) -> Sequence[Provider]:
-        """The types that this server knows and that are within reach, by name."""
+        """The allowed integration types of this server, ordered by name."""
         return [provider for provider in self._providers.all() if allowed_types.allows(provider.integration_type)]
 
     def canonical_type(self, integration_type: str) -> str:
-        """The name under which integrations of a type are stored; one that no type has stays as it is."""
+        """The stored name of a type, given its name or an alias. An unknown name is returned unchanged."""
         try:
             return self._providers.get(integration_type).integration_type
         except UnknownIntegrationType:
@@ -63,7 +63,7 @@ class IntegrationManager:
         page_token: str,
         allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
     ) -> IntegrationPage:
-        """A page of the user's integrations, oldest first; an empty type means all within reach."""
+        """A page of the user's integrations, oldest first. An empty type means all allowed types."""
         if integration_type:
             integration_type = self._providers.get(integration_type).integration_type
         list_id = (user_id, integration_type)
@@ -77,23 +77,20 @@ class IntegrationManager:
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        return stored.integration
+        return (await self._integrations.get(integration_id, user_id)).integration
 
     async def update_integration(
         self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
     ) -> Integration:
-        """Change name, config or whether it is on. Raises `IntegrationNotFound` or `IntegrationPending`."""
+        """Change the name, the config or the active state. Raises `IntegrationNotFound` or `IntegrationPending`."""
         current = await self.get_integration(integration_id, user_id)
         if not current.is_connected:
             raise IntegrationPending
         if change == IntegrationUpdate():
             return current
         if change.config is not None:
-            self._providers.get(current.integration_type).for_config(change.config)  # raises what is wrong with it
-        changed = await self._integrations.update(
+            self._providers.get(current.integration_type).for_config(change.config)  # raises `InvalidField`
+        return await self._integrations.update(
             integration_id,
             user_id,
             self._clock(),
@@ -101,18 +98,15 @@ class IntegrationManager:
             config=change.config,
             is_active=change.is_active,
         )
-        if changed is None:
-            raise IntegrationNotFound
-        return changed
 
 
 def _count_fitting(rows: Sequence[Integration]) -> int:
-    """How many of the first rows fit into one page; one always does."""
+    """How many of the first rows fit into one page: at least one."""
     totals = itertools.accumulate(map(_estimated_bytes, rows))
     return max(1, sum(total <= _MAX_PAGE_BYTES for total in totals))
 
 
 def _estimated_bytes(row: Integration) -> int:
-    # In a protobuf Struct a number takes up to six times the space that it takes in JSON.
+    # A number takes up to six times as many bytes in a protobuf Struct as in JSON.
     scopes = sum(map(len, (*row.scopes, *row.missing_scopes)))
     return 4096 + scopes + 6 * len(json.dumps(row.config))

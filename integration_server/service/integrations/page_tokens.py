@@ -1,4 +1,4 @@
-"""Tokens for the next page of a list: sealed, and good for the list that they came from only."""
+"""Page tokens: encrypted, and valid only for the list that they were issued for."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ from integration_server.service.credentials.credential_cipher import EncryptedTo
 
 @dataclass(frozen=True, slots=True)
 class PageCursor:
-    """The content of a page token: the list, named by what was asked for, and the number of the page's last row."""
+    """The content of a page token: the parameters that identify the list, and the number of the page's last row."""
 
     list_id: tuple[str, ...]
     last_number: int
 
 
 class PageTokens:
-    """Makes and reads page tokens of one kind of list."""
+    """Issues and reads the page tokens of one kind of list."""
 
     def __init__(self, aead: Aead, kind: str) -> None:
         self._tokens = EncryptedTokens(aead, kind, PageCursor)
 
     async def make(self, list_id: tuple[str, ...], last_number: int) -> str:
-        """The token for what follows the row with this number."""
+        """The token of the page after the row with this number."""
         return await self._tokens.make(PageCursor(list_id, last_number))
 
     async def read(self, token: str, list_id: tuple[str, ...]) -> int | None:
-        """The number of the row that the page before ended with; None without a token. Raises `InvalidField`."""
+        """The number of the previous page's last row; None without a token. Raises `InvalidField`."""
         if not token:
             return None
         cursor = await self._tokens.read(token)

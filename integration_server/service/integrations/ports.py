@@ -1,4 +1,4 @@
-"""Where integrations are kept, with their sealed credentials."""
+"""The port of the integration store."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from integration_server.service.connections.revocation_ports import OrphanedGran
 
 @dataclass(frozen=True, slots=True)
 class StoredIntegration:
-    """An integration with its sealed credentials; None while it is pending."""
+    """An integration with its encrypted credentials, which are None while it is pending."""
 
     integration: Integration
     encrypted_credentials: bytes | None = field(repr=False)
@@ -21,7 +21,7 @@ class StoredIntegration:
 
 @dataclass(frozen=True, slots=True)
 class NewIntegration:
-    """What is known of an integration when its connection begins."""
+    """An integration that is not stored yet."""
 
     uid: str
     user_id: UserId
@@ -33,7 +33,7 @@ class NewIntegration:
 
 @dataclass(frozen=True, slots=True)
 class NewCredentials:
-    """Sealed credentials and what is told of them in the open."""
+    """Encrypted credentials, and the plaintext columns that describe them."""
 
     encrypted_credentials: bytes = field(repr=False)
     scopes: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class NewCredentials:
 
 @dataclass(frozen=True, slots=True)
 class NewAccount:
-    """The account that credentials turned out to open; None where the provider does not tell."""
+    """The account of credentials; None where the provider does not name it."""
 
     account_id: str | None
     account_label: str | None
@@ -55,10 +55,9 @@ class NewAccount:
 
 @dataclass(frozen=True, slots=True)
 class RemovalResult:
-    """An integration that is gone, and what is left to do about it.
+    """A removed integration. `revocation` is claimed by the caller; None if the integration was pending.
 
-    `revocation` is claimed by the remover; None if the integration was pending. `is_refreshing`: its refresh token
-    was used, and what came of that is not known yet.
+    `is_refreshing`: a refresh has called the provider, and its outcome is not known yet.
     """
 
     integration: Integration
@@ -67,41 +66,41 @@ class RemovalResult:
 
 
 class IntegrationLookup(Protocol):
-    """Where to find an integration as it is, or was within the last second."""
+    """Finds integrations, possibly in a cache that is at most a second old."""
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
 
 class IntegrationStore(Protocol):
-    """Integrations and their sealed credentials."""
+    """Integrations and their encrypted credentials."""
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        """The user's integration. Raises `IntegrationNotFound`."""
+
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
-        """The user's connected integration of that account."""
+        """The user's connected integration with that account."""
 
     async def list(
         self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
     ) -> Sequence[Integration]:
-        """The user's integrations of these types (None: all) with an id above `after`, in the order of their ids."""
+        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
-        """The user's integrations that are not pending, in the order of their ids."""
+        """The user's connected integrations, ordered by id."""
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
-        """Whether a connected integration would die if the grant were revoked for the whole account.
+        """Whether a revocation of the grant for the whole account would end a connected integration.
 
-        That is one of `integration_types` with the same account, whoever's; or the same user's, where it may be the
-        same account: it is of another of these types, which may name it differently, or either account is unknown.
+        That is an integration of one of `integration_types` with the same account, of any user; or of the same user, if
+        it may have the same account: another type may name it differently, or one of the accounts is unknown.
         """
 
     async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
-        """Everybody's integrations that end before then (see `Integration.grant_expire_time`), the soonest first.
-
-        Those that are switched off or dead are not among them.
-        """
+        """The usable integrations of all users whose `grant_expire_time` is before that time, soonest first."""
 
     async def add_connected(
         self,
@@ -112,7 +111,7 @@ class IntegrationStore(Protocol):
         *,
         check_due_time: datetime | None = None,
     ) -> Integration | None:
-        """Store an integration that is connected from the start. None if the user's account has a row by now."""
+        """Store a connected integration. None if another row of the user has its account."""
 
     async def commit_connection(
         self,
@@ -124,20 +123,19 @@ class IntegrationStore(Protocol):
         check_due_time: datetime | None = None,
         superseded_id: IntegrationId | None = None,
     ) -> Integration | None:
-        """Give a pending or reconnected integration its credentials, switch it on and clear its errors.
+        """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
 
-        In the same commit `superseded_id`, a pending integration that turned out to be the same account, goes. None,
-        and nothing changed, if the integration is gone, its version is another by now, or its account has another
-        row: look again.
+        The same commit deletes `superseded_id`, a pending integration that has the same account. None, and no change,
+        if the integration is gone or has another version, or if another row has its account: read again.
         """
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Replace the credentials of `integration.version`, and clear its errors. Leases on that version are void.
+        """Replace the credentials of `integration.version` and clear its errors. This voids a lease on that version.
 
-        None, and nothing changed, if the version is another: whoever holds a lease, or held one that has lapsed, may
-        commit, and the first one does.
+        None, and no change, if the version is another. The owner of an expired lease may commit too; the first commit
+        wins.
         """
 
     async def record_failure(
@@ -151,22 +149,21 @@ class IntegrationStore(Protocol):
         refusals: int = 0,
         refresh_due_time: datetime | None = None,
     ) -> None:
-        """Set what came of a failed refresh, unless the credentials were replaced since `integration` was read.
+        """Record a failed refresh, unless the credentials were replaced since `integration` was read.
 
-        The failure becomes the last error and is counted; None leaves that as it is. Until `retry_time` the provider
-        should not be asked again; `failures` is how many refreshes have failed in a row, `refusals` how many of the
-        last were refused. At `refresh_due_time` the server tries again by itself, if it refreshes this one by itself at
-        all.
+        `failure` becomes the last error and is counted; None leaves the last error unchanged. `failures` and `refusals`
+        count consecutive ones. The provider is not called before `retry_time`. `refresh_due_time` is the next proactive
+        refresh, where the integration has one.
         """
 
     async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:
-        """Undo that `record_failure` has noted the end of the grant, unless the credentials were replaced since it was.
+        """Undo `reauthorization_required`, unless the credentials were replaced since `integration` was read.
 
-        The provider is not asked before `retry_time`, and then by the server itself, as after a failure.
+        The next refresh is due at `retry_time`.
         """
 
     async def record_call(self, integration: Integration, failure: Failure | None) -> None:
-        """Count and set the last error after a call, or clear it, unless the credentials were replaced since."""
+        """Record or clear the last error after an API call, unless the credentials were replaced meanwhile."""
 
     async def update(
         self,
@@ -177,16 +174,17 @@ class IntegrationStore(Protocol):
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         is_active: bool | None = None,
-    ) -> Integration | None:
-        """Set what is not None. None if there is no such integration."""
+    ) -> Integration:
+        """Set the fields that are not None. Raises `IntegrationNotFound`."""
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)
-    ) -> RemovalResult | None:
-        """Delete the integration with all that hangs on it, and put its credentials into the outbox in the same commit.
+    ) -> RemovalResult:
+        """Delete the integration with everything that belongs to it, and put its credentials into the outbox.
 
-        The revocation is the caller's alone for `claim_duration`. None if there is no such integration.
+        One commit does both. The caller holds the claim on the revocation for `claim_duration`. Raises
+        `IntegrationNotFound`.
         """
 
     async def ping(self) -> None:
-        """Return if the database answers and its schema is there."""
+        """Return if the database responds and has the schema. Raises `StoreUnavailable`."""

@@ -19,10 +19,10 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
-from integration_server.service.background.call_deadline import time_left
-from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.background.detached_tasks import DetachedTasks, time_left
 from integration_server.service.common_types import Clock
-from integration_server.service.credentials.credential_service import CredentialService, RefreshResult
+from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.proxy.proxy_policy import (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from integration_server.domain.errors import IntegrationNotFound, InvalidField
+from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import payload_aad
@@ -49,7 +49,7 @@ class WebhookDelivery:
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, page_size: int, page_token: str
     ) -> WebhookEventPage:
         """The events after the previous page, or after the consumer's offset. Raises `IntegrationNotFound`."""
-        integration = await self._find(integration_id, user_id)
+        integration = await self._get(integration_id, user_id)
         list_id = (user_id, str(integration_id), consumer)
         after = await self._pages.read(page_token, list_id)
         if after is None:
@@ -63,16 +63,13 @@ class WebhookDelivery:
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, number: int
     ) -> int:
         """Advance the consumer's offset; returns it, which may be higher. Raises `InvalidField` for no such event."""
-        offset = await self._inbox.acknowledge(await self._find(integration_id, user_id), consumer, number)
+        offset = await self._inbox.acknowledge(await self._get(integration_id, user_id), consumer, number)
         if offset is None:
             raise InvalidField("through_number", "is not the number of an event of this integration")
         return offset
 
-    async def _find(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
-        stored = await self._integrations.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
-        return stored.integration
+    async def _get(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
+        return (await self._integrations.get(integration_id, user_id)).integration
 
     async def _decrypted(self, event: StoredWebhookEvent, integration: Integration) -> NumberedEvent:
         associated_data = payload_aad(event.uid, integration.user_id, integration.integration_type)

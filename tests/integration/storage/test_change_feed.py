@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, text, update
 
+from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.events import EventKind, IntegrationEvent
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.background.ports import JobKind
@@ -173,7 +174,8 @@ class TestTriggers:
         integration = await connected(store)
         await poller.poll()
         await store.update(integration.integration_id, ANN, LATER, is_active=True)
-        await store.remove(IntegrationId(integration.integration_id + 1), ANN)
+        with pytest.raises(IntegrationNotFound):
+            await store.remove(IntegrationId(integration.integration_id + 1), ANN)
         assert (await poller.poll()).changed_ids == frozenset()
 
     async def test_expired_attempts_are_recorded(

@@ -20,6 +20,8 @@ from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes
 from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.refresh_commit import RefreshCommitter
+from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
 from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
@@ -85,11 +87,9 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
     refresher = TokenRefresher(
         integrations,
         SqlRefreshLeases(database, MINUTE),
-        FileRefreshJournal(journal),
-        outbox,
-        account_linker,
+        RefreshCommitter(integrations, FileRefreshJournal(journal), outbox, cipher, clock, schedule),
+        RefreshFailurePolicy(integrations, clock, lambda: 0.5),
         providers,
-        cipher,
         tasks,
         clock,
         CountingTokens(),

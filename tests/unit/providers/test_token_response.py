@@ -331,7 +331,7 @@ def test_invalid_grant_is_a_rejection_with_its_code() -> None:
     error = failure_of({"error": "invalid_grant", "error_description": "s3cret"}, subject="grant")
     assert isinstance(error, ProviderRejected)
     assert error.oauth_error == "invalid_grant"
-    assert str(error) == "the provider refused the grant"
+    assert str(error) == "the provider rejected the grant"
 
 
 @pytest.mark.parametrize("code", ["invalid_client", "unauthorized_client"])

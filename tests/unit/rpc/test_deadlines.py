@@ -9,7 +9,7 @@ import pytest
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.rpc.interceptors import enforce_deadline
 from integration_server.rpc.methods import Method
-from integration_server.service.background.call_deadline import time_left, waiting_for_store
+from integration_server.service.background.detached_tasks import time_left, waiting_for_store
 from tests.fakes.inmemory_grpc import FakeContext
 
 Behavior = Callable[[object, object], Awaitable[Any]]

@@ -3,31 +3,35 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.domain.integration import IntegrationId, UserId
+from integration_server.domain.credentials import AuthMethod
+from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.credentials.ports import JournaledRefresh
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.refresh_journal import FileRefreshJournal, require_writable
 
+NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 REFRESH = JournaledRefresh(
-    IntegrationId(7),
-    UserId("ädä"),
-    3,
+    Integration(
+        IntegrationId(7),
+        "uid-7",
+        UserId("ädä"),
+        "acme",
+        AuthMethod.OAUTH2,
+        NOW,
+        NOW,
+        config={"region": ["eu", 1]},
+        last_error=Failure("PROVIDER_UNAVAILABLE", NOW, "down"),
+        version=3,
+    ),
     NewCredentials(
         bytes(range(256)),
         scopes=("read", "write"),
         missing_scopes=("more",),
         lacks_required_scope=True,
         is_renewable=True,
-        access_token_expire_time=datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC),
+        access_token_expire_time=NOW,
     ),
-    uid="uid-7",
-    integration_type="acme",
-    account_id="account-1",
 )
-PREVIOUS_FORMAT_FILE = """\
-{"integration_id": 7, "user_id": "\\u00e4d\\u00e4", "version": 3, "credentials": {"encrypted_credentials": "c2VhbGVk",
-"scopes": ["read"], "missing_scopes": [], "lacks_required_scope": false, "is_renewable": true,
-"access_token_expire_time": "2026-03-01T12:00:00.123456+00:00", "refresh_token_expire_time": null}}"""
 
 
 def modes(directory: Path) -> list[int]:
@@ -86,11 +90,3 @@ async def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
 
 async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
     assert await FileRefreshJournal(directory).pending() == []
-
-
-async def test_a_file_of_a_former_version_is_read(directory: Path) -> None:
-    await FileRefreshJournal(directory).append(REFRESH)
-    (directory / "7-3.refresh").write_text(PREVIOUS_FORMAT_FILE)
-    (refresh,) = await FileRefreshJournal(directory).pending()
-    assert (refresh.user_id, refresh.version, refresh.credentials.encrypted_credentials) == ("ädä", 3, b"sealed")
-    assert (refresh.uid, refresh.integration_type, refresh.account_id) == (None, None, None)

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.background.call_deadline import CallBudget, time_left, waiting_for_store
-from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.background.detached_tasks import CallBudget, DetachedTasks, time_left, waiting_for_store
 
 
 async def test_returns_the_result_or_raises_the_exception_of_the_task() -> None:

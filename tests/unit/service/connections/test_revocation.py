@@ -1,7 +1,7 @@
 """Tests of disconnection and of the revocation outbox. `FakeSystem.another_process()` is another process."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.connections.revocation_ports import OrphanedGrant
-from integration_server.service.credentials.refresher import RefreshResult
+from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import revocations
 from tests.fakes.provider import HOUR, until
@@ -193,7 +193,7 @@ async def test_without_the_outbox_the_grant_stays_valid(system: FakeSystem, inte
 async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
     system: FakeSystem, integration: Integration
 ) -> None:
-    assert await system.integrations.remove(integration.integration_id, ADA, claim_duration=LEASE)
+    await system.integrations.remove(integration.integration_id, ADA, claim_duration=LEASE)
     await background_round(system)
     assert not system.provider.revocations  # the process may still be working
     system.clock.advance(LEASE)
@@ -315,7 +315,7 @@ async def test_a_slow_provider_delays_only_its_own_revocations(system: FakeSyste
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
     theirs = await system.connect(EVE, "other")
     for row in (*rows, theirs):
-        assert await system.integrations.remove(row.integration_id, row.user_id)
+        await system.integrations.remove(row.integration_id, row.user_id)
     system.provider.gate = asyncio.Event()
     for _ in range(3):
         await background_round(system)
@@ -467,21 +467,6 @@ async def test_a_token_response_is_journaled_if_the_outbox_is_unavailable(
     await system.refresher.recover()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
-
-
-async def test_a_late_journal_entry_of_an_older_format_is_logged(system: FakeSystem, integration: Integration) -> None:
-    refresh = await start_refresh(system, integration)
-    system.database.is_unavailable = True
-    refresh.gate.set()
-    await refresh.task
-    system.database.is_unavailable = False
-    (journaled,) = system.journal.refreshes
-    system.journal.refreshes[:] = [replace(journaled, uid=None, integration_type=None)]
-    await disconnect(system, integration)
-    with capture_logs() as logs:
-        await system.refresher.recover()
-    assert {"log_level": "error", "event": "grant_not_revoked"}.items() <= logs[0].items()
-    assert not system.journal.refreshes
 
 
 # --- tokens that cannot be stored ------------------------------------------------------------------------------------

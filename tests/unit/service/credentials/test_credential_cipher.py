@@ -3,7 +3,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, Credentials, OAuthTokens
@@ -101,11 +101,13 @@ async def test_a_token_of_another_content_is_not_ours() -> None:
     assert await EncryptedTokens(aead, "state", int).read(token) is None
 
 
+@settings(deadline=None)
 @given(st.text())
 async def test_no_text_is_a_token_by_chance(text: str) -> None:
     assert await EncryptedTokens(FakeAead(), "state", str).read(text) is None
 
 
+@settings(deadline=None)
 @given(st.text())
 async def test_only_one_spelling_of_a_token_is_ours(content: str) -> None:
     tokens = EncryptedTokens(FakeAead(), "state", str)

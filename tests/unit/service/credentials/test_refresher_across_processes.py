@@ -282,7 +282,7 @@ async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(system: Fak
     intercept(system.integrations, commit_refresh=refuse_the_first)
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
-    assert [pending.integration_id for pending in await system.journal.pending()] == [first.integration_id]
+    assert [pending.integration.integration_id for pending in await system.journal.pending()] == [first.integration_id]
 
 
 async def test_a_journal_entry_of_another_database_changes_nothing(
@@ -290,7 +290,7 @@ async def test_a_journal_entry_of_another_database_changes_nothing(
 ) -> None:
     await answer_while_away(system, integration)
     (pending,) = await system.journal.pending()
-    system.journal.refreshes = [replace(pending, uid="of another")]
+    system.journal.refreshes = [replace(pending, integration=replace(pending.integration, uid="of another"))]
     system.database.is_unavailable = False
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()

@@ -1,0 +1,152 @@
+"""The commit of refreshed tokens: over the version that they replace, or to the journal while the database is away."""
+
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.errors import (
+    IntegrationNotFound,
+    IntegrationServerError,
+    ReauthorizationRequired,
+    StoreUnavailable,
+)
+from integration_server.domain.integration import Integration
+from integration_server.service.background.due_times import Schedule
+from integration_server.service.common_types import Clock
+from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
+from integration_server.service.credentials.credential_cipher import CredentialCipher
+from integration_server.service.credentials.ports import JournaledRefresh, RefreshJournal
+from integration_server.service.integrations.ports import IntegrationStore, NewCredentials, StoredIntegration
+from integration_server.service.provider_port import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshResult:
+    """Decrypted credentials with their integration, both as they are after a possible refresh."""
+
+    integration: Integration
+    credentials: Credentials = field(repr=False)
+
+    @property
+    def tokens(self) -> OAuthTokens:
+        """The credentials of an OAuth integration."""
+        if not isinstance(self.credentials, OAuthTokens):
+            raise TypeError("not OAuth tokens")
+        return self.credentials
+
+
+class RefreshCommitter:
+    """Reads current tokens and commits refreshed ones.
+
+    The version is the fence: tokens are committed over the version that they replace, whoever holds the lease by then.
+    Tokens of an integration that was disconnected meanwhile go into the outbox, to be revoked.
+    """
+
+    def __init__(
+        self,
+        integrations: IntegrationStore,
+        journal: RefreshJournal,
+        revocations: RevocationOutbox,
+        cipher: CredentialCipher,
+        clock: Clock,
+        schedule: Schedule,
+    ) -> None:
+        self._integrations = integrations
+        self._journal = journal
+        self._revocations = revocations
+        self._cipher = cipher
+        self._clock = clock
+        self._schedule = schedule
+        self._log = structlog.get_logger(__name__)
+
+    async def read(self, observed: Integration) -> RefreshResult:
+        """The current tokens of an integration. Raises `IntegrationNotFound`, or the reason why it is not usable."""
+        return await self.decrypt(await self._integrations.get(observed.integration_id, observed.user_id))
+
+    async def decrypt(self, stored: StoredIntegration) -> RefreshResult:
+        """The tokens of a usable integration."""
+        stored.integration.require_usable()
+        tokens = await self._cipher.decrypt(stored)
+        if not isinstance(tokens, OAuthTokens):
+            raise ReauthorizationRequired  # reconnected with an API key meanwhile: there is nothing to refresh
+        return RefreshResult(stored.integration, tokens)
+
+    async def commit(
+        self, integration: Integration, tokens: OAuthTokens, provider: Provider
+    ) -> tuple[RefreshResult, bool]:
+        """Store refreshed tokens. Returns the current tokens, and whether the database has them.
+
+        If another version was committed meanwhile, its tokens are current. Otherwise, whatever the error, the tokens
+        are journaled: the provider issues them only once.
+        """
+        requested_scopes = (*integration.scopes, *integration.missing_scopes)
+        new = await self._cipher.encrypt_new(integration, tokens, provider, requested_scopes, self._schedule)
+        try:
+            committed = await self._integrations.commit_refresh(integration, new, self._clock())
+            if committed is not None:
+                return RefreshResult(committed, tokens), True
+            return await self._read_superseding(integration, new), True
+        except Exception as error:
+            if isinstance(error, IntegrationServerError) and not isinstance(error, StoreUnavailable):
+                raise  # from the row that superseded the tokens
+            await self._journal.append(JournaledRefresh(integration, new))
+            self._log.warning(
+                "refresh_journaled",
+                integration_id=integration.integration_id,
+                integration_type=integration.integration_type,
+                kind=type(error).__qualname__,
+            )
+            return RefreshResult(replace(integration, scopes=new.scopes), tokens), False
+
+    async def is_journaled(self, integration: Integration) -> bool:
+        """Whether this machine's journal has tokens that replace this version."""
+        key = (integration.integration_id, integration.version)
+        pending = await self._journal.pending()
+        return any((refresh.integration.integration_id, refresh.integration.version) == key for refresh in pending)
+
+    async def recover_journal(self) -> None:
+        """Commit journaled tokens, also those from before a restart, and remove superseded ones.
+
+        Raises `StoreUnavailable` at once. Any other error is raised in the end and delays no other entry.
+        """
+        errors = []
+        for refresh in await self._journal.pending():
+            try:
+                await self._recover(refresh)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("journaled refreshes cannot be stored", errors)
+
+    async def _recover(self, refresh: JournaledRefresh) -> None:
+        integration, new = refresh.integration, refresh.credentials
+        stored = await self._integrations.find(integration.integration_id, integration.user_id)
+        if stored is not None and stored.integration.uid != integration.uid:
+            raise LookupError("journaled for an integration of another database")
+        is_committed = await self._integrations.commit_refresh(integration, new, self._clock()) is not None
+        if not is_committed and await self._integrations.find(integration.integration_id, integration.user_id) is None:
+            await self._revocations.add(_orphaned(integration, new))
+        await self._journal.remove(refresh)
+        self._log.warning(
+            "journaled_refresh_recovered", integration_id=integration.integration_id, superseded=not is_committed
+        )
+
+    async def _read_superseding(self, integration: Integration, new: NewCredentials) -> RefreshResult:
+        try:
+            return await self.read(integration)
+        except IntegrationNotFound:
+            await self._revocations.add(_orphaned(integration, new))
+            raise
+
+
+def _orphaned(integration: Integration, new: NewCredentials) -> OrphanedGrant:
+    return OrphanedGrant(
+        integration.uid,
+        integration.user_id,
+        integration.integration_type,
+        integration.account_id,
+        new.encrypted_credentials,
+    )
