@@ -134,8 +134,8 @@ def _protect(path: str, handler: Any, interceptors: Sequence[Interceptor]) -> Rp
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
         interceptors,
     )
-    # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC every method therefore takes a
-    # stream, which `read_request` reads; clients see no difference.
+    # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every method
+    # therefore takes a stream, which `read_request` reads; clients see no difference.
     make_handler = (
         grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
     )

@@ -55,7 +55,7 @@ async def test_a_reader_can_run_it(tmp_path: Path) -> None:
         "SANDBOX_ADDRESS": f"127.0.0.1:{free_port()}",
     }
     async with started(tmp_path, {**settings, **addresses}, "dev") as command:
-        await command.wait_for_output("Callers are authenticated")
+        await command.wait_for_output("Callers must authenticate")
         reported = await python(tmp_path, "call.py")
     assert reported.splitlines() == [
         "service may connect: True",

@@ -137,9 +137,8 @@ async def test_a_token_signed_with_the_public_key_as_a_secret_is_rejected(issuer
             [Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], algorithms, LEEWAY, lambda: NOW
         )
         assert not await is_accepted(verifier, token)
-    assert (
-        jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"
-    )  # the negative control: the public key as a secret
+    # The negative control: the public key is used as a secret.
+    assert jwt.decode(token, key, algorithms=["HS256"]).claims["sub"] == "backend"
 
 
 async def test_a_key_in_the_token_itself_is_not_used(issuer: TokenIssuer) -> None:
