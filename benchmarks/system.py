@@ -23,9 +23,9 @@ from benchmarks.harness import Call
 from benchmarks.provider import SCOPES, Grant, Provider, running_provider
 from integration_server.bootstrap import build_providers, open_storage
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import UserId
 from integration_server.providers.http import ProviderHttp
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewCredentials, NewIntegration
 from integration_server.settings import Settings

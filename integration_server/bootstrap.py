@@ -12,6 +12,7 @@ from datetime import timedelta
 
 import structlog
 
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.integration import IntegrationId
 from integration_server.lifecycle import periodic_job, serving
 from integration_server.providers.base import ProviderContext
@@ -27,7 +28,6 @@ from integration_server.rpc.integration_service import IntegrationService, UseCa
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import DueWork, JobKind
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Aead, Clock, Jitter, RandomToken

@@ -7,7 +7,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from integration_server.storage.tables import UtcDateTime
+from integration_server.storage.engine import UtcDateTime
 
 
 class DatabaseTime(FunctionElement[datetime]):

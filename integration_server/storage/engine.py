@@ -13,18 +13,20 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, event, make_url, text
+from sqlalchemy import URL, Connection, DateTime, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
-from sqlalchemy.engine import AdaptedConnection
+from sqlalchemy.engine import AdaptedConnection, Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.types import TypeDecorator
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
@@ -329,6 +331,28 @@ def _configure_sqlite(connection: AsyncAdapt_aiosqlite_connection, _record: obje
 def _begin_immediate(connection: Connection) -> None:
     """Take the write lock at once: a transaction that reads first fails if another one writes before its own write."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+# --- times -------------------------------------------------------------------------------------------------------
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, to the microsecond. SQLite has no time zones: there it is stored in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Reject a naive datetime: its zone is unknown."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The time in UTC."""
+        return None if value is None else value.replace(tzinfo=UTC)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

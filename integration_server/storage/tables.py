@@ -1,6 +1,5 @@
 """The tables. A change needs a migration; a test compares the two."""
 
-from datetime import UTC, datetime
 from enum import StrEnum
 
 from sqlalchemy import (
@@ -9,7 +8,6 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
@@ -24,27 +22,8 @@ from sqlalchemy import (
     func,
     literal_column,
 )
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
 
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A time with a zone, to the microsecond. SQLite has no time zones and stores it in UTC."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC. Raises `ValueError` for a time without a zone, which would be ambiguous."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a time without a zone cannot be stored")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """The time in UTC."""
-        return None if value is None else value.replace(tzinfo=UTC)
+from integration_server.storage.engine import UtcDateTime
 
 
 class AttemptState(StrEnum):

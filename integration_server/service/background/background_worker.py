@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import structlog
 
+from integration_server.domain.due_times import backoff
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.service.background.backoff import backoff
 from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.provider_port import Providers

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from integration_server.domain.credentials import Credentials
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
     AccountMismatch,
     InvalidField,
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration

@@ -13,6 +13,7 @@ from datetime import timedelta
 import structlog
 
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.due_times import backoff
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -22,7 +23,6 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.revocation import RevocationState
-from integration_server.service.background.backoff import backoff
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.background.ports import Claim, DueWork
 from integration_server.service.common_types import Jitter

@@ -7,9 +7,9 @@ from typing import Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationPending
 from integration_server.domain.integration import Integration
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.integrations.ports import NewCredentials, NewIntegration, StoredIntegration

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
 from integration_server.domain.errors import (
-    IntegrationNotFound,
     ProviderError,
     ProviderNotConfigured,
     ReauthorizationRequired,
@@ -85,9 +84,7 @@ class CredentialService:
         required_scopes: Sequence[str] = (),
     ) -> RefreshResult:
         """The credentials of a usable integration, refreshed first where necessary. Raises `ScopeMissing`."""
-        stored = await self._lookup.find(integration_id, user_id)
-        if stored is None:
-            raise IntegrationNotFound
+        stored = await self._lookup.get(integration_id, user_id)
         stored.integration.require_usable()
         _require_scopes(stored.integration, required_scopes)
         fresh = await self.fresh(stored, min_ttl)

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from cachetools import TTLCache
 
+from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 
@@ -72,18 +73,17 @@ class CachedLookup:
         self._cache = cache
         self._integrations = integrations
 
-    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """The user's integration."""
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        """The user's integration. Raises `IntegrationNotFound`."""
         if (cached := self._cache.get(integration_id)) is not None:
-            return cached if cached.integration.user_id == user_id else None
-        read_token, found = self._cache.begin_read(integration_id), None
+            if cached.integration.user_id != user_id:
+                raise IntegrationNotFound
+            return cached
+        read_token, cacheable = self._cache.begin_read(integration_id), None
         try:
-            found = await self._integrations.find(integration_id, user_id)
+            found = await self._integrations.get(integration_id, user_id)
+            # Others are not cached: an integration that was just connected or activated works at once.
+            cacheable = found if found.integration.is_usable else None
+            return found
         finally:
-            self._cache.end_read(integration_id, read_token, found if _is_usable(found) else None)
-        return found
-
-
-def _is_usable(found: StoredIntegration | None) -> bool:
-    """Whether to cache it. Others are not: an integration that was just connected or activated works at once."""
-    return found is not None and found.integration.is_usable
+            self._cache.end_read(integration_id, read_token, cacheable)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from integration_server.domain.credentials import Credentials, OAuthTokens
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
     IntegrationNotFound,
     IntegrationServerError,
@@ -12,7 +13,6 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Integration
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.common_types import Clock
 from integration_server.service.connections.revocation_ports import OrphanedGrant, RevocationOutbox
 from integration_server.service.credentials.credential_cipher import CredentialCipher

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from integration_server.domain.due_times import backoff
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -18,7 +19,6 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Failure, Integration
-from integration_server.service.background.backoff import backoff
 from integration_server.service.common_types import Clock, Jitter
 from integration_server.service.integrations.ports import IntegrationStore
 

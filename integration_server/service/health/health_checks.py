@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
     IntegrationPending,
     IntegrationServerError,
@@ -18,7 +19,6 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.health import ErrorRate, HealthCheck, HealthReport
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import Claim
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_service import CredentialService

@@ -1,4 +1,5 @@
-"""Reading and changing integrations, and the store that keeps them.
+"""Integrations: listing, reading and updating them, page tokens, and the port of the store.
 
-May import `domain`, `service.common_types`, `service.provider_port` and background.
+May import `domain`, `service.common_types`, `service.provider_port`, the credential cipher and the port of the
+revocation outbox.
 """

@@ -68,8 +68,8 @@ class RemovalResult:
 class IntegrationLookup(Protocol):
     """Finds integrations, possibly in a cache that is at most a second old."""
 
-    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
-        """The user's integration."""
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
+        """The user's integration. Raises `IntegrationNotFound`."""
 
 
 class IntegrationStore(Protocol):

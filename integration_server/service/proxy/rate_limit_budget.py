@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import timedelta
 
+from integration_server.domain.due_times import backoff
 from integration_server.domain.proxy_messages import ApiResponse, Quota, RateLimit
-from integration_server.service.background.backoff import backoff
 from integration_server.service.common_types import Jitter
 
 MIN_PAUSE = 0.1  # seconds; for a provider that rejects a call and says to retry at once

@@ -17,11 +17,12 @@ from sqlalchemy import Connection
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
     SqliteFile,
+    UtcDateTime,
     open_database,
     parse_database_url,
 )
 from integration_server.storage.schema import lock_migrations, record_compatibility
-from integration_server.storage.tables import UtcDateTime, metadata
+from integration_server.storage.tables import metadata
 
 
 def _database_url() -> str:

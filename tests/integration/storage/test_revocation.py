@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import func, select, update
 
 from integration_server.domain.credentials import OAuthTokens
+from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import IntegrationNotFound, ProviderUnavailable
 from integration_server.domain.integration import Integration
 from integration_server.domain.revocation import RevocationState
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
-from integration_server.service.background.due_times import Schedule
 from integration_server.service.background.ports import JobKind
 from integration_server.service.connections.account_linking import AccountLinker
 from integration_server.service.connections.revocation import RevocationService, RevocationTimes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.credentials.integration_cache import MAX_STALENESS, CachedLookup, RaceSafeCache
 from integration_server.service.events.change_feed_reader import ChangeFeedReader
@@ -46,12 +46,14 @@ class CountingLookup:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The row as it was before the wait."""
         self.asked += 1
         found = self.rows.get(integration_id)
         await self.gate.wait()
-        return found if found and found.integration.user_id == user_id else None
+        if found is None or found.integration.user_id != user_id:
+            raise IntegrationNotFound
+        return found
 
 
 class RacyCache(RaceSafeCache):
@@ -80,8 +82,11 @@ class CacheFixture:
         self.lookup = CachedLookup(self.cache, self.store)
 
     async def find(self, row: StoredIntegration, user_id: UserId = ADA) -> StoredIntegration | None:
-        """The result for a user."""
-        return await self.lookup.find(row.integration.integration_id, user_id)
+        """The result for a user; None if it is not found."""
+        try:
+            return await self.lookup.get(row.integration.integration_id, user_id)
+        except IntegrationNotFound:
+            return None
 
     def remove(self, row: StoredIntegration) -> None:
         """Remove the row, as another replica does."""

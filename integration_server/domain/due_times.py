@@ -4,18 +4,22 @@ They are on the process's clock, like the token expiry that they derive from. Cl
 clock: a wrong process clock shifts work, but claims stay exclusive.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.service.background.backoff import backoff
-from integration_server.service.common_types import Jitter
 
-_SHORTEST_LIFETIME = timedelta(
-    seconds=5
-)  # shorter-lived tokens are refreshed on demand: the worker polls once a second
+_SHORTEST_LIFETIME = timedelta(seconds=5)  # others are refreshed on demand: the worker polls once a second
 _SPREAD = 10  # refreshes are spread over the tenth of a token's lifetime before its buffer begins
 _FIRST_RETRY = timedelta(minutes=1)
+
+
+def backoff(failures: int, first: timedelta, longest: timedelta, jitter: Callable[[], float]) -> timedelta:
+    """The pause after `failures` failures in a row (≥ 1): `first`, doubled with each failure up to `longest`, times a
+    random factor between 0.5 and 1."""
+    doubled = first * 2.0 ** min(failures - 1, 16)
+    return min(doubled, longest) * (0.5 + jitter() / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Schedule:
 
     buffer: timedelta
     check_interval: timedelta | None
-    jitter: Jitter
+    jitter: Callable[[], float]
 
     def refresh_due_time(self, tokens: OAuthTokens, renew_after: timedelta = timedelta.max) -> datetime | None:
         """When to refresh tokens: before a caller has to wait for it, and before they are older than `renew_after`.

@@ -4,7 +4,7 @@ from datetime import timedelta
 import pytest
 
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.service.background.due_times import Schedule
+from integration_server.domain.due_times import Schedule
 from tests.fakes.clock import NOON
 from tests.fakes.provider import HOUR
 
