@@ -51,7 +51,7 @@ def load(path: Path) -> Any:
     return module
 
 
-async def test_the_documents_recipe_makes_an_integration_that_works(database_url: str, tmp_path: Path) -> None:
+async def test_the_documented_steps_add_a_working_integration(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "my_service.py"
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:

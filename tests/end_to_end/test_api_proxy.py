@@ -59,7 +59,7 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
 # --- through the sandbox, with a bearer token ------------------------------------------------------------------------
 
 
-async def test_a_call_brings_the_providers_answer_and_no_secret(sqlite_url: str) -> None:
+async def test_a_call_returns_the_provider_response_without_secrets(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
         token = await system.bearer_token(integration_id)
@@ -82,7 +82,7 @@ async def test_a_call_brings_the_providers_answer_and_no_secret(sqlite_url: str)
         assert dead.reason == "REAUTHORIZATION_REQUIRED"
 
 
-async def test_what_must_not_be_sent_is_told_by_its_field(sqlite_url: str) -> None:
+async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
         header = pb.HttpHeader
@@ -101,14 +101,14 @@ async def test_what_must_not_be_sent_is_told_by_its_field(sqlite_url: str) -> No
         assert system.sandbox.calls.total() == before
 
 
-async def test_an_answer_over_the_cap_is_told(sqlite_url: str) -> None:
+async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> None:
     async with run_system(sqlite_url, PROXY_MAX_RESPONSE_BYTES="20") as system:
         integration_id = await system.connect()
         refused = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
         assert refused == RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
 
 
-async def test_a_failed_call_shows_and_the_next_good_one_clears_it(sqlite_url: str) -> None:
+async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await connect_key(system)
         good, system.sandbox.api_key = system.sandbox.api_key, type(system.sandbox.api_key)("another", "pair")
@@ -138,9 +138,7 @@ async def until_error_is(system: System, integration_id: int, error_class: str) 
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_provider_that_answers_429_for_a_while_has_calls_late_and_not_failed(
-    tmp_path: Path, sqlite_url: str
-) -> None:
+async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url) as (on):
         users = ["ada", "grace", "linus"]
         ids = {user: await with_key(on.clients, user) for user in users}
@@ -158,7 +156,9 @@ async def test_a_provider_that_answers_429_for_a_while_has_calls_late_and_not_fa
         assert len(on.api.refused) < len(calls) / 2  # what one is told, the others heed
 
 
-async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) -> None:
+async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once(
+    tmp_path: Path, sqlite_url: str
+) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=2, seconds=60)) as on:
         mine = await with_key(on.clients, "ada")
         for _ in range(2):
@@ -172,7 +172,7 @@ async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) 
         assert len(on.api.arrivals) == 2
 
 
-async def test_the_provider_sees_no_more_than_its_budget_and_everybody_gets_a_share(
+async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_users(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=5, seconds=1)) as on:
@@ -205,12 +205,14 @@ async def flooded(calling: Any) -> None:
 # --- several servers -------------------------------------------------------------------------------------------------
 
 
-async def test_two_servers_share_a_budget(tmp_path: Path, sqlite_url: str) -> None:
+async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
         assert await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
 
 
-async def test_without_the_storage_each_has_one_of_its_own(tmp_path: Path, sqlite_url: str) -> None:
+async def test_negative_control_without_redis_each_server_has_its_own_rate_limit(
+    tmp_path: Path, sqlite_url: str
+) -> None:
     """The twin, and what becomes of it while the storage is away."""
     away = f"redis://127.0.0.1:{free_port()}/0"
     assert 10 < await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
@@ -239,7 +241,7 @@ async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: s
         return most
 
 
-async def test_calls_go_on_while_the_storage_is_away_and_it_is_used_again(tmp_path: Path, sqlite_url: str) -> None:
+async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
         limits = APP_LIMIT.format(calls=1000, seconds=1)
         async with scenario(tmp_path, sqlite_url, limits, RATE_LIMIT_REDIS_URL=redis.url) as on:

@@ -78,7 +78,7 @@ async def call_on_new_channel(
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
-async def test_certificates_that_are_not_good_are_refused_and_names_decide_about_good_ones(
+async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     spiffe = x509.UniformResourceIdentifier
@@ -123,7 +123,7 @@ async def test_certificates_that_are_not_good_are_refused_and_names_decide_about
         await wait_until(is_believed)
 
 
-async def test_certificates_are_exchanged_while_calls_go_on(
+async def test_certificates_are_reloaded_while_calls_continue(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
@@ -169,7 +169,7 @@ async def test_certificates_are_exchanged_while_calls_go_on(
 # --- the sidecar -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
+async def test_the_sidecar_reconnects_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         system = authenticated.system
         assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code in {200, 503}
@@ -187,7 +187,7 @@ async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, t
         await wait_until(is_ready)
 
 
-async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url: str, tmp_path: Path) -> None:
+async def test_server_and_sidecar_work_on_loopback_with_tokens_only(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     credential_issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
     credential_issuer.put("sidecar.token", b"not yet")
@@ -228,7 +228,7 @@ async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url:
             assert await call_as(stranger) == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str, tmp_path: Path) -> None:
+async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     published, asked = [credential_issuer.users.jwks], []
 
@@ -261,7 +261,9 @@ async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str,
     assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
 
 
-async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_path: Path) -> None:
+async def test_negative_control_without_authentication_every_caller_has_all_permissions(
+    sqlite_url: str, tmp_path: Path
+) -> None:
     """The twin of all that is refused: the same calls on a server that does not ask who calls."""
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         integration_id = await connect(authenticated, await authenticated.backend())
@@ -272,7 +274,7 @@ async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_pat
         assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
 
 
-async def test_of_a_stranger_no_request_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: str, tmp_path: Path) -> None:
     """One whose request never comes is turned away at once. The twin is with gRPC's limits: by itself it waits."""
 
     async def never() -> AsyncIterator[bytes]:
@@ -293,7 +295,7 @@ async def test_of_a_stranger_no_request_is_waited_for(sqlite_url: str, tmp_path:
 # --- the policy ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
+async def test_a_changed_policy_is_reloaded_and_an_invalid_one_is_ignored(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
@@ -325,7 +327,7 @@ async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
         assert await call_as(backend) == grpc.StatusCode.OK
 
 
-async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_url: str, tmp_path: Path) -> None:
     for is_open, code in (("false", grpc.StatusCode.UNAUTHENTICATED), ("true", grpc.StatusCode.OK)):
         async with run_authenticated_system(
             sqlite_url, tmp_path, HEALTH_ALLOW_UNAUTHENTICATED=is_open
@@ -336,7 +338,7 @@ async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Pa
             assert await call_as(probe) == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         caller = await authenticated.unidentified(
             authenticated.credential_issuer.services.token("backend", authenticated.now)
@@ -351,7 +353,7 @@ async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, t
 # --- starting --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_start_with_invalid_files_reports_all_problems(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     credential_issuer.put(
         "policy.toml", b'[users]\npermissions = ["credentials"]\n[services.a]\npermissions = ["read"]\n'
@@ -373,7 +375,7 @@ async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_u
     assert "users.json: has no public key for signatures" in finished.err
 
 
-async def test_server_and_sidecar_run_as_processes_of_their_own(sqlite_url: str, tmp_path: Path) -> None:
+async def test_server_and_sidecar_run_in_separate_processes(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     async with run_server_process(tmp_path, sqlite_url, **credential_issuer.settings) as process:
         async with credential_issuer.channel(

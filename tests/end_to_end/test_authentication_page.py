@@ -38,7 +38,7 @@ async def python(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
-async def test_a_reader_can_run_it(tmp_path: Path) -> None:
+async def test_the_commands_on_the_page_work(tmp_path: Path) -> None:
     await python(tmp_path, str(ROOT / "tools" / "certificates.py"))
     address = f"127.0.0.1:{free_port()}"
     for name, text in {

@@ -40,7 +40,7 @@ async def history(pair: Replicas, integration_id: int) -> pb.ListHealthChecksRes
 
 
 @pytest.mark.slow
-async def test_tokens_are_renewed_and_checked_by_whichever_server(pair: Replicas) -> None:
+async def test_either_server_refreshes_tokens_and_checks_health(pair: Replicas) -> None:
     ids = await connect_many(pair)
     assert pair.refreshes() == []
 
@@ -59,7 +59,7 @@ async def test_tokens_are_renewed_and_checked_by_whichever_server(pair: Replicas
     assert [rate.failures for rate in found.error_rates] == [0, 0, 0]
 
 
-async def test_a_provider_that_is_down_shows_and_comes_back(pair: Replicas) -> None:
+async def test_the_status_follows_a_provider_that_goes_down_and_recovers(pair: Replicas) -> None:
     (integration_id, *_) = await connect_many(pair)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"userinfo": Fault(status=503)})
 
@@ -74,7 +74,7 @@ async def test_a_provider_that_is_down_shows_and_comes_back(pair: Replicas) -> N
     assert all(0 < rate.rate < 1 and rate.failures < rate.checks for rate in rates)
 
 
-async def test_who_watches_is_told_of_the_end_of_a_token_that_cannot_be_renewed(pair: Replicas) -> None:
+async def test_the_event_stream_reports_the_expiry_of_a_token_without_refresh_token(pair: Replicas) -> None:
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, access_token_lifetime=3, issue_refresh_token=False)
     stream: Any = pair.clients[0].service.WatchIntegrations(pb.WatchIntegrationsRequest(user_id="ada"))
     await stream.read()

@@ -184,7 +184,7 @@ async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str,
         assert counted == {}
 
 
-async def test_the_counters_count(database_url: str, database: Database) -> None:
+async def test_the_database_counters_count_a_connect_call(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
         with round_trips() as counted:
             await clients.begin()
@@ -192,7 +192,7 @@ async def test_the_counters_count(database_url: str, database: Database) -> None
         assert counted["loan"] >= 1
 
 
-async def test_looked_up_before_it_is_opened_each_forged_state_costs_a_round_trip(
+async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_per_forged_state(
     database_url: str, database: Database
 ) -> None:
     async with run_idle_server(database_url, database, lookup_first=True) as clients:
@@ -213,7 +213,7 @@ def _is_base64url(state: str) -> bool:
     return base64.urlsafe_b64encode(ciphertext).decode().rstrip("=") == state
 
 
-async def test_states_that_name_unknown_data_keys_cost_one_look_a_second_together(
+async def test_states_with_unknown_data_keys_cost_one_lookup_per_second_in_total(
     database_url: str, database: Database
 ) -> None:
     """Such a key may have been made a moment ago by another replica, so that somebody has to look."""

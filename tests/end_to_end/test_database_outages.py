@@ -130,7 +130,7 @@ def stopped(server: PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("away", [stopped, killed])
-async def test_a_database_that_goes_and_comes_back(
+async def test_the_server_reports_a_stopped_database_and_recovers(
     tmp_path: Path, postgres: tuple[PostgresServer, str], away: Callable[[PostgresServer], None]
 ) -> None:
     server, url = postgres
@@ -157,7 +157,9 @@ async def test_a_database_that_goes_and_comes_back(
         assert await system.bearer_token(integration_id)
 
 
-async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresServer, str]) -> None:
+async def test_the_server_reports_a_frozen_database_and_recovers(
+    tmp_path: Path, postgres: tuple[PostgresServer, str]
+) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
         integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
@@ -224,7 +226,7 @@ async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_with_it(
+async def test_health_and_cached_credentials_work_with_an_exhausted_pool(
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres
@@ -249,7 +251,7 @@ async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_wit
         await asyncio.gather(*writers, return_exceptions=True)
 
 
-async def test_without_memory_an_exhausted_pool_takes_credentials_with_it(
+async def test_negative_control_without_the_cache_credentials_need_the_exhausted_pool(
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres

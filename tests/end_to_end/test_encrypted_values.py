@@ -40,7 +40,7 @@ async def encrypted(database_url: str, integration_id: int) -> bytes:
     return bytes(value)
 
 
-async def test_credentials_with_any_byte_flipped_do_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     victim, bystander = await system.connect(account="ada"), await system.connect(account="grace")
     original = await encrypted(shared_database_url, victim)
     token = await system.bearer_token(victim)
@@ -57,7 +57,7 @@ async def test_credentials_with_any_byte_flipped_do_not_open(system: System, sha
     assert await system.bearer_token(victim) == token
 
 
-async def test_credentials_that_were_cut_emptied_or_never_sealed_do_not_open(
+async def test_truncated_empty_or_plaintext_credentials_cannot_be_decrypted(
     system: System, shared_database_url: str
 ) -> None:
     victim = await system.connect()
@@ -68,7 +68,7 @@ async def test_credentials_that_were_cut_emptied_or_never_sealed_do_not_open(
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, value[:12]
 
 
-async def test_credentials_moved_to_another_row_do_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_moved_to_another_row_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     mine, other_account = await system.connect("ada", account="ada"), await system.connect("ada", account="grace")
     theirs, bystander = await system.connect("eve", account="ada"), await system.connect("eve", account="grace")
     values = {row: await encrypted(shared_database_url, row) for row in (mine, other_account, theirs)}
@@ -83,7 +83,9 @@ async def test_credentials_moved_to_another_row_do_not_open(system: System, shar
     assert await system.bearer_token(bystander, "eve")
 
 
-async def test_a_row_given_to_another_user_or_type_does_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_of_a_row_with_another_user_or_type_cannot_be_decrypted(
+    system: System, shared_database_url: str
+) -> None:
     row = await system.connect("ada", account="ada")
     await execute(shared_database_url, set_of(row, user_id="eve"))
     assert await expect_rpc_error(system.bearer_token(row, "eve")) == UNREADABLE
@@ -93,7 +95,7 @@ async def test_a_row_given_to_another_user_or_type_does_not_open(system: System,
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
 
-async def test_a_value_of_another_column_does_not_open(system: System, shared_database_url: str) -> None:
+async def test_a_value_of_another_column_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     row = await system.connect(account="ada")
     connect_response = await system.begin()
     ((verifier,),) = await fetch(

@@ -20,7 +20,7 @@ async def connect(database_url: str, account_id: str, credentials: NewCredential
         assert row is not None
 
 
-async def test_lists_what_will_die_and_of_what(sqlite_url: str, tmp_path: Path) -> None:
+async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_url: str, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     environment = server_environment(sqlite_url, ENCRYPTION_KEY="", DEV_MODE="", COLUMNS="200")
     nothing = await run(tmp_path, environment, "expiring")

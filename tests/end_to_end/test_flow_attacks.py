@@ -115,7 +115,9 @@ async def connected_of(system: System, user_id: str) -> list[str]:
 # --- whoever finishes ------------------------------------------------------------------------------------------------
 
 
-async def test_a_victim_who_finishes_the_attackers_flow_gives_nothing_away(attack_setup: AttackSetup) -> None:
+async def test_a_victim_who_completes_the_attackers_flow_does_not_connect_their_account(
+    attack_setup: AttackSetup,
+) -> None:
     """Session fixation: Mallory begins, and has Ada consent with her account."""
     connect_response = await attack_setup.careful.begin("mallory", return_url=RETURN_URL)
     arrived = await attack_setup.careful.follow(
@@ -128,7 +130,7 @@ async def test_a_victim_who_finishes_the_attackers_flow_gives_nothing_away(attac
     assert not attack_setup.careful.sandbox.token_calls
 
 
-async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(attack_setup: AttackSetup) -> None:
+async def test_a_callback_with_another_user_id_is_rejected_without_confirmation(attack_setup: AttackSetup) -> None:
     connect_response = await attack_setup.direct.begin("mallory", redirect_uri=APP_CALLBACK)
     query = query_of(await attack_setup.direct.decide(connect_response, account="ada"))
     request = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="ada")
@@ -137,14 +139,16 @@ async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(attac
     assert not attack_setup.direct.sandbox.token_calls
 
 
-async def test_without_the_finisher_check_the_attacker_has_the_victims_account(attack_setup: AttackSetup) -> None:
+async def test_negative_control_without_the_user_check_the_attacker_connects_the_victims_account(
+    attack_setup: AttackSetup,
+) -> None:
     connect_response = await attack_setup.direct.begin("mallory", return_url=RETURN_URL)
     await attack_setup.direct.follow(await attack_setup.direct.decide(connect_response, account="ada"), BROWSER)
     assert await connected_of(attack_setup.direct, "mallory") == ["ada"]
     assert await attack_setup.direct.bearer_token(connect_response.integration_id, "mallory")
 
 
-async def test_an_attacker_does_not_finish_what_the_victim_has_begun(attack_setup: AttackSetup) -> None:
+async def test_an_attacker_cannot_complete_the_victims_flow(attack_setup: AttackSetup) -> None:
     """Mallory got hold of the whole redirect, code and state, before Ada's browser followed it."""
     connect_response = await attack_setup.careful.begin("ada", redirect_uri=APP_CALLBACK)
     query = query_of(await attack_setup.careful.decide(connect_response, account="ada"))
@@ -176,13 +180,15 @@ async def inject_code(attack_setup: AttackSetup, integration_type: str) -> RpcEr
     return None
 
 
-async def test_a_code_of_another_session_is_refused(attack_setup: AttackSetup) -> None:
+async def test_a_code_of_another_session_is_rejected(attack_setup: AttackSetup) -> None:
     assert await inject_code(attack_setup, "honest") == RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
     assert await connected_of(attack_setup.direct, "ada") == []
     assert [call.outcome for call in attack_setup.direct.sandbox.token_calls] == ["invalid_grant"]
 
 
-async def test_without_pkce_the_victim_is_connected_to_the_attackers_account(attack_setup: AttackSetup) -> None:
+async def test_negative_control_without_pkce_the_victim_is_connected_to_the_attackers_account(
+    attack_setup: AttackSetup,
+) -> None:
     assert await inject_code(attack_setup, "without_pkce") is None
     assert await connected_of(attack_setup.direct, "ada") == ["linus"]
 
@@ -210,7 +216,7 @@ def evil_forms(attack_setup: AttackSetup) -> list[dict[str, str]]:
     return recorded.forms
 
 
-async def test_a_mix_up_ends_at_the_path_of_the_type_that_was_not_begun(
+async def test_a_mix_up_fails_at_the_callback_path_of_the_other_type(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     location = await mix_up(attack_setup, "evil", callback_url("honest"))
@@ -219,7 +225,7 @@ async def test_a_mix_up_ends_at_the_path_of_the_type_that_was_not_begun(
     assert not evil_forms
 
 
-async def test_on_one_path_for_all_types_the_honest_code_goes_to_the_attacker(
+async def test_negative_control_on_a_shared_path_the_honest_code_goes_to_the_attacker(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     location = await mix_up(attack_setup, "evil", SHARED_CALLBACK)
@@ -227,7 +233,7 @@ async def test_on_one_path_for_all_types_the_honest_code_goes_to_the_attacker(
     assert [form["code"] for form in evil_forms] == [query_of(location)["code"]]
 
 
-async def test_on_one_path_for_all_types_a_declared_issuer_is_compared(
+async def test_on_a_shared_path_a_declared_issuer_is_compared(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     """RFC 9207: the twin is the test above, where the type declares no issuer."""
@@ -252,7 +258,9 @@ async def test_a_state_is_bound_to_its_type_on_every_path(attack_setup: AttackSe
     assert (await attack_setup.direct.follow(location)).json()["success"] is True
 
 
-async def test_a_code_is_traded_with_the_redirect_address_that_was_begun_with(attack_setup: AttackSetup) -> None:
+async def test_a_code_is_exchanged_with_the_redirect_uri_of_its_authorization_request(
+    attack_setup: AttackSetup,
+) -> None:
     """An answer that arrives elsewhere is traded under the address that the attempt has, not under that one."""
     connect_response = await attack_setup.direct.begin("ada", "honest", redirect_uri=APP_CALLBACK)
     code = query_of(await attack_setup.direct.decide(connect_response, account="ada"))["code"]

@@ -26,7 +26,7 @@ async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
         yield Fuzzer(system, sandbox)
 
 
-async def test_whatever_is_sent_is_answered_properly_and_with_no_secret(database_url: str, tmp_path: Path) -> None:
+async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(database_url: str, tmp_path: Path) -> None:
     async with fuzzer(tmp_path, database_url) as fuzz:
         report = await fuzz.run(CASES, seed=20_010)
     assert report.cases >= CASES
@@ -75,7 +75,7 @@ async def refuse_baldly(request: bytes, context: Any) -> bytes:
     ("handler", "finding"),
     [(fail, "UNKNOWN"), (echo, "a secret"), (refuse_with_secret, "a secret"), (refuse_baldly, "without ErrorInfo")],
 )
-async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) -> None:
+async def test_the_fuzzer_finds_a_faulty_rpc_handler(handler: Any, finding: str) -> None:
     method = next(method for method in METHODS if method.name == "ConnectWithApiKey")
     server: Any = grpc.aio.server()
     handlers: Any = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
@@ -98,7 +98,7 @@ async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) ->
         (b"HTTP/1.1 200 OK\r\n\r\n" + PLANTED.encode(), "a secret"),
     ],
 )
-async def test_an_http_answer_that_is_wrong_is_found(response: bytes, finding: str) -> None:
+async def test_the_fuzzer_finds_a_faulty_http_response(response: bytes, finding: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.write(response)

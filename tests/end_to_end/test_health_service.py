@@ -100,7 +100,9 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
         await connect_another(system)
 
 
-async def test_what_cannot_be_read_is_not_ready_and_loses_no_answer(database_url: str, tmp_path: Path) -> None:
+async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
+    database_url: str, tmp_path: Path
+) -> None:
     async with (
         run_system(database_url, REFRESH_JOURNAL_DIR=str(tmp_path / "refresh-journal")) as system,
         asyncio.timeout(60),
@@ -174,7 +176,7 @@ async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
         assert {SERVICE, CALENDARS, "grpc.health.v1.Health"} <= set(await reflected_services(system))
 
 
-async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
+async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> None:
     async with running_for_real_accounts(sqlite_url) as clients:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reflected_services(clients)

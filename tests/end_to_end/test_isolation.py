@@ -167,7 +167,9 @@ async def test_every_rpc_of_the_server_has_a_row_and_a_permission(scenario: Scen
     assert all(method_of(descriptor).permission for descriptor in methods.values())
 
 
-async def test_requests_name_users_and_integrations_only_where_the_guard_looks(scenario: Scenario) -> None:
+async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_are_authorized(
+    scenario: Scenario,
+) -> None:
     """An RPC that names them elsewhere needs a guard that looks there."""
     for method in (await reflected_methods(scenario.backend)).values():
         if method.containing_service.full_name.startswith("integrations."):
@@ -308,7 +310,7 @@ FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATI
 
 
 @pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
-async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
+async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     scenario: Scenario, name: str, column: str
 ) -> None:
     ((path, method),) = (
@@ -385,7 +387,7 @@ async def tidy(scenario: Scenario) -> None:
 # --- beside the rows -------------------------------------------------------------------------------------------------
 
 
-async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scenario: Scenario) -> None:
+async def test_an_unknown_method_is_reported_to_authenticated_callers_only(scenario: Scenario) -> None:
     for path in ("/integrations.v1.IntegrationService/NoSuchMethod", "/no.such.Service/Method"):
         for column, code in (
             ("nobody", grpc.StatusCode.UNAUTHENTICATED),
@@ -399,7 +401,7 @@ async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scenario
             assert refused.value.code() == code
 
 
-async def test_what_an_unknown_caller_sends_is_not_read(scenario: Scenario) -> None:
+async def test_the_request_of_an_unknown_caller_is_not_parsed(scenario: Scenario) -> None:
     codes = {}
     for column in ("nobody", "unlisted", "backend"):
         make: Any = scenario.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
@@ -413,7 +415,7 @@ async def test_what_an_unknown_caller_sends_is_not_read(scenario: Scenario) -> N
     }
 
 
-async def test_integrations_out_of_reach_are_not_there_in_lists_either(scenario: Scenario) -> None:
+async def test_lists_leave_out_integrations_of_types_that_are_not_allowed(scenario: Scenario) -> None:
     key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key=key)
     other = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
@@ -433,7 +435,7 @@ async def test_integrations_out_of_reach_are_not_there_in_lists_either(scenario:
     await tidy(scenario)
 
 
-async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scenario: Scenario) -> None:
+async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: Scenario) -> None:
     wanted = {
         "backend, for all": ("backend", pb.WatchIntegrationsRequest()),
         "backend, for ada": ("backend", pb.WatchIntegrationsRequest(user_id="ada")),

@@ -77,7 +77,7 @@ async def reported_changes(database_url: str) -> set[tuple[str, str]]:
 
 
 @pytest.mark.slow
-async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Path, database_url: str) -> None:
+async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Path, database_url: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -105,7 +105,7 @@ async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Pa
         assert await unreadable(clients, ROWS) == []
 
 
-async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path, database_url: str) -> None:
+async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, database_url: str) -> None:
     environment = environment_for(tmp_path, database_url, DATA_KEY_MAX_AGE_DAYS="30")
     await fill(database_url, environment["ENCRYPTION_KEY"], 50)
     (old,) = await data_key_ids(database_url)
@@ -124,7 +124,7 @@ async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path
     assert " 0 " in line
 
 
-async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open_is_told(
+async def test_a_rotation_completes_with_the_added_key_and_reports_undecryptable_values(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     environment = environment_for(tmp_path, sqlite_url)
@@ -161,7 +161,7 @@ async def is_rotation_complete(database_url: str, keys: int) -> bool:
     return len(found) == keys and all(key.is_rotation_complete for key in found)
 
 
-async def test_another_encryption_key_while_servers_run(tmp_path: Path, sqlite_url: str) -> None:
+async def test_the_encryption_key_is_replaced_while_servers_run(tmp_path: Path, sqlite_url: str) -> None:
     environment = environment_for(tmp_path, sqlite_url)
     former, new = environment["ENCRYPTION_KEY"], new_key()
     both = {**environment, "ENCRYPTION_KEY": new, "ENCRYPTION_KEYS_RETIRED": former}
@@ -180,7 +180,9 @@ async def test_another_encryption_key_while_servers_run(tmp_path: Path, sqlite_u
 
 
 @pytest.mark.slow
-async def test_from_the_local_key_to_aws_kms(tmp_path: Path, sqlite_url: str, aws: dict[str, str]) -> None:
+async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
+    tmp_path: Path, sqlite_url: str, aws: dict[str, str]
+) -> None:
     local = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, local["ENCRYPTION_KEY"], 20)
     both = {**local, **aws}

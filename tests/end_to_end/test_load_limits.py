@@ -112,7 +112,9 @@ SILENCES = {
 
 
 @pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
-async def test_silent_clients_of_grpc_do_not_take_all_files(said: bytes, sqlite_url: str, tmp_path: Path) -> None:
+async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
+    said: bytes, sqlite_url: str, tmp_path: Path
+) -> None:
     limits = {"GRPC_HANDSHAKE_SECONDS": "1", "GRPC_CONNECTION_IDLE_SECONDS": "1"}
     async with server(tmp_path, sqlite_url, **limits) as command:
         grpc_address = command.serving["grpc"]
@@ -124,7 +126,9 @@ async def test_silent_clients_of_grpc_do_not_take_all_files(said: bytes, sqlite_
 
 
 @pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
-async def test_without_the_limits_they_do(said: bytes, tmp_path: Path) -> None:
+async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_descriptors(
+    said: bytes, tmp_path: Path
+) -> None:
     async with unlimited(tmp_path) as command:
         assert await is_serving(command.serving["grpc"], DEADLINE)
         async with connections(command.serving["grpc"], SILENT * [said]):
@@ -132,7 +136,7 @@ async def test_without_the_limits_they_do(said: bytes, tmp_path: Path) -> None:
             assert open_files(command) == FILES
 
 
-async def test_a_connection_that_was_there_before_does_not_notice(sqlite_url: str, tmp_path: Path) -> None:
+async def test_an_established_connection_works_beside_silent_clients(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url) as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
@@ -145,7 +149,7 @@ async def test_a_connection_that_was_there_before_does_not_notice(sqlite_url: st
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
-async def test_silent_clients_of_the_sidecar_do_not_take_all_files(
+async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
     said: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
     async with server(tmp_path, sqlite_url) as command, connections(command.serving["sidecar"], SILENT * [said]):
@@ -155,7 +159,9 @@ async def test_silent_clients_of_the_sidecar_do_not_take_all_files(
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
-async def test_on_uvicorn_alone_they_do(said: bytes, tmp_path: Path) -> None:
+async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_file_descriptors(
+    said: bytes, tmp_path: Path
+) -> None:
     async with unlimited(tmp_path) as command:
         assert await is_answering(command.serving["sidecar"], DEADLINE)
         async with connections(command.serving["sidecar"], SILENT * [said]):
@@ -198,7 +204,7 @@ async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
     return peak - before
 
 
-async def test_large_bodies_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+async def test_large_bodies_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
         assert await is_answering(sidecar, DEADLINE)
@@ -208,14 +214,14 @@ async def test_large_bodies_do_not_take_memory(sqlite_url: str, tmp_path: Path) 
         assert await is_answering(sidecar, DEADLINE)
 
 
-async def test_without_the_limit_they_do(tmp_path: Path) -> None:
+async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_path: Path) -> None:
     async with unlimited(tmp_path) as command:
         pouring = asyncio.ensure_future(pour(command.serving["sidecar"]))
         assert await peak_while(command, pouring) > LARGE * 0.9
         assert b" 405 " in await pouring
 
 
-async def test_ten_thousand_headers_and_huge_urls_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
     headers = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n"
     huge = b"GET /" + b"x" * (5 * MIB)
     async with server(tmp_path, sqlite_url) as command:
@@ -231,7 +237,7 @@ async def test_ten_thousand_headers_and_huge_urls_do_not_take_memory(sqlite_url:
 # --- calls ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_message_and_metadata_that_are_too_large_are_refused(sqlite_url: str, tmp_path: Path) -> None:
+async def test_oversized_messages_and_metadata_are_rejected(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url, GRPC_MAX_MESSAGE_BYTES="65536") as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
@@ -247,7 +253,7 @@ async def test_a_message_and_metadata_that_are_too_large_are_refused(sqlite_url:
         await service.ListIntegrations(usual, metadata=[("x-long", "y" * 10_000)])
 
 
-async def test_a_caller_with_too_many_calls_is_told_and_health_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_caller_over_its_quota_is_rejected_and_health_checks_continue(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url, CALLER_MAX_CALLS_PER_SECOND="20") as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,

@@ -113,7 +113,7 @@ def spent(sandbox: Sandbox) -> set[str | None]:
 
 
 @pytest.mark.slow
-async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqlite_url: str) -> None:
+async def test_every_malformed_refresh_response_has_its_error_and_status(sqlite_url: str) -> None:
     sandbox = Sandbox()
     environment: dict[str, str] = {}
     for case in CASES:

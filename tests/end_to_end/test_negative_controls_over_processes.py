@@ -64,7 +64,7 @@ async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
 
 
 @pytest.mark.parametrize("variant", ["", "without lease"])
-async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
+async def test_the_lease_prevents_two_servers_from_using_a_refresh_token_twice(
     pairs: Pairs, database_url: str, variant: str
 ) -> None:
     async with pairs(database_url, variant, lease=30) as pair:
@@ -93,7 +93,7 @@ async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
 
 
 @pytest.mark.parametrize("variant", ["", "without shield"])
-async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
+async def test_the_detached_task_prevents_a_callers_deadline_from_losing_a_token(
     pairs: Pairs, sqlite_url: str, variant: str
 ) -> None:
     async with pairs(sqlite_url, variant) as pair:
@@ -116,7 +116,7 @@ async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("variant", ["", "without fence"])
-async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
+async def test_the_fence_prevents_an_old_response_from_replacing_a_newer_one(
     pairs: Pairs, postgres_url: str, variant: str
 ) -> None:
     async with pairs(postgres_url, variant, grace=GRACE) as pair:

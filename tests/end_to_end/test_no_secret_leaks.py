@@ -226,13 +226,13 @@ async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
 
 
 @pytest.mark.parametrize("form", [name for name, _ in forms(CANARY)])
-def test_the_search_finds_each_form_of_a_secret_that_is_there(form: str) -> None:
+def test_the_scanner_finds_each_form_of_a_secret(form: str) -> None:
     needle = dict(forms(CANARY))[form]
     for planted in (needle, b"before" + needle + b"after", b"\\x" + needle.hex().encode(), needle.hex().encode()):
         assert ("canary", "place", form) in find_secrets({"canary": {CANARY}}, {"place": planted})
 
 
-def test_the_search_finds_a_secret_inside_what_was_encoded_as_a_whole() -> None:
+def test_the_scanner_finds_a_secret_inside_an_encoded_text() -> None:
     for before in ("", "x", "xx", "xxx"):
         document = json.dumps({before: CANARY}).encode()
         for encode in (base64.b64encode, base64.urlsafe_b64encode):

@@ -128,7 +128,7 @@ def assert_quiet(observed_page: ObservedPage, url: str) -> None:
 # --- hostile values ------------------------------------------------------------------------------------------------
 
 
-async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: Browser, sqlite_url: str) -> None:
+async def test_nothing_of_a_callback_is_executed_or_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         await observed_page.go(f"{system.sidecar_url}{CALLBACK}?code=c&state=s")
         harmless = await observed_page.page.content()
@@ -143,7 +143,7 @@ async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: 
             assert_quiet(observed_page, url)
 
 
-async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+async def test_hostile_paths_are_not_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for text in HOSTILE_TEXTS[:5]:
             observed_page.requests.clear()
@@ -155,7 +155,7 @@ async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -
             assert_quiet(observed_page, url)
 
 
-async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+async def test_hostile_integration_and_account_names_are_not_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for name in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()
@@ -171,7 +171,7 @@ async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser
         assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # it did come
 
 
-async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqlite_url: str) -> None:
+async def test_a_hostile_provider_error_is_shown_in_our_words(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for text in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()
@@ -184,7 +184,7 @@ async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqli
             assert_quiet(observed_page, url)
 
 
-async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
+async def test_a_return_url_receives_the_outcome_without_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
     """The app's page asks what a page can know of where the browser comes from."""
     seen: list[Request] = []
 
@@ -284,7 +284,7 @@ async def opened(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIte
         yield observed_page
 
 
-async def test_what_is_injected_into_a_page_is_blocked_by_its_policy(browser: Browser) -> None:
+async def test_injected_markup_is_blocked_by_the_content_security_policy(browser: Browser) -> None:
     app = ModifiedApp("".join(INJECTED.values()))
     async with opened(browser, app) as observed_page:
         assert "/ran/script" in await observed_page.page.content()
@@ -294,14 +294,14 @@ async def test_what_is_injected_into_a_page_is_blocked_by_its_policy(browser: Br
 
 
 @pytest.mark.parametrize("kind", INJECTED)
-async def test_without_the_policy_it_runs_or_loads(browser: Browser, kind: str) -> None:
+async def test_negative_control_without_the_policy_injected_markup_runs(browser: Browser, kind: str) -> None:
     app = ModifiedApp(INJECTED[kind], without=POLICY)
     async with opened(browser, app):
         assert kind in app.ran
 
 
 @pytest.mark.parametrize(("without", "ran"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
-async def test_a_form_goes_nowhere_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
+async def test_a_form_is_not_submitted_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
     app = ModifiedApp(FORM, without=without)
     async with opened(browser, app) as observed_page:
         await observed_page.page.click("button", no_wait_after=True)
@@ -310,7 +310,7 @@ async def test_a_form_goes_nowhere_under_the_policy(browser: Browser, without: s
 
 
 @pytest.mark.parametrize(("without", "shown"), [("", False), (POLICY, True)], ids=["with", "without"])
-async def test_nobody_frames_a_page_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
+async def test_a_page_is_not_framed_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
     async with served(ModifiedApp(without=without)) as url:
 
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -322,7 +322,7 @@ async def test_nobody_frames_a_page_under_the_policy(browser: Browser, without: 
 
 
 @pytest.mark.parametrize(("without", "reported"), [("", False), (REFERRER, True)], ids=["with", "without"])
-async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without: str, reported: bool) -> None:
+async def test_a_followed_link_sends_no_referrer(browser: Browser, without: str, reported: bool) -> None:
     """Within an origin, where today's browsers tell everything unless the policy says otherwise."""
     app = ModifiedApp(LINK, without=without)
     async with opened(browser, app) as observed_page:
@@ -334,7 +334,7 @@ async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without:
 
 
 @pytest.mark.parametrize(("without", "times"), [("", 2), (CACHE, 1)], ids=["with", "without"])
-async def test_a_page_is_kept_in_no_cache(browser: Browser, without: str, times: int) -> None:
+async def test_a_page_is_not_cached(browser: Browser, without: str, times: int) -> None:
     app = ModifiedApp(without=without)
     async with opened(browser, app) as observed_page:
         await observed_page.go("about:blank")

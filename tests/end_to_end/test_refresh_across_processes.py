@@ -47,7 +47,7 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
         yield running
 
 
-async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
+async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
     integration_id = await replicas.clients[0].connect()
     for _ in range(ROUNDS):
         await expired(replicas, integration_id)
@@ -60,7 +60,7 @@ async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: 
     assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE
 
 
-async def test_a_server_that_sleeps_through_its_lease_loses_nothing(pair: Replicas) -> None:
+async def test_a_server_suspended_past_its_lease_loses_no_token(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": SLOW})
     sleeping = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
@@ -77,7 +77,7 @@ async def test_a_server_that_sleeps_through_its_lease_loses_nothing(pair: Replic
     assert pair.refreshes() == ["ok", "ok"]
 
 
-async def test_a_refresh_lost_in_a_crash_is_told_and_not_tried_in_a_loop(pair: Replicas) -> None:
+async def test_a_refresh_lost_in_a_crash_is_reported_and_not_repeated(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(handle_first=True)})
     lost = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
@@ -109,7 +109,7 @@ def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
 
 
 @pytest.mark.slow
-async def test_an_answer_that_comes_while_the_database_is_gone_survives_a_crash(
+async def test_a_response_received_during_a_database_outage_survives_a_crash(
     tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres

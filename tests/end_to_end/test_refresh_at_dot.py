@@ -72,7 +72,7 @@ async def running_pair(
 
 
 @pytest.mark.slow
-async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
+async def test_a_grant_with_reuse_protection_survives_concurrent_refreshes(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
     async with running_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
@@ -95,7 +95,7 @@ async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
 
 
 @pytest.mark.parametrize("grace", [GRACE, 0], ids=["grace", "strict"])
-async def test_a_lost_call_recovers_where_the_provider_gives_a_grace(
+async def test_a_lost_refresh_is_repeated_within_the_grace_period(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str, grace: int
 ) -> None:
     options = {"refresh_token_grace_period_seconds": grace}

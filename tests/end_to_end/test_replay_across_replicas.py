@@ -75,7 +75,7 @@ def copy_of(sqlite_url: str, name: str) -> str:
     return f"sqlite:///{path.with_name(name)}"
 
 
-async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+async def test_a_state_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         assert (await first.service.HandleCallback(brought)).success
@@ -83,7 +83,7 @@ async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(databas
         assert len(first.sandbox.token_calls) == 1
 
 
-async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_url: str) -> None:
+async def test_one_of_concurrent_callbacks_at_both_replicas_is_exchanged(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         calls = [replica.service.HandleCallback(brought) for replica in (first, second) for _ in range(10)]
@@ -92,7 +92,7 @@ async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_u
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
 
 
-async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+async def test_a_confirmation_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     careful = {"SKIP_CONFIRMATION": "false"}
     async with (
         first_replica(database_url, **careful) as first,
@@ -106,7 +106,7 @@ async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(
         assert len(first.sandbox.token_calls) == 1
 
 
-async def test_a_replica_that_shared_no_database_would_use_a_state_once_more(sqlite_url: str) -> None:
+async def test_negative_control_a_replica_with_its_own_database_accepts_the_state_again(sqlite_url: str) -> None:
     async with first_replica(sqlite_url) as first:
         brought = await callback(first)
         async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
@@ -117,7 +117,7 @@ async def test_a_replica_that_shared_no_database_would_use_a_state_once_more(sql
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]
 
 
-async def test_a_replica_that_shared_no_database_would_confirm_once_more(sqlite_url: str) -> None:
+async def test_negative_control_a_replica_with_its_own_database_confirms_again(sqlite_url: str) -> None:
     careful = {"SKIP_CONFIRMATION": "false"}
     async with first_replica(sqlite_url, **careful) as first:
         token = (await first.service.HandleCallback(await callback(first))).confirmation_token

@@ -58,7 +58,9 @@ async def outbox_is_empty(database_url: str) -> bool:
 
 
 @in_module_loop
-async def test_a_provider_that_is_down_is_told_of_and_asked_again(system: System, shared_database_url: str) -> None:
+async def test_a_revocation_is_pending_while_the_provider_is_down_and_is_repeated(
+    system: System, shared_database_url: str
+) -> None:
     integration_id = await system.connect()
     set_fault(system.sandbox, revoke=DOWN)
     response = await disconnect(system, integration_id)
@@ -72,7 +74,7 @@ async def test_a_provider_that_is_down_is_told_of_and_asked_again(system: System
 
 
 @in_module_loop
-async def test_a_provider_that_hangs_is_not_waited_for(system: System) -> None:
+async def test_a_disconnection_does_not_wait_for_a_hanging_provider(system: System) -> None:
     integration_id = await system.connect()
     held = HeldResponse()
     set_fault(system.sandbox, revoke=held)
@@ -84,7 +86,7 @@ async def test_a_provider_that_hangs_is_not_waited_for(system: System) -> None:
 
 
 @in_module_loop
-async def test_the_states_are_told_apart(system: System) -> None:
+async def test_a_disconnection_reports_the_revocation_state(system: System) -> None:
     pending = (await system.begin()).integration_id
     assert (await disconnect(system, pending)).revocation_state == integration_pb2.REVOCATION_STATE_NOTHING_TO_REVOKE
     key = await system.service.ConnectWithApiKey(
@@ -100,7 +102,7 @@ async def test_the_states_are_told_apart(system: System) -> None:
 
 
 @in_module_loop
-async def test_a_refresh_that_comes_back_too_late_is_revoked_too(system: System) -> None:
+async def test_the_token_of_a_refresh_that_ends_after_the_disconnection_is_revoked(system: System) -> None:
     integration_id = await system.connect()
     held = HeldResponse(handle_first=True)
     # It no longer knows the token that the refresh has spent, which is no error (RFC 7009 §2.2).
@@ -123,7 +125,7 @@ async def test_a_refresh_that_comes_back_too_late_is_revoked_too(system: System)
 
 
 @in_module_loop
-async def test_tokens_of_another_account_do_not_stay_alive(system: System) -> None:
+async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> None:
     integration_id = await system.connect(account="ada")
     connect_response = await system.begin(integration_id=integration_id)
     response = await system.follow(await system.decide(connect_response, account="linus"))
@@ -133,7 +135,7 @@ async def test_tokens_of_another_account_do_not_stay_alive(system: System) -> No
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-async def test_an_account_that_was_connected_again_survives_the_revocation_of_its_former_grant(
+async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
     database_url: str, is_declared: bool
 ) -> None:
     """Where revoking ends all that a client holds of an account; the twin does not declare that it does."""
@@ -191,13 +193,13 @@ async def killed_while_revoking(pair: Replicas) -> None:
     assert not await is_invalid_grant(pair.sandbox)
 
 
-async def test_a_server_that_dies_while_revoking_is_followed_by_another(pair: Replicas) -> None:
+async def test_another_server_completes_the_revocation_of_a_killed_server(pair: Replicas) -> None:
     await killed_while_revoking(pair)
     set_fault(pair.sandbox)
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
 
-async def test_without_the_outbox_its_grant_would_stay_alive(pair: Replicas, database_url: str) -> None:
+async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: Replicas, database_url: str) -> None:
     await killed_while_revoking(pair)
     await execute(database_url, delete(revocations))
     set_fault(pair.sandbox)
@@ -212,7 +214,7 @@ async def test_without_the_outbox_its_grant_would_stay_alive(pair: Replicas, dat
 
 
 @pytest.mark.slow
-async def test_two_servers_make_one_call_an_attempt(pair: Replicas) -> None:
+async def test_two_servers_send_one_request_per_attempt(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=DOWN)
     await disconnect(pair.clients[0], integration_id)
@@ -239,7 +241,7 @@ def attempts_of(pair: Replicas) -> list[int]:
 
 
 @pytest.mark.slow
-async def test_giving_up_is_an_error_in_the_log(tmp_path: Path, database_url: str) -> None:
+async def test_an_abandoned_revocation_is_logged_as_an_error(tmp_path: Path, database_url: str) -> None:
     async with run_replicas(tmp_path, database_url, servers=1, REVOCATION_GIVE_UP_HOURS="0.001") as alone:
         set_fault(alone.sandbox, revoke=DOWN)
         await disconnect(alone.clients[0], await alone.clients[0].connect())

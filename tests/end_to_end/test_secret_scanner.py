@@ -62,7 +62,7 @@ async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: s
     assert tokens[0] not in str(leaked.value)
 
 
-async def test_what_a_process_was_configured_with_is_found(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str, tmp_path: Path) -> None:
     """Here by way of an address, which is quoted where it is wrong."""
     key = new_key()
     environment = server_environment(sqlite_url, ENCRYPTION_KEY=key, PUBLIC_URL="http://wrong.example/" + key)
@@ -70,7 +70,7 @@ async def test_what_a_process_was_configured_with_is_found(sqlite_url: str, tmp_
         await run(tmp_path, environment, "types")
 
 
-async def test_a_run_that_leaves_nothing_ends_well(database_url: str, tmp_path: Path) -> None:
+async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:
         await connected_and_used(system)
     async with run_server_process(tmp_path, database_url, ENCRYPTION_KEY=base64.b64encode(KEY).decode()) as another:

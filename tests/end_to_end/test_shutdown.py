@@ -17,7 +17,7 @@ KEY = new_key()
 SOON = 18.0  # seconds: less than the 20 that a server waits for calls under way; a watch is not a call under way
 
 
-async def test_what_is_under_way_finishes_after_health_says_no_more(sqlite_url: str, tmp_path: Path) -> None:
+async def test_calls_in_flight_complete_after_health_reports_not_serving(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url, forked=False) as system:
         mine, theirs = await system.connect("ada"), await system.connect("eve")
         watch = system.health.Watch(HealthCheckRequest())
@@ -50,7 +50,7 @@ def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:
     return pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True)
 
 
-async def test_an_idle_server_ends_soon_although_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
+async def test_an_idle_server_stops_soon_while_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
     async def stop(number: signal.Signals) -> None:
         directory = tmp_path / number.name
         directory.mkdir()

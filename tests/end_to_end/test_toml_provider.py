@@ -46,7 +46,7 @@ def environment(dot: DotServer, empty_database_url: str, tmp_path: Path) -> dict
     )
 
 
-async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
+async def test_a_toml_file_and_two_variables_add_a_working_provider(
     dot: DotServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     migrated = await run(tmp_path, environment, "migrate")

@@ -17,7 +17,7 @@ from tests.end_to_end.webhook_senders import (
 )
 
 
-async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS) as servers:
@@ -26,7 +26,7 @@ async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
     assert (result.accepted, result.lost, result.duplicates, result.out_of_order, result.unreported) == (48, 0, 0, 0, 0)
 
 
-async def test_without_deduplication_every_event_is_there_twice(
+async def test_negative_control_without_deduplication_every_event_is_stored_twice(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
     """The twin."""
@@ -36,7 +36,7 @@ async def test_without_deduplication_every_event_is_there_twice(
         assert len(await list_inbox(servers.all[0].clients, accounts[0])) == 10
 
 
-async def test_a_server_that_is_killed_and_comes_back_is_watched_on_from_the_cursor(
+async def test_a_stream_resumes_from_its_cursor_after_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS, count=1) as servers:

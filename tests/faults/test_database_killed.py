@@ -112,7 +112,7 @@ async def require_acknowledged(url: str, all_acknowledged: list[AcknowledgedWrit
 
 
 @pytest.mark.postgres
-async def test_what_was_acknowledged_survives_a_crash_of_the_database(
+async def test_acknowledged_writes_survive_a_crash_of_the_database(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres

@@ -40,7 +40,7 @@ FREEZE_SECONDS = (
 
 
 @pytest.mark.parametrize("grace", [0, GRACE], ids=["strict", "grace"])
-async def test_nothing_is_lost_when_a_server_is_frozen(
+async def test_no_token_is_lost_when_a_server_is_frozen(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str, grace: int
 ) -> None:
     seen: Counter[RefreshProgress] = Counter()

@@ -77,7 +77,7 @@ async def require_no_loop(replicas: Replicas, lost: Sequence[LoadedIntegration])
 
 
 @pytest.mark.parametrize("grace", [0, GRACE], ids=["strict", "grace"])
-async def test_nothing_is_lost_unseen_when_a_server_is_killed(
+async def test_no_token_is_lost_unnoticed_when_a_server_is_killed(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str, grace: int
 ) -> None:
     seen: Counter[RefreshProgress] = Counter()

@@ -37,7 +37,7 @@ def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 @pytest.mark.slow
-async def test_none_is_unreadable_and_no_call_fails(
+async def test_every_value_is_readable_and_no_call_fails_during_rotations(
     tmp_path: Path, database_url: str, report_line: Callable[[str], None]
 ) -> None:
     report_line(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")

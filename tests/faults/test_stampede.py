@@ -25,7 +25,7 @@ async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], l
     return set(tokens), replicas.refreshes()[before:]
 
 
-async def test_a_thousand_callers_make_one_call_and_share_its_token(
+async def test_a_thousand_callers_share_the_token_of_one_refresh(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_replicas(tmp_path, database_url, SERVERS, lease=LEASE, start=prefork.serving) as replicas:

@@ -13,7 +13,7 @@ SENT_TWICE = 0.2
 MINUTE = 60.0
 
 
-async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     """One round, whatever is asked for: it is the only one in its database."""
