@@ -1,4 +1,4 @@
-"""What attackers send: addresses that are like an allowed one, states that are like ours, and texts for pages."""
+"""Inputs of attackers: URLs similar to an allowed one, forged states, and texts for pages."""
 
 import base64
 import itertools
@@ -26,7 +26,7 @@ HOSTILE_TEXTS = (
 
 
 def similar_urls(address: str) -> list[str]:
-    """Addresses that are like this one, each of which some way of comparing takes for it. It has a path."""
+    """URLs similar to this one, each of which a lax comparison accepts. The URL must have a path."""
     return sorted(set(_similar_urls(address)) - {address, ""})
 
 

@@ -1,4 +1,4 @@
-"""Reaching into a server's database behind its back."""
+"""Direct access to a server's database."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calls to a provider's API over real servers: what arrives there, when, and whose turn it is."""
+"""Calls to a provider's API through running servers: requests, rate limits and fairness."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ def call(integration_id: int, user_id: str = "ada", path: str = "/things", **fie
 
 
 async def with_key(clients: Clients, user_id: str) -> int:
-    """An integration of the API, its key named after the user."""
+    """An integration of the API with a key that contains the user id."""
     request = pb.ConnectWithApiKeyRequest(user_id=user_id, integration_type="acme", api_key=f"key-of-{user_id}")
     return int((await clients.service.ConnectWithApiKey(request)).integration.integration_id)
 
@@ -116,7 +116,7 @@ async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sql
         assert response.status_code == 401
         await until_error_is(system, integration_id, "PROVIDER_REJECTED")
         system.sandbox.api_key = good
-        await asyncio.sleep(0.3)  # the server has heard by then that the row changed
+        await asyncio.sleep(0.3)  # by then the server has read the change of the row
         assert (await system.service.CallProvider(call(integration_id, path="/account"))).status_code == 200
         await until_error_is(system, integration_id, "")
 
@@ -153,7 +153,7 @@ async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(t
         assert {response.status_code for response in responses} == {200}
         assert on.api.by_key() == {f"key-of-{user}": 30 for user in users}
         assert late >= 2
-        assert len(on.api.refused) < len(calls) / 2  # what one is told, the others heed
+        assert len(on.api.refused) < len(calls) / 2  # a 429 for one call delays the others too
 
 
 async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once(
@@ -192,7 +192,7 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
         share = meanwhile.count("key-of-grace") / len(meanwhile)
         print(f"share of the user who came into another's flood: {share:.2f} of {len(meanwhile)} calls")
         await asyncio.gather(*flooding)
-        assert share > 0.33  # a half, less what passed before she was there; in turn of arrival it would be a quarter
+        assert share > 0.33  # a half, less the calls sent before hers; in order of arrival it would be a quarter
         # Half of the window, since a busy machine delays arrivals; without the budget, 30 calls would arrive at once.
         assert on.api.max_within(0.5) <= 6  # the budget, and one that took longer to arrive
 
@@ -213,7 +213,7 @@ async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_ur
 async def test_negative_control_without_redis_each_server_has_its_own_rate_limit(
     tmp_path: Path, sqlite_url: str
 ) -> None:
-    """The twin, and what becomes of it while the storage is away."""
+    """Without Redis, each server counts alone."""
     away = f"redis://127.0.0.1:{free_port()}/0"
     assert 10 < await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
 
@@ -255,7 +255,7 @@ async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tm
 
 
 async def counted(redis: RedisServer, on: Scenario, mine: int) -> bool:
-    """Whether a call leaves something in the storage."""
+    """Whether a call leaves a key in Redis."""
     from redis.asyncio import Redis
 
     assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200

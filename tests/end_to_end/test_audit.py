@@ -1,4 +1,4 @@
-"""Who did what is written down, and altering it shows."""
+"""The audit log of a running server, and the detection of altered entries."""
 
 from pathlib import Path
 
@@ -42,8 +42,8 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
             ("complete", "ada", "OK", ""),
             *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
-            ("refresh", "ada", "OK", ""),  # by the server, which asked the provider
-            ("refresh", "ada", "OK", ""),  # by the caller, who asked for it
+            ("refresh", "ada", "OK", ""),  # by the server, which called the provider
+            ("refresh", "ada", "OK", ""),  # by the caller, who requested it
             ("disconnect", "ada", "OK", ""),
         ]
     )

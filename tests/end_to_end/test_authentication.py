@@ -1,4 +1,4 @@
-"""Knowing callers on a real server: certificates, tokens, the policy, and all of them exchanged while it runs."""
+"""Authentication on a running server: certificates, tokens, the policy, and their reload."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ TYPES = pb.ListIntegrationTypesRequest()
 
 
 async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
-    """OK, or what the call failed with."""
+    """The status code of a call."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -43,19 +43,19 @@ async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
 
 
 async def call_as(caller: Caller) -> grpc.StatusCode:
-    """How the simplest call goes."""
+    """The status code of `ListIntegrationTypes`."""
     return await code_of(caller.service.ListIntegrationTypes(TYPES, metadata=caller.metadata, timeout=30))
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for something that takes a moment."""
+    """Poll until the condition holds."""
     async with asyncio.timeout(DEADLINE):
         while not await condition():  # noqa: ASYNC110  # nothing here is told when the server has looked
             await asyncio.sleep(0.05)
 
 
 async def wait_for_log(capfd: pytest.CaptureFixture[str], text: str) -> None:
-    """Wait until the server has logged the text."""
+    """Wait until the server's log contains the text."""
     reported = ""
 
     async def is_logged() -> bool:
@@ -69,8 +69,8 @@ async def wait_for_log(capfd: pytest.CaptureFixture[str], text: str) -> None:
 async def call_on_new_channel(
     authenticated: AuthenticatedSystem, pair: Pair | None, roots: bytes | None = None
 ) -> grpc.StatusCode:
-    """How a call goes on a connection of its own."""
-    # Channels with equal credentials would share a connection.
+    """The status code of a call on a new connection."""
+    # Channels with equal credentials share a connection.
     async with authenticated.credential_issuer.channel(authenticated.system.grpc_address, pair, roots) as channel:
         return await call_as(Caller(channel))
 
@@ -100,12 +100,12 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
             ([spiffe(backend)], grpc.StatusCode.OK),
             ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
             ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
-            ([], grpc.StatusCode.UNAUTHENTICATED),  # its common name is not looked at
+            ([], grpc.StatusCode.UNAUTHENTICATED),  # the common name is ignored
             ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
             ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
-            # The SPIFFE ID is the name, where there is one.
+            # A SPIFFE ID takes precedence over other names.
             ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
             ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
         ]
@@ -113,7 +113,7 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
             pair = credential_issuer.authority.issue(given, common_name="other-type.integrations.example")
             assert await call_on_new_channel(authenticated, pair) == code, given
 
-        # The twin: the server is told to believe the other authority, and the same certificate is good.
+        # Negative control: a server that trusts the other authority accepts the same certificate.
         credential_issuer.put("ca.pem", credential_issuer.authority.certificate + stranger.certificate)
         pair = refused["of another authority"]
 
@@ -160,7 +160,7 @@ async def test_certificates_are_reloaded_while_calls_continue(
         going.cancel()
         assert codes == {grpc.StatusCode.OK}
 
-        # A key that is not the certificate's changes nothing.
+        # A key that does not belong to the certificate is ignored.
         credential_issuer.put("server-key.pem", old.issue(SERVER).key)
         await wait_for_log(capfd, "is not the key of")
         assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
@@ -255,7 +255,7 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
             renewed = TokenIssuer(credential_issuer.users.issuer, kid="two")
             published.append(renewed.jwks)
             late = Caller(system.channel, renewed.token("ada", utc_now()))
-            assert await call_as(late) == grpc.StatusCode.UNAUTHENTICATED  # it was asked a moment ago
+            assert await call_as(late) == grpc.StatusCode.UNAUTHENTICATED  # it was fetched a moment ago
             system.clock.shift = timedelta(seconds=11)
             assert await call_as(late) == grpc.StatusCode.OK
     assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
@@ -264,7 +264,7 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
 async def test_negative_control_without_authentication_every_caller_has_all_permissions(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    """The twin of all that is refused: the same calls on a server that does not ask who calls."""
+    """The calls that are rejected above succeed on a server without authentication."""
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         integration_id = await connect(authenticated, await authenticated.backend())
         request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
@@ -275,7 +275,7 @@ async def test_negative_control_without_authentication_every_caller_has_all_perm
 
 
 async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: str, tmp_path: Path) -> None:
-    """One whose request never comes is turned away at once. The twin is with gRPC's limits: by itself it waits."""
+    """A caller that sends no request is rejected at once. Negative control: gRPC alone waits for it."""
 
     async def never() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()

@@ -16,13 +16,13 @@ PAGE = (ROOT / "docs" / "authentication-and-authorization.md").read_text()
 
 
 def block(language: str, containing: str) -> str:
-    """The one code block of the page with that text."""
+    """The code block of the page that contains the text."""
     (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if containing in text)
     return str(found)
 
 
 async def python(directory: Path, *arguments: str) -> str:
-    """What a program prints, run as a reader would from a working copy."""
+    """The output of a program, run in a working copy."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "generated")])
     done = await asyncio.to_thread(
         subprocess.run,

@@ -1,4 +1,4 @@
-"""What servers do by themselves: refresh before anybody asks, and check health. Two of them share each database."""
+"""The background worker of two servers on one database: proactive refresh and health checks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,13 +13,13 @@ from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.replicas import Replicas, run_replicas, wait_until
 
-LIFETIME = 12  # seconds: due after 4.8 to 6 of them
+LIFETIME = 12  # seconds: a refresh is due after 4.8 to 6
 USERS = ("ada", "bob", "eve", "joe", "zoe")
 
 
 @pytest.fixture
 async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
-    """Two servers, which check health every second."""
+    """Two servers that check health every second."""
     async with run_replicas(
         tmp_path, database_url, 2, lease=10, HEALTH_CHECK_INTERVAL_SECONDS="1", BACKGROUND_CALLS_PER_PROVIDER="2"
     ) as running:
@@ -27,7 +27,7 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
 
 
 async def connect_many(pair: Replicas) -> list[int]:
-    """One account of each of several users."""
+    """Connect one account for each of several users."""
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, access_token_lifetime=LIFETIME)
     return [await pair.clients[number % 2].connect(user_id) for number, user_id in enumerate(USERS)]
 
@@ -87,6 +87,6 @@ async def test_the_event_stream_reports_the_expiry_of_a_token_without_refresh_to
                 changes.append((reported.status_before, reported.status_after))
     stream.cancel()
     assert changes[0] == (integration_pb2.STATUS_PENDING, integration_pb2.STATUS_ACTIVE)
-    # A check that was under way at the end may have found the token refused before the end was noted.
+    # A check in flight at the expiry may report the rejected token before the expiry is recorded.
     assert changes[-1][0] in {integration_pb2.STATUS_ACTIVE, integration_pb2.STATUS_ERROR}
     assert (await pair.clients[0].get(integration_id)).status == integration_pb2.STATUS_EXPIRED

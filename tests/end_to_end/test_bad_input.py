@@ -1,6 +1,6 @@
-"""What callers get wrong: each mistake has its status, reason and field, on both databases, and none is INTERNAL.
+"""Invalid requests: each has its status, reason and field, on both databases, and none is INTERNAL.
 
-Cases of one kind are sent in one test and compared as a whole, so that a failure shows all that differ.
+A test sends all cases of one kind and compares them as a whole, so that a failure shows all differences.
 """
 
 import math
@@ -62,7 +62,7 @@ METHODS: dict[str, Any] = {
 
 
 def with_fields(method: str, /, **fields: Any) -> Any:
-    """The method's right request with other fields."""
+    """The method's valid request with other fields."""
     request = type(METHODS[method])()
     request.CopyFrom(METHODS[method])
     request.MergeFrom(type(request)(**fields))
@@ -70,7 +70,7 @@ def with_fields(method: str, /, **fields: Any) -> Any:
 
 
 async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, RpcError]:
-    """How each request is refused, by the case's name."""
+    """The error of each request, by the name of the case."""
     return {
         name: await expect_rpc_error(first_response(getattr(system.service, method)(request)))
         for name, (method, request) in cases.items()
@@ -78,12 +78,12 @@ async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) ->
 
 
 async def first_response(call: Any) -> Any:
-    """The answer, or a stream's first."""
+    """The response, or the first response of a stream."""
     return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
 
 
 def fields_of(method: str, *kinds: int) -> Iterator[Any]:
-    """The method's request's fields of these types."""
+    """The fields of these types in the method's request."""
     return (field for field in METHODS[method].DESCRIPTOR.fields if field.type in kinds)
 
 
@@ -101,7 +101,7 @@ async def test_user_id_has_1_to_128_characters(system: System) -> None:
     for method in METHODS.keys() - {"HandleCallback", "ReceiveWebhook"}:
         for name, user_id in wrong.items():
             if method == "WatchIntegrations" and not user_id:
-                continue  # a service watches everybody's
+                continue  # a service may watch all users
             request = with_fields(method)
             request.user_id = user_id
             cases[f"{method}, {name}"] = (method, request)
@@ -216,7 +216,7 @@ async def test_api_key_is_required(system: System) -> None:
 
 
 def struct(**values: Any) -> Struct:
-    """A config."""
+    """A config as a Struct."""
     built = Struct()
     built.update(values)
     return built
@@ -297,7 +297,7 @@ async def test_a_negative_page_size_is_rejected_and_a_large_one_is_reduced(syste
         assert await expect_rpc_error(system.service.ListIntegrations(request)) == invalid("page_size")
     huge = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=2**31 - 1))
     assert len(huge.integrations) == 1
-    # 2⁶³-1 does not fit into the field: its lower half is read, as the wire format has it, which is -1.
+    # 2⁶³-1 does not fit into the field: the wire format reads its lower half, which is -1.
     wire = pb.ListIntegrationsRequest(user_id="ada").SerializeToString() + b"\x18" + b"\xff" * 8 + b"\x7f"
     raw = system.raw("ListIntegrations")
     assert await expect_rpc_error(raw(wire)) == invalid("page_size")
@@ -405,7 +405,7 @@ async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: Syste
 
 
 async def state_of_another_server(system: System) -> str:
-    """A state that was sealed with another key, for an attempt of the same name and form."""
+    """A state encrypted with another key, for an attempt with the same id."""
     with tempfile.TemporaryDirectory() as directory:
         url = f"sqlite:///{Path(directory) / 'other.db'}"
         await migrate(url)

@@ -1,4 +1,4 @@
-"""The database goes away, hangs, is busy, and comes back; callers and probes are told the truth in time."""
+"""The database stops, hangs, is busy, and recovers: what callers and probes receive, and when."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ RECOVERY_SECONDS = 30.0  # after the database is back: two on an idle machine
 
 @pytest.fixture
 def postgres() -> Iterator[tuple[PostgresServer, str]]:
-    """A PostgreSQL server to be hurt, with a migrated database in it."""
+    """A PostgreSQL server for this test only, with a migrated database."""
     with run_postgres() as server, server.new_database() as url:
         asyncio.run(migrate(url))
         yield server, url
@@ -45,7 +45,7 @@ def family(pid: int) -> list[int]:
 
 @contextmanager
 def frozen(server: PostgresServer) -> Iterator[None]:
-    """PostgreSQL hangs: it takes connections, and answers nothing."""
+    """PostgreSQL hangs: it accepts connections and sends no response."""
     processes = family(server.process.get_pid())
     for pid in processes:
         os.kill(pid, signal.SIGSTOP)
@@ -57,22 +57,22 @@ def frozen(server: PostgresServer) -> Iterator[None]:
 
 
 def killed(server: PostgresServer) -> None:
-    """PostgreSQL is gone at once, without a word to anybody."""
+    """PostgreSQL is killed."""
     url = make_url(server.url("postgres"))
     for pid in family(server.process.get_pid()):
         os.kill(pid, signal.SIGKILL)
-    # Where nobody takes note of dead processes they look alive, and a new one would not start beside them.
+    # A killed process that nobody reaps looks alive, and a new server would not start beside it.
     for left in (server.process.pgdata / "postmaster.pid", *Path(str(url.query["host"])).glob(".s.PGSQL.*")):
         left.unlink()
 
 
 async def health(clients: Clients, service: str = "") -> int:
-    """What a probe is told."""
+    """The response of a health probe."""
     return int((await clients.health.Check(HealthCheckRequest(service=service), timeout=10)).status)
 
 
 async def becomes(clients: Clients, status: int) -> None:
-    """Wait until readiness is that."""
+    """Wait until the readiness has this status."""
     watch = clients.health.Watch(HealthCheckRequest())
     while (await watch.read()).status != status:
         pass
@@ -86,7 +86,7 @@ def get(clients: Clients, integration_id: int, timeout: float | None = None) -> 
 
 
 def get_credentials(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that may be answered from memory."""
+    """A call that may be answered from the cache."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
     return clients.service.GetCredentials(request, timeout=timeout)
 
@@ -98,19 +98,19 @@ def rename(clients: Clients, integration_id: int, timeout: float | None = None) 
 
 
 def refresh(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that waits for a task of the server's."""
+    """A call that waits for a detached task."""
     request = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
     return clients.service.RefreshToken(request, timeout=timeout)
 
 
 def disconnect(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """Another one."""
+    """A call that waits for a detached task."""
     request = pb.DisconnectIntegrationRequest(integration_id=integration_id, user_id="ada")
     return clients.service.DisconnectIntegration(request, timeout=timeout)
 
 
 async def until_served(clients: Clients, integration_id: int) -> float:
-    """Wait until calls and readiness are well; how long that took."""
+    """Wait until a call succeeds and the server is ready; the seconds that it took."""
     start_time = time.perf_counter()
     async with asyncio.timeout(60):
         while True:
@@ -125,7 +125,7 @@ async def until_served(clients: Clients, integration_id: int) -> float:
 
 
 def stopped(server: PostgresServer) -> None:
-    """As an operator does it."""
+    """Stop PostgreSQL as an operator does."""
     server.stop()
 
 
@@ -174,7 +174,7 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
                             (get_credentials, integration_id),
                             (rename, integration_id),
                             (refresh, integration_id),
-                            (disconnect, going),  # perhaps it is gone afterwards: nobody can know
+                            (disconnect, going),  # its outcome is unknown
                         )
                         for _ in range(3)  # more than there are connections
                     )
@@ -191,7 +191,7 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
 
 @asynccontextmanager
 async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
-    """Somebody holds the row, and does not let go."""
+    """Another transaction holds a lock on the row."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -202,7 +202,7 @@ async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
 
 
 async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
-    """Writers that wait for a locked row on every connection of the pool."""
+    """Start writers that wait for a locked row, until they use every connection of the pool."""
     writers = [asyncio.ensure_future(rename(system, integration_id, timeout=60)) for _ in range(10)]
     connection = await asyncpg.connect(url)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -216,7 +216,7 @@ async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> lis
 
 
 async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
-    """How long it usually takes."""
+    """The median duration."""
     taken = []
     for _ in range(15):
         start_time = time.perf_counter()
@@ -243,7 +243,7 @@ async def test_health_and_cached_credentials_work_with_an_exhausted_pool(
         async with row_locked(url, locked):
             writers = await exhausted(system, url, locked)
             busy = await median_seconds(ask)
-            refused = await expect_rpc_error(get(system, used, timeout=5))  # the pool is exhausted indeed
+            refused = await expect_rpc_error(get(system, used, timeout=5))  # the pool is exhausted
             assert refused.reason == "STORE_UNAVAILABLE"
         print(f"\nusually {usual * 1000:.1f} ms, with an exhausted pool {busy * 1000:.1f} ms: {busy / usual:.1f} times")
         assert busy < 20 * usual + 1  # without the cache it would wait for a connection until its deadline

@@ -1,4 +1,4 @@
-"""Sealed credentials in the real database: what was altered or moved does not open, and the other rows still serve."""
+"""Encrypted credentials in the database: altered or moved ones cannot be decrypted, and other rows are still served."""
 
 import os
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
-    """One that remembers nothing: here rows change behind its back, and it should read each of them at once."""
+    """A system without a cache, because these tests change rows directly."""
     async with run_system(shared_database_url, CREDENTIALS_CACHE_SIZE="0") as running:
         yield running
 
@@ -29,12 +29,12 @@ UNREADABLE = RpcError(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
 def set_of(integration_id: int, **values: Any) -> Any:
-    """The statement that alters a row."""
+    """The statement that changes a row."""
     return update(integrations).where(integrations.c.integration_id == integration_id).values(**values)
 
 
 async def encrypted(database_url: str, integration_id: int) -> bytes:
-    """A row's sealed credentials."""
+    """A row's encrypted credentials."""
     column = integrations.c.encrypted_credentials
     ((value,),) = await fetch(database_url, select(column).where(integrations.c.integration_id == integration_id))
     return bytes(value)
@@ -44,7 +44,7 @@ async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: Syste
     victim, bystander = await system.connect(account="ada"), await system.connect(account="grace")
     original = await encrypted(shared_database_url, victim)
     token = await system.bearer_token(victim)
-    # The header with key id and nonce byte by byte, then samples of the ciphertext, and the tag's end.
+    # Each byte of the header with key id and nonce, samples of the ciphertext, and the last byte of the tag.
     positions = [*range(21), *range(21, len(original), 16), len(original) - 1]
     for position in positions:
         flipped = bytearray(original)
@@ -52,7 +52,7 @@ async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: Syste
         await execute(shared_database_url, set_of(victim, encrypted_credentials=bytes(flipped)))
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, position
     assert await system.bearer_token(bystander)
-    # The twin: put back as it was, it opens.
+    # Negative control: the restored value is decrypted.
     await execute(shared_database_url, set_of(victim, encrypted_credentials=original))
     assert await system.bearer_token(victim) == token
 
@@ -107,7 +107,7 @@ async def test_a_value_of_another_column_cannot_be_decrypted(system: System, sha
     await execute(shared_database_url, set_of(row, encrypted_credentials=bytes(verifier)))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
-    # The other way about: an attempt with credentials for its verifier is not finished.
+    # The reverse: an attempt with credentials in place of its verifier is not completed.
     good = await system.connect(account="grace")
     location = await system.decide(connect_response, account="linus")
     value = await encrypted(shared_database_url, good)

@@ -1,4 +1,4 @@
-"""`expiring`: what will die within some days."""
+"""The command `expiring`, which lists integrations that expire within some days."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

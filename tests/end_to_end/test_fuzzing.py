@@ -1,4 +1,4 @@
-"""A small share of the fuzzing that `make test-fuzz` does at length, and that it can find something."""
+"""A short run of `make test-fuzz`, and tests that the fuzzer finds faults."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ CASES = 300
 
 @asynccontextmanager
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
-    """For a server of its own."""
+    """A fuzzer with its own server process."""
     sandbox = IssuingSandbox()
     async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
         yield Fuzzer(system, sandbox)
@@ -40,7 +40,7 @@ async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(databa
 
 
 class FaultySystem:
-    """As much of a system as is needed to judge an answer."""
+    """The part of a system that the fuzzer needs to judge a response."""
 
     client_secret = PLANTED
     sidecar_url = ""
@@ -50,23 +50,23 @@ class FaultySystem:
 
 
 async def fail(request: bytes, context: Any) -> bytes:
-    """A fault that nobody turned into a status."""
+    """An exception that is not converted into a status."""
     raise RuntimeError("a fault")
 
 
 async def echo(request: bytes, context: Any) -> bytes:
-    """What came in goes out."""
+    """Return the request."""
     return request
 
 
 async def refuse_with_secret(request: bytes, context: Any) -> bytes:
-    """A refusal that quotes what it refuses."""
+    """An error that quotes the request."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{PLANTED} is wrong")
     return b""
 
 
 async def refuse_baldly(request: bytes, context: Any) -> bytes:
-    """A refusal without a reason."""
+    """An error without a reason."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
     return b""
 

@@ -1,4 +1,4 @@
-"""Google's calendars over the whole system, with the sandbox playing Google by its documentation."""
+"""The Google Calendar service on a whole system; the sandbox behaves as Google documents."""
 
 import json
 from collections.abc import AsyncIterator
@@ -33,27 +33,27 @@ def event(**fields: Any) -> pb.Event:
 
 @dataclass(frozen=True, slots=True)
 class CalendarClient:
-    """Ada's calendar, and the system."""
+    """A client of Ada's calendar."""
 
     system: System
     which: dict[str, Any]
 
     async def create(self, **fields: Any) -> pb.Event:
-        """A new event."""
+        """Create an event."""
         request = pb.CreateEventRequest(**self.which, event=event(**fields))
         return (await self.system.calendars.CreateEvent(request)).event
 
     async def update(self, changed: pb.Event, *mask: str) -> pb.Event:
-        """An event after its change."""
+        """Update an event."""
         request = pb.UpdateEventRequest(**self.which, event=changed, update_mask=FieldMask(paths=mask))
         return (await self.system.calendars.UpdateEvent(request)).event
 
     async def delete(self, event_id: str, **fields: Any) -> None:
-        """Delete one."""
+        """Delete an event."""
         await self.system.calendars.DeleteEvent(pb.DeleteEventRequest(**self.which, event_id=event_id, **fields))
 
     async def list(self, **fields: Any) -> pb.ListEventsResponse:
-        """A page of events."""
+        """List a page of events."""
         return await self.system.calendars.ListEvents(pb.ListEventsRequest(**{**self.which, **fields}))
 
 
@@ -116,7 +116,7 @@ async def test_an_all_day_event_has_dates(calendar_client: CalendarClient) -> No
     created = await calendar_client.create(**days)
     assert (created.start.date, created.end.date) == ("2026-03-28", "2026-03-30")
     moved = event(event_id=created.event_id)
-    timed = await calendar_client.update(moved, "start", "end")  # a day that becomes a moment
+    timed = await calendar_client.update(moved, "start", "end")  # an all-day event becomes a timed one
     assert timed.start.WhichOneof("when") == "date_time"
 
 
@@ -156,7 +156,7 @@ async def test_an_update_with_an_old_etag_is_rejected(calendar_client: CalendarC
     assert await expect_rpc_error(calendar_client.update(stale, "summary")) == conflict
     assert await expect_rpc_error(calendar_client.delete(created.event_id, etag=created.etag)) == conflict
     stale.ClearField("etag")
-    assert (await calendar_client.update(stale)).summary == "Wash"  # the twin
+    assert (await calendar_client.update(stale)).summary == "Wash"  # negative control
 
 
 async def test_an_event_id_can_be_used_once(calendar_client: CalendarClient) -> None:
@@ -241,7 +241,7 @@ async def test_an_exhausted_quota_with_status_403_is_reported_as_unavailable(cal
     )
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
     assert refused.retry_delay is not None
-    assert calendar_client.system.sandbox.calls["calendar"] == 2  # one of them when it was connected
+    assert calendar_client.system.sandbox.calls["calendar"] == 2  # one of them was sent by the connection
 
 
 async def test_a_token_that_google_rejects_is_refreshed(calendar_client: CalendarClient) -> None:

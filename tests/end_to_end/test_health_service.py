@@ -1,4 +1,4 @@
-"""The standard health service and reflection, on the real server."""
+"""The standard health service and reflection, on a running server."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ CALENDARS = "integrations.v1.GoogleCalendarService"
 
 
 async def status_of(clients: Clients, service: str = "") -> int:
-    """What `Check` says."""
+    """The status that `Check` returns."""
     return int((await clients.health.Check(HealthCheckRequest(service=service))).status)
 
 
@@ -62,7 +62,7 @@ async def test_each_service_and_liveness_have_a_status(sqlite_url: str) -> None:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server that may be stopped."""
+    """A PostgreSQL server for this test only."""
     with run_postgres() as server:
         yield server
 
@@ -127,12 +127,12 @@ async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={})
         await until_watched(watch, SERVING)
         await wait_until(partial(is_emptied, tmp_path / "refresh-journal"), 30)
-        assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated meanwhile
+        assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated in the meantime
 
 
 @asynccontextmanager
 async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
-    """A table is not where it was, as while a backup is being played in."""
+    """Rename a table, as during the restore of a backup."""
     await execute(database_url, text(f"ALTER TABLE {table} RENAME TO {table}_away"))
     try:
         yield
@@ -141,18 +141,18 @@ async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
 
 
 async def is_emptied(directory: Path) -> bool:
-    """Nothing is left in it."""
+    """Wait until the directory is empty."""
     return not await asyncio.to_thread(os.listdir, directory)
 
 
 async def until_watched(watch: Any, status: int) -> None:
-    """Read what is watched until it says so."""
+    """Read the stream until it reports the status."""
     while (await watch.read()).status != status:
         pass
 
 
 async def connect_another(system: System) -> None:
-    """The whole flow works again."""
+    """Connect another account."""
     assert await system.connect(account="grace")
 
 
@@ -160,8 +160,8 @@ async def connect_another(system: System) -> None:
 
 
 async def reflected_services(clients: Clients) -> list[str]:
-    """The services that the server tells of itself."""
-    # On the wire a stream of one request is one request; this way no write is left over when the server refuses.
+    """The services that the reflection service lists."""
+    # A stream of one request is one request on the wire; this way no write is pending when the server rejects it.
     ask = clients.channel.unary_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -187,7 +187,7 @@ async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> N
 
 @asynccontextmanager
 async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
-    """A server that is not in dev mode, with the built-in providers."""
+    """A server outside dev mode, with the built-in providers."""
     settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(os.urandom(32)).decode())
     async with (
         running_server(settings, {}) as running,

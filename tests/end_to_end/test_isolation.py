@@ -1,7 +1,6 @@
-"""Who gets at what: every RPC that the server has × everybody who might ask, over real channels.
+"""Authorization: every RPC of the server × every kind of caller, over real channels.
 
-The RPCs are those that the running server reflects. One that is not in the grid below fails the tests, and is denied
-to everybody by the server.
+The RPCs are those that the running server reflects. An RPC without a row in the table below fails the tests.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -36,12 +35,12 @@ from tools.certificates import Pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ABSENT = 4_000_000_000  # an id that was never given
+ABSENT = 4_000_000_000  # an id that does not exist
 FORGED = "forged"
 
-# Columns: a service that may do everything, for ada; the same, for grace; one that may do everything with other types;
-# one that may do nothing; one that the policy does not know; the sidecar; ada herself; grace, naming nobody; grace,
-# naming ada; and nobody at all. Everything asked about is ada's.
+# Columns: a service with all permissions, for ada; the same, for grace; one with all permissions for other types;
+# one without permissions; one that is not in the policy; the sidecar; ada; grace without a user_id; grace with the
+# user_id ada; and no identity. Every request concerns data of ada.
 GRID = """
                        backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  nobody
 Connect                ok       ok         denied      denied     denied    denied   ok       ok        denied        unknown
@@ -82,7 +81,7 @@ CELLS = {(row[0], column): outcome for row in ROWS for column, outcome in zip(CO
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Everybody, and what ada has."""
+    """All callers, and ada's data."""
 
     authenticated: AuthenticatedSystem
     callers: dict[str, Caller]
@@ -129,7 +128,7 @@ async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
 
 
 async def connect_signed_webhook(authenticated: AuthenticatedSystem, backend: Caller) -> int:
-    """An integration of ada's that has had a webhook."""
+    """Connect an integration of ada's and deliver a webhook."""
     request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type=SIGNED_WEBHOOK, api_key="ada:key")
     connected = await backend.service.ConnectWithApiKey(request)
     body = webhook_body({"id": "e-1", "account": "ada"})
@@ -140,7 +139,7 @@ async def connect_signed_webhook(authenticated: AuthenticatedSystem, backend: Ca
 
 
 def other_type_certificate(authenticated: AuthenticatedSystem) -> Pair:
-    """One with a DNS name, in another case than the policy's."""
+    """A certificate with a DNS name in another case than in the policy."""
     return authenticated.credential_issuer.authority.issue([x509.DNSName("Other-Type.integrations.example")])
 
 
@@ -148,7 +147,7 @@ def other_type_certificate(authenticated: AuthenticatedSystem) -> Pair:
 
 
 async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
-    """Every method of every service that the server has, by its path."""
+    """Every method of every service that the server reflects, by its path."""
     ask = caller.channel.unary_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -170,14 +169,14 @@ async def test_every_rpc_of_the_server_has_a_row_and_a_permission(scenario: Scen
 async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_are_authorized(
     scenario: Scenario,
 ) -> None:
-    """An RPC that names them elsewhere needs a guard that looks there."""
+    """An RPC with these fields elsewhere needs an authorizer that reads them there."""
     for method in (await reflected_methods(scenario.backend)).values():
         if method.containing_service.full_name.startswith("integrations."):
             assert not set(names_within(method.input_type)) - {"user_id", "integration_id", "integration_type"}
 
 
 def names_within(message: Any, inside: str = "") -> list[str]:
-    """The fields that name users, integrations or types, at whatever depth."""
+    """The fields for users, integrations or types, at any depth."""
     found = []
     for field in message.fields:
         if any(word in field.name for word in ("user", "integration")):
@@ -192,7 +191,7 @@ def names_within(message: Any, inside: str = "") -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """All that a refused caller gets."""
+    """The complete response to a rejected call."""
 
     code: grpc.StatusCode
     details: str
@@ -200,7 +199,7 @@ class Refused:
 
     @property
     def reason(self) -> str:
-        """The reason; empty where none is told."""
+        """The reason; empty if there is none."""
         status = status_pb2.Status.FromString(dict(self.trailing).get("grpc-status-details-bin", b""))
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
@@ -217,7 +216,7 @@ async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
 
 
 async def call(caller: Caller, path: str, method: MethodDescriptor, request: Message) -> Message:
-    """Make a call of any kind; the first answer of a stream."""
+    """Make a call of any kind; the response, or the first of a stream."""
     is_stream = method.server_streaming
     make: Callable[..., Any] = caller.channel.unary_stream if is_stream else caller.channel.unary_unary
     answer_class = message_factory.GetMessageClass(method.output_type)
@@ -236,7 +235,7 @@ NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
 
 
 async def request_for(scenario: Scenario, method: MethodDescriptor, column: str, *, exists: bool = True) -> Message:
-    """The request of a cell: about ada's, or about what does not exist."""
+    """The request of a cell: for ada's data, or for ids that do not exist."""
     request_class = message_factory.GetMessageClass(method.input_type)
     fields = method.input_type.fields_by_name
     values: dict[str, Any] = {}
@@ -283,14 +282,14 @@ A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "20
 
 
 async def new_event(scenario: Scenario) -> str:
-    """An event in ada's calendar."""
+    """Create an event in ada's calendar."""
     stub: Any = GoogleCalendarServiceStub(scenario.backend.channel)
     request = calendars.CreateEventRequest(user_id="ada", integration_id=scenario.calendar_id, event=A_DAY)
     return str((await stub.CreateEvent(request)).event.event_id)
 
 
 async def held(scenario: Scenario) -> str:
-    """The confirmation token of a callback that came to the sidecar."""
+    """The confirmation token of a callback at the sidecar."""
     connect_response = await scenario.backend.service.Connect(
         pb.ConnectRequest(user_id="ada", integration_type="sandbox")
     )
@@ -340,7 +339,7 @@ async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     assert isinstance(refused, Refused), refused
     expected = (grpc.StatusCode.INVALID_ARGUMENT, FORGERIES[name]) if outcome == "forged" else REASONS[outcome]
     assert (refused.code, refused.reason) == expected
-    if outcome != "mismatch":  # which tells one who has a state or token, and these cannot be guessed
+    if outcome != "mismatch":  # only a caller with a valid state or token sees this, and these cannot be guessed
         assert refused == await outcome_of(
             call(caller, path, method, await request_for(scenario, method, column, exists=False))
         )
@@ -348,7 +347,7 @@ async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
         own = await request_for(scenario, method, "backend", exists=False)
         assert refused == await outcome_of(call(scenario.backend, path, method, own))
     assert await all_of_ada(scenario) == before
-    if name in FORGERIES:  # what was refused is not used up
+    if name in FORGERIES:  # a rejected call consumes nothing
         finished = await call(scenario.backend, path, method, with_user(request, "ada"))
         assert finished.success  # type: ignore[attr-defined]
     await tidy(scenario)
@@ -373,7 +372,7 @@ async def all_of_ada(scenario: Scenario) -> list[bytes]:
 
 
 async def tidy(scenario: Scenario) -> None:
-    """Remove what a cell has connected or left pending."""
+    """Remove the integrations that a cell has created."""
     keep = {scenario.integration_id, scenario.calendar_id}
     for user_id in ("ada", "grace"):
         listed = await scenario.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
@@ -453,7 +452,7 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
         assert not (await streams[name].read()).HasField("event")
     update = pb.UpdateIntegrationRequest(user_id="ada", integration_id=scenario.integration_id, name="watched")
     await scenario.backend.service.UpdateIntegration(update)
-    # The same for grace, who is told of it next: nothing of ada's came before.
+    # The same for grace, whose stream reports it next: no event of ada's precedes it.
     key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="grace", integration_type="sandbox_api_key", api_key=key)
     hers = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id

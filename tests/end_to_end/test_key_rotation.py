@@ -1,4 +1,4 @@
-"""The `keys` commands beside running servers: a rotation that is killed, one by age, and another wrapping key."""
+"""The `keys` commands beside running servers: a killed rotation, a rotation by age, and a new wrapping key."""
 
 import asyncio
 import base64
@@ -31,10 +31,10 @@ DEADLINE = 120.0  # seconds for a rotation: many times what it takes
 
 
 def environment_for(directory: Path, database_url: str, **settings: str) -> dict[str, str]:
-    """For servers and commands that share a database, and rotate only when they are told to."""
+    """Settings for servers and commands that share a database and do not rotate by age."""
     providers = directory / "providers"
     providers.mkdir(exist_ok=True)
-    declare_sandbox(providers, "http://127.0.0.1:1")  # nobody is asked
+    declare_sandbox(providers, "http://127.0.0.1:1")  # no provider is called
     return server_environment(
         database_url,
         **{
@@ -50,7 +50,7 @@ def environment_for(directory: Path, database_url: str, **settings: str) -> dict
 
 @asynccontextmanager
 async def servers(directory: Path, environment: dict[str, str], count: int) -> AsyncIterator[list[Clients]]:
-    """So many servers, and clients of each."""
+    """Clients of this many servers."""
     async with AsyncExitStack() as stack:
         commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(count)]
         yield [
@@ -60,7 +60,7 @@ async def servers(directory: Path, environment: dict[str, str], count: int) -> A
 
 
 async def ended(directory: Path, environment: dict[str, str], *arguments: str) -> CompletedCommand:
-    """Run a command to its end, however long that takes on a busy machine."""
+    """Run a command to its end, with a deadline for a busy machine."""
     async with started(directory, environment, *arguments) as command:
         return await command.finished(DEADLINE)
 
@@ -71,7 +71,7 @@ async def data_key_ids(database_url: str) -> list[str]:
 
 
 async def reported_changes(database_url: str) -> set[tuple[str, str]]:
-    """Who changed which key, by the audit log."""
+    """Caller and purpose of each key change in the audit log."""
     reported = select(audit_entries.c.caller, audit_entries.c.purpose).where(audit_entries.c.action == "change_keys")
     return {(row.caller, row.purpose) for row in await fetch(database_url, reported)}
 
@@ -205,7 +205,7 @@ async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
 
 @pytest.fixture
 def aws() -> Iterator[dict[str, str]]:
-    """AWS's own variables, and a key in a KMS that moto plays on loopback."""
+    """AWS's environment variables, and a key in moto's KMS on loopback."""
     import botocore.session
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -1,6 +1,6 @@
-"""A server in a process of its own that may open few files, and clients that would take all of them, or its memory.
+"""A server process with few file descriptors, and clients that try to exhaust these or its memory.
 
-The other half of each test is the same attack on the libraries alone, in `unlimited.py`.
+The negative control of each test is the same attack on `server_without_limits.py`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.system import clients_of
 
 FILES = 200
-SILENT = 400  # twice as many as the server may have open
+SILENT = 400  # twice the limit
 DEADLINE = 60.0  # seconds; the machine may be busy
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -36,7 +36,7 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def server(directory: Path, database_url: str, **settings: str) -> AsyncIterator[Command]:
-    """The server, with few open files."""
+    """The server, with a limit of open files."""
     environment = server_environment(database_url, **settings)
     async with serving(directory, environment, open_files=FILES) as command:
         yield command
@@ -44,7 +44,7 @@ async def server(directory: Path, database_url: str, **settings: str) -> AsyncIt
 
 @asynccontextmanager
 async def unlimited(directory: Path) -> AsyncIterator[Command]:
-    """The libraries alone, with few open files."""
+    """The libraries alone, with the same limit."""
     async with serving(directory, {}, module="tests.end_to_end.server_without_limits", open_files=FILES) as command:
         yield command
 
@@ -54,21 +54,21 @@ def open_files(command: Command) -> int:
 
 
 def resident(command: Command) -> int:
-    """Bytes of memory."""
+    """Resident memory in bytes."""
     pages = int(Path(f"/proc/{command.process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @asynccontextmanager
 async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
-    """Connections that say a thing each and then nothing. The kernel takes them, whatever the server does."""
+    """Connections that send these bytes each and then nothing. The kernel accepts them for the server."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     opened: list[socket.socket] = []
     try:
         for said in saying:
             connection = socket.create_connection((host, int(port)), timeout=DEADLINE)
             opened.append(connection)
-            with suppress(OSError):  # it may have been closed already
+            with suppress(OSError):  # the server may have closed it
                 connection.sendall(said)
             await asyncio.sleep(0)
         yield
@@ -78,7 +78,7 @@ async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[No
 
 
 async def is_serving(address: str, within: float) -> bool:
-    """Whether a client that was not connected before is answered in time."""
+    """Whether a new client receives a response in time."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
@@ -177,7 +177,7 @@ CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
 
 
 async def pour(sidecar: str) -> bytes:
-    """Send a large body in chunks, as far as it is taken; the status line of the answer."""
+    """Send a large body in chunks until the server closes; the status line of the response."""
     host, _, port = sidecar.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -196,7 +196,7 @@ async def pour(sidecar: str) -> bytes:
 
 
 async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
-    """How much memory the process gains at most until the work is done."""
+    """The largest increase of the process's memory until the work is completed."""
     before = peak = resident(command)
     while not work.done():
         peak = max(peak, resident(command))

@@ -1,7 +1,7 @@
-"""What lease, shield and fence are worth: with each of them a fault between two servers does no harm, and without does.
+"""Lease, detached task and fence between two servers: with each of them a fault loses no token, and without it does.
 
-Both runs of a test are the same but for the servers, of which one kind lacks the defence (`variants.py`). The sandbox
-rotates refresh tokens, and one that comes a second time kills the grant.
+Both runs of a test are equal except for the variant of the servers (`variants.py`). The sandbox rotates refresh tokens,
+and revokes the grant when one is reused.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Pairs = Callable[..., AbstractAsyncContextManager[Replicas]]
 
 @pytest.fixture
 def pairs(prefork: PreforkServer, tmp_path: Path) -> Pairs:
-    """Two servers of a variant, on a database."""
+    """Runs two servers of a variant on a database."""
 
     def running(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
         return run_replicas(
@@ -47,11 +47,11 @@ def pairs(prefork: PreforkServer, tmp_path: Path) -> Pairs:
 
 
 async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
-    """Whether the integration can still be refreshed, or has been given up; nothing in between."""
+    """Whether the integration can still be refreshed, once that is known."""
 
     async def is_rotation_complete() -> bool:
         try:
-            async with asyncio.timeout(5):  # who joins a refresh that a caller takes along never hears of it
+            async with asyncio.timeout(5):  # a caller that joins a cancelled refresh gets no response
                 await force_refresh(pair.clients[1], integration_id)
         except TimeoutError:
             return False
@@ -108,7 +108,7 @@ async def test_the_detached_task_prevents_a_callers_deadline_from_losing_a_token
         for caller in waiting:
             caller.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.sleep(2)  # the servers hear of it
+        await asyncio.sleep(2)  # the cancellation reaches the servers
         pair.change_behaviour(faults={})
         held.released.set()
         assert await is_grant_valid(pair, integration_id) == (not variant)
@@ -139,10 +139,10 @@ async def test_the_fence_prevents_an_old_response_from_replacing_a_newer_one(
                 return False
             return True
 
-        await wait_until(goes_on)  # with the token that the sleeper has used
+        await wait_until(goes_on)  # with the token that the suspended server has used
         await force_refresh(
             pair.clients[1], integration_id
-        )  # and with the one after it, so that the sleeper's is spent
+        )  # and with the next one, so that the suspended server's is used up
         pair.change_behaviour(refresh_grace=0)
         pair.commands[0].send(signal.SIGCONT)
         await sleeping

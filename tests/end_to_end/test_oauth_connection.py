@@ -1,4 +1,4 @@
-"""Connecting over the real flow: who may finish, what a refusal does, and which row an account belongs to."""
+"""Connections over the whole OAuth flow: completion, errors, and the integration of an account."""
 
 import asyncio
 from collections import Counter
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def callback_of(location: str, **fields: str) -> pb.HandleCallbackRequest:
-    """The RPC that a redirect to the app's own callback becomes."""
+    """The `HandleCallback` request for a redirect to the app's own callback."""
     query = query_of(location)
     known: dict[str, Any] = {name: query[name] for name in ("code", "state", "iss", "error") if name in query}
     return pb.HandleCallbackRequest(**(known | fields))
 
 
 async def ids_of(system: System, user_id: str = "ada") -> list[int]:
-    """A user's integrations."""
+    """The ids of a user's integrations."""
     listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
     return [row.integration_id for row in listed.integrations]
 
@@ -106,7 +106,7 @@ async def test_a_denied_consent_is_reported_and_leaves_no_integration(system: Sy
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def careful_system(database_url: str) -> AsyncIterator[System]:
-    """One that has each connection confirmed by the signed-in user."""
+    """A system that requires a confirmation by the signed-in user."""
     async with run_system(database_url, SKIP_CONFIRMATION="false") as system:
         yield system
 
@@ -159,7 +159,7 @@ async def test_a_user_id_in_a_callback_is_always_compared(system: System) -> Non
 
 
 async def test_negative_control_without_the_comparison_the_same_callback_connects(system: System) -> None:
-    """The twin of the two above: unnamed, and with direct completion, somebody else's callback goes through."""
+    """Without a user id, and with `SKIP_CONFIRMATION`, another user's callback succeeds."""
     connect_response = await system.begin("ada", redirect_uri=APP_CALLBACK)
     location = await system.decide(connect_response, account="ada")
     assert (await system.service.HandleCallback(callback_of(location))).success

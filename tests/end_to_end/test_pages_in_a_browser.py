@@ -1,7 +1,6 @@
-"""The callback's pages in a real browser, with hostile values wherever one can be sent: nothing runs, loads or leaks.
+"""The callback's pages in a real browser, with hostile values in every input: nothing runs, loads or leaks.
 
-The server is a real one over loopback; the twins put the same values on a page that does not escape, or take the policy
-away, and the browser runs them.
+The negative controls insert the same values without escaping, or remove the policy, and the browser runs them.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ SECRET_QUERY = {"code": "the-code", "state": "the-state"}
 
 @dataclass
 class ObservedPage:
-    """A page of the browser, and whatever happens in it."""
+    """A page of the browser, with its requests, console messages and dialogs."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -53,7 +52,7 @@ class ObservedPage:
     console: list[str] = field(default_factory=list)
 
     async def go(self, url: str) -> Any:
-        """Open an address, and give scripts the time to run."""
+        """Open a URL, and wait until scripts have run."""
         response = await self.page.goto(url, wait_until="load")
         await self.page.wait_for_timeout(50)
         return response
@@ -95,7 +94,7 @@ async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[Observ
 
 @asynccontextmanager
 async def served(app: ASGIApp) -> AsyncIterator[str]:
-    """An app over loopback; its URL."""
+    """Serve an app on loopback; its URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110  # uvicorn sets no event
@@ -112,14 +111,14 @@ HOSTILE_ACCOUNT = Account("ada", HOSTILE_TEXTS[0], HOSTILE_TEXTS[1])
 
 @asynccontextmanager
 async def hostile_system(database_url: str) -> AsyncIterator[System]:
-    """A server with a provider whose account has a hostile name; it returns to a page of ours."""
+    """A server with a provider whose account has a hostile name; its return URL is a page of this test."""
     sandbox = Sandbox(accounts=[HOSTILE_ACCOUNT])
     async with run_system(database_url, sandbox=sandbox) as system:
         yield system
 
 
 def assert_quiet(observed_page: ObservedPage, url: str) -> None:
-    """The page is all that was asked for, and nothing spoke."""
+    """Assert that the browser requested only the page, and that no script ran."""
     assert observed_page.dialogs == []
     assert observed_page.console == []
     assert [asked.partition("?")[0] for asked in observed_page.requests] == [url.partition("?")[0]]
@@ -138,7 +137,7 @@ async def test_nothing_of_a_callback_is_executed_or_shown(browser: Browser, sqli
             response = await observed_page.go(url)
             assert response.status == 400, text
             assert await observed_page.page.content() == harmless, text
-            # The browser tells its console of the 400, and of nothing else.
+            # The browser's console reports the 400 and nothing else.
             observed_page.console[:] = [line for line in observed_page.console if "status of 400" not in line]
             assert_quiet(observed_page, url)
 
@@ -168,7 +167,7 @@ async def test_hostile_integration_and_account_names_are_not_shown(browser: Brow
             assert "alert" not in await observed_page.page.content()
             assert_quiet(observed_page, url)
         listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
-        assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # it did come
+        assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # the request arrived
 
 
 async def test_a_hostile_provider_error_is_shown_in_our_words(browser: Browser, sqlite_url: str) -> None:
@@ -185,7 +184,7 @@ async def test_a_hostile_provider_error_is_shown_in_our_words(browser: Browser, 
 
 
 async def test_a_return_url_receives_the_outcome_without_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
-    """The app's page asks what a page can know of where the browser comes from."""
+    """The app's page reads the referrer and the history."""
     seen: list[Request] = []
 
     async def app_page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -231,7 +230,7 @@ POLICY, REFERRER, CACHE = "content-security-policy", "referrer-policy", "cache-c
 
 
 class ModifiedApp:
-    """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
+    """The sidecar's app with injected markup in each page and without some headers; it records requests."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
         self._app = create_app(
@@ -246,7 +245,7 @@ class ModifiedApp:
         self.arrived: list[Request] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, spoilt."""
+        """Respond with the modified page."""
         self.arrived.append(Request(scope))
 
         async def modify(message: Message) -> None:
@@ -263,7 +262,7 @@ class ModifiedApp:
 
     @property
     def ran(self) -> set[str]:
-        """What of the injected made the browser ask for something."""
+        """The injected elements that caused a request."""
         paths = (request.url.path for request in self.arrived)
         return {path.removeprefix("/ran/").replace("-", " ") for path in paths if path.startswith("/ran/")}
 
@@ -278,7 +277,7 @@ async def _unused_rpc(request: Any, *, timeout: float) -> Any:
 
 @asynccontextmanager
 async def opened(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
-    """The callback's page of such an app, open."""
+    """Open the callback's page of a modified app."""
     async with served(app) as url, observe_page(browser, **options) as observed_page:
         await observed_page.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
         yield observed_page
@@ -323,7 +322,7 @@ async def test_a_page_is_not_framed_under_the_policy(browser: Browser, without: 
 
 @pytest.mark.parametrize(("without", "reported"), [("", False), (REFERRER, True)], ids=["with", "without"])
 async def test_a_followed_link_sends_no_referrer(browser: Browser, without: str, reported: bool) -> None:
-    """Within an origin, where today's browsers tell everything unless the policy says otherwise."""
+    """Within an origin, where browsers send the full referrer by default."""
     app = ModifiedApp(LINK, without=without)
     async with opened(browser, app) as observed_page:
         await observed_page.page.click("a")

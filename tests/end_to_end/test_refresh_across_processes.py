@@ -1,6 +1,6 @@
-"""Four servers on one database: a token is renewed once for all of them, however they are raced, slept or killed.
+"""Servers on one database refresh a token once for all of them, also when one is suspended or killed.
 
-The sandbox rotates refresh tokens, and one that comes a second time kills the grant: a race that is lost once shows.
+The sandbox rotates refresh tokens and revokes the grant on reuse, so that a single lost race fails the test.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ async def test_a_refresh_lost_in_a_crash_is_reported_and_not_repeated(pair: Repl
 
 @pytest.fixture
 def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
-    """A server to be stopped, with a database in it."""
+    """A PostgreSQL server for this test only, with a migrated database."""
     with run_postgres() as server, server.new_database() as url:
         asyncio.run(migrate(url))
         yield server, url
@@ -128,7 +128,7 @@ async def test_a_response_received_during_a_database_outage_survives_a_crash(
             try:
                 return (await force_refresh(pair.clients[1], integration_id)).refreshed
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # above all not that the user has to come again
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # in particular not that the user has to reconnect
                     raise
                 return False
 

@@ -1,4 +1,4 @@
-"""What was used at one replica is used at all of them, since they share the database; the twin has one of its own."""
+"""A state or confirmation used at one replica is rejected at the others, because they share the database."""
 
 import asyncio
 import shutil
@@ -33,7 +33,7 @@ INVALID = RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
 @asynccontextmanager
 async def first_replica(database_url: str, **settings: Any) -> AsyncIterator[System]:
-    """A server, and the sandbox that both of them know."""
+    """A server, and the sandbox of both replicas."""
     async with run_system(database_url, environment=ENVIRONMENT, **settings) as system:
         system.sandbox.register_client(CLIENT_ID, SECRET, [callback_url("sandbox"), APP_CALLBACK])
         yield system
@@ -55,19 +55,19 @@ def _register(sandbox_url: str, factory: Any) -> None:
 
 
 async def callback(system: System) -> pb.HandleCallbackRequest:
-    """What a browser brings back."""
+    """The callback of a browser."""
     connect_response = await system.begin(redirect_uri=APP_CALLBACK)
     query = query_of(await system.decide(connect_response, account="ada"))
     return pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"])
 
 
 def confirm(replica: Clients, token: str) -> Awaitable[Any]:
-    """Ada's confirmation."""
+    """Confirm as ada."""
     return replica.service.ConfirmConnection(pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada"))
 
 
 def copy_of(sqlite_url: str, name: str) -> str:
-    """A database that is as this one is now, and from now on another."""
+    """A copy of the database."""
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     for beside in ("", "-wal"):
         if (original := path.with_name(path.name + beside)).exists():
@@ -111,7 +111,7 @@ async def test_negative_control_a_replica_with_its_own_database_accepts_the_stat
         brought = await callback(first)
         async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
             assert (await first.service.HandleCallback(brought)).success
-            # It reaches the provider, where a code that comes twice costs the tokens (RFC 6749 §4.1.2).
+            # The code reaches the provider twice, which revokes the tokens (RFC 6749 §4.1.2).
             rejected = RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
             assert await expect_rpc_error(second.service.HandleCallback(brought)) == rejected
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]

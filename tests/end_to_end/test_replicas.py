@@ -1,4 +1,4 @@
-"""What one server changes is not served by another a second later, with memory between backends and the database."""
+"""A change at one server is visible at the others within a second, although each has a cache."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ async def switch_off(clients: Clients, integration_id: int) -> None:
 
 
 async def token_or_none(clients: Clients, integration_id: int) -> str | None:
-    """What a backend gets."""
+    """The access token that a backend receives, None without one."""
     try:
         return await clients.bearer_token(integration_id)
     except grpc.aio.AioRpcError as error:
@@ -49,14 +49,14 @@ async def token_or_none(clients: Clients, integration_id: int) -> str | None:
 
 
 async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
-    """For how many seconds after a change on one server calls to the other began that were still answered as before."""
+    """The seconds after a change at one server during which calls to the other still returned the old token."""
     one, other = pair.clients
-    await asyncio.sleep(MAX_STALENESS)  # what happened before is known to both
+    await asyncio.sleep(MAX_STALENESS)  # both have read earlier changes
     before = await token_or_none(other, integration_id)
     assert before
-    assert await token_or_none(other, integration_id) == before  # remembered
+    assert await token_or_none(other, integration_id) == before  # cached
     await change(one, integration_id)
-    assert await token_or_none(one, integration_id) != before  # who changed it knows at once
+    assert await token_or_none(one, integration_id) != before  # the server that made the change serves it at once
     changed = last = time.monotonic()
     async with asyncio.timeout(30):
         while True:

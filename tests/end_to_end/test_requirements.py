@@ -180,6 +180,6 @@ async def pages(system: System, page_size: int) -> list[list[int]]:
 
 
 async def userinfo_status(system: System, token: str) -> int:
-    """What the provider says to a bearer token."""
+    """The provider's status code for a bearer token."""
     response = await system.browser.get(f"{system.sandbox_url}/userinfo", headers={"Authorization": f"Bearer {token}"})
     return response.status_code

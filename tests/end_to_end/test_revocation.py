@@ -1,4 +1,4 @@
-"""What becomes of a grant at its provider once its integration is gone here, whatever happens on the way."""
+"""The revocation of a grant at its provider after a disconnection, also under faults."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def disconnect(clients: Clients, integration_id: int) -> pb.DisconnectInte
 
 
 def set_fault(sandbox: Sandbox, **faults: Fault) -> None:
-    """From now on these endpoints of the sandbox are out of order, and no others."""
+    """Set the faults of these endpoints of the sandbox, and clear those of others."""
     known: dict[str, Endpoint] = {"token": "token", "revoke": "revoke"}
     sandbox.behaviour = replace(sandbox.behaviour, faults={known[name]: fault for name, fault in faults.items()})
 
@@ -105,7 +105,7 @@ async def test_a_disconnection_reports_the_revocation_state(system: System) -> N
 async def test_the_token_of_a_refresh_that_ends_after_the_disconnection_is_revoked(system: System) -> None:
     integration_id = await system.connect()
     held = HeldResponse(handle_first=True)
-    # It no longer knows the token that the refresh has spent, which is no error (RFC 7009 §2.2).
+    # The provider does not know the used token, which is not an error (RFC 7009 §2.2).
     set_fault(system.sandbox, token=held, revoke=Fault(status=200))
     refreshing = asyncio.ensure_future(
         system.service.RefreshToken(
@@ -138,7 +138,7 @@ async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> Non
 async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
     database_url: str, is_declared: bool
 ) -> None:
-    """Where revoking ends all that a client holds of an account; the twin does not declare that it does."""
+    """For a provider that revokes all grants of an account. Negative control: the provider does not declare that."""
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:
         class WholeAccount(OAuth2Provider):
@@ -177,7 +177,7 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
 
 
 async def killed_while_revoking(pair: Replicas) -> None:
-    """The first server disconnects, and dies while the provider hangs."""
+    """Disconnect at the first server, and kill it while the provider hangs."""
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=Hang())
     disconnecting = asyncio.create_task(disconnect(pair.clients[0], integration_id))
@@ -207,9 +207,7 @@ async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: R
     set_fault(pair.sandbox, revoke=DOWN)
     await disconnect(pair.clients[1], other)
     set_fault(pair.sandbox)
-    await wait_until(
-        partial(is_invalid_grant, pair.sandbox, "linus"), PATIENT
-    )  # so that the background has been at work
+    await wait_until(partial(is_invalid_grant, pair.sandbox, "linus"), PATIENT)  # so that the background worker has run
     assert not await is_invalid_grant(pair.sandbox)
 
 
@@ -234,7 +232,7 @@ async def test_two_servers_send_one_request_per_attempt(pair: Replicas) -> None:
 
 
 def attempts_of(pair: Replicas) -> list[int]:
-    """The numbers of the attempts that the servers tell of."""
+    """The attempt numbers in the servers' logs."""
     lines = [line for command in pair.commands for line in command.output.splitlines()]
     events = [json.loads(line) for line in lines if '"revocation_' in line]
     return [event["attempts"] for event in events]

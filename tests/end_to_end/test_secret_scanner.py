@@ -1,4 +1,4 @@
-"""Each system of these tests is searched for secrets when it ends; the twins leave one behind, and are told."""
+"""Each system of these tests is scanned for secrets when it ends; a leaked secret fails the test."""
 
 import base64
 from pathlib import Path
@@ -12,18 +12,18 @@ from tests.end_to_end.system import KEY, Clients, run_system
 
 
 async def store_in_plaintext(system: Clients, integration_id: int, secret: str) -> None:
-    """As the name of an integration."""
+    """Store a secret as the name of an integration."""
     rename = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", name=f"My {secret}")
     await system.service.UpdateIntegration(rename)
 
 
 async def log_in_plaintext(system: Clients, secret: str) -> None:
-    """As a path, which is meant to be logged."""
+    """Log a secret as a path."""
     await system.browser.get(f"{system.sidecar_url}/{secret}")
 
 
 async def connected_and_used(system: Clients) -> str:
-    """A token that went through the server, which is none of its fault."""
+    """Connect, and return the token that passed through the server."""
     return await system.bearer_token(await system.connect())
 
 
@@ -63,7 +63,7 @@ async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: s
 
 
 async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str, tmp_path: Path) -> None:
-    """Here by way of an address, which is quoted where it is wrong."""
+    """An invalid address is quoted in the error."""
     key = new_key()
     environment = server_environment(sqlite_url, ENCRYPTION_KEY=key, PUBLIC_URL="http://wrong.example/" + key)
     with pytest.raises(SecretLeaked, match="ENCRYPTION_KEY"):

@@ -1,4 +1,4 @@
-"""Starts that are refused: the exit code is not 0, the message says what to mend, and no key is ever quoted."""
+"""Rejected starts: exit code 1, a message that says what to correct, and no key in the output."""
 
 import asyncio
 import base64
@@ -22,14 +22,14 @@ SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()
 
 
 async def make_data_key(database_url: str, key: bytes) -> str:
-    """Give the database a data key; the id of the key that wraps it."""
+    """Create a data key in the database; the id of the key that wraps it."""
     async with open_database(database_url) as database:
         await open_keyring(database, KeyEncryptionKeys(LocalKey(key)))
     return LocalKey(key).key_id
 
 
 def assert_refused(finished: CompletedCommand, *reported: str) -> None:
-    """It did not start, says all of this, and shows no traceback."""
+    """Assert exit code 1, these parts in the error message, and no traceback."""
     assert finished.code == 1, finished
     assert finished.out == ""
     for part in reported:
@@ -70,7 +70,7 @@ async def test_a_wrong_key_is_rejected_on_postgresql(postgres_url: str, tmp_path
 async def test_negative_control_the_right_key_starts_the_server_also_as_a_retired_key(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    """The twin: the same start, with the key that the database wants, goes through."""
+    """The same start succeeds with the right key."""
     key = os.urandom(32)
     await make_data_key(sqlite_url, key)
     right = base64.urlsafe_b64encode(key).decode().rstrip("=")
@@ -127,7 +127,7 @@ async def test_an_invalid_key_file_is_reported_and_unchanged(content: bytes, sql
     assert_refused(finished, "data/encryption.key is not a key", "must be 32 bytes", f"it is {len(content)} bytes")
     assert path.read_bytes() == content
     assert not content or content.decode() not in finished.err
-    path.unlink()  # the twin: without it the same command makes one
+    path.unlink()  # negative control: without the file the same command creates one
     finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
     assert (finished.code, len(path.read_bytes())) == (0, 32)
 
@@ -158,7 +158,7 @@ async def test_invalid_provider_files_are_reported_with_path_field_and_problem(s
 
 
 def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
-    """File and field of each line that tells of one; every line has a problem after them."""
+    """File and field of each reported problem."""
     found = []
     for line in text.splitlines():
         path, separator, rest = line.strip().partition(": ")
@@ -191,7 +191,7 @@ async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_
             last_line = end.err.strip().splitlines()[-1]
             assert address in last_line
             assert setting in last_line
-        # and the first server has the port for itself
+        # the first server still has the port alone
         for _ in range(5):
             assert (await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())).integration_types
 

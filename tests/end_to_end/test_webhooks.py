@@ -1,4 +1,4 @@
-"""Webhooks through the sidecar, stored, handed on and told of; the provider is one of the test's own."""
+"""Webhooks through the sidecar: storage, delivery and events, with a provider whose webhooks the test signs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -38,7 +38,7 @@ APP_PATH = f"/api/v1/webhooks/{SIGNED_WEBHOOK}/app"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
-    """One that knows the provider."""
+    """A system with the provider."""
     async with run_system(
         shared_database_url,
         environment={APP_SECRET_SETTING: APP_SECRET},
@@ -48,7 +48,7 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 
 
 def watch(system: System, request: pb.WatchIntegrationsRequest) -> Any:
-    """A stream, whose answers the types do not know."""
+    """A stream of events, untyped."""
     return system.service.WatchIntegrations(request)
 
 
@@ -62,7 +62,7 @@ async def connect(system: System, account: str = "acct-1", user_id: str = "ada",
 
 
 async def path_of(system: System, integration_id: int, user_id: str = "ada") -> str:
-    """An integration's own webhook path."""
+    """The path of an integration's webhook URL."""
     endpoint = await system.service.GetWebhookEndpoint(
         pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=user_id)
     )
@@ -160,7 +160,7 @@ async def test_a_webhook_secret_is_replaced_without_a_gap(system: System, shared
     made = await system.service.SetWebhookSecret(pb.SetWebhookSecretRequest(**which))
     assert made.webhook_url == PUBLIC_URL + path
     assert made.HasField("previous_expire_time")
-    await asyncio.sleep(1.1)  # what is remembered of the address is over
+    await asyncio.sleep(1.1)  # the cached endpoint has expired
     for at, secret in enumerate((SECRET, made.webhook_secret)):
         assert (await deliver(system, path, {"id": f"e-{at}", "text": PAYLOAD}, secret=secret)).status_code == 202
     secrets = {"webhook secret": [made.webhook_secret, SECRET], "payload": [PAYLOAD]}
@@ -179,7 +179,7 @@ async def test_a_type_without_webhooks_is_rejected(system: System) -> None:
 
 async def test_an_integration_is_not_served_after_its_account_revokes_access(system: System) -> None:
     first, second = await connect(system), await connect(system, "acct-2")
-    for integration_id in (first, second):  # both are remembered
+    for integration_id in (first, second):  # both are cached
         await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"))
     bye = {"id": "bye", "account": "acct-1", "ends_grant": True}
     await deliver(system, APP_PATH, bye, secret=APP_SECRET)
@@ -230,7 +230,7 @@ async def test_the_event_stream_reports_changes_as_they_occur(system: System) ->
 
 
 async def test_a_slow_reader_delays_no_other_and_misses_no_event(system: System, shared_database_url: str) -> None:
-    """So many events that no buffer on the way holds them all."""
+    """The number of events exceeds all buffers."""
     integration_id = await connect(system)
     slow, quick = (watch(system, pb.WatchIntegrationsRequest()) for _ in range(2))
     for stream in (slow, quick):

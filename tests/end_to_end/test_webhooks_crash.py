@@ -1,6 +1,6 @@
-"""Webhooks over two servers, one of which is killed midway: nothing that was accepted is lost, nothing is there twice.
+"""Webhooks at two servers, one of which is killed: no accepted event is lost or duplicated.
 
-A small version of `tests/faults/test_webhooks.py`.
+A short version of `tests/faults/test_webhooks.py`.
 """
 
 import random

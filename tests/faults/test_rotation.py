@@ -1,4 +1,4 @@
-"""A hundred thousand rows rotated under load by a command that is killed twenty times. `make test-rotation` runs it."""
+"""A rotation of 100,000 rows under load by a command that is killed 20 times. `make test-rotation` runs it."""
 
 import os
 import random
@@ -27,7 +27,7 @@ DEADLINE = 3600.0  # seconds for a rotation: many times what it takes
 
 @pytest.fixture
 def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints for whoever watches, whatever pytest captures."""
+    """Print a line in spite of pytest's capture."""
 
     def report_line(line: str) -> None:
         with capsys.disabled():
@@ -93,7 +93,7 @@ async def test_every_value_is_readable_and_no_call_fails_during_rotations(
 
 
 def reencrypted(said: str) -> int:
-    """How many values the command says it has re-sealed."""
+    """The number of re-encrypted values that the command reports."""
     found = re.search(r"([\d,]+) values were re-encrypted", said)
     assert found, said
     return int(found[1].replace(",", ""))

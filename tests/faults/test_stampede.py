@@ -1,4 +1,4 @@
-"""A thousand callers over four servers find a token expired: one call to the provider, and all have the new token."""
+"""A thousand callers at four servers with an expired token: one request to the provider, one new token for all."""
 
 import asyncio
 from pathlib import Path
@@ -11,12 +11,12 @@ from tests.faults.conftest import FaultTrial
 SERVERS = 4
 CALLERS = 1000
 ROUNDS = 200
-LEASE = 30  # seconds, as it is set by default
+LEASE = 30  # seconds, the default
 REPORT_INTERVAL = 20  # rounds
 
 
 async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], list[str]]:
-    """The tokens that the callers got, and how the provider was called meanwhile."""
+    """The tokens that the callers received, and the outcomes of the refreshes in the meantime."""
     await expired(replicas, integration_id)
     before = len(replicas.refreshes())
     tokens = await asyncio.gather(
