@@ -196,21 +196,21 @@ def _encoded(scheme: str, host: str, rest: str) -> Iterator[str]:
 
 
 def forged_states(genuine: str) -> Iterator[str]:
-    """States without end that are none, made by somebody who has seen one: altered, cut, mixed and made up.
+    """An endless series of forged states, derived from a genuine one: altered, truncated, mixed and invented.
 
-    Its key id is in all that have one: it is no secret, and another id would be told from it at once.
+    Those with a key id have the genuine one, which is not secret; another id would be rejected without a decryption.
     """
-    sealed = base64.urlsafe_b64decode(genuine + "=" * (-len(genuine) % 4))
-    key = sealed[:9]
+    ciphertext = base64.urlsafe_b64decode(genuine + "=" * (-len(genuine) % 4))
+    key = ciphertext[:9]
     for number in itertools.count():
-        noise = os.urandom(len(sealed))
-        at = 9 + number % (len(sealed) - 9)
+        noise = os.urandom(len(ciphertext))
+        at = 9 + number % (len(ciphertext) - 9)
         for forged in (
             key + noise[9:],
-            sealed[:at] + bytes([sealed[at] ^ (1 + number % 255)]) + sealed[at + 1 :],
-            sealed[:at],
-            sealed + noise[: 1 + number % 40],
-            sealed[:21] + noise[21:],
+            ciphertext[:at] + bytes([ciphertext[at] ^ (1 + number % 255)]) + ciphertext[at + 1 :],
+            ciphertext[:at],
+            ciphertext + noise[: 1 + number % 40],
+            ciphertext[:21] + noise[21:],
             b"\x02" + noise[1:],
             key,
         ):

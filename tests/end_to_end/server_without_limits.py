@@ -19,7 +19,7 @@ from tests.fakes.limits import USUAL
 
 
 async def nothing(*_arguments: object, **_options: object) -> NoReturn:
-    raise AssertionError("nobody calls this")
+    raise AssertionError("not called")
 
 
 async def main() -> None:

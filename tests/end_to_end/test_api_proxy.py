@@ -190,7 +190,7 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
         await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=60) for _ in range(8)))
         meanwhile = [key for moment, key in on.api.arrivals if moment >= begin]
         share = meanwhile.count("key-of-grace") / len(meanwhile)
-        print(f"share of the user who came into another's flood: {share:.2f} of {len(meanwhile)} calls")
+        print(f"share of the user beside another's flood: {share:.2f} of {len(meanwhile)} calls")
         await asyncio.gather(*flooding)
         assert share > 0.33  # a half, less the calls sent before hers; in order of arrival it would be a quarter
         # Half of the window, since a busy machine delays arrivals; without the budget, 30 calls would arrive at once.

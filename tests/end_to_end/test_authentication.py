@@ -50,7 +50,7 @@ async def call_as(caller: Caller) -> grpc.StatusCode:
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Poll until the condition holds."""
     async with asyncio.timeout(DEADLINE):
-        while not await condition():  # noqa: ASYNC110  # nothing here is told when the server has looked
+        while not await condition():  # noqa: ASYNC110  # the server sets no event of ours
             await asyncio.sleep(0.05)
 
 
@@ -268,8 +268,8 @@ async def test_negative_control_without_authentication_every_caller_has_all_perm
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         integration_id = await connect(authenticated, await authenticated.backend())
         request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
-        nobody = await authenticated.unidentified()
-        assert await code_of(nobody.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
+        unidentified = await authenticated.unidentified()
+        assert await code_of(unidentified.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
     async with run_system(sqlite_url) as open_to_all:
         assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
 
@@ -282,12 +282,12 @@ async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: 
         yield b""
 
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
-        nobody, backend = await authenticated.unidentified(), await authenticated.backend()
+        unidentified, backend = await authenticated.unidentified(), await authenticated.backend()
         for service, method in (
             ("integrations.v1.IntegrationService", "ListIntegrations"),
             ("no.such.Service", "Nothing"),
         ):
-            call: Any = nobody.channel.stream_unary(f"/{service}/{method}")
+            call: Any = unidentified.channel.stream_unary(f"/{service}/{method}")
             assert await code_of(call(never(), timeout=DEADLINE)) == grpc.StatusCode.UNAUTHENTICATED
         assert await call_as(backend) == grpc.StatusCode.OK
 
@@ -350,7 +350,7 @@ async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, 
         assert await call_as(caller) == grpc.StatusCode.UNAUTHENTICATED
 
 
-# --- starting --------------------------------------------------------------------------------------------------------
+# --- start -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_start_with_invalid_files_reports_all_problems(sqlite_url: str, tmp_path: Path) -> None:

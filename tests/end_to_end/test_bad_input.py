@@ -92,7 +92,7 @@ async def test_every_rpc_with_request_fields_has_a_case() -> None:
     assert METHODS.keys() == {method.name for method in methods if method.input_type.fields}
 
 
-# --- who and which ---------------------------------------------------------------------------------------------------
+# --- user, integration and type --------------------------------------------------------------------------------------
 
 
 async def test_user_id_has_1_to_128_characters(system: System) -> None:
@@ -338,7 +338,7 @@ async def test_a_page_token_is_valid_only_for_its_own_list(system: System) -> No
     ).integrations
 
 
-# --- addresses -------------------------------------------------------------------------------------------------------
+# --- redirect URIs and return URLs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("field", "allowed"), [("redirect_uri", APP_CALLBACK), ("return_url", RETURN_URL)])
@@ -422,7 +422,7 @@ async def test_the_error_for_a_rejected_code_does_not_contain_the_code(system: S
     assert "made-up" not in refused.message
 
 
-# --- what is no message ----------------------------------------------------------------------------------------------
+# --- malformed messages ----------------------------------------------------------------------------------------------
 
 
 async def test_oversized_and_malformed_messages_are_rejected_and_the_server_continues(system: System) -> None:

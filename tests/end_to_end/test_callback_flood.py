@@ -73,7 +73,7 @@ async def run_idle_server(
     http = ProviderHttp(utc_now, dev_mode=True)
     providers = build_providers(
         settings,
-        {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "the-secret-of-nobody"},
+        {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "an-unused-secret"},
         http,
         extra=[lambda factory: register_sandbox(factory, "http://127.0.0.1:9")],
     )

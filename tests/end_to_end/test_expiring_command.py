@@ -27,9 +27,9 @@ async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_ur
     assert (nothing.code, nothing.err) == (0, "")
     assert "No grant with a known expiry" in nothing.out
 
-    renewable = NewCredentials(b"sealed", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
+    renewable = NewCredentials(b"encrypted", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
     await connect(sqlite_url, "renewable", renewable)
-    await connect(sqlite_url, "once", NewCredentials(b"sealed", access_token_expire_time=now + 1.5 * DAY))
+    await connect(sqlite_url, "once", NewCredentials(b"encrypted", access_token_expire_time=now + 1.5 * DAY))
     listed = await run(tmp_path, environment, "expiring", "--days", "4")
     lines = [line for line in listed.out.splitlines() if "token" in line]
     assert [(line.split("│")[2].strip(), line.split("│")[7].strip()) for line in lines] == [

@@ -112,7 +112,7 @@ async def connected_of(system: System, user_id: str) -> list[str]:
     return [row.account_id for row in listed.integrations if row.is_connected]
 
 
-# --- whoever finishes ------------------------------------------------------------------------------------------------
+# --- the user who completes the flow ---------------------------------------------------------------------------------
 
 
 async def test_a_victim_who_completes_the_attackers_flow_does_not_connect_their_account(
@@ -162,7 +162,7 @@ async def test_an_attacker_cannot_complete_the_victims_flow(attack_setup: Attack
     assert await connected_of(attack_setup.careful, "mallory") == []
 
 
-# --- whose code ------------------------------------------------------------------------------------------------------
+# --- code injection --------------------------------------------------------------------------------------------------
 
 
 async def inject_code(attack_setup: AttackSetup, integration_type: str) -> RpcError | None:
@@ -193,7 +193,7 @@ async def test_negative_control_without_pkce_the_victim_is_connected_to_the_atta
     assert await connected_of(attack_setup.direct, "ada") == ["linus"]
 
 
-# --- whose answer ----------------------------------------------------------------------------------------------------
+# --- mix-up attacks --------------------------------------------------------------------------------------------------
 
 
 async def mix_up(attack_setup: AttackSetup, evil_type: str, registered: str) -> str:

@@ -36,7 +36,7 @@ async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(databa
     assert any(outcome.startswith("HTTP 4") for outcome in report.outcomes)
 
 
-# --- the twins: servers with the faults that are looked for --------------------------------------------------------
+# --- negative controls: faulty servers -----------------------------------------------------------------------------
 
 
 class FaultySystem:

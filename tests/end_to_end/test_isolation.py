@@ -42,7 +42,7 @@ FORGED = "forged"
 # one without permissions; one that is not in the policy; the sidecar; ada; grace without a user_id; grace with the
 # user_id ada; and no identity. Every request concerns data of ada.
 GRID = """
-                       backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  nobody
+                       backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  unidentified
 Connect                ok       ok         denied      denied     denied    denied   ok       ok        denied        unknown
 ConnectWithApiKey      ok       ok         ok          denied     denied    denied   ok       ok        denied        unknown
 HandleCallback         ok       mismatch   forged      denied     denied    ok       ok       mismatch  denied        unknown
@@ -116,7 +116,7 @@ async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
         "ada": await authenticated.user("ada"),
         "grace": grace,
         "grace_as_ada": grace,
-        "nobody": await authenticated.unidentified(),
+        "unidentified": await authenticated.unidentified(),
     }
     return Scenario(
         authenticated,
@@ -143,7 +143,7 @@ def other_type_certificate(authenticated: AuthenticatedSystem) -> Pair:
     return authenticated.credential_issuer.authority.issue([x509.DNSName("Other-Type.integrations.example")])
 
 
-# --- the grid covers everything -------------------------------------------------------------------------------------
+# --- completeness of the table --------------------------------------------------------------------------------------
 
 
 async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
@@ -186,7 +186,7 @@ def names_within(message: Any, inside: str = "") -> list[str]:
     return found
 
 
-# --- the cells -------------------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,13 +383,13 @@ async def tidy(scenario: Scenario) -> None:
                 )
 
 
-# --- beside the rows -------------------------------------------------------------------------------------------------
+# --- further tests ---------------------------------------------------------------------------------------------------
 
 
 async def test_an_unknown_method_is_reported_to_authenticated_callers_only(scenario: Scenario) -> None:
     for path in ("/integrations.v1.IntegrationService/NoSuchMethod", "/no.such.Service/Method"):
         for column, code in (
-            ("nobody", grpc.StatusCode.UNAUTHENTICATED),
+            ("unidentified", grpc.StatusCode.UNAUTHENTICATED),
             ("unlisted", grpc.StatusCode.UNIMPLEMENTED),
             ("backend", grpc.StatusCode.UNIMPLEMENTED),
         ):
@@ -402,13 +402,13 @@ async def test_an_unknown_method_is_reported_to_authenticated_callers_only(scena
 
 async def test_the_request_of_an_unknown_caller_is_not_parsed(scenario: Scenario) -> None:
     codes = {}
-    for column in ("nobody", "unlisted", "backend"):
+    for column in ("unidentified", "unlisted", "backend"):
         make: Any = scenario.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await make(b"\xff" * 32)
         codes[column] = refused.value.code()
     assert codes == {
-        "nobody": grpc.StatusCode.UNAUTHENTICATED,
+        "unidentified": grpc.StatusCode.UNAUTHENTICATED,
         "unlisted": grpc.StatusCode.PERMISSION_DENIED,
         "backend": grpc.StatusCode.INVALID_ARGUMENT,
     }

@@ -102,7 +102,7 @@ async def is_answering(sidecar: str, within: float) -> bool:
             return False
 
 
-# --- connections that take files -----------------------------------------------------------------------------------
+# --- connections that use file descriptors -------------------------------------------------------------------------
 
 SILENCES = {
     "nothing": b"",
@@ -169,7 +169,7 @@ async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_fi
             assert open_files(command) == FILES
 
 
-# --- requests that take memory -------------------------------------------------------------------------------------
+# --- requests that use memory --------------------------------------------------------------------------------------
 
 LARGE = 100 * MIB
 HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -46,7 +46,7 @@ async def ids_of(system: System, user_id: str = "ada") -> list[int]:
     return [row.integration_id for row in listed.integrations]
 
 
-# --- the browser's way back ------------------------------------------------------------------------------------------
+# --- redirects of the browser ----------------------------------------------------------------------------------------
 
 
 async def test_a_browser_is_redirected_and_a_program_gets_json(system: System) -> None:
@@ -101,7 +101,7 @@ async def test_a_denied_consent_is_reported_and_leaves_no_integration(system: Sy
     assert (again.status_code, again.json()["reason"]) == (400, "STATE_USED")
 
 
-# --- who finishes ----------------------------------------------------------------------------------------------------
+# --- completion ------------------------------------------------------------------------------------------------------
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -175,7 +175,7 @@ async def test_another_issuer_is_rejected_before_any_token_request(system: Syste
     assert (await system.service.HandleCallback(callback_of(location))).success
 
 
-# --- which row -------------------------------------------------------------------------------------------------------
+# --- the integration of an account -----------------------------------------------------------------------------------
 
 
 async def test_connecting_the_same_account_again_updates_its_integration(system: System) -> None:
@@ -280,7 +280,7 @@ async def test_a_missing_required_scope_is_an_error(system: System) -> None:
     assert (integration.status, list(integration.missing_scopes)) == (integration_pb2.STATUS_ERROR, ["read"])
 
 
-# --- whose -----------------------------------------------------------------------------------------------------------
+# --- isolation of users ----------------------------------------------------------------------------------------------
 
 
 async def test_another_users_integration_has_the_same_response_as_a_missing_one(system: System) -> None:
@@ -318,7 +318,7 @@ async def test_the_same_account_of_two_users_has_two_integrations(system: System
     assert await system.bearer_token(mine, "ada") != await system.bearer_token(theirs, "grace")
 
 
-# --- once ------------------------------------------------------------------------------------------------------------
+# --- single use ------------------------------------------------------------------------------------------------------
 
 
 async def test_fifty_concurrent_callbacks_with_one_state_exchange_one_code(system: System) -> None:

@@ -214,9 +214,9 @@ async def test_a_missing_schema_is_reported_with_the_command_to_run(empty_sqlite
 
 
 async def test_an_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        url = f"postgresql://ada:hunter2@127.0.0.1:{nobody.getsockname()[1]}/nothing"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        url = f"postgresql://ada:hunter2@127.0.0.1:{unused.getsockname()[1]}/nothing"
         finished = await run(tmp_path, server_environment(url, DEV_MODE="false"), "serve")
     assert_refused(finished, "database")
     assert "hunter2" not in finished.err

@@ -29,7 +29,7 @@ async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
 async def test_negative_control_without_deduplication_every_event_is_stored_twice(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
-    """The twin."""
+    """Without deduplication, the inbox has each event twice."""
     async with run_servers(tmp_path, sqlite_url, prefork, WITHOUT_DEDUPLICATION) as servers:
         accounts = await connect_accounts(servers.all[0], 1)
         await WebhookSender(servers, random.Random(7)).send_all(accounts, 5)

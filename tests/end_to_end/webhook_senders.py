@@ -242,7 +242,7 @@ class Result:
             f"{self.accepted} accepted in {self.seconds:.1f} s ({60 * self.accepted / self.seconds:.0f} a minute), "
             f"{1000 * self.cpu_seconds / self.outcomes['202']:.1f} ms of CPU in the servers a delivery, "
             f"lost {self.lost}, duplicates {self.duplicates}, out of order {self.out_of_order}, "
-            f"not told {self.unreported}; answers: {dict(self.outcomes)}"
+            f"not reported {self.unreported}; responses: {dict(self.outcomes)}"
         )
 
 

@@ -152,7 +152,7 @@ async def test_acknowledged_writes_survive_a_crash_of_the_database(
             )
             trial.report(
                 f"{number} crashes: {names} changes, {keys} keys and {refreshes} refreshes acknowledged, all there; "
-                f"{journals} answers came while it was gone; {failures} calls refused"
+                f"{journals} responses received during the outage; {failures} calls failed"
             )
         said = "".join(command.output for command in replicas.commands)
         assert said.count("refresh_journaled") >= journals

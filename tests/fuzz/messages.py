@@ -24,7 +24,7 @@ METHODS: Sequence[MethodDescriptor] = [
 ]
 
 PLANTED = "planted-secret-0123456789abcdef"
-"""Sent wherever a request has a secret; no answer may have it."""
+"""The value of every secret field; no response may contain it."""
 
 _SECRET_FIELDS = {"api_key", "api_secret", "webhook_secret", "code"}
 _MAX_DEPTH = 3

@@ -189,7 +189,7 @@ class Fuzzer:
         try:
             response = await http.send(address.hostname or "", address.port or 0, case)
         except TimeoutError:
-            raise Finding(f"no end of the answer to {case!r}") from None
+            raise Finding(f"no end of the response to {case!r}") from None
         if response.status >= 500 and response.status != 503:
             raise Finding(f"HTTP {response.status} for {case!r}: {response.raw[:300]!r}")
         self._check_no_secret(case, response.raw)
@@ -203,7 +203,7 @@ class Fuzzer:
     def _check_no_secret(self, case: RpcCase | HttpCase, response: bytes) -> None:
         for secret in (PLANTED, self._system.client_secret, *self._sandbox.issued):
             if secret.encode() in response:
-                raise Finding(f"a secret in the answer to {case!r}")
+                raise Finding(f"a secret in the response to {case!r}")
 
     async def _check_alive(self) -> None:
         if self._system.command.process.poll() is not None:
