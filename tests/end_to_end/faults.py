@@ -46,7 +46,7 @@ class RecordedForms(Fault):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByCase(Fault):
+class FaultByCase(Fault):
     """The token endpoint has one behaviour for each value of the query parameter `case`."""
 
     cases: Mapping[str, Behaviour]

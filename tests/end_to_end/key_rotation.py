@@ -35,7 +35,7 @@ _BATCH_SIZE = 1_000
 _POLL_INTERVAL = 0.02
 
 
-def secret_of(integration_id: int) -> str:
+def api_key_of(integration_id: int) -> str:
     """The API key of the row with this id."""
     return base64.b64encode(f"key of {integration_id} ".encode() * 8).decode()
 
@@ -59,7 +59,7 @@ async def _row(cipher: CredentialCipher, integration_id: int) -> Mapping[str, An
     now = datetime.now(UTC)
     return {
         **new_integration_values(new, now),
-        "encrypted_credentials": await cipher.encrypt(new, ApiKey(secret_of(integration_id))),
+        "encrypted_credentials": await cipher.encrypt(new, ApiKey(api_key_of(integration_id))),
         "connect_time": now,
     }
 
@@ -81,11 +81,11 @@ async def read(clients: Clients, integration_id: int, load: Load) -> None:
     except grpc.aio.AioRpcError as error:
         load.failures.append(f"{integration_id}: {error.code()} {error.details()}")
     else:
-        if response.credentials.api_key.api_key != secret_of(integration_id):
+        if response.credentials.api_key.api_key != api_key_of(integration_id):
             load.failures.append(f"{integration_id}: another's key")
 
 
-async def unreadable(clients: Sequence[Clients], rows: int) -> list[str]:
+async def find_read_failures(clients: Sequence[Clients], rows: int) -> list[str]:
     """Read all rows, spread over the servers; the failures."""
     load = Load()
     for ids in _batches(rows, 200):  # few enough to get a database connection in time on a busy machine
@@ -95,7 +95,7 @@ async def unreadable(clients: Sequence[Clients], rows: int) -> list[str]:
 
 
 @asynccontextmanager
-async def reading(clients: Sequence[Clients], rows: int, readers: int, rng: random.Random) -> AsyncIterator[Load]:
+async def run_readers(clients: Sequence[Clients], rows: int, readers: int, rng: random.Random) -> AsyncIterator[Load]:
     """Run readers of random rows, each with one call at a time, until the block ends."""
     load = Load()
     stop = asyncio.Event()
@@ -121,7 +121,7 @@ def peak_memory(process_id: int) -> int:
     return 0
 
 
-async def rotated(
+async def run_rotation(
     directory: Path, environment: Mapping[str, str], within: float
 ) -> tuple[CompletedCommand, int, float]:
     """Run `keys rotate` to its end; the result, its peak memory in MiB, and its CPU time in seconds."""
@@ -140,7 +140,7 @@ def _cpu_of_ended_commands() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def killed(directory: Path, database: Database, environment: Mapping[str, str], delay: float) -> bool:
+async def kill_rotation(directory: Path, database: Database, environment: Mapping[str, str], delay: float) -> bool:
     """Run `keys rotate`, and send SIGKILL `delay` seconds after its first re-encryption. False if it ended before."""
     before = await _encrypted_by_newest(database)
     async with started(directory, environment, "keys", "rotate") as command:

@@ -108,7 +108,7 @@ async def force_refresh(clients: Clients, integration_id: int, user_id: str = "a
     )
 
 
-async def expired(replicas: Replicas, integration_id: int) -> None:
+async def expire_access_token(replicas: Replicas, integration_id: int) -> None:
     """Replace the integration's access token by one that has expired already."""
     replicas.change_behaviour(access_token_lifetime=0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:

@@ -26,14 +26,14 @@ ADDRESSES = {
 }
 
 
-def recipe() -> str:
+def page_provider() -> str:
     """The Python file of the page."""
     page = (ROOT / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
     source, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return str(source)
 
 
-def point_at(source: str, sandbox_url: str) -> str:
+def with_sandbox_urls(source: str, sandbox_url: str) -> str:
     """The file with its example URLs replaced by the sandbox's, whose account field is `sub`."""
     for address, path in ADDRESSES.items():
         assert f'"{address}"' in source
@@ -41,7 +41,7 @@ def point_at(source: str, sandbox_url: str) -> str:
     return source.replace('account_id_field = "id"', 'account_id_field = "sub"').replace("/data", "/userinfo")
 
 
-def load(path: Path) -> Any:
+def load_module(path: Path) -> Any:
     """The module in a file, without an entry in `sys.modules`."""
     spec = importlib.util.spec_from_file_location("the_recipe", path)
     assert spec is not None
@@ -55,8 +55,8 @@ async def test_the_documented_steps_add_a_working_integration(database_url: str,
     path = tmp_path / "my_service.py"
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:
-        path.write_text(point_at(recipe(), sandbox_url))
-        load(path).register(factory)
+        path.write_text(with_sandbox_urls(page_provider(), sandbox_url))
+        load_module(path).register(factory)
 
     sandbox = Sandbox()
     callback = callback_url("my_service")
@@ -81,7 +81,7 @@ async def test_the_documented_steps_add_a_working_integration(database_url: str,
 
         # a method of this provider only
         async with ProviderHttp(system.clock, dev_mode=True) as http:
-            provider = load(path).MyServiceProvider(ProviderContext(http, system.clock, CLIENT))
+            provider = load_module(path).MyServiceProvider(ProviderContext(http, system.clock, CLIENT))
             assert (await provider.fetch_data(OAuthTokens(token)))["email"] == "grace@example.com"
 
         gone = await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))

@@ -32,7 +32,7 @@ def call(integration_id: int, user_id: str = "ada", path: str = "/things", **fie
     return pb.CallProviderRequest(user_id=user_id, integration_id=integration_id, **given)
 
 
-async def with_key(clients: Clients, user_id: str) -> int:
+async def connect_with_key(clients: Clients, user_id: str) -> int:
     """An integration of the API with a key that contains the user id."""
     request = pb.ConnectWithApiKeyRequest(user_id=user_id, integration_type="acme", api_key=f"key-of-{user_id}")
     return int((await clients.service.ConnectWithApiKey(request)).integration.integration_id)
@@ -110,25 +110,25 @@ async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> No
 
 async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
-        integration_id = await connect_key(system)
+        integration_id = await connect_sandbox_key(system)
         good, system.sandbox.api_key = system.sandbox.api_key, type(system.sandbox.api_key)("another", "pair")
         response = await system.service.CallProvider(call(integration_id, path="/account"))
         assert response.status_code == 401
-        await until_error_is(system, integration_id, "PROVIDER_REJECTED")
+        await wait_for_error_class(system, integration_id, "PROVIDER_REJECTED")
         system.sandbox.api_key = good
         await asyncio.sleep(0.3)  # by then the server has read the change of the row
         assert (await system.service.CallProvider(call(integration_id, path="/account"))).status_code == 200
-        await until_error_is(system, integration_id, "")
+        await wait_for_error_class(system, integration_id, "")
 
 
-async def connect_key(system: System) -> int:
+async def connect_sandbox_key(system: System) -> int:
     request = pb.ConnectWithApiKeyRequest(
         user_id="ada", integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key
     )
     return int((await system.service.ConnectWithApiKey(request)).integration.integration_id)
 
 
-async def until_error_is(system: System, integration_id: int, error_class: str) -> None:
+async def wait_for_error_class(system: System, integration_id: int, error_class: str) -> None:
     async def condition() -> bool:
         return bool((await system.get(integration_id)).last_error.error_class == error_class)
 
@@ -141,7 +141,7 @@ async def until_error_is(system: System, integration_id: int, error_class: str) 
 async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url) as (on):
         users = ["ada", "grace", "linus"]
-        ids = {user: await with_key(on.clients, user) for user in users}
+        ids = {user: await connect_with_key(on.clients, user) for user in users}
         on.api.rejects_until = time.monotonic() + 2
         begin = time.monotonic()
         calls = [
@@ -160,7 +160,7 @@ async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once
     tmp_path: Path, sqlite_url: str
 ) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=2, seconds=60)) as on:
-        mine = await with_key(on.clients, "ada")
+        mine = await connect_with_key(on.clients, "ada")
         for _ in range(2):
             await on.clients.service.CallProvider(call(mine))
         begin = time.monotonic()
@@ -176,16 +176,16 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
     tmp_path: Path, sqlite_url: str
 ) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=5, seconds=1)) as on:
-        flood, other = await with_key(on.clients, "ada"), await with_key(on.clients, "grace")
+        flood, other = await connect_with_key(on.clients, "ada"), await connect_with_key(on.clients, "grace")
         flooding = [
-            asyncio.create_task(flooded(on.clients.service.CallProvider(call(flood, "ada"), timeout=60)))
+            asyncio.create_task(expect_success(on.clients.service.CallProvider(call(flood, "ada"), timeout=60)))
             for _ in range(30)
         ]
 
-        async def first_have_come() -> bool:
+        async def has_first_calls() -> bool:
             return len(on.api.arrivals) >= 20
 
-        await wait_until(first_have_come)
+        await wait_until(has_first_calls)
         begin = time.monotonic()
         await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=60) for _ in range(8)))
         meanwhile = [key for moment, key in on.api.arrivals if moment >= begin]
@@ -197,7 +197,7 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
         assert on.api.max_within(0.5) <= 6  # the budget, and one that took longer to arrive
 
 
-async def flooded(calling: Any) -> None:
+async def expect_success(calling: Any) -> None:
     response = await calling
     assert response.status_code == 200
 
@@ -207,7 +207,7 @@ async def flooded(calling: Any) -> None:
 
 async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
-        assert await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
+        assert await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
 
 
 async def test_negative_control_without_redis_each_server_has_its_own_rate_limit(
@@ -215,10 +215,10 @@ async def test_negative_control_without_redis_each_server_has_its_own_rate_limit
 ) -> None:
     """Without Redis, each server counts alone."""
     away = f"redis://127.0.0.1:{free_port()}/0"
-    assert 10 < await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
+    assert 10 < await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
 
 
-async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: str) -> int:
+async def max_calls_of_two_servers(tmp_path: Path, database_url: str, **settings: str) -> int:
     """The most calls in a second that a provider receives from two servers, with a budget of ten in two seconds."""
     providers = tmp_path / "providers"
     providers.mkdir()
@@ -231,7 +231,7 @@ async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: s
             command = await stack.enter_async_context(serving(tmp_path, environment))
             at = command.serving
             clients.append(await stack.enter_async_context(clients_of(at["grpc"], at["sidecar"])))
-        mine = await with_key(clients[0], "ada")
+        mine = await connect_with_key(clients[0], "ada")
         calls = [server.service.CallProvider(call(mine), timeout=30) for server in clients for _ in range(12)]
         responses = await asyncio.gather(*calls)
         assert {response.status_code for response in responses} == {200}
@@ -245,16 +245,16 @@ async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tm
     with run_redis(tmp_path, free_port()) as redis:
         limits = APP_LIMIT.format(calls=1000, seconds=1)
         async with scenario(tmp_path, sqlite_url, limits, RATE_LIMIT_REDIS_URL=redis.url) as on:
-            mine = await with_key(on.clients, "ada")
-            assert await counted(redis, on, mine)
+            mine = await connect_with_key(on.clients, "ada")
+            assert await is_counted_in_redis(redis, on, mine)
             redis.stop()
             for _ in range(3):
                 assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200
             redis.start()
-            await wait_until(partial(counted, redis, on, mine))
+            await wait_until(partial(is_counted_in_redis, redis, on, mine))
 
 
-async def counted(redis: RedisServer, on: Scenario, mine: int) -> bool:
+async def is_counted_in_redis(redis: RedisServer, on: Scenario, mine: int) -> bool:
     """Whether a call leaves a key in Redis."""
     from redis.asyncio import Redis
 

@@ -42,7 +42,7 @@ async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def call_as(caller: Caller) -> grpc.StatusCode:
+async def list_types_code(caller: Caller) -> grpc.StatusCode:
     """The status code of `ListIntegrationTypes`."""
     return await code_of(caller.service.ListIntegrationTypes(TYPES, metadata=caller.metadata, timeout=30))
 
@@ -72,7 +72,7 @@ async def call_on_new_channel(
     """The status code of a call on a new connection."""
     # Channels with equal credentials share a connection.
     async with authenticated.credential_issuer.channel(authenticated.system.grpc_address, pair, roots) as channel:
-        return await call_as(Caller(channel))
+        return await list_types_code(Caller(channel))
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
@@ -117,10 +117,10 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
         credential_issuer.put("ca.pem", credential_issuer.authority.certificate + stranger.certificate)
         pair = refused["of another authority"]
 
-        async def is_believed() -> bool:
+        async def is_accepted() -> bool:
             return await call_on_new_channel(authenticated, pair) == grpc.StatusCode.OK
 
-        await wait_until(is_believed)
+        await wait_until(is_accepted)
 
 
 async def test_certificates_are_reloaded_while_calls_continue(
@@ -132,31 +132,31 @@ async def test_certificates_are_reloaded_while_calls_continue(
         codes: set[grpc.StatusCode] = set()
         calls = 0
 
-        async def go_on_calling() -> None:
+        async def keep_calling() -> None:
             nonlocal calls
             while True:
-                codes.add(await call_as(backend))
+                codes.add(await list_types_code(backend))
                 calls += 1
 
-        going = asyncio.create_task(go_on_calling())
+        going = asyncio.create_task(keep_calling())
         new = Authority()
         new_backend = new.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
         assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.UNAVAILABLE
         credential_issuer.write("server", new.issue(SERVER))
         credential_issuer.put("ca.pem", new.certificate)
 
-        async def new_is_served() -> bool:
+        async def is_new_certificate_served() -> bool:
             return await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
 
-        await wait_until(new_is_served)
+        await wait_until(is_new_certificate_served)
         old_pair = old.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
         assert await call_on_new_channel(authenticated, old_pair, new.certificate) == grpc.StatusCode.UNAVAILABLE
         seen = calls
 
-        async def calls_went_on() -> bool:
+        async def has_more_calls() -> bool:
             return calls > seen + 10
 
-        await wait_until(calls_went_on)
+        await wait_until(has_more_calls)
         going.cancel()
         assert codes == {grpc.StatusCode.OK}
 
@@ -225,7 +225,7 @@ async def test_server_and_sidecar_work_on_loopback_with_tokens_only(sqlite_url: 
                 credential_issuer.services.token("backend", utc_now(), iss=credential_issuer.users.issuer),
             ),
         ):
-            assert await call_as(stranger) == grpc.StatusCode.UNAUTHENTICATED
+            assert await list_types_code(stranger) == grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Path) -> None:
@@ -249,15 +249,15 @@ async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Pat
         }
         async with run_system(sqlite_url, **settings) as system:
             assert (
-                await call_as(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))
+                await list_types_code(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))
                 == grpc.StatusCode.OK
             )
             renewed = TokenIssuer(credential_issuer.users.issuer, kid="two")
             published.append(renewed.jwks)
             late = Caller(system.channel, renewed.token("ada", utc_now()))
-            assert await call_as(late) == grpc.StatusCode.UNAUTHENTICATED  # it was fetched a moment ago
+            assert await list_types_code(late) == grpc.StatusCode.UNAUTHENTICATED  # it was fetched a moment ago
             system.clock.shift = timedelta(seconds=11)
-            assert await call_as(late) == grpc.StatusCode.OK
+            assert await list_types_code(late) == grpc.StatusCode.OK
     assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
 
 
@@ -289,7 +289,7 @@ async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: 
         ):
             call: Any = unidentified.channel.stream_unary(f"/{service}/{method}")
             assert await code_of(call(never(), timeout=DEADLINE)) == grpc.StatusCode.UNAUTHENTICATED
-        assert await call_as(backend) == grpc.StatusCode.OK
+        assert await list_types_code(backend) == grpc.StatusCode.OK
 
 
 # --- the policy ------------------------------------------------------------------------------------------------------
@@ -303,28 +303,28 @@ async def test_a_changed_policy_is_reloaded_and_an_invalid_one_is_ignored(
             await authenticated.backend(),
             await authenticated.caller(authenticated.credential_issuer.certificate("/late")),
         )
-        assert await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+        assert await list_types_code(late) == grpc.StatusCode.PERMISSION_DENIED
         more = POLICY + (
             '\n[services.late]\ncertificates = ["spiffe://integrations.example/late"]\n'
             'permissions = ["read"]\nintegration_types = ["*"]\n'
         )
         authenticated.credential_issuer.put("policy.toml", more.encode())
 
-        async def late_is_let_in() -> bool:
-            return await call_as(late) == grpc.StatusCode.OK
+        async def is_late_accepted() -> bool:
+            return await list_types_code(late) == grpc.StatusCode.OK
 
-        await wait_until(late_is_let_in)
+        await wait_until(is_late_accepted)
         capfd.readouterr()
         authenticated.credential_issuer.put("policy.toml", b'[services.late]\npermissions = ["everything"]\n')
         await wait_for_log(capfd, "reload_failed")
-        assert await call_as(late) == await call_as(backend) == grpc.StatusCode.OK
+        assert await list_types_code(late) == await list_types_code(backend) == grpc.StatusCode.OK
         authenticated.credential_issuer.put("policy.toml", POLICY.encode())
 
-        async def late_is_shut_out() -> bool:
-            return await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+        async def is_late_rejected() -> bool:
+            return await list_types_code(late) == grpc.StatusCode.PERMISSION_DENIED
 
-        await wait_until(late_is_shut_out)
-        assert await call_as(backend) == grpc.StatusCode.OK
+        await wait_until(is_late_rejected)
+        assert await list_types_code(backend) == grpc.StatusCode.OK
 
 
 async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_url: str, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_ur
             probe = await authenticated.unidentified()
             health = HealthStub(probe.channel)
             assert await code_of(health.Check(HealthCheckRequest())) == code
-            assert await call_as(probe) == grpc.StatusCode.UNAUTHENTICATED
+            assert await list_types_code(probe) == grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, tmp_path: Path) -> None:
@@ -343,11 +343,11 @@ async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, 
         caller = await authenticated.unidentified(
             authenticated.credential_issuer.services.token("backend", authenticated.now)
         )
-        assert await call_as(caller) == grpc.StatusCode.OK
+        assert await list_types_code(caller) == grpc.StatusCode.OK
         authenticated.clock.shift = timedelta(minutes=5, seconds=29)  # within the leeway
-        assert await call_as(caller) == grpc.StatusCode.OK
+        assert await list_types_code(caller) == grpc.StatusCode.OK
         authenticated.clock.shift = timedelta(minutes=5, seconds=31)
-        assert await call_as(caller) == grpc.StatusCode.UNAUTHENTICATED
+        assert await list_types_code(caller) == grpc.StatusCode.UNAUTHENTICATED
 
 
 # --- start -----------------------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ async def test_server_and_sidecar_run_in_separate_processes(sqlite_url: str, tmp
         async with credential_issuer.channel(
             process.grpc_address, credential_issuer.certificate("/backend")
         ) as channel:
-            assert await call_as(Caller(channel)) == grpc.StatusCode.OK
+            assert await list_types_code(Caller(channel)) == grpc.StatusCode.OK
         alone = {name: value for name, value in credential_issuer.settings.items() if name.startswith("SIDECAR_")} | {
             "GRPC_ADDRESS": process.grpc_address,
             "SIDECAR_ADDRESS": "127.0.0.1:0",

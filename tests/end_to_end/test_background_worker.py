@@ -32,7 +32,7 @@ async def connect_many(pair: Replicas) -> list[int]:
     return [await pair.clients[number % 2].connect(user_id) for number, user_id in enumerate(USERS)]
 
 
-async def history(pair: Replicas, integration_id: int) -> pb.ListHealthChecksResponse:
+async def list_health_checks(pair: Replicas, integration_id: int) -> pb.ListHealthChecksResponse:
     response: pb.ListHealthChecksResponse = await pair.clients[0].service.ListHealthChecks(
         pb.ListHealthChecksRequest(integration_id=integration_id, user_id="ada", page_size=3)
     )
@@ -44,14 +44,14 @@ async def test_either_server_refreshes_tokens_and_checks_health(pair: Replicas) 
     ids = await connect_many(pair)
     assert pair.refreshes() == []
 
-    async def all_are_renewed() -> bool:
+    async def all_refreshed() -> bool:
         rows = [await pair.clients[0].get(*one) for one in zip(ids, USERS, strict=True)]
         return all(row.update_time.ToDatetime() > row.connect_time.ToDatetime() for row in rows)
 
-    await wait_until(all_are_renewed, within=60)
+    await wait_until(all_refreshed, within=60)
     assert set(pair.refreshes()) == {"ok"}
 
-    found = await history(pair, ids[0])
+    found = await list_health_checks(pair, ids[0])
     assert len(found.health_checks) == 3
     assert found.next_page_token
     assert [check.healthy for check in found.health_checks] == [True, True, True]
@@ -63,14 +63,14 @@ async def test_the_status_follows_a_provider_that_goes_down_and_recovers(pair: R
     (integration_id, *_) = await connect_many(pair)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"userinfo": Fault(status=503)})
 
-    async def status_is(status: integration_pb2.Status) -> bool:
+    async def has_status(status: integration_pb2.Status) -> bool:
         row = await pair.clients[1].get(integration_id)
         return bool(row.status == status)
 
-    await wait_until(lambda: status_is(integration_pb2.STATUS_ERROR), within=60)
+    await wait_until(lambda: has_status(integration_pb2.STATUS_ERROR), within=60)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
-    await wait_until(lambda: status_is(integration_pb2.STATUS_ACTIVE), within=120)
-    rates = (await history(pair, integration_id)).error_rates
+    await wait_until(lambda: has_status(integration_pb2.STATUS_ACTIVE), within=120)
+    rates = (await list_health_checks(pair, integration_id)).error_rates
     assert all(0 < rate.rate < 1 and rate.failures < rate.checks for rate in rates)
 
 

@@ -393,8 +393,8 @@ async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: Syste
     assert await responses_to(system, {"no code": callback(code="")}) == {"no code": invalid("code")}
 
     system.clock.shift = timedelta(minutes=10)
-    expired = RpcError(FAILED_PRECONDITION, "STATE_EXPIRED")
-    assert await responses_to(system, {"expired": callback()}) == {"expired": expired}
+    expire_access_token = RpcError(FAILED_PRECONDITION, "STATE_EXPIRED")
+    assert await responses_to(system, {"expired": callback()}) == {"expired": expire_access_token}
     system.clock.shift = timedelta()
     assert not system.sandbox.token_calls
 

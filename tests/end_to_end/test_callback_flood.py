@@ -111,15 +111,15 @@ async def run_idle_server(
 
 
 @contextmanager
-def round_trips() -> Iterator[Counter[str]]:
+def count_round_trips() -> Iterator[Counter[str]]:
     """Count statements, new connections and checkouts of all engines in this process."""
     counted: Counter[str] = Counter()
 
     def count(kind: str) -> Callable[..., None]:
-        def counting(*_: object) -> None:
+        def increment(*_: object) -> None:
             counted[kind] += 1
 
-        return counting
+        return increment
 
     listeners = [
         (Engine, "before_cursor_execute", count("statement")),
@@ -135,7 +135,7 @@ def round_trips() -> Iterator[Counter[str]]:
             event.remove(target, name, listener)
 
 
-async def flood_rpc(clients: Clients, states: Sequence[str]) -> Counter[grpc.StatusCode]:
+async def send_rpc_flood(clients: Clients, states: Sequence[str]) -> Counter[grpc.StatusCode]:
     """Send a callback with each state, fifty at a time; the number of each status code."""
 
     async def call(state: str) -> grpc.StatusCode:
@@ -152,7 +152,7 @@ async def flood_rpc(clients: Clients, states: Sequence[str]) -> Counter[grpc.Sta
     return ended
 
 
-async def flood_http(clients: Clients, states: Sequence[str]) -> Counter[int]:
+async def send_http_flood(clients: Clients, states: Sequence[str]) -> Counter[int]:
     """The same through the sidecar."""
 
     async def get(state: str) -> int:
@@ -169,7 +169,7 @@ def _batches(states: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (states[at : at + size] for at in range(0, len(states), size))
 
 
-async def forgeries(clients: Clients) -> list[str]:
+async def forge_states(clients: Clients) -> list[str]:
     """Forged states, derived from a genuine one."""
     connect_response = await clients.begin()
     return list(itertools.islice(forged_states(connect_response.state), FLOOD))
@@ -177,16 +177,16 @@ async def forgeries(clients: Clients) -> list[str]:
 
 async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
-        states = await forgeries(clients)
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
-            assert await flood_http(clients, states[:100]) == {400: 100}  # through the sidecar to the same RPC
+        states = await forge_states(clients)
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+            assert await send_http_flood(clients, states[:100]) == {400: 100}  # through the sidecar to the same RPC
         assert counted == {}
 
 
 async def test_the_database_counters_count_a_connect_call(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
-        with round_trips() as counted:
+        with count_round_trips() as counted:
             await clients.begin()
         assert counted["statement"] >= 2
         assert counted["loan"] >= 1
@@ -196,9 +196,9 @@ async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_pe
     database_url: str, database: Database
 ) -> None:
     async with run_idle_server(database_url, database, lookup_first=True) as clients:
-        states = await forgeries(clients)
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        states = await forge_states(clients)
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         ciphertext = [state for state in states if _is_base64url(state)]
         assert counted["statement"] == counted["loan"] == len(ciphertext)
         assert len(ciphertext) > FLOOD / 2
@@ -221,7 +221,7 @@ async def test_states_with_unknown_data_keys_cost_one_lookup_per_second_in_total
         genuine = (await clients.begin()).state
         # Characters 2 to 12 encode only the key id.
         states = [f"{genuine[:2]}{number:09}{genuine[11:]}" for number in range(FLOOD)]
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         assert counted["statement"] <= 1
         assert counted["loan"] <= 1

@@ -37,16 +37,16 @@ def postgres() -> Iterator[tuple[PostgresServer, str]]:
         yield server, url
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 
 
 @contextmanager
-def frozen(server: PostgresServer) -> Iterator[None]:
+def freeze_server(server: PostgresServer) -> Iterator[None]:
     """PostgreSQL hangs: it accepts connections and sends no response."""
-    processes = family(server.process.get_pid())
+    processes = process_tree(server.process.get_pid())
     for pid in processes:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -56,10 +56,10 @@ def frozen(server: PostgresServer) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def killed(server: PostgresServer) -> None:
+def kill_server(server: PostgresServer) -> None:
     """PostgreSQL is killed."""
     url = make_url(server.url("postgres"))
-    for pid in family(server.process.get_pid()):
+    for pid in process_tree(server.process.get_pid()):
         os.kill(pid, signal.SIGKILL)
     # A killed process that nobody reaps looks alive, and a new server would not start beside it.
     for left in (server.process.pgdata / "postmaster.pid", *Path(str(url.query["host"])).glob(".s.PGSQL.*")):
@@ -71,7 +71,7 @@ async def health(clients: Clients, service: str = "") -> int:
     return int((await clients.health.Check(HealthCheckRequest(service=service), timeout=10)).status)
 
 
-async def becomes(clients: Clients, status: int) -> None:
+async def wait_for_readiness(clients: Clients, status: int) -> None:
     """Wait until the readiness has this status."""
     watch = clients.health.Watch(HealthCheckRequest())
     while (await watch.read()).status != status:
@@ -109,7 +109,7 @@ def disconnect(clients: Clients, integration_id: int, timeout: float | None = No
     return clients.service.DisconnectIntegration(request, timeout=timeout)
 
 
-async def until_served(clients: Clients, integration_id: int) -> float:
+async def measure_recovery(clients: Clients, integration_id: int) -> float:
     """Wait until a call succeeds and the server is ready; the seconds that it took."""
     start_time = time.perf_counter()
     async with asyncio.timeout(60):
@@ -124,35 +124,35 @@ async def until_served(clients: Clients, integration_id: int) -> float:
             await asyncio.sleep(0.02)
 
 
-def stopped(server: PostgresServer) -> None:
+def stop_server(server: PostgresServer) -> None:
     """Stop PostgreSQL as an operator does."""
     server.stop()
 
 
-@pytest.mark.parametrize("away", [stopped, killed])
+@pytest.mark.parametrize("take_down", [stop_server, kill_server])
 async def test_the_server_reports_a_stopped_database_and_recovers(
-    tmp_path: Path, postgres: tuple[PostgresServer, str], away: Callable[[PostgresServer], None]
+    tmp_path: Path, postgres: tuple[PostgresServer, str], take_down: Callable[[PostgresServer], None]
 ) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
         integration_id = await system.connect()
-        await becomes(system, SERVING)
+        await wait_for_readiness(system, SERVING)
         assert await system.bearer_token(integration_id)
 
-        await asyncio.to_thread(away, server)
+        await asyncio.to_thread(take_down, server)
         for call in (get, rename, refresh, disconnect):
             refusal = await expect_rpc_error(call(system, integration_id, timeout=30))
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
             assert refusal.retry_delay == timedelta(seconds=1)
-        await becomes(system, NOT_SERVING)
+        await wait_for_readiness(system, NOT_SERVING)
         assert await health(system, "liveness") == SERVING
         assert (
             await expect_rpc_error(get_credentials(system, integration_id, timeout=30))
         ).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(server.start)
-        took = await until_served(system, integration_id)
-        print(f"\nserved again {took:.2f} s after it was back ({away.__name__})")
+        took = await measure_recovery(system, integration_id)
+        print(f"\nserved again {took:.2f} s after it was back ({take_down.__name__})")
         assert took < RECOVERY_SECONDS
         assert await system.bearer_token(integration_id)
 
@@ -163,8 +163,8 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
         integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
-        await becomes(system, SERVING)
-        with frozen(server):
+        await wait_for_readiness(system, SERVING)
+        with freeze_server(server):
             for deadline in (3, 10):
                 refusals = await asyncio.gather(
                     *(
@@ -182,15 +182,15 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
                 assert {(refusal.code, refusal.reason) for refusal in refusals} == {
                     (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
                 }
-            await becomes(system, NOT_SERVING)
+            await wait_for_readiness(system, NOT_SERVING)
             assert await health(system, "liveness") == SERVING
-        took = await until_served(system, integration_id)
+        took = await measure_recovery(system, integration_id)
         print(f"\nserved again {took:.2f} s after it went on")
         assert took < RECOVERY_SECONDS
 
 
 @asynccontextmanager
-async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
+async def lock_row(url: str, integration_id: int) -> AsyncIterator[None]:
     """Another transaction holds a lock on the row."""
     connection = await asyncpg.connect(url)
     try:
@@ -201,7 +201,7 @@ async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
+async def exhaust_pool(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
     """Start writers that wait for a locked row, until they use every connection of the pool."""
     writers = [asyncio.ensure_future(rename(system, integration_id, timeout=60)) for _ in range(10)]
     connection = await asyncpg.connect(url)
@@ -232,17 +232,17 @@ async def test_health_and_cached_credentials_work_with_an_exhausted_pool(
     _, url = postgres
     async with run_server_process(tmp_path, url) as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
-        await becomes(system, SERVING)
+        await wait_for_readiness(system, SERVING)
 
-        async def ask() -> None:
+        async def read_and_check() -> None:
             await get_credentials(system, used, timeout=30)
             assert await health(system) == SERVING
 
-        await ask()
-        usual = await median_seconds(ask)
-        async with row_locked(url, locked):
-            writers = await exhausted(system, url, locked)
-            busy = await median_seconds(ask)
+        await read_and_check()
+        usual = await median_seconds(read_and_check)
+        async with lock_row(url, locked):
+            writers = await exhaust_pool(system, url, locked)
+            busy = await median_seconds(read_and_check)
             refused = await expect_rpc_error(get(system, used, timeout=5))  # the pool is exhausted
             assert refused.reason == "STORE_UNAVAILABLE"
         print(f"\nusually {usual * 1000:.1f} ms, with an exhausted pool {busy * 1000:.1f} ms: {busy / usual:.1f} times")
@@ -258,8 +258,8 @@ async def test_negative_control_without_the_cache_credentials_need_the_exhausted
     async with run_server_process(tmp_path, url, CREDENTIALS_CACHE_SIZE="0") as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
         await get_credentials(system, used)
-        async with row_locked(url, locked):
-            writers = await exhausted(system, url, locked)
+        async with lock_row(url, locked):
+            writers = await exhaust_pool(system, url, locked)
             assert (await expect_rpc_error(get_credentials(system, used, timeout=5))).reason == "STORE_UNAVAILABLE"
-            await becomes(system, SERVING)
+            await wait_for_readiness(system, SERVING)
         await asyncio.gather(*writers, return_exceptions=True)

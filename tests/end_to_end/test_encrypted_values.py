@@ -28,7 +28,7 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 UNREADABLE = RpcError(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
-def set_of(integration_id: int, **values: Any) -> Any:
+def update_row(integration_id: int, **values: Any) -> Any:
     """The statement that changes a row."""
     return update(integrations).where(integrations.c.integration_id == integration_id).values(**values)
 
@@ -49,11 +49,11 @@ async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: Syste
     for position in positions:
         flipped = bytearray(original)
         flipped[position] ^= 1 << position % 8
-        await execute(shared_database_url, set_of(victim, encrypted_credentials=bytes(flipped)))
+        await execute(shared_database_url, update_row(victim, encrypted_credentials=bytes(flipped)))
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, position
     assert await system.bearer_token(bystander)
     # Negative control: the restored value is decrypted.
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=original))
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=original))
     assert await system.bearer_token(victim) == token
 
 
@@ -64,7 +64,7 @@ async def test_truncated_empty_or_plaintext_credentials_cannot_be_decrypted(
     original = await encrypted(shared_database_url, victim)
     plaintext = b'{"access_token": "planted"}'
     for value in (original[:-1], original[:8], original + b"\0", b"", b"\1", plaintext, os.urandom(len(original))):
-        await execute(shared_database_url, set_of(victim, encrypted_credentials=value))
+        await execute(shared_database_url, update_row(victim, encrypted_credentials=value))
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, value[:12]
 
 
@@ -74,9 +74,9 @@ async def test_credentials_moved_to_another_row_cannot_be_decrypted(system: Syst
     values = {row: await encrypted(shared_database_url, row) for row in (mine, other_account, theirs)}
     await execute(
         shared_database_url,
-        set_of(mine, encrypted_credentials=values[other_account]),
-        set_of(other_account, encrypted_credentials=values[mine]),
-        set_of(theirs, encrypted_credentials=values[mine]),
+        update_row(mine, encrypted_credentials=values[other_account]),
+        update_row(other_account, encrypted_credentials=values[mine]),
+        update_row(theirs, encrypted_credentials=values[mine]),
     )
     for row, user_id in ((mine, "ada"), (other_account, "ada"), (theirs, "eve")):
         assert await expect_rpc_error(system.bearer_token(row, user_id)) == UNREADABLE
@@ -87,11 +87,11 @@ async def test_credentials_of_a_row_with_another_user_or_type_cannot_be_decrypte
     system: System, shared_database_url: str
 ) -> None:
     row = await system.connect("ada", account="ada")
-    await execute(shared_database_url, set_of(row, user_id="eve"))
+    await execute(shared_database_url, update_row(row, user_id="eve"))
     assert await expect_rpc_error(system.bearer_token(row, "eve")) == UNREADABLE
-    await execute(shared_database_url, set_of(row, user_id="ada", integration_type="sandbox_api_key"))
+    await execute(shared_database_url, update_row(row, user_id="ada", integration_type="sandbox_api_key"))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
-    await execute(shared_database_url, set_of(row, integration_type="sandbox", uid="another"))
+    await execute(shared_database_url, update_row(row, integration_type="sandbox", uid="another"))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
 
@@ -104,7 +104,7 @@ async def test_a_value_of_another_column_cannot_be_decrypted(system: System, sha
             authorization_attempts.c.integration_id == connect_response.integration_id
         ),
     )
-    await execute(shared_database_url, set_of(row, encrypted_credentials=bytes(verifier)))
+    await execute(shared_database_url, update_row(row, encrypted_credentials=bytes(verifier)))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
     # The reverse: an attempt with credentials in place of its verifier is not completed.
@@ -119,14 +119,14 @@ async def test_a_value_of_another_column_cannot_be_decrypted(system: System, sha
 
 async def test_unreadable_credentials_can_be_replaced_or_removed(system: System, shared_database_url: str) -> None:
     victim = await system.connect(account="ada")
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=b"gone"))
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=b"gone"))
     check = (await system.service.CheckHealth(pb.CheckHealthRequest(integration_id=victim, user_id="ada"))).health_check
     assert (check.healthy, check.error_class) == (False, "CREDENTIALS_UNREADABLE")
     connect_response = await system.begin(integration_id=victim)
     assert (await system.follow(await system.decide(connect_response, account="ada"))).json()["success"] is True
     assert await system.bearer_token(victim)
 
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=b"gone"))
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=b"gone"))
     gone = await system.service.DisconnectIntegration(
         pb.DisconnectIntegrationRequest(integration_id=victim, user_id="ada")
     )

@@ -65,7 +65,7 @@ async def refuse_with_secret(request: bytes, context: Any) -> bytes:
     return b""
 
 
-async def refuse_baldly(request: bytes, context: Any) -> bytes:
+async def refuse_without_reason(request: bytes, context: Any) -> bytes:
     """An error without a reason."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
     return b""
@@ -73,7 +73,12 @@ async def refuse_baldly(request: bytes, context: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("handler", "finding"),
-    [(fail, "UNKNOWN"), (echo, "a secret"), (refuse_with_secret, "a secret"), (refuse_baldly, "without ErrorInfo")],
+    [
+        (fail, "UNKNOWN"),
+        (echo, "a secret"),
+        (refuse_with_secret, "a secret"),
+        (refuse_without_reason, "without ErrorInfo"),
+    ],
 )
 async def test_the_fuzzer_finds_a_faulty_rpc_handler(handler: Any, finding: str) -> None:
     method = next(method for method in METHODS if method.name == "ConnectWithApiKey")

@@ -74,12 +74,12 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
     async with run_system(url) as system, asyncio.timeout(60):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest(service=SERVICE))
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
 
         await asyncio.to_thread(own_postgres.stop)
         away = await expect_rpc_error(system.get(integration_id))
         assert away == RpcError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), timedelta(seconds=1))
-        await until_watched(watch, NOT_SERVING)
+        await read_until(watch, NOT_SERVING)
         assert await status_of(system) == NOT_SERVING
         assert await status_of(system, "liveness") == SERVING
         assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
@@ -93,7 +93,7 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
             assert (await expect_rpc_error(call)).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(own_postgres.start)
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
         assert await status_of(system) == SERVING
         assert (await system.get(integration_id)).is_connected
         assert await system.bearer_token(integration_id)
@@ -109,29 +109,29 @@ async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
     ):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest())
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
         for table in ("data_keys", "integrations"):
-            async with renamed(database_url, table):
-                await until_watched(watch, NOT_SERVING)
-            await until_watched(watch, SERVING)
+            async with rename_table(database_url, table):
+                await read_until(watch, NOT_SERVING)
+            await read_until(watch, SERVING)
 
         held = HeldResponse(handle_first=True)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
         renewal = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
         refreshing = asyncio.ensure_future(system.service.RefreshToken(renewal, timeout=30))
         await held.wait_for_requests(1)
-        async with renamed(database_url, "integrations"):
+        async with rename_table(database_url, "integrations"):
             held.released.set()
             assert (await refreshing).refreshed
-            await until_watched(watch, NOT_SERVING)
+            await read_until(watch, NOT_SERVING)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={})
-        await until_watched(watch, SERVING)
-        await wait_until(partial(is_emptied, tmp_path / "refresh-journal"), 30)
+        await read_until(watch, SERVING)
+        await wait_until(partial(wait_until_empty, tmp_path / "refresh-journal"), 30)
         assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated in the meantime
 
 
 @asynccontextmanager
-async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
+async def rename_table(database_url: str, table: str) -> AsyncIterator[None]:
     """Rename a table, as during the restore of a backup."""
     await execute(database_url, text(f"ALTER TABLE {table} RENAME TO {table}_away"))
     try:
@@ -140,12 +140,12 @@ async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
         await execute(database_url, text(f"ALTER TABLE {table}_away RENAME TO {table}"))
 
 
-async def is_emptied(directory: Path) -> bool:
+async def wait_until_empty(directory: Path) -> bool:
     """Wait until the directory is empty."""
     return not await asyncio.to_thread(os.listdir, directory)
 
 
-async def until_watched(watch: Any, status: int) -> None:
+async def read_until(watch: Any, status: int) -> None:
     """Read the stream until it reports the status."""
     while (await watch.read()).status != status:
         pass
@@ -177,7 +177,7 @@ async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
 
 
 async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> None:
-    async with running_for_real_accounts(sqlite_url) as clients:
+    async with run_production_system(sqlite_url) as clients:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reflected_services(clients)
         assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -186,7 +186,7 @@ async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> N
 
 
 @asynccontextmanager
-async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
+async def run_production_system(database_url: str) -> AsyncIterator[Clients]:
     """A server outside dev mode, with the built-in providers."""
     settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(os.urandom(32)).decode())
     async with (

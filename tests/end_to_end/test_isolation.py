@@ -172,17 +172,17 @@ async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_ar
     """An RPC with these fields elsewhere needs an authorizer that reads them there."""
     for method in (await reflected_methods(scenario.backend)).values():
         if method.containing_service.full_name.startswith("integrations."):
-            assert not set(names_within(method.input_type)) - {"user_id", "integration_id", "integration_type"}
+            assert not set(identifying_fields(method.input_type)) - {"user_id", "integration_id", "integration_type"}
 
 
-def names_within(message: Any, inside: str = "") -> list[str]:
+def identifying_fields(message: Any, inside: str = "") -> list[str]:
     """The fields for users, integrations or types, at any depth."""
     found = []
     for field in message.fields:
         if any(word in field.name for word in ("user", "integration")):
             found.append(f"{inside}{field.name}{'[]' if field.is_repeated else ''}")
         if field.message_type is not None and field.message_type.full_name.startswith("integrations."):
-            found.extend(names_within(field.message_type, f"{inside}{field.name}."))
+            found.extend(identifying_fields(field.message_type, f"{inside}{field.name}."))
     return found
 
 
@@ -250,7 +250,7 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
         query = await begin(scenario.authenticated, scenario.backend) if exists else {"code": "code", "state": FORGED}
         values |= query
     elif method.name == "ConfirmConnection":
-        values["confirmation_token"] = await held(scenario) if exists else FORGED
+        values["confirmation_token"] = await pending_confirmation(scenario) if exists else FORGED
     elif "integration_id" in fields:
         is_of_calendars = method.containing_service.name == "GoogleCalendarService"
         own = scenario.calendar_id if is_of_calendars else scenario.integration_id
@@ -288,7 +288,7 @@ async def new_event(scenario: Scenario) -> str:
     return str((await stub.CreateEvent(request)).event.event_id)
 
 
-async def held(scenario: Scenario) -> str:
+async def pending_confirmation(scenario: Scenario) -> str:
     """The confirmation token of a callback at the sidecar."""
     connect_response = await scenario.backend.service.Connect(
         pb.ConnectRequest(user_id="ada", integration_type="sandbox")
@@ -329,7 +329,7 @@ async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
             assert without_time(response) == without_time(nobodys)
         if outcome == "quiet":
             assert not response.HasField("event")  # see the test of streams below
-        await tidy(scenario)
+        await remove_created(scenario)
         return
 
     request = await request_for(scenario, method, column)
@@ -350,7 +350,7 @@ async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     if name in FORGERIES:  # a rejected call consumes nothing
         finished = await call(scenario.backend, path, method, with_user(request, "ada"))
         assert finished.success  # type: ignore[attr-defined]
-    await tidy(scenario)
+    await remove_created(scenario)
 
 
 NEW: Mapping[str, Any] = {"user_id": "somebody-new"}
@@ -371,7 +371,7 @@ async def all_of_ada(scenario: Scenario) -> list[bytes]:
     return [integration.SerializeToString() for integration in listed.integrations]
 
 
-async def tidy(scenario: Scenario) -> None:
+async def remove_created(scenario: Scenario) -> None:
     """Remove the integrations that a cell has created."""
     keep = {scenario.integration_id, scenario.calendar_id}
     for user_id in ("ada", "grace"):
@@ -431,7 +431,7 @@ async def test_lists_leave_out_integrations_of_types_that_are_not_allowed(scenar
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
     got = await service.GetCredentials(pb.GetCredentialsRequest(integration_id=other, user_id="ada"))
     assert got.credentials.api_key.api_key == key
-    await tidy(scenario)
+    await remove_created(scenario)
 
 
 async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: Scenario) -> None:
@@ -473,4 +473,4 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
     }
     for stream in streams.values():
         stream.cancel()
-    await tidy(scenario)
+    await remove_created(scenario)

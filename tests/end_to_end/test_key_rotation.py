@@ -20,7 +20,7 @@ from integration_server.storage.key_encryption import LocalKey, parse_key
 from integration_server.storage.tables import audit_entries, data_keys, integrations
 from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.databases import execute, fetch
-from tests.end_to_end.key_rotation import fill, killed, reading, rotated, unreadable
+from tests.end_to_end.key_rotation import fill, find_read_failures, kill_rotation, run_readers, run_rotation
 from tests.end_to_end.processes import new_key, server_environment, serving, started
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
@@ -49,7 +49,7 @@ def environment_for(directory: Path, database_url: str, **settings: str) -> dict
 
 
 @asynccontextmanager
-async def servers(directory: Path, environment: dict[str, str], count: int) -> AsyncIterator[list[Clients]]:
+async def run_servers(directory: Path, environment: dict[str, str], count: int) -> AsyncIterator[list[Clients]]:
     """Clients of this many servers."""
     async with AsyncExitStack() as stack:
         commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(count)]
@@ -59,7 +59,7 @@ async def servers(directory: Path, environment: dict[str, str], count: int) -> A
         ]
 
 
-async def ended(directory: Path, environment: dict[str, str], *arguments: str) -> CompletedCommand:
+async def run_command(directory: Path, environment: dict[str, str], *arguments: str) -> CompletedCommand:
     """Run a command to its end, with a deadline for a busy machine."""
     async with started(directory, environment, *arguments) as command:
         return await command.finished(DEADLINE)
@@ -84,25 +84,25 @@ async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Pa
     environment = environment_for(tmp_path, database_url)
     await fill(database_url, environment["ENCRYPTION_KEY"], ROWS)
     (old,) = await data_key_ids(database_url)
-    async with servers(tmp_path, environment, 2) as clients, open_database(database_url) as database:
-        async with reading(clients, ROWS, readers=4, rng=rng) as load:
-            kills = [await killed(tmp_path, database, environment, rng.uniform(0, 0.05)) for _ in range(KILLS)]
-            finished, *_ = await rotated(tmp_path, environment, DEADLINE)
+    async with run_servers(tmp_path, environment, 2) as clients, open_database(database_url) as database:
+        async with run_readers(clients, ROWS, readers=4, rng=rng) as load:
+            kills = [await kill_rotation(tmp_path, database, environment, rng.uniform(0, 0.05)) for _ in range(KILLS)]
+            finished, *_ = await run_rotation(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert "encrypts all values now" in finished.out
         assert any(kills)
         assert load.calls
         assert load.failures == []
 
-        refused = await ended(tmp_path, environment, "keys", "remove", old)
+        refused = await run_command(tmp_path, environment, "keys", "remove", old)
         assert refused.code == 1
         assert "can be removed from" in refused.err
         removed = await ended(tmp_path, environment, "keys", "remove", old, "--force")
         assert removed.code == 0, removed.err
         assert old not in await data_key_ids(database_url)
-        assert await unreadable(clients, ROWS) == []
-    async with servers(tmp_path, environment, 1) as clients:
-        assert await unreadable(clients, ROWS) == []
+        assert await find_read_failures(clients, ROWS) == []
+    async with run_servers(tmp_path, environment, 1) as clients:
+        assert await find_read_failures(clients, ROWS) == []
 
 
 async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, database_url: str) -> None:
@@ -111,14 +111,14 @@ async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, datab
     (old,) = await data_key_ids(database_url)
     aged = DatabaseTime(timedelta(days=-31))
     await execute(database_url, update(data_keys).values(active_time=aged))
-    async with servers(tmp_path, environment, 2) as clients:
+    async with run_servers(tmp_path, environment, 2) as clients:
         async with asyncio.timeout(DEADLINE):
             while not await is_rotation_complete(database_url, keys=2):  # noqa: ASYNC110  # servers elsewhere set no event of ours
                 await asyncio.sleep(0.1)
-        assert await unreadable(clients, 50) == []
+        assert await find_read_failures(clients, 50) == []
     new = next(key for key in await data_key_ids(database_url) if key != old)
     assert await reported_changes(database_url) == {("server", f"add {new}"), ("server", f"rotate to {new}")}
-    shown = await ended(tmp_path, environment, "keys", "show")
+    shown = await run_command(tmp_path, environment, "keys", "show")
     (line,) = (line for line in shown.out.splitlines() if old in line)
     assert "decrypts; removable from" in line
     assert " 0 " in line
@@ -144,7 +144,7 @@ async def test_a_rotation_completes_with_the_added_key_and_reports_undecryptable
     await execute(
         sqlite_url, update(integrations).where(integrations.c.integration_id == 7).values(encrypted_credentials=broken)
     )
-    finished = await ended(tmp_path, environment, "keys", "rotate")
+    finished = await run_command(tmp_path, environment, "keys", "rotate")
     assert finished.code == 1
     assert f"Data key {new} encrypts all other values now: 20 values were re-encrypted." in finished.out
     assert await reported_changes(sqlite_url) == {("operator", f"add {new}"), ("operator", f"rotate to {new}")}
@@ -167,14 +167,14 @@ async def test_the_encryption_key_is_replaced_while_servers_run(tmp_path: Path, 
     both = {**environment, "ENCRYPTION_KEY": new, "ENCRYPTION_KEYS_RETIRED": former}
     alone = {**environment, "ENCRYPTION_KEY": new}
     await fill(sqlite_url, former, 20)
-    async with servers(tmp_path, both, 1) as clients:
-        rewrapped = await ended(tmp_path, both, "keys", "rewrap")
+    async with run_servers(tmp_path, both, 1) as clients:
+        rewrapped = await run_command(tmp_path, both, "keys", "rewrap")
         assert rewrapped.code == 0, rewrapped.err
         assert LocalKey(parse_key(new)).key_id in rewrapped.out
-        assert await unreadable(clients, 20) == []
-    async with servers(tmp_path, alone, 1) as clients:
-        assert await unreadable(clients, 20) == []
-    refused = await ended(tmp_path, environment, "serve")
+        assert await find_read_failures(clients, 20) == []
+    async with run_servers(tmp_path, alone, 1) as clients:
+        assert await find_read_failures(clients, 20) == []
+    refused = await run_command(tmp_path, environment, "serve")
     assert refused.code == 1
     assert f"wrapped by key {LocalKey(parse_key(new)).key_id}, which is not configured" in refused.err
 
@@ -187,16 +187,16 @@ async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
     await fill(sqlite_url, local["ENCRYPTION_KEY"], 20)
     both = {**local, **aws}
     alone = {**both, "ENCRYPTION_KEY": ""}
-    refused = await ended(tmp_path, alone, "serve")
+    refused = await run_command(tmp_path, alone, "serve")
     assert refused.code == 1
     assert "which is not configured" in refused.err
     for command in ("rewrap", "rotate"):
-        finished = await ended(tmp_path, both, "keys", command)
+        finished = await run_command(tmp_path, both, "keys", command)
         assert finished.code == 0, finished.err
-    shown = await ended(tmp_path, both, "keys", "show")
+    shown = await run_command(tmp_path, both, "keys", "show")
     assert shown.out.count(aws["KMS_KEY_ID"]) == 3  # two data keys, and the setting
-    async with servers(tmp_path, alone, 1) as clients:
-        assert await unreadable(clients, 20) == []
+    async with run_servers(tmp_path, alone, 1) as clients:
+        assert await find_read_failures(clients, 20) == []
         ready = await clients[0].health.Check(health_pb2.HealthCheckRequest(service=""))
         assert ready.status == health_pb2.HealthCheckResponse.SERVING
     (wrapped, *_) = await fetch(sqlite_url, select(data_keys.c.wrapped_key))

@@ -43,7 +43,7 @@ async def server(directory: Path, database_url: str, **settings: str) -> AsyncIt
 
 
 @asynccontextmanager
-async def unlimited(directory: Path) -> AsyncIterator[Command]:
+async def server_without_limits(directory: Path) -> AsyncIterator[Command]:
     """The libraries alone, with the same limit."""
     async with serving(directory, {}, module="tests.end_to_end.server_without_limits", open_files=FILES) as command:
         yield command
@@ -60,7 +60,7 @@ def resident(command: Command) -> int:
 
 
 @asynccontextmanager
-async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
+async def open_connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
     """Connections that send these bytes each and then nothing. The kernel accepts them for the server."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     opened: list[socket.socket] = []
@@ -94,7 +94,7 @@ async def is_serving(address: str, within: float) -> bool:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def is_answering(sidecar: str, within: float) -> bool:
+async def is_sidecar_responding(sidecar: str, within: float) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=within) as client:
         try:
             return (await client.get(f"{sidecar}/healthz")).status_code == 200
@@ -119,19 +119,19 @@ async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
     async with server(tmp_path, sqlite_url, **limits) as command:
         grpc_address = command.serving["grpc"]
         assert await is_serving(grpc_address, DEADLINE)
-        async with connections(grpc_address, SILENT * [said]):
+        async with open_connections(grpc_address, SILENT * [said]):
             assert await is_serving(grpc_address, DEADLINE)
             assert open_files(command) < FILES * 0.75
-            assert await is_answering(command.serving["sidecar"], DEADLINE)
+            assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
 
 
 @pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
 async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_descriptors(
     said: bytes, tmp_path: Path
 ) -> None:
-    async with unlimited(tmp_path) as command:
+    async with server_without_limits(tmp_path) as command:
         assert await is_serving(command.serving["grpc"], DEADLINE)
-        async with connections(command.serving["grpc"], SILENT * [said]):
+        async with open_connections(command.serving["grpc"], SILENT * [said]):
             assert not await is_serving(command.serving["grpc"], 3)
             assert open_files(command) == FILES
 
@@ -143,7 +143,7 @@ async def test_an_established_connection_works_beside_silent_clients(sqlite_url:
     ):
         request = pb.ListIntegrationsRequest(user_id="ada")
         await clients.service.ListIntegrations(request)
-        async with connections(clients.grpc_address, SILENT * [b""]):
+        async with open_connections(clients.grpc_address, SILENT * [b""]):
             for _ in range(20):
                 await clients.service.ListIntegrations(request, timeout=DEADLINE)
 
@@ -152,8 +152,8 @@ async def test_an_established_connection_works_beside_silent_clients(sqlite_url:
 async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
     said: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with server(tmp_path, sqlite_url) as command, connections(command.serving["sidecar"], SILENT * [said]):
-        assert await is_answering(command.serving["sidecar"], DEADLINE)
+    async with server(tmp_path, sqlite_url) as command, open_connections(command.serving["sidecar"], SILENT * [said]):
+        assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
         assert open_files(command) < FILES * 0.75
         assert await is_serving(command.serving["grpc"], DEADLINE)
 
@@ -162,10 +162,10 @@ async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
 async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_file_descriptors(
     said: bytes, tmp_path: Path
 ) -> None:
-    async with unlimited(tmp_path) as command:
-        assert await is_answering(command.serving["sidecar"], DEADLINE)
-        async with connections(command.serving["sidecar"], SILENT * [said]):
-            assert not await is_answering(command.serving["sidecar"], 3)
+    async with server_without_limits(tmp_path) as command:
+        assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
+        async with open_connections(command.serving["sidecar"], SILENT * [said]):
+            assert not await is_sidecar_responding(command.serving["sidecar"], 3)
             assert open_files(command) == FILES
 
 
@@ -176,7 +176,7 @@ HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r
 CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
 
 
-async def pour(sidecar: str) -> bytes:
+async def send_large_body(sidecar: str) -> bytes:
     """Send a large body in chunks until the server closes; the status line of the response."""
     host, _, port = sidecar.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -195,7 +195,7 @@ async def pour(sidecar: str) -> bytes:
         writer.transport.abort()
 
 
-async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
+async def peak_memory_growth(command: Command, work: asyncio.Future[Any]) -> int:
     """The largest increase of the process's memory until the work is completed."""
     before = peak = resident(command)
     while not work.done():
@@ -207,17 +207,17 @@ async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
 async def test_large_bodies_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
-        assert await is_answering(sidecar, DEADLINE)
-        pouring = asyncio.gather(*(pour(sidecar) for _ in range(8)))
-        assert await peak_while(command, pouring) < LARGE // 2
+        assert await is_sidecar_responding(sidecar, DEADLINE)
+        pouring = asyncio.gather(*(send_large_body(sidecar) for _ in range(8)))
+        assert await peak_memory_growth(command, pouring) < LARGE // 2
         assert all(status in {b"", b"HTTP/1.1 413 \r\n"} or b" 413 " in status for status in await pouring)
-        assert await is_answering(sidecar, DEADLINE)
+        assert await is_sidecar_responding(sidecar, DEADLINE)
 
 
 async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_path: Path) -> None:
-    async with unlimited(tmp_path) as command:
-        pouring = asyncio.ensure_future(pour(command.serving["sidecar"]))
-        assert await peak_while(command, pouring) > LARGE * 0.9
+    async with server_without_limits(tmp_path) as command:
+        pouring = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
+        assert await peak_memory_growth(command, pouring) > LARGE * 0.9
         assert b" 405 " in await pouring
 
 
@@ -226,11 +226,11 @@ async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: 
     huge = b"GET /" + b"x" * (5 * MIB)
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
-        assert await is_answering(sidecar, DEADLINE)
+        assert await is_sidecar_responding(sidecar, DEADLINE)
         before = resident(command)
         for said in (headers, huge):
-            async with connections(sidecar, 100 * [said]):
-                assert await is_answering(sidecar, DEADLINE)
+            async with open_connections(sidecar, 100 * [said]):
+                assert await is_sidecar_responding(sidecar, DEADLINE)
         assert resident(command) - before < 50 * MIB
 
 

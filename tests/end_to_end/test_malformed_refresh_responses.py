@@ -19,7 +19,7 @@ from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox import Sandbox
 from integrations.v1 import integration_pb2
-from tests.end_to_end.faults import ByCase
+from tests.end_to_end.faults import FaultByCase
 from tests.end_to_end.replicas import force_refresh
 from tests.end_to_end.rpc_errors import parse_rpc_error
 from tests.end_to_end.system import System, callback_url, run_system
@@ -63,7 +63,7 @@ def expected(outcome: Tokens | Failure) -> ObservedError:
     return ObservedError("PROVIDER_UNAVAILABLE", ERROR, grpc.StatusCode.UNAVAILABLE, outcome.retry_after)
 
 
-def afterwards(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedError:
+def expected_next(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedError:
     """The result of the next refresh, at an endpoint that works again and rotates strictly."""
     if isinstance(outcome, Tokens):
         return VALID if outcome.has_refresh_token else INVALID_GRANT
@@ -107,7 +107,7 @@ def differences(
     return {name: (observe, wanted[name]) for name, observe in found.items() if observe != wanted[name]}
 
 
-def spent(sandbox: Sandbox) -> set[str | None]:
+def clients_with_used_token(sandbox: Sandbox) -> set[str | None]:
     """The clients whose refresh token was used."""
     return {
         call.client_id for call in sandbox.token_calls if call.grant_type == "refresh_token" and call.outcome == "ok"
@@ -126,21 +126,21 @@ async def test_every_malformed_refresh_response_has_its_error_and_status(sqlite_
 
         slots = asyncio.Semaphore(CONCURRENCY)
 
-        async def one(integration_id: int) -> ObservedError:
+        async def observe_with_slot(integration_id: int) -> ObservedError:
             async with slots:
                 return await observe(system, integration_id)
 
         async def refresh_all() -> dict[str, ObservedError]:
-            found = await asyncio.gather(*map(one, ids.values()))
+            found = await asyncio.gather(*map(observe_with_slot, ids.values()))
             return dict(zip(CASES.values(), found, strict=True))
 
         cases = {case: TABLE[name][0] for case, name in CASES.items()}
-        sandbox.behaviour = replace(sandbox.behaviour, faults={"token": ByCase(cases=cases)})
+        sandbox.behaviour = replace(sandbox.behaviour, faults={"token": FaultByCase(cases=cases)})
         wanted = {name: expected(TABLE[name][1]) for name in CASES.values()}
         assert differences(await refresh_all(), wanted) == {}
 
-        spent_by = spent(sandbox)
+        spent_by = clients_with_used_token(sandbox)
         sandbox.behaviour = replace(sandbox.behaviour, faults={})
         await refresh_all()  # it completes the refreshes that the server has begun itself
-        wanted = {name: afterwards(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
+        wanted = {name: expected_next(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
         assert differences(await refresh_all(), wanted) == {}

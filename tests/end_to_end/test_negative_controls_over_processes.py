@@ -21,7 +21,7 @@ from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
-    expired,
+    expire_access_token,
     force_refresh,
     run_replicas,
     status_of,
@@ -38,12 +38,12 @@ Pairs = Callable[..., AbstractAsyncContextManager[Replicas]]
 def pairs(prefork: PreforkServer, tmp_path: Path) -> Pairs:
     """Runs two servers of a variant on a database."""
 
-    def running(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
+    def run_pair(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
         return run_replicas(
             tmp_path, database_url, servers=2, start=partial(prefork.serving, variant=variant), **options
         )
 
-    return running
+    return run_pair
 
 
 async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
@@ -69,7 +69,7 @@ async def test_the_lease_prevents_two_servers_from_using_a_refresh_token_twice(
 ) -> None:
     async with pairs(database_url, variant, lease=30) as pair:
         integration_id = await pair.clients[0].connect()
-        await expired(pair, integration_id)
+        await expire_access_token(pair, integration_id)
         held = HeldResponse()
         pair.change_behaviour(faults={"token": held})
         before = len(pair.refreshes())
@@ -98,7 +98,7 @@ async def test_the_detached_task_prevents_a_callers_deadline_from_losing_a_token
 ) -> None:
     async with pairs(sqlite_url, variant) as pair:
         integration_id = await pair.clients[0].connect()
-        await expired(pair, integration_id)
+        await expire_access_token(pair, integration_id)
         held = HeldResponse(handle_first=True)
         pair.change_behaviour(faults={"token": held})
         waiting = [
@@ -130,7 +130,7 @@ async def test_the_fence_prevents_an_old_response_from_replacing_a_newer_one(
         held.released.set()
         await asyncio.sleep(LEASE)
 
-        async def goes_on() -> bool:
+        async def is_refreshed() -> bool:
             try:
                 await force_refresh(pair.clients[1], integration_id)
             except grpc.aio.AioRpcError as error:
@@ -139,7 +139,7 @@ async def test_the_fence_prevents_an_old_response_from_replacing_a_newer_one(
                 return False
             return True
 
-        await wait_until(goes_on)  # with the token that the suspended server has used
+        await wait_until(is_refreshed)  # with the token that the suspended server has used
         await force_refresh(
             pair.clients[1], integration_id
         )  # and with the next one, so that the suspended server's is used up

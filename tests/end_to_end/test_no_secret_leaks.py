@@ -58,20 +58,20 @@ class Run:
         """Record a secret."""
         self.secrets[kind].add(value)
 
-    def misbehave(self, **faults: Fault) -> None:
+    def set_faults(self, **faults: Fault) -> None:
         """Set faults of endpoints; the token endpoint records its requests otherwise."""
         every = {"token": self.recorded, "revoke": self.recorded, **faults}
         self.sandbox.behaviour = replace(self.sandbox.behaviour, faults=every)  # type: ignore[arg-type]  # endpoints
 
-    async def do_everything(self, system: ProcessSystem) -> None:
+    async def run_all_calls(self, system: ProcessSystem) -> None:
         """Make all successful calls, then all failing ones, because errors bring secrets into logs."""
         self.record_secret("client secret", system.client_secret)
-        self.misbehave()
+        self.set_faults()
         first = await self.connect(system, "ada")
         await self.connect(system, "grace")
-        await self.use(system, first)
+        await self.make_other_calls(system, first)
         await self.connect_with_key(system)
-        await self.go_wrong(system, first)
+        await self.provoke_errors(system, first)
         for form in self.recorded.forms:
             for name in form.keys() & {"code", "code_verifier", "refresh_token", "token", "client_secret"}:
                 self.record_secret(name, form[name])
@@ -89,7 +89,7 @@ class Run:
         request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada")
         return (await system.service.ConfirmConnection(request)).integration_id
 
-    async def use(self, system: ProcessSystem, integration_id: int) -> None:
+    async def make_other_calls(self, system: ProcessSystem, integration_id: int) -> None:
         """Make each of the other calls."""
         which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
         self.record_secret("access token", await system.bearer_token(integration_id))
@@ -112,7 +112,7 @@ class Run:
             )
             await asyncio.gather(system.service.ConnectWithApiKey(request), return_exceptions=True)
 
-    async def go_wrong(self, system: ProcessSystem, integration_id: int) -> None:
+    async def provoke_errors(self, system: ProcessSystem, integration_id: int) -> None:
         """Provoke errors: providers that quote requests, failing callbacks, and invalid requests."""
         quoting = secrets.token_urlsafe(24)
         self.record_secret("what the provider quotes", quoting)
@@ -121,27 +121,27 @@ class Run:
         refresh = pb.RefreshTokenRequest(**which, force=True)
         for status in (200, 302, 400, 401, 500):
             fault = Fault(status=status, headers={"Location": f"https://evil.example/?{quoting}"}, body=body)
-            self.misbehave(token=fault, userinfo=fault)
-            await refused(system.service.RefreshToken(refresh))
+            self.set_faults(token=fault, userinfo=fault)
+            await expect_failure(system.service.RefreshToken(refresh))
             await system.service.CheckHealth(pb.CheckHealthRequest(**which))
         connect_response = await system.begin()
         self.record_secret("state", connect_response.state)
         location = await system.decide(connect_response)
         self.record_secret("code", query_of(location)["code"])
-        self.misbehave()
+        self.set_faults()
         for spoilt in (location + "&state=again", location.replace("iss=", "no="), location + "&error=access_denied"):
             await system.follow(spoilt)
         for path in ("/", "/api/v1/integrations/callback", "/api/v1/integrations/callback/sandbox/"):
             await system.browser.get(f"{system.sidecar_url}{path}?code={quoting}&state={quoting}")
         self.sandbox.revoke_grants("ada")
-        await refused(system.service.RefreshToken(refresh))
+        await expect_failure(system.service.RefreshToken(refresh))
         await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-        await refused(system.raw("ConfirmConnection")(quoting.encode()))
+        await expect_failure(system.raw("ConfirmConnection")(quoting.encode()))
         # Paths are logged on purpose.
         await system.browser.get(f"{system.sidecar_url}/{LOGGED_CANARY}")
 
 
-async def refused(call: Awaitable[Any]) -> None:
+async def expect_failure(call: Awaitable[Any]) -> None:
     """Expect a call to fail."""
     with pytest.raises(grpc.aio.AioRpcError):
         await call
@@ -189,7 +189,7 @@ async def test_no_secret_is_in_an_sqlite_file_its_wal_or_the_logs(sqlite_url: st
         SKIP_CONFIRMATION="false",
         ENCRYPTION_KEY=key,
     ) as system:
-        await run.do_everything(system)
+        await run.run_all_calls(system)
         path = Path(sqlite_url.removeprefix("sqlite:///"))
         # While the server runs, because the WAL is deleted with the last connection.
         wal = contents_of(path.with_name(path.name + "-wal"))
@@ -212,7 +212,7 @@ async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
         SKIP_CONFIRMATION="false",
         ENCRYPTION_KEY=key,
     ) as system:
-        await run.do_everything(system)
+        await run.run_all_calls(system)
         pg_dump = Path(postgres_server.process.bin_path) / "pg_dump"
         dump = subprocess.run(  # noqa: ASYNC221  # nothing else is to happen meanwhile
             [str(pg_dump), "--inserts", postgres_url],

@@ -105,14 +105,14 @@ async def test_a_denied_consent_is_reported_and_leaves_no_integration(system: Sy
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def careful_system(database_url: str) -> AsyncIterator[System]:
+async def confirming_system(database_url: str) -> AsyncIterator[System]:
     """A system that requires a confirmation by the signed-in user."""
     async with run_system(database_url, SKIP_CONFIRMATION="false") as system:
         yield system
 
 
-async def test_a_callback_without_a_user_requires_confirmation(careful_system: System) -> None:
-    system = careful_system
+async def test_a_callback_without_a_user_requires_confirmation(confirming_system: System) -> None:
+    system = confirming_system
     connect_response = await system.begin("ada", return_url=RETURN_URL)
     response = await system.follow(await system.decide(connect_response, account="ada"), BROWSER)
     assert response.status_code == 303
@@ -136,15 +136,15 @@ async def test_a_callback_without_a_user_requires_confirmation(careful_system: S
     assert [call.outcome for call in system.sandbox.token_calls] == ["ok"]
 
 
-async def test_a_confirmation_expires_after_ten_minutes(careful_system: System) -> None:
-    connect_response = await careful_system.begin("ada")
-    response = await careful_system.follow(await careful_system.decide(connect_response))
+async def test_a_confirmation_expires_after_ten_minutes(confirming_system: System) -> None:
+    connect_response = await confirming_system.begin("ada")
+    response = await confirming_system.follow(await confirming_system.decide(connect_response))
     assert response.json()["success"] is False
     request = pb.ConfirmConnectionRequest(confirmation_token=response.json()["confirmation_token"], user_id="ada")
-    careful_system.clock.shift = timedelta(minutes=10)
-    late = await expect_rpc_error(careful_system.service.ConfirmConnection(request))
+    confirming_system.clock.shift = timedelta(minutes=10)
+    late = await expect_rpc_error(confirming_system.service.ConfirmConnection(request))
     assert late == RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
-    assert not careful_system.sandbox.token_calls
+    assert not confirming_system.sandbox.token_calls
 
 
 async def test_a_user_id_in_a_callback_is_always_compared(system: System) -> None:

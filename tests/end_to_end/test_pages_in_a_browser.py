@@ -79,13 +79,13 @@ async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[Observ
         observed_page.dialogs.append(dialog.message)
         await dialog.dismiss()
 
-    def saw(request: Any) -> None:
+    def record_console(request: Any) -> None:
         observed_page.requests.append(request.url)
         observed_page.referrers.append(request.headers.get("referer", ""))
 
     page.on("dialog", dismiss)
     page.on("console", lambda message: observed_page.console.append(message.text))
-    page.on("request", saw)
+    page.on("request", record_console)
     try:
         yield observed_page
     finally:
@@ -93,7 +93,7 @@ async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[Observ
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[str]:
+async def serve_app(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an app on loopback; its URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())
@@ -193,7 +193,7 @@ async def test_a_return_url_receives_the_outcome_without_code_or_referrer(browse
         await HTMLResponse(page)(scope, receive, send)
 
     async with (
-        served(app_page) as app_url,
+        serve_app(app_page) as app_url,
         run_system(sqlite_url, ALLOWED_RETURN_URLS=f"{app_url}/done?tab=all") as system,
         observe_page(browser) as observed_page,
     ):
@@ -261,10 +261,16 @@ class ModifiedApp:
         await self._app(scope, receive, modify)
 
     @property
-    def ran(self) -> set[str]:
+    def executed_elements(self) -> set[str]:
         """The injected elements that caused a request."""
         paths = (request.url.path for request in self.arrived)
         return {path.removeprefix("/ran/").replace("-", " ") for path in paths if path.startswith("/ran/")}
+
+    async def wait_for_elements(self, elements: set[str]) -> None:
+        """Wait until these injected elements have caused a request."""
+        async with asyncio.timeout(60):
+            while not elements <= self.executed_elements:  # noqa: ASYNC110  # the app sets no event
+                await asyncio.sleep(0.02)
 
 
 async def _connected(request: Any, *, timeout: float) -> pb.HandleCallbackResponse:
@@ -276,46 +282,50 @@ async def _unused_rpc(request: Any, *, timeout: float) -> Any:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
+async def open_callback_page(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
     """Open the callback's page of a modified app."""
-    async with served(app) as url, observe_page(browser, **options) as observed_page:
+    async with serve_app(app) as url, observe_page(browser, **options) as observed_page:
         await observed_page.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
         yield observed_page
 
 
 async def test_injected_markup_is_blocked_by_the_content_security_policy(browser: Browser) -> None:
     app = ModifiedApp("".join(INJECTED.values()))
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         assert "/ran/script" in await observed_page.page.content()
         assert await observed_page.page.title() == "Connected"
-        assert app.ran == set()
+        assert app.executed_elements == set()
         assert any("Content Security Policy" in line for line in observed_page.console)
 
 
 @pytest.mark.parametrize("kind", INJECTED)
 async def test_negative_control_without_the_policy_injected_markup_runs(browser: Browser, kind: str) -> None:
     app = ModifiedApp(INJECTED[kind], without=POLICY)
-    async with opened(browser, app):
-        assert kind in app.ran
+    async with open_callback_page(browser, app):
+        await app.wait_for_elements({kind})
+        assert kind in app.executed_elements
 
 
-@pytest.mark.parametrize(("without", "ran"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
-async def test_a_form_is_not_submitted_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
+@pytest.mark.parametrize(("without", "executed_elements"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
+async def test_a_form_is_not_submitted_under_the_policy(
+    browser: Browser, without: str, executed_elements: set[str]
+) -> None:
     app = ModifiedApp(FORM, without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.page.click("button", no_wait_after=True)
+        await app.wait_for_elements(executed_elements)
         await observed_page.page.wait_for_timeout(500)
-        assert app.ran == ran
+        assert app.executed_elements == executed_elements
 
 
 @pytest.mark.parametrize(("without", "shown"), [("", False), (POLICY, True)], ids=["with", "without"])
 async def test_a_page_is_not_framed_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
-    async with served(ModifiedApp(without=without)) as url:
+    async with serve_app(ModifiedApp(without=without)) as url:
 
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
             await HTMLResponse(f"<iframe src='{url}{CALLBACK}?code=c&amp;state=s'></iframe>")(scope, receive, send)
 
-        async with served(outer) as outer_url, observe_page(browser) as observed_page:
+        async with serve_app(outer) as outer_url, observe_page(browser) as observed_page:
             await observed_page.go(outer_url)
             assert ("<h1>Connected</h1>" in await observed_page.page.frames[1].content()) is shown
 
@@ -324,7 +334,7 @@ async def test_a_page_is_not_framed_under_the_policy(browser: Browser, without: 
 async def test_a_followed_link_sends_no_referrer(browser: Browser, without: str, reported: bool) -> None:
     """Within an origin, where browsers send the full referrer by default."""
     app = ModifiedApp(LINK, without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.page.click("a")
         await observed_page.page.wait_for_url("**/ran/link")
     (request,) = (request for request in app.arrived if request.url.path == "/ran/link")
@@ -335,7 +345,7 @@ async def test_a_followed_link_sends_no_referrer(browser: Browser, without: str,
 @pytest.mark.parametrize(("without", "times"), [("", 2), (CACHE, 1)], ids=["with", "without"])
 async def test_a_page_is_not_cached(browser: Browser, without: str, times: int) -> None:
     app = ModifiedApp(without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.go("about:blank")
         await observed_page.page.go_back()
         await observed_page.page.wait_for_timeout(50)
@@ -345,7 +355,7 @@ async def test_a_page_is_not_cached(browser: Browser, without: str, times: int) 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
 async def test_the_style_applies_and_the_page_fits_the_window(browser: Browser, width: int, scheme: str) -> None:
     options: dict[str, Any] = {"viewport": {"width": width, "height": 640}, "color_scheme": scheme}
-    async with opened(browser, ModifiedApp(), **options) as observed_page:
+    async with open_callback_page(browser, ModifiedApp(), **options) as observed_page:
         assert await observed_page.page.evaluate("getComputedStyle(document.body).display") == "grid"
         assert await observed_page.page.evaluate("document.documentElement.scrollWidth") <= width
         assert observed_page.console == []

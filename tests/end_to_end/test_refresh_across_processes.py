@@ -18,7 +18,7 @@ from integrations.v1 import integration_pb2
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
-    expired,
+    expire_access_token,
     force_refresh,
     has_called,
     run_replicas,
@@ -50,7 +50,7 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
 async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
     integration_id = await replicas.clients[0].connect()
     for _ in range(ROUNDS):
-        await expired(replicas, integration_id)
+        await expire_access_token(replicas, integration_id)
         before = len(replicas.refreshes())
         tokens = await asyncio.gather(
             *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))
@@ -82,10 +82,10 @@ async def test_a_refresh_lost_in_a_crash_is_reported_and_not_repeated(pair: Repl
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(handle_first=True)})
     lost = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
 
-    async def is_spent() -> bool:
+    async def is_token_used() -> bool:
         return pair.refreshes() == ["ok"]
 
-    await wait_until(is_spent)
+    await wait_until(is_token_used)
     pair.commands[0].send(signal.SIGKILL)
     await asyncio.gather(lost, return_exceptions=True)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})

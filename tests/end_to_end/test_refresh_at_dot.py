@@ -36,7 +36,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def running_pair(
+async def run_pair(
     prefork: PreforkServer,
     directory: Path,
     database_url: str,
@@ -75,7 +75,7 @@ async def running_pair(
 async def test_a_grant_with_reuse_protection_survives_concurrent_refreshes(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
-    async with running_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
+    async with run_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
         tokens: set[str] = set()
         for _ in range(EXPIRIES):
             await asyncio.sleep(LIFETIME)  # the access token expires
@@ -101,7 +101,7 @@ async def test_a_lost_refresh_is_repeated_within_the_grace_period(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str, grace: int
 ) -> None:
     options = {"refresh_token_grace_period_seconds": grace}
-    async with running_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
+    async with run_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
         dying = asyncio.create_task(force_refresh(pair.clients[0], pair.integration_id))
         await pair.commands[0].wait_for_output(AT_THE_COMMIT)  # so the provider has responded
         pair.commands[0].send(signal.SIGKILL)

@@ -48,7 +48,9 @@ async def token_or_none(clients: Clients, integration_id: int) -> str | None:
         return None
 
 
-async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
+async def measure_staleness(
+    pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]
+) -> float:
     """The seconds after a change at one server during which calls to the other still returned the old token."""
     one, other = pair.clients
     await asyncio.sleep(MAX_STALENESS)  # both have read earlier changes
@@ -75,7 +77,7 @@ async def test_a_replica_serves_a_change_of_another_within_a_second(tmp_path: Pa
     async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):
             integration_id = await pair.clients[0].connect()
-            served = await served_for(pair, integration_id, change)
+            served = await measure_staleness(pair, integration_id, change)
             print(f"\n{change.__name__}: served for {served:.2f} s more")
             assert served < MAX_STALENESS
 

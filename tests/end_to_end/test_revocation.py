@@ -176,7 +176,7 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
         yield running
 
 
-async def killed_while_revoking(pair: Replicas) -> None:
+async def kill_while_revoking(pair: Replicas) -> None:
     """Disconnect at the first server, and kill it while the provider hangs."""
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=Hang())
@@ -194,13 +194,13 @@ async def killed_while_revoking(pair: Replicas) -> None:
 
 
 async def test_another_server_completes_the_revocation_of_a_killed_server(pair: Replicas) -> None:
-    await killed_while_revoking(pair)
+    await kill_while_revoking(pair)
     set_fault(pair.sandbox)
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
 
 async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: Replicas, database_url: str) -> None:
-    await killed_while_revoking(pair)
+    await kill_while_revoking(pair)
     await execute(database_url, delete(revocations))
     set_fault(pair.sandbox)
     other = await pair.clients[1].connect(account="linus")
@@ -217,10 +217,10 @@ async def test_two_servers_send_one_request_per_attempt(pair: Replicas) -> None:
     set_fault(pair.sandbox, revoke=DOWN)
     await disconnect(pair.clients[0], integration_id)
 
-    async def was_called_thrice() -> bool:
+    async def was_called_three_times() -> bool:
         return pair.sandbox.calls["revoke"] >= 3
 
-    await wait_until(was_called_thrice, PATIENT)
+    await wait_until(was_called_three_times, PATIENT)
     set_fault(pair.sandbox)
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 

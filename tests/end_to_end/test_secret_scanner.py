@@ -22,7 +22,7 @@ async def log_in_plaintext(system: Clients, secret: str) -> None:
     await system.browser.get(f"{system.sidecar_url}/{secret}")
 
 
-async def connected_and_used(system: Clients) -> str:
+async def connect_and_use(system: Clients) -> str:
     """Connect, and return the token that passed through the server."""
     return await system.bearer_token(await system.connect())
 
@@ -40,7 +40,7 @@ async def test_a_token_in_a_row_is_found(database_url: str) -> None:
 async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
     async def leak() -> None:
         async with run_system(sqlite_url) as system:
-            await log_in_plaintext(system, await connected_and_used(system))
+            await log_in_plaintext(system, await connect_and_use(system))
 
     with pytest.raises(SecretLeaked, match="log"):
         await leak()
@@ -72,6 +72,6 @@ async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str
 
 async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:
-        await connected_and_used(system)
+        await connect_and_use(system)
     async with run_server_process(tmp_path, database_url, ENCRYPTION_KEY=base64.b64encode(KEY).decode()) as another:
-        await connected_and_used(another)
+        await connect_and_use(another)

@@ -81,7 +81,7 @@ def listing(integration_id: int, **fields: Any) -> pb.ListWebhookEventsRequest:
     )
 
 
-async def kept(system: System, integration_id: int, user_id: str = "ada") -> list[tuple[int, str, str]]:
+async def stored_events(system: System, integration_id: int, user_id: str = "ada") -> list[tuple[int, str, str]]:
     page = await system.service.ListWebhookEvents(listing(integration_id, user_id=user_id, page_size=200))
     return [(event.number, event.event_id, event.event_type) for event in page.events]
 
@@ -93,14 +93,14 @@ async def test_an_event_is_delivered_from_the_provider_to_the_consumer(system: S
     assert (response.status_code, response.content) == (202, b"ok")
     await deliver(system, APP_PATH, {"id": "e-2", "account": "acct-1"}, secret=APP_SECRET)
     await deliver(system, path, {"id": "e-1", "type": "paid"})  # again
-    assert await kept(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
+    assert await stored_events(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
     page = await system.service.ListWebhookEvents(listing(integration_id))
     assert page.events[0].payload == b'{"id": "e-1", "type": "paid"}'
     acked = await system.service.AckWebhookEvents(
         pb.AckWebhookEventsRequest(integration_id=integration_id, user_id="ada", consumer="mail", through_number=1)
     )
     assert acked.through_number == 1
-    assert [number for number, _, _ in await kept(system, integration_id)] == [2]
+    assert [number for number, _, _ in await stored_events(system, integration_id)] == [2]
 
 
 async def test_the_handshake_of_a_webhook_endpoint_is_completed(system: System) -> None:

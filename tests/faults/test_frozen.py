@@ -78,7 +78,7 @@ async def test_no_token_is_lost_when_a_server_is_frozen(
             ]
             assert not unexpected, f"round {number}"
 
-            await nothing_journaled(tmp_path)
+            await wait_for_empty_journals(tmp_path)
             assert not await find_lost(pair, members), f"round {number}"
             if not grace:
                 assert set(pair.refreshes()) == {"ok"}, f"round {number}: a refresh token was sent twice"
@@ -92,7 +92,7 @@ def is_journaled(directory: Path) -> bool:
     return any(directory.glob("refresh-journal/*.refresh"))
 
 
-async def nothing_journaled(directory: Path) -> None:
+async def wait_for_empty_journals(directory: Path) -> None:
     """Wait until the journals are empty: a server that resumes without a connection journals its refreshes."""
     async with asyncio.timeout(TIMEOUT):
         while is_journaled(directory):  # noqa: ASYNC110  # another process sets no event of ours

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from integrations.v1 import integration_pb2
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.replicas import Replicas, expired, run_replicas, status_of
+from tests.end_to_end.replicas import Replicas, expire_access_token, run_replicas, status_of
 from tests.faults.conftest import FaultTrial
 
 SERVERS = 4
@@ -17,7 +17,7 @@ REPORT_INTERVAL = 20  # rounds
 
 async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], list[str]]:
     """The tokens that the callers received, and the outcomes of the refreshes in the meantime."""
-    await expired(replicas, integration_id)
+    await expire_access_token(replicas, integration_id)
     before = len(replicas.refreshes())
     tokens = await asyncio.gather(
         *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
-from tests.fuzz.messages import KnownValues, mixture, texts
+from tests.fuzz.messages import KnownValues, choice_of, texts
 
 DEADLINE = 60.0  # seconds; the slowest response waits for a provider on this machine
 _PREFIX = "/api/v1/integrations/callback"
@@ -95,7 +95,7 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return mixture([*[whole] * 5, spoilt])
+    return choice_of([*[whole] * 5, spoilt])
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:

@@ -71,7 +71,7 @@ def _numbers(lowest: int, highest: int) -> st.SearchStrategy[int]:
     return st.sampled_from(edges) | st.integers(0, 300) | st.integers(lowest, highest)
 
 
-def mixture(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
+def choice_of(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
     """A choice with equal probability for each strategy; `one_of` would flatten nested choices."""
     return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
 
@@ -84,7 +84,7 @@ def _scalar(of: FieldDescriptor, known: KnownValues) -> st.SearchStrategy[Any]:
     ]  # the same field name has several meanings
     meaningful = [*named, *([PLANTED] if of.name in _SECRET_FIELDS else [])]
     odd = _odd(of, meaningful)
-    return mixture([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
+    return choice_of([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
 
 
 def _odd(of: FieldDescriptor, meaningful: Sequence[Any]) -> st.SearchStrategy[Any]:
@@ -170,9 +170,9 @@ def rpc_cases(known: KnownValues) -> st.SearchStrategy[RpcCase]:
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
         cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
-        return mixture([*[whole] * 9, cut])
+        return choice_of([*[whole] * 9, cut])
 
-    return mixture(list(map(of, METHODS)))
+    return choice_of(list(map(of, METHODS)))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:

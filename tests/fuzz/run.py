@@ -23,7 +23,7 @@ from tests.end_to_end.processes import ProcessSystem
 from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of
 from tests.fuzz import http
 from tests.fuzz.http import HttpCase, http_cases
-from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, mixture, rpc_cases
+from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, choice_of, rpc_cases
 
 ROUND = 500
 """Cases between two looks at memory; before each round there is something to use and to break again."""
@@ -109,7 +109,7 @@ class Fuzzer:
     def _round(self, loop: asyncio.AbstractEventLoop, known: KnownValues, cases: int, seed: int) -> None:
         rpcs, requests = rpc_cases(known), http_cases(known)
         findings: list[Exception] = []
-        case = mixture([rpcs, rpcs, rpcs, requests])
+        case = choice_of([rpcs, rpcs, rpcs, requests])
 
         @hypothesis.seed(seed)
         @hypothesis.settings(
