@@ -72,6 +72,6 @@ async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str
 
 async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:
-        await connect_and_use(system)
+        assert await connect_and_use(system) in system.sandbox.secrets
     async with run_server_process(tmp_path, database_url, ENCRYPTION_KEY=base64.b64encode(KEY).decode()) as another:
-        await connect_and_use(another)
+        assert await connect_and_use(another) in another.sandbox.secrets

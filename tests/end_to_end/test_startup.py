@@ -78,7 +78,8 @@ async def test_negative_control_the_right_key_starts_the_server_also_as_a_retire
     async with AsyncExitStack() as stack:
         for number, keys in enumerate(given):
             environment = server_environment(sqlite_url, DEV_MODE="false", **keys)
-            await stack.enter_async_context(serving(make_directory(tmp_path, number), environment))
+            command = await stack.enter_async_context(serving(make_directory(tmp_path, number), environment))
+            assert command.serving["grpc"]
 
 
 def make_directory(parent: Path, number: int) -> Path:

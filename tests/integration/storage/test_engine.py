@@ -373,6 +373,7 @@ class TestCancellation:
                 await self.cancel_after(lambda: count(database), after / 10_000)
             async with asyncio.timeout(60):
                 await asyncio.gather(*(count(database) for _ in range(10)), *(connected(store) for _ in range(10)))
+            assert await count(database) >= 10
 
     @pytest.mark.postgres
     async def test_while_waiting_for_a_lock(self, postgres_url: str) -> None:

@@ -14,7 +14,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
-from integration_server.storage.schema import migrate
+from integration_server.storage.schema import check_schema, migrate
 from integration_server.wiring.system import random_token
 from tests.contracts.store_contract import (
     ANN,
@@ -103,4 +103,5 @@ def empty_pooled_url(postgres_server: PostgresServer) -> Iterator[str]:
 async def test_the_schema_is_migrated_through_pgbouncer(empty_pooled_url: str) -> None:
     async with open_database(empty_pooled_url) as database:
         await migrate(empty_pooled_url)
-        await SqlIntegrations(database).ping()
+        await check_schema(database)
+        assert await SqlIntegrations(database).list_connected(ANN) == []
