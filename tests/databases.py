@@ -60,6 +60,6 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The same, opened."""
+    """A new, migrated database, opened: the test runs once on SQLite and once on PostgreSQL."""
     async with open_database(database_url, monitor_timeout=60) as opened:
         yield opened

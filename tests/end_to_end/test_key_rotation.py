@@ -97,7 +97,7 @@ async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Pa
         refused = await run_command(tmp_path, environment, "keys", "remove", old)
         assert refused.code == 1
         assert "can be removed from" in refused.err
-        removed = await ended(tmp_path, environment, "keys", "remove", old, "--force")
+        removed = await run_command(tmp_path, environment, "keys", "remove", old, "--force")
         assert removed.code == 0, removed.err
         assert old not in await data_key_ids(database_url)
         assert await find_read_failures(clients, ROWS) == []
@@ -129,9 +129,9 @@ async def test_a_rotation_completes_with_the_added_key_and_reports_undecryptable
 ) -> None:
     environment = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, environment["ENCRYPTION_KEY"], 20)
-    added = await ended(tmp_path, environment, "keys", "add")
+    added = await run_command(tmp_path, environment, "keys", "add")
     assert "encrypts new values in 2 seconds" in added.out
-    again = await ended(tmp_path, environment, "keys", "add")
+    again = await run_command(tmp_path, environment, "keys", "add")
     assert (again.code, again.err) == (
         1,
         "the rotation to the newest data key is not complete: run `keys rotate` first\n",
@@ -150,7 +150,7 @@ async def test_a_rotation_completes_with_the_added_key_and_reports_undecryptable
     assert await reported_changes(sqlite_url) == {("operator", f"add {new}"), ("operator", f"rotate to {new}")}
     assert "Values that cannot be decrypted and stay unchanged: 1" in finished.err
     assert "integrations.encrypted_credentials of 7" in finished.err
-    refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")
+    refused = await run_command(tmp_path, environment, "keys", "remove", old, "--force")
     assert "still encrypts 1 of integrations.encrypted_credentials" in refused.err
     assert await data_key_ids(sqlite_url) == [old, new]
 

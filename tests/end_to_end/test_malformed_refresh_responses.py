@@ -1,8 +1,8 @@
 """Every malformed token response to a refresh: the error for callers, and the status of the integration.
 
-`odd_responses.TABLE` states what a provider makes of each; here is what follows: the status of the call, the status of
-the integration, and whether it is well again when the endpoint is. Many cases are tried at once, each with a type and a
-client of its own: some of them take as long as a call may.
+`odd_responses.TABLE` states how a provider reads each response. This test states the consequences: the status of the
+call, the status of the integration, and whether the next refresh succeeds. The cases run concurrently, each with its
+own type and client, because some of them last until the timeout.
 """
 
 import asyncio

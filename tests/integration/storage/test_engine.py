@@ -229,7 +229,7 @@ class TestPostgres:
                     )
                 )
                 await connection.execute(text("SELECT 1"))  # when it returns, the client has seen the sockets close
-            await asyncio.gather(*(count(database) for _ in range(4)))
+            assert await asyncio.gather(*(count(database) for _ in range(4))) == [0] * 4
 
     async def test_names_of_prepared_statements_are_random(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database:
