@@ -16,9 +16,12 @@ CANDIDATES := $(or $(strip $(PYTHON)),python3.13 python3.12 python3.11 python3)
 RUN_DEPENDENCIES := $(VENV)/.run-dependencies-installed
 RUN_STAMP := $(VENV)/.run-installed
 STAMP := $(VENV)/.project-installed
-# Installs the packages of a lock file, and prints one line for each.
+# Installs the packages of a lock file, and prints one line for each. --no-compile: faster, if few modules are imported.
 INSTALL := tools/install_packages.sh $(BIN)/python
 IMAGE := build/protos.binpb
+
+# The many processes of a test run use cached bytecode, also pytest's.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -49,7 +52,7 @@ $(RUN_DEPENDENCIES): requirements-run.lock
 	    "$$python" -m venv $(VENV); \
 	fi; \
 	echo "Installing the packages that the server needs"; \
-	$(INSTALL) requirements-run.lock; \
+	$(INSTALL) requirements-run.lock --no-compile; \
 	touch $@
 
 $(RUN_STAMP): $(RUN_DEPENDENCIES) pyproject.toml

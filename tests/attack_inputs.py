@@ -1,4 +1,4 @@
-"""What attackers send: addresses that are like an allowed one, states that are like ours, and texts for pages."""
+"""Inputs of attackers: URLs similar to an allowed one, forged states, and texts for pages."""
 
 import base64
 import itertools
@@ -26,7 +26,7 @@ HOSTILE_TEXTS = (
 
 
 def similar_urls(address: str) -> list[str]:
-    """Addresses that are like this one, each of which some way of comparing takes for it. It has a path."""
+    """URLs similar to this one, each of which a lax comparison accepts. The URL must have a path."""
     return sorted(set(_similar_urls(address)) - {address, ""})
 
 
@@ -196,21 +196,21 @@ def _encoded(scheme: str, host: str, rest: str) -> Iterator[str]:
 
 
 def forged_states(genuine: str) -> Iterator[str]:
-    """States without end that are none, made by somebody who has seen one: altered, cut, mixed and made up.
+    """An endless series of forged states, derived from a genuine one: altered, truncated, mixed and invented.
 
-    Its key id is in all that have one: it is no secret, and another id would be told from it at once.
+    Those with a key id have the genuine one, which is not secret; another id would be rejected without a decryption.
     """
-    sealed = base64.urlsafe_b64decode(genuine + "=" * (-len(genuine) % 4))
-    key = sealed[:9]
+    ciphertext = base64.urlsafe_b64decode(genuine + "=" * (-len(genuine) % 4))
+    key = ciphertext[:9]
     for number in itertools.count():
-        noise = os.urandom(len(sealed))
-        at = 9 + number % (len(sealed) - 9)
+        noise = os.urandom(len(ciphertext))
+        at = 9 + number % (len(ciphertext) - 9)
         for forged in (
             key + noise[9:],
-            sealed[:at] + bytes([sealed[at] ^ (1 + number % 255)]) + sealed[at + 1 :],
-            sealed[:at],
-            sealed + noise[: 1 + number % 40],
-            sealed[:21] + noise[21:],
+            ciphertext[:at] + bytes([ciphertext[at] ^ (1 + number % 255)]) + ciphertext[at + 1 :],
+            ciphertext[:at],
+            ciphertext + noise[: 1 + number % 40],
+            ciphertext[:21] + noise[21:],
             b"\x02" + noise[1:],
             key,
         ):

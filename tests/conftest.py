@@ -1,4 +1,4 @@
-"""What every test gets: those under `tests/unit` may not reach any network, not even this machine's own."""
+"""Fixtures for all tests. Tests in `tests/unit` cannot open sockets, not even on loopback."""
 
 import os
 import socket
@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-# gRPC's handlers around fork() crash the child while calls are under way. Children here only go on to exec a program,
-# and need none. PostgreSQL's are forked rather than vforked, since they run as another user. gRPC looks at this when it
-# is imported.
+# gRPC's fork handlers crash the child while calls are in flight. The children of tests only exec a program, and need
+# none. (PostgreSQL's are forked, not vforked, because they run as another user.) gRPC reads the variable when it is
+# imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc.aio
@@ -28,7 +28,7 @@ UNIT = Path(__file__).resolve().parent / "unit"
 
 
 class SocketOpenedInUnitTest(Exception):
-    """A unit test reached for the network. Give the code a fake, or move the test to `tests/integration`."""
+    """A unit test used the network. Pass a fake to the code, or move the test to `tests/integration`."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +38,10 @@ def _no_sockets_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytes
 
 
 def forbid_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes what would reach a network raise `SocketOpenedInUnitTest`.
+    """Make network access raise `SocketOpenedInUnitTest`.
 
-    Covers Python's sockets, so plain asyncio too, and name look-ups. gRPC reaches the network from C, so its
-    servers and channels are refused as a whole; uvloop does likewise, and is not seen. An event loop's own
-    socket pair goes on working: it names no address.
+    Covers Python's sockets (thus asyncio), name look-ups, and gRPC's servers and channels, which open sockets in C.
+    uvloop's sockets are not detected. The socket pair of an event loop has no address and keeps working.
     """
     for name in ("bind", "connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, _refuse_internet_sockets(name))

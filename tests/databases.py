@@ -1,4 +1,4 @@
-"""Real databases: a PostgreSQL server for the whole run, and a fresh, migrated database of either kind for a test."""
+"""Databases for tests: a PostgreSQL server for the whole run, and a new, migrated database for each test."""
 
 import asyncio
 import shutil
@@ -14,9 +14,9 @@ from tests.postgres import PostgresServer, run_postgres
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """The PostgreSQL server of this run. Don't stop it: `run_postgres` gives you your own."""
+    """The PostgreSQL server of this run. A test that stops a server uses `run_postgres` instead."""
     with run_postgres() as server:
-        server.run("ALTER SYSTEM SET fsync = off")  # nobody pulls the plug, and databases are made faster
+        server.run("ALTER SYSTEM SET fsync = off")  # durability is not needed, and creating databases is faster
         server.run("SELECT pg_reload_conf()")
         yield server
 
@@ -38,7 +38,7 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
-    """A fresh, migrated SQLite database."""
+    """The URL of a new, migrated SQLite database."""
     path = tmp_path / "data" / "integrations.db"
     path.parent.mkdir()
     shutil.copy(_sqlite_template, path)
@@ -47,19 +47,19 @@ def sqlite_url(_sqlite_template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer, _postgres_template: str) -> Iterator[str]:
-    """A fresh, migrated PostgreSQL database."""
+    """The URL of a new, migrated PostgreSQL database."""
     with postgres_server.new_database(_postgres_template) as url:
         yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """A fresh, migrated database: the test runs once on SQLite and once on PostgreSQL."""
+    """The URL of a new, migrated database: the test runs once on SQLite and once on PostgreSQL."""
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The same, opened."""
+    """A new, migrated database, opened: the test runs once on SQLite and once on PostgreSQL."""
     async with open_database(database_url, monitor_timeout=60) as opened:
         yield opened

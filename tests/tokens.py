@@ -1,4 +1,4 @@
-"""Issuers of tokens, for tests."""
+"""Issuers of JWTs for tests."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ AUDIENCE = "integrations"
 
 
 class TokenIssuer:
-    """Signs tokens with keys of its own."""
+    """Signs tokens with its own key."""
 
     def __init__(self, issuer: str, kid: str = "one") -> None:
         self.issuer = issuer
@@ -20,7 +20,7 @@ class TokenIssuer:
 
     @property
     def jwks(self) -> bytes:
-        """What it publishes."""
+        """Its published JWK set."""
         return json.dumps(KeySet([self.key]).as_dict(private=False)).encode()
 
     def token(
@@ -32,7 +32,7 @@ class TokenIssuer:
         header: Mapping[str, Any] | None = None,
         **claims: Any,
     ) -> str:
-        """A token; a claim of None is left out."""
+        """A signed token. Claims with the value None are left out."""
         default_claims = {
             "iss": self.issuer,
             "aud": AUDIENCE,

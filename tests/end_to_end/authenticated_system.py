@@ -1,4 +1,4 @@
-"""A whole system that knows its callers: mutual TLS, tokens of services and of users, and a policy."""
+"""A whole system with authentication: mutual TLS, tokens of services and of users, and a policy."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,7 +50,7 @@ permissions = []
 
 
 class CredentialIssuer:
-    """Issues what callers show, and keeps the files of a server in a folder."""
+    """Issues certificates and tokens, and writes the files that a server reads into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class CredentialIssuer:
 
     @property
     def token_settings(self) -> dict[str, Any]:
-        """Settings for a server that takes tokens."""
+        """Settings for a server that accepts tokens."""
         return {
             "JWT_JWKS": str(self.folder / "services.json"),
             "JWT_ISSUER": self.services.issuer,
@@ -94,7 +94,7 @@ class CredentialIssuer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings for a server that takes both, and wants a certificate for every connection."""
+        """Settings for a server that requires a certificate for every connection and accepts tokens."""
         return {
             **self.token_settings,
             "TLS_CERT_FILE": str(self.folder / "server.pem"),
@@ -106,7 +106,7 @@ class CredentialIssuer:
         }
 
     def channel(self, address: str, pair: Pair | None, roots: bytes | None = None) -> grpc.aio.Channel:
-        """A channel for one who has that certificate."""
+        """A channel with a client certificate, or without one for None."""
         shown = (None, None) if pair is None else (pair.key, pair.certificate)
         credentials = grpc.ssl_channel_credentials(roots or self.authority.certificate, *shown)
         return grpc.aio.secure_channel(address, credentials, options=[("grpc.enable_http_proxy", 0)])
@@ -114,14 +114,14 @@ class CredentialIssuer:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody at the server's port: a channel with its certificate, and a token where there is one."""
+    """A client: a channel with its certificate, and a token or None."""
 
     channel: grpc.aio.Channel = field(repr=False)
     token: str | None = field(default=None, repr=False)
 
     @property
     def metadata(self) -> Sequence[tuple[str, str]]:
-        """What goes with each call."""
+        """The metadata of each call."""
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
     @property
@@ -132,27 +132,27 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class AuthenticatedSystem:
-    """A server that knows its callers. `backend` may do everything."""
+    """A server with authentication. The service `backend` has all permissions."""
 
     system: System
     credential_issuer: CredentialIssuer
     stack: AsyncExitStack = field(repr=False)
 
     async def caller(self, pair: Pair | None, token: str | None = None) -> Caller:
-        """Somebody with that certificate and token."""
+        """A client with the certificate and token."""
         channel = self.credential_issuer.channel(self.system.grpc_address, pair)
         return Caller(await self.stack.enter_async_context(channel), token)
 
     async def backend(self) -> Caller:
-        """The service that may do everything."""
+        """The service that has all permissions."""
         return await self.caller(self.credential_issuer.certificate("/backend"))
 
     async def unidentified(self, token: str | None = None) -> Caller:
-        """One whose certificate is good and names nobody, as a proxy's might."""
+        """A client with a valid certificate that the policy does not name, such as a proxy."""
         return await self.caller(self.credential_issuer.authority.issue([], common_name="backend"), token)
 
     async def user(self, user_id: str) -> Caller:
-        """A user with a token of the app's, behind such a proxy."""
+        """A user with a token, behind such a proxy."""
         return await self.unidentified(self.credential_issuer.users.token(user_id, self.now))
 
     @property
@@ -170,7 +170,7 @@ class AuthenticatedSystem:
 async def run_authenticated_system(
     database_url: str, folder: Path, **settings: str
 ) -> AsyncIterator[AuthenticatedSystem]:
-    """Such a system on a migrated database. Callbacks have to be confirmed."""
+    """Run a system with authentication on a migrated database. Callbacks require confirmation."""
     credential_issuer = CredentialIssuer(folder)
     async with (
         run_system(
@@ -191,7 +191,7 @@ async def begin(
     account: str = "ada",
     integration_type: str = "sandbox",
 ) -> dict[str, str]:
-    """Begin a connection and play the person; the query that the provider's redirect has."""
+    """Begin a connection and consent to it; the query of the provider's redirect."""
     connect_response = await caller.service.Connect(
         pb.ConnectRequest(user_id=user_id, integration_type=integration_type)
     )
@@ -205,7 +205,7 @@ async def connect(
     account: str = "ada",
     integration_type: str = "sandbox",
 ) -> int:
-    """Connect an account, the app's backend taking the callback; the integration's id."""
+    """Connect an account, with the callback sent by the app's backend; the integration's id."""
     query = await begin(authenticated, caller, user_id, account, integration_type)
     done = await caller.service.HandleCallback(pb.HandleCallbackRequest(**query, user_id=user_id))
     assert done.success
@@ -213,5 +213,5 @@ async def connect(
 
 
 def utc_now() -> datetime:
-    """The time."""
+    """The current time."""
     return datetime.now(UTC)

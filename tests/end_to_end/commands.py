@@ -13,7 +13,7 @@ DEADLINE = 60.0  # seconds for a process to start or end: many times what it tak
 
 @dataclass(frozen=True, slots=True)
 class CompletedCommand:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -21,16 +21,16 @@ class CompletedCommand:
 
 
 class Process(Protocol):
-    """What is needed of a process: `subprocess.Popen` has it."""
+    """The part of `subprocess.Popen` that `Command` uses."""
 
     pid: int
 
     @property
     def returncode(self) -> int | None:
-        """How it ended, once that was looked at."""
+        """The exit code, once `poll` has found one."""
 
     def poll(self) -> int | None:
-        """Look whether it has ended, and how."""
+        """The exit code, None while it runs."""
 
     def send_signal(self, number: int, /) -> None:
         """Send it a signal."""
@@ -38,7 +38,7 @@ class Process(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command under way, with what it has written so far in files of the directory that it runs in."""
+    """A running command, whose output goes to files in the directory that it runs in."""
 
     process: Process
     out_path: Path
@@ -47,7 +47,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """All that it wrote, on both streams."""
+        """The output so far, of both streams."""
         return self.out_path.read_text() + self.err_path.read_text()
 
     def send(self, number: signal.Signals) -> None:
@@ -63,7 +63,7 @@ class Command:
         return CompletedCommand(self.process.returncode, self.out_path.read_text(), self.err_path.read_text())
 
     async def wait_for_output(self, text: str) -> str:
-        """Wait until it has written the text; all that it wrote."""
+        """Wait until the output contains the text; the output so far."""
         async with asyncio.timeout(DEADLINE):
             while text not in (output := self.output):
                 assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{output}"
@@ -72,7 +72,7 @@ class Command:
 
 
 def output_paths(directory: Path) -> tuple[Path, Path]:
-    """New files in the directory for what a command writes on both streams."""
+    """New files in the directory for the two output streams of a command."""
     number = len(list(directory.glob("*.out")))
     paths = directory / f"{number}.out", directory / f"{number}.err"
     for path in paths:
@@ -81,7 +81,7 @@ def output_paths(directory: Path) -> tuple[Path, Path]:
 
 
 async def wait_until_serving(command: Command) -> Command:
-    """The command, once it says where it serves."""
+    """The command, once it has logged its addresses."""
     output = await command.wait_for_output('"event": "serving"')
     (line,) = (line for line in output.splitlines() if '"event": "serving"' in line)
     command.serving.update(json.loads(line))

@@ -1,4 +1,4 @@
-"""Whole systems: a server in this process on a database of either kind, and what a server in a process needs."""
+"""Fixtures: a server in this process on either database, databases without a schema, and the prefork process."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -40,14 +40,14 @@ def shared_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
-    """A server with its sidecar, beside a sandbox. It is up for a whole module, since that takes its time."""
+    """A server with its sidecar and a sandbox. Its scope is the module, because a start is slow."""
     async with run_system(shared_database_url) as running:
         yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def system(shared_system: System, shared_database_url: str) -> AsyncIterator[System]:
-    """The module's system as if it were new. Tests with it run in the module's loop, and leave no secret behind."""
+    """The module's system, reset. Tests run in the module's loop; a leaked secret fails the test."""
     await wipe(shared_database_url)
     shared_system.reset()
     yield shared_system
@@ -56,7 +56,7 @@ async def system(shared_system: System, shared_database_url: str) -> AsyncIterat
 
 @pytest.fixture
 def empty_sqlite_url(tmp_path: Path) -> str:
-    """Where an SQLite database is to be made."""
+    """The URL of an SQLite database that does not exist yet."""
     return f"sqlite:///{tmp_path / 'empty' / 'integrations.db'}"
 
 

@@ -1,4 +1,4 @@
-"""Reaching into a server's database behind its back."""
+"""Direct access to a server's database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,6 @@ async def fetch(database_url: str, statement: Executable) -> Sequence[Row[Any]]:
 
 
 async def wipe(database_url: str) -> None:
-    """Remove everything but the keys."""
+    """Delete all rows except the keys."""
     tables = (authorization_attempts, health_checks, integrations, revocations, integration_changes)
     await execute(database_url, *map(delete, tables))

@@ -1,4 +1,4 @@
-"""A provider's API on loopback that counts who called when, and turns away what is over its budget."""
+"""A provider's API on loopback that records each call, and rejects calls with 429 for a time."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class FakeApi:
-    """What came: when, with whose key, and how it was answered."""
+    """The calls that arrived: time and API key."""
 
     url: str = ""
     arrivals: list[tuple[float, str]] = field(default_factory=list)
@@ -21,16 +21,16 @@ class FakeApi:
     raw: list[bytes] = field(default_factory=list)
 
     def max_within(self, seconds: float) -> int:
-        """The most that came in any stretch of so many seconds."""
+        """The largest number of calls in any interval of this length in seconds."""
         times = sorted(moment for moment, _ in self.arrivals)
         return max((sum(begin <= other < begin + seconds for other in times) for begin in times), default=0)
 
     def by_key(self) -> Counter[str]:
-        """How many came with each key."""
+        """The number of calls per API key."""
         return Counter(key for _, key in self.arrivals)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection."""
+        """Respond to the requests of one connection."""
         with suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -58,7 +58,7 @@ class FakeApi:
 
 @asynccontextmanager
 async def run_fake_api() -> AsyncIterator[FakeApi]:
-    """Such an API."""
+    """Run the API."""
     api = FakeApi()
     connections: list[tuple[asyncio.StreamWriter, asyncio.Task[None]]] = []
 
@@ -75,11 +75,11 @@ async def run_fake_api() -> AsyncIterator[FakeApi]:
             writer.transport.abort()
             serving.cancel()
         await asyncio.gather(*(serving for _, serving in connections), return_exceptions=True)
-        await asyncio.sleep(0)  # the loop lets go of the sockets in its next round
+        await asyncio.sleep(0)  # the loop closes the sockets in its next iteration
 
 
 def declare_api(directory: Path, api: FakeApi, limits: str = "") -> None:
-    """Declare it as the type "acme", taking any key."""
+    """Declare the API as the integration type "acme", which accepts any key."""
     assert urlsplit(api.url).hostname == "127.0.0.1"
     (directory / "acme.toml").write_text(f"""\
 integration_type = "acme"

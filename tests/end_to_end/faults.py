@@ -1,4 +1,4 @@
-"""Ways in which the sandbox can be told to misbehave, beyond those that it knows itself."""
+"""Faults for the sandbox, in addition to those in `integration_server.sandbox`."""
 
 import asyncio
 import json
@@ -14,20 +14,18 @@ from integration_server.sandbox import OMIT, Behaviour, Fault, Handler
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldResponse(Fault):
-    """Answers when it is released, and as if nothing were wrong. The work is done then, or before with
-    `handle_first`.
-    """
+    """Delays the normal response until `released` is set. With `handle_first` the request is handled before."""
 
     arrivals: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def wait_for_requests(self, requests: int) -> None:
-        """Wait until so many are held."""
+        """Wait until this many requests are held."""
         for _ in range(requests):
             await self.arrivals.get()
 
     async def respond(self, request: Request, handler: Handler) -> Response:
-        """Tell that the request is here, and wait."""
+        """Record the arrival, and wait for the release."""
         response = await self.run_before_response(request, handler)
         self.arrivals.put_nowait(None)
         await self.released.wait()
@@ -36,25 +34,25 @@ class HeldResponse(Fault):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedForms(Fault):
-    """Answers as if nothing were wrong, and keeps the form that came."""
+    """Responds normally, and records the form of the request."""
 
     forms: list[dict[str, str]] = field(default_factory=list)
 
     async def respond(self, request: Request, handler: Handler) -> Response:
-        """Keep the form, then do the work."""
+        """Record the form, then respond normally."""
         form = parse_qs((await request.body()).decode())
         self.forms.append({name: values[0] for name, values in form.items()})
         return await handler(request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByCase(Fault):
-    """The token endpoint behaves in as many ways at once as its URL has values of `case`."""
+class FaultByCase(Fault):
+    """The token endpoint has one behaviour for each value of the query parameter `case`."""
 
     cases: Mapping[str, Behaviour]
 
     async def respond(self, request: Request, handler: Handler) -> Response:
-        """As the case says."""
+        """Respond with the behaviour of the case."""
         behaviour = self.cases[request.query_params["case"]]
         fault = behaviour.faults.get("token")
         if fault is not None:

@@ -1,4 +1,4 @@
-"""Data keys rotated by `keys rotate` beside running servers: many rows, load on them, and commands that are killed."""
+"""Helpers to rotate data keys with `keys rotate` beside running servers: rows, load, and killed commands."""
 
 import asyncio
 import base64
@@ -35,13 +35,13 @@ _BATCH_SIZE = 1_000
 _POLL_INTERVAL = 0.02
 
 
-def secret_of(integration_id: int) -> str:
-    """The API key that the row of this id has."""
+def api_key_of(integration_id: int) -> str:
+    """The API key of the row with this id."""
     return base64.b64encode(f"key of {integration_id} ".encode() * 8).decode()
 
 
 async def fill(database_url: str, encryption_key: str, rows: int) -> None:
-    """Give an empty database connected integrations with the ids 1 to `rows`."""
+    """Fill an empty database with connected integrations with the ids 1 to `rows`."""
     async with open_database(database_url) as database:
         cipher = CredentialCipher(await open_keyring(database, KeyEncryptionKeys(LocalKey(parse_key(encryption_key)))))
         for ids in _batches(rows):
@@ -59,21 +59,21 @@ async def _row(cipher: CredentialCipher, integration_id: int) -> Mapping[str, An
     now = datetime.now(UTC)
     return {
         **new_integration_values(new, now),
-        "encrypted_credentials": await cipher.encrypt(new, ApiKey(secret_of(integration_id))),
+        "encrypted_credentials": await cipher.encrypt(new, ApiKey(api_key_of(integration_id))),
         "connect_time": now,
     }
 
 
 @dataclass(slots=True)
 class Load:
-    """What came of the calls of a load."""
+    """The number of calls and the failures of a load."""
 
     calls: int = 0
     failures: list[str] = field(default_factory=list)
 
 
 async def read(clients: Clients, integration_id: int, load: Load) -> None:
-    """Ask for a row's credentials, and compare."""
+    """Read a row's credentials, and record whether they are right."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id=USER)
     load.calls += 1
     try:
@@ -81,22 +81,22 @@ async def read(clients: Clients, integration_id: int, load: Load) -> None:
     except grpc.aio.AioRpcError as error:
         load.failures.append(f"{integration_id}: {error.code()} {error.details()}")
     else:
-        if response.credentials.api_key.api_key != secret_of(integration_id):
+        if response.credentials.api_key.api_key != api_key_of(integration_id):
             load.failures.append(f"{integration_id}: another's key")
 
 
-async def unreadable(clients: Sequence[Clients], rows: int) -> list[str]:
-    """What does not read of all rows, asked for over all servers."""
+async def find_read_failures(clients: Sequence[Clients], rows: int) -> list[str]:
+    """Read all rows, spread over the servers; the failures."""
     load = Load()
-    for ids in _batches(rows, 200):  # so few that none waits too long for a connection, even on a busy machine
+    for ids in _batches(rows, 200):  # few enough to get a database connection in time on a busy machine
         await asyncio.gather(*(read(clients[number % len(clients)], number, load) for number in ids))
     assert load.calls == rows
     return load.failures
 
 
 @asynccontextmanager
-async def reading(clients: Sequence[Clients], rows: int, readers: int, rng: random.Random) -> AsyncIterator[Load]:
-    """Readers of random rows, one call after the other, until the block ends."""
+async def run_readers(clients: Sequence[Clients], rows: int, readers: int, rng: random.Random) -> AsyncIterator[Load]:
+    """Run readers of random rows, each with one call at a time, until the block ends."""
     load = Load()
     stop = asyncio.Event()
 
@@ -113,7 +113,7 @@ async def reading(clients: Sequence[Clients], rows: int, readers: int, rng: rand
 
 
 def peak_memory(process_id: int) -> int:
-    """The most memory that a process had so far, in MiB; 0 if it is gone."""
+    """The peak memory of a process so far, in MiB; 0 if it has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{process_id}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -121,10 +121,10 @@ def peak_memory(process_id: int) -> int:
     return 0
 
 
-async def rotated(
+async def run_rotation(
     directory: Path, environment: Mapping[str, str], within: float
 ) -> tuple[CompletedCommand, int, float]:
-    """Run `keys rotate` to its end; how it ended, its peak memory in MiB, and the seconds of CPU that it took."""
+    """Run `keys rotate` to its end; the result, its peak memory in MiB, and its CPU time in seconds."""
     before = _cpu_of_ended_commands()
     async with started(directory, environment, "keys", "rotate") as command:
         finishing = asyncio.create_task(command.finished(within))
@@ -140,8 +140,8 @@ def _cpu_of_ended_commands() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def killed(directory: Path, database: Database, environment: Mapping[str, str], delay: float) -> bool:
-    """Run `keys rotate` and SIGKILL it, so many seconds after it has begun to re-seal. False if it ended before."""
+async def kill_rotation(directory: Path, database: Database, environment: Mapping[str, str], delay: float) -> bool:
+    """Run `keys rotate`, and send SIGKILL `delay` seconds after its first re-encryption. False if it ended before."""
     before = await _encrypted_by_newest(database)
     async with started(directory, environment, "keys", "rotate") as command:
         while await _encrypted_by_newest(database) == before:

@@ -35,12 +35,12 @@ from tests.end_to_end.system import (
 
 
 def new_key() -> str:
-    """A key, as `ENCRYPTION_KEY` has it."""
+    """A new value for `ENCRYPTION_KEY`."""
     return base64.b64encode(os.urandom(32)).decode()
 
 
 def free_port() -> int:
-    """A port that is free, and that the system gives to no outgoing connection in the meantime."""
+    """A free port outside the range from which the system takes ports of outgoing connections."""
     while True:
         port = random.randrange(20000, 32000)
         with socket.socket() as probe:
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def server_environment(database_url: str, **settings: str) -> dict[str, str]:
-    """Variables for a server in dev mode, on free ports. An empty one counts as not set."""
+    """Environment variables for a server in dev mode, on free ports. An empty variable counts as not set."""
     return {
         "DATABASE_URL": database_url,
         "DEV_MODE": "true",
@@ -130,14 +130,14 @@ async def serving(
     open_files: int | None = None,
     forked: bool = True,
 ) -> AsyncIterator[Command]:
-    """`serve`, once it says where: `Command.serving` has `grpc` and `sidecar`."""
+    """Run `serve`; the command, once it serves. `Command.serving` has the addresses `grpc` and `sidecar`."""
     async with started(directory, environment, "serve", module=module, open_files=open_files, forked=forked) as command:
         yield await wait_until_serving(command)
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSystem(Clients):
-    """A server that is a process of its own, beside a sandbox in this one."""
+    """A server in its own process, and a sandbox in this one."""
 
     command: Command
     sandbox: Sandbox
@@ -148,8 +148,9 @@ class ProcessSystem(Clients):
 async def run_server_process(
     directory: Path, database_url: str, *, sandbox: Sandbox | None = None, forked: bool = True, **settings: str
 ) -> AsyncIterator[ProcessSystem]:
-    """Such a system on a migrated database. Raises `SecretLeaked` if a secret of the sandbox is left behind in the
-    end.
+    """Run a server process and a sandbox on a migrated database.
+
+    Raises `SecretLeaked` if the logs or the database contain a secret of the sandbox at the end.
     """
     sandbox = sandbox or Sandbox()
     client_secret = secrets.token_urlsafe(32)

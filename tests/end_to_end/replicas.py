@@ -1,4 +1,4 @@
-"""Servers that share a database, beside a sandbox that rotates refresh tokens and kills a grant for a reused one."""
+"""Replicas that share a database, and a sandbox that rotates refresh tokens and revokes a grant on reuse."""
 
 import asyncio
 import secrets
@@ -20,15 +20,15 @@ from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.secret_scanner import assert_no_secrets, dump_rows, read_database_files, read_files
 from tests.end_to_end.system import CLIENT_ID, Clients, callback_url, clients_of
 
-LEASE = 1  # second; soon over
+LEASE = 1  # second
 
 Start = Callable[[Path, Mapping[str, str]], AbstractAsyncContextManager[Command]]
-"""Starts a server in a directory, with these variables: `processes.serving`, or `PreforkServer.serving`."""
+"""Starts a server in a directory with environment variables: `processes.serving` or `PreforkServer.serving`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One of the servers."""
+    """One server and its clients."""
 
     command: Command
     clients: Clients
@@ -36,7 +36,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """The servers, the sandbox that they are clients of, and what another one needs to join them."""
+    """The servers, their sandbox, and the environment of a further server."""
 
     commands: list[Command]
     clients: list[Clients]
@@ -45,16 +45,16 @@ class Replicas:
     environment: Mapping[str, str]
 
     def refreshes(self) -> list[str]:
-        """How each refresh at the token endpoint ended."""
+        """The outcome of each refresh at the token endpoint."""
         return [call.outcome for call in self.sandbox.token_calls if call.grant_type == "refresh_token"]
 
     def change_behaviour(self, **changes: Any) -> None:
-        """Change the sandbox's ways."""
+        """Change the sandbox's behaviour."""
         self.sandbox.behaviour = replace(self.sandbox.behaviour, **changes)
 
     @asynccontextmanager
     async def start_replica(self, start: Start) -> AsyncIterator[Replica]:
-        """One more server."""
+        """Start a further server."""
         async with (
             start(self.directory, self.environment) as command,
             clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
@@ -73,7 +73,7 @@ async def run_replicas(
     start: Start = serving,
     **settings: str,
 ) -> AsyncIterator[Replicas]:
-    """So many of them, with leases of so many seconds; a spent refresh token is good for another `grace` seconds."""
+    """Run this many servers, with leases of `lease` seconds; a used refresh token stays valid for `grace` seconds."""
     sandbox = Sandbox(behaviour=Behaviour(refresh_grace=grace))
     secret = secrets.token_urlsafe(32)
     sandbox.register_client(CLIENT_ID, secret, [callback_url("sandbox")])
@@ -102,31 +102,31 @@ async def run_replicas(
 
 
 async def force_refresh(clients: Clients, integration_id: int, user_id: str = "ada") -> pb.RefreshTokenResponse:
-    """A refresh that waits for no pause."""
+    """Refresh now, regardless of the backoff."""
     return await clients.service.RefreshToken(
         pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True), timeout=60
     )
 
 
-async def expired(replicas: Replicas, integration_id: int) -> None:
-    """Have the integration's access token replaced by one that is over already: nobody need wait for its end."""
+async def expire_access_token(replicas: Replicas, integration_id: int) -> None:
+    """Replace the integration's access token by one that has expired already."""
     replicas.change_behaviour(access_token_lifetime=0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await force_refresh(replicas.clients[0], integration_id)
-    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # it was stored, but nobody can use it
-    await asyncio.sleep(1)  # by then no server serves what it remembers from before
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # it is stored, and cannot be used
+    await asyncio.sleep(1)  # by then no server serves the cached token
     replicas.change_behaviour(access_token_lifetime=3600)
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], within: float = 60) -> None:
-    """Look until it is so."""
+    """Poll until the condition holds."""
     async with asyncio.timeout(within):
         while not await condition():  # noqa: ASYNC110  # a server in another process sets no event of ours
             await asyncio.sleep(0.05)
 
 
 def has_called(replicas: Replicas, calls: int = 2) -> Callable[[], Awaitable[bool]]:
-    """Whether so many calls have reached the token endpoint; the first one is the exchange of the code."""
+    """A condition: this many calls have reached the token endpoint. The first is the exchange of the code."""
 
     async def condition() -> bool:
         return replicas.sandbox.calls["token"] >= calls

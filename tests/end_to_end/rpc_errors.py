@@ -1,4 +1,4 @@
-"""Errors as a caller reads them: the status with its standard details."""
+"""RPC errors as a client reads them: the status and its standard details."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 @dataclass(frozen=True, slots=True)
 class RpcError:
-    """What a failed call said. `message` is for people, so it is not compared."""
+    """The error of a failed call. `message` is for people and is not compared."""
 
     code: grpc.StatusCode
     reason: str
@@ -28,7 +28,7 @@ class RpcError:
 
 
 def invalid(name: str) -> RpcError:
-    """A field is wrong."""
+    """The error for an invalid field."""
     return RpcError(INVALID_ARGUMENT, "INVALID_FIELD", (name,))
 
 
@@ -36,7 +36,7 @@ NOT_FOUND = RpcError(grpc.StatusCode.NOT_FOUND, "INTEGRATION_NOT_FOUND")
 
 
 async def expect_rpc_error(call: Awaitable[Any]) -> RpcError:
-    """Why the call fails; the test fails if it does not, or not with an error of ours."""
+    """The error of the call. The test fails if the call succeeds, or fails without our details."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
     return parse_rpc_error(raised.value)
@@ -44,7 +44,7 @@ async def expect_rpc_error(call: Awaitable[Any]) -> RpcError:
 
 def parse_rpc_error(error: grpc.aio.AioRpcError) -> RpcError:
     """The error's parts."""
-    # Made for `grpc.Call`; of its methods it uses three, which an `AioRpcError` has too.
+    # Typed for `grpc.Call`; it uses three methods, which an `AioRpcError` has too.
     status = rpc_status.from_call(cast(grpc.Call, error))
     assert status is not None, f"no details: {error.code()} {error.details()}"
     info, wrong, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()

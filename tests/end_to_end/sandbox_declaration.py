@@ -1,4 +1,4 @@
-"""The sandbox's types as TOML files, for a server that is a process of its own."""
+"""The sandbox's integration types as TOML files, for a server in its own process."""
 
 from pathlib import Path
 

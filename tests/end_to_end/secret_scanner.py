@@ -1,7 +1,7 @@
-"""Looks for secrets, in whatever form somebody could have written them.
+"""Scans logs and databases for secrets, in every usual encoding.
 
-Every system that the end-to-end tests run is searched when it ends, in what it logged and in its database, for all that
-passed through it: see `assert_no_secrets`.
+When a system of the end-to-end tests ends, its logs and its database are scanned for the secrets that passed through
+it: see `assert_no_secrets`.
 """
 
 import base64
@@ -18,17 +18,17 @@ from sqlalchemy import select
 from integration_server.storage.engine import SqliteFile, open_database, parse_database_url
 from integration_server.storage.tables import metadata
 
-# Hexadecimal runs long enough to be a value: in a PostgreSQL dump each `bytea` is one.
+# Hexadecimal runs long enough to be a value, such as each `bytea` in a PostgreSQL dump.
 _HEX_RUN = re.compile(rb"(?:[0-9a-fA-F]{2}){8,}")
 _MIN_LENGTH = 12
 
 
 class SecretLeaked(AssertionError):
-    """A secret is where it should not be."""
+    """A log or a database contains a secret."""
 
 
 def forms(secret: str) -> Iterator[tuple[str, bytes]]:
-    """The secret as it is, in base64 wherever it may begin in what is encoded, escaped, and in hexadecimal."""
+    """The secret in plain text, escaped, in hexadecimal, and in base64 at each offset in the encoded text."""
     raw = secret.encode()
     assert len(raw) >= _MIN_LENGTH, "too short to tell from chance"
     yield "plain", raw
@@ -42,7 +42,7 @@ def forms(secret: str) -> Iterator[tuple[str, bytes]]:
     yield "hex", binascii.hexlify(raw)
     yield "HEX", binascii.hexlify(raw).upper()
     for offset in range(3):
-        # Only what the secret alone decides: characters at either end also hold bits of its neighbours.
+        # Only the characters that depend on the secret alone: those at either end have bits of its neighbours.
         encoded = base64.b64encode(b"\0" * offset + raw)
         certain = encoded[(0, 2, 3)[offset] : (offset + len(raw)) * 8 // 6]
         yield f"base64, offset {offset}", certain
@@ -50,16 +50,16 @@ def forms(secret: str) -> Iterator[tuple[str, bytes]]:
 
 
 def with_decoded_hex(text: bytes) -> Iterator[bytes]:
-    """A dump with each of its hexadecimal runs also as the bytes that it stands for."""
+    """The dump, and the decoded bytes of each of its hexadecimal runs."""
     yield text
     for run in _HEX_RUN.findall(text):
         yield binascii.unhexlify(run)
 
 
 def find_secrets(secrets: Mapping[str, Iterable[str]], sources: Mapping[str, bytes]) -> set[tuple[str, str, str]]:
-    """Which kind of secret is where, and in which form. Names only, so that a failing test shows none of them.
+    """Find secrets: kind, source and form of each. The result has names only, so that a failing test shows no secret.
 
-    One pass over each text, however many secrets there are.
+    Makes one pass over each text, for any number of secrets.
     """
     needles = defaultdict(list)
     for kind, values in secrets.items():
@@ -80,23 +80,21 @@ def find_secrets(secrets: Mapping[str, Iterable[str]], sources: Mapping[str, byt
 
 
 def assert_no_secrets(secrets: Mapping[str, Iterable[str]], sources: Mapping[str, bytes]) -> None:
-    """Raise `SecretLeaked` where one of these secrets is in one of these places. Those that chance could write are
-    left.
-    """
+    """Raise `SecretLeaked` if a source contains a secret. Ignores secrets so short that they occur by chance."""
     long_enough = {kind: [value for value in values if len(value) >= _MIN_LENGTH] for kind, values in secrets.items()}
     if leaks := find_secrets(long_enough, sources):
         raise SecretLeaked(sorted(leaks))
 
 
 async def dump_rows(database_url: str) -> bytes:
-    """Whatever the tables have, read as any client of the database would."""
+    """All rows of all tables."""
     async with open_database(database_url, pool_size=1) as database, database.read_connection() as connection:
         rows = [row for table in metadata.sorted_tables for row in await connection.execute(select(table))]
     return b"\n".join(value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row)
 
 
 def read_database_files(database_url: str) -> Mapping[str, bytes]:
-    """SQLite's file and its WAL, with what is deleted in them and not yet overwritten; nothing of PostgreSQL."""
+    """SQLite's file and its WAL, including deleted and not yet overwritten data; empty for PostgreSQL."""
     database = parse_database_url(database_url)
     if not isinstance(database, SqliteFile):
         return {}
@@ -105,13 +103,13 @@ def read_database_files(database_url: str) -> Mapping[str, bytes]:
 
 
 def read_files(directory: Path, *patterns: str) -> Mapping[str, bytes]:
-    """The files there with such names."""
+    """The contents of the files whose names match."""
     paths = [path for pattern in patterns for path in directory.glob(pattern) if path.is_file()]
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
 def secret_variables(environment: Mapping[str, str]) -> Mapping[str, Iterable[str]]:
-    """The variables that no server may ever quote."""
+    """The environment variables that no output may contain."""
     return {
         name: value.split(",")
         for name, value in environment.items()

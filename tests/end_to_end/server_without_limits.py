@@ -1,6 +1,6 @@
-"""A gRPC server and a sidecar as their libraries make them, without any limit of ours: what limits are compared with.
+"""A gRPC server and a sidecar with their libraries' defaults: the negative control of our limits.
 
-A program of its own, so that it can be given few open files.
+It is a program, so that its open files can be limited.
 """
 
 import json
@@ -19,7 +19,7 @@ from tests.fakes.limits import USUAL
 
 
 async def nothing(*_arguments: object, **_options: object) -> NoReturn:
-    raise AssertionError("nobody calls this")
+    raise AssertionError("not called")
 
 
 async def main() -> None:

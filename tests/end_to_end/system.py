@@ -1,7 +1,7 @@
-"""A whole system in this process: server and sidecar as bootstrap builds them, a sandbox, and clients of all of them.
+"""A whole system in this process: server and sidecar as bootstrap builds them, a sandbox, and clients.
 
-Everything is spoken to over real loopback sockets. The sidecar stands behind a public address, as it would behind a
-proxy; `System.follow` is that proxy, so that no port has to be known before it is taken.
+All communication uses loopback sockets. The sidecar has a public URL, as behind a proxy; `System.follow` is that proxy,
+so that the sidecar can take any free port.
 """
 
 import base64
@@ -47,23 +47,23 @@ KEY = os.urandom(32)
 
 
 class ShiftedClock:
-    """The real time, and as much later as it is told."""
+    """The real time plus `shift`."""
 
     def __init__(self) -> None:
         self.shift = timedelta()
 
     def __call__(self) -> datetime:
-        """Now, in the server's eyes."""
+        """The server's current time."""
         return datetime.now(UTC) + self.shift
 
 
 def callback_url(integration_type: str) -> str:
-    """The sidecar's path for a type, as browsers see it."""
+    """The public callback URL of an integration type."""
     return f"{PUBLIC_URL}/api/v1/integrations/callback/{integration_type}"
 
 
 def query_of(url: str) -> dict[str, str]:
-    """A URL's query; each parameter once."""
+    """The query of a URL, in which each parameter occurs once."""
     parameters = parse_qs(urlsplit(url).query, strict_parsing=True)
     assert all(len(values) == 1 for values in parameters.values())
     return {name: values[0] for name, values in parameters.items()}
@@ -71,7 +71,7 @@ def query_of(url: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Clients:
-    """How a test speaks to a server, wherever that runs."""
+    """Clients of a server, in this process or in another."""
 
     grpc_address: str
     sidecar_url: str
@@ -85,7 +85,7 @@ class Clients:
 
     @property
     def calendars(self) -> "GoogleCalendarServiceAsyncStub":
-        """The service of Google's calendars."""
+        """The Google Calendar service."""
         return GoogleCalendarServiceStub(self.channel)
 
     @property
@@ -94,12 +94,12 @@ class Clients:
         return HealthStub(self.channel)
 
     def raw(self, method: str) -> Callable[[bytes], Awaitable[bytes]]:
-        """A method of the service under test that takes and gives bytes as they are."""
+        """A method of the service under test with raw bytes as request and response."""
         call: Any = self.channel.unary_unary(f"/integrations.v1.IntegrationService/{method}")
         return cast(Callable[[bytes], Awaitable[bytes]], call)
 
     async def follow(self, location: str, headers: Mapping[str, str] = JSON) -> httpx.Response:
-        """Follow a redirect to the public address, as far as the sidecar; a redirect from there is not followed."""
+        """Follow a redirect to the public URL at the sidecar. The sidecar's own redirect is not followed."""
         assert location.startswith(PUBLIC_URL), location
         return await self.browser.get(self.sidecar_url + location.removeprefix(PUBLIC_URL), headers=dict(headers))
 
@@ -112,13 +112,13 @@ class Clients:
     async def decide(
         self, connect_response: pb.ConnectResponse, *, account: str | None = None, allow: bool = True
     ) -> str:
-        """Play the person at the sandbox's page; where the browser is sent then."""
+        """Decide on the sandbox's consent page; the URL of its redirect."""
         return await decide(self.browser, connect_response.authorization_url, account=account, allow=allow)
 
     async def connect(
         self, user_id: str = "ada", integration_type: str = "sandbox", *, account: str = "ada", **fields: Any
     ) -> int:
-        """Connect an account of the sandbox, all the way through the sidecar; the integration's id."""
+        """Connect an account of the sandbox, with the callback at the sidecar; the integration's id."""
         connect_response = await self.begin(user_id, integration_type, **fields)
         response = await self.follow(await self.decide(connect_response, account=account))
         assert response.status_code == 200, response.text
@@ -133,7 +133,7 @@ class Clients:
         return found.integration
 
     async def bearer_token(self, integration_id: int, user_id: str = "ada", **fields: Any) -> str:
-        """The access token that the server hands out."""
+        """The access token that the server returns."""
         response = await self.service.GetCredentials(
             pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id, **fields)
         )
@@ -142,7 +142,7 @@ class Clients:
 
 @asynccontextmanager
 async def clients_of(grpc_address: str, sidecar_url: str) -> AsyncIterator[Clients]:
-    """Clients of a server that is up."""
+    """Clients of a running server."""
     options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 500)]
     async with (
         grpc.aio.insecure_channel(grpc_address, options=options) as channel,
@@ -161,13 +161,13 @@ class System(Clients):
     logs: io.StringIO = field(repr=False)
 
     async def assert_no_secrets(self, database_url: str, **extra: bytes) -> None:
-        """Raise `SecretLeaked` if a secret that passed through is in the log, a row or a further place."""
+        """Raise `SecretLeaked` if the log, a row or an extra source contains a secret of the sandbox."""
         secrets = {"sandbox": self.sandbox.secrets, "key": {base64.b64encode(KEY).decode()}}
         logs = self.logs.getvalue().encode()
         assert_no_secrets(secrets, {"log": logs, "rows": await dump_rows(database_url), **extra})
 
     def reset(self) -> None:
-        """Set the clock right, and have the sandbox forget its grants, faults and calls."""
+        """Reset the clock, and the sandbox's grants, faults and calls."""
         self.clock.shift = timedelta()
         self.sandbox.behaviour = Behaviour()
         self.sandbox.calls.clear()
@@ -186,11 +186,11 @@ async def run_system(
     extra_providers: Sequence[Callable[[ProviderFactory, str], None]] = (),
     **settings: str,
 ) -> AsyncIterator[System]:
-    """A system on a migrated database. `settings` are environment variables, over those that tests need.
+    """Run a system on a migrated database. `settings` are environment variables that override the defaults of tests.
 
-    Raises `SecretLeaked` if a secret of the sandbox is left behind in the end.
+    Raises `SecretLeaked` if the log or the database contains a secret of the sandbox at the end.
 
-    `extra_providers` register what the server is to know besides the sandbox's own types, given the sandbox's URL.
+    `extra_providers` register further integration types, given the sandbox's URL.
     """
     sandbox = sandbox or Sandbox(
         behaviour=Behaviour(), scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes]
@@ -238,17 +238,17 @@ def _calendar_client_settings(extra: Sequence[object], client_secret: str) -> Ma
 
 
 class Tee(io.StringIO):
-    """Keeps what is written, and shows it."""
+    """Records the text and passes it on."""
 
     def write(self, text: str) -> int:
-        """Write to both."""
+        """Write to both targets."""
         sys.stdout.write(text)
         return super().write(text)
 
 
 @asynccontextmanager
 async def capture_logs() -> AsyncIterator[io.StringIO]:
-    """What the servers of this process log in the meantime."""
+    """Record the log of the servers in this process."""
     before = structlog.get_config()
     captured = Tee()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(captured))

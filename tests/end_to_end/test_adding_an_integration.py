@@ -1,4 +1,4 @@
-"""The recipe of docs/adding-a-provider.md, as written there, on a running server: connect, use, refresh, disconnect."""
+"""The Python provider of docs/adding-a-provider.md, unchanged, on a running server."""
 
 import importlib.util
 import re
@@ -26,23 +26,23 @@ ADDRESSES = {
 }
 
 
-def recipe() -> str:
-    """The page's one Python file."""
+def page_provider() -> str:
+    """The Python file of the page."""
     page = (ROOT / "docs" / "adding-a-provider.md").read_text(encoding="utf-8")
     source, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return str(source)
 
 
-def point_at(source: str, sandbox_url: str) -> str:
-    """The file with its made-up addresses replaced by those of the sandbox, whose account is named by `sub`."""
+def with_sandbox_urls(source: str, sandbox_url: str) -> str:
+    """The file with its example URLs replaced by the sandbox's, whose account field is `sub`."""
     for address, path in ADDRESSES.items():
         assert f'"{address}"' in source
         source = source.replace(f'"{address}"', f'"{sandbox_url}{path}"')
     return source.replace('account_id_field = "id"', 'account_id_field = "sub"').replace("/data", "/userinfo")
 
 
-def load(path: Path) -> Any:
-    """The module in a file, without a trace in the interpreter."""
+def load_module(path: Path) -> Any:
+    """The module in a file, without an entry in `sys.modules`."""
     spec = importlib.util.spec_from_file_location("the_recipe", path)
     assert spec is not None
     assert spec.loader is not None
@@ -51,12 +51,12 @@ def load(path: Path) -> Any:
     return module
 
 
-async def test_the_documents_recipe_makes_an_integration_that_works(database_url: str, tmp_path: Path) -> None:
+async def test_the_documented_steps_add_a_working_integration(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "my_service.py"
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:
-        path.write_text(point_at(recipe(), sandbox_url))
-        load(path).register(factory)
+        path.write_text(with_sandbox_urls(page_provider(), sandbox_url))
+        load_module(path).register(factory)
 
     sandbox = Sandbox()
     callback = callback_url("my_service")
@@ -79,11 +79,11 @@ async def test_the_documents_recipe_makes_an_integration_that_works(database_url
         check = (await system.service.CheckHealth(pb.CheckHealthRequest(**which))).health_check
         assert check.healthy
 
-        # the method that only this provider has
+        # a method of this provider only
         async with ProviderHttp(system.clock, dev_mode=True) as http:
-            provider = load(path).MyServiceProvider(ProviderContext(http, system.clock, CLIENT))
+            provider = load_module(path).MyServiceProvider(ProviderContext(http, system.clock, CLIENT))
             assert (await provider.fetch_data(OAuthTokens(token)))["email"] == "grace@example.com"
 
         gone = await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-        assert (gone.success, gone.provider_revoked) == (True, False)  # the recipe declares no way to revoke
+        assert (gone.success, gone.provider_revoked) == (True, False)  # the page's provider declares no revocation URL
         assert await expect_rpc_error(system.get(integration_id)) == NOT_FOUND

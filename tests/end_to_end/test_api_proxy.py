@@ -1,4 +1,4 @@
-"""Calls to a provider's API over real servers: what arrives there, when, and whose turn it is."""
+"""Calls to a provider's API through running servers: requests, rate limits and fairness."""
 
 import asyncio
 import time
@@ -32,8 +32,8 @@ def call(integration_id: int, user_id: str = "ada", path: str = "/things", **fie
     return pb.CallProviderRequest(user_id=user_id, integration_id=integration_id, **given)
 
 
-async def with_key(clients: Clients, user_id: str) -> int:
-    """An integration of the API, its key named after the user."""
+async def connect_with_key(clients: Clients, user_id: str) -> int:
+    """An integration of the API with a key that contains the user id."""
     request = pb.ConnectWithApiKeyRequest(user_id=user_id, integration_type="acme", api_key=f"key-of-{user_id}")
     return int((await clients.service.ConnectWithApiKey(request)).integration.integration_id)
 
@@ -59,7 +59,7 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
 # --- through the sandbox, with a bearer token ------------------------------------------------------------------------
 
 
-async def test_a_call_brings_the_providers_answer_and_no_secret(sqlite_url: str) -> None:
+async def test_a_call_returns_the_provider_response_without_secrets(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
         token = await system.bearer_token(integration_id)
@@ -82,7 +82,7 @@ async def test_a_call_brings_the_providers_answer_and_no_secret(sqlite_url: str)
         assert dead.reason == "REAUTHORIZATION_REQUIRED"
 
 
-async def test_what_must_not_be_sent_is_told_by_its_field(sqlite_url: str) -> None:
+async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
         integration_id = await system.connect()
         header = pb.HttpHeader
@@ -101,34 +101,34 @@ async def test_what_must_not_be_sent_is_told_by_its_field(sqlite_url: str) -> No
         assert system.sandbox.calls.total() == before
 
 
-async def test_an_answer_over_the_cap_is_told(sqlite_url: str) -> None:
+async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> None:
     async with run_system(sqlite_url, PROXY_MAX_RESPONSE_BYTES="20") as system:
         integration_id = await system.connect()
         refused = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
         assert refused == RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
 
 
-async def test_a_failed_call_shows_and_the_next_good_one_clears_it(sqlite_url: str) -> None:
+async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sqlite_url: str) -> None:
     async with run_system(sqlite_url) as system:
-        integration_id = await connect_key(system)
+        integration_id = await connect_sandbox_key(system)
         good, system.sandbox.api_key = system.sandbox.api_key, type(system.sandbox.api_key)("another", "pair")
         response = await system.service.CallProvider(call(integration_id, path="/account"))
         assert response.status_code == 401
-        await until_error_is(system, integration_id, "PROVIDER_REJECTED")
+        await wait_for_error_class(system, integration_id, "PROVIDER_REJECTED")
         system.sandbox.api_key = good
-        await asyncio.sleep(0.3)  # the server has heard by then that the row changed
+        await asyncio.sleep(0.3)  # by then the server has read the change of the row
         assert (await system.service.CallProvider(call(integration_id, path="/account"))).status_code == 200
-        await until_error_is(system, integration_id, "")
+        await wait_for_error_class(system, integration_id, "")
 
 
-async def connect_key(system: System) -> int:
+async def connect_sandbox_key(system: System) -> int:
     request = pb.ConnectWithApiKeyRequest(
         user_id="ada", integration_type="sandbox_api_key", api_key=system.sandbox.api_key.key
     )
     return int((await system.service.ConnectWithApiKey(request)).integration.integration_id)
 
 
-async def until_error_is(system: System, integration_id: int, error_class: str) -> None:
+async def wait_for_error_class(system: System, integration_id: int, error_class: str) -> None:
     async def condition() -> bool:
         return bool((await system.get(integration_id)).last_error.error_class == error_class)
 
@@ -138,12 +138,10 @@ async def until_error_is(system: System, integration_id: int, error_class: str) 
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_provider_that_answers_429_for_a_while_has_calls_late_and_not_failed(
-    tmp_path: Path, sqlite_url: str
-) -> None:
+async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(tmp_path: Path, sqlite_url: str) -> None:
     async with scenario(tmp_path, sqlite_url) as (on):
         users = ["ada", "grace", "linus"]
-        ids = {user: await with_key(on.clients, user) for user in users}
+        ids = {user: await connect_with_key(on.clients, user) for user in users}
         on.api.rejects_until = time.monotonic() + 2
         begin = time.monotonic()
         calls = [
@@ -155,12 +153,14 @@ async def test_a_provider_that_answers_429_for_a_while_has_calls_late_and_not_fa
         assert {response.status_code for response in responses} == {200}
         assert on.api.by_key() == {f"key-of-{user}": 30 for user in users}
         assert late >= 2
-        assert len(on.api.refused) < len(calls) / 2  # what one is told, the others heed
+        assert len(on.api.refused) < len(calls) / 2  # a 429 for one call delays the others too
 
 
-async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) -> None:
+async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once(
+    tmp_path: Path, sqlite_url: str
+) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=2, seconds=60)) as on:
-        mine = await with_key(on.clients, "ada")
+        mine = await connect_with_key(on.clients, "ada")
         for _ in range(2):
             await on.clients.service.CallProvider(call(mine))
         begin = time.monotonic()
@@ -172,32 +172,32 @@ async def test_who_cannot_wait_is_told_at_once(tmp_path: Path, sqlite_url: str) 
         assert len(on.api.arrivals) == 2
 
 
-async def test_the_provider_sees_no_more_than_its_budget_and_everybody_gets_a_share(
+async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_users(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=5, seconds=1)) as on:
-        flood, other = await with_key(on.clients, "ada"), await with_key(on.clients, "grace")
+        flood, other = await connect_with_key(on.clients, "ada"), await connect_with_key(on.clients, "grace")
         flooding = [
-            asyncio.create_task(flooded(on.clients.service.CallProvider(call(flood, "ada"), timeout=60)))
+            asyncio.create_task(expect_success(on.clients.service.CallProvider(call(flood, "ada"), timeout=60)))
             for _ in range(30)
         ]
 
-        async def first_have_come() -> bool:
+        async def has_first_calls() -> bool:
             return len(on.api.arrivals) >= 20
 
-        await wait_until(first_have_come)
+        await wait_until(has_first_calls)
         begin = time.monotonic()
         await asyncio.gather(*(on.clients.service.CallProvider(call(other, "grace"), timeout=60) for _ in range(8)))
         meanwhile = [key for moment, key in on.api.arrivals if moment >= begin]
         share = meanwhile.count("key-of-grace") / len(meanwhile)
-        print(f"share of the user who came into another's flood: {share:.2f} of {len(meanwhile)} calls")
+        print(f"share of the user beside another's flood: {share:.2f} of {len(meanwhile)} calls")
         await asyncio.gather(*flooding)
-        assert share > 0.33  # a half, less what passed before she was there; in turn of arrival it would be a quarter
+        assert share > 0.33  # a half, less the calls sent before hers; in order of arrival it would be a quarter
         # Half of the window, since a busy machine delays arrivals; without the budget, 30 calls would arrive at once.
         assert on.api.max_within(0.5) <= 6  # the budget, and one that took longer to arrive
 
 
-async def flooded(calling: Any) -> None:
+async def expect_success(calling: Any) -> None:
     response = await calling
     assert response.status_code == 200
 
@@ -205,18 +205,20 @@ async def flooded(calling: Any) -> None:
 # --- several servers -------------------------------------------------------------------------------------------------
 
 
-async def test_two_servers_share_a_budget(tmp_path: Path, sqlite_url: str) -> None:
+async def test_two_servers_share_a_rate_limit_in_redis(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
-        assert await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
+        assert await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=redis.url) <= 10
 
 
-async def test_without_the_storage_each_has_one_of_its_own(tmp_path: Path, sqlite_url: str) -> None:
-    """The twin, and what becomes of it while the storage is away."""
+async def test_negative_control_without_redis_each_server_has_its_own_rate_limit(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    """Without Redis, each server counts alone."""
     away = f"redis://127.0.0.1:{free_port()}/0"
-    assert 10 < await most_over_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
+    assert 10 < await max_calls_of_two_servers(tmp_path, sqlite_url, RATE_LIMIT_REDIS_URL=away) <= 20
 
 
-async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: str) -> int:
+async def max_calls_of_two_servers(tmp_path: Path, database_url: str, **settings: str) -> int:
     """The most calls in a second that a provider receives from two servers, with a budget of ten in two seconds."""
     providers = tmp_path / "providers"
     providers.mkdir()
@@ -229,7 +231,7 @@ async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: s
             command = await stack.enter_async_context(serving(tmp_path, environment))
             at = command.serving
             clients.append(await stack.enter_async_context(clients_of(at["grpc"], at["sidecar"])))
-        mine = await with_key(clients[0], "ada")
+        mine = await connect_with_key(clients[0], "ada")
         calls = [server.service.CallProvider(call(mine), timeout=30) for server in clients for _ in range(12)]
         responses = await asyncio.gather(*calls)
         assert {response.status_code for response in responses} == {200}
@@ -239,21 +241,21 @@ async def most_over_two_servers(tmp_path: Path, database_url: str, **settings: s
         return most
 
 
-async def test_calls_go_on_while_the_storage_is_away_and_it_is_used_again(tmp_path: Path, sqlite_url: str) -> None:
+async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tmp_path: Path, sqlite_url: str) -> None:
     with run_redis(tmp_path, free_port()) as redis:
         limits = APP_LIMIT.format(calls=1000, seconds=1)
         async with scenario(tmp_path, sqlite_url, limits, RATE_LIMIT_REDIS_URL=redis.url) as on:
-            mine = await with_key(on.clients, "ada")
-            assert await counted(redis, on, mine)
+            mine = await connect_with_key(on.clients, "ada")
+            assert await is_counted_in_redis(redis, on, mine)
             redis.stop()
             for _ in range(3):
                 assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200
             redis.start()
-            await wait_until(partial(counted, redis, on, mine))
+            await wait_until(partial(is_counted_in_redis, redis, on, mine))
 
 
-async def counted(redis: RedisServer, on: Scenario, mine: int) -> bool:
-    """Whether a call leaves something in the storage."""
+async def is_counted_in_redis(redis: RedisServer, on: Scenario, mine: int) -> bool:
+    """Whether a call leaves a key in Redis."""
     from redis.asyncio import Redis
 
     assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200

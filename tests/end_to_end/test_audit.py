@@ -1,4 +1,4 @@
-"""Who did what is written down, and altering it shows."""
+"""The audit log of a running server, and the detection of altered entries."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.end_to_end.databases import fetch
 from tests.end_to_end.processes import new_key, run, run_server_process, server_environment
 
 
-async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: str, tmp_path: Path) -> None:
+async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgres_url: str, tmp_path: Path) -> None:
     key = new_key()
     async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key) as system:
         integration_id = await system.connect()
@@ -42,8 +42,8 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
             ("complete", "ada", "OK", ""),
             *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
-            ("refresh", "ada", "OK", ""),  # by the server, which asked the provider
-            ("refresh", "ada", "OK", ""),  # by the caller, who asked for it
+            ("refresh", "ada", "OK", ""),  # by the server, which called the provider
+            ("refresh", "ada", "OK", ""),  # by the caller, who requested it
             ("disconnect", "ada", "OK", ""),
         ]
     )
@@ -66,9 +66,7 @@ async def test_what_was_done_is_listed_and_what_was_altered_shows(postgres_url: 
     assert listed.out.count("nightly sync") == 3
 
 
-async def test_what_a_sidecar_brings_is_told_of_with_whose_it_is_and_how_it_ended(
-    sqlite_url: str, tmp_path: Path
-) -> None:
+async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated, httpx.AsyncClient() as browser:
         backend = await authenticated.backend()
         callback = authenticated.system.sidecar_url + "/api/v1/integrations/callback/sandbox"

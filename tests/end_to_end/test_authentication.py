@@ -1,4 +1,4 @@
-"""Knowing callers on a real server: certificates, tokens, the policy, and all of them exchanged while it runs."""
+"""Authentication on a running server: certificates, tokens, the policy, and their reload."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ TYPES = pb.ListIntegrationTypesRequest()
 
 
 async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
-    """OK, or what the call failed with."""
+    """The status code of a call."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -42,20 +42,20 @@ async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
     return grpc.StatusCode.OK
 
 
-async def call_as(caller: Caller) -> grpc.StatusCode:
-    """How the simplest call goes."""
+async def list_types_code(caller: Caller) -> grpc.StatusCode:
+    """The status code of `ListIntegrationTypes`."""
     return await code_of(caller.service.ListIntegrationTypes(TYPES, metadata=caller.metadata, timeout=30))
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for something that takes a moment."""
+    """Poll until the condition holds."""
     async with asyncio.timeout(DEADLINE):
-        while not await condition():  # noqa: ASYNC110  # nothing here is told when the server has looked
+        while not await condition():  # noqa: ASYNC110  # the server sets no event of ours
             await asyncio.sleep(0.05)
 
 
 async def wait_for_log(capfd: pytest.CaptureFixture[str], text: str) -> None:
-    """Wait until the server has logged the text."""
+    """Wait until the server's log contains the text."""
     reported = ""
 
     async def is_logged() -> bool:
@@ -69,16 +69,16 @@ async def wait_for_log(capfd: pytest.CaptureFixture[str], text: str) -> None:
 async def call_on_new_channel(
     authenticated: AuthenticatedSystem, pair: Pair | None, roots: bytes | None = None
 ) -> grpc.StatusCode:
-    """How a call goes on a connection of its own."""
-    # Channels with equal credentials would share a connection.
+    """The status code of a call on a new connection."""
+    # Channels with equal credentials share a connection.
     async with authenticated.credential_issuer.channel(authenticated.system.grpc_address, pair, roots) as channel:
-        return await call_as(Caller(channel))
+        return await list_types_code(Caller(channel))
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------
 
 
-async def test_certificates_that_are_not_good_are_refused_and_names_decide_about_good_ones(
+async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     spiffe = x509.UniformResourceIdentifier
@@ -100,12 +100,12 @@ async def test_certificates_that_are_not_good_are_refused_and_names_decide_about
             ([spiffe(backend)], grpc.StatusCode.OK),
             ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
             ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
-            ([], grpc.StatusCode.UNAUTHENTICATED),  # its common name is not looked at
+            ([], grpc.StatusCode.UNAUTHENTICATED),  # the common name is ignored
             ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
             ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
-            # The SPIFFE ID is the name, where there is one.
+            # A SPIFFE ID takes precedence over other names.
             ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
             ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
         ]
@@ -113,17 +113,17 @@ async def test_certificates_that_are_not_good_are_refused_and_names_decide_about
             pair = credential_issuer.authority.issue(given, common_name="other-type.integrations.example")
             assert await call_on_new_channel(authenticated, pair) == code, given
 
-        # The twin: the server is told to believe the other authority, and the same certificate is good.
+        # Negative control: a server that trusts the other authority accepts the same certificate.
         credential_issuer.put("ca.pem", credential_issuer.authority.certificate + stranger.certificate)
         pair = refused["of another authority"]
 
-        async def is_believed() -> bool:
+        async def is_accepted() -> bool:
             return await call_on_new_channel(authenticated, pair) == grpc.StatusCode.OK
 
-        await wait_until(is_believed)
+        await wait_until(is_accepted)
 
 
-async def test_certificates_are_exchanged_while_calls_go_on(
+async def test_certificates_are_reloaded_while_calls_continue(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
@@ -132,35 +132,35 @@ async def test_certificates_are_exchanged_while_calls_go_on(
         codes: set[grpc.StatusCode] = set()
         calls = 0
 
-        async def go_on_calling() -> None:
+        async def keep_calling() -> None:
             nonlocal calls
             while True:
-                codes.add(await call_as(backend))
+                codes.add(await list_types_code(backend))
                 calls += 1
 
-        going = asyncio.create_task(go_on_calling())
+        going = asyncio.create_task(keep_calling())
         new = Authority()
         new_backend = new.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
         assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.UNAVAILABLE
         credential_issuer.write("server", new.issue(SERVER))
         credential_issuer.put("ca.pem", new.certificate)
 
-        async def new_is_served() -> bool:
+        async def is_new_certificate_served() -> bool:
             return await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
 
-        await wait_until(new_is_served)
+        await wait_until(is_new_certificate_served)
         old_pair = old.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
         assert await call_on_new_channel(authenticated, old_pair, new.certificate) == grpc.StatusCode.UNAVAILABLE
         seen = calls
 
-        async def calls_went_on() -> bool:
+        async def has_more_calls() -> bool:
             return calls > seen + 10
 
-        await wait_until(calls_went_on)
+        await wait_until(has_more_calls)
         going.cancel()
         assert codes == {grpc.StatusCode.OK}
 
-        # A key that is not the certificate's changes nothing.
+        # A key that does not belong to the certificate is ignored.
         credential_issuer.put("server-key.pem", old.issue(SERVER).key)
         await wait_for_log(capfd, "is not the key of")
         assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.OK
@@ -169,7 +169,7 @@ async def test_certificates_are_exchanged_while_calls_go_on(
 # --- the sidecar -----------------------------------------------------------------------------------------------------
 
 
-async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
+async def test_the_sidecar_reconnects_with_a_renewed_certificate(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         system = authenticated.system
         assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code in {200, 503}
@@ -187,7 +187,7 @@ async def test_the_sidecar_goes_on_with_a_renewed_certificate(sqlite_url: str, t
         await wait_until(is_ready)
 
 
-async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url: str, tmp_path: Path) -> None:
+async def test_server_and_sidecar_work_on_loopback_with_tokens_only(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     credential_issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
     credential_issuer.put("sidecar.token", b"not yet")
@@ -225,10 +225,10 @@ async def test_with_tokens_alone_server_and_sidecar_work_on_loopback(sqlite_url:
                 credential_issuer.services.token("backend", utc_now(), iss=credential_issuer.users.issuer),
             ),
         ):
-            assert await call_as(stranger) == grpc.StatusCode.UNAUTHENTICATED
+            assert await list_types_code(stranger) == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str, tmp_path: Path) -> None:
+async def test_keys_are_fetched_from_the_jwks_url(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     published, asked = [credential_issuer.users.jwks], []
 
@@ -249,51 +249,53 @@ async def test_keys_are_fetched_where_the_issuer_publishes_them(sqlite_url: str,
         }
         async with run_system(sqlite_url, **settings) as system:
             assert (
-                await call_as(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))
+                await list_types_code(Caller(system.channel, credential_issuer.users.token("ada", utc_now())))
                 == grpc.StatusCode.OK
             )
             renewed = TokenIssuer(credential_issuer.users.issuer, kid="two")
             published.append(renewed.jwks)
             late = Caller(system.channel, renewed.token("ada", utc_now()))
-            assert await call_as(late) == grpc.StatusCode.UNAUTHENTICATED  # it was asked a moment ago
+            assert await list_types_code(late) == grpc.StatusCode.UNAUTHENTICATED  # it was fetched a moment ago
             system.clock.shift = timedelta(seconds=11)
-            assert await call_as(late) == grpc.StatusCode.OK
+            assert await list_types_code(late) == grpc.StatusCode.OK
     assert [request.split()[1] for request in asked] == [b"/keys", b"/keys"]
 
 
-async def test_without_the_guard_nobody_gets_everything(sqlite_url: str, tmp_path: Path) -> None:
-    """The twin of all that is refused: the same calls on a server that does not ask who calls."""
+async def test_negative_control_without_authentication_every_caller_has_all_permissions(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """The calls that are rejected above succeed on a server without authentication."""
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         integration_id = await connect(authenticated, await authenticated.backend())
         request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
-        nobody = await authenticated.unidentified()
-        assert await code_of(nobody.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
+        unidentified = await authenticated.unidentified()
+        assert await code_of(unidentified.service.GetCredentials(request)) == grpc.StatusCode.UNAUTHENTICATED
     async with run_system(sqlite_url) as open_to_all:
         assert (await open_to_all.service.GetCredentials(request)).credentials.bearer_token
 
 
-async def test_of_a_stranger_no_request_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
-    """One whose request never comes is turned away at once. The twin is with gRPC's limits: by itself it waits."""
+async def test_the_request_of_an_unauthenticated_caller_is_not_read(sqlite_url: str, tmp_path: Path) -> None:
+    """A caller that sends no request is rejected at once. Negative control: gRPC alone waits for it."""
 
     async def never() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
 
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
-        nobody, backend = await authenticated.unidentified(), await authenticated.backend()
+        unidentified, backend = await authenticated.unidentified(), await authenticated.backend()
         for service, method in (
             ("integrations.v1.IntegrationService", "ListIntegrations"),
             ("no.such.Service", "Nothing"),
         ):
-            call: Any = nobody.channel.stream_unary(f"/{service}/{method}")
+            call: Any = unidentified.channel.stream_unary(f"/{service}/{method}")
             assert await code_of(call(never(), timeout=DEADLINE)) == grpc.StatusCode.UNAUTHENTICATED
-        assert await call_as(backend) == grpc.StatusCode.OK
+        assert await list_types_code(backend) == grpc.StatusCode.OK
 
 
 # --- the policy ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
+async def test_a_changed_policy_is_reloaded_and_an_invalid_one_is_ignored(
     sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
@@ -301,31 +303,31 @@ async def test_the_policy_is_read_again_and_a_bad_one_changes_nothing(
             await authenticated.backend(),
             await authenticated.caller(authenticated.credential_issuer.certificate("/late")),
         )
-        assert await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+        assert await list_types_code(late) == grpc.StatusCode.PERMISSION_DENIED
         more = POLICY + (
             '\n[services.late]\ncertificates = ["spiffe://integrations.example/late"]\n'
             'permissions = ["read"]\nintegration_types = ["*"]\n'
         )
         authenticated.credential_issuer.put("policy.toml", more.encode())
 
-        async def late_is_let_in() -> bool:
-            return await call_as(late) == grpc.StatusCode.OK
+        async def is_late_accepted() -> bool:
+            return await list_types_code(late) == grpc.StatusCode.OK
 
-        await wait_until(late_is_let_in)
+        await wait_until(is_late_accepted)
         capfd.readouterr()
         authenticated.credential_issuer.put("policy.toml", b'[services.late]\npermissions = ["everything"]\n')
         await wait_for_log(capfd, "reload_failed")
-        assert await call_as(late) == await call_as(backend) == grpc.StatusCode.OK
+        assert await list_types_code(late) == await list_types_code(backend) == grpc.StatusCode.OK
         authenticated.credential_issuer.put("policy.toml", POLICY.encode())
 
-        async def late_is_shut_out() -> bool:
-            return await call_as(late) == grpc.StatusCode.PERMISSION_DENIED
+        async def is_late_rejected() -> bool:
+            return await list_types_code(late) == grpc.StatusCode.PERMISSION_DENIED
 
-        await wait_until(late_is_shut_out)
-        assert await call_as(backend) == grpc.StatusCode.OK
+        await wait_until(is_late_rejected)
+        assert await list_types_code(backend) == grpc.StatusCode.OK
 
 
-async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_setting_opens_health_checks_to_unauthenticated_probes(sqlite_url: str, tmp_path: Path) -> None:
     for is_open, code in (("false", grpc.StatusCode.UNAUTHENTICATED), ("true", grpc.StatusCode.OK)):
         async with run_authenticated_system(
             sqlite_url, tmp_path, HEALTH_ALLOW_UNAUTHENTICATED=is_open
@@ -333,25 +335,25 @@ async def test_health_is_open_to_probes_by_setting(sqlite_url: str, tmp_path: Pa
             probe = await authenticated.unidentified()
             health = HealthStub(probe.channel)
             assert await code_of(health.Check(HealthCheckRequest())) == code
-            assert await call_as(probe) == grpc.StatusCode.UNAUTHENTICATED
+            assert await list_types_code(probe) == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_token_ends_though_its_caller_stays_connected(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_token_expires_while_its_connection_stays_open(sqlite_url: str, tmp_path: Path) -> None:
     async with run_authenticated_system(sqlite_url, tmp_path) as authenticated:
         caller = await authenticated.unidentified(
             authenticated.credential_issuer.services.token("backend", authenticated.now)
         )
-        assert await call_as(caller) == grpc.StatusCode.OK
+        assert await list_types_code(caller) == grpc.StatusCode.OK
         authenticated.clock.shift = timedelta(minutes=5, seconds=29)  # within the leeway
-        assert await call_as(caller) == grpc.StatusCode.OK
+        assert await list_types_code(caller) == grpc.StatusCode.OK
         authenticated.clock.shift = timedelta(minutes=5, seconds=31)
-        assert await call_as(caller) == grpc.StatusCode.UNAUTHENTICATED
+        assert await list_types_code(caller) == grpc.StatusCode.UNAUTHENTICATED
 
 
-# --- starting --------------------------------------------------------------------------------------------------------
+# --- start -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_start_with_invalid_files_reports_all_problems(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     credential_issuer.put(
         "policy.toml", b'[users]\npermissions = ["credentials"]\n[services.a]\npermissions = ["read"]\n'
@@ -373,13 +375,13 @@ async def test_a_start_with_bad_files_is_refused_with_all_that_is_wrong(sqlite_u
     assert "users.json: has no public key for signatures" in finished.err
 
 
-async def test_server_and_sidecar_run_as_processes_of_their_own(sqlite_url: str, tmp_path: Path) -> None:
+async def test_server_and_sidecar_run_in_separate_processes(sqlite_url: str, tmp_path: Path) -> None:
     credential_issuer = CredentialIssuer(tmp_path)
     async with run_server_process(tmp_path, sqlite_url, **credential_issuer.settings) as process:
         async with credential_issuer.channel(
             process.grpc_address, credential_issuer.certificate("/backend")
         ) as channel:
-            assert await call_as(Caller(channel)) == grpc.StatusCode.OK
+            assert await list_types_code(Caller(channel)) == grpc.StatusCode.OK
         alone = {name: value for name, value in credential_issuer.settings.items() if name.startswith("SIDECAR_")} | {
             "GRPC_ADDRESS": process.grpc_address,
             "SIDECAR_ADDRESS": "127.0.0.1:0",

@@ -15,14 +15,14 @@ from tests.end_to_end.processes import free_port, started
 PAGE = (ROOT / "docs" / "authentication-and-authorization.md").read_text()
 
 
-def block(language: str, containing: str) -> str:
-    """The one code block of the page with that text."""
+def code_block(language: str, containing: str) -> str:
+    """The code block of the page that contains the text."""
     (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) if containing in text)
     return str(found)
 
 
-async def python(directory: Path, *arguments: str) -> str:
-    """What a program prints, run as a reader would from a working copy."""
+async def run_python(directory: Path, *arguments: str) -> str:
+    """The output of a program, run in a working copy."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "generated")])
     done = await asyncio.to_thread(
         subprocess.run,
@@ -38,17 +38,17 @@ async def python(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
-async def test_a_reader_can_run_it(tmp_path: Path) -> None:
-    await python(tmp_path, str(ROOT / "tools" / "certificates.py"))
+async def test_the_commands_on_the_page_work(tmp_path: Path) -> None:
+    await run_python(tmp_path, str(ROOT / "tools" / "certificates.py"))
     address = f"127.0.0.1:{free_port()}"
     for name, text in {
-        "policy.toml": block("toml", "[users]"),
-        "issue.py": block("python", "# issue.py"),
-        "call.py": block("python", "# call.py").replace("127.0.0.1:50051", address),
+        "policy.toml": code_block("toml", "[users]"),
+        "issue.py": code_block("python", "# issue.py"),
+        "call.py": code_block("python", "# call.py").replace("127.0.0.1:50051", address),
     }.items():
         (tmp_path / name).write_text(text)
-    await python(tmp_path, "issue.py")
-    settings = dict(re.findall(r"(\w+)=(\S+)", block("sh", "export TLS_CERT_FILE")))
+    await run_python(tmp_path, "issue.py")
+    settings = dict(re.findall(r"(\w+)=(\S+)", code_block("sh", "export TLS_CERT_FILE")))
     addresses = {
         "GRPC_ADDRESS": address,
         "SIDECAR_ADDRESS": f"127.0.0.1:{free_port()}",

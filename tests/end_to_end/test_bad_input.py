@@ -1,6 +1,6 @@
-"""What callers get wrong: each mistake has its status, reason and field, on both databases, and none is INTERNAL.
+"""Invalid requests: each has its status, reason and field, on both databases, and none is INTERNAL.
 
-Cases of one kind are sent in one test and compared as a whole, so that a failure shows all that differ.
+A test sends all cases of one kind and compares them as a whole, so that a failure shows all differences.
 """
 
 import math
@@ -62,7 +62,7 @@ METHODS: dict[str, Any] = {
 
 
 def with_fields(method: str, /, **fields: Any) -> Any:
-    """The method's right request with other fields."""
+    """The method's valid request with other fields."""
     request = type(METHODS[method])()
     request.CopyFrom(METHODS[method])
     request.MergeFrom(type(request)(**fields))
@@ -70,7 +70,7 @@ def with_fields(method: str, /, **fields: Any) -> Any:
 
 
 async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) -> dict[str, RpcError]:
-    """How each request is refused, by the case's name."""
+    """The error of each request, by the name of the case."""
     return {
         name: await expect_rpc_error(first_response(getattr(system.service, method)(request)))
         for name, (method, request) in cases.items()
@@ -78,30 +78,30 @@ async def responses_to(system: System, cases: dict[str, tuple[str, Message]]) ->
 
 
 async def first_response(call: Any) -> Any:
-    """The answer, or a stream's first."""
+    """The response, or the first response of a stream."""
     return await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
 
 
 def fields_of(method: str, *kinds: int) -> Iterator[Any]:
-    """The method's request's fields of these types."""
+    """The fields of these types in the method's request."""
     return (field for field in METHODS[method].DESCRIPTOR.fields if field.type in kinds)
 
 
-async def test_every_method_that_takes_anything_is_tried() -> None:
+async def test_every_rpc_with_request_fields_has_a_case() -> None:
     methods = pb.DESCRIPTOR.services_by_name["IntegrationService"].methods
     assert METHODS.keys() == {method.name for method in methods if method.input_type.fields}
 
 
-# --- who and which ---------------------------------------------------------------------------------------------------
+# --- user, integration and type --------------------------------------------------------------------------------------
 
 
-async def test_a_user_is_named_in_1_to_128_characters(system: System) -> None:
+async def test_user_id_has_1_to_128_characters(system: System) -> None:
     wrong = {"empty": "", "129 characters": "ü" * 129, "NUL": "ada\0"}
     cases = {}
     for method in METHODS.keys() - {"HandleCallback", "ReceiveWebhook"}:
         for name, user_id in wrong.items():
             if method == "WatchIntegrations" and not user_id:
-                continue  # a service watches everybody's
+                continue  # a service may watch all users
             request = with_fields(method)
             request.user_id = user_id
             cases[f"{method}, {name}"] = (method, request)
@@ -117,7 +117,7 @@ async def test_a_user_is_named_in_1_to_128_characters(system: System) -> None:
     assert await system.connect("ü" * 128)
 
 
-async def test_an_integration_is_named_by_a_positive_number(system: System) -> None:
+async def test_integration_id_is_positive(system: System) -> None:
     methods = [method for method in METHODS if "integration_id" in METHODS[method].DESCRIPTOR.fields_by_name]
     optional = {"Connect", "ConnectWithApiKey"}
     cases, expected = {}, {}
@@ -133,7 +133,7 @@ async def test_an_integration_is_named_by_a_positive_number(system: System) -> N
     assert await responses_to(system, cases) == expected
 
 
-async def test_a_type_must_be_known_and_of_the_right_kind(system: System) -> None:
+async def test_integration_type_must_be_known_and_have_the_right_auth_method(system: System) -> None:
     unknown = RpcError(INVALID_ARGUMENT, "UNKNOWN_INTEGRATION_TYPE")
     methods = ("Connect", "ConnectWithApiKey", "ListIntegrations", "WatchIntegrations")
     cases = {method: (method, with_fields(method, integration_type="no_such_type")) for method in methods}
@@ -158,7 +158,7 @@ async def test_a_type_must_be_known_and_of_the_right_kind(system: System) -> Non
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_nul_in_any_text_is_refused_by_its_field(system: System) -> None:
+async def test_a_nul_character_in_a_text_field_is_rejected_with_its_field(system: System) -> None:
     cases, expected = {}, {}
     for method in METHODS:
         for field in fields_of(method, FieldDescriptor.TYPE_STRING):
@@ -174,7 +174,7 @@ async def test_a_nul_in_any_text_is_refused_by_its_field(system: System) -> None
     assert await responses_to(system, cases) == expected
 
 
-async def test_a_nul_that_is_percent_encoded_in_a_callback_is_refused_too(system: System) -> None:
+async def test_a_percent_encoded_nul_in_a_callback_is_rejected(system: System) -> None:
     request = with_fields("HandleCallback", query="realmId=1%00")
     assert await expect_rpc_error(system.service.HandleCallback(request)) == invalid("query")
     for query in ("state=a%00b&code=c", "state=s&code=c&error=a%00b", "state=s&code=c&x=%00"):
@@ -182,7 +182,7 @@ async def test_a_nul_that_is_percent_encoded_in_a_callback_is_refused_too(system
         assert (response.status_code, response.json()["reason"]) == (400, "INVALID_FIELD"), query
 
 
-async def test_texts_have_their_limits(system: System) -> None:
+async def test_text_fields_have_a_maximum_length(system: System) -> None:
     cases = {
         "name": ("Connect", with_fields("Connect", name="n" * 256)),
         "scopes[0]": ("Connect", with_fields("Connect", scopes=["s" * 256])),
@@ -207,7 +207,7 @@ async def test_texts_have_their_limits(system: System) -> None:
     assert await responses_to(system, cases) == {field: invalid(field) for field in cases}
 
 
-async def test_a_required_key_must_be_there(system: System) -> None:
+async def test_api_key_is_required(system: System) -> None:
     request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key")
     assert await expect_rpc_error(system.service.ConnectWithApiKey(request)) == invalid("api_key")
 
@@ -216,13 +216,13 @@ async def test_a_required_key_must_be_there(system: System) -> None:
 
 
 def struct(**values: Any) -> Struct:
-    """A config."""
+    """A config as a Struct."""
     built = Struct()
     built.update(values)
     return built
 
 
-async def test_a_config_is_json_of_at_most_64_kib(system: System) -> None:
+async def test_config_has_at_most_64_kib_of_json(system: System) -> None:
     integration_id = await system.connect()
     wrong = {
         "over 64 KiB": struct(text="x" * 64 * 1024),
@@ -249,7 +249,7 @@ async def test_a_config_is_json_of_at_most_64_kib(system: System) -> None:
         assert (await system.get(integration_id)).config == config
 
 
-async def test_an_update_says_what_it_changes(system: System) -> None:
+async def test_an_update_without_a_field_is_rejected(system: System) -> None:
     integration_id = await system.connect()
 
     def update(**fields: Any) -> tuple[str, Message]:
@@ -264,7 +264,7 @@ async def test_an_update_says_what_it_changes(system: System) -> None:
     assert await responses_to(system, cleared) == {"is_active": invalid("is_active")}
 
 
-async def test_a_pending_integration_is_neither_changed_nor_used(system: System) -> None:
+async def test_a_pending_integration_cannot_be_updated_or_used(system: System) -> None:
     which = {"integration_id": (await system.begin()).integration_id}
     methods = ("UpdateIntegration", "CheckHealth", "RefreshToken", "GetCredentials", "CallProvider")
     cases = {method: (method, with_fields(method, **which)) for method in methods}
@@ -272,7 +272,7 @@ async def test_a_pending_integration_is_neither_changed_nor_used(system: System)
     assert await responses_to(system, cases) == dict.fromkeys(cases, pending)
 
 
-async def test_a_time_to_live_is_a_duration(system: System) -> None:
+async def test_min_ttl_must_be_a_valid_duration(system: System) -> None:
     integration_id = await system.connect()
     wrong = {
         "negative": Duration(seconds=-1),
@@ -290,20 +290,20 @@ async def test_a_time_to_live_is_a_duration(system: System) -> None:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_negative_page_is_refused_and_a_huge_one_made_smaller(system: System) -> None:
+async def test_a_negative_page_size_is_rejected_and_a_large_one_is_reduced(system: System) -> None:
     await system.connect()
     for page_size in (-1, -(2**31)):
         request = with_fields("ListIntegrations", page_size=page_size)
         assert await expect_rpc_error(system.service.ListIntegrations(request)) == invalid("page_size")
     huge = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_size=2**31 - 1))
     assert len(huge.integrations) == 1
-    # 2⁶³-1 does not fit into the field: its lower half is read, as the wire format has it, which is -1.
+    # 2⁶³-1 does not fit into the field: the wire format reads its lower half, which is -1.
     wire = pb.ListIntegrationsRequest(user_id="ada").SerializeToString() + b"\x18" + b"\xff" * 8 + b"\x7f"
     raw = system.raw("ListIntegrations")
     assert await expect_rpc_error(raw(wire)) == invalid("page_size")
 
 
-async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> None:
+async def test_a_page_token_is_valid_only_for_its_own_list(system: System) -> None:
     for account in ("ada", "grace"):
         await system.connect("ada", account=account)
         await system.connect("grace", account=account)
@@ -338,11 +338,11 @@ async def test_a_page_token_is_good_for_its_own_list_only(system: System) -> Non
     ).integrations
 
 
-# --- addresses -------------------------------------------------------------------------------------------------------
+# --- redirect URIs and return URLs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("field", "allowed"), [("redirect_uri", APP_CALLBACK), ("return_url", RETURN_URL)])
-async def test_an_address_must_be_on_the_list_character_by_character(system: System, field: str, allowed: str) -> None:
+async def test_a_redirect_uri_must_equal_an_allowed_one(system: System, field: str, allowed: str) -> None:
     similar_urls = (
         allowed + "/",
         allowed[:-1],
@@ -366,7 +366,7 @@ async def test_an_address_must_be_on_the_list_character_by_character(system: Sys
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System) -> None:
+async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: System) -> None:
     connect_response = await system.begin(redirect_uri=APP_CALLBACK)
     query = query_of(await system.decide(connect_response))
 
@@ -393,8 +393,8 @@ async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System
     assert await responses_to(system, {"no code": callback(code="")}) == {"no code": invalid("code")}
 
     system.clock.shift = timedelta(minutes=10)
-    expired = RpcError(FAILED_PRECONDITION, "STATE_EXPIRED")
-    assert await responses_to(system, {"expired": callback()}) == {"expired": expired}
+    expire_access_token = RpcError(FAILED_PRECONDITION, "STATE_EXPIRED")
+    assert await responses_to(system, {"expired": callback()}) == {"expired": expire_access_token}
     system.clock.shift = timedelta()
     assert not system.sandbox.token_calls
 
@@ -405,7 +405,7 @@ async def test_a_state_is_good_for_ten_minutes_once_and_unaltered(system: System
 
 
 async def state_of_another_server(system: System) -> str:
-    """A state that was sealed with another key, for an attempt of the same name and form."""
+    """A state encrypted with another key, for an attempt with the same id."""
     with tempfile.TemporaryDirectory() as directory:
         url = f"sqlite:///{Path(directory) / 'other.db'}"
         await migrate(url)
@@ -413,7 +413,7 @@ async def state_of_another_server(system: System) -> str:
             return (await other.begin()).state
 
 
-async def test_a_code_that_the_provider_refuses_is_told_without_the_code(system: System) -> None:
+async def test_the_error_for_a_rejected_code_does_not_contain_the_code(system: System) -> None:
     connect_response = await system.begin(redirect_uri=APP_CALLBACK)
     query = query_of(await system.decide(connect_response))
     request = pb.HandleCallbackRequest(code="a-made-up-code", state=query["state"], iss=query["iss"])
@@ -422,10 +422,10 @@ async def test_a_code_that_the_provider_refuses_is_told_without_the_code(system:
     assert "made-up" not in refused.message
 
 
-# --- what is no message ----------------------------------------------------------------------------------------------
+# --- malformed messages ----------------------------------------------------------------------------------------------
 
 
-async def test_too_large_or_malformed_messages_are_refused_and_the_server_goes_on(system: System) -> None:
+async def test_oversized_and_malformed_messages_are_rejected_and_the_server_continues(system: System) -> None:
     integration_id = await system.connect()
     large = pb.UpdateIntegrationRequest(user_id="ada", integration_id=integration_id, name="x" * 5 * 1024 * 1024)
     with pytest.raises(grpc.aio.AioRpcError) as too_large:

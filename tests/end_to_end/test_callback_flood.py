@@ -1,6 +1,6 @@
-"""A flood of callbacks with forged states costs no database access, measured at the engines of a real server.
+"""A flood of callbacks with forged states costs no database access, measured at the engines of a running server.
 
-The server stands without what it does by itself, so that every statement is a call's.
+The server runs without background work, so that every statement belongs to a call.
 """
 
 import asyncio
@@ -48,18 +48,18 @@ CALLBACK = "/api/v1/integrations/callback/sandbox"
 
 
 class LookupFirstAead:
-    """A `Aead` that asks the database before it opens a token, as if rows were looked up by what is claimed."""
+    """An `Aead` that queries the database before each decryption, as a lookup by an unauthenticated id would."""
 
     def __init__(self, aead: Aead, integrations: IntegrationStore) -> None:
         self._aead = aead
         self._integrations = integrations
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """As it is."""
+        """Encrypt without a query."""
         return await self._aead.encrypt(plaintext, associated_data)
 
     async def decrypt(self, ciphertext: bytes, associated_data: AssociatedData) -> bytes:
-        """As it is, after a look."""
+        """Query the database, then decrypt."""
         await self._integrations.find(IntegrationId(1), UserId("ada"))
         return await self._aead.decrypt(ciphertext, associated_data)
 
@@ -68,23 +68,23 @@ class LookupFirstAead:
 async def run_idle_server(
     database_url: str, database: Database, *, lookup_first: bool = False
 ) -> AsyncIterator[Clients]:
-    """Server and sidecar on real sockets, doing nothing that nobody asks for."""
+    """Server and sidecar on real sockets, without background work."""
     settings = settings_for(database_url)
     http = ProviderHttp(utc_now, dev_mode=True)
     providers = build_providers(
         settings,
-        {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "the-secret-of-nobody"},
+        {"SANDBOX_CLIENT_ID": CLIENT_ID, "SANDBOX_CLIENT_SECRET": "an-unused-secret"},
         http,
         extra=[lambda factory: register_sandbox(factory, "http://127.0.0.1:9")],
     )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(http)
-        # Time stands still for it, so that of looks for unknown data keys, one a second, there is one at most.
+        # The clock stands still, so that at most one lookup of unknown data keys (one per second) occurs.
         keyring = await open_test_keyring(database, KEY, monotonic=lambda: 0.0)
         tasks = await stack.enter_async_context(DetachedTasks())
         stores = sql_stores(settings, database, lambda _: None)
         aead = LookupFirstAead(keyring, stores.integrations) if lookup_first else keyring
-        trail = AuditTrail(SqlAuditLog(database, keyring))  # takes entries, and writes none while it is not entered
+        trail = AuditTrail(SqlAuditLog(database, keyring))  # accepts entries, and writes none because it is not entered
         service = build_service(
             settings,
             stores,
@@ -111,15 +111,15 @@ async def run_idle_server(
 
 
 @contextmanager
-def round_trips() -> Iterator[Counter[str]]:
-    """How often a statement is run, or a connection made or lent, by any engine of this process."""
+def count_round_trips() -> Iterator[Counter[str]]:
+    """Count statements, new connections and checkouts of all engines in this process."""
     counted: Counter[str] = Counter()
 
     def count(kind: str) -> Callable[..., None]:
-        def counting(*_: object) -> None:
+        def increment(*_: object) -> None:
             counted[kind] += 1
 
-        return counting
+        return increment
 
     listeners = [
         (Engine, "before_cursor_execute", count("statement")),
@@ -135,8 +135,8 @@ def round_trips() -> Iterator[Counter[str]]:
             event.remove(target, name, listener)
 
 
-async def flood_rpc(clients: Clients, states: Sequence[str]) -> Counter[grpc.StatusCode]:
-    """Call back with each, fifty at a time; how they end."""
+async def send_rpc_flood(clients: Clients, states: Sequence[str]) -> Counter[grpc.StatusCode]:
+    """Send a callback with each state, fifty at a time; the number of each status code."""
 
     async def call(state: str) -> grpc.StatusCode:
         request = pb.HandleCallbackRequest(state=state, code="c", integration_type="sandbox")
@@ -152,7 +152,7 @@ async def flood_rpc(clients: Clients, states: Sequence[str]) -> Counter[grpc.Sta
     return ended
 
 
-async def flood_http(clients: Clients, states: Sequence[str]) -> Counter[int]:
+async def send_http_flood(clients: Clients, states: Sequence[str]) -> Counter[int]:
     """The same through the sidecar."""
 
     async def get(state: str) -> int:
@@ -169,43 +169,43 @@ def _batches(states: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (states[at : at + size] for at in range(0, len(states), size))
 
 
-async def forgeries(clients: Clients) -> list[str]:
-    """Forged by somebody who has a genuine state of their own."""
+async def forge_states(clients: Clients) -> list[str]:
+    """Forged states, derived from a genuine one."""
     connect_response = await clients.begin()
     return list(itertools.islice(forged_states(connect_response.state), FLOOD))
 
 
 async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
-        states = await forgeries(clients)
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
-            assert await flood_http(clients, states[:100]) == {400: 100}  # one more hop, to the same RPC
+        states = await forge_states(clients)
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+            assert await send_http_flood(clients, states[:100]) == {400: 100}  # through the sidecar to the same RPC
         assert counted == {}
 
 
-async def test_the_counters_count(database_url: str, database: Database) -> None:
+async def test_the_database_counters_count_a_connect_call(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
-        with round_trips() as counted:
+        with count_round_trips() as counted:
             await clients.begin()
         assert counted["statement"] >= 2
         assert counted["loan"] >= 1
 
 
-async def test_looked_up_before_it_is_opened_each_forged_state_costs_a_round_trip(
+async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_per_forged_state(
     database_url: str, database: Database
 ) -> None:
     async with run_idle_server(database_url, database, lookup_first=True) as clients:
-        states = await forgeries(clients)
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        states = await forge_states(clients)
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         ciphertext = [state for state in states if _is_base64url(state)]
         assert counted["statement"] == counted["loan"] == len(ciphertext)
         assert len(ciphertext) > FLOOD / 2
 
 
 def _is_base64url(state: str) -> bool:
-    """Whether it is spelt as what we make is: anything else is not even tried to be opened."""
+    """Whether the text is canonical base64url: the server does not try to decrypt anything else."""
     try:
         ciphertext = base64.urlsafe_b64decode(state + "=" * (-len(state) % 4))
     except ValueError:
@@ -213,15 +213,15 @@ def _is_base64url(state: str) -> bool:
     return base64.urlsafe_b64encode(ciphertext).decode().rstrip("=") == state
 
 
-async def test_states_that_name_unknown_data_keys_cost_one_look_a_second_together(
+async def test_states_with_unknown_data_keys_cost_one_lookup_per_second_in_total(
     database_url: str, database: Database
 ) -> None:
-    """Such a key may have been made a moment ago by another replica, so that somebody has to look."""
+    """Another replica may have added the key a moment ago, so a lookup is necessary."""
     async with run_idle_server(database_url, database) as clients:
         genuine = (await clients.begin()).state
-        # Characters 2 to 12 are of the key id alone.
+        # Characters 2 to 12 encode only the key id.
         states = [f"{genuine[:2]}{number:09}{genuine[11:]}" for number in range(FLOOD)]
-        with round_trips() as counted:
-            assert await flood_rpc(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
+        with count_round_trips() as counted:
+            assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         assert counted["statement"] <= 1
         assert counted["loan"] <= 1

@@ -1,4 +1,4 @@
-"""The database goes away, hangs, is busy, and comes back; callers and probes are told the truth in time."""
+"""The database stops, hangs, is busy, and recovers: what callers and probes receive, and when."""
 
 import asyncio
 import os
@@ -31,22 +31,22 @@ RECOVERY_SECONDS = 30.0  # after the database is back: two on an idle machine
 
 @pytest.fixture
 def postgres() -> Iterator[tuple[PostgresServer, str]]:
-    """A PostgreSQL server to be hurt, with a migrated database in it."""
+    """A PostgreSQL server for this test only, with a migrated database."""
     with run_postgres() as server, server.new_database() as url:
         asyncio.run(migrate(url))
         yield server, url
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
 
 
 @contextmanager
-def frozen(server: PostgresServer) -> Iterator[None]:
-    """PostgreSQL hangs: it takes connections, and answers nothing."""
-    processes = family(server.process.get_pid())
+def freeze_server(server: PostgresServer) -> Iterator[None]:
+    """PostgreSQL hangs: it accepts connections and sends no response."""
+    processes = process_tree(server.process.get_pid())
     for pid in processes:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -56,23 +56,23 @@ def frozen(server: PostgresServer) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def killed(server: PostgresServer) -> None:
-    """PostgreSQL is gone at once, without a word to anybody."""
+def kill_server(server: PostgresServer) -> None:
+    """PostgreSQL is killed."""
     url = make_url(server.url("postgres"))
-    for pid in family(server.process.get_pid()):
+    for pid in process_tree(server.process.get_pid()):
         os.kill(pid, signal.SIGKILL)
-    # Where nobody takes note of dead processes they look alive, and a new one would not start beside them.
+    # A killed process that nobody reaps looks alive, and a new server would not start beside it.
     for left in (server.process.pgdata / "postmaster.pid", *Path(str(url.query["host"])).glob(".s.PGSQL.*")):
         left.unlink()
 
 
 async def health(clients: Clients, service: str = "") -> int:
-    """What a probe is told."""
+    """The response of a health probe."""
     return int((await clients.health.Check(HealthCheckRequest(service=service), timeout=10)).status)
 
 
-async def becomes(clients: Clients, status: int) -> None:
-    """Wait until readiness is that."""
+async def wait_for_readiness(clients: Clients, status: int) -> None:
+    """Wait until the readiness has this status."""
     watch = clients.health.Watch(HealthCheckRequest())
     while (await watch.read()).status != status:
         pass
@@ -86,7 +86,7 @@ def get(clients: Clients, integration_id: int, timeout: float | None = None) -> 
 
 
 def get_credentials(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that may be answered from memory."""
+    """A call that may be answered from the cache."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
     return clients.service.GetCredentials(request, timeout=timeout)
 
@@ -98,19 +98,19 @@ def rename(clients: Clients, integration_id: int, timeout: float | None = None) 
 
 
 def refresh(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that waits for a task of the server's."""
+    """A call that waits for a detached task."""
     request = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
     return clients.service.RefreshToken(request, timeout=timeout)
 
 
 def disconnect(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """Another one."""
+    """A call that waits for a detached task."""
     request = pb.DisconnectIntegrationRequest(integration_id=integration_id, user_id="ada")
     return clients.service.DisconnectIntegration(request, timeout=timeout)
 
 
-async def until_served(clients: Clients, integration_id: int) -> float:
-    """Wait until calls and readiness are well; how long that took."""
+async def measure_recovery(clients: Clients, integration_id: int) -> float:
+    """Wait until a call succeeds and the server is ready; the seconds that it took."""
     start_time = time.perf_counter()
     async with asyncio.timeout(60):
         while True:
@@ -124,45 +124,47 @@ async def until_served(clients: Clients, integration_id: int) -> float:
             await asyncio.sleep(0.02)
 
 
-def stopped(server: PostgresServer) -> None:
-    """As an operator does it."""
+def stop_server(server: PostgresServer) -> None:
+    """Stop PostgreSQL as an operator does."""
     server.stop()
 
 
-@pytest.mark.parametrize("away", [stopped, killed])
-async def test_a_database_that_goes_and_comes_back(
-    tmp_path: Path, postgres: tuple[PostgresServer, str], away: Callable[[PostgresServer], None]
+@pytest.mark.parametrize("take_down", [stop_server, kill_server])
+async def test_the_server_reports_a_stopped_database_and_recovers(
+    tmp_path: Path, postgres: tuple[PostgresServer, str], take_down: Callable[[PostgresServer], None]
 ) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
         integration_id = await system.connect()
-        await becomes(system, SERVING)
+        await wait_for_readiness(system, SERVING)
         assert await system.bearer_token(integration_id)
 
-        await asyncio.to_thread(away, server)
+        await asyncio.to_thread(take_down, server)
         for call in (get, rename, refresh, disconnect):
             refusal = await expect_rpc_error(call(system, integration_id, timeout=30))
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
             assert refusal.retry_delay == timedelta(seconds=1)
-        await becomes(system, NOT_SERVING)
+        await wait_for_readiness(system, NOT_SERVING)
         assert await health(system, "liveness") == SERVING
         assert (
             await expect_rpc_error(get_credentials(system, integration_id, timeout=30))
         ).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(server.start)
-        took = await until_served(system, integration_id)
-        print(f"\nserved again {took:.2f} s after it was back ({away.__name__})")
+        took = await measure_recovery(system, integration_id)
+        print(f"\nserved again {took:.2f} s after it was back ({take_down.__name__})")
         assert took < RECOVERY_SECONDS
         assert await system.bearer_token(integration_id)
 
 
-async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresServer, str]) -> None:
+async def test_the_server_reports_a_frozen_database_and_recovers(
+    tmp_path: Path, postgres: tuple[PostgresServer, str]
+) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
         integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
-        await becomes(system, SERVING)
-        with frozen(server):
+        await wait_for_readiness(system, SERVING)
+        with freeze_server(server):
             for deadline in (3, 10):
                 refusals = await asyncio.gather(
                     *(
@@ -172,7 +174,7 @@ async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresSer
                             (get_credentials, integration_id),
                             (rename, integration_id),
                             (refresh, integration_id),
-                            (disconnect, going),  # perhaps it is gone afterwards: nobody can know
+                            (disconnect, going),  # its outcome is unknown
                         )
                         for _ in range(3)  # more than there are connections
                     )
@@ -180,16 +182,16 @@ async def test_a_database_that_hangs(tmp_path: Path, postgres: tuple[PostgresSer
                 assert {(refusal.code, refusal.reason) for refusal in refusals} == {
                     (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
                 }
-            await becomes(system, NOT_SERVING)
+            await wait_for_readiness(system, NOT_SERVING)
             assert await health(system, "liveness") == SERVING
-        took = await until_served(system, integration_id)
+        took = await measure_recovery(system, integration_id)
         print(f"\nserved again {took:.2f} s after it went on")
         assert took < RECOVERY_SECONDS
 
 
 @asynccontextmanager
-async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
-    """Somebody holds the row, and does not let go."""
+async def lock_row(url: str, integration_id: int) -> AsyncIterator[None]:
+    """Another transaction holds a lock on the row."""
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
@@ -199,8 +201,8 @@ async def row_locked(url: str, integration_id: int) -> AsyncIterator[None]:
         await connection.close()
 
 
-async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
-    """Writers that wait for a locked row on every connection of the pool."""
+async def exhaust_pool(system: ProcessSystem, url: str, integration_id: int) -> list["asyncio.Task[Any]"]:
+    """Start writers that wait for a locked row, until they use every connection of the pool."""
     writers = [asyncio.ensure_future(rename(system, integration_id, timeout=60)) for _ in range(10)]
     connection = await asyncpg.connect(url)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -214,7 +216,7 @@ async def exhausted(system: ProcessSystem, url: str, integration_id: int) -> lis
 
 
 async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
-    """How long it usually takes."""
+    """The median duration."""
     taken = []
     for _ in range(15):
         start_time = time.perf_counter()
@@ -224,24 +226,24 @@ async def median_seconds(work: Callable[[], Awaitable[object]]) -> float:
     return sorted(taken)[len(taken) // 2]
 
 
-async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_with_it(
+async def test_health_and_cached_credentials_work_with_an_exhausted_pool(
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres
     async with run_server_process(tmp_path, url) as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
-        await becomes(system, SERVING)
+        await wait_for_readiness(system, SERVING)
 
-        async def ask() -> None:
+        async def read_and_check() -> None:
             await get_credentials(system, used, timeout=30)
             assert await health(system) == SERVING
 
-        await ask()
-        usual = await median_seconds(ask)
-        async with row_locked(url, locked):
-            writers = await exhausted(system, url, locked)
-            busy = await median_seconds(ask)
-            refused = await expect_rpc_error(get(system, used, timeout=5))  # the pool is exhausted indeed
+        await read_and_check()
+        usual = await median_seconds(read_and_check)
+        async with lock_row(url, locked):
+            writers = await exhaust_pool(system, url, locked)
+            busy = await median_seconds(read_and_check)
+            refused = await expect_rpc_error(get(system, used, timeout=5))  # the pool is exhausted
             assert refused.reason == "STORE_UNAVAILABLE"
         print(f"\nusually {usual * 1000:.1f} ms, with an exhausted pool {busy * 1000:.1f} ms: {busy / usual:.1f} times")
         assert busy < 20 * usual + 1  # without the cache it would wait for a connection until its deadline
@@ -249,15 +251,15 @@ async def test_an_exhausted_pool_takes_neither_health_nor_what_is_remembered_wit
         await asyncio.gather(*writers, return_exceptions=True)
 
 
-async def test_without_memory_an_exhausted_pool_takes_credentials_with_it(
+async def test_negative_control_without_the_cache_credentials_need_the_exhausted_pool(
     tmp_path: Path, postgres: tuple[PostgresServer, str]
 ) -> None:
     _, url = postgres
     async with run_server_process(tmp_path, url, CREDENTIALS_CACHE_SIZE="0") as system:
         used, locked = await system.connect(account="ada"), await system.connect(account="grace")
         await get_credentials(system, used)
-        async with row_locked(url, locked):
-            writers = await exhausted(system, url, locked)
+        async with lock_row(url, locked):
+            writers = await exhaust_pool(system, url, locked)
             assert (await expect_rpc_error(get_credentials(system, used, timeout=5))).reason == "STORE_UNAVAILABLE"
-            await becomes(system, SERVING)
+            await wait_for_readiness(system, SERVING)
         await asyncio.gather(*writers, return_exceptions=True)

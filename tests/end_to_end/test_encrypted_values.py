@@ -1,4 +1,4 @@
-"""Sealed credentials in the real database: what was altered or moved does not open, and the other rows still serve."""
+"""Encrypted credentials in the database: altered or moved ones cannot be decrypted, and other rows are still served."""
 
 import os
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
-    """One that remembers nothing: here rows change behind its back, and it should read each of them at once."""
+    """A system without a cache, because these tests change rows directly."""
     async with run_system(shared_database_url, CREDENTIALS_CACHE_SIZE="0") as running:
         yield running
 
@@ -28,72 +28,74 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 UNREADABLE = RpcError(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
-def set_of(integration_id: int, **values: Any) -> Any:
-    """The statement that alters a row."""
+def update_row(integration_id: int, **values: Any) -> Any:
+    """The statement that changes a row."""
     return update(integrations).where(integrations.c.integration_id == integration_id).values(**values)
 
 
 async def encrypted(database_url: str, integration_id: int) -> bytes:
-    """A row's sealed credentials."""
+    """A row's encrypted credentials."""
     column = integrations.c.encrypted_credentials
     ((value,),) = await fetch(database_url, select(column).where(integrations.c.integration_id == integration_id))
     return bytes(value)
 
 
-async def test_credentials_with_any_byte_flipped_do_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_with_a_flipped_byte_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     victim, bystander = await system.connect(account="ada"), await system.connect(account="grace")
     original = await encrypted(shared_database_url, victim)
     token = await system.bearer_token(victim)
-    # The header with key id and nonce byte by byte, then samples of the ciphertext, and the tag's end.
+    # Each byte of the header with key id and nonce, samples of the ciphertext, and the last byte of the tag.
     positions = [*range(21), *range(21, len(original), 16), len(original) - 1]
     for position in positions:
         flipped = bytearray(original)
         flipped[position] ^= 1 << position % 8
-        await execute(shared_database_url, set_of(victim, encrypted_credentials=bytes(flipped)))
+        await execute(shared_database_url, update_row(victim, encrypted_credentials=bytes(flipped)))
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, position
     assert await system.bearer_token(bystander)
-    # The twin: put back as it was, it opens.
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=original))
+    # Negative control: the restored value is decrypted.
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=original))
     assert await system.bearer_token(victim) == token
 
 
-async def test_credentials_that_were_cut_emptied_or_never_sealed_do_not_open(
+async def test_truncated_empty_or_plaintext_credentials_cannot_be_decrypted(
     system: System, shared_database_url: str
 ) -> None:
     victim = await system.connect()
     original = await encrypted(shared_database_url, victim)
     plaintext = b'{"access_token": "planted"}'
     for value in (original[:-1], original[:8], original + b"\0", b"", b"\1", plaintext, os.urandom(len(original))):
-        await execute(shared_database_url, set_of(victim, encrypted_credentials=value))
+        await execute(shared_database_url, update_row(victim, encrypted_credentials=value))
         assert await expect_rpc_error(system.bearer_token(victim)) == UNREADABLE, value[:12]
 
 
-async def test_credentials_moved_to_another_row_do_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_moved_to_another_row_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     mine, other_account = await system.connect("ada", account="ada"), await system.connect("ada", account="grace")
     theirs, bystander = await system.connect("eve", account="ada"), await system.connect("eve", account="grace")
     values = {row: await encrypted(shared_database_url, row) for row in (mine, other_account, theirs)}
     await execute(
         shared_database_url,
-        set_of(mine, encrypted_credentials=values[other_account]),
-        set_of(other_account, encrypted_credentials=values[mine]),
-        set_of(theirs, encrypted_credentials=values[mine]),
+        update_row(mine, encrypted_credentials=values[other_account]),
+        update_row(other_account, encrypted_credentials=values[mine]),
+        update_row(theirs, encrypted_credentials=values[mine]),
     )
     for row, user_id in ((mine, "ada"), (other_account, "ada"), (theirs, "eve")):
         assert await expect_rpc_error(system.bearer_token(row, user_id)) == UNREADABLE
     assert await system.bearer_token(bystander, "eve")
 
 
-async def test_a_row_given_to_another_user_or_type_does_not_open(system: System, shared_database_url: str) -> None:
+async def test_credentials_of_a_row_with_another_user_or_type_cannot_be_decrypted(
+    system: System, shared_database_url: str
+) -> None:
     row = await system.connect("ada", account="ada")
-    await execute(shared_database_url, set_of(row, user_id="eve"))
+    await execute(shared_database_url, update_row(row, user_id="eve"))
     assert await expect_rpc_error(system.bearer_token(row, "eve")) == UNREADABLE
-    await execute(shared_database_url, set_of(row, user_id="ada", integration_type="sandbox_api_key"))
+    await execute(shared_database_url, update_row(row, user_id="ada", integration_type="sandbox_api_key"))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
-    await execute(shared_database_url, set_of(row, integration_type="sandbox", uid="another"))
+    await execute(shared_database_url, update_row(row, integration_type="sandbox", uid="another"))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
 
-async def test_a_value_of_another_column_does_not_open(system: System, shared_database_url: str) -> None:
+async def test_a_value_of_another_column_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     row = await system.connect(account="ada")
     connect_response = await system.begin()
     ((verifier,),) = await fetch(
@@ -102,10 +104,10 @@ async def test_a_value_of_another_column_does_not_open(system: System, shared_da
             authorization_attempts.c.integration_id == connect_response.integration_id
         ),
     )
-    await execute(shared_database_url, set_of(row, encrypted_credentials=bytes(verifier)))
+    await execute(shared_database_url, update_row(row, encrypted_credentials=bytes(verifier)))
     assert await expect_rpc_error(system.bearer_token(row)) == UNREADABLE
 
-    # The other way about: an attempt with credentials for its verifier is not finished.
+    # The reverse: an attempt with credentials in place of its verifier is not completed.
     good = await system.connect(account="grace")
     location = await system.decide(connect_response, account="linus")
     value = await encrypted(shared_database_url, good)
@@ -117,14 +119,14 @@ async def test_a_value_of_another_column_does_not_open(system: System, shared_da
 
 async def test_unreadable_credentials_can_be_replaced_or_removed(system: System, shared_database_url: str) -> None:
     victim = await system.connect(account="ada")
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=b"gone"))
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=b"gone"))
     check = (await system.service.CheckHealth(pb.CheckHealthRequest(integration_id=victim, user_id="ada"))).health_check
     assert (check.healthy, check.error_class) == (False, "CREDENTIALS_UNREADABLE")
     connect_response = await system.begin(integration_id=victim)
     assert (await system.follow(await system.decide(connect_response, account="ada"))).json()["success"] is True
     assert await system.bearer_token(victim)
 
-    await execute(shared_database_url, set_of(victim, encrypted_credentials=b"gone"))
+    await execute(shared_database_url, update_row(victim, encrypted_credentials=b"gone"))
     gone = await system.service.DisconnectIntegration(
         pb.DisconnectIntegrationRequest(integration_id=victim, user_id="ada")
     )

@@ -70,7 +70,7 @@ async def test_connect_and_call_calendar_sync_and_readme_work(tmp_path: Path) ->
         assert f"open in a browser: http://{environment['SANDBOX_ADDRESS']}/oauth/authorize?" in printed
 
 
-async def test_webhook_consumer_handles_each_event_once(tmp_path: Path) -> None:
+async def test_webhook_consumer_example_handles_each_event_once(tmp_path: Path) -> None:
     async with dev_server(tmp_path) as (_, environment):
         consumed = run_example(tmp_path, "webhook_consumer.py", "--send", "3", "--server", environment["GRPC_ADDRESS"])
     events = [line for line in consumed.splitlines() if line.startswith("Event ")]

@@ -1,4 +1,4 @@
-"""`expiring`: what will die within some days."""
+"""The command `expiring`, which lists integrations that expire within some days."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,16 +20,16 @@ async def connect(database_url: str, account_id: str, credentials: NewCredential
         assert row is not None
 
 
-async def test_lists_what_will_die_and_of_what(sqlite_url: str, tmp_path: Path) -> None:
+async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_url: str, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     environment = server_environment(sqlite_url, ENCRYPTION_KEY="", DEV_MODE="", COLUMNS="200")
     nothing = await run(tmp_path, environment, "expiring")
     assert (nothing.code, nothing.err) == (0, "")
     assert "No grant with a known expiry" in nothing.out
 
-    renewable = NewCredentials(b"sealed", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
+    renewable = NewCredentials(b"encrypted", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
     await connect(sqlite_url, "renewable", renewable)
-    await connect(sqlite_url, "once", NewCredentials(b"sealed", access_token_expire_time=now + 1.5 * DAY))
+    await connect(sqlite_url, "once", NewCredentials(b"encrypted", access_token_expire_time=now + 1.5 * DAY))
     listed = await run(tmp_path, environment, "expiring", "--days", "4")
     lines = [line for line in listed.out.splitlines() if "token" in line]
     assert [(line.split("│")[2].strip(), line.split("│")[7].strip()) for line in lines] == [

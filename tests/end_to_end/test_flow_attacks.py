@@ -1,4 +1,4 @@
-"""Attacks on the flow between app, browser and provider, each beside a twin in which its defence is missing.
+"""Attacks on the flow between app, browser and provider, each with a negative control without the defence.
 
 The victim is Ada, the attacker Mallory, who is "linus" at the provider. A second sandbox is Mallory's own provider.
 """
@@ -38,7 +38,7 @@ MISMATCH = RpcError(grpc.StatusCode.PERMISSION_DENIED, "USER_MISMATCH")
 
 
 def register_types(evil_url: str, factory: ProviderFactory, honest_url: str) -> None:
-    """One honest provider that does not name itself, one without PKCE, and Mallory's with and without an issuer."""
+    """Register an honest provider without an issuer, one without PKCE, and Mallory's with and without an issuer."""
 
     class Honest(OAuth2Provider):
         integration_type = "honest"
@@ -67,7 +67,7 @@ def register_types(evil_url: str, factory: ProviderFactory, honest_url: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class AttackSetup:
-    """Two servers, one of which has every connection confirmed; the honest provider is the sandbox of each."""
+    """Two servers, of which one requires confirmation; the honest provider is the sandbox of each."""
 
     direct: System
     careful: System
@@ -98,7 +98,7 @@ async def shared_attack_setup(shared_database_url: str) -> AsyncIterator[AttackS
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def attack_setup(shared_attack_setup: AttackSetup, shared_database_url: str) -> AttackSetup:
-    """As if it were new."""
+    """The module's servers and sandboxes, reset."""
     await wipe(shared_database_url)
     shared_attack_setup.direct.reset()
     shared_attack_setup.careful.reset()
@@ -107,28 +107,30 @@ async def attack_setup(shared_attack_setup: AttackSetup, shared_database_url: st
 
 
 async def connected_of(system: System, user_id: str) -> list[str]:
-    """The accounts that a user has connected."""
+    """The accounts of a user's integrations."""
     listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
     return [row.account_id for row in listed.integrations if row.is_connected]
 
 
-# --- whoever finishes ------------------------------------------------------------------------------------------------
+# --- the user who completes the flow ---------------------------------------------------------------------------------
 
 
-async def test_a_victim_who_finishes_the_attackers_flow_gives_nothing_away(attack_setup: AttackSetup) -> None:
-    """Session fixation: Mallory begins, and has Ada consent with her account."""
+async def test_a_victim_who_completes_the_attackers_flow_does_not_connect_their_account(
+    attack_setup: AttackSetup,
+) -> None:
+    """Session fixation: Mallory begins the flow, and Ada consents with her account."""
     connect_response = await attack_setup.careful.begin("mallory", return_url=RETURN_URL)
     arrived = await attack_setup.careful.follow(
         await attack_setup.careful.decide(connect_response, account="ada"), BROWSER
     )
-    token = query_of(arrived.headers["Location"])["confirmation_token"]  # in Ada's browser, for the app's backend
+    token = query_of(arrived.headers["Location"])["confirmation_token"]  # in Ada's browser, to the app's backend
     request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada")
     assert await expect_rpc_error(attack_setup.careful.service.ConfirmConnection(request)) == MISMATCH
     assert await connected_of(attack_setup.careful, "mallory") == []
     assert not attack_setup.careful.sandbox.token_calls
 
 
-async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(attack_setup: AttackSetup) -> None:
+async def test_a_callback_with_another_user_id_is_rejected_without_confirmation(attack_setup: AttackSetup) -> None:
     connect_response = await attack_setup.direct.begin("mallory", redirect_uri=APP_CALLBACK)
     query = query_of(await attack_setup.direct.decide(connect_response, account="ada"))
     request = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="ada")
@@ -137,15 +139,17 @@ async def test_an_app_that_names_its_user_needs_no_confirmation_against_it(attac
     assert not attack_setup.direct.sandbox.token_calls
 
 
-async def test_without_the_finisher_check_the_attacker_has_the_victims_account(attack_setup: AttackSetup) -> None:
+async def test_negative_control_without_the_user_check_the_attacker_connects_the_victims_account(
+    attack_setup: AttackSetup,
+) -> None:
     connect_response = await attack_setup.direct.begin("mallory", return_url=RETURN_URL)
     await attack_setup.direct.follow(await attack_setup.direct.decide(connect_response, account="ada"), BROWSER)
     assert await connected_of(attack_setup.direct, "mallory") == ["ada"]
     assert await attack_setup.direct.bearer_token(connect_response.integration_id, "mallory")
 
 
-async def test_an_attacker_does_not_finish_what_the_victim_has_begun(attack_setup: AttackSetup) -> None:
-    """Mallory got hold of the whole redirect, code and state, before Ada's browser followed it."""
+async def test_an_attacker_cannot_complete_the_victims_flow(attack_setup: AttackSetup) -> None:
+    """Mallory has intercepted the redirect with code and state before Ada's browser followed it."""
     connect_response = await attack_setup.careful.begin("ada", redirect_uri=APP_CALLBACK)
     query = query_of(await attack_setup.careful.decide(connect_response, account="ada"))
     stolen = pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"], user_id="mallory")
@@ -158,11 +162,11 @@ async def test_an_attacker_does_not_finish_what_the_victim_has_begun(attack_setu
     assert await connected_of(attack_setup.careful, "mallory") == []
 
 
-# --- whose code ------------------------------------------------------------------------------------------------------
+# --- code injection --------------------------------------------------------------------------------------------------
 
 
 async def inject_code(attack_setup: AttackSetup, integration_type: str) -> RpcError | None:
-    """Ada's state with a code that Mallory got for an account of his own. None: it went through."""
+    """Send Ada's state with a code of Mallory's account; the error, or None if it succeeded."""
     system = attack_setup.direct
     system.sandbox.behaviour = type(system.sandbox.behaviour)(require_pkce=False)
     victims = await system.begin("ada", integration_type, redirect_uri=APP_CALLBACK)
@@ -176,24 +180,26 @@ async def inject_code(attack_setup: AttackSetup, integration_type: str) -> RpcEr
     return None
 
 
-async def test_a_code_of_another_session_is_refused(attack_setup: AttackSetup) -> None:
+async def test_a_code_of_another_session_is_rejected(attack_setup: AttackSetup) -> None:
     assert await inject_code(attack_setup, "honest") == RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
     assert await connected_of(attack_setup.direct, "ada") == []
     assert [call.outcome for call in attack_setup.direct.sandbox.token_calls] == ["invalid_grant"]
 
 
-async def test_without_pkce_the_victim_is_connected_to_the_attackers_account(attack_setup: AttackSetup) -> None:
+async def test_negative_control_without_pkce_the_victim_is_connected_to_the_attackers_account(
+    attack_setup: AttackSetup,
+) -> None:
     assert await inject_code(attack_setup, "without_pkce") is None
     assert await connected_of(attack_setup.direct, "ada") == ["linus"]
 
 
-# --- whose answer ----------------------------------------------------------------------------------------------------
+# --- mix-up attacks --------------------------------------------------------------------------------------------------
 
 
 async def mix_up(attack_setup: AttackSetup, evil_type: str, registered: str) -> str:
-    """Ada begins at Mallory's provider, which sends her on to the honest one with its own state and challenge.
+    """Ada begins at Mallory's provider, which redirects her to the honest one with its own state and challenge.
 
-    `registered` is the redirect address that our client has at the honest one. Where her browser ends up.
+    `registered` is the redirect URI of our client at the honest one. Returns the URL that her browser reaches.
     """
     connect_response = await attack_setup.direct.begin("ada", evil_type)
     query = query_of(connect_response.authorization_url)
@@ -204,13 +210,13 @@ async def mix_up(attack_setup: AttackSetup, evil_type: str, registered: str) -> 
 
 @pytest.fixture
 def evil_forms(attack_setup: AttackSetup) -> list[dict[str, str]]:
-    """What reaches the token endpoint of Mallory's provider."""
+    """Record the forms that reach the token endpoint of Mallory's provider."""
     recorded = RecordedForms()
     attack_setup.evil_sandbox.behaviour = type(attack_setup.evil_sandbox.behaviour)(faults={"token": recorded})
     return recorded.forms
 
 
-async def test_a_mix_up_ends_at_the_path_of_the_type_that_was_not_begun(
+async def test_a_mix_up_fails_at_the_callback_path_of_the_other_type(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     location = await mix_up(attack_setup, "evil", callback_url("honest"))
@@ -219,7 +225,7 @@ async def test_a_mix_up_ends_at_the_path_of_the_type_that_was_not_begun(
     assert not evil_forms
 
 
-async def test_on_one_path_for_all_types_the_honest_code_goes_to_the_attacker(
+async def test_negative_control_on_a_shared_path_the_honest_code_goes_to_the_attacker(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
     location = await mix_up(attack_setup, "evil", SHARED_CALLBACK)
@@ -227,10 +233,10 @@ async def test_on_one_path_for_all_types_the_honest_code_goes_to_the_attacker(
     assert [form["code"] for form in evil_forms] == [query_of(location)["code"]]
 
 
-async def test_on_one_path_for_all_types_a_declared_issuer_is_compared(
+async def test_on_a_shared_path_a_declared_issuer_is_compared(
     attack_setup: AttackSetup, evil_forms: list[dict[str, str]]
 ) -> None:
-    """RFC 9207: the twin is the test above, where the type declares no issuer."""
+    """RFC 9207. The negative control is the test above, where the type declares no issuer."""
     location = await mix_up(attack_setup, "named_evil", SHARED_CALLBACK)
     response = await attack_setup.direct.follow(location)
     assert (response.status_code, response.json()["reason"]) == (400, "ISSUER_MISMATCH")
@@ -252,8 +258,10 @@ async def test_a_state_is_bound_to_its_type_on_every_path(attack_setup: AttackSe
     assert (await attack_setup.direct.follow(location)).json()["success"] is True
 
 
-async def test_a_code_is_traded_with_the_redirect_address_that_was_begun_with(attack_setup: AttackSetup) -> None:
-    """An answer that arrives elsewhere is traded under the address that the attempt has, not under that one."""
+async def test_a_code_is_exchanged_with_the_redirect_uri_of_its_authorization_request(
+    attack_setup: AttackSetup,
+) -> None:
+    """The code of a callback at another path is exchanged with the redirect URI of the attempt."""
     connect_response = await attack_setup.direct.begin("ada", "honest", redirect_uri=APP_CALLBACK)
     code = query_of(await attack_setup.direct.decide(connect_response, account="ada"))["code"]
     recorded = RecordedForms()

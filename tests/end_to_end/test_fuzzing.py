@@ -1,4 +1,4 @@
-"""A small share of the fuzzing that `make test-fuzz` does at length, and that it can find something."""
+"""A short run of `make test-fuzz`, and tests that the fuzzer finds faults."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,13 +20,13 @@ CASES = 300
 
 @asynccontextmanager
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
-    """For a server of its own."""
+    """A fuzzer with its own server process."""
     sandbox = IssuingSandbox()
     async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
         yield Fuzzer(system, sandbox)
 
 
-async def test_whatever_is_sent_is_answered_properly_and_with_no_secret(database_url: str, tmp_path: Path) -> None:
+async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(database_url: str, tmp_path: Path) -> None:
     async with fuzzer(tmp_path, database_url) as fuzz:
         report = await fuzz.run(CASES, seed=20_010)
     assert report.cases >= CASES
@@ -36,11 +36,11 @@ async def test_whatever_is_sent_is_answered_properly_and_with_no_secret(database
     assert any(outcome.startswith("HTTP 4") for outcome in report.outcomes)
 
 
-# --- the twins: servers with the faults that are looked for --------------------------------------------------------
+# --- negative controls: faulty servers -----------------------------------------------------------------------------
 
 
 class FaultySystem:
-    """As much of a system as is needed to judge an answer."""
+    """The part of a system that the fuzzer needs to judge a response."""
 
     client_secret = PLANTED
     sidecar_url = ""
@@ -50,32 +50,37 @@ class FaultySystem:
 
 
 async def fail(request: bytes, context: Any) -> bytes:
-    """A fault that nobody turned into a status."""
+    """An exception that is not converted into a status."""
     raise RuntimeError("a fault")
 
 
 async def echo(request: bytes, context: Any) -> bytes:
-    """What came in goes out."""
+    """Return the request."""
     return request
 
 
 async def refuse_with_secret(request: bytes, context: Any) -> bytes:
-    """A refusal that quotes what it refuses."""
+    """An error that quotes the request."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{PLANTED} is wrong")
     return b""
 
 
-async def refuse_baldly(request: bytes, context: Any) -> bytes:
-    """A refusal without a reason."""
+async def refuse_without_reason(request: bytes, context: Any) -> bytes:
+    """An error without a reason."""
     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no")
     return b""
 
 
 @pytest.mark.parametrize(
     ("handler", "finding"),
-    [(fail, "UNKNOWN"), (echo, "a secret"), (refuse_with_secret, "a secret"), (refuse_baldly, "without ErrorInfo")],
+    [
+        (fail, "UNKNOWN"),
+        (echo, "a secret"),
+        (refuse_with_secret, "a secret"),
+        (refuse_without_reason, "without ErrorInfo"),
+    ],
 )
-async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) -> None:
+async def test_the_fuzzer_finds_a_faulty_rpc_handler(handler: Any, finding: str) -> None:
     method = next(method for method in METHODS if method.name == "ConnectWithApiKey")
     server: Any = grpc.aio.server()
     handlers: Any = {method.name: grpc.unary_unary_rpc_method_handler(handler)}
@@ -98,7 +103,7 @@ async def test_a_handler_that_does_wrong_is_found(handler: Any, finding: str) ->
         (b"HTTP/1.1 200 OK\r\n\r\n" + PLANTED.encode(), "a secret"),
     ],
 )
-async def test_an_http_answer_that_is_wrong_is_found(response: bytes, finding: str) -> None:
+async def test_the_fuzzer_finds_a_faulty_http_response(response: bytes, finding: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.write(response)

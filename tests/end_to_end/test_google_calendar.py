@@ -1,4 +1,4 @@
-"""Google's calendars over the whole system, with the sandbox playing Google by its documentation."""
+"""The Google Calendar service on a whole system; the sandbox behaves as Google documents."""
 
 import json
 from collections.abc import AsyncIterator
@@ -33,27 +33,27 @@ def event(**fields: Any) -> pb.Event:
 
 @dataclass(frozen=True, slots=True)
 class CalendarClient:
-    """Ada's calendar, and the system."""
+    """A client of Ada's calendar."""
 
     system: System
     which: dict[str, Any]
 
     async def create(self, **fields: Any) -> pb.Event:
-        """A new event."""
+        """Create an event."""
         request = pb.CreateEventRequest(**self.which, event=event(**fields))
         return (await self.system.calendars.CreateEvent(request)).event
 
     async def update(self, changed: pb.Event, *mask: str) -> pb.Event:
-        """An event after its change."""
+        """Update an event."""
         request = pb.UpdateEventRequest(**self.which, event=changed, update_mask=FieldMask(paths=mask))
         return (await self.system.calendars.UpdateEvent(request)).event
 
     async def delete(self, event_id: str, **fields: Any) -> None:
-        """Delete one."""
+        """Delete an event."""
         await self.system.calendars.DeleteEvent(pb.DeleteEventRequest(**self.which, event_id=event_id, **fields))
 
     async def list(self, **fields: Any) -> pb.ListEventsResponse:
-        """A page of events."""
+        """List a page of events."""
         return await self.system.calendars.ListEvents(pb.ListEventsRequest(**{**self.which, **fields}))
 
 
@@ -64,7 +64,7 @@ async def calendar_client(sqlite_url: str) -> AsyncIterator[CalendarClient]:
         yield CalendarClient(system, {"user_id": "ada", "integration_id": integration_id})
 
 
-async def test_the_account_is_that_of_its_own_calendar(calendar_client: CalendarClient) -> None:
+async def test_the_account_id_is_the_id_of_the_primary_calendar(calendar_client: CalendarClient) -> None:
     found = await calendar_client.system.get(calendar_client.which["integration_id"])
     assert (found.account_id, found.account_label) == ("ada@example.com", "Ada Lovelace")
     listed = await calendar_client.system.calendars.ListCalendars(
@@ -78,7 +78,7 @@ async def test_the_account_is_that_of_its_own_calendar(calendar_client: Calendar
     assert ([calendar.calendar_id for calendar in rest.calendars], rest.next_page_token) == (["team@example.com"], "")
 
 
-async def test_an_event_is_as_it_was_written(calendar_client: CalendarClient) -> None:
+async def test_an_event_is_read_as_it_was_created(calendar_client: CalendarClient) -> None:
     written = event(
         event_id="appointment1",
         summary="Cut \U0001f9a6",
@@ -111,16 +111,16 @@ async def test_an_event_is_as_it_was_written(calendar_client: CalendarClient) ->
     assert created == written
 
 
-async def test_whole_days_are_days(calendar_client: CalendarClient) -> None:
+async def test_an_all_day_event_has_dates(calendar_client: CalendarClient) -> None:
     days = {"start": pb.EventTime(date="2026-03-28"), "end": pb.EventTime(date="2026-03-30")}
     created = await calendar_client.create(**days)
     assert (created.start.date, created.end.date) == ("2026-03-28", "2026-03-30")
     moved = event(event_id=created.event_id)
-    timed = await calendar_client.update(moved, "start", "end")  # a day that becomes a moment
+    timed = await calendar_client.update(moved, "start", "end")  # an all-day event becomes a timed one
     assert timed.start.WhichOneof("when") == "date_time"
 
 
-async def test_a_mask_changes_its_fields_and_no_others(calendar_client: CalendarClient) -> None:
+async def test_an_update_changes_only_the_fields_of_its_mask(calendar_client: CalendarClient) -> None:
     created = await calendar_client.create(summary="Cut", location="Shop", description="Short")
     changed = await calendar_client.update(pb.Event(event_id=created.event_id, summary="Shave"), "summary", "location")
     assert (changed.summary, changed.location, changed.description) == ("Shave", "", "Short")
@@ -129,7 +129,7 @@ async def test_a_mask_changes_its_fields_and_no_others(calendar_client: Calendar
     assert (whole.summary, whole.location, whole.description) == ("", "Home", "")
 
 
-async def test_what_an_event_has_at_google_alone_stays(calendar_client: CalendarClient) -> None:
+async def test_an_update_keeps_event_fields_that_the_api_does_not_know(calendar_client: CalendarClient) -> None:
     created = await calendar_client.create(summary="Cut")
 
     async def call(method: str, path: str, body: bytes = b"") -> Any:
@@ -147,7 +147,7 @@ async def test_what_an_event_has_at_google_alone_stays(calendar_client: Calendar
     assert (left["summary"], left["visibility"]) == ("Shave", "private")
 
 
-async def test_an_etag_keeps_two_from_undoing_each_other(calendar_client: CalendarClient) -> None:
+async def test_an_update_with_an_old_etag_is_rejected(calendar_client: CalendarClient) -> None:
     created = await calendar_client.create(summary="Cut")
     await calendar_client.update(event(event_id=created.event_id, summary="Shave", etag=created.etag))
     conflict = RpcError(grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
@@ -156,10 +156,10 @@ async def test_an_etag_keeps_two_from_undoing_each_other(calendar_client: Calend
     assert await expect_rpc_error(calendar_client.update(stale, "summary")) == conflict
     assert await expect_rpc_error(calendar_client.delete(created.event_id, etag=created.etag)) == conflict
     stale.ClearField("etag")
-    assert (await calendar_client.update(stale)).summary == "Wash"  # the twin
+    assert (await calendar_client.update(stale)).summary == "Wash"  # negative control
 
 
-async def test_an_identifier_is_used_once(calendar_client: CalendarClient) -> None:
+async def test_an_event_id_can_be_used_once(calendar_client: CalendarClient) -> None:
     await calendar_client.create(event_id="appointment1")
     taken = RpcError(grpc.StatusCode.ALREADY_EXISTS, "RESOURCE_ALREADY_EXISTS")
     assert await expect_rpc_error(calendar_client.create(event_id="appointment1")) == taken
@@ -167,7 +167,7 @@ async def test_an_identifier_is_used_once(calendar_client: CalendarClient) -> No
     assert await expect_rpc_error(calendar_client.create(event_id="appointment1")) == taken
 
 
-async def test_what_is_not_there_is_not_found(calendar_client: CalendarClient) -> None:
+async def test_a_missing_event_or_calendar_is_not_found(calendar_client: CalendarClient) -> None:
     created = await calendar_client.create()
     await calendar_client.delete(created.event_id)
     for call in (
@@ -179,7 +179,7 @@ async def test_what_is_not_there_is_not_found(calendar_client: CalendarClient) -
         assert await expect_rpc_error(call) == NO_EVENT
 
 
-async def test_lists_have_pages_bounds_and_an_order(calendar_client: CalendarClient) -> None:
+async def test_event_lists_are_paged_bounded_and_ordered(calendar_client: CalendarClient) -> None:
     for day in (3, 1, 2):
         start, end = at(f"2026-05-0{day}T10:00:00Z"), at(f"2026-05-0{day}T11:00:00Z")
         await calendar_client.create(summary=str(day), start=start, end=end)
@@ -193,7 +193,7 @@ async def test_lists_have_pages_bounds_and_an_order(calendar_client: CalendarCli
     assert [one.summary for one in (await calendar_client.list(time_min=lower, time_max=upper)).events] == ["2"]
 
 
-async def test_a_sync_token_tells_what_changed_and_one_that_is_void_is_told(calendar_client: CalendarClient) -> None:
+async def test_a_sync_token_lists_changes_and_an_expired_one_is_rejected(calendar_client: CalendarClient) -> None:
     kept, gone = await calendar_client.create(summary="kept"), await calendar_client.create(summary="gone")
     token = (await calendar_client.list()).next_sync_token
     assert not (await calendar_client.list(sync_token=token)).events
@@ -213,7 +213,9 @@ async def test_a_sync_token_tells_what_changed_and_one_that_is_void_is_told(cale
     assert len((await calendar_client.list()).events) == 2
 
 
-async def test_the_calendar_is_the_named_one_or_the_configs_or_the_own(calendar_client: CalendarClient) -> None:
+async def test_the_calendar_is_that_of_the_request_or_of_the_config_or_the_primary_one(
+    calendar_client: CalendarClient,
+) -> None:
     await calendar_client.create(summary="own")
     await calendar_client.system.calendars.CreateEvent(
         pb.CreateEventRequest(**calendar_client.which, calendar_id="team@example.com", event=event(summary="team"))
@@ -229,7 +231,7 @@ async def test_the_calendar_is_the_named_one_or_the_configs_or_the_own(calendar_
     assert await expect_rpc_error(calendar_client.list()) == invalid("config.calendar_id")
 
 
-async def test_a_spent_quota_is_waited_for_and_one_of_403_is_no_refusal(calendar_client: CalendarClient) -> None:
+async def test_an_exhausted_quota_with_status_403_is_reported_as_unavailable(calendar_client: CalendarClient) -> None:
     spent = Fault(status=403, headers={"Content-Type": "application/json", "Retry-After": "30"}, body=QUOTA_BODY)
     calendar_client.system.sandbox.behaviour = replace(
         calendar_client.system.sandbox.behaviour, faults={"calendar": spent}
@@ -239,10 +241,10 @@ async def test_a_spent_quota_is_waited_for_and_one_of_403_is_no_refusal(calendar
     )
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
     assert refused.retry_delay is not None
-    assert calendar_client.system.sandbox.calls["calendar"] == 2  # one of them when it was connected
+    assert calendar_client.system.sandbox.calls["calendar"] == 2  # one of them was sent by the connection
 
 
-async def test_a_token_that_google_refuses_is_renewed(calendar_client: CalendarClient) -> None:
+async def test_a_token_that_google_rejects_is_refreshed(calendar_client: CalendarClient) -> None:
     calendar_client.system.sandbox.expire_access_tokens()
     assert (await calendar_client.create(summary="Cut")).summary == "Cut"
     assert [call.grant_type for call in calendar_client.system.sandbox.token_calls] == [
@@ -251,7 +253,7 @@ async def test_a_token_that_google_refuses_is_renewed(calendar_client: CalendarC
     ]
 
 
-async def test_only_calendars_have_events(calendar_client: CalendarClient) -> None:
+async def test_other_types_have_no_events(calendar_client: CalendarClient) -> None:
     other: dict[str, Any] = {"user_id": "ada", "integration_id": await calendar_client.system.connect()}
     for call in (
         calendar_client.system.calendars.ListCalendars(pb.ListCalendarsRequest(**other)),
@@ -263,7 +265,9 @@ async def test_only_calendars_have_events(calendar_client: CalendarClient) -> No
         assert await expect_rpc_error(call) == invalid("integration_id")
 
 
-async def test_what_is_wrong_is_told_by_its_field_and_changes_nothing(calendar_client: CalendarClient) -> None:
+async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing(
+    calendar_client: CalendarClient,
+) -> None:
     moment, day = at("2026-03-28T10:00:00Z"), pb.EventTime(date="2026-03-28")
     attendees = [pb.Attendee(email=f"{number}@example.com") for number in range(201)]
     wrong: dict[str, pb.Event] = {

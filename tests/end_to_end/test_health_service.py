@@ -1,4 +1,4 @@
-"""The standard health service and reflection, on the real server."""
+"""The standard health service and reflection, on a running server."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ CALENDARS = "integrations.v1.GoogleCalendarService"
 
 
 async def status_of(clients: Clients, service: str = "") -> int:
-    """What `Check` says."""
+    """The status that `Check` returns."""
     return int((await clients.health.Check(HealthCheckRequest(service=service))).status)
 
 
@@ -62,7 +62,7 @@ async def test_each_service_and_liveness_have_a_status(sqlite_url: str) -> None:
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server that may be stopped."""
+    """A PostgreSQL server for this test only."""
     with run_postgres() as server:
         yield server
 
@@ -74,12 +74,12 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
     async with run_system(url) as system, asyncio.timeout(60):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest(service=SERVICE))
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
 
         await asyncio.to_thread(own_postgres.stop)
         away = await expect_rpc_error(system.get(integration_id))
         assert away == RpcError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), timedelta(seconds=1))
-        await until_watched(watch, NOT_SERVING)
+        await read_until(watch, NOT_SERVING)
         assert await status_of(system) == NOT_SERVING
         assert await status_of(system, "liveness") == SERVING
         assert (await system.browser.get(f"{system.sidecar_url}/readyz")).status_code == 503
@@ -93,44 +93,46 @@ async def test_readiness_follows_the_database_and_liveness_does_not(own_postgres
             assert (await expect_rpc_error(call)).reason == "STORE_UNAVAILABLE"
 
         await asyncio.to_thread(own_postgres.start)
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
         assert await status_of(system) == SERVING
         assert (await system.get(integration_id)).is_connected
         assert await system.bearer_token(integration_id)
         await connect_another(system)
 
 
-async def test_what_cannot_be_read_is_not_ready_and_loses_no_answer(database_url: str, tmp_path: Path) -> None:
+async def test_a_server_that_cannot_decrypt_is_not_ready_and_loses_no_refresh(
+    database_url: str, tmp_path: Path
+) -> None:
     async with (
         run_system(database_url, REFRESH_JOURNAL_DIR=str(tmp_path / "refresh-journal")) as system,
         asyncio.timeout(60),
     ):
         integration_id = await system.connect()
         watch = system.health.Watch(HealthCheckRequest())
-        await until_watched(watch, SERVING)
+        await read_until(watch, SERVING)
         for table in ("data_keys", "integrations"):
-            async with renamed(database_url, table):
-                await until_watched(watch, NOT_SERVING)
-            await until_watched(watch, SERVING)
+            async with rename_table(database_url, table):
+                await read_until(watch, NOT_SERVING)
+            await read_until(watch, SERVING)
 
         held = HeldResponse(handle_first=True)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
         renewal = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
         refreshing = asyncio.ensure_future(system.service.RefreshToken(renewal, timeout=30))
         await held.wait_for_requests(1)
-        async with renamed(database_url, "integrations"):
+        async with rename_table(database_url, "integrations"):
             held.released.set()
             assert (await refreshing).refreshed
-            await until_watched(watch, NOT_SERVING)
+            await read_until(watch, NOT_SERVING)
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={})
-        await until_watched(watch, SERVING)
-        await wait_until(partial(is_emptied, tmp_path / "refresh-journal"), 30)
-        assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated meanwhile
+        await read_until(watch, SERVING)
+        await wait_until(partial(wait_until_empty, tmp_path / "refresh-journal"), 30)
+        assert (await system.service.RefreshToken(renewal)).refreshed  # with the token that was rotated in the meantime
 
 
 @asynccontextmanager
-async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
-    """A table is not where it was, as while a backup is being played in."""
+async def rename_table(database_url: str, table: str) -> AsyncIterator[None]:
+    """Rename a table, as during the restore of a backup."""
     await execute(database_url, text(f"ALTER TABLE {table} RENAME TO {table}_away"))
     try:
         yield
@@ -138,19 +140,19 @@ async def renamed(database_url: str, table: str) -> AsyncIterator[None]:
         await execute(database_url, text(f"ALTER TABLE {table}_away RENAME TO {table}"))
 
 
-async def is_emptied(directory: Path) -> bool:
-    """Nothing is left in it."""
+async def wait_until_empty(directory: Path) -> bool:
+    """Wait until the directory is empty."""
     return not await asyncio.to_thread(os.listdir, directory)
 
 
-async def until_watched(watch: Any, status: int) -> None:
-    """Read what is watched until it says so."""
+async def read_until(watch: Any, status: int) -> None:
+    """Read the stream until it reports the status."""
     while (await watch.read()).status != status:
         pass
 
 
 async def connect_another(system: System) -> None:
-    """The whole flow works again."""
+    """Connect another account."""
     assert await system.connect(account="grace")
 
 
@@ -158,8 +160,8 @@ async def connect_another(system: System) -> None:
 
 
 async def reflected_services(clients: Clients) -> list[str]:
-    """The services that the server tells of itself."""
-    # On the wire a stream of one request is one request; this way no write is left over when the server refuses.
+    """The services that the reflection service lists."""
+    # A stream of one request is one request on the wire; this way no write is pending when the server rejects it.
     ask = clients.channel.unary_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -174,8 +176,8 @@ async def test_services_are_reflected_in_dev_mode(sqlite_url: str) -> None:
         assert {SERVICE, CALENDARS, "grpc.health.v1.Health"} <= set(await reflected_services(system))
 
 
-async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
-    async with running_for_real_accounts(sqlite_url) as clients:
+async def test_services_are_not_reflected_outside_dev_mode(sqlite_url: str) -> None:
+    async with run_production_system(sqlite_url) as clients:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await reflected_services(clients)
         assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -184,8 +186,8 @@ async def test_services_are_not_reflected_otherwise(sqlite_url: str) -> None:
 
 
 @asynccontextmanager
-async def running_for_real_accounts(database_url: str) -> AsyncIterator[Clients]:
-    """A server that is not in dev mode, with the built-in providers."""
+async def run_production_system(database_url: str) -> AsyncIterator[Clients]:
+    """A server outside dev mode, with the built-in providers."""
     settings = settings_for(database_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(os.urandom(32)).decode())
     async with (
         running_server(settings, {}) as running,

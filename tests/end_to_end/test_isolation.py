@@ -1,7 +1,6 @@
-"""Who gets at what: every RPC that the server has × everybody who might ask, over real channels.
+"""Authorization: every RPC of the server × every kind of caller, over real channels.
 
-The RPCs are those that the running server reflects. One that is not in the grid below fails the tests, and is denied
-to everybody by the server.
+The RPCs are those that the running server reflects. An RPC without a row in the table below fails the tests.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -36,14 +35,14 @@ from tools.certificates import Pair
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ABSENT = 4_000_000_000  # an id that was never given
+ABSENT = 4_000_000_000  # an id that does not exist
 FORGED = "forged"
 
-# Columns: a service that may do everything, for ada; the same, for grace; one that may do everything with other types;
-# one that may do nothing; one that the policy does not know; the sidecar; ada herself; grace, naming nobody; grace,
-# naming ada; and nobody at all. Everything asked about is ada's.
+# Columns: a service with all permissions, for ada; the same, for grace; one with all permissions for other types;
+# one without permissions; one that is not in the policy; the sidecar; ada; grace without a user_id; grace with the
+# user_id ada; and no identity. Every request concerns data of ada.
 GRID = """
-                       backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  nobody
+                       backend  for_grace  other_type  bystander  unlisted  sidecar  ada      grace     grace_as_ada  unidentified
 Connect                ok       ok         denied      denied     denied    denied   ok       ok        denied        unknown
 ConnectWithApiKey      ok       ok         ok          denied     denied    denied   ok       ok        denied        unknown
 HandleCallback         ok       mismatch   forged      denied     denied    ok       ok       mismatch  denied        unknown
@@ -82,7 +81,7 @@ CELLS = {(row[0], column): outcome for row in ROWS for column, outcome in zip(CO
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Everybody, and what ada has."""
+    """All callers, and ada's data."""
 
     authenticated: AuthenticatedSystem
     callers: dict[str, Caller]
@@ -117,7 +116,7 @@ async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
         "ada": await authenticated.user("ada"),
         "grace": grace,
         "grace_as_ada": grace,
-        "nobody": await authenticated.unidentified(),
+        "unidentified": await authenticated.unidentified(),
     }
     return Scenario(
         authenticated,
@@ -129,7 +128,7 @@ async def build_scenario(authenticated: AuthenticatedSystem) -> Scenario:
 
 
 async def connect_signed_webhook(authenticated: AuthenticatedSystem, backend: Caller) -> int:
-    """An integration of ada's that has had a webhook."""
+    """Connect an integration of ada's and deliver a webhook."""
     request = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type=SIGNED_WEBHOOK, api_key="ada:key")
     connected = await backend.service.ConnectWithApiKey(request)
     body = webhook_body({"id": "e-1", "account": "ada"})
@@ -140,15 +139,15 @@ async def connect_signed_webhook(authenticated: AuthenticatedSystem, backend: Ca
 
 
 def other_type_certificate(authenticated: AuthenticatedSystem) -> Pair:
-    """One with a DNS name, in another case than the policy's."""
+    """A certificate with a DNS name in another case than in the policy."""
     return authenticated.credential_issuer.authority.issue([x509.DNSName("Other-Type.integrations.example")])
 
 
-# --- the grid covers everything -------------------------------------------------------------------------------------
+# --- completeness of the table --------------------------------------------------------------------------------------
 
 
 async def reflected_methods(caller: Caller) -> dict[str, MethodDescriptor]:
-    """Every method of every service that the server has, by its path."""
+    """Every method of every service that the server reflects, by its path."""
     ask = caller.channel.unary_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -167,30 +166,32 @@ async def test_every_rpc_of_the_server_has_a_row_and_a_permission(scenario: Scen
     assert all(method_of(descriptor).permission for descriptor in methods.values())
 
 
-async def test_requests_name_users_and_integrations_only_where_the_guard_looks(scenario: Scenario) -> None:
-    """An RPC that names them elsewhere needs a guard that looks there."""
+async def test_requests_have_user_and_integration_ids_only_in_the_fields_that_are_authorized(
+    scenario: Scenario,
+) -> None:
+    """An RPC with these fields elsewhere needs an authorizer that reads them there."""
     for method in (await reflected_methods(scenario.backend)).values():
         if method.containing_service.full_name.startswith("integrations."):
-            assert not set(names_within(method.input_type)) - {"user_id", "integration_id", "integration_type"}
+            assert not set(identifying_fields(method.input_type)) - {"user_id", "integration_id", "integration_type"}
 
 
-def names_within(message: Any, inside: str = "") -> list[str]:
-    """The fields that name users, integrations or types, at whatever depth."""
+def identifying_fields(message: Any, inside: str = "") -> list[str]:
+    """The fields for users, integrations or types, at any depth."""
     found = []
     for field in message.fields:
         if any(word in field.name for word in ("user", "integration")):
             found.append(f"{inside}{field.name}{'[]' if field.is_repeated else ''}")
         if field.message_type is not None and field.message_type.full_name.startswith("integrations."):
-            found.extend(names_within(field.message_type, f"{inside}{field.name}."))
+            found.extend(identifying_fields(field.message_type, f"{inside}{field.name}."))
     return found
 
 
-# --- the cells -------------------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """All that a refused caller gets."""
+    """The complete response to a rejected call."""
 
     code: grpc.StatusCode
     details: str
@@ -198,7 +199,7 @@ class Refused:
 
     @property
     def reason(self) -> str:
-        """The reason; empty where none is told."""
+        """The reason; empty if there is none."""
         status = status_pb2.Status.FromString(dict(self.trailing).get("grpc-status-details-bin", b""))
         info = error_details_pb2.ErrorInfo()
         for detail in status.details:
@@ -215,7 +216,7 @@ async def outcome_of(call: Awaitable[Message]) -> Message | Refused:
 
 
 async def call(caller: Caller, path: str, method: MethodDescriptor, request: Message) -> Message:
-    """Make a call of any kind; the first answer of a stream."""
+    """Make a call of any kind; the response, or the first of a stream."""
     is_stream = method.server_streaming
     make: Callable[..., Any] = caller.channel.unary_stream if is_stream else caller.channel.unary_unary
     answer_class = message_factory.GetMessageClass(method.output_type)
@@ -234,7 +235,7 @@ NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
 
 
 async def request_for(scenario: Scenario, method: MethodDescriptor, column: str, *, exists: bool = True) -> Message:
-    """The request of a cell: about ada's, or about what does not exist."""
+    """The request of a cell: for ada's data, or for ids that do not exist."""
     request_class = message_factory.GetMessageClass(method.input_type)
     fields = method.input_type.fields_by_name
     values: dict[str, Any] = {}
@@ -249,7 +250,7 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
         query = await begin(scenario.authenticated, scenario.backend) if exists else {"code": "code", "state": FORGED}
         values |= query
     elif method.name == "ConfirmConnection":
-        values["confirmation_token"] = await held(scenario) if exists else FORGED
+        values["confirmation_token"] = await pending_confirmation(scenario) if exists else FORGED
     elif "integration_id" in fields:
         is_of_calendars = method.containing_service.name == "GoogleCalendarService"
         own = scenario.calendar_id if is_of_calendars else scenario.integration_id
@@ -281,14 +282,14 @@ A_DAY: Mapping[str, Any] = {"start": {"date": "2026-03-28"}, "end": {"date": "20
 
 
 async def new_event(scenario: Scenario) -> str:
-    """An event in ada's calendar."""
+    """Create an event in ada's calendar."""
     stub: Any = GoogleCalendarServiceStub(scenario.backend.channel)
     request = calendars.CreateEventRequest(user_id="ada", integration_id=scenario.calendar_id, event=A_DAY)
     return str((await stub.CreateEvent(request)).event.event_id)
 
 
-async def held(scenario: Scenario) -> str:
-    """The confirmation token of a callback that came to the sidecar."""
+async def pending_confirmation(scenario: Scenario) -> str:
+    """The confirmation token of a callback at the sidecar."""
     connect_response = await scenario.backend.service.Connect(
         pb.ConnectRequest(user_id="ada", integration_type="sandbox")
     )
@@ -308,7 +309,7 @@ FORGERIES = {"HandleCallback": "STATE_INVALID", "ConfirmConnection": "CONFIRMATI
 
 
 @pytest.mark.parametrize(("name", "column"), [pytest.param(*cell, id="-".join(cell)) for cell in CELLS])
-async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
+async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
     scenario: Scenario, name: str, column: str
 ) -> None:
     ((path, method),) = (
@@ -328,7 +329,7 @@ async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
             assert without_time(response) == without_time(nobodys)
         if outcome == "quiet":
             assert not response.HasField("event")  # see the test of streams below
-        await tidy(scenario)
+        await remove_created(scenario)
         return
 
     request = await request_for(scenario, method, column)
@@ -338,7 +339,7 @@ async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
     assert isinstance(refused, Refused), refused
     expected = (grpc.StatusCode.INVALID_ARGUMENT, FORGERIES[name]) if outcome == "forged" else REASONS[outcome]
     assert (refused.code, refused.reason) == expected
-    if outcome != "mismatch":  # which tells one who has a state or token, and these cannot be guessed
+    if outcome != "mismatch":  # only a caller with a valid state or token sees this, and these cannot be guessed
         assert refused == await outcome_of(
             call(caller, path, method, await request_for(scenario, method, column, exists=False))
         )
@@ -346,10 +347,10 @@ async def test_a_caller_gets_what_is_its_own_and_learns_of_nothing_else(
         own = await request_for(scenario, method, "backend", exists=False)
         assert refused == await outcome_of(call(scenario.backend, path, method, own))
     assert await all_of_ada(scenario) == before
-    if name in FORGERIES:  # what was refused is not used up
+    if name in FORGERIES:  # a rejected call consumes nothing
         finished = await call(scenario.backend, path, method, with_user(request, "ada"))
         assert finished.success  # type: ignore[attr-defined]
-    await tidy(scenario)
+    await remove_created(scenario)
 
 
 NEW: Mapping[str, Any] = {"user_id": "somebody-new"}
@@ -370,8 +371,8 @@ async def all_of_ada(scenario: Scenario) -> list[bytes]:
     return [integration.SerializeToString() for integration in listed.integrations]
 
 
-async def tidy(scenario: Scenario) -> None:
-    """Remove what a cell has connected or left pending."""
+async def remove_created(scenario: Scenario) -> None:
+    """Remove the integrations that a cell has created."""
     keep = {scenario.integration_id, scenario.calendar_id}
     for user_id in ("ada", "grace"):
         listed = await scenario.backend.service.ListIntegrations(pb.ListIntegrationsRequest(user_id=user_id))
@@ -382,13 +383,13 @@ async def tidy(scenario: Scenario) -> None:
                 )
 
 
-# --- beside the rows -------------------------------------------------------------------------------------------------
+# --- further tests ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scenario: Scenario) -> None:
+async def test_an_unknown_method_is_reported_to_authenticated_callers_only(scenario: Scenario) -> None:
     for path in ("/integrations.v1.IntegrationService/NoSuchMethod", "/no.such.Service/Method"):
         for column, code in (
-            ("nobody", grpc.StatusCode.UNAUTHENTICATED),
+            ("unidentified", grpc.StatusCode.UNAUTHENTICATED),
             ("unlisted", grpc.StatusCode.UNIMPLEMENTED),
             ("backend", grpc.StatusCode.UNIMPLEMENTED),
         ):
@@ -399,21 +400,21 @@ async def test_a_method_that_is_not_there_is_told_to_known_callers_only(scenario
             assert refused.value.code() == code
 
 
-async def test_what_an_unknown_caller_sends_is_not_read(scenario: Scenario) -> None:
+async def test_the_request_of_an_unknown_caller_is_not_parsed(scenario: Scenario) -> None:
     codes = {}
-    for column in ("nobody", "unlisted", "backend"):
+    for column in ("unidentified", "unlisted", "backend"):
         make: Any = scenario.callers[column].channel.unary_unary("/integrations.v1.IntegrationService/GetIntegration")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await make(b"\xff" * 32)
         codes[column] = refused.value.code()
     assert codes == {
-        "nobody": grpc.StatusCode.UNAUTHENTICATED,
+        "unidentified": grpc.StatusCode.UNAUTHENTICATED,
         "unlisted": grpc.StatusCode.PERMISSION_DENIED,
         "backend": grpc.StatusCode.INVALID_ARGUMENT,
     }
 
 
-async def test_integrations_out_of_reach_are_not_there_in_lists_either(scenario: Scenario) -> None:
+async def test_lists_leave_out_integrations_of_types_that_are_not_allowed(scenario: Scenario) -> None:
     key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key=key)
     other = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
@@ -430,10 +431,10 @@ async def test_integrations_out_of_reach_are_not_there_in_lists_either(scenario:
     assert refused.value.code() == grpc.StatusCode.PERMISSION_DENIED
     got = await service.GetCredentials(pb.GetCredentialsRequest(integration_id=other, user_id="ada"))
     assert got.credentials.api_key.api_key == key
-    await tidy(scenario)
+    await remove_created(scenario)
 
 
-async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scenario: Scenario) -> None:
+async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: Scenario) -> None:
     wanted = {
         "backend, for all": ("backend", pb.WatchIntegrationsRequest()),
         "backend, for ada": ("backend", pb.WatchIntegrationsRequest(user_id="ada")),
@@ -451,7 +452,7 @@ async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scenario:
         assert not (await streams[name].read()).HasField("event")
     update = pb.UpdateIntegrationRequest(user_id="ada", integration_id=scenario.integration_id, name="watched")
     await scenario.backend.service.UpdateIntegration(update)
-    # The same for grace, who is told of it next: nothing of ada's came before.
+    # The same for grace, whose stream reports it next: no event of ada's precedes it.
     key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="grace", integration_type="sandbox_api_key", api_key=key)
     hers = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
@@ -472,4 +473,4 @@ async def test_a_stream_tells_what_its_caller_may_see_and_nothing_else(scenario:
     }
     for stream in streams.values():
         stream.cancel()
-    await tidy(scenario)
+    await remove_created(scenario)

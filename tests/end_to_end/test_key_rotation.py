@@ -1,4 +1,4 @@
-"""The `keys` commands beside running servers: a rotation that is killed, one by age, and another wrapping key."""
+"""The `keys` commands beside running servers: a killed rotation, a rotation by age, and a new wrapping key."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ from integration_server.storage.key_encryption import LocalKey, parse_key
 from integration_server.storage.tables import audit_entries, data_keys, integrations
 from tests.end_to_end.commands import CompletedCommand
 from tests.end_to_end.databases import execute, fetch
-from tests.end_to_end.key_rotation import fill, killed, reading, rotated, unreadable
+from tests.end_to_end.key_rotation import fill, find_read_failures, kill_rotation, run_readers, run_rotation
 from tests.end_to_end.processes import new_key, server_environment, serving, started
 from tests.end_to_end.sandbox_declaration import declare_sandbox
 from tests.end_to_end.system import Clients, clients_of
@@ -31,10 +31,10 @@ DEADLINE = 120.0  # seconds for a rotation: many times what it takes
 
 
 def environment_for(directory: Path, database_url: str, **settings: str) -> dict[str, str]:
-    """For servers and commands that share a database, and rotate only when they are told to."""
+    """Settings for servers and commands that share a database and do not rotate by age."""
     providers = directory / "providers"
     providers.mkdir(exist_ok=True)
-    declare_sandbox(providers, "http://127.0.0.1:1")  # nobody is asked
+    declare_sandbox(providers, "http://127.0.0.1:1")  # no provider is called
     return server_environment(
         database_url,
         **{
@@ -49,8 +49,8 @@ def environment_for(directory: Path, database_url: str, **settings: str) -> dict
 
 
 @asynccontextmanager
-async def servers(directory: Path, environment: dict[str, str], count: int) -> AsyncIterator[list[Clients]]:
-    """So many servers, and clients of each."""
+async def run_servers(directory: Path, environment: dict[str, str], count: int) -> AsyncIterator[list[Clients]]:
+    """Clients of this many servers."""
     async with AsyncExitStack() as stack:
         commands = [await stack.enter_async_context(serving(directory, environment)) for _ in range(count)]
         yield [
@@ -59,8 +59,8 @@ async def servers(directory: Path, environment: dict[str, str], count: int) -> A
         ]
 
 
-async def ended(directory: Path, environment: dict[str, str], *arguments: str) -> CompletedCommand:
-    """Run a command to its end, however long that takes on a busy machine."""
+async def run_command(directory: Path, environment: dict[str, str], *arguments: str) -> CompletedCommand:
+    """Run a command to its end, with a deadline for a busy machine."""
     async with started(directory, environment, *arguments) as command:
         return await command.finished(DEADLINE)
 
@@ -71,67 +71,67 @@ async def data_key_ids(database_url: str) -> list[str]:
 
 
 async def reported_changes(database_url: str) -> set[tuple[str, str]]:
-    """Who changed which key, by the audit log."""
+    """Caller and purpose of each key change in the audit log."""
     reported = select(audit_entries.c.caller, audit_entries.c.purpose).where(audit_entries.c.action == "change_keys")
     return {(row.caller, row.purpose) for row in await fetch(database_url, reported)}
 
 
 @pytest.mark.slow
-async def test_a_rotation_that_is_killed_goes_on_and_nobody_notices(tmp_path: Path, database_url: str) -> None:
+async def test_a_killed_rotation_resumes_while_servers_keep_reading(tmp_path: Path, database_url: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     environment = environment_for(tmp_path, database_url)
     await fill(database_url, environment["ENCRYPTION_KEY"], ROWS)
     (old,) = await data_key_ids(database_url)
-    async with servers(tmp_path, environment, 2) as clients, open_database(database_url) as database:
-        async with reading(clients, ROWS, readers=4, rng=rng) as load:
-            kills = [await killed(tmp_path, database, environment, rng.uniform(0, 0.05)) for _ in range(KILLS)]
-            finished, *_ = await rotated(tmp_path, environment, DEADLINE)
+    async with run_servers(tmp_path, environment, 2) as clients, open_database(database_url) as database:
+        async with run_readers(clients, ROWS, readers=4, rng=rng) as load:
+            kills = [await kill_rotation(tmp_path, database, environment, rng.uniform(0, 0.05)) for _ in range(KILLS)]
+            finished, *_ = await run_rotation(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert "encrypts all values now" in finished.out
         assert any(kills)
         assert load.calls
         assert load.failures == []
 
-        refused = await ended(tmp_path, environment, "keys", "remove", old)
+        refused = await run_command(tmp_path, environment, "keys", "remove", old)
         assert refused.code == 1
         assert "can be removed from" in refused.err
-        removed = await ended(tmp_path, environment, "keys", "remove", old, "--force")
+        removed = await run_command(tmp_path, environment, "keys", "remove", old, "--force")
         assert removed.code == 0, removed.err
         assert old not in await data_key_ids(database_url)
-        assert await unreadable(clients, ROWS) == []
-    async with servers(tmp_path, environment, 1) as clients:
-        assert await unreadable(clients, ROWS) == []
+        assert await find_read_failures(clients, ROWS) == []
+    async with run_servers(tmp_path, environment, 1) as clients:
+        assert await find_read_failures(clients, ROWS) == []
 
 
-async def test_a_server_rotates_by_itself_when_the_key_is_too_old(tmp_path: Path, database_url: str) -> None:
+async def test_a_server_rotates_a_data_key_that_is_too_old(tmp_path: Path, database_url: str) -> None:
     environment = environment_for(tmp_path, database_url, DATA_KEY_MAX_AGE_DAYS="30")
     await fill(database_url, environment["ENCRYPTION_KEY"], 50)
     (old,) = await data_key_ids(database_url)
     aged = DatabaseTime(timedelta(days=-31))
     await execute(database_url, update(data_keys).values(active_time=aged))
-    async with servers(tmp_path, environment, 2) as clients:
+    async with run_servers(tmp_path, environment, 2) as clients:
         async with asyncio.timeout(DEADLINE):
             while not await is_rotation_complete(database_url, keys=2):  # noqa: ASYNC110  # servers elsewhere set no event of ours
                 await asyncio.sleep(0.1)
-        assert await unreadable(clients, 50) == []
+        assert await find_read_failures(clients, 50) == []
     new = next(key for key in await data_key_ids(database_url) if key != old)
     assert await reported_changes(database_url) == {("server", f"add {new}"), ("server", f"rotate to {new}")}
-    shown = await ended(tmp_path, environment, "keys", "show")
+    shown = await run_command(tmp_path, environment, "keys", "show")
     (line,) = (line for line in shown.out.splitlines() if old in line)
     assert "decrypts; removable from" in line
     assert " 0 " in line
 
 
-async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open_is_told(
+async def test_a_rotation_completes_with_the_added_key_and_reports_undecryptable_values(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     environment = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, environment["ENCRYPTION_KEY"], 20)
-    added = await ended(tmp_path, environment, "keys", "add")
+    added = await run_command(tmp_path, environment, "keys", "add")
     assert "encrypts new values in 2 seconds" in added.out
-    again = await ended(tmp_path, environment, "keys", "add")
+    again = await run_command(tmp_path, environment, "keys", "add")
     assert (again.code, again.err) == (
         1,
         "the rotation to the newest data key is not complete: run `keys rotate` first\n",
@@ -144,13 +144,13 @@ async def test_what_was_added_is_what_a_rotation_finishes_and_what_does_not_open
     await execute(
         sqlite_url, update(integrations).where(integrations.c.integration_id == 7).values(encrypted_credentials=broken)
     )
-    finished = await ended(tmp_path, environment, "keys", "rotate")
+    finished = await run_command(tmp_path, environment, "keys", "rotate")
     assert finished.code == 1
     assert f"Data key {new} encrypts all other values now: 20 values were re-encrypted." in finished.out
     assert await reported_changes(sqlite_url) == {("operator", f"add {new}"), ("operator", f"rotate to {new}")}
     assert "Values that cannot be decrypted and stay unchanged: 1" in finished.err
     assert "integrations.encrypted_credentials of 7" in finished.err
-    refused = await ended(tmp_path, environment, "keys", "remove", old, "--force")
+    refused = await run_command(tmp_path, environment, "keys", "remove", old, "--force")
     assert "still encrypts 1 of integrations.encrypted_credentials" in refused.err
     assert await data_key_ids(sqlite_url) == [old, new]
 
@@ -161,40 +161,42 @@ async def is_rotation_complete(database_url: str, keys: int) -> bool:
     return len(found) == keys and all(key.is_rotation_complete for key in found)
 
 
-async def test_another_encryption_key_while_servers_run(tmp_path: Path, sqlite_url: str) -> None:
+async def test_the_encryption_key_is_replaced_while_servers_run(tmp_path: Path, sqlite_url: str) -> None:
     environment = environment_for(tmp_path, sqlite_url)
     former, new = environment["ENCRYPTION_KEY"], new_key()
     both = {**environment, "ENCRYPTION_KEY": new, "ENCRYPTION_KEYS_RETIRED": former}
     alone = {**environment, "ENCRYPTION_KEY": new}
     await fill(sqlite_url, former, 20)
-    async with servers(tmp_path, both, 1) as clients:
-        rewrapped = await ended(tmp_path, both, "keys", "rewrap")
+    async with run_servers(tmp_path, both, 1) as clients:
+        rewrapped = await run_command(tmp_path, both, "keys", "rewrap")
         assert rewrapped.code == 0, rewrapped.err
         assert LocalKey(parse_key(new)).key_id in rewrapped.out
-        assert await unreadable(clients, 20) == []
-    async with servers(tmp_path, alone, 1) as clients:
-        assert await unreadable(clients, 20) == []
-    refused = await ended(tmp_path, environment, "serve")
+        assert await find_read_failures(clients, 20) == []
+    async with run_servers(tmp_path, alone, 1) as clients:
+        assert await find_read_failures(clients, 20) == []
+    refused = await run_command(tmp_path, environment, "serve")
     assert refused.code == 1
     assert f"wrapped by key {LocalKey(parse_key(new)).key_id}, which is not configured" in refused.err
 
 
 @pytest.mark.slow
-async def test_from_the_local_key_to_aws_kms(tmp_path: Path, sqlite_url: str, aws: dict[str, str]) -> None:
+async def test_the_wrapping_key_moves_from_the_local_key_to_aws_kms(
+    tmp_path: Path, sqlite_url: str, aws: dict[str, str]
+) -> None:
     local = environment_for(tmp_path, sqlite_url)
     await fill(sqlite_url, local["ENCRYPTION_KEY"], 20)
     both = {**local, **aws}
     alone = {**both, "ENCRYPTION_KEY": ""}
-    refused = await ended(tmp_path, alone, "serve")
+    refused = await run_command(tmp_path, alone, "serve")
     assert refused.code == 1
     assert "which is not configured" in refused.err
     for command in ("rewrap", "rotate"):
-        finished = await ended(tmp_path, both, "keys", command)
+        finished = await run_command(tmp_path, both, "keys", command)
         assert finished.code == 0, finished.err
-    shown = await ended(tmp_path, both, "keys", "show")
+    shown = await run_command(tmp_path, both, "keys", "show")
     assert shown.out.count(aws["KMS_KEY_ID"]) == 3  # two data keys, and the setting
-    async with servers(tmp_path, alone, 1) as clients:
-        assert await unreadable(clients, 20) == []
+    async with run_servers(tmp_path, alone, 1) as clients:
+        assert await find_read_failures(clients, 20) == []
         ready = await clients[0].health.Check(health_pb2.HealthCheckRequest(service=""))
         assert ready.status == health_pb2.HealthCheckResponse.SERVING
     (wrapped, *_) = await fetch(sqlite_url, select(data_keys.c.wrapped_key))
@@ -203,7 +205,7 @@ async def test_from_the_local_key_to_aws_kms(tmp_path: Path, sqlite_url: str, aw
 
 @pytest.fixture
 def aws() -> Iterator[dict[str, str]]:
-    """AWS's own variables, and a key in a KMS that moto plays on loopback."""
+    """AWS's environment variables, and a key in moto's KMS on loopback."""
     import botocore.session
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)

@@ -1,6 +1,6 @@
-"""A server in a process of its own that may open few files, and clients that would take all of them, or its memory.
+"""A server process with few file descriptors, and clients that try to exhaust these or its memory.
 
-The other half of each test is the same attack on the libraries alone, in `unlimited.py`.
+The negative control of each test is the same attack on `server_without_limits.py`.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.end_to_end.processes import server_environment, serving
 from tests.end_to_end.system import clients_of
 
 FILES = 200
-SILENT = 400  # twice as many as the server may have open
+SILENT = 400  # twice the limit
 DEADLINE = 60.0  # seconds; the machine may be busy
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -36,15 +36,15 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def server(directory: Path, database_url: str, **settings: str) -> AsyncIterator[Command]:
-    """The server, with few open files."""
+    """The server, with a limit of open files."""
     environment = server_environment(database_url, **settings)
     async with serving(directory, environment, open_files=FILES) as command:
         yield command
 
 
 @asynccontextmanager
-async def unlimited(directory: Path) -> AsyncIterator[Command]:
-    """The libraries alone, with few open files."""
+async def server_without_limits(directory: Path) -> AsyncIterator[Command]:
+    """The libraries alone, with the same limit."""
     async with serving(directory, {}, module="tests.end_to_end.server_without_limits", open_files=FILES) as command:
         yield command
 
@@ -54,21 +54,21 @@ def open_files(command: Command) -> int:
 
 
 def resident(command: Command) -> int:
-    """Bytes of memory."""
+    """Resident memory in bytes."""
     pages = int(Path(f"/proc/{command.process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @asynccontextmanager
-async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
-    """Connections that say a thing each and then nothing. The kernel takes them, whatever the server does."""
+async def open_connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
+    """Connections that send these bytes each and then nothing. The kernel accepts them for the server."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     opened: list[socket.socket] = []
     try:
         for said in saying:
             connection = socket.create_connection((host, int(port)), timeout=DEADLINE)
             opened.append(connection)
-            with suppress(OSError):  # it may have been closed already
+            with suppress(OSError):  # the server may have closed it
                 connection.sendall(said)
             await asyncio.sleep(0)
         yield
@@ -78,7 +78,7 @@ async def connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[No
 
 
 async def is_serving(address: str, within: float) -> bool:
-    """Whether a client that was not connected before is answered in time."""
+    """Whether a new client receives a response in time."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
@@ -94,7 +94,7 @@ async def is_serving(address: str, within: float) -> bool:
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def is_answering(sidecar: str, within: float) -> bool:
+async def is_sidecar_responding(sidecar: str, within: float) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=within) as client:
         try:
             return (await client.get(f"{sidecar}/healthz")).status_code == 200
@@ -102,7 +102,7 @@ async def is_answering(sidecar: str, within: float) -> bool:
             return False
 
 
-# --- connections that take files -----------------------------------------------------------------------------------
+# --- connections that use file descriptors -------------------------------------------------------------------------
 
 SILENCES = {
     "nothing": b"",
@@ -112,66 +112,73 @@ SILENCES = {
 
 
 @pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
-async def test_silent_clients_of_grpc_do_not_take_all_files(said: bytes, sqlite_url: str, tmp_path: Path) -> None:
+async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
+    said: bytes, sqlite_url: str, tmp_path: Path
+) -> None:
     limits = {"GRPC_HANDSHAKE_SECONDS": "1", "GRPC_CONNECTION_IDLE_SECONDS": "1"}
     async with server(tmp_path, sqlite_url, **limits) as command:
         grpc_address = command.serving["grpc"]
         assert await is_serving(grpc_address, DEADLINE)
-        async with connections(grpc_address, SILENT * [said]):
+        async with open_connections(grpc_address, SILENT * [said]):
             assert await is_serving(grpc_address, DEADLINE)
             assert open_files(command) < FILES * 0.75
-            assert await is_answering(command.serving["sidecar"], DEADLINE)
+            assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
 
 
 @pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
-async def test_without_the_limits_they_do(said: bytes, tmp_path: Path) -> None:
-    async with unlimited(tmp_path) as command:
+async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_descriptors(
+    said: bytes, tmp_path: Path
+) -> None:
+    async with server_without_limits(tmp_path) as command:
         assert await is_serving(command.serving["grpc"], DEADLINE)
-        async with connections(command.serving["grpc"], SILENT * [said]):
+        async with open_connections(command.serving["grpc"], SILENT * [said]):
             assert not await is_serving(command.serving["grpc"], 3)
             assert open_files(command) == FILES
 
 
-async def test_a_connection_that_was_there_before_does_not_notice(sqlite_url: str, tmp_path: Path) -> None:
+async def test_an_established_connection_works_beside_silent_clients(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url) as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
     ):
         request = pb.ListIntegrationsRequest(user_id="ada")
         await clients.service.ListIntegrations(request)
-        async with connections(clients.grpc_address, SILENT * [b""]):
+        async with open_connections(clients.grpc_address, SILENT * [b""]):
             for _ in range(20):
-                await clients.service.ListIntegrations(request, timeout=DEADLINE)
+                response = await clients.service.ListIntegrations(request, timeout=DEADLINE)
+                assert response.integrations == []
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
-async def test_silent_clients_of_the_sidecar_do_not_take_all_files(
+async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
     said: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with server(tmp_path, sqlite_url) as command, connections(command.serving["sidecar"], SILENT * [said]):
-        assert await is_answering(command.serving["sidecar"], DEADLINE)
+    async with server(tmp_path, sqlite_url) as command, open_connections(command.serving["sidecar"], SILENT * [said]):
+        assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
         assert open_files(command) < FILES * 0.75
         assert await is_serving(command.serving["grpc"], DEADLINE)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
-async def test_on_uvicorn_alone_they_do(said: bytes, tmp_path: Path) -> None:
-    async with unlimited(tmp_path) as command:
-        assert await is_answering(command.serving["sidecar"], DEADLINE)
-        async with connections(command.serving["sidecar"], SILENT * [said]):
-            assert not await is_answering(command.serving["sidecar"], 3)
+async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_file_descriptors(
+    said: bytes, tmp_path: Path
+) -> None:
+    async with server_without_limits(tmp_path) as command:
+        assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
+        async with open_connections(command.serving["sidecar"], SILENT * [said]):
+            assert not await is_sidecar_responding(command.serving["sidecar"], 3)
             assert open_files(command) == FILES
 
 
-# --- requests that take memory -------------------------------------------------------------------------------------
+# --- requests that use memory --------------------------------------------------------------------------------------
 
 LARGE = 100 * MIB
 HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
 
 
-async def pour(sidecar: str) -> bytes:
-    """Send a large body in chunks, as far as it is taken; the status line of the answer."""
+async def send_large_body(sidecar: str) -> bytes:
+    """Send a large body in chunks until the server closes; the status line of the response."""
     host, _, port = sidecar.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
@@ -189,8 +196,8 @@ async def pour(sidecar: str) -> bytes:
         writer.transport.abort()
 
 
-async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
-    """How much memory the process gains at most until the work is done."""
+async def peak_memory_growth(command: Command, work: asyncio.Future[Any]) -> int:
+    """The largest increase of the process's memory until the work is completed."""
     before = peak = resident(command)
     while not work.done():
         peak = max(peak, resident(command))
@@ -198,40 +205,40 @@ async def peak_while(command: Command, work: asyncio.Future[Any]) -> int:
     return peak - before
 
 
-async def test_large_bodies_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+async def test_large_bodies_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
-        assert await is_answering(sidecar, DEADLINE)
-        pouring = asyncio.gather(*(pour(sidecar) for _ in range(8)))
-        assert await peak_while(command, pouring) < LARGE // 2
+        assert await is_sidecar_responding(sidecar, DEADLINE)
+        pouring = asyncio.gather(*(send_large_body(sidecar) for _ in range(8)))
+        assert await peak_memory_growth(command, pouring) < LARGE // 2
         assert all(status in {b"", b"HTTP/1.1 413 \r\n"} or b" 413 " in status for status in await pouring)
-        assert await is_answering(sidecar, DEADLINE)
+        assert await is_sidecar_responding(sidecar, DEADLINE)
 
 
-async def test_without_the_limit_they_do(tmp_path: Path) -> None:
-    async with unlimited(tmp_path) as command:
-        pouring = asyncio.ensure_future(pour(command.serving["sidecar"]))
-        assert await peak_while(command, pouring) > LARGE * 0.9
+async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_path: Path) -> None:
+    async with server_without_limits(tmp_path) as command:
+        pouring = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
+        assert await peak_memory_growth(command, pouring) > LARGE * 0.9
         assert b" 405 " in await pouring
 
 
-async def test_ten_thousand_headers_and_huge_urls_do_not_take_memory(sqlite_url: str, tmp_path: Path) -> None:
+async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
     headers = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(10_000)) + b"\r\n"
     huge = b"GET /" + b"x" * (5 * MIB)
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
-        assert await is_answering(sidecar, DEADLINE)
+        assert await is_sidecar_responding(sidecar, DEADLINE)
         before = resident(command)
         for said in (headers, huge):
-            async with connections(sidecar, 100 * [said]):
-                assert await is_answering(sidecar, DEADLINE)
+            async with open_connections(sidecar, 100 * [said]):
+                assert await is_sidecar_responding(sidecar, DEADLINE)
         assert resident(command) - before < 50 * MIB
 
 
 # --- calls ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_message_and_metadata_that_are_too_large_are_refused(sqlite_url: str, tmp_path: Path) -> None:
+async def test_oversized_messages_and_metadata_are_rejected(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url, GRPC_MAX_MESSAGE_BYTES="65536") as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,
@@ -247,7 +254,7 @@ async def test_a_message_and_metadata_that_are_too_large_are_refused(sqlite_url:
         await service.ListIntegrations(usual, metadata=[("x-long", "y" * 10_000)])
 
 
-async def test_a_caller_with_too_many_calls_is_told_and_health_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_caller_over_its_quota_is_rejected_and_health_checks_continue(sqlite_url: str, tmp_path: Path) -> None:
     async with (
         server(tmp_path, sqlite_url, CALLER_MAX_CALLS_PER_SECOND="20") as command,
         clients_of(command.serving["grpc"], command.serving["sidecar"]) as clients,

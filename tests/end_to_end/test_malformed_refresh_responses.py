@@ -1,8 +1,8 @@
-"""Every odd answer of a token endpoint to a refresh: what callers of a server see, and what becomes of the integration.
+"""Every malformed token response to a refresh: the error for callers, and the status of the integration.
 
-`odd_responses.TABLE` states what a provider makes of each; here is what follows: the status of the call, the status of
-the integration, and whether it is well again when the endpoint is. Many cases are tried at once, each with a type and a
-client of its own: some of them take as long as a call may.
+`odd_responses.TABLE` states how a provider reads each response. This test states the consequences: the status of the
+call, the status of the integration, and whether the next refresh succeeds. The cases run concurrently, each with its
+own type and client, because some of them last until the timeout.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.sandbox import Sandbox
 from integrations.v1 import integration_pb2
-from tests.end_to_end.faults import ByCase
+from tests.end_to_end.faults import FaultByCase
 from tests.end_to_end.replicas import force_refresh
 from tests.end_to_end.rpc_errors import parse_rpc_error
 from tests.end_to_end.system import System, callback_url, run_system
@@ -31,12 +31,14 @@ ACTIVE, ERROR, EXPIRED = (
     integration_pb2.STATUS_EXPIRED,
 )
 SECRET = "client-secret"
-CONCURRENCY = 20  # more than there are cases that take long, and few enough for one SQLite file on a busy machine
+CONCURRENCY = (
+    20  # more than the cases that last until the timeout, and few enough for one SQLite file on a busy machine
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedError:
-    """What a caller sees of a refresh and its integration."""
+    """The error of a refresh and the status of its integration."""
 
     reason: str
     status: integration_pb2.Status
@@ -49,9 +51,9 @@ INVALID_GRANT = ObservedError("REAUTHORIZATION_REQUIRED", EXPIRED, grpc.StatusCo
 
 
 def expected(outcome: Tokens | Failure) -> ObservedError:
-    """What follows from an outcome of the table."""
+    """The consequence of an outcome of the table."""
     if isinstance(outcome, Tokens):
-        if outcome.lifetime == timedelta():  # stored, since it can be renewed, but nobody can use it
+        if outcome.lifetime == timedelta():  # stored, because it can be refreshed, but not usable
             return ObservedError("PROVIDER_UNAVAILABLE", ACTIVE, grpc.StatusCode.UNAVAILABLE)
         return VALID
     if issubclass(outcome.error, ProviderRejected):
@@ -61,8 +63,8 @@ def expected(outcome: Tokens | Failure) -> ObservedError:
     return ObservedError("PROVIDER_UNAVAILABLE", ERROR, grpc.StatusCode.UNAVAILABLE, outcome.retry_after)
 
 
-def afterwards(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedError:
-    """What the next refresh comes to, at an endpoint that is well again and rotates strictly."""
+def expected_next(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedError:
+    """The result of the next refresh, at an endpoint that works again and rotates strictly."""
     if isinstance(outcome, Tokens):
         return VALID if outcome.has_refresh_token else INVALID_GRANT
     return INVALID_GRANT if was_spent or issubclass(outcome.error, ProviderRejected) else VALID
@@ -88,7 +90,7 @@ def register(factory: ProviderFactory, sandbox_url: str) -> None:
 
 
 async def observe(system: System, integration_id: int) -> ObservedError:
-    """Have it refreshed."""
+    """Refresh the integration."""
     reason, code, retry_after = "", grpc.StatusCode.OK, None
     try:
         await force_refresh(system, integration_id)
@@ -101,19 +103,19 @@ async def observe(system: System, integration_id: int) -> ObservedError:
 def differences(
     found: Mapping[str, ObservedError], wanted: Mapping[str, ObservedError]
 ) -> dict[str, tuple[ObservedError, ObservedError]]:
-    """What is not as it should be, and how it should be."""
+    """The cases that differ: found and expected."""
     return {name: (observe, wanted[name]) for name, observe in found.items() if observe != wanted[name]}
 
 
-def spent(sandbox: Sandbox) -> set[str | None]:
-    """The clients whose refresh token was taken."""
+def clients_with_used_token(sandbox: Sandbox) -> set[str | None]:
+    """The clients whose refresh token was used."""
     return {
         call.client_id for call in sandbox.token_calls if call.grant_type == "refresh_token" and call.outcome == "ok"
     }
 
 
 @pytest.mark.slow
-async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqlite_url: str) -> None:
+async def test_every_malformed_refresh_response_has_its_error_and_status(sqlite_url: str) -> None:
     sandbox = Sandbox()
     environment: dict[str, str] = {}
     for case in CASES:
@@ -124,21 +126,21 @@ async def test_every_odd_answer_has_its_outcome_for_callers_and_integration(sqli
 
         slots = asyncio.Semaphore(CONCURRENCY)
 
-        async def one(integration_id: int) -> ObservedError:
+        async def observe_with_slot(integration_id: int) -> ObservedError:
             async with slots:
                 return await observe(system, integration_id)
 
         async def refresh_all() -> dict[str, ObservedError]:
-            found = await asyncio.gather(*map(one, ids.values()))
+            found = await asyncio.gather(*map(observe_with_slot, ids.values()))
             return dict(zip(CASES.values(), found, strict=True))
 
         cases = {case: TABLE[name][0] for case, name in CASES.items()}
-        sandbox.behaviour = replace(sandbox.behaviour, faults={"token": ByCase(cases=cases)})
+        sandbox.behaviour = replace(sandbox.behaviour, faults={"token": FaultByCase(cases=cases)})
         wanted = {name: expected(TABLE[name][1]) for name in CASES.values()}
         assert differences(await refresh_all(), wanted) == {}
 
-        spent_by = spent(sandbox)
+        spent_by = clients_with_used_token(sandbox)
         sandbox.behaviour = replace(sandbox.behaviour, faults={})
-        await refresh_all()  # what the server began by itself before that is over then
-        wanted = {name: afterwards(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
+        await refresh_all()  # it completes the refreshes that the server has begun itself
+        wanted = {name: expected_next(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
         assert differences(await refresh_all(), wanted) == {}

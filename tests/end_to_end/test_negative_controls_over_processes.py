@@ -1,7 +1,7 @@
-"""What lease, shield and fence are worth: with each of them a fault between two servers does no harm, and without does.
+"""Lease, detached task and fence between two servers: with each of them a fault loses no token, and without it does.
 
-Both runs of a test are the same but for the servers, of which one kind lacks the defence (`variants.py`). The sandbox
-rotates refresh tokens, and one that comes a second time kills the grant.
+Both runs of a test are equal except for the variant of the servers (`variants.py`). The sandbox rotates refresh tokens,
+and revokes the grant when one is reused.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
-    expired,
+    expire_access_token,
     force_refresh,
     run_replicas,
     status_of,
@@ -36,22 +36,22 @@ Pairs = Callable[..., AbstractAsyncContextManager[Replicas]]
 
 @pytest.fixture
 def pairs(prefork: PreforkServer, tmp_path: Path) -> Pairs:
-    """Two servers of a variant, on a database."""
+    """Runs two servers of a variant on a database."""
 
-    def running(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
+    def run_pair(database_url: str, variant: str, **options: Any) -> AbstractAsyncContextManager[Replicas]:
         return run_replicas(
             tmp_path, database_url, servers=2, start=partial(prefork.serving, variant=variant), **options
         )
 
-    return running
+    return run_pair
 
 
 async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
-    """Whether the integration can still be refreshed, or has been given up; nothing in between."""
+    """Whether the integration can still be refreshed, once that is known."""
 
     async def is_rotation_complete() -> bool:
         try:
-            async with asyncio.timeout(5):  # who joins a refresh that a caller takes along never hears of it
+            async with asyncio.timeout(5):  # a caller that joins a cancelled refresh gets no response
                 await force_refresh(pair.clients[1], integration_id)
         except TimeoutError:
             return False
@@ -64,12 +64,12 @@ async def is_grant_valid(pair: Replicas, integration_id: int) -> bool:
 
 
 @pytest.mark.parametrize("variant", ["", "without lease"])
-async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
+async def test_the_lease_prevents_two_servers_from_using_a_refresh_token_twice(
     pairs: Pairs, database_url: str, variant: str
 ) -> None:
     async with pairs(database_url, variant, lease=30) as pair:
         integration_id = await pair.clients[0].connect()
-        await expired(pair, integration_id)
+        await expire_access_token(pair, integration_id)
         held = HeldResponse()
         pair.change_behaviour(faults={"token": held})
         before = len(pair.refreshes())
@@ -93,12 +93,12 @@ async def test_the_lease_keeps_two_servers_from_spending_a_token_twice(
 
 
 @pytest.mark.parametrize("variant", ["", "without shield"])
-async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
+async def test_the_detached_task_prevents_a_callers_deadline_from_losing_a_token(
     pairs: Pairs, sqlite_url: str, variant: str
 ) -> None:
     async with pairs(sqlite_url, variant) as pair:
         integration_id = await pair.clients[0].connect()
-        await expired(pair, integration_id)
+        await expire_access_token(pair, integration_id)
         held = HeldResponse(handle_first=True)
         pair.change_behaviour(faults={"token": held})
         waiting = [
@@ -108,7 +108,7 @@ async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
         for caller in waiting:
             caller.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        await asyncio.sleep(2)  # the servers hear of it
+        await asyncio.sleep(2)  # the cancellation reaches the servers
         pair.change_behaviour(faults={})
         held.released.set()
         assert await is_grant_valid(pair, integration_id) == (not variant)
@@ -116,7 +116,7 @@ async def test_the_shield_keeps_a_callers_deadline_from_losing_a_token(
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("variant", ["", "without fence"])
-async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
+async def test_the_fence_prevents_an_old_response_from_replacing_a_newer_one(
     pairs: Pairs, postgres_url: str, variant: str
 ) -> None:
     async with pairs(postgres_url, variant, grace=GRACE) as pair:
@@ -130,7 +130,7 @@ async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
         held.released.set()
         await asyncio.sleep(LEASE)
 
-        async def goes_on() -> bool:
+        async def is_refreshed() -> bool:
             try:
                 await force_refresh(pair.clients[1], integration_id)
             except grpc.aio.AioRpcError as error:
@@ -139,10 +139,10 @@ async def test_the_fence_keeps_a_sleepers_answer_from_replacing_a_newer_one(
                 return False
             return True
 
-        await wait_until(goes_on)  # with the token that the sleeper has used
+        await wait_until(is_refreshed)  # with the token that the suspended server has used
         await force_refresh(
             pair.clients[1], integration_id
-        )  # and with the one after it, so that the sleeper's is spent
+        )  # and with the next one, so that the suspended server's is used up
         pair.change_behaviour(refresh_grace=0)
         pair.commands[0].send(signal.SIGCONT)
         await sleeping

@@ -1,7 +1,7 @@
-"""After a full run at LOG_LEVEL=DEBUG, database and logs are searched for every secret that passed through.
+"""After a full run at LOG_LEVEL=DEBUG, database and logs contain no secret that passed through the server.
 
-The sandbox hands out all tokens, codes and keys, so that they are known here; what the server made itself (states,
-verifiers, confirmation tokens) is seen on its way to others.
+The sandbox issues all tokens, codes and keys; the test reads states, verifiers and confirmation tokens in requests and
+responses.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from tests.end_to_end.secret_scanner import find_secrets, forms
 from tests.end_to_end.system import BROWSER, RETURN_URL, query_of
 from tests.postgres import PostgresServer
 
-# Stored in the open, as a name; and logged, as a path.
+# Stored in plaintext as a name, and logged as a path.
 CANARY = "canary-" + secrets.token_urlsafe(18) + "+/?"
 LOGGED_CANARY = "canary-" + secrets.token_urlsafe(18)
 
 
 @dataclass(frozen=True, slots=True)
 class ScanInput:
-    """What a run leaves behind, by place, and what it must not contain, by kind."""
+    """The sources that a run produces, and the secrets that they must not contain, by kind."""
 
     secrets: Mapping[str, set[str]] = field(repr=False)
     sources: Mapping[str, bytes] = field(repr=False)
 
 
 class Run:
-    """A run of everything that touches secrets, and the secrets that it touched."""
+    """A run of everything that uses secrets, and these secrets."""
 
     def __init__(self) -> None:
         self.secrets: dict[str, set[str]] = defaultdict(set)
@@ -55,29 +55,29 @@ class Run:
         return token
 
     def record_secret(self, kind: str, value: str) -> None:
-        """Remember a secret."""
+        """Record a secret."""
         self.secrets[kind].add(value)
 
-    def misbehave(self, **faults: Fault) -> None:
-        """Put endpoints out of order; the token endpoint records what it gets otherwise."""
+    def set_faults(self, **faults: Fault) -> None:
+        """Set faults of endpoints; the token endpoint records its requests otherwise."""
         every = {"token": self.recorded, "revoke": self.recorded, **faults}
         self.sandbox.behaviour = replace(self.sandbox.behaviour, faults=every)  # type: ignore[arg-type]  # endpoints
 
-    async def do_everything(self, system: ProcessSystem) -> None:
-        """What goes well, then what goes wrong: errors are where secrets get into logs."""
+    async def run_all_calls(self, system: ProcessSystem) -> None:
+        """Make all successful calls, then all failing ones, because errors bring secrets into logs."""
         self.record_secret("client secret", system.client_secret)
-        self.misbehave()
+        self.set_faults()
         first = await self.connect(system, "ada")
         await self.connect(system, "grace")
-        await self.use(system, first)
+        await self.make_other_calls(system, first)
         await self.connect_with_key(system)
-        await self.go_wrong(system, first)
+        await self.provoke_errors(system, first)
         for form in self.recorded.forms:
             for name in form.keys() & {"code", "code_verifier", "refresh_token", "token", "client_secret"}:
                 self.record_secret(name, form[name])
 
     async def connect(self, system: ProcessSystem, account: str) -> int:
-        """Through the browser, held, and confirmed."""
+        """Connect through the browser, with confirmation."""
         connect_response = await system.begin(return_url=RETURN_URL, name=CANARY)
         self.record_secret("state", connect_response.state)
         self.record_secret("code challenge", query_of(connect_response.authorization_url)["code_challenge"])
@@ -89,8 +89,8 @@ class Run:
         request = pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada")
         return (await system.service.ConfirmConnection(request)).integration_id
 
-    async def use(self, system: ProcessSystem, integration_id: int) -> None:
-        """Each of the other calls."""
+    async def make_other_calls(self, system: ProcessSystem, integration_id: int) -> None:
+        """Make each of the other calls."""
         which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
         self.record_secret("access token", await system.bearer_token(integration_id))
         await system.service.RefreshToken(pb.RefreshTokenRequest(**which, force=True))
@@ -101,7 +101,7 @@ class Run:
         self.record_secret("page token", page.next_page_token)
 
     async def connect_with_key(self, system: ProcessSystem) -> None:
-        """A right key, and a wrong one."""
+        """Connect with a right key and with a wrong one."""
         wrong, webhook_secret = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self.record_secret("wrong API key", wrong)
         self.record_secret("webhook secret", webhook_secret)
@@ -112,8 +112,8 @@ class Run:
             )
             await asyncio.gather(system.service.ConnectWithApiKey(request), return_exceptions=True)
 
-    async def go_wrong(self, system: ProcessSystem, integration_id: int) -> None:
-        """Providers that quote what they were sent, callbacks that fail, requests that make no sense."""
+    async def provoke_errors(self, system: ProcessSystem, integration_id: int) -> None:
+        """Provoke errors: providers that quote requests, failing callbacks, and invalid requests."""
         quoting = secrets.token_urlsafe(24)
         self.record_secret("what the provider quotes", quoting)
         body = f'{{"error": "{quoting}", "error_description": "{quoting}", "access_token": "{quoting}"'.encode()
@@ -121,34 +121,34 @@ class Run:
         refresh = pb.RefreshTokenRequest(**which, force=True)
         for status in (200, 302, 400, 401, 500):
             fault = Fault(status=status, headers={"Location": f"https://evil.example/?{quoting}"}, body=body)
-            self.misbehave(token=fault, userinfo=fault)
-            await refused(system.service.RefreshToken(refresh))
+            self.set_faults(token=fault, userinfo=fault)
+            await expect_failure(system.service.RefreshToken(refresh))
             await system.service.CheckHealth(pb.CheckHealthRequest(**which))
         connect_response = await system.begin()
         self.record_secret("state", connect_response.state)
         location = await system.decide(connect_response)
         self.record_secret("code", query_of(location)["code"])
-        self.misbehave()
+        self.set_faults()
         for spoilt in (location + "&state=again", location.replace("iss=", "no="), location + "&error=access_denied"):
             await system.follow(spoilt)
         for path in ("/", "/api/v1/integrations/callback", "/api/v1/integrations/callback/sandbox/"):
             await system.browser.get(f"{system.sidecar_url}{path}?code={quoting}&state={quoting}")
         self.sandbox.revoke_grants("ada")
-        await refused(system.service.RefreshToken(refresh))
+        await expect_failure(system.service.RefreshToken(refresh))
         await system.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
-        await refused(system.raw("ConfirmConnection")(quoting.encode()))
-        # What is meant to be in the log: paths.
+        await expect_failure(system.raw("ConfirmConnection")(quoting.encode()))
+        # Paths are logged on purpose.
         await system.browser.get(f"{system.sidecar_url}/{LOGGED_CANARY}")
 
 
-async def refused(call: Awaitable[Any]) -> None:
-    """Let a call fail."""
+async def expect_failure(call: Awaitable[Any]) -> None:
+    """Expect a call to fail."""
     with pytest.raises(grpc.aio.AioRpcError):
         await call
 
 
 async def collect_scan_input(run: Run, system: ProcessSystem, dumps: Mapping[str, bytes]) -> ScanInput:
-    """End the server, and collect what it wrote."""
+    """Stop the server, and collect its output and its database."""
     system.command.send(signal.SIGTERM)
     finished = await system.command.finished()
     assert finished.code == 0
@@ -157,7 +157,7 @@ async def collect_scan_input(run: Run, system: ProcessSystem, dumps: Mapping[str
 
 
 def assert_scan_is_clean(scan_input: ScanInput, encryption_key: str, *databases: str) -> None:
-    """No secret is anywhere; and the search would have found one, for it finds what is there in the open."""
+    """Assert that no source contains a secret, and that the scanner finds the values that are stored in plaintext."""
     assert len(scan_input.secrets["code, token or key of the provider"]) > 8
     for kind in ("state", "code_verifier", "code", "refresh_token", "confirmation token", "client secret", "API key"):
         assert scan_input.secrets[kind], kind
@@ -175,7 +175,7 @@ def assert_scan_is_clean(scan_input: ScanInput, encryption_key: str, *databases:
 
 
 def contents_of(path: Path) -> bytes:
-    """What is in a file."""
+    """The content of a file."""
     return path.read_bytes()
 
 
@@ -189,9 +189,9 @@ async def test_no_secret_is_in_an_sqlite_file_its_wal_or_the_logs(sqlite_url: st
         SKIP_CONFIRMATION="false",
         ENCRYPTION_KEY=key,
     ) as system:
-        await run.do_everything(system)
+        await run.run_all_calls(system)
         path = Path(sqlite_url.removeprefix("sqlite:///"))
-        # While the server runs: when the last connection closes, the WAL is gone.
+        # While the server runs, because the WAL is deleted with the last connection.
         wal = contents_of(path.with_name(path.name + "-wal"))
         assert wal
         scan_input = await collect_scan_input(run, system, {"WAL": wal})
@@ -212,7 +212,7 @@ async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
         SKIP_CONFIRMATION="false",
         ENCRYPTION_KEY=key,
     ) as system:
-        await run.do_everything(system)
+        await run.run_all_calls(system)
         pg_dump = Path(postgres_server.process.bin_path) / "pg_dump"
         dump = subprocess.run(  # noqa: ASYNC221  # nothing else is to happen meanwhile
             [str(pg_dump), "--inserts", postgres_url],
@@ -226,13 +226,13 @@ async def test_no_secret_is_in_a_postgresql_dump_or_the_logs(
 
 
 @pytest.mark.parametrize("form", [name for name, _ in forms(CANARY)])
-def test_the_search_finds_each_form_of_a_secret_that_is_there(form: str) -> None:
+def test_the_scanner_finds_each_form_of_a_secret(form: str) -> None:
     needle = dict(forms(CANARY))[form]
     for planted in (needle, b"before" + needle + b"after", b"\\x" + needle.hex().encode(), needle.hex().encode()):
         assert ("canary", "place", form) in find_secrets({"canary": {CANARY}}, {"place": planted})
 
 
-def test_the_search_finds_a_secret_inside_what_was_encoded_as_a_whole() -> None:
+def test_the_scanner_finds_a_secret_inside_an_encoded_text() -> None:
     for before in ("", "x", "xx", "xxx"):
         document = json.dumps({before: CANARY}).encode()
         for encode in (base64.b64encode, base64.urlsafe_b64encode):

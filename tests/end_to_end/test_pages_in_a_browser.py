@@ -1,7 +1,6 @@
-"""The callback's pages in a real browser, with hostile values wherever one can be sent: nothing runs, loads or leaks.
+"""The callback's pages in a real browser, with hostile values in every input: nothing runs, loads or leaks.
 
-The server is a real one over loopback; the twins put the same values on a page that does not escape, or take the policy
-away, and the browser runs them.
+The negative controls insert the same values without escaping, or remove the policy, and the browser runs them.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ SECRET_QUERY = {"code": "the-code", "state": "the-state"}
 
 @dataclass
 class ObservedPage:
-    """A page of the browser, and whatever happens in it."""
+    """A page of the browser, with its requests, console messages and dialogs."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -53,7 +52,7 @@ class ObservedPage:
     console: list[str] = field(default_factory=list)
 
     async def go(self, url: str) -> Any:
-        """Open an address, and give scripts the time to run."""
+        """Open a URL, and wait until scripts have run."""
         response = await self.page.goto(url, wait_until="load")
         await self.page.wait_for_timeout(50)
         return response
@@ -80,13 +79,13 @@ async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[Observ
         observed_page.dialogs.append(dialog.message)
         await dialog.dismiss()
 
-    def saw(request: Any) -> None:
+    def record_console(request: Any) -> None:
         observed_page.requests.append(request.url)
         observed_page.referrers.append(request.headers.get("referer", ""))
 
     page.on("dialog", dismiss)
     page.on("console", lambda message: observed_page.console.append(message.text))
-    page.on("request", saw)
+    page.on("request", record_console)
     try:
         yield observed_page
     finally:
@@ -94,8 +93,8 @@ async def observe_page(browser: Browser, **options: Any) -> AsyncIterator[Observ
 
 
 @asynccontextmanager
-async def served(app: ASGIApp) -> AsyncIterator[str]:
-    """An app over loopback; its URL."""
+async def serve_app(app: ASGIApp) -> AsyncIterator[str]:
+    """Serve an app on loopback; its URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110  # uvicorn sets no event
@@ -112,14 +111,14 @@ HOSTILE_ACCOUNT = Account("ada", HOSTILE_TEXTS[0], HOSTILE_TEXTS[1])
 
 @asynccontextmanager
 async def hostile_system(database_url: str) -> AsyncIterator[System]:
-    """A server with a provider whose account has a hostile name; it returns to a page of ours."""
+    """A server with a provider whose account has a hostile name; its return URL is a page of this test."""
     sandbox = Sandbox(accounts=[HOSTILE_ACCOUNT])
     async with run_system(database_url, sandbox=sandbox) as system:
         yield system
 
 
 def assert_quiet(observed_page: ObservedPage, url: str) -> None:
-    """The page is all that was asked for, and nothing spoke."""
+    """Assert that the browser requested only the page, and that no script ran."""
     assert observed_page.dialogs == []
     assert observed_page.console == []
     assert [asked.partition("?")[0] for asked in observed_page.requests] == [url.partition("?")[0]]
@@ -128,7 +127,7 @@ def assert_quiet(observed_page: ObservedPage, url: str) -> None:
 # --- hostile values ------------------------------------------------------------------------------------------------
 
 
-async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: Browser, sqlite_url: str) -> None:
+async def test_nothing_of_a_callback_is_executed_or_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         await observed_page.go(f"{system.sidecar_url}{CALLBACK}?code=c&state=s")
         harmless = await observed_page.page.content()
@@ -138,12 +137,12 @@ async def test_whatever_a_callback_carries_nothing_of_it_runs_or_shows(browser: 
             response = await observed_page.go(url)
             assert response.status == 400, text
             assert await observed_page.page.content() == harmless, text
-            # The browser tells its console of the 400, and of nothing else.
+            # The browser's console reports the 400 and nothing else.
             observed_page.console[:] = [line for line in observed_page.console if "status of 400" not in line]
             assert_quiet(observed_page, url)
 
 
-async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+async def test_hostile_paths_are_not_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for text in HOSTILE_TEXTS[:5]:
             observed_page.requests.clear()
@@ -155,7 +154,7 @@ async def test_hostile_paths_are_on_no_page(browser: Browser, sqlite_url: str) -
             assert_quiet(observed_page, url)
 
 
-async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser: Browser, sqlite_url: str) -> None:
+async def test_hostile_integration_and_account_names_are_not_shown(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for name in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()
@@ -168,10 +167,10 @@ async def test_hostile_names_of_integrations_and_accounts_are_on_no_page(browser
             assert "alert" not in await observed_page.page.content()
             assert_quiet(observed_page, url)
         listed = await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada"))
-        assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # it did come
+        assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # the request arrived
 
 
-async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqlite_url: str) -> None:
+async def test_a_hostile_provider_error_is_shown_in_our_words(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for text in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()
@@ -184,8 +183,8 @@ async def test_a_refusal_in_hostile_words_is_told_in_ours(browser: Browser, sqli
             assert_quiet(observed_page, url)
 
 
-async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
-    """The app's page asks what a page can know of where the browser comes from."""
+async def test_a_return_url_receives_the_outcome_without_code_or_referrer(browser: Browser, sqlite_url: str) -> None:
+    """The app's page reads the referrer and the history."""
     seen: list[Request] = []
 
     async def app_page(scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +193,7 @@ async def test_a_return_address_gets_the_outcome_and_no_code_or_referrer(browser
         await HTMLResponse(page)(scope, receive, send)
 
     async with (
-        served(app_page) as app_url,
+        serve_app(app_page) as app_url,
         run_system(sqlite_url, ALLOWED_RETURN_URLS=f"{app_url}/done?tab=all") as system,
         observe_page(browser) as observed_page,
     ):
@@ -231,7 +230,7 @@ POLICY, REFERRER, CACHE = "content-security-policy", "referrer-policy", "cache-c
 
 
 class ModifiedApp:
-    """The sidecar's app with something injected into each page and some headers gone; it keeps what arrives."""
+    """The sidecar's app with injected markup in each page and without some headers; it records requests."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
         self._app = create_app(
@@ -246,7 +245,7 @@ class ModifiedApp:
         self.arrived: list[Request] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, spoilt."""
+        """Respond with the modified page."""
         self.arrived.append(Request(scope))
 
         async def modify(message: Message) -> None:
@@ -262,10 +261,16 @@ class ModifiedApp:
         await self._app(scope, receive, modify)
 
     @property
-    def ran(self) -> set[str]:
-        """What of the injected made the browser ask for something."""
+    def executed_elements(self) -> set[str]:
+        """The injected elements that caused a request."""
         paths = (request.url.path for request in self.arrived)
         return {path.removeprefix("/ran/").replace("-", " ") for path in paths if path.startswith("/ran/")}
+
+    async def wait_for_elements(self, elements: set[str]) -> None:
+        """Wait until these injected elements have caused a request."""
+        async with asyncio.timeout(60):
+            while not elements <= self.executed_elements:  # noqa: ASYNC110  # the app sets no event
+                await asyncio.sleep(0.02)
 
 
 async def _connected(request: Any, *, timeout: float) -> pb.HandleCallbackResponse:
@@ -277,55 +282,59 @@ async def _unused_rpc(request: Any, *, timeout: float) -> Any:
 
 
 @asynccontextmanager
-async def opened(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
-    """The callback's page of such an app, open."""
-    async with served(app) as url, observe_page(browser, **options) as observed_page:
+async def open_callback_page(browser: Browser, app: ModifiedApp, **options: Any) -> AsyncIterator[ObservedPage]:
+    """Open the callback's page of a modified app."""
+    async with serve_app(app) as url, observe_page(browser, **options) as observed_page:
         await observed_page.go(f"{url}{CALLBACK}?{urlencode(SECRET_QUERY)}")
         yield observed_page
 
 
-async def test_what_is_injected_into_a_page_is_blocked_by_its_policy(browser: Browser) -> None:
+async def test_injected_markup_is_blocked_by_the_content_security_policy(browser: Browser) -> None:
     app = ModifiedApp("".join(INJECTED.values()))
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         assert "/ran/script" in await observed_page.page.content()
         assert await observed_page.page.title() == "Connected"
-        assert app.ran == set()
+        assert app.executed_elements == set()
         assert any("Content Security Policy" in line for line in observed_page.console)
 
 
 @pytest.mark.parametrize("kind", INJECTED)
-async def test_without_the_policy_it_runs_or_loads(browser: Browser, kind: str) -> None:
+async def test_negative_control_without_the_policy_injected_markup_runs(browser: Browser, kind: str) -> None:
     app = ModifiedApp(INJECTED[kind], without=POLICY)
-    async with opened(browser, app):
-        assert kind in app.ran
+    async with open_callback_page(browser, app):
+        await app.wait_for_elements({kind})
+        assert kind in app.executed_elements
 
 
-@pytest.mark.parametrize(("without", "ran"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
-async def test_a_form_goes_nowhere_under_the_policy(browser: Browser, without: str, ran: set[str]) -> None:
+@pytest.mark.parametrize(("without", "executed_elements"), [("", set()), (POLICY, {"form"})], ids=["with", "without"])
+async def test_a_form_is_not_submitted_under_the_policy(
+    browser: Browser, without: str, executed_elements: set[str]
+) -> None:
     app = ModifiedApp(FORM, without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.page.click("button", no_wait_after=True)
+        await app.wait_for_elements(executed_elements)
         await observed_page.page.wait_for_timeout(500)
-        assert app.ran == ran
+        assert app.executed_elements == executed_elements
 
 
 @pytest.mark.parametrize(("without", "shown"), [("", False), (POLICY, True)], ids=["with", "without"])
-async def test_nobody_frames_a_page_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
-    async with served(ModifiedApp(without=without)) as url:
+async def test_a_page_is_not_framed_under_the_policy(browser: Browser, without: str, shown: bool) -> None:
+    async with serve_app(ModifiedApp(without=without)) as url:
 
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
             await HTMLResponse(f"<iframe src='{url}{CALLBACK}?code=c&amp;state=s'></iframe>")(scope, receive, send)
 
-        async with served(outer) as outer_url, observe_page(browser) as observed_page:
+        async with serve_app(outer) as outer_url, observe_page(browser) as observed_page:
             await observed_page.go(outer_url)
             assert ("<h1>Connected</h1>" in await observed_page.page.frames[1].content()) is shown
 
 
 @pytest.mark.parametrize(("without", "reported"), [("", False), (REFERRER, True)], ids=["with", "without"])
-async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without: str, reported: bool) -> None:
-    """Within an origin, where today's browsers tell everything unless the policy says otherwise."""
+async def test_a_followed_link_sends_no_referrer(browser: Browser, without: str, reported: bool) -> None:
+    """Within an origin, where browsers send the full referrer by default."""
     app = ModifiedApp(LINK, without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.page.click("a")
         await observed_page.page.wait_for_url("**/ran/link")
     (request,) = (request for request in app.arrived if request.url.path == "/ran/link")
@@ -334,9 +343,9 @@ async def test_a_page_that_is_gone_to_is_told_nothing(browser: Browser, without:
 
 
 @pytest.mark.parametrize(("without", "times"), [("", 2), (CACHE, 1)], ids=["with", "without"])
-async def test_a_page_is_kept_in_no_cache(browser: Browser, without: str, times: int) -> None:
+async def test_a_page_is_not_cached(browser: Browser, without: str, times: int) -> None:
     app = ModifiedApp(without=without)
-    async with opened(browser, app) as observed_page:
+    async with open_callback_page(browser, app) as observed_page:
         await observed_page.go("about:blank")
         await observed_page.page.go_back()
         await observed_page.page.wait_for_timeout(50)
@@ -346,7 +355,7 @@ async def test_a_page_is_kept_in_no_cache(browser: Browser, without: str, times:
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])
 async def test_the_style_applies_and_the_page_fits_the_window(browser: Browser, width: int, scheme: str) -> None:
     options: dict[str, Any] = {"viewport": {"width": width, "height": 640}, "color_scheme": scheme}
-    async with opened(browser, ModifiedApp(), **options) as observed_page:
+    async with open_callback_page(browser, ModifiedApp(), **options) as observed_page:
         assert await observed_page.page.evaluate("getComputedStyle(document.body).display") == "grid"
         assert await observed_page.page.evaluate("document.documentElement.scrollWidth") <= width
         assert observed_page.console == []

@@ -1,6 +1,6 @@
-"""Four servers on one database: a token is renewed once for all of them, however they are raced, slept or killed.
+"""Servers on one database refresh a token once for all of them, also when one is suspended or killed.
 
-The sandbox rotates refresh tokens, and one that comes a second time kills the grant: a race that is lost once shows.
+The sandbox rotates refresh tokens and revokes the grant on reuse, so that a single lost race fails the test.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from integrations.v1 import integration_pb2
 from tests.end_to_end.replicas import (
     LEASE,
     Replicas,
-    expired,
+    expire_access_token,
     force_refresh,
     has_called,
     run_replicas,
@@ -47,10 +47,10 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
         yield running
 
 
-async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
+async def test_a_token_is_refreshed_once_for_all_callers_of_all_servers(replicas: Replicas) -> None:
     integration_id = await replicas.clients[0].connect()
     for _ in range(ROUNDS):
-        await expired(replicas, integration_id)
+        await expire_access_token(replicas, integration_id)
         before = len(replicas.refreshes())
         tokens = await asyncio.gather(
             *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))
@@ -60,7 +60,7 @@ async def test_a_token_is_renewed_once_for_all_callers_of_all_servers(replicas: 
     assert await status_of(replicas.clients[0], integration_id) == integration_pb2.STATUS_ACTIVE
 
 
-async def test_a_server_that_sleeps_through_its_lease_loses_nothing(pair: Replicas) -> None:
+async def test_a_server_suspended_past_its_lease_loses_no_token(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": SLOW})
     sleeping = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
@@ -77,15 +77,15 @@ async def test_a_server_that_sleeps_through_its_lease_loses_nothing(pair: Replic
     assert pair.refreshes() == ["ok", "ok"]
 
 
-async def test_a_refresh_lost_in_a_crash_is_told_and_not_tried_in_a_loop(pair: Replicas) -> None:
+async def test_a_refresh_lost_in_a_crash_is_reported_and_not_repeated(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={"token": Hang(handle_first=True)})
     lost = asyncio.create_task(force_refresh(pair.clients[0], integration_id))
 
-    async def is_spent() -> bool:
+    async def is_token_used() -> bool:
         return pair.refreshes() == ["ok"]
 
-    await wait_until(is_spent)
+    await wait_until(is_token_used)
     pair.commands[0].send(signal.SIGKILL)
     await asyncio.gather(lost, return_exceptions=True)
     pair.sandbox.behaviour = replace(pair.sandbox.behaviour, faults={})
@@ -102,14 +102,14 @@ async def test_a_refresh_lost_in_a_crash_is_told_and_not_tried_in_a_loop(pair: R
 
 @pytest.fixture
 def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
-    """A server to be stopped, with a database in it."""
+    """A PostgreSQL server for this test only, with a migrated database."""
     with run_postgres() as server, server.new_database() as url:
         asyncio.run(migrate(url))
         yield server, url
 
 
 @pytest.mark.slow
-async def test_an_answer_that_comes_while_the_database_is_gone_survives_a_crash(
+async def test_a_response_received_during_a_database_outage_survives_a_crash(
     tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres
@@ -128,7 +128,7 @@ async def test_an_answer_that_comes_while_the_database_is_gone_survives_a_crash(
             try:
                 return (await force_refresh(pair.clients[1], integration_id)).refreshed
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # above all not that the user has to come again
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:  # in particular not that the user has to reconnect
                     raise
                 return False
 

@@ -1,4 +1,4 @@
-"""Refreshing at django-oauth-toolkit, whose rotation and reuse protection this project did not write."""
+"""Refreshes at django-oauth-toolkit, an independent implementation of rotation and reuse protection."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ GRACE = 600
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two servers that are clients of one django-oauth-toolkit, and an integration there."""
+    """Two servers that are clients of one django-oauth-toolkit, and an integration."""
 
     dot: DotServer
     commands: list[Command]
@@ -36,7 +36,7 @@ class Pair:
 
 
 @asynccontextmanager
-async def running_pair(
+async def run_pair(
     prefork: PreforkServer,
     directory: Path,
     database_url: str,
@@ -45,7 +45,7 @@ async def running_pair(
     lease: int = LEASE,
     **options: int,
 ) -> AsyncIterator[Pair]:
-    """Such a pair; the account is connected at the second server."""
+    """Run a pair; the account is connected at the second server."""
     async with AsyncExitStack() as stack:
         dot = stack.enter_context(running_dot(directory, callback_url("acme"), **options))
         providers = directory / "providers"
@@ -72,13 +72,13 @@ async def running_pair(
 
 
 @pytest.mark.slow
-async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
+async def test_a_grant_with_reuse_protection_survives_concurrent_refreshes(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
-    async with running_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
+    async with run_pair(prefork, tmp_path, sqlite_url, lease=30, access_token_expire_seconds=LIFETIME) as pair:
         tokens: set[str] = set()
         for _ in range(EXPIRIES):
-            await asyncio.sleep(LIFETIME)  # what there is expires
+            await asyncio.sleep(LIFETIME)  # the access token expires
             got = await asyncio.gather(
                 *(pair.clients[number % 2].bearer_token(pair.integration_id) for number in range(CALLERS)),
                 return_exceptions=True,
@@ -88,20 +88,22 @@ async def test_a_grant_with_reuse_protection_outlives_races_over_many_expiries(
             tokens |= new
             for error in (error for error in got if isinstance(error, BaseException)):
                 assert isinstance(error, grpc.aio.AioRpcError)
-                assert error.code() is grpc.StatusCode.UNAVAILABLE  # on a machine so busy that a token expires at once
+                assert (
+                    error.code() is grpc.StatusCode.UNAVAILABLE
+                )  # on a machine so busy that a token expires before its use
         assert tokens
         await force_refresh(pair.clients[0], pair.integration_id)
         assert await status_of(pair.clients[0], pair.integration_id) == integration_pb2.STATUS_ACTIVE
 
 
 @pytest.mark.parametrize("grace", [GRACE, 0], ids=["grace", "strict"])
-async def test_a_lost_call_recovers_where_the_provider_gives_a_grace(
+async def test_a_lost_refresh_is_repeated_within_the_grace_period(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str, grace: int
 ) -> None:
     options = {"refresh_token_grace_period_seconds": grace}
-    async with running_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
+    async with run_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
         dying = asyncio.create_task(force_refresh(pair.clients[0], pair.integration_id))
-        await pair.commands[0].wait_for_output(AT_THE_COMMIT)  # so the provider has answered
+        await pair.commands[0].wait_for_output(AT_THE_COMMIT)  # so the provider has responded
         pair.commands[0].send(signal.SIGKILL)
         await asyncio.gather(dying, return_exceptions=True)
 

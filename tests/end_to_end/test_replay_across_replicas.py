@@ -1,4 +1,4 @@
-"""What was used at one replica is used at all of them, since they share the database; the twin has one of its own."""
+"""A state or confirmation used at one replica is rejected at the others, because they share the database."""
 
 import asyncio
 import shutil
@@ -33,7 +33,7 @@ INVALID = RpcError(INVALID_ARGUMENT, "CONFIRMATION_INVALID")
 
 @asynccontextmanager
 async def first_replica(database_url: str, **settings: Any) -> AsyncIterator[System]:
-    """A server, and the sandbox that both of them know."""
+    """A server, and the sandbox of both replicas."""
     async with run_system(database_url, environment=ENVIRONMENT, **settings) as system:
         system.sandbox.register_client(CLIENT_ID, SECRET, [callback_url("sandbox"), APP_CALLBACK])
         yield system
@@ -55,19 +55,19 @@ def _register(sandbox_url: str, factory: Any) -> None:
 
 
 async def callback(system: System) -> pb.HandleCallbackRequest:
-    """What a browser brings back."""
+    """The callback of a browser."""
     connect_response = await system.begin(redirect_uri=APP_CALLBACK)
     query = query_of(await system.decide(connect_response, account="ada"))
     return pb.HandleCallbackRequest(code=query["code"], state=query["state"], iss=query["iss"])
 
 
 def confirm(replica: Clients, token: str) -> Awaitable[Any]:
-    """Ada's confirmation."""
+    """Confirm as ada."""
     return replica.service.ConfirmConnection(pb.ConfirmConnectionRequest(confirmation_token=token, user_id="ada"))
 
 
 def copy_of(sqlite_url: str, name: str) -> str:
-    """A database that is as this one is now, and from now on another."""
+    """A copy of the database."""
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     for beside in ("", "-wal"):
         if (original := path.with_name(path.name + beside)).exists():
@@ -75,7 +75,7 @@ def copy_of(sqlite_url: str, name: str) -> str:
     return f"sqlite:///{path.with_name(name)}"
 
 
-async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+async def test_a_state_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         assert (await first.service.HandleCallback(brought)).success
@@ -83,7 +83,7 @@ async def test_a_state_that_was_used_at_one_replica_is_used_at_the_other(databas
         assert len(first.sandbox.token_calls) == 1
 
 
-async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_url: str) -> None:
+async def test_one_of_concurrent_callbacks_at_both_replicas_is_exchanged(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
         brought = await callback(first)
         calls = [replica.service.HandleCallback(brought) for replica in (first, second) for _ in range(10)]
@@ -92,7 +92,7 @@ async def test_of_callbacks_at_both_replicas_at_once_one_is_exchanged(database_u
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
 
 
-async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(database_url: str) -> None:
+async def test_a_confirmation_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     careful = {"SKIP_CONFIRMATION": "false"}
     async with (
         first_replica(database_url, **careful) as first,
@@ -106,18 +106,18 @@ async def test_a_confirmation_that_was_used_at_one_replica_is_used_at_the_other(
         assert len(first.sandbox.token_calls) == 1
 
 
-async def test_a_replica_that_shared_no_database_would_use_a_state_once_more(sqlite_url: str) -> None:
+async def test_negative_control_a_replica_with_its_own_database_accepts_the_state_again(sqlite_url: str) -> None:
     async with first_replica(sqlite_url) as first:
         brought = await callback(first)
         async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
             assert (await first.service.HandleCallback(brought)).success
-            # It reaches the provider, where a code that comes twice costs the tokens (RFC 6749 §4.1.2).
+            # The code reaches the provider twice, which revokes the tokens (RFC 6749 §4.1.2).
             rejected = RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
             assert await expect_rpc_error(second.service.HandleCallback(brought)) == rejected
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]
 
 
-async def test_a_replica_that_shared_no_database_would_confirm_once_more(sqlite_url: str) -> None:
+async def test_negative_control_a_replica_with_its_own_database_confirms_again(sqlite_url: str) -> None:
     careful = {"SKIP_CONFIRMATION": "false"}
     async with first_replica(sqlite_url, **careful) as first:
         token = (await first.service.HandleCallback(await callback(first))).confirmation_token

@@ -1,4 +1,4 @@
-"""What one server changes is not served by another a second later, with memory between backends and the database."""
+"""A change at one server is visible at the others within a second, although each has a cache."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ async def switch_off(clients: Clients, integration_id: int) -> None:
 
 
 async def token_or_none(clients: Clients, integration_id: int) -> str | None:
-    """What a backend gets."""
+    """The access token that a backend receives, None without one."""
     try:
         return await clients.bearer_token(integration_id)
     except grpc.aio.AioRpcError as error:
@@ -48,15 +48,17 @@ async def token_or_none(clients: Clients, integration_id: int) -> str | None:
         return None
 
 
-async def served_for(pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]) -> float:
-    """For how many seconds after a change on one server calls to the other began that were still answered as before."""
+async def measure_staleness(
+    pair: Replicas, integration_id: int, change: Callable[[Clients, int], Awaitable[None]]
+) -> float:
+    """The seconds after a change at one server during which calls to the other still returned the old token."""
     one, other = pair.clients
-    await asyncio.sleep(MAX_STALENESS)  # what happened before is known to both
+    await asyncio.sleep(MAX_STALENESS)  # both have read earlier changes
     before = await token_or_none(other, integration_id)
     assert before
-    assert await token_or_none(other, integration_id) == before  # remembered
+    assert await token_or_none(other, integration_id) == before  # cached
     await change(one, integration_id)
-    assert await token_or_none(one, integration_id) != before  # who changed it knows at once
+    assert await token_or_none(one, integration_id) != before  # the server that made the change serves it at once
     changed = last = time.monotonic()
     async with asyncio.timeout(30):
         while True:
@@ -71,16 +73,16 @@ async def force(clients: Clients, integration_id: int) -> None:
     await force_refresh(clients, integration_id)
 
 
-async def test_no_replica_serves_what_another_has_changed_for_a_second(tmp_path: Path, url: str) -> None:
+async def test_a_replica_serves_a_change_of_another_within_a_second(tmp_path: Path, url: str) -> None:
     async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         for change in (disconnect, switch_off, force):
             integration_id = await pair.clients[0].connect()
-            served = await served_for(pair, integration_id, change)
+            served = await measure_staleness(pair, integration_id, change)
             print(f"\n{change.__name__}: served for {served:.2f} s more")
             assert served < MAX_STALENESS
 
 
-async def test_a_refresh_is_one_for_both_and_its_token_is_served_by_both(tmp_path: Path, url: str) -> None:
+async def test_both_replicas_serve_the_token_of_one_refresh(tmp_path: Path, url: str) -> None:
     async with run_replicas(tmp_path, url, servers=2, lease=10) as pair:
         integration_id = await pair.clients[0].connect()
         callers = [pair.clients[number % 2] for number in range(20)]

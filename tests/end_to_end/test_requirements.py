@@ -74,7 +74,7 @@ async def test_the_nine_endpoints_meet_the_requirements(system: System) -> None:
     assert not system.sandbox.grants_of("ada")
 
 
-async def test_an_api_key_is_tried_stored_and_handed_out(system: System) -> None:
+async def test_an_api_key_is_verified_stored_and_returned(system: System) -> None:
     key = system.sandbox.api_key.key
     made = await system.service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", name="Key", api_key=key)
@@ -99,7 +99,7 @@ async def test_an_api_key_is_tried_stored_and_handed_out(system: System) -> None
     assert await expect_rpc_error(system.get(integration.integration_id)) == NOT_FOUND
 
 
-async def test_a_wrong_api_key_is_refused_and_nothing_is_stored(system: System) -> None:
+async def test_a_wrong_api_key_is_rejected_and_not_stored(system: System) -> None:
     call = system.service.ConnectWithApiKey(
         pb.ConnectWithApiKeyRequest(user_id="ada", integration_type="sandbox_api_key", api_key="wrong")
     )
@@ -142,7 +142,7 @@ FURTHER = {
 }
 
 
-async def test_what_can_be_connected_is_listed_with_what_it_needs(system: System) -> None:
+async def test_integration_types_are_listed_with_their_missing_settings(system: System) -> None:
     response = await system.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())
     types = {info.integration_type: info for info in response.integration_types}
     assert types.keys() > REQUIRED | FURTHER
@@ -158,7 +158,7 @@ async def test_what_can_be_connected_is_listed_with_what_it_needs(system: System
     ]
 
 
-async def test_a_list_is_paged_without_gap_or_repetition(system: System) -> None:
+async def test_a_list_is_paged_without_gaps_or_duplicates(system: System) -> None:
     ids = [await system.connect(account=account) for account in ("ada", "grace", "linus")]
     await system.connect("somebody-else", account="ada")
     assert await pages(system, page_size=1) == [ids[:1], ids[1:2], ids[2:]]
@@ -180,6 +180,6 @@ async def pages(system: System, page_size: int) -> list[list[int]]:
 
 
 async def userinfo_status(system: System, token: str) -> int:
-    """What the provider says to a bearer token."""
+    """The provider's status code for a bearer token."""
     response = await system.browser.get(f"{system.sandbox_url}/userinfo", headers={"Authorization": f"Bearer {token}"})
     return response.status_code

@@ -1,4 +1,4 @@
-"""What becomes of a grant at its provider once its integration is gone here, whatever happens on the way."""
+"""The revocation of a grant at its provider after a disconnection, also under faults."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def disconnect(clients: Clients, integration_id: int) -> pb.DisconnectInte
 
 
 def set_fault(sandbox: Sandbox, **faults: Fault) -> None:
-    """From now on these endpoints of the sandbox are out of order, and no others."""
+    """Set the faults of these endpoints of the sandbox, and clear those of others."""
     known: dict[str, Endpoint] = {"token": "token", "revoke": "revoke"}
     sandbox.behaviour = replace(sandbox.behaviour, faults={known[name]: fault for name, fault in faults.items()})
 
@@ -58,7 +58,9 @@ async def outbox_is_empty(database_url: str) -> bool:
 
 
 @in_module_loop
-async def test_a_provider_that_is_down_is_told_of_and_asked_again(system: System, shared_database_url: str) -> None:
+async def test_a_revocation_is_pending_while_the_provider_is_down_and_is_repeated(
+    system: System, shared_database_url: str
+) -> None:
     integration_id = await system.connect()
     set_fault(system.sandbox, revoke=DOWN)
     response = await disconnect(system, integration_id)
@@ -72,7 +74,7 @@ async def test_a_provider_that_is_down_is_told_of_and_asked_again(system: System
 
 
 @in_module_loop
-async def test_a_provider_that_hangs_is_not_waited_for(system: System) -> None:
+async def test_a_disconnection_does_not_wait_for_a_hanging_provider(system: System) -> None:
     integration_id = await system.connect()
     held = HeldResponse()
     set_fault(system.sandbox, revoke=held)
@@ -84,7 +86,7 @@ async def test_a_provider_that_hangs_is_not_waited_for(system: System) -> None:
 
 
 @in_module_loop
-async def test_the_states_are_told_apart(system: System) -> None:
+async def test_a_disconnection_reports_the_revocation_state(system: System) -> None:
     pending = (await system.begin()).integration_id
     assert (await disconnect(system, pending)).revocation_state == integration_pb2.REVOCATION_STATE_NOTHING_TO_REVOKE
     key = await system.service.ConnectWithApiKey(
@@ -100,10 +102,10 @@ async def test_the_states_are_told_apart(system: System) -> None:
 
 
 @in_module_loop
-async def test_a_refresh_that_comes_back_too_late_is_revoked_too(system: System) -> None:
+async def test_the_token_of_a_refresh_that_ends_after_the_disconnection_is_revoked(system: System) -> None:
     integration_id = await system.connect()
     held = HeldResponse(handle_first=True)
-    # It no longer knows the token that the refresh has spent, which is no error (RFC 7009 §2.2).
+    # The provider does not know the used token, which is not an error (RFC 7009 §2.2).
     set_fault(system.sandbox, token=held, revoke=Fault(status=200))
     refreshing = asyncio.ensure_future(
         system.service.RefreshToken(
@@ -123,7 +125,7 @@ async def test_a_refresh_that_comes_back_too_late_is_revoked_too(system: System)
 
 
 @in_module_loop
-async def test_tokens_of_another_account_do_not_stay_alive(system: System) -> None:
+async def test_tokens_of_a_mismatched_account_are_revoked(system: System) -> None:
     integration_id = await system.connect(account="ada")
     connect_response = await system.begin(integration_id=integration_id)
     response = await system.follow(await system.decide(connect_response, account="linus"))
@@ -133,10 +135,10 @@ async def test_tokens_of_another_account_do_not_stay_alive(system: System) -> No
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
-async def test_an_account_that_was_connected_again_survives_the_revocation_of_its_former_grant(
+async def test_a_reconnected_account_keeps_its_grant_when_the_previous_one_is_revoked(
     database_url: str, is_declared: bool
 ) -> None:
-    """Where revoking ends all that a client holds of an account; the twin does not declare that it does."""
+    """For a provider that revokes all grants of an account. Negative control: the provider does not declare that."""
 
     def register(factory: ProviderFactory, sandbox_url: str) -> None:
         class WholeAccount(OAuth2Provider):
@@ -174,8 +176,8 @@ async def pair(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]:
         yield running
 
 
-async def killed_while_revoking(pair: Replicas) -> None:
-    """The first server disconnects, and dies while the provider hangs."""
+async def kill_while_revoking(pair: Replicas) -> None:
+    """Disconnect at the first server, and kill it while the provider hangs."""
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=Hang())
     disconnecting = asyncio.create_task(disconnect(pair.clients[0], integration_id))
@@ -191,36 +193,34 @@ async def killed_while_revoking(pair: Replicas) -> None:
     assert not await is_invalid_grant(pair.sandbox)
 
 
-async def test_a_server_that_dies_while_revoking_is_followed_by_another(pair: Replicas) -> None:
-    await killed_while_revoking(pair)
+async def test_another_server_completes_the_revocation_of_a_killed_server(pair: Replicas) -> None:
+    await kill_while_revoking(pair)
     set_fault(pair.sandbox)
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
 
-async def test_without_the_outbox_its_grant_would_stay_alive(pair: Replicas, database_url: str) -> None:
-    await killed_while_revoking(pair)
+async def test_negative_control_without_the_outbox_the_grant_stays_valid(pair: Replicas, database_url: str) -> None:
+    await kill_while_revoking(pair)
     await execute(database_url, delete(revocations))
     set_fault(pair.sandbox)
     other = await pair.clients[1].connect(account="linus")
     set_fault(pair.sandbox, revoke=DOWN)
     await disconnect(pair.clients[1], other)
     set_fault(pair.sandbox)
-    await wait_until(
-        partial(is_invalid_grant, pair.sandbox, "linus"), PATIENT
-    )  # so that the background has been at work
+    await wait_until(partial(is_invalid_grant, pair.sandbox, "linus"), PATIENT)  # so that the background worker has run
     assert not await is_invalid_grant(pair.sandbox)
 
 
 @pytest.mark.slow
-async def test_two_servers_make_one_call_an_attempt(pair: Replicas) -> None:
+async def test_two_servers_send_one_request_per_attempt(pair: Replicas) -> None:
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=DOWN)
     await disconnect(pair.clients[0], integration_id)
 
-    async def was_called_thrice() -> bool:
+    async def was_called_three_times() -> bool:
         return pair.sandbox.calls["revoke"] >= 3
 
-    await wait_until(was_called_thrice, PATIENT)
+    await wait_until(was_called_three_times, PATIENT)
     set_fault(pair.sandbox)
     await wait_until(partial(is_invalid_grant, pair.sandbox), PATIENT)
 
@@ -232,14 +232,14 @@ async def test_two_servers_make_one_call_an_attempt(pair: Replicas) -> None:
 
 
 def attempts_of(pair: Replicas) -> list[int]:
-    """The numbers of the attempts that the servers tell of."""
+    """The attempt numbers in the servers' logs."""
     lines = [line for command in pair.commands for line in command.output.splitlines()]
     events = [json.loads(line) for line in lines if '"revocation_' in line]
     return [event["attempts"] for event in events]
 
 
 @pytest.mark.slow
-async def test_giving_up_is_an_error_in_the_log(tmp_path: Path, database_url: str) -> None:
+async def test_an_abandoned_revocation_is_logged_as_an_error(tmp_path: Path, database_url: str) -> None:
     async with run_replicas(tmp_path, database_url, servers=1, REVOCATION_GIVE_UP_HOURS="0.001") as alone:
         set_fault(alone.sandbox, revoke=DOWN)
         await disconnect(alone.clients[0], await alone.clients[0].connect())

@@ -1,4 +1,4 @@
-"""Each system of these tests is searched for secrets when it ends; the twins leave one behind, and are told."""
+"""Each system of these tests is scanned for secrets when it ends; a leaked secret fails the test."""
 
 import base64
 from pathlib import Path
@@ -12,18 +12,18 @@ from tests.end_to_end.system import KEY, Clients, run_system
 
 
 async def store_in_plaintext(system: Clients, integration_id: int, secret: str) -> None:
-    """As the name of an integration."""
+    """Store a secret as the name of an integration."""
     rename = pb.UpdateIntegrationRequest(integration_id=integration_id, user_id="ada", name=f"My {secret}")
     await system.service.UpdateIntegration(rename)
 
 
 async def log_in_plaintext(system: Clients, secret: str) -> None:
-    """As a path, which is meant to be logged."""
+    """Log a secret as a path."""
     await system.browser.get(f"{system.sidecar_url}/{secret}")
 
 
-async def connected_and_used(system: Clients) -> str:
-    """A token that went through the server, which is none of its fault."""
+async def connect_and_use(system: Clients) -> str:
+    """Connect, and return the token that passed through the server."""
     return await system.bearer_token(await system.connect())
 
 
@@ -40,7 +40,7 @@ async def test_a_token_in_a_row_is_found(database_url: str) -> None:
 async def test_a_token_in_the_log_is_found(sqlite_url: str) -> None:
     async def leak() -> None:
         async with run_system(sqlite_url) as system:
-            await log_in_plaintext(system, await connected_and_used(system))
+            await log_in_plaintext(system, await connect_and_use(system))
 
     with pytest.raises(SecretLeaked, match="log"):
         await leak()
@@ -62,16 +62,16 @@ async def test_a_token_in_the_log_or_a_row_of_a_process_is_found(database_url: s
     assert tokens[0] not in str(leaked.value)
 
 
-async def test_what_a_process_was_configured_with_is_found(sqlite_url: str, tmp_path: Path) -> None:
-    """Here by way of an address, which is quoted where it is wrong."""
+async def test_a_secret_setting_in_the_log_of_a_process_is_found(sqlite_url: str, tmp_path: Path) -> None:
+    """An invalid address is quoted in the error."""
     key = new_key()
     environment = server_environment(sqlite_url, ENCRYPTION_KEY=key, PUBLIC_URL="http://wrong.example/" + key)
     with pytest.raises(SecretLeaked, match="ENCRYPTION_KEY"):
         await run(tmp_path, environment, "types")
 
 
-async def test_a_run_that_leaves_nothing_ends_well(database_url: str, tmp_path: Path) -> None:
+async def test_a_run_without_a_leak_passes(database_url: str, tmp_path: Path) -> None:
     async with run_system(database_url) as system:
-        await connected_and_used(system)
+        assert await connect_and_use(system) in system.sandbox.secrets
     async with run_server_process(tmp_path, database_url, ENCRYPTION_KEY=base64.b64encode(KEY).decode()) as another:
-        await connected_and_used(another)
+        assert await connect_and_use(another) in another.sandbox.secrets

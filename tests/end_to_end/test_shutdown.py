@@ -1,4 +1,4 @@
-"""Stopping a server: NOT_SERVING first, calls under way finish, then it ends with 0, and soon where nothing is."""
+"""A shutdown: NOT_SERVING first, calls in flight complete, then exit code 0; soon if the server is idle."""
 
 import asyncio
 import signal
@@ -14,10 +14,10 @@ from tests.end_to_end.processes import new_key, run_server_process
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 KEY = new_key()
-SOON = 18.0  # seconds: less than the 20 that a server waits for calls under way; a watch is not a call under way
+SOON = 18.0  # seconds: less than the 20 that a server waits for calls in flight, of which a health watch is none
 
 
-async def test_what_is_under_way_finishes_after_health_says_no_more(sqlite_url: str, tmp_path: Path) -> None:
+async def test_calls_in_flight_complete_after_health_reports_not_serving(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url, forked=False) as system:
         mine, theirs = await system.connect("ada"), await system.connect("eve")
         watch = system.health.Watch(HealthCheckRequest())
@@ -41,16 +41,16 @@ async def test_what_is_under_way_finishes_after_health_says_no_more(sqlite_url: 
         assert (await patient).refreshed
         finished = await system.command.finished()
         assert finished.code == 0
-        # Rotated tokens are stored, whether or not somebody still waits for them.
+        # Rotated tokens are stored, also if no caller waits for them.
         assert finished.err.count('"event": "refreshed"') == 2
 
 
 def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:
-    """A request to refresh now."""
+    """The request to refresh now."""
     return pb.RefreshTokenRequest(integration_id=integration_id, user_id=user_id, force=True)
 
 
-async def test_an_idle_server_ends_soon_although_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
+async def test_an_idle_server_stops_soon_while_health_is_watched(sqlite_url: str, tmp_path: Path) -> None:
     async def stop(number: signal.Signals) -> None:
         directory = tmp_path / number.name
         directory.mkdir()

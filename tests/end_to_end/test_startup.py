@@ -1,4 +1,4 @@
-"""Starts that are refused: the exit code is not 0, the message says what to mend, and no key is ever quoted."""
+"""Rejected starts: exit code 1, a message that says what to correct, and no key in the output."""
 
 import asyncio
 import base64
@@ -22,14 +22,14 @@ SHORT_KEY = base64.b64encode(b"sixteen bytes...").decode()
 
 
 async def make_data_key(database_url: str, key: bytes) -> str:
-    """Give the database a data key; the id of the key that wraps it."""
+    """Create a data key in the database; the id of the key that wraps it."""
     async with open_database(database_url) as database:
         await open_keyring(database, KeyEncryptionKeys(LocalKey(key)))
     return LocalKey(key).key_id
 
 
 def assert_refused(finished: CompletedCommand, *reported: str) -> None:
-    """It did not start, says all of this, and shows no traceback."""
+    """Assert exit code 1, these parts in the error message, and no traceback."""
     assert finished.code == 1, finished
     assert finished.out == ""
     for part in reported:
@@ -37,7 +37,7 @@ def assert_refused(finished: CompletedCommand, *reported: str) -> None:
     assert "Traceback" not in finished.err
 
 
-async def test_a_missing_or_wrong_key_is_refused_by_the_id_of_the_right_one(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_missing_or_wrong_key_is_rejected_with_the_id_of_the_right_one(sqlite_url: str, tmp_path: Path) -> None:
     key = os.urandom(32)
     key_id = await make_data_key(sqlite_url, key)
     environment = server_environment(sqlite_url, DEV_MODE="false")
@@ -58,7 +58,7 @@ async def test_a_missing_or_wrong_key_is_refused_by_the_id_of_the_right_one(sqli
 
 
 @pytest.mark.postgres
-async def test_a_wrong_key_is_refused_on_postgresql_too(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_wrong_key_is_rejected_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
     key_id = await make_data_key(postgres_url, os.urandom(32))
     wrong = os.urandom(32)
     environment = server_environment(postgres_url, DEV_MODE="false", ENCRYPTION_KEY=base64.b64encode(wrong).decode())
@@ -67,8 +67,10 @@ async def test_a_wrong_key_is_refused_on_postgresql_too(postgres_url: str, tmp_p
     assert environment["ENCRYPTION_KEY"] not in finished.err
 
 
-async def test_with_the_right_key_it_starts_also_where_that_is_retired(sqlite_url: str, tmp_path: Path) -> None:
-    """The twin: the same start, with the key that the database wants, goes through."""
+async def test_negative_control_the_right_key_starts_the_server_also_as_a_retired_key(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """The same start succeeds with the right key."""
     key = os.urandom(32)
     await make_data_key(sqlite_url, key)
     right = base64.urlsafe_b64encode(key).decode().rstrip("=")
@@ -76,7 +78,8 @@ async def test_with_the_right_key_it_starts_also_where_that_is_retired(sqlite_ur
     async with AsyncExitStack() as stack:
         for number, keys in enumerate(given):
             environment = server_environment(sqlite_url, DEV_MODE="false", **keys)
-            await stack.enter_async_context(serving(make_directory(tmp_path, number), environment))
+            command = await stack.enter_async_context(serving(make_directory(tmp_path, number), environment))
+            assert command.serving["grpc"]
 
 
 def make_directory(parent: Path, number: int) -> Path:
@@ -86,9 +89,7 @@ def make_directory(parent: Path, number: int) -> Path:
     return directory
 
 
-async def test_a_short_key_is_told_with_all_else_that_is_wrong_with_the_settings(
-    sqlite_url: str, tmp_path: Path
-) -> None:
+async def test_a_short_key_is_reported_with_all_other_problems(sqlite_url: str, tmp_path: Path) -> None:
     key_id = await make_data_key(sqlite_url, os.urandom(32))
     finished = await run(
         tmp_path,
@@ -119,9 +120,7 @@ async def test_a_short_key_is_told_with_all_else_that_is_wrong_with_the_settings
 
 
 @pytest.mark.parametrize("content", [b"too small", SHORT_KEY.encode() * 2, b""], ids=["short", "base64", "empty"])
-async def test_a_key_file_that_holds_no_key_is_told_and_stays_as_it_is(
-    content: bytes, sqlite_url: str, tmp_path: Path
-) -> None:
+async def test_an_invalid_key_file_is_reported_and_unchanged(content: bytes, sqlite_url: str, tmp_path: Path) -> None:
     path = tmp_path / "data" / "encryption.key"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -129,12 +128,12 @@ async def test_a_key_file_that_holds_no_key_is_told_and_stays_as_it_is(
     assert_refused(finished, "data/encryption.key is not a key", "must be 32 bytes", f"it is {len(content)} bytes")
     assert path.read_bytes() == content
     assert not content or content.decode() not in finished.err
-    path.unlink()  # the twin: without it the same command makes one
+    path.unlink()  # negative control: without the file the same command creates one
     finished = await run(tmp_path, server_environment(sqlite_url, ENCRYPTION_KEY=""), "keys", "show")
     assert (finished.code, len(path.read_bytes())) == (0, 32)
 
 
-async def test_bad_provider_files_are_told_with_path_field_and_problem(sqlite_url: str, tmp_path: Path) -> None:
+async def test_invalid_provider_files_are_reported_with_path_field_and_problem(sqlite_url: str, tmp_path: Path) -> None:
     providers = tmp_path / "providers"
     providers.mkdir()
     (providers / "broken.toml").write_text("integration_type = ")
@@ -160,7 +159,7 @@ async def test_bad_provider_files_are_told_with_path_field_and_problem(sqlite_ur
 
 
 def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
-    """File and field of each line that tells of one; every line has a problem after them."""
+    """File and field of each reported problem."""
     found = []
     for line in text.splitlines():
         path, separator, rest = line.strip().partition(": ")
@@ -172,7 +171,7 @@ def problems_of(text: str, providers: Path) -> list[tuple[str, str]]:
     return found
 
 
-async def test_an_address_that_is_taken_is_told_with_its_setting(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_used_address_is_reported_with_its_setting(sqlite_url: str, tmp_path: Path) -> None:
     environment = server_environment(sqlite_url)
     async with (
         serving(tmp_path, environment) as first,
@@ -193,12 +192,12 @@ async def test_an_address_that_is_taken_is_told_with_its_setting(sqlite_url: str
             last_line = end.err.strip().splitlines()[-1]
             assert address in last_line
             assert setting in last_line
-        # and the first server has the port for itself
+        # the first server still has the port alone
         for _ in range(5):
             assert (await clients.service.ListIntegrationTypes(pb.ListIntegrationTypesRequest())).integration_types
 
 
-async def test_a_database_of_another_baseline_is_refused_with_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_database_of_another_baseline_is_rejected_with_one_sentence(sqlite_url: str, tmp_path: Path) -> None:
     async with open_database(sqlite_url) as database, database.write_transaction() as connection:
         await connection.execute(text("UPDATE schema_compatibility SET baseline_fingerprint = 'another'"))
     for number, command in enumerate(["serve", "dev", "migrate"]):
@@ -210,15 +209,15 @@ async def test_a_database_of_another_baseline_is_refused_with_one_sentence(sqlit
         assert len(finished.err.strip().splitlines()) == 1
 
 
-async def test_a_schema_that_is_not_migrated_says_what_to_run(empty_sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_missing_schema_is_reported_with_the_command_to_run(empty_sqlite_url: str, tmp_path: Path) -> None:
     finished = await run(tmp_path, server_environment(empty_sqlite_url, DEV_MODE="false"), "serve")
     assert_refused(finished, "python -m integration_server migrate")
 
 
-async def test_a_database_that_is_away_is_told_in_a_line(tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        url = f"postgresql://ada:hunter2@127.0.0.1:{nobody.getsockname()[1]}/nothing"
+async def test_an_unreachable_database_is_reported_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        url = f"postgresql://ada:hunter2@127.0.0.1:{unused.getsockname()[1]}/nothing"
         finished = await run(tmp_path, server_environment(url, DEV_MODE="false"), "serve")
     assert_refused(finished, "database")
     assert "hunter2" not in finished.err

@@ -1,7 +1,7 @@
-"""A provider of which the server knows only a TOML file and two environment variables.
+"""A provider that is declared by a TOML file and two environment variables only.
 
-The other side is django-oauth-toolkit, an OAuth server that this project did not write, with PKCE required and refresh
-tokens rotated. The server is a process of its own, migrated and configured as an operator would.
+The provider is django-oauth-toolkit, an independent OAuth server that requires PKCE and rotates refresh tokens. The
+server runs in its own process, migrated and configured as an operator does.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def dot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DotServer]:
 
 @pytest.fixture
 def environment(dot: DotServer, empty_database_url: str, tmp_path: Path) -> dict[str, str]:
-    """The whole configuration of the server under test."""
+    """The complete configuration of the server under test."""
     providers = tmp_path / "providers"
     providers.mkdir()
     (providers / "acme.toml").write_text(dot.declaration("acme"))
@@ -46,7 +46,7 @@ def environment(dot: DotServer, empty_database_url: str, tmp_path: Path) -> dict
     )
 
 
-async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
+async def test_a_toml_file_and_two_variables_add_a_working_provider(
     dot: DotServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
     migrated = await run(tmp_path, environment, "migrate")
@@ -79,7 +79,7 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         assert dict(first.headers) == {"Authorization": f"Bearer {first.bearer_token}"}
         assert await dot.takes(first.bearer_token)
 
-        # refresh, twice: the second needs the refresh token that the first was given
+        # refresh twice: the second uses the refresh token of the first
         for _ in range(2):
             renewed = await clients.service.RefreshToken(pb.RefreshTokenRequest(**which, force=True))
             assert (renewed.success, renewed.refreshed) == (True, True)
@@ -98,15 +98,15 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         assert not await dot.takes(token)
         assert await expect_rpc_error(clients.get(connect_response.integration_id)) == NOT_FOUND
 
-        # a refusal is an answer
+        # a denied consent is a result
         refused = await clients.begin("ada", "acme_without_issuer", return_url=RETURN_URL)
         location = await dot.sign_in_and_decide(refused.authorization_url, allow=False)
         back = query_of((await clients.follow(location, BROWSER)).headers["Location"])
         assert (back["success"], back["reason"]) == ("false", "access_denied")
         assert await expect_rpc_error(clients.get(refused.integration_id)) == NOT_FOUND
 
-        # django-oauth-toolkit names no issuer when it refuses, though RFC 9207 section 2 asks for it. Where an issuer
-        # is declared, nobody then knows whose refusal it is: the attempt stays until it expires.
+        # django-oauth-toolkit sends no issuer in an error response, although RFC 9207 §2 requires it. With a declared
+        # issuer, the sender of the error is unknown: the attempt stays until it expires.
         unnamed = await clients.begin("ada", "acme")
         location = await dot.sign_in_and_decide(unnamed.authorization_url, allow=False)
         assert "iss" not in query_of(location)
@@ -114,7 +114,7 @@ async def test_a_toml_file_and_two_variables_make_a_provider_that_works(
         pending = await clients.get(unnamed.integration_id)
         assert pending.status == integration_pb2.STATUS_PENDING
 
-        # a state serves once; and the issuer is looked at before that
+        # a state is valid once; the issuer is checked before it
         used = pb.HandleCallbackRequest(state=connect_response.state, code="any", iss=dot.issuer)
         assert await expect_rpc_error(clients.service.HandleCallback(used)) == RpcError(
             FAILED_PRECONDITION, "STATE_USED"

@@ -1,4 +1,4 @@
-"""Webhooks through the sidecar, stored, handed on and told of; the provider is one of the test's own."""
+"""Webhooks through the sidecar: storage, delivery and events, with a provider whose webhooks the test signs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -38,7 +38,7 @@ APP_PATH = f"/api/v1/webhooks/{SIGNED_WEBHOOK}/app"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
-    """One that knows the provider."""
+    """A system with the provider."""
     async with run_system(
         shared_database_url,
         environment={APP_SECRET_SETTING: APP_SECRET},
@@ -48,7 +48,7 @@ async def shared_system(shared_database_url: str) -> AsyncIterator[System]:
 
 
 def watch(system: System, request: pb.WatchIntegrationsRequest) -> Any:
-    """A stream, whose answers the types do not know."""
+    """A stream of events, untyped."""
     return system.service.WatchIntegrations(request)
 
 
@@ -62,7 +62,7 @@ async def connect(system: System, account: str = "acct-1", user_id: str = "ada",
 
 
 async def path_of(system: System, integration_id: int, user_id: str = "ada") -> str:
-    """An integration's own webhook path."""
+    """The path of an integration's webhook URL."""
     endpoint = await system.service.GetWebhookEndpoint(
         pb.GetWebhookEndpointRequest(integration_id=integration_id, user_id=user_id)
     )
@@ -81,29 +81,29 @@ def listing(integration_id: int, **fields: Any) -> pb.ListWebhookEventsRequest:
     )
 
 
-async def kept(system: System, integration_id: int, user_id: str = "ada") -> list[tuple[int, str, str]]:
+async def stored_events(system: System, integration_id: int, user_id: str = "ada") -> list[tuple[int, str, str]]:
     page = await system.service.ListWebhookEvents(listing(integration_id, user_id=user_id, page_size=200))
     return [(event.number, event.event_id, event.event_type) for event in page.events]
 
 
-async def test_an_event_comes_through_from_the_provider_to_the_consumer(system: System) -> None:
+async def test_an_event_is_delivered_from_the_provider_to_the_consumer(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
     response = await deliver(system, path, {"id": "e-1", "type": "paid"})
     assert (response.status_code, response.content) == (202, b"ok")
     await deliver(system, APP_PATH, {"id": "e-2", "account": "acct-1"}, secret=APP_SECRET)
     await deliver(system, path, {"id": "e-1", "type": "paid"})  # again
-    assert await kept(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
+    assert await stored_events(system, integration_id) == [(1, "e-1", "paid"), (2, "e-2", "changed")]
     page = await system.service.ListWebhookEvents(listing(integration_id))
     assert page.events[0].payload == b'{"id": "e-1", "type": "paid"}'
     acked = await system.service.AckWebhookEvents(
         pb.AckWebhookEventsRequest(integration_id=integration_id, user_id="ada", consumer="mail", through_number=1)
     )
     assert acked.through_number == 1
-    assert [number for number, _, _ in await kept(system, integration_id)] == [2]
+    assert [number for number, _, _ in await stored_events(system, integration_id)] == [2]
 
 
-async def test_a_handshake_is_answered(system: System) -> None:
+async def test_the_handshake_of_a_webhook_endpoint_is_completed(system: System) -> None:
     query = "challenge=hello%20there"
     url = f"{system.sidecar_url}{APP_PATH}?{query}"
     response = await system.browser.get(url, headers=signature_headers(query.encode(), APP_SECRET))
@@ -111,7 +111,7 @@ async def test_a_handshake_is_answered(system: System) -> None:
     assert (await system.browser.get(url)).status_code == 401
 
 
-async def test_what_is_forged_or_goes_nowhere_leaves_nothing(system: System, shared_database_url: str) -> None:
+async def test_forged_and_unroutable_webhooks_are_not_stored(system: System, shared_database_url: str) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
     other = await path_of(system, await connect(system, "acct-2", secret="the secret of another one"))
@@ -129,7 +129,7 @@ async def test_what_is_forged_or_goes_nowhere_leaves_nothing(system: System, sha
     assert await fetch(shared_database_url, select(webhook_events)) == []
 
 
-async def test_a_body_that_is_too_large_is_refused(system: System) -> None:
+async def test_an_oversized_webhook_body_is_rejected(system: System) -> None:
     body = b"x" * (10 * 1024 * 1024)
     response = await system.browser.post(
         system.sidecar_url + APP_PATH, content=body, headers=signature_headers(body, APP_SECRET)
@@ -137,7 +137,7 @@ async def test_a_body_that_is_too_large_is_refused(system: System) -> None:
     assert response.status_code == 413
 
 
-async def test_a_large_event_is_handed_on_too(system: System) -> None:
+async def test_a_large_event_is_delivered(system: System) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
     for number in range(6):
@@ -153,14 +153,14 @@ async def test_a_large_event_is_handed_on_too(system: System) -> None:
     assert seen == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_secret_is_exchanged_without_a_gap(system: System, shared_database_url: str) -> None:
+async def test_a_webhook_secret_is_replaced_without_a_gap(system: System, shared_database_url: str) -> None:
     integration_id = await connect(system)
     path = await path_of(system, integration_id)
     which: dict[str, Any] = {"integration_id": integration_id, "user_id": "ada"}
     made = await system.service.SetWebhookSecret(pb.SetWebhookSecretRequest(**which))
     assert made.webhook_url == PUBLIC_URL + path
     assert made.HasField("previous_expire_time")
-    await asyncio.sleep(1.1)  # what is remembered of the address is over
+    await asyncio.sleep(1.1)  # the cached endpoint has expired
     for at, secret in enumerate((SECRET, made.webhook_secret)):
         assert (await deliver(system, path, {"id": f"e-{at}", "text": PAYLOAD}, secret=secret)).status_code == 202
     secrets = {"webhook secret": [made.webhook_secret, SECRET], "payload": [PAYLOAD]}
@@ -171,15 +171,15 @@ async def test_a_secret_is_exchanged_without_a_gap(system: System, shared_databa
     assert endpoint.previous_expire_time == made.previous_expire_time
 
 
-async def test_a_type_without_webhooks_is_told_as_such(system: System) -> None:
+async def test_a_type_without_webhooks_is_rejected(system: System) -> None:
     which: dict[str, Any] = {"integration_id": await system.connect(), "user_id": "ada"}
     refused = await expect_rpc_error(system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which)))
     assert refused == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "WEBHOOKS_NOT_SUPPORTED")
 
 
-async def test_an_account_that_takes_our_access_back_is_not_served_any_more(system: System) -> None:
+async def test_an_integration_is_not_served_after_its_account_revokes_access(system: System) -> None:
     first, second = await connect(system), await connect(system, "acct-2")
-    for integration_id in (first, second):  # both are remembered
+    for integration_id in (first, second):  # both are cached
         await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"))
     bye = {"id": "bye", "account": "acct-1", "ends_grant": True}
     await deliver(system, APP_PATH, bye, secret=APP_SECRET)
@@ -191,7 +191,7 @@ async def test_an_account_that_takes_our_access_back_is_not_served_any_more(syst
     assert (await system.get(second)).status == integration_pb2.STATUS_ACTIVE
 
 
-async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System, shared_database_url: str) -> None:
+async def test_a_moved_or_altered_payload_cannot_be_decrypted(system: System, shared_database_url: str) -> None:
     integration_id = await connect(system)
     await deliver(system, await path_of(system, integration_id), {"id": "e-1"}, {"id": "e-2"})
     rows = await fetch(shared_database_url, select(webhook_events).order_by(webhook_events.c.number))
@@ -203,7 +203,7 @@ async def test_a_payload_that_was_moved_or_altered_does_not_open(system: System,
         assert refused == RpcError(grpc.StatusCode.DATA_LOSS, "CREDENTIALS_UNREADABLE")
 
 
-async def test_what_happens_is_told_while_it_happens(system: System) -> None:
+async def test_the_event_stream_reports_changes_as_they_occur(system: System) -> None:
     stream = watch(system, pb.WatchIntegrationsRequest(user_id="ada"))
     begin = await stream.read()
     integration_id = await connect(system)
@@ -229,8 +229,8 @@ async def test_what_happens_is_told_while_it_happens(system: System) -> None:
     again.cancel()
 
 
-async def test_who_does_not_read_holds_nobody_up_and_misses_nothing(system: System, shared_database_url: str) -> None:
-    """So many events that no buffer on the way holds them all."""
+async def test_a_slow_reader_delays_no_other_and_misses_no_event(system: System, shared_database_url: str) -> None:
+    """The number of events exceeds all buffers."""
     integration_id = await connect(system)
     slow, quick = (watch(system, pb.WatchIntegrationsRequest()) for _ in range(2))
     for stream in (slow, quick):
@@ -266,7 +266,7 @@ async def test_a_cursor_that_is_too_old_is_rejected(shared_database_url: str) ->
         assert await expect_rpc_error(stream.read()) == RpcError(grpc.StatusCode.FAILED_PRECONDITION, "CURSOR_EXPIRED")
 
 
-async def test_a_server_that_stops_says_so_to_those_who_watch(shared_database_url: str) -> None:
+async def test_a_stopping_server_ends_its_streams_with_server_stopping(shared_database_url: str) -> None:
     async with AsyncExitStack() as stack:
         async with run_system(shared_database_url) as system:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(system.grpc_address))

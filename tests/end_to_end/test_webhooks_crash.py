@@ -1,6 +1,6 @@
-"""Webhooks over two servers, one of which is killed midway: nothing that was accepted is lost, nothing is there twice.
+"""Webhooks at two servers, one of which is killed: no accepted event is lost or duplicated.
 
-A small version of `tests/faults/test_webhooks.py`.
+A short version of `tests/faults/test_webhooks.py`.
 """
 
 import random
@@ -17,7 +17,7 @@ from tests.end_to_end.webhook_senders import (
 )
 
 
-async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS) as servers:
@@ -26,17 +26,17 @@ async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
     assert (result.accepted, result.lost, result.duplicates, result.out_of_order, result.unreported) == (48, 0, 0, 0, 0)
 
 
-async def test_without_deduplication_every_event_is_there_twice(
+async def test_negative_control_without_deduplication_every_event_is_stored_twice(
     prefork: PreforkServer, tmp_path: Path, sqlite_url: str
 ) -> None:
-    """The twin."""
+    """Without deduplication, the inbox has each event twice."""
     async with run_servers(tmp_path, sqlite_url, prefork, WITHOUT_DEDUPLICATION) as servers:
         accounts = await connect_accounts(servers.all[0], 1)
         await WebhookSender(servers, random.Random(7)).send_all(accounts, 5)
         assert len(await list_inbox(servers.all[0].clients, accounts[0])) == 10
 
 
-async def test_a_server_that_is_killed_and_comes_back_is_watched_on_from_the_cursor(
+async def test_a_stream_resumes_from_its_cursor_after_a_server_is_killed(
     prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS, count=1) as servers:

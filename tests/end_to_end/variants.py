@@ -1,6 +1,6 @@
-"""Servers as bootstrap builds them, but for one part: without a defence, or stuck at the worst moment.
+"""Variants of the server as bootstrap builds it, with one part replaced: without a defence, or with a hanging commit.
 
-"" among the `VARIANTS` is the server as it is. What a defence is worth shows when the same test fails without it.
+The variant "" is the unchanged server. The others are negative controls: without the defence the same test fails.
 """
 
 import asyncio
@@ -34,26 +34,26 @@ WITHOUT_DEDUPLICATION = "with webhooks, without deduplication"
 
 
 class AlwaysGrantedLeases:
-    """Without the lease: whoever wants to refresh may."""
+    """Grants every lease, so that servers refresh concurrently."""
 
     async def is_free(self, integration: Integration) -> bool:
-        """Always."""
+        """Always true."""
         del integration
         return True
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
-        """Never in vain."""
+        """Grant the lease."""
         return Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
 
     async def release(self, lease: Lease, *, outcome_known: bool) -> None:
-        """Nothing to release."""
+        """Do nothing."""
 
 
 class CallerBoundTasks(DetachedTasks):
-    """Without the shield: work belongs to the call that began it, and is cancelled with it."""
+    """Cancels a task together with the call that started it."""
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Tie the work to the caller."""
+        """Start a task that is cancelled with the caller."""
         task = super().start(work)
         caller = asyncio.current_task()
         assert caller is not None
@@ -62,19 +62,19 @@ class CallerBoundTasks(DetachedTasks):
 
 
 class UnfencedIntegrations(SqlIntegrations):
-    """Without the fence: an answer is committed over whatever version is there."""
+    """Commits a refresh whatever the version of the row."""
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
     ) -> Integration | None:
-        """Commit over the version of the moment."""
+        """Commit with the current version."""
         stored = await self.find(integration.integration_id, integration.user_id)
         assert stored is not None
         return await super().commit_refresh(replace(integration, version=stored.integration.version), credentials, now)
 
 
 class HangingCommit(SqlIntegrations):
-    """Says so when an answer is about to be committed, and stays there."""
+    """Prints `AT_THE_COMMIT` when a refresh is about to be committed, and hangs."""
 
     async def commit_refresh(
         self, integration: Integration, credentials: NewCredentials, now: datetime
@@ -87,24 +87,24 @@ class HangingCommit(SqlIntegrations):
 
 
 class InboxWithoutDeduplication(SqlWebhookInbox):
-    """Without deduplication: every delivery is an event of its own."""
+    """Stores every delivery as a new event."""
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
-        """Nothing is."""
+        """No event is known."""
         del integration_ids, event_ids
         return ()
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Add them under names that none had before."""
+        """Add the events with new ids."""
         renamed = [replace(event, event_id=f"{event.event_id} {event.uid}") for event in events]
         return await super().add(renamed, now)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What `running_server` is given in place of its own."""
+    """The parts that replace those of `running_server`."""
 
     build_stores: BuildStores = sql_stores
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks
@@ -112,12 +112,12 @@ class Variant:
 
 
 def without_lease(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
-    """Everybody has one."""
+    """Stores with leases that are always granted."""
     return replace(sql_stores(settings, database, on_change), leases=AlwaysGrantedLeases())
 
 
 def with_integration_store(kind: type[SqlIntegrations]) -> BuildStores:
-    """Integrations are kept in another kind of store."""
+    """Stores with another store of integrations."""
 
     def build(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
         return replace(sql_stores(settings, database, on_change), integrations=kind(database, on_change))
@@ -126,7 +126,7 @@ def with_integration_store(kind: type[SqlIntegrations]) -> BuildStores:
 
 
 def without_deduplication(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
-    """Nothing is known to have come before."""
+    """Stores without deduplication of webhooks."""
     return replace(sql_stores(settings, database, on_change), inbox=InboxWithoutDeduplication(database, on_change))
 
 
@@ -142,7 +142,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 async def serve(variant: Variant, environment: Mapping[str, str]) -> None:
-    """What the command `serve` does, on a database that is migrated."""
+    """Serve as the command `serve` does, on a migrated database."""
     settings = Settings.from_environment(environment)
     configure_logging(settings.log_level)
     async with (

@@ -1,4 +1,4 @@
-"""Providers that send webhooks to several servers, some events twice, and each again until it is accepted."""
+"""Senders of webhooks to several servers: they repeat each event until it is accepted, and send some twice."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ from tests.end_to_end.system import Clients, clients_of
 from tests.signed_webhook_provider import APP_SECRET_SETTING, SIGNED_WEBHOOK, signature_headers, webhook_body
 
 APP_SECRET = "the secret of the app's own webhooks"
-TIMEOUT = 60.0  # seconds for one delivery, however often it has to be sent
+TIMEOUT = 60.0  # seconds for one delivery with all repetitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,18 @@ class Server:
     clients: Clients
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Send SIGKILL."""
         self.command.send(signal.SIGKILL)
 
     def cpu_seconds(self) -> float:
-        """How much of a processor it has used so far."""
+        """The CPU time used so far, in seconds."""
         times = psutil.Process(self.command.process.pid).cpu_times()
         return float(times.user + times.system)
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Those that a load balancer would know, the killed ones too."""
+    """The servers, including the killed ones."""
 
     stack: AsyncExitStack
     prefork: PreforkServer
@@ -56,7 +56,7 @@ class Servers:
     all: list[Server] = field(default_factory=list)
 
     async def start(self) -> Server:
-        """One more."""
+        """Start a further server."""
         command = await self.stack.enter_async_context(
             self.prefork.serving(self.directory, self.environment, self.variant)
         )
@@ -70,7 +70,7 @@ class Servers:
 async def run_servers(
     directory: Path, database_url: str, prefork: PreforkServer, variant: str, count: int = 2, **settings: str
 ) -> AsyncIterator[Servers]:
-    """So many servers that share a database."""
+    """Run this many servers that share a database."""
     environment = server_environment(
         database_url,
         **{APP_SECRET_SETTING: APP_SECRET, "REFRESH_JOURNAL_DIR": str(directory / "refresh-journal"), **settings},
@@ -84,7 +84,7 @@ async def run_servers(
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account at the provider, and the integration of it."""
+    """An account at the provider and its integration."""
 
     name: str
     user_id: str
@@ -94,7 +94,7 @@ class Account:
 
 
 async def connect_accounts(server: Server, count: int) -> list[Account]:
-    """So many accounts, each of a user of its own, and with a webhook address of its own."""
+    """Connect this many accounts, each with its own user and webhook URL."""
     accounts = []
     for number in range(count):
         name, user_id, secret = f"account-{number}", f"user-{number}", f"the secret of account {number}"
@@ -114,43 +114,42 @@ async def connect_accounts(server: Server, count: int) -> list[Account]:
 
 
 class WebhookSender:
-    """Sends the events of all accounts. Each account's come one after another, as they happen there; a share of them is
-    sent twice at once."""
+    """Sends the events of all accounts, in order for each account. A share of them is sent twice concurrently."""
 
     def __init__(self, servers: Servers, rng: random.Random, seconds_between: float = 0, sent_twice: float = 1) -> None:
         self._servers = servers
         self._rng = rng
         self._seconds_between = seconds_between
         self._sent_twice = sent_twice
-        self._tls = ssl.create_default_context()  # never used, and slow to make: one for all clients
+        self._tls = ssl.create_default_context()  # unused and slow to create: one for all clients
         self.accepted: defaultdict[str, list[str]] = defaultdict(list)
         self.outcomes: Counter[str] = Counter()
 
     async def send_all(self, accounts: Sequence[Account], events: int) -> float:
-        """Send so many events of each account; how many seconds it took."""
+        """Send this many events for each account; the duration in seconds."""
         begun = time.monotonic()
         await asyncio.gather(*(self._send_events(account, events) for account in accounts))
         return time.monotonic() - begun
 
     @property
     def count(self) -> int:
-        """How many events have been accepted."""
+        """The number of accepted events."""
         return sum(map(len, self.accepted.values()))
 
     async def _send_events(self, account: Account, events: int) -> None:
         begun = time.monotonic() + self._rng.uniform(0, self._seconds_between)
-        # A client each: what one has to do for a request grows with its connections.
+        # One client per account: the cost of a request grows with the client's connections.
         async with httpx.AsyncClient(trust_env=False, timeout=30, verify=self._tls) as client:
             for number in range(events):
                 await asyncio.sleep(max(0.0, begun + number * self._seconds_between - time.monotonic()))
                 event_id = f"event-{number}"
-                # Providers do send twice what was accepted once.
+                # Providers repeat events that were accepted.
                 copies = 2 if self._rng.random() < self._sent_twice else 1
                 await asyncio.gather(*(self._deliver(client, account, event_id) for _ in range(copies)))
                 self.accepted[account.name].append(event_id)
 
     async def _deliver(self, client: httpx.AsyncClient, account: Account, event_id: str) -> None:
-        """Until it is accepted, by whichever server."""
+        """Send the event until a server accepts it."""
         body = webhook_body({"id": event_id, "account": account.name})
         to_app = self._rng.random() < 0.5
         path, secret = (
@@ -171,7 +170,7 @@ class WebhookSender:
 
 
 async def list_inbox(clients: Clients, account: Account, consumer: str = "checker") -> list[tuple[int, str]]:
-    """All that a consumer is given, page by page."""
+    """All events that a consumer receives, page by page."""
     found: list[tuple[int, str]] = []
     request = pb.ListWebhookEventsRequest(
         integration_id=account.integration_id, user_id=account.user_id, consumer=consumer, page_size=7
@@ -185,7 +184,7 @@ async def list_inbox(clients: Clients, account: Account, consumer: str = "checke
 
 
 class EventWatcher:
-    """Watches all integrations, at another server with the last cursor whenever a stream ends."""
+    """Reads the event stream of all integrations, and continues at another server from the last cursor when it ends."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
@@ -195,7 +194,7 @@ class EventWatcher:
         self.begun = asyncio.Event()
 
     async def watch(self) -> None:
-        """Until it is cancelled."""
+        """Read until cancelled."""
         while True:
             for server in list(reversed(self._servers.all)):
                 try:
@@ -216,7 +215,7 @@ class EventWatcher:
                 self.reported.append(response.event)
 
     def webhook_numbers(self, account: Account) -> list[int]:
-        """The numbers of the webhook events that were told of, in the order in which they were."""
+        """The numbers of the reported webhook events, in order."""
         return [
             event.webhook_event_number
             for event in self.reported
@@ -227,7 +226,7 @@ class EventWatcher:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of it."""
+    """The outcome of a run."""
 
     seconds: float
     cpu_seconds: float
@@ -243,7 +242,7 @@ class Result:
             f"{self.accepted} accepted in {self.seconds:.1f} s ({60 * self.accepted / self.seconds:.0f} a minute), "
             f"{1000 * self.cpu_seconds / self.outcomes['202']:.1f} ms of CPU in the servers a delivery, "
             f"lost {self.lost}, duplicates {self.duplicates}, out of order {self.out_of_order}, "
-            f"not told {self.unreported}; answers: {dict(self.outcomes)}"
+            f"not reported {self.unreported}; responses: {dict(self.outcomes)}"
         )
 
 
@@ -255,7 +254,7 @@ async def send_while_killing_a_server(
     seconds_between: float = 0,
     sent_twice: float = 1,
 ) -> Result:
-    """Send, kill a server midway, start another one, and look at what is there in the end."""
+    """Send events, kill a server, start another one, and read the inbox at the end."""
     accounts = await connect_accounts(servers.all[0], accounts_count)
     sender, watcher = WebhookSender(servers, rng, seconds_between, sent_twice), EventWatcher(servers)
     watching = asyncio.create_task(watcher.watch())
@@ -266,7 +265,7 @@ async def send_while_killing_a_server(
         assert not sent.done(), sent.result()
         await asyncio.sleep(0.01)
     used = servers.all[-1].cpu_seconds()
-    servers.all[-1].kill()  # the one that is watched
+    servers.all[-1].kill()  # the server that is watched
     newcomer = await servers.start()
     begun += newcomer.cpu_seconds()
     seconds = await sent
@@ -286,7 +285,7 @@ async def send_while_killing_a_server(
 
 
 async def _count_unreported(watcher: EventWatcher, accounts: Sequence[Account], events: int) -> int:
-    """In how many accounts the watcher was not told of each event once, in order, within some seconds."""
+    """The number of accounts whose events were not each reported once and in order in time."""
     expected = list(range(1, events + 1))
     async with asyncio.timeout(TIMEOUT):
         while sum(len(watcher.webhook_numbers(account)) for account in accounts) < events * len(accounts):  # noqa: ASYNC110

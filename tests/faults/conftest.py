@@ -1,4 +1,4 @@
-"""The long fault tests: how many rounds, by which seed, and telling how far they are. `make test-faults` runs them."""
+"""Options of the long fault tests: rounds, seed, and progress. `make test-faults` runs them."""
 
 import random
 import time
@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One seed for the whole run."""
+    """Choose one seed for the whole run."""
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(1_000_000)
 
@@ -27,7 +27,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @dataclass(slots=True)
 class FaultTrial:
-    """The rounds of one test, and what it says while it goes on."""
+    """The rounds and the progress of one test."""
 
     name: str
     seed: int
@@ -36,22 +36,22 @@ class FaultTrial:
     begin: float = field(default_factory=time.monotonic)
 
     def rounds(self, usual: int) -> range:
-        """The numbers of the rounds: as many as was asked for, or as the test usually has."""
+        """The numbers of the rounds: as many as requested, or the default of the test."""
         return range(1, (self.asked_rounds or usual) + 1)
 
     def rng(self, number: int) -> random.Random:
-        """The chance of one round, which depends on the seed and on nothing that happened before."""
+        """The random numbers of one round, which depend only on the seed, the test and the round."""
         return random.Random(f"{self.seed} {self.name} {number}")
 
     def report(self, text: str) -> None:
-        """Tell how far it is."""
+        """Print the progress."""
         with self.capture.disabled():
             print(f"\n  {time.monotonic() - self.begin:5.0f} s  {self.name}: {text}", end="", flush=True)
 
 
 @pytest.fixture
 def trial(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> Iterator[FaultTrial]:
-    """This test's."""
+    """The trial of this test."""
     options = request.config.option
     trial = FaultTrial(request.node.name, options.seed, options.rounds, capfd)
     trial.report(f"SEED={options.seed}")

@@ -1,4 +1,4 @@
-"""Many integrations, each of a user of its own, and what a fault left of their refreshes."""
+"""Many integrations, each with its own user, and the state of their refreshes after a fault."""
 
 import asyncio
 import time
@@ -17,12 +17,12 @@ from tests.end_to_end.replicas import Replicas, force_refresh, status_of
 from tests.end_to_end.rpc_errors import parse_rpc_error
 from tests.end_to_end.system import Clients
 
-LEASE = 2  # seconds: more than a refresh takes on a busy machine; short enough that naps end before statements time out
-TIMEOUT = 60.0  # seconds until what becomes of a refresh is known: many times what it takes
+LEASE = 2  # seconds: more than a refresh takes on a busy machine, and less than the timeout of statements
+TIMEOUT = 60.0  # seconds until the outcome of a refresh is known: many times what it takes
 
 
 class RefreshProgress(StrEnum):
-    """Where in a refresh the process was, as far as the database tells."""
+    """The step of a refresh that the process had reached, according to the database."""
 
     NOT_BEGUN = "before the claim"
     CLAIMED = "claimed, not committed"
@@ -30,7 +30,7 @@ class RefreshProgress(StrEnum):
 
 
 def describe_progress(refresh_progress: Counter[RefreshProgress]) -> str:
-    """How many of each, for people."""
+    """The number of refreshes at each step, as text."""
     return ", ".join(f"{refresh_progress[progress]} {progress}" for progress in RefreshProgress)
 
 
@@ -43,7 +43,7 @@ class LoadedIntegration:
 
 
 async def connect_members(clients: Clients, size: int) -> list[LoadedIntegration]:
-    """So many, connected."""
+    """Connect this many integrations."""
     users = [f"user-{number}" for number in range(size)]
     return [LoadedIntegration(await clients.connect(user), user) for user in users]
 
@@ -55,7 +55,7 @@ async def versions(database_url: str) -> dict[int, int]:
 
 
 async def refresh_progress(database_url: str, before: dict[int, int]) -> dict[int, RefreshProgress]:
-    """How far each refresh has come since `before`."""
+    """The step that each refresh has reached since `before`."""
     query = select(integrations.c.integration_id, integrations.c.version, refresh_leases.c.owner).outerjoin(
         refresh_leases,
         (refresh_leases.c.integration_id == integrations.c.integration_id)
@@ -72,14 +72,14 @@ async def refresh_progress(database_url: str, before: dict[int, int]) -> dict[in
 
 
 async def measure_refresh_time(clients: Clients, members: Sequence[LoadedIntegration]) -> float:
-    """How many seconds it takes to refresh them all at once, when all is well."""
+    """The seconds that a concurrent refresh of all takes without faults."""
     begin = time.monotonic()
     await asyncio.gather(*(is_refreshable(clients, member) for member in members))
     return time.monotonic() - begin
 
 
 async def is_refreshable(clients: Clients, member: LoadedIntegration) -> bool:
-    """Whether it can be refreshed, once that is known; otherwise it needs reauthorization."""
+    """Whether the integration can be refreshed, once that is known; otherwise it requires reauthorization."""
     async with asyncio.timeout(TIMEOUT):
         while True:
             try:
@@ -95,7 +95,7 @@ async def is_refreshable(clients: Clients, member: LoadedIntegration) -> bool:
 
 
 async def find_lost(replicas: Replicas, members: Sequence[LoadedIntegration]) -> list[LoadedIntegration]:
-    """Who needs reauthorization. Each of the others is active and has tokens that the provider takes."""
+    """The integrations that require reauthorization. Asserts that the others are active with valid tokens."""
     clients = replicas.clients[0]
     refreshable = await asyncio.gather(*(is_refreshable(clients, member) for member in members))
     for member, survived in zip(members, refreshable, strict=True):
@@ -110,7 +110,7 @@ async def find_lost(replicas: Replicas, members: Sequence[LoadedIntegration]) ->
 
 
 async def assert_newest_token(replicas: Replicas, members: Sequence[LoadedIntegration]) -> None:
-    """Each can be refreshed even where only the newest refresh token is taken."""
+    """Assert that each can be refreshed by a provider that accepts only the newest refresh token."""
     grace = replicas.sandbox.behaviour.refresh_grace
     replicas.change_behaviour(refresh_grace=0)
     assert not await find_lost(replicas, members), "the row did not have the newest refresh token"

@@ -1,6 +1,6 @@
-"""A PostgreSQL is killed (SIGKILL, all its processes) while servers write: what was acknowledged is there afterwards.
+"""PostgreSQL is killed (SIGKILL to all processes) while servers write: every acknowledged write survives.
 
-That holds for answers of the provider too that came while it was gone: they are acknowledged out of the journal.
+That includes token responses received during the outage, which are acknowledged from the journal.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(slots=True)
 class AcknowledgedWrites:
-    """What one server has acknowledged."""
+    """The writes that one server has acknowledged."""
 
     clients: Clients
     member: LoadedIntegration
@@ -44,7 +44,7 @@ class AcknowledgedWrites:
     failures: int = 0
 
     async def rename(self) -> None:
-        """Give the integration the next number for a name."""
+        """Rename the integration to the next number."""
         request = pb.UpdateIntegrationRequest(
             integration_id=self.member.integration_id, user_id=self.member.user_id, name=str(self.names + 1)
         )
@@ -52,7 +52,7 @@ class AcknowledgedWrites:
         self.names += 1
 
     async def add_key(self, api_key: str) -> None:
-        """Connect a further user by key."""
+        """Connect a further user with an API key."""
         request = pb.ConnectWithApiKeyRequest(
             user_id=f"{self.member.user_id}-key-{len(self.keys)}-{self.failures}",
             integration_type="sandbox_api_key",
@@ -62,13 +62,13 @@ class AcknowledgedWrites:
         self.keys.append(response.integration.integration_id)
 
     async def refresh(self) -> None:
-        """Renew the integration's token."""
+        """Refresh the integration's token."""
         response = await force_refresh(self.clients, self.member.integration_id, self.member.user_id)
         self.refreshes += 1
         self.expire_time = response.access_token_expire_time.ToDatetime(UTC)
 
     async def write_until_stopped(self, write: Callable[[], Awaitable[None]], stop: asyncio.Event) -> None:
-        """Write again and again, until told to stop and acknowledged once more."""
+        """Write repeatedly until stopped and one more write is acknowledged."""
         while True:
             last = stop.is_set()
             try:
@@ -85,14 +85,14 @@ class AcknowledgedWrites:
 
 @pytest.fixture
 def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
-    """A server to be killed, with a database in it. It flushes what it commits."""
+    """A PostgreSQL server for this test only, with a migrated database and durable commits."""
     with run_postgres() as server, server.new_database() as url:
         asyncio.run(migrate(url))
         yield server, url
 
 
 async def kill_between_answer_and_commit(replicas: Replicas, postgres: PostgresServer) -> None:
-    """Kill it while a refresh of every server waits for its answer, and let the answers come then."""
+    """Kill PostgreSQL while a refresh of every server waits for its token response, and then release the responses."""
     held = HeldResponse()
     replicas.change_behaviour(faults={"token": held})
     await held.wait_for_requests(SERVERS)
@@ -102,7 +102,7 @@ async def kill_between_answer_and_commit(replicas: Replicas, postgres: PostgresS
 
 
 async def require_acknowledged(url: str, all_acknowledged: list[AcknowledgedWrites]) -> None:
-    """Nothing that was acknowledged is missing."""
+    """Assert that every acknowledged write is present."""
     rows = {row.integration_id: row for row in await fetch(url, select(integrations))}
     for acknowledged in all_acknowledged:
         row = rows[acknowledged.member.integration_id]
@@ -112,7 +112,7 @@ async def require_acknowledged(url: str, all_acknowledged: list[AcknowledgedWrit
 
 
 @pytest.mark.postgres
-async def test_what_was_acknowledged_survives_a_crash_of_the_database(
+async def test_acknowledged_writes_survive_a_crash_of_the_database(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, own_postgres: tuple[PostgresServer, str]
 ) -> None:
     postgres, url = own_postgres
@@ -152,7 +152,7 @@ async def test_what_was_acknowledged_survives_a_crash_of_the_database(
             )
             trial.report(
                 f"{number} crashes: {names} changes, {keys} keys and {refreshes} refreshes acknowledged, all there; "
-                f"{journals} answers came while it was gone; {failures} calls refused"
+                f"{journals} responses received during the outage; {failures} calls failed"
             )
         said = "".join(command.output for command in replicas.commands)
         assert said.count("refresh_journaled") >= journals

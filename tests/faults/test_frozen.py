@@ -1,7 +1,7 @@
-"""A server is frozen (SIGSTOP) at any moment of its refreshes, past its lease, while another goes on; then it wakes.
+"""A server is frozen (SIGSTOP) during its refreshes, past its lease, while another continues; then it resumes.
 
-Nothing is lost, whether the provider gives a grace or rotates strictly, no token is spent twice where it is strict, and
-each row ends with the newest.
+No token is lost, with a grace period and with strict rotation; with strict rotation no token is used twice; each row
+ends with the newest token.
 """
 
 import asyncio
@@ -36,11 +36,11 @@ GRACE = 600
 FREEZE_SECONDS = (
     1.2 * LEASE,
     3.5 * LEASE,
-)  # seconds: past the lease, and past the time in which a lost call is waited for
+)  # seconds: past the lease, and past the wait for a lost call
 
 
 @pytest.mark.parametrize("grace", [0, GRACE], ids=["strict", "grace"])
-async def test_nothing_is_lost_when_a_server_is_frozen(
+async def test_no_token_is_lost_when_a_server_is_frozen(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str, grace: int
 ) -> None:
     seen: Counter[RefreshProgress] = Counter()
@@ -49,7 +49,7 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
         other, sleeper = pair.clients
         members = await connect_members(other, MEMBERS)
         pair.change_behaviour(faults={"token": SLOW})
-        await measure_refresh_time(sleeper, members)  # connects it to everything
+        await measure_refresh_time(sleeper, members)  # opens its connections
         span = 1.2 * await measure_refresh_time(sleeper, members)
         for number in trial.rounds(FREEZES):
             rng = trial.rng(number)
@@ -61,7 +61,7 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
             seen.update(found.values())
 
             freeze = asyncio.create_task(asyncio.sleep(rng.choice(FREEZE_SECONDS)))
-            going_on = rng.sample(members, MEMBERS // 2)  # the others are left to the sleeper
+            going_on = rng.sample(members, MEMBERS // 2)  # the other leases belong to the frozen server
             while not freeze.done():
                 outcomes = await asyncio.gather(
                     *(force_refresh(other, m.integration_id, m.user_id) for m in going_on), return_exceptions=True
@@ -78,7 +78,7 @@ async def test_nothing_is_lost_when_a_server_is_frozen(
             ]
             assert not unexpected, f"round {number}"
 
-            await nothing_journaled(tmp_path)
+            await wait_for_empty_journals(tmp_path)
             assert not await find_lost(pair, members), f"round {number}"
             if not grace:
                 assert set(pair.refreshes()) == {"ok"}, f"round {number}: a refresh token was sent twice"
@@ -92,8 +92,8 @@ def is_journaled(directory: Path) -> bool:
     return any(directory.glob("refresh-journal/*.refresh"))
 
 
-async def nothing_journaled(directory: Path) -> None:
-    """Wait for what woke up without a connection, and is kept on disk until it has one."""
+async def wait_for_empty_journals(directory: Path) -> None:
+    """Wait until the journals are empty: a server that resumes without a connection journals its refreshes."""
     async with asyncio.timeout(TIMEOUT):
         while is_journaled(directory):  # noqa: ASYNC110  # another process sets no event of ours
             await asyncio.sleep(0.1)

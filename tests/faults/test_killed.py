@@ -1,7 +1,7 @@
-"""A server is killed (SIGKILL) at any moment of its refreshes: what can be kept is kept, and what cannot is told.
+"""A server is killed (SIGKILL) during its refreshes: a lost token is never unnoticed.
 
-A provider with a grace period loses nothing. With strict rotation a refresh that was called and not committed may have
-spent its token: that integration, and no other, needs reauthorization, and its token is not sent again.
+With a grace period no token is lost. With strict rotation a refresh that was sent and not committed may have used its
+token: that integration, and no other, requires reauthorization, and its token is not sent again.
 """
 
 import asyncio
@@ -33,15 +33,15 @@ from tests.faults.load_fixture import (
 )
 
 KILLS = 200
-AT_ONCE = 10  # servers that are started together, and killed one after the other
+AT_ONCE = 10  # servers that are started together, and killed one after another
 EACH = 5  # integrations that a server is refreshing when it is killed
-ENOUGH = 100  # kills after which every window should have been hit
+ENOUGH = 100  # kills after which every step should have been hit
 SLOW = Fault(delay=0.02, handle_first=True)
 GRACE = 600
 
 
 async def kill(victim: Replica, members: Sequence[LoadedIntegration], after: float) -> None:
-    """Have the victim refresh them all, and kill it after so many seconds."""
+    """Refresh all integrations at the victim, and kill it after this many seconds."""
     refreshing = [asyncio.create_task(force_refresh(victim.clients, m.integration_id, m.user_id)) for m in members]
     await asyncio.sleep(after)
     victim.command.send(signal.SIGKILL)
@@ -55,19 +55,19 @@ async def kill_some(
     chances: Sequence[Random],
     span: float,
 ) -> None:
-    """Kill a server for each chance, while it refreshes a group of its own."""
+    """Kill a server per random number generator, while it refreshes its own group."""
     async with AsyncExitStack() as stack:
         victims = await asyncio.gather(
             *(stack.enter_async_context(replicas.start_replica(prefork.serving)) for _ in chances)
         )
         for victim, members, rng in zip(victims, groups, chances, strict=False):
-            await victim.clients.bearer_token(members[0].integration_id, members[0].user_id)  # connects it
+            await victim.clients.bearer_token(members[0].integration_id, members[0].user_id)  # opens its connections
             await kill(victim, members, rng.uniform(0, span))
-    await asyncio.sleep(0.3)  # what was on its way to database and provider arrives
+    await asyncio.sleep(0.3)  # messages in flight to database and provider arrive
 
 
 async def require_no_loop(replicas: Replicas, lost: Sequence[LoadedIntegration]) -> None:
-    """The provider is not asked again, however often callers ask."""
+    """Assert that repeated calls send no request to the provider."""
     calls = replicas.sandbox.calls["token"]
     for member in lost:
         for _ in range(3):
@@ -77,7 +77,7 @@ async def require_no_loop(replicas: Replicas, lost: Sequence[LoadedIntegration])
 
 
 @pytest.mark.parametrize("grace", [0, GRACE], ids=["strict", "grace"])
-async def test_nothing_is_lost_unseen_when_a_server_is_killed(
+async def test_no_token_is_lost_unnoticed_when_a_server_is_killed(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str, grace: int
 ) -> None:
     seen: Counter[RefreshProgress] = Counter()

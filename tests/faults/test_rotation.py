@@ -1,4 +1,4 @@
-"""A hundred thousand rows rotated under load by a command that is killed twenty times. `make test-rotation` runs it."""
+"""A rotation of 100,000 rows under load by a command that is killed 20 times. `make test-rotation` runs it."""
 
 import os
 import random
@@ -12,10 +12,17 @@ import pytest
 
 from integration_server.storage.data_keys import describe_data_keys
 from integration_server.storage.engine import open_database
-from tests.end_to_end.key_rotation import fill, killed, peak_memory, reading, rotated, unreadable
+from tests.end_to_end.key_rotation import (
+    fill,
+    find_read_failures,
+    kill_rotation,
+    peak_memory,
+    run_readers,
+    run_rotation,
+)
 from tests.end_to_end.processes import serving
 from tests.end_to_end.system import clients_of
-from tests.end_to_end.test_key_rotation import ended, environment_for
+from tests.end_to_end.test_key_rotation import environment_for, run_command
 
 ROWS = int(os.environ.get("ROTATION_ROWS", "100000"))
 KILLS = int(os.environ.get("ROTATION_KILLS", "20"))
@@ -27,7 +34,7 @@ DEADLINE = 3600.0  # seconds for a rotation: many times what it takes
 
 @pytest.fixture
 def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints for whoever watches, whatever pytest captures."""
+    """Print a line in spite of pytest's capture."""
 
     def report_line(line: str) -> None:
         with capsys.disabled():
@@ -37,7 +44,7 @@ def report_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 @pytest.mark.slow
-async def test_none_is_unreadable_and_no_call_fails(
+async def test_every_value_is_readable_and_no_call_fails_during_rotations(
     tmp_path: Path, database_url: str, report_line: Callable[[str], None]
 ) -> None:
     report_line(f"\n  {database_url.partition(':')[0]}: {ROWS:,} rows, {KILLS} kills, seed {SEED} (ROTATION_SEED)")
@@ -52,11 +59,11 @@ async def test_none_is_unreadable_and_no_call_fails(
             for command in commands
         ]
         start_time = time.monotonic()
-        async with reading(clients, ROWS, READERS, rng) as load:
+        async with run_readers(clients, ROWS, READERS, rng) as load:
             kills = 0
             while kills < KILLS:
-                kills += await killed(tmp_path, database, environment, delay=rng.uniform(0, 1))
-            finished, *_ = await rotated(tmp_path, environment, DEADLINE)
+                kills += await kill_rotation(tmp_path, database, environment, delay=rng.uniform(0, 1))
+            finished, *_ = await run_rotation(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert load.failures == []
         keys = await describe_data_keys(database)
@@ -65,21 +72,21 @@ async def test_none_is_unreadable_and_no_call_fails(
             f"killed {kills} times over {len(keys) - 1} rotations, finished in {time.monotonic() - start_time:.0f} s; "
             f"meanwhile {load.calls:,} calls, none failed"
         )
-        assert await unreadable(clients, ROWS) == []
+        assert await find_read_failures(clients, ROWS) == []
         report_line(f"all {ROWS:,} rows read")
 
         start_time = time.monotonic()
-        async with reading(clients, ROWS, READERS, rng) as load:
-            finished, peak, cpu = await rotated(tmp_path, environment, DEADLINE)
+        async with run_readers(clients, ROWS, READERS, rng) as load:
+            finished, peak, cpu = await run_rotation(tmp_path, environment, DEADLINE)
         assert finished.code == 0, finished.err
         assert reencrypted(finished.out) >= ROWS  # and the keys of audit chains
         assert load.failures == []
         took = time.monotonic() - start_time
-        servers = max(peak_memory(command.process.pid) for command in commands)
+        server_peak = max(peak_memory(command.process.pid) for command in commands)
         report_line(
             f"once more, undisturbed: {took:.0f} s, {ROWS / took:,.0f} rows/s with start and waits, beside "
             f"{load.calls / took:,.0f} calls/s, none failed; CPU of the command: {cpu:.0f} s, "
-            f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {servers} MiB"
+            f"{cpu / ROWS * 1e6:.0f} µs a row; peak memory: command {peak} MiB, server {server_peak} MiB"
         )
         report_line(finished.out.strip().splitlines()[-1])
 
@@ -88,17 +95,17 @@ async def test_none_is_unreadable_and_no_call_fails(
             if key.key_id != newest:
                 await remove(tmp_path, environment, key.key_id)
         assert [key.key_id for key in await describe_data_keys(database)] == [newest]
-        assert await unreadable(clients, ROWS) == []
+        assert await find_read_failures(clients, ROWS) == []
         report_line("former keys removed; all rows still read")
 
 
 def reencrypted(said: str) -> int:
-    """How many values the command says it has re-sealed."""
+    """The number of re-encrypted values that the command reports."""
     found = re.search(r"([\d,]+) values were re-encrypted", said)
     assert found, said
     return int(found[1].replace(",", ""))
 
 
 async def remove(directory: Path, environment: dict[str, str], key_id: str) -> None:
-    finished = await ended(directory, environment, "keys", "remove", key_id, "--force")
+    finished = await run_command(directory, environment, "keys", "remove", key_id, "--force")
     assert finished.code == 0, finished.err

@@ -1,23 +1,23 @@
-"""A thousand callers over four servers find a token expired: one call to the provider, and all have the new token."""
+"""A thousand callers at four servers with an expired token: one request to the provider, one new token for all."""
 
 import asyncio
 from pathlib import Path
 
 from integrations.v1 import integration_pb2
 from tests.end_to_end.prefork import PreforkServer
-from tests.end_to_end.replicas import Replicas, expired, run_replicas, status_of
+from tests.end_to_end.replicas import Replicas, expire_access_token, run_replicas, status_of
 from tests.faults.conftest import FaultTrial
 
 SERVERS = 4
 CALLERS = 1000
 ROUNDS = 200
-LEASE = 30  # seconds, as it is set by default
+LEASE = 30  # seconds, the default
 REPORT_INTERVAL = 20  # rounds
 
 
 async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], list[str]]:
-    """The tokens that the callers got, and how the provider was called meanwhile."""
-    await expired(replicas, integration_id)
+    """The tokens that the callers received, and the outcomes of the refreshes in the meantime."""
+    await expire_access_token(replicas, integration_id)
     before = len(replicas.refreshes())
     tokens = await asyncio.gather(
         *(replicas.clients[number % SERVERS].bearer_token(integration_id) for number in range(CALLERS))
@@ -25,7 +25,7 @@ async def stampede(replicas: Replicas, integration_id: int) -> tuple[set[str], l
     return set(tokens), replicas.refreshes()[before:]
 
 
-async def test_a_thousand_callers_make_one_call_and_share_its_token(
+async def test_a_thousand_callers_share_the_token_of_one_refresh(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
     async with run_replicas(tmp_path, database_url, SERVERS, lease=LEASE, start=prefork.serving) as replicas:

@@ -1,4 +1,4 @@
-"""5,000 webhooks a minute over two servers, one of which is killed midway; a fifth of the events is delivered twice."""
+"""5,000 webhooks per minute at two servers, one of which is killed; a fifth of the events is delivered twice."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ SENT_TWICE = 0.2
 MINUTE = 60.0
 
 
-async def test_nothing_is_lost_or_doubled_when_a_server_is_killed(
+async def test_no_event_is_lost_or_duplicated_when_a_server_is_killed(
     trial: FaultTrial, prefork: PreforkServer, tmp_path: Path, database_url: str
 ) -> None:
-    """One round, whatever is asked for: it is the only one in its database."""
+    """The test has one round, because it needs an empty database."""
     async with run_servers(tmp_path, database_url, prefork, WITH_WEBHOOKS) as servers:
         result = await send_while_killing_a_server(servers, trial.rng(1), ACCOUNTS, EVENTS, MINUTE / EVENTS, SENT_TWICE)
     trial.report(str(result))

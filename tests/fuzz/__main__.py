@@ -1,4 +1,4 @@
-"""`make test-fuzz`: CASES (100,000) cases, half of them on each database, from SEED (a new one)."""
+"""`make test-fuzz`: CASES (default 100,000) cases, half on each database, from SEED (default random)."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 
 
 async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
-    """One database's share."""
+    """Fuzz a server on one database."""
     await migrate(database_url)
     directory = Path(tempfile.mkdtemp(prefix="fuzz-"))
     sandbox = IssuingSandbox()
@@ -45,7 +45,7 @@ async def fuzz(name: str, database_url: str, cases: int, seed: int) -> None:
 
 
 def main() -> None:
-    """Fuzz both."""
+    """Fuzz servers on both databases."""
     cases = int(os.environ.get("CASES") or 100_000)
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(2**32))
     print(f"seed {seed}: make test-fuzz CASES={cases} SEED={seed}", flush=True)

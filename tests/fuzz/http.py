@@ -1,4 +1,4 @@
-"""HTTP for the sidecar, byte by byte: requests as a browser sends them, and whatever else arrives on a port."""
+"""Raw HTTP requests for the sidecar: valid, nearly valid and arbitrary bytes."""
 
 import asyncio
 from contextlib import suppress
@@ -7,16 +7,16 @@ from urllib.parse import quote
 
 from hypothesis import strategies as st
 
-from tests.fuzz.messages import KnownValues, mixture, texts
+from tests.fuzz.messages import KnownValues, choice_of, texts
 
-DEADLINE = 60.0  # seconds; the slowest answer waits for a provider that is on this machine
+DEADLINE = 60.0  # seconds; the slowest response waits for a provider on this machine
 _PREFIX = "/api/v1/integrations/callback"
 _WEBHOOKS = "/api/v1/webhooks"
 
 
 @dataclass(frozen=True, slots=True)
 class HttpCase:
-    """What is written to the connection, and whether the server must see its end to know that no more comes."""
+    """The bytes of a request, and whether the server needs the end of the connection to know that it is complete."""
 
     request: bytes
     needs_end: bool
@@ -27,7 +27,7 @@ class HttpCase:
 
 @dataclass(frozen=True, slots=True)
 class RawResponse:
-    """All that came back; status 0 where nothing did."""
+    """The complete response; status 0 without one."""
 
     status: int
     raw: bytes
@@ -67,7 +67,7 @@ _HEADERS = st.sampled_from(
 
 
 def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
-    """Requests; most of them to the paths of callbacks and webhooks."""
+    """A strategy for requests, most of them to the paths of callbacks and webhooks."""
     types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
     paths = st.one_of(
         st.just(_PREFIX),
@@ -95,7 +95,7 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return mixture([*[whole] * 5, spoilt])
+    return choice_of([*[whole] * 5, spoilt])
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:
@@ -105,14 +105,14 @@ def _request(method: str, path: str, query: str, headers: list[str], body: bytes
 
 
 async def send(host: str, port: int, case: HttpCase) -> RawResponse:
-    """Write it, end the stream, and read what comes until the server ends its own."""
+    """Send the request, close the sending side, and read until the server closes."""
     async with asyncio.timeout(DEADLINE):
         reader, writer = await asyncio.open_connection(host, port)
         raw = b""
-        with suppress(OSError):  # it may have heard enough, answered and gone before all is said
+        with suppress(OSError):  # the server may respond and close before it has read everything
             writer.write(case.request)
             await writer.drain()
-            if case.needs_end:  # uvicorn answers nobody who has hung up
+            if case.needs_end:  # uvicorn sends no response to a client that has closed
                 writer.write_eof()
         with suppress(ConnectionError):
             raw = await reader.read()

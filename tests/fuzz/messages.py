@@ -1,4 +1,4 @@
-"""Requests for every RPC, drawn from the contract's own descriptors: nearly valid and hostile values mixed."""
+"""Strategies for requests of every RPC, built from the contract's descriptors, with valid and hostile values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ METHODS: Sequence[MethodDescriptor] = [
 ]
 
 PLANTED = "planted-secret-0123456789abcdef"
-"""Sent wherever a request has a secret; no answer may have it."""
+"""The value of every secret field; no response may contain it."""
 
 _SECRET_FIELDS = {"api_key", "api_secret", "webhook_secret", "code"}
 _MAX_DEPTH = 3
@@ -32,12 +32,12 @@ _MAX_DEPTH = 3
 
 @dataclass
 class KnownValues:
-    """Values that mean something to the server at the moment, by the names of the fields that take them."""
+    """Values that are valid at the moment, by field name."""
 
     values: dict[str, list[Any]] = field(default_factory=dict)
 
     def of(self, name: str) -> list[Any]:
-        """Those for a field of this name."""
+        """The values for a field."""
         return self.values.get(name, [])
 
 
@@ -71,20 +71,20 @@ def _numbers(lowest: int, highest: int) -> st.SearchStrategy[int]:
     return st.sampled_from(edges) | st.integers(0, 300) | st.integers(lowest, highest)
 
 
-def mixture(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
-    """Each as often as it is named, whatever it consists of: `one_of` would count the parts of those that have some."""
+def choice_of(strategies: Sequence[st.SearchStrategy[T]]) -> st.SearchStrategy[T]:
+    """A choice with equal probability for each strategy; `one_of` would flatten nested choices."""
     return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
 
 
 def _scalar(of: FieldDescriptor, known: KnownValues) -> st.SearchStrategy[Any]:
-    """Values for a field: mostly meaningful ones, where there are any."""
+    """Values for a field: mostly valid ones, if there are any."""
     is_text = of.cpp_type == FieldDescriptor.CPPTYPE_STRING
     named = [
         value for value in known.of(of.name) if isinstance(value, str) is is_text
-    ]  # names mean more than one thing
+    ]  # the same field name has several meanings
     meaningful = [*named, *([PLANTED] if of.name in _SECRET_FIELDS else [])]
     odd = _odd(of, meaningful)
-    return mixture([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
+    return choice_of([*[st.sampled_from(meaningful)] * 6, odd]) if meaningful else odd
 
 
 def _odd(of: FieldDescriptor, meaningful: Sequence[Any]) -> st.SearchStrategy[Any]:
@@ -108,7 +108,7 @@ def _altered(text: str, at: int) -> str:
 
 
 def message(descriptor: Descriptor, known: KnownValues, depth: int = 0) -> st.SearchStrategy[Message]:
-    """Messages of this type; more often than not with all the fields that there are meaningful values for."""
+    """Messages of this type, mostly with all fields that have valid values."""
     kind: Any = GetMessageClass(descriptor)
     drawn = {name: _field(of, known, depth) for name, of in descriptor.fields_by_name.items()}
     fields = {name: strategy for name, strategy in drawn.items() if strategy is not None}
@@ -120,7 +120,7 @@ def message(descriptor: Descriptor, known: KnownValues, depth: int = 0) -> st.Se
 
 
 def _field(of: FieldDescriptor, known: KnownValues, depth: int) -> st.SearchStrategy[Any] | None:
-    """Values for a field; None where messages would lie too deep in each other."""
+    """Values for a field; None beyond the maximum nesting depth."""
     if of.message_type is None:
         one = _scalar(of, known)
     elif of.message_type.full_name == Struct.DESCRIPTOR.full_name:
@@ -149,7 +149,7 @@ def _struct(content: dict[str, Any]) -> Struct:
 
 @dataclass(frozen=True, slots=True)
 class RpcCase:
-    """A call: of a known method with a message of its type, or with bytes that may be none."""
+    """A call of a method, with a message of its type or with arbitrary bytes."""
 
     method: MethodDescriptor
     request: bytes
@@ -163,16 +163,16 @@ class RpcCase:
 
 
 def rpc_cases(known: KnownValues) -> st.SearchStrategy[RpcCase]:
-    """Calls of any method."""
+    """A strategy for calls of any method."""
 
     def of(method: MethodDescriptor) -> st.SearchStrategy[RpcCase]:
         whole = message(method.input_type, known).map(
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
         cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
-        return mixture([*[whole] * 9, cut])
+        return choice_of([*[whole] * 9, cut])
 
-    return mixture(list(map(of, METHODS)))
+    return choice_of(list(map(of, METHODS)))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:

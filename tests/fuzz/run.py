@@ -1,4 +1,4 @@
-"""Sends cases to a server that is a process of its own, and says what was wrong with its answers."""
+"""Sends fuzzed cases to a server process, and judges the responses."""
 
 import asyncio
 import secrets
@@ -23,7 +23,7 @@ from tests.end_to_end.processes import ProcessSystem
 from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of
 from tests.fuzz import http
 from tests.fuzz.http import HttpCase, http_cases
-from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, mixture, rpc_cases
+from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, choice_of, rpc_cases
 
 ROUND = 500
 """Cases between two looks at memory; before each round there is something to use and to break again."""
@@ -37,7 +37,7 @@ SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2"}
 ALLOWED_GROWTH = 64 * 1024 * 1024
 DEADLINE = 60.0  # seconds for a call, on a machine that may be busy
 
-# Handlers of ours answer with none of these, whatever they are sent.
+# Our handlers return none of these, for any request.
 SERVER_FAULTS = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
@@ -47,12 +47,12 @@ SERVER_FAULTS = {
 
 
 class Finding(AssertionError):
-    """An answer that should not be."""
+    """A response that violates a rule."""
 
 
 @dataclass
 class Report:
-    """What a run came to. Memory is in bytes: resident, after the first round and at the end."""
+    """The result of a run. Memory is resident memory in bytes, after the first round and at the end."""
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -61,12 +61,12 @@ class Report:
 
     @property
     def growth(self) -> int:
-        """How much more memory the server has than after its warm-up."""
+        """The growth of the server's memory since its warm-up, in bytes."""
         return self.memory_after - self.memory_before
 
 
 class IssuingSandbox(Sandbox):
-    """A sandbox that remembers each token, code and key that it has made."""
+    """A sandbox that records each token, code and key that it issues."""
 
     def __init__(self) -> None:
         self.issued: set[str] = set()
@@ -93,7 +93,7 @@ class Fuzzer:
         return kind(path)
 
     async def run(self, cases: int, seed: int, progress: Callable[[Report], None] = lambda _: None) -> Report:
-        """So many cases, the same for the same seed as far as the server's own tokens allow. Raises `Finding`."""
+        """Run this many cases; the seed determines them except for values from the server. Raises `Finding`."""
         loop = asyncio.get_running_loop()
         report = self._report
         while report.cases < cases:
@@ -109,23 +109,23 @@ class Fuzzer:
     def _round(self, loop: asyncio.AbstractEventLoop, known: KnownValues, cases: int, seed: int) -> None:
         rpcs, requests = rpc_cases(known), http_cases(known)
         findings: list[Exception] = []
-        case = mixture([rpcs, rpcs, rpcs, requests])
+        case = choice_of([rpcs, rpcs, rpcs, requests])
 
         @hypothesis.seed(seed)
         @hypothesis.settings(
             max_examples=-(-cases // BATCH),
             database=None,
             deadline=None,
-            phases=[Phase.generate],  # a finding tells its one case; shrinking a batch would tell no more
+            phases=[Phase.generate],  # a finding contains its case; shrinking a batch would not help
             suppress_health_check=list(HealthCheck),
         )
         @hypothesis.given(st.lists(case, min_size=BATCH, max_size=BATCH))
         def send(batch: list[RpcCase | HttpCase]) -> None:
-            # Kept from Hypothesis, which would try it again, on a server that is not as it was.
+            # Hidden from Hypothesis, which would repeat the case on a server in another state.
             if not findings:
                 try:
                     asyncio.run_coroutine_threadsafe(self._send(batch), loop).result()
-                except Exception as finding:  # whatever it is, it goes on below
+                except Exception as finding:  # re-raised below
                     findings.append(finding)
 
         send()
@@ -141,7 +141,7 @@ class Fuzzer:
             self._report.outcomes[outcome] += 1
 
     async def judge(self, case: RpcCase | HttpCase) -> str:
-        """Send it, and tell how it ended. Raises `Finding`."""
+        """Send the case; the name of its outcome. Raises `Finding`."""
         return await (self._judge_rpc(case) if isinstance(case, RpcCase) else self._judge_http(case))
 
     # --- gRPC --------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Fuzzer:
             return response
         stream = call(case.request, timeout=DEADLINE)
         try:
-            with suppress(TimeoutError):  # it waits for something to happen
+            with suppress(TimeoutError):  # the stream waits for an event
                 async with asyncio.timeout(0.1):
                     return b"".join([part async for part in stream])
             return b""
@@ -174,7 +174,7 @@ class Fuzzer:
         said = f"{error.details()} {error.trailing_metadata()}".encode()
         self._check_no_secret(case, said)
         if not case.is_message and b"DecodeError" in said:
-            return  # gRPC's own answer, before any handler of ours
+            return  # gRPC's own error, before any handler of ours
         if error.code() in SERVER_FAULTS:
             raise Finding(f"{error.code()} for {case!r}: {error.details()}")
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # made for `grpc.Call`, of which it uses three methods
@@ -189,7 +189,7 @@ class Fuzzer:
         try:
             response = await http.send(address.hostname or "", address.port or 0, case)
         except TimeoutError:
-            raise Finding(f"no end of the answer to {case!r}") from None
+            raise Finding(f"no end of the response to {case!r}") from None
         if response.status >= 500 and response.status != 503:
             raise Finding(f"HTTP {response.status} for {case!r}: {response.raw[:300]!r}")
         self._check_no_secret(case, response.raw)
@@ -203,7 +203,7 @@ class Fuzzer:
     def _check_no_secret(self, case: RpcCase | HttpCase, response: bytes) -> None:
         for secret in (PLANTED, self._system.client_secret, *self._sandbox.issued):
             if secret.encode() in response:
-                raise Finding(f"a secret in the answer to {case!r}")
+                raise Finding(f"a secret in the response to {case!r}")
 
     async def _check_alive(self) -> None:
         if self._system.command.process.poll() is not None:
@@ -214,7 +214,7 @@ class Fuzzer:
             raise Finding("a fault is in the log")
 
     async def _create_known_values(self) -> KnownValues:
-        """Two users with integrations, and one of everything that is opaque; what a round broke is made anew."""
+        """Create two users with integrations, and one value of each opaque kind, again after each round."""
         system = self._system
         self._sandbox.revoke_grants("linus")
         ids = [
@@ -269,7 +269,7 @@ class Fuzzer:
 
 
 def resident(pid: int) -> int:
-    """A process's resident memory in bytes; 0 where the system does not tell (`/proc` is Linux's)."""
+    """A process's resident memory in bytes; 0 without `/proc`."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a run of the django-oauth-toolkit server is given, through its environment."""
+"""The options of a django-oauth-toolkit server, which it reads from its environment."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ PREFIX = "DOT_"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a run is given, as environment variables: `DOT_` and the name in capitals."""
+    """The options of a run. The environment variables are `DOT_` and the name in capitals."""
 
     client_id: str
     client_secret: str
@@ -29,5 +29,5 @@ class Options:
         return cls(**texts, **numbers)  # type: ignore[arg-type] # texts are texts, and numbers are numbers
 
     def as_environment(self) -> dict[str, str]:
-        """These options, for the environment of a process."""
+        """The options as environment variables."""
         return {PREFIX + name.upper(): str(getattr(self, name)) for name in self.__annotations__}

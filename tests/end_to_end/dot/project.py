@@ -1,4 +1,4 @@
-"""A minimal Django project around django-oauth-toolkit: an OAuth server that this project did not write.
+"""A minimal Django project with django-oauth-toolkit, an independent OAuth server.
 
 Run as `python -m tests.end_to_end.dot.project DIRECTORY`; see `Options` for the environment. Prints its own URL when it
 listens, and serves one request at a time until it is ended.
@@ -34,7 +34,7 @@ def configure(directory: Path, options: Options) -> None:
             "django.contrib.sessions",
             "oauth2_provider",
         ],
-        # Tables as the models are now, without the fifty steps of history that lead there.
+        # Create the tables from the models, without the fifty migrations.
         MIGRATION_MODULES={"auth": None, "contenttypes": None, "sessions": None, "oauth2_provider": None},
         MIDDLEWARE=[
             "django.contrib.sessions.middleware.SessionMiddleware",
@@ -53,7 +53,7 @@ def configure(directory: Path, options: Options) -> None:
             }
         ],
         LOGIN_URL="/accounts/login/",
-        # Passwords and client secrets are random and live for one test; Django's own hash takes a third of a second.
+        # Secrets are random and valid for one test; Django's default hash takes a third of a second.
         PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
         OAUTH2_PROVIDER={
             "SCOPES": {
@@ -68,7 +68,7 @@ def configure(directory: Path, options: Options) -> None:
             "REFRESH_TOKEN_REUSE_PROTECTION": True,
             "REFRESH_TOKEN_GRACE_PERIOD_SECONDS": options.refresh_token_grace_period_seconds,
             "ACCESS_TOKEN_EXPIRE_SECONDS": options.access_token_expire_seconds,
-            # RFC 9700, as strictly as it knows: S256 only, `iss` in the answer, bearer tokens in headers only.
+            # RFC 9700, as strict as possible: S256 only, `iss` in the response, bearer tokens in headers only.
             "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
             "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
             "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
@@ -79,7 +79,7 @@ def configure(directory: Path, options: Options) -> None:
 
 
 def fill(options: Options) -> None:
-    """The schema, one user and one confidential application."""
+    """Create the schema, one user and one confidential application."""
     from django.contrib.auth import get_user_model
     from django.core.management import call_command
     from oauth2_provider.models import get_application_model
@@ -100,11 +100,11 @@ class QuietHandler(WSGIRequestHandler):
     """Logs no requests: their queries carry codes."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 # the name is the standard library's
-        """Say nothing."""
+        """Log nothing."""
 
 
 def main() -> None:
-    """Set up, listen, say where, serve."""
+    """Set up, listen, print the URL, serve."""
     options = Options.from_environment()
     configure(Path(sys.argv[1]), options)
 
@@ -114,7 +114,7 @@ def main() -> None:
     django.setup()
     fill(options)
     with make_server("127.0.0.1", 0, get_wsgi_application(), handler_class=QuietHandler) as server:
-        print(f"http://127.0.0.1:{server.server_port}", flush=True)  # how its starter learns the port
+        print(f"http://127.0.0.1:{server.server_port}", flush=True)  # the parent process reads the port from it
         server.serve_forever()
 
 

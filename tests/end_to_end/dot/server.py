@@ -1,4 +1,4 @@
-"""Starts the django-oauth-toolkit server, and plays the person who signs in to it."""
+"""Starts the django-oauth-toolkit server, and acts as a user's browser."""
 
 import os
 import secrets
@@ -20,18 +20,18 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True, slots=True)
 class DotServer:
-    """A running server, and what it was set up with."""
+    """A running server, and its user and application."""
 
     base_url: str
     options: Options
 
     @property
     def issuer(self) -> str:
-        """As its metadata and the `iss` of its answers have it (RFC 8414, RFC 9207)."""
+        """The issuer in its metadata and in `iss` of its responses (RFC 8414, RFC 9207)."""
         return f"{self.base_url}/o"
 
     def declaration(self, integration_type: str) -> str:
-        """The TOML file that declares it."""
+        """The TOML file that declares it as a provider."""
         return f"""\
 integration_type = "{integration_type}"
 display_name = "Acme"
@@ -50,14 +50,14 @@ refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
 """
 
     async def takes(self, access_token: str) -> bool:
-        """Whether the access token is good here."""
+        """Whether the server accepts the access token."""
         async with httpx.AsyncClient(timeout=30) as http:
             response = await http.get(f"{self.base_url}/me", headers={"Authorization": f"Bearer {access_token}"})
         assert response.status_code in {200, 403}
         return response.status_code == 200
 
     async def sign_in_and_decide(self, authorization_url: str, *, allow: bool = True) -> str:
-        """Sign in over the login page and decide on the consent page; where the browser is sent then, not followed."""
+        """Sign in on the login page and decide on the consent page; the URL of the redirect, which is not followed."""
         async with httpx.AsyncClient(timeout=30) as browser:
             to_login = await browser.get(authorization_url)
             assert to_login.status_code == 302, to_login.text
@@ -83,7 +83,7 @@ def running_dot(
     access_token_expire_seconds: int = 3600,
     refresh_token_grace_period_seconds: int = 0,
 ) -> Iterator[DotServer]:
-    """A server with one user and one application, both with secrets of their own."""
+    """Run a server with one user and one application, with random secrets."""
     options = Options(
         client_id=secrets.token_urlsafe(16),
         client_secret=secrets.token_urlsafe(32),
@@ -125,7 +125,7 @@ class _HiddenFields(HTMLParser):
 
 
 def hidden_fields(page: httpx.Response) -> dict[str, str]:
-    """What a browser sends along of a page's form without asking, such as the CSRF token."""
+    """The hidden fields of a page's form, such as the CSRF token."""
     page.raise_for_status()
     parser = _HiddenFields()
     parser.feed(page.text)

@@ -1,4 +1,4 @@
-"""The project's addresses: the toolkit's own under /o/, a login page, and one protected view."""
+"""The URLs: those of the toolkit under /o/, a login page, and one protected view."""
 
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, JsonResponse
@@ -8,7 +8,7 @@ from oauth2_provider.decorators import protected_resource
 
 @protected_resource(scopes=["read"])  # type: ignore[untyped-decorator]
 def me(request: HttpRequest) -> JsonResponse:
-    """Whose the bearer token is; 403 without one that is good."""
+    """The user of the bearer token; 403 without a valid token."""
     user = request.resource_owner
     return JsonResponse({"sub": str(user.pk), "email": user.email})
 

@@ -229,7 +229,7 @@ class TestPostgres:
                     )
                 )
                 await connection.execute(text("SELECT 1"))  # when it returns, the client has seen the sockets close
-            await asyncio.gather(*(count(database) for _ in range(4)))
+            assert await asyncio.gather(*(count(database) for _ in range(4))) == [0] * 4
 
     async def test_names_of_prepared_statements_are_random(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1) as database:
@@ -373,6 +373,7 @@ class TestCancellation:
                 await self.cancel_after(lambda: count(database), after / 10_000)
             async with asyncio.timeout(60):
                 await asyncio.gather(*(count(database) for _ in range(10)), *(connected(store) for _ in range(10)))
+            assert await count(database) >= 10
 
     @pytest.mark.postgres
     async def test_while_waiting_for_a_lock(self, postgres_url: str) -> None:

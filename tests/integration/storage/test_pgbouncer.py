@@ -1,4 +1,4 @@
-"""The SQL stores behind PgBouncer in transaction mode: statements that follow each other may reach other sessions."""
+"""The SQL stores behind PgBouncer in transaction mode, in which successive transactions may use different sessions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,7 +14,7 @@ from integration_server.storage.engine import Database, open_database
 from integration_server.storage.health_checks import SqlHealthHistory
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
-from integration_server.storage.schema import migrate
+from integration_server.storage.schema import check_schema, migrate
 from integration_server.wiring.system import random_token
 from tests.contracts.store_contract import (
     ANN,
@@ -60,7 +60,7 @@ class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
 
 
 async def exercise_stores(database: Database) -> None:
-    """A connection's life, as one of many at once."""
+    """Connect, read and remove an integration, concurrently with others."""
     store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30))
     integration = await connected(store)
     lease = await leases.claim(integration, "me")
@@ -70,7 +70,7 @@ async def exercise_stores(database: Database) -> None:
     await store.remove(integration.integration_id, ANN)
 
 
-async def test_many_at_once(pooled_url: str) -> None:
+async def test_stores_work_concurrently(pooled_url: str) -> None:
     async with open_database(pooled_url) as one, open_database(pooled_url) as other:
         await open_test_keyring(one)
         begin = await SqlChangeFeed(one).poll(None, 1000)
@@ -79,8 +79,8 @@ async def test_many_at_once(pooled_url: str) -> None:
         assert not one.change_notified.is_set()  # it does not listen: another client has its session next
 
 
-async def test_statements_that_are_prepared_once_fail_there(pooled_url: str) -> None:
-    """As `open_database` has them where it finds no pooler."""
+async def test_negative_control_named_prepared_statements_fail(pooled_url: str) -> None:
+    """Prepared statements with the options that `open_database` uses without a pooler fail behind one."""
     url = make_url(pooled_url).set(drivername="postgresql+asyncpg")
     options = {"statement_cache_size": 0, "prepared_statement_name_func": random_token}
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT", connect_args=options)
@@ -100,7 +100,8 @@ def empty_pooled_url(postgres_server: PostgresServer) -> Iterator[str]:
         yield url
 
 
-async def test_the_schema_is_migrated_through_it(empty_pooled_url: str) -> None:
+async def test_the_schema_is_migrated_through_pgbouncer(empty_pooled_url: str) -> None:
     async with open_database(empty_pooled_url) as database:
         await migrate(empty_pooled_url)
-        await SqlIntegrations(database).ping()
+        await check_schema(database)
+        assert await SqlIntegrations(database).list_connected(ANN) == []
