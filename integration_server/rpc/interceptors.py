@@ -127,7 +127,7 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method, self._unknown)
 
 
-def _protect(path: str, handler: Any, interceptors: Sequence[Interceptor]) -> RpcHandler:  # noqa: ANN401  # typed for threads
+def _protect(path: str, handler: Any, interceptors: Sequence[Interceptor]) -> RpcHandler:  # noqa: ANN401
     method = describe_method(path)
     behavior = compose(
         method,
