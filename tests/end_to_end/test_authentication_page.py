@@ -56,7 +56,7 @@ async def test_the_commands_on_the_page_work(tmp_path: Path) -> None:
     }
     async with started(tmp_path, {**settings, **addresses}, "dev") as command:
         await command.wait_for_output("Callers must authenticate")
-        reported = await python(tmp_path, "call.py")
+        reported = await run_python(tmp_path, "call.py")
     assert reported.splitlines() == [
         "service may connect: True",
         "user has: [1]",
