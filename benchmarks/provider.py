@@ -14,7 +14,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from integration_server.sandbox import Account, Fault, Sandbox, run_sandbox
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.model import Account
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 
 T = TypeVar("T")
 

@@ -21,7 +21,10 @@ from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import SAMPLE_SCOPES, Sandbox, decide, run_sandbox
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.model import SAMPLE_SCOPES
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integration_server.settings import Address, Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_pb2 import Integration, Status

@@ -22,9 +22,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import Receive, Scope, Send
 
 from integration_server.domain.credentials import RequestAuth
-from integration_server.sandbox import Account, Behaviour, Client, Sandbox
+from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.errors import OAuthError
-from integration_server.sandbox.model import TokenPair
+from integration_server.sandbox.model import Account, Client, TokenPair
+from integration_server.sandbox.state import Sandbox
 from tests.conformance.profile import ErrorResponse, Exchange, Key, Profile, Resource, Revocation, Token, fill_template
 
 CLIENT_ID, CLIENT_SECRET = "our-id", "our-secret"

@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.sandbox import Account, Sandbox
+from integration_server.sandbox.model import Account
+from integration_server.sandbox.state import Sandbox
 from integration_server.sidecar.app import create_app
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import HOSTILE_TEXTS
