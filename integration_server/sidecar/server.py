@@ -22,15 +22,8 @@ async def run_sidecar(
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
     `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
     """
-    app = create_app(
-        handle_callback=server.handle_callback,
-        receive_webhook=server.receive_webhook,
-        check_health=server.check_health,
-        limits=limits,
-        public_url=public_url,
-    )
     config = uvicorn.Config(
-        app,
+        create_app(server, limits, public_url),
         http=limited_protocol(limits),
         ws="none",
         lifespan="off",
