@@ -76,7 +76,7 @@ from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
-from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, Servicers, build_grpc_server
+from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
 from integration_server.wiring.sidecar import running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
@@ -232,10 +232,9 @@ async def running_server(
 
         auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
-        servicers = Servicers(
-            IntegrationService(service.use_cases, clock), GoogleCalendarService(service.google_calendar), health
-        )
-        server = build_grpc_server(settings, servicers, auth, trail, clock)
+        integration_service = IntegrationService(service.use_cases, clock)
+        calendar_service = GoogleCalendarService(service.google_calendar)
+        server = build_grpc_server(settings, integration_service, calendar_service, health, auth, trail, clock)
         port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
 
         async def poll() -> None:
