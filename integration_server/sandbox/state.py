@@ -53,13 +53,12 @@ class Sandbox:
         *,
         clock: Clock = lambda: datetime.now(UTC),
         token: TokenFactory = secrets.token_urlsafe,
-        issuer: str = "https://sandbox.example",
         accounts: Iterable[Account] = SAMPLE_ACCOUNTS,
         scopes: Iterable[str] = SAMPLE_SCOPES,
         behaviour: Behaviour | None = None,
     ) -> None:
         self.behaviour = behaviour or Behaviour()
-        self.issuer = issuer
+        self.issuer = "https://sandbox.example"
         self.accounts = {account.sub: account for account in accounts}
         self.scopes = tuple(scopes)
         self.api_key = ApiKey(token(), token())
@@ -69,16 +68,13 @@ class Sandbox:
         self.token_calls: list[TokenCall] = []
         self.redirected_parameters: list[frozenset[str]] = []
         self.calendars = CalendarStore(clock)
-        self._clock = clock
+        self.now = clock
         self._token = token
         self._clients: dict[str, Client] = {}
         self._grants: dict[str, Grant] = {}
         self._codes: dict[str, AuthorizationCode] = {}
         self._access_tokens: dict[str, AccessToken] = {}
         self._refresh_tokens: dict[str, RefreshToken] = {}
-
-    def now(self) -> datetime:
-        return self._clock()
 
     @contextmanager
     def count_call(self, endpoint: Endpoint) -> Iterator[None]:
@@ -159,17 +155,6 @@ class Sandbox:
         if not set(scopes or ()) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "scope exceeds what was granted")
         return self._refresh(refresh_token, grant, scopes or grant.scopes)
-
-    def exchange(self, access_token: str) -> TokenPair:
-        """Another access token for a valid one, which stays valid: some providers do this instead of refresh tokens.
-
-        Raises `OAuthError` (invalid_grant).
-        """
-        record = self._access_tokens.get(access_token)
-        if record is None or self.find_account(access_token) is None:
-            raise OAuthError("invalid_grant", "the token is not valid")
-        grant = self._grants[record.grant_id]
-        return self._issue(grant, grant.scopes, None)
 
     def find_account(self, access_token: str) -> Account | None:
         """The account of an access token; None if the token is not valid."""
