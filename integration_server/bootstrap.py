@@ -150,13 +150,6 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
         yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
 
 
-@asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Open the database and its stores, for commands that do not decrypt. Raises `StoreUnavailable`."""
-    async with open_database(settings.database_url) as database:
-        yield sql_stores(settings, database, lambda _: None)
-
-
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
     return Stores(

@@ -45,7 +45,9 @@ async def run_dev(
 ) -> None:
     """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set."""
     client_secret = secrets.token_urlsafe()
-    simulated = ["sandbox"] if environment.get("GOOGLE_CALENDAR_CLIENT_ID") else ["sandbox", "google_calendar"]
+    simulated = {"sandbox": register_sandbox, "google_calendar": replace_google_calendar}
+    if environment.get("GOOGLE_CALENDAR_CLIENT_ID"):
+        del simulated["google_calendar"]  # the real one is configured
     sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
     callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
@@ -59,8 +61,8 @@ async def run_dev(
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
-        register = partial(_register, sandbox_url, simulated)
-        server = running_server(settings, environment, extra_providers=[register])
+        extra_providers = [partial(register, base_url=sandbox_url) for register in simulated.values()]
+        server = running_server(settings, environment, extra_providers=extra_providers)
         addresses = await stack.enter_async_context(server)
         _print_addresses(console, addresses, sandbox_url)
         if settings.authenticates_callers:
@@ -73,12 +75,6 @@ async def run_dev(
         console.print("Press Ctrl-C to stop.")
         await stop.wait()
         console.print("Stopping.")
-
-
-def _register(sandbox_url: str, simulated: Sequence[str], factory: ProviderFactory) -> None:
-    register_sandbox(factory, sandbox_url)
-    if "google_calendar" in simulated:  # the real one is not configured
-        replace_google_calendar(factory, sandbox_url)
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
