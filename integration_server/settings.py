@@ -5,7 +5,6 @@ Types and bounds are checked field by field; conditions over several settings ar
 """
 
 import ipaddress
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -91,15 +90,11 @@ def _split_list(text: str) -> tuple[str, ...]:
 
 def _parse_duration(unit: timedelta, text: str) -> timedelta:
     try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("must be a number")
-    try:
-        return number * unit
+        return float(text) * unit
     except OverflowError:
         raise ValueError("is too large") from None
+    except ValueError:  # no number, or NaN
+        raise ValueError("must be a number") from None
 
 
 def _require(is_valid: Callable[[T], bool], message: str) -> AfterValidator:
