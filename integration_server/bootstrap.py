@@ -22,9 +22,8 @@ from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
-from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService, UseCases
+from integration_server.rpc.integration_service import UseCases
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -223,17 +222,15 @@ async def running_server(
             settings, stores, providers, keyring, tasks, trail, clock, limiter, rotation, cache=used_cache
         )
 
-        auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
+        use_cases = service.use_cases
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
-        integration_service = IntegrationService(service.use_cases, clock)
-        calendar_service = GoogleCalendarService(service.google_calendar)
-        server = build_grpc_server(settings, integration_service, calendar_service, health, auth, trail, clock)
+        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock)
         port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
 
         async def poll() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
 
-        use_cases = service.use_cases
         jobs: list[PeriodicJob] = [
             (poll, _POLL_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),

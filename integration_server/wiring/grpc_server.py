@@ -13,7 +13,7 @@ from integration_server.rpc.audit import record_audit
 from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService
+from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     HandlerRecorder,
     Interceptor,
@@ -25,6 +25,7 @@ from integration_server.rpc.interceptors import (
     read_request,
 )
 from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
 from integration_server.wiring.auth import AuthStack
@@ -44,8 +45,8 @@ _MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kiloby
 
 def build_grpc_server(
     settings: Settings,
-    integrations: IntegrationService,
-    google_calendar: GoogleCalendarService,
+    use_cases: UseCases,
+    google_calendar: GoogleCalendar,
     health: ServerHealthServicer,
     auth: AuthStack,
     trail: AuditTrail,
@@ -54,23 +55,15 @@ def build_grpc_server(
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     recorder = HandlerRecorder()
     target: Any = recorder  # the generated functions are typed for servers
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(integrations, target)
-    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(google_calendar, target)
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
     health_pb2_grpc.add_HealthServicer_to_server(health, target)
     # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:
         names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    server = grpc.aio.server(options=grpc_options(settings))
-    server.add_generic_rpc_handlers([_protect_handlers(settings, recorder, auth, trail, clock)])
-    return server
-
-
-def _protect_handlers(
-    settings: Settings, recorder: HandlerRecorder, auth: AuthStack, trail: AuditTrail, clock: Clock
-) -> ProtectedHandlers:
-    """Compose the interceptors, the outermost first, around the recorded handlers."""
+    # The outermost first.
     convert = convert_errors(caller_name)
     interceptors: Sequence[Interceptor] = (
         convert,
@@ -86,7 +79,10 @@ def _protect_handlers(
         *auth.authorize_request,
         record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
     )
-    return ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
+    server = grpc.aio.server(options=grpc_options(settings))
+    handlers = ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
+    server.add_generic_rpc_handlers([handlers])
+    return server
 
 
 def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:

@@ -22,9 +22,7 @@ from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
-from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, AssociatedData
@@ -97,8 +95,8 @@ async def run_idle_server(
         )
         server = build_grpc_server(
             settings,
-            IntegrationService(service.use_cases, utc_now),
-            GoogleCalendarService(service.google_calendar),
+            service.use_cases,
+            service.google_calendar,
             ServerHealthServicer([]),
             AuthStack(),
             trail,
