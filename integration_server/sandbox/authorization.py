@@ -65,7 +65,7 @@ class AuthorizationEndpoint:
             recipient = self._find_recipient(parameters)
         except OAuthError as error:
             # RFC 6749 §4.1.2.1: inform the user and do not redirect, which would be an open redirector.
-            return self._pages.error(error.description)
+            return self._pages.render("error.html", 400, message=error.description)
         try:
             self._check(parameters)
             return proceed(recipient, parameters)
@@ -75,7 +75,7 @@ class AuthorizationEndpoint:
     def _find_recipient(self, parameters: Parameters) -> Recipient:
         if parameters.repeated & {"client_id", "redirect_uri"}:
             raise OAuthError("invalid_request", "client_id or redirect_uri was sent more than once")
-        client = self._sandbox.find_client(parameters.get("client_id"))
+        client = self._sandbox.clients.get(parameters.get("client_id"))
         if client is None:
             raise OAuthError("invalid_request", "client_id is unknown")
         redirect_uri = parameters.get("redirect_uri")
@@ -106,10 +106,12 @@ class AuthorizationEndpoint:
 
     def _show_consent(self, recipient: Recipient, parameters: Parameters) -> Response:
         carried = {name: parameters.values[name] for name in HIDDEN_FIELDS if name in parameters.values}
-        return self._pages.consent(
+        return self._pages.render(
+            "consent.html",
+            200,
             client_name=recipient.client.name,
             scopes=self._scopes_of(parameters),
-            accounts=list(self._sandbox.accounts.values()),
+            accounts=self._sandbox.accounts.values(),
             carried=carried,
         )
 
@@ -118,7 +120,7 @@ class AuthorizationEndpoint:
         if form.find("decision") == "refuse":
             raise OAuthError("access_denied", "the user refused")
         if form.find("decision") != "allow" or account is None:
-            return self._pages.error("the form was not sent by this page")
+            return self._pages.render("error.html", 400, message="the form was not sent by this page")
         code = self._sandbox.issue_code(
             recipient.client,
             recipient.redirect_uri,

@@ -34,8 +34,8 @@ def authenticate_client(sandbox: Sandbox, request: Request, form: Parameters) ->
         # RFC 6749 §2.3: at most one authentication method per request.
         if form.find("client_secret") is not None or form.find("client_id") not in (None, client_id):
             raise OAuthError("invalid_request", "the client authenticates in more than one way")
-    client = sandbox.find_client(client_id) if client_id is not None else None
-    if client is None or not _same_secret(client.client_secret, client_secret or None):
+    client = sandbox.clients.get(client_id or "")
+    if client is None or not same_secret(client.client_secret, client_secret or None):
         raise invalid_client
     return client
 
@@ -52,7 +52,8 @@ def decode_basic(authorization: str) -> tuple[str, str] | None:
     return (user, password) if colon else None
 
 
-def _same_secret(expected: str | None, given: str | None) -> bool:
+def same_secret(expected: str | None, given: str | None) -> bool:
+    """Whether two secrets are equal, or both missing."""
     if expected is None or given is None:
         return expected is given
     return secrets.compare_digest(expected.encode(), given.encode())

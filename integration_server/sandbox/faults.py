@@ -47,17 +47,16 @@ class Hang(Fault):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reset(Fault):
+class Reset(Hang):
     """The connection is reset instead of a response. Needs a real connection: `run_sandbox`.
 
     Of the attributes of `Fault` only `handle_first` and `delay` apply.
     """
 
-    async def respond(self, request: Request, handler: Handler) -> Response:
-        await self.run_before_response(request, handler)
+    async def run_before_response(self, request: Request, handler: Handler) -> Response | None:
+        response = await Fault.run_before_response(self, request, handler)
         reset(request)
-        await wait_for_disconnect(request)
-        return Response()  # nobody receives it
+        return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ class Sandbox:
         self.calendars = CalendarStore(clock)
         self.now = clock
         self._token = token
-        self._clients: dict[str, Client] = {}
+        self.clients: dict[str, Client] = {}
         self._grants: dict[str, Grant] = {}
         self._codes: dict[str, AuthorizationCode] = {}
         self._access_tokens: dict[str, AccessToken] = {}
@@ -90,7 +90,7 @@ class Sandbox:
     @property
     def secrets(self) -> set[str]:
         """All codes and tokens that were issued, with the API key and the clients' secrets."""
-        clients = {client.client_secret or "" for client in self._clients.values()}
+        clients = {client.client_secret or "" for client in self.clients.values()}
         keys = {self.api_key.key, self.api_key.secret}
         return {*self._codes, *self._access_tokens, *self._refresh_tokens, *keys, *clients} - {""}
 
@@ -104,11 +104,8 @@ class Sandbox:
     ) -> Client:
         """Add or replace a client. A request's redirect URI must equal one of `redirect_uris`."""
         client = Client(client_id, client_secret, tuple(redirect_uris), name or client_id)
-        self._clients[client_id] = client
+        self.clients[client_id] = client
         return client
-
-    def find_client(self, client_id: str) -> Client | None:
-        return self._clients.get(client_id)
 
     def issue_code(
         self, client: Client, redirect_uri: str, sub: str, scopes: tuple[str, ...], code_challenge: str | None
