@@ -70,8 +70,9 @@ async def run_dev(
         else:
             connected = [await _connect_sample_account(addresses.grpc_address, name) for name in simulated]
             _print_integrations(console, connected)
-            console.print("Next, in another terminal (examples/README.md has more examples):\n")
-            console.print(_next_call(addresses.grpc_address, connected[0]), highlight=False, soft_wrap=True)
+            call = f".venv/bin/python examples/connect_and_call.py --server {addresses.grpc_address} --allow"
+            console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
+            console.print(f"{call}\n", highlight=False, soft_wrap=True)
         console.print("Press Ctrl-C to stop.")
         await stop.wait()
         console.print("Stopping.")
@@ -156,20 +157,3 @@ def _print_integrations(console: Console, integrations: Sequence[Integration]) -
             f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
         )
     console.print(table)
-
-
-def _next_call(grpc_address: str, integration: Integration) -> str:
-    return f"""\
-.venv/bin/python - <<'END'
-import grpc
-from integrations.v1 import integration_service_pb2 as pb
-from integrations.v1 import integration_service_pb2_grpc as rpc
-
-service = rpc.IntegrationServiceStub(grpc.insecure_channel("{grpc_address}"))
-response = service.GetCredentials(
-    pb.GetCredentialsRequest(integration_id={integration.integration_id}, user_id="{integration.user_id}")
-)
-print("headers to send to the provider:", ", ".join(response.credentials.headers))
-print("valid until", response.credentials.expire_time.ToDatetime(), "UTC")
-END
-"""

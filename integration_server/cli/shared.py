@@ -26,12 +26,6 @@ from integration_server.storage.schema import migrate as migrate_schema
 
 P = ParamSpec("P")
 
-_HEADINGS: Mapping[type[Exception], str] = {
-    SettingsError: "Invalid settings:",
-    ProvidersError: "Invalid providers:",
-    InvalidFile: "Invalid files of authentication and authorization:",
-}
-
 
 def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages."""
@@ -41,8 +35,12 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
         raise_fd_limit()
         try:
             uvloop.run(function(*args, **kwargs))
-        except (SettingsError, ProvidersError, InvalidFile) as error:
-            fail(_HEADINGS[type(error)], *error.problems)
+        except SettingsError as error:
+            fail("Invalid settings:", *error.problems)
+        except ProvidersError as error:
+            fail("Invalid providers:", *error.problems)
+        except InvalidFile as error:
+            fail("Invalid files of authentication and authorization:", *error.problems)
         except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
             fail(str(error))
 

@@ -4,7 +4,6 @@ There is no sign-in: the user selects one of the sample accounts.
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode, urlsplit
@@ -15,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Client
 from integration_server.sandbox.pages import Pages
-from integration_server.sandbox.parameters import Parameters, read_form, read_query
+from integration_server.sandbox.parameters import Parameters, read_parameters
 from integration_server.sandbox.state import Sandbox
 
 # The consent form sends these fields again, so that the decision is checked like the request.
@@ -42,32 +41,23 @@ class Recipient:
 
 
 class AuthorizationEndpoint:
-    """`show` asks the user, `decide` applies the decision."""
+    """Asks the user, and applies the decision."""
 
     def __init__(self, sandbox: Sandbox, pages: Pages) -> None:
         self._sandbox = sandbox
         self._pages = pages
 
-    async def show(self, request: Request) -> Response:
-        return await self._respond(request, read_query, self._show_consent)
-
-    async def decide(self, request: Request) -> Response:
-        return await self._respond(request, read_form, self._apply_decision)
-
-    async def _respond(
-        self,
-        request: Request,
-        read: Callable[[Request], Awaitable[Parameters]],
-        proceed: Callable[[Recipient, Parameters], Response],
-    ) -> Response:
+    async def respond(self, request: Request) -> Response:
+        """Show the consent page on GET, and apply the decision on POST."""
         try:
-            parameters = await read(request)
+            parameters = await read_parameters(request)
             recipient = self._find_recipient(parameters)
         except OAuthError as error:
             # RFC 6749 §4.1.2.1: inform the user and do not redirect, which would be an open redirector.
             return self._pages.render("error.html", 400, message=error.description)
         try:
             self._check(parameters)
+            proceed = self._apply_decision if request.method == "POST" else self._show_consent
             return proceed(recipient, parameters)
         except OAuthError as error:
             return self._redirect(recipient, {"error": error.code, "error_description": error.description})

@@ -10,7 +10,7 @@ from integration_server.sandbox.behaviour import OMIT
 from integration_server.sandbox.client_authentication import authenticate_client
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Client, TokenCall, TokenPair, fingerprint
-from integration_server.sandbox.parameters import Parameters, read_form
+from integration_server.sandbox.parameters import Parameters, read_parameters
 from integration_server.sandbox.state import Sandbox
 
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
@@ -25,7 +25,7 @@ class TokenEndpoints:
     async def issue(self, request: Request) -> Response:
         form, client, outcome = Parameters(), None, "ok"
         try:
-            form = await read_form(request)
+            form = await read_parameters(request)
             form.require_no_repetition()
             client = authenticate_client(self._sandbox, request, form)
             response = _json(self._token_response(self._grant(client, form)))
@@ -43,7 +43,7 @@ class TokenEndpoints:
 
     async def revoke(self, request: Request) -> Response:
         try:
-            form = await read_form(request)
+            form = await read_parameters(request)
             form.require_no_repetition()
             self._sandbox.revoke(authenticate_client(self._sandbox, request, form), form.get("token"))
         except OAuthError as error:
