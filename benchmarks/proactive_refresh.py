@@ -28,7 +28,7 @@ from benchmarks.harness import (
 from benchmarks.provider import TokenCalls
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
 from integration_server.domain.credentials import OAuthTokens
-from integration_server.sandbox import Fault
+from integration_server.sandbox.behaviour import Fault
 from integration_server.settings import Settings
 from integration_server.storage.engine import open_database
 from integration_server.storage.tables import integrations

@@ -14,7 +14,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-from integration_server.sandbox import Account, Fault, Sandbox, run_sandbox
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.model import Account
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 
 T = TypeVar("T")
 
@@ -124,7 +127,7 @@ def _issue_grants(client_id: str, prefix: str, count: int, sandbox: Sandbox) -> 
 
 def _issue_grant(client_id: str, account_id: str, sandbox: Sandbox) -> Grant:
     sandbox.accounts[account_id] = Account(account_id, f"{account_id}@example.com", account_id)
-    client = sandbox.find_client(client_id)
+    client = sandbox.clients.get(client_id)
     assert client is not None
     code = sandbox.issue_code(client, _REDIRECT_URI, account_id, SCOPES, code_challenge=None)
     issued = sandbox.redeem_code(client, code, _REDIRECT_URI, code_verifier=None)

@@ -29,7 +29,7 @@ from benchmarks.harness import (
     speed_bounds,
 )
 from benchmarks.system import TROUBLED_TYPE, DatabaseKind, Seeded, System, healthy_calls, running_system, seed
-from integration_server.sandbox import Hang
+from integration_server.sandbox.faults import Hang
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
 

@@ -14,7 +14,7 @@ import sys
 import grpc.aio
 import httpx
 
-from integration_server.sandbox import decide
+from integration_server.sandbox.browser_user import decide
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_service_pb2_grpc import IntegrationServiceStub
 

@@ -22,9 +22,8 @@ from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
-from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService, UseCases
+from integration_server.rpc.integration_service import UseCases
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -76,7 +75,7 @@ from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
-from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, Servicers, build_grpc_server
+from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
 from integration_server.wiring.sidecar import running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
@@ -148,13 +147,6 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
     async with open_database(settings.database_url, pool_size=settings.database_pool_size) as database:
         keyring = await open_keyring(database, keys)
         yield Storage(database, keys, keyring, SqlAuditLog(database, keyring))
-
-
-@asynccontextmanager
-async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
-    """Open the database and its stores, for commands that do not decrypt. Raises `StoreUnavailable`."""
-    async with open_database(settings.database_url) as database:
-        yield sql_stores(settings, database, lambda _: None)
 
 
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
@@ -230,18 +222,15 @@ async def running_server(
             settings, stores, providers, keyring, tasks, trail, clock, limiter, rotation, cache=used_cache
         )
 
-        auth = await enter(open_auth_stack(settings, service.use_cases.integration_manager, clock))
+        use_cases = service.use_cases
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
-        servicers = Servicers(
-            IntegrationService(service.use_cases, clock), GoogleCalendarService(service.google_calendar), health
-        )
-        server = build_grpc_server(settings, servicers, auth, trail, clock)
+        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock)
         port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
 
         async def poll() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
 
-        use_cases = service.use_cases
         jobs: list[PeriodicJob] = [
             (poll, _POLL_INTERVAL),
             *((reload, _POLL_INTERVAL) for reload in auth.reloaders),

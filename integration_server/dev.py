@@ -21,7 +21,10 @@ from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google_calendar import GoogleCalendarProvider
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import SAMPLE_SCOPES, Sandbox, decide, run_sandbox
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.model import SAMPLE_SCOPES
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integration_server.settings import Address, Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.integration_pb2 import Integration, Status
@@ -42,7 +45,9 @@ async def run_dev(
 ) -> None:
     """Start the sandbox and the server, connect sample accounts, print the addresses, and run until `stop` is set."""
     client_secret = secrets.token_urlsafe()
-    simulated = ["sandbox"] if environment.get("GOOGLE_CALENDAR_CLIENT_ID") else ["sandbox", "google_calendar"]
+    simulated = {"sandbox": register_sandbox, "google_calendar": replace_google_calendar}
+    if environment.get("GOOGLE_CALENDAR_CLIENT_ID"):
+        del simulated["google_calendar"]  # the real one is configured
     sandbox = Sandbox(scopes=[*SAMPLE_SCOPES, *GoogleCalendarProvider.required_scopes])
     callbacks = [f"{settings.public_url}/api/v1/integrations/callback/{name}" for name in simulated]
     sandbox.register_client(_CLIENT_ID, client_secret, callbacks, name="Integration Server")
@@ -56,8 +61,8 @@ async def run_dev(
             sandbox_url = await stack.enter_async_context(run_sandbox(sandbox, *sandbox_address))
         except OSError as error:
             raise AddressTaken(f"cannot listen on {sandbox_address} (SANDBOX_ADDRESS): {error.strerror}") from error
-        register = partial(_register, sandbox_url, simulated)
-        server = running_server(settings, environment, extra_providers=[register])
+        extra_providers = [partial(register, base_url=sandbox_url) for register in simulated.values()]
+        server = running_server(settings, environment, extra_providers=extra_providers)
         addresses = await stack.enter_async_context(server)
         _print_addresses(console, addresses, sandbox_url)
         if settings.authenticates_callers:
@@ -65,17 +70,12 @@ async def run_dev(
         else:
             connected = [await _connect_sample_account(addresses.grpc_address, name) for name in simulated]
             _print_integrations(console, connected)
-            console.print("Next, in another terminal (examples/README.md has more examples):\n")
-            console.print(_next_call(addresses.grpc_address, connected[0]), highlight=False, soft_wrap=True)
+            call = f".venv/bin/python examples/connect_and_call.py --server {addresses.grpc_address} --allow"
+            console.print("Next, in another terminal (README.md and examples/README.md have more examples):\n")
+            console.print(f"{call}\n", highlight=False, soft_wrap=True)
         console.print("Press Ctrl-C to stop.")
         await stop.wait()
         console.print("Stopping.")
-
-
-def _register(sandbox_url: str, simulated: Sequence[str], factory: ProviderFactory) -> None:
-    register_sandbox(factory, sandbox_url)
-    if "google_calendar" in simulated:  # the real one is not configured
-        replace_google_calendar(factory, sandbox_url)
 
 
 def register_sandbox(factory: ProviderFactory, base_url: str) -> None:
@@ -157,20 +157,3 @@ def _print_integrations(console: Console, integrations: Sequence[Integration]) -
             f"{integration.access_token_expire_time.ToDatetime():%F %T} UTC",
         )
     console.print(table)
-
-
-def _next_call(grpc_address: str, integration: Integration) -> str:
-    return f"""\
-.venv/bin/python - <<'END'
-import grpc
-from integrations.v1 import integration_service_pb2 as pb
-from integrations.v1 import integration_service_pb2_grpc as rpc
-
-service = rpc.IntegrationServiceStub(grpc.insecure_channel("{grpc_address}"))
-response = service.GetCredentials(
-    pb.GetCredentialsRequest(integration_id={integration.integration_id}, user_id="{integration.user_id}")
-)
-print("headers to send to the provider:", ", ".join(response.credentials.headers))
-print("valid until", response.credentials.expire_time.ToDatetime(), "UTC")
-END
-"""

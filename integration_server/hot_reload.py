@@ -47,15 +47,12 @@ class ReloadedFile(Generic[T]):
             self._contents = contents
             self.value = self._read(contents)
         except InvalidFile as error:
-            self._log_problems(error.problems)
+            if error.problems != self._problems:
+                structlog.get_logger(__name__).error("reload_failed", name=self._name, problems=error.problems)
+            self._problems = error.problems
         else:
             self._problems = ()
             structlog.get_logger(__name__).info("reloaded", name=self._name)
-
-    def _log_problems(self, problems: tuple[str, ...]) -> None:
-        if problems != self._problems:
-            structlog.get_logger(__name__).error("reload_failed", name=self._name, problems=problems)
-        self._problems = problems
 
 
 def _read_contents(paths: Sequence[Path]) -> Contents:

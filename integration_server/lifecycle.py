@@ -1,69 +1,17 @@
-"""The life cycle of a server process: limits, serving, periodic jobs and stop signals."""
+"""The life cycle of a server process: open files, serving, periodic jobs and stop signals."""
 
 import asyncio
 import gc
 import resource
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import grpc
 import structlog
 
-_MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kilobytes
 _MAX_FILES = 65_536  # more than one server process can use
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcLimits:
-    """The limits of the gRPC server. docs/limits.md describes what clients see at each of them."""
-
-    connections: int
-    streams_per_connection: int
-    message_bytes: int
-    metadata_bytes: int
-    handshake: timedelta
-    connection_idle: timedelta
-    connection_age: timedelta
-
-    def options(self) -> Sequence[tuple[str, int]]:
-        """Return the limits as gRPC channel arguments (grpc/impl/channel_arg_names.h)."""
-        return (
-            # By default, a second, unrelated server on the same address silently gets half of the connections.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_allowed_incoming_connections", self.connections),
-            ("grpc.max_concurrent_streams", self.streams_per_connection),
-            # With its overload protection, gRPC counts streams that have just ended, and rejects most of a burst that
-            # its own client queues. The next two limits bound streams that are opened and cancelled without end: they
-            # limit the calls that have arrived and that this process has not started.
-            ("grpc.http.overload_protection", 0),
-            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
-            ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-            ("grpc.max_receive_message_length", self.message_bytes),
-            ("grpc.max_send_message_length", self.message_bytes),
-            # Between a soft and a hard limit, gRPC rejects calls at random.
-            ("grpc.max_metadata_size", self.metadata_bytes),
-            ("grpc.absolute_max_metadata_size", self.metadata_bytes),
-            # From accepting a connection to the client's HTTP/2 settings.
-            ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake)),
-            ("grpc.max_connection_idle_ms", _milliseconds(self.connection_idle)),
-            ("grpc.max_connection_age_ms", _milliseconds(self.connection_age)),
-            # Longer than any unary call; streams end, and their clients reconnect.
-            ("grpc.max_connection_age_grace_ms", 60_000),
-            # Detects a client that has disappeared within 80 seconds.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            # Clients may ping every ten seconds, also between calls; more frequent pings close the connection.
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ("grpc.http2.max_ping_strikes", 2),
-        )
-
-
-def _milliseconds(time: timedelta) -> int:
-    return max(1, round(time.total_seconds() * 1000))
 
 
 def raise_fd_limit() -> None:

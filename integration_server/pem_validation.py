@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 
 def certificate_problems(path: Path, content: bytes) -> Sequence[str]:
@@ -27,10 +26,6 @@ def pair_problems(certificate_path: Path, certificate: bytes, key_path: Path, ke
         public = load_pem_private_key(key, password=None).public_key()
     except (ValueError, TypeError):
         return [*problems, f"{key_path}: is not a private key in PEM without a password"]
-    if not problems and _bytes_of(x509.load_pem_x509_certificates(certificate)[0].public_key()) != _bytes_of(public):
+    if not problems and x509.load_pem_x509_certificates(certificate)[0].public_key() != public:
         return [f"{key_path}: is not the key of {certificate_path}"]
     return problems
-
-
-def _bytes_of(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

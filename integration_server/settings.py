@@ -5,7 +5,6 @@ Types and bounds are checked field by field; conditions over several settings ar
 """
 
 import ipaddress
-import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -91,15 +90,11 @@ def _split_list(text: str) -> tuple[str, ...]:
 
 def _parse_duration(unit: timedelta, text: str) -> timedelta:
     try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError("must be a number")
-    try:
-        return number * unit
+        return float(text) * unit
     except OverflowError:
         raise ValueError("is too large") from None
+    except ValueError:  # no number, or NaN
+        raise ValueError("must be a number") from None
 
 
 def _require(is_valid: Callable[[T], bool], message: str) -> AfterValidator:
@@ -275,7 +270,8 @@ class Settings(BaseModel):
             for problem in error.errors(include_url=False, include_context=False, include_input=False):
                 variable = str(problem["loc"][0])
                 if variable in given:  # otherwise its default depends on a setting that is invalid
-                    text = f"{_location(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+                    index = "".join(f"[{part}]" for part in problem["loc"][1:] if isinstance(part, int))
+                    text = f"{variable}{index}: {problem['msg'].removeprefix('Value error, ')}"
                     problems.setdefault(variable, []).append(text)
             settings = cls.model_validate({name: value for name, value in given.items() if name not in problems})
         for rule in (*(SERVER_RULES if needs_key else ()), *RULES):
@@ -300,10 +296,6 @@ class Settings(BaseModel):
     def max_response_bytes(self) -> int:
         """The largest body of a provider's response, in bytes. With its headers it fits into one gRPC message."""
         return min(self.proxy_max_response_bytes, max(1, self.grpc_max_message_bytes - _RESPONSE_HEADERS_BYTES))
-
-
-def _location(location: tuple[int | str, ...]) -> str:
-    return str(location[0]) + "".join(f"[{part}]" for part in location[1:] if isinstance(part, int))
 
 
 # --- rules over several settings -------------------------------------------------------------------------------------

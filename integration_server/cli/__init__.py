@@ -14,12 +14,9 @@ def main() -> None:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.command()(serving.serve)
-    app.command()(serving.sidecar)
-    app.command()(serving.dev)
-    app.command()(operations.migrate)
-    app.command()(operations.types)
-    app.command()(operations.expiring)
+    commands = (serving.serve, serving.sidecar, serving.dev, operations.migrate, operations.types, operations.expiring)
+    for function in commands:
+        app.command()(function)
 
     keys_app = typer.Typer(help="The keys that encrypt credentials.", no_args_is_help=True)
     keys_app.command("show")(keys.show_keys)

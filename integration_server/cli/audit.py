@@ -15,8 +15,7 @@ from integration_server.storage.engine import open_database
 @command
 async def verify_audit() -> None:
     """Verify that no entry of the audit log was altered, inserted or removed. The exit code is 1 if one was."""
-    settings, _ = await load_settings()
-    async with open_prepared_storage(settings) as storage:
+    async with open_prepared_storage() as (_, storage):
         log = AuditVerification(storage.database, storage.keyring)
         problems = [problem async for problem in log.problems()]
     if problems:

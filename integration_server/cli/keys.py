@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from integration_server.bootstrap import Storage
-from integration_server.cli.shared import command, fail, load_settings, open_prepared_storage, prepare_database
+from integration_server.cli.shared import command, fail, open_prepared_storage, prepare_database
 from integration_server.domain.audit import OPERATOR, Action, AuditEntry
 from integration_server.settings import Settings
 from integration_server.storage.data_keys import (
@@ -31,8 +31,7 @@ from integration_server.wiring.system import utc_now
 @command
 async def show_keys() -> None:
     """List the data keys: use, number of encrypted values, and the key that wraps each."""
-    settings, _ = await load_settings()
-    settings = await prepare_database(settings)
+    settings, _ = await prepare_database()
     table = Table("data key", "use", "values", "wrapped by", "created")
     async with open_database(settings.database_url) as database:
         for data_key in await describe_data_keys(database):
@@ -54,8 +53,7 @@ async def show_keys() -> None:
 @command
 async def add_key() -> None:
     """Announce a new data key, which encrypts as soon as all servers know it. Previous keys still decrypt."""
-    settings, _ = await load_settings()
-    async with open_prepared_storage(settings) as storage:
+    async with open_prepared_storage() as (settings, storage):
         key_id = await storage.keyring.add_data_key(settings.data_key_activation)
         await _record_audit(storage, f"add {key_id}")
     typer.echo(f"Data key {key_id} encrypts new values in {settings.data_key_activation.total_seconds():g} seconds.")
@@ -69,8 +67,7 @@ async def rotate_keys(
 
     After a failure, run it again: it continues. The previous key stays until `keys remove`.
     """
-    settings, _ = await load_settings()
-    async with open_prepared_storage(settings) as storage:
+    async with open_prepared_storage() as (settings, storage):
         rotation = Rotation(
             storage.database,
             storage.keyring,
@@ -93,8 +90,7 @@ async def rotate_keys(
 @command
 async def rewrap_keys() -> None:
     """Wrap the data keys with the current ENCRYPTION_KEY or KMS_KEY_ID, so that retired keys can be removed."""
-    settings, _ = await load_settings()
-    async with open_prepared_storage(settings) as storage:
+    async with open_prepared_storage() as (_, storage):
         count = await rewrap(storage.database, storage.keys)
         await _record_audit(storage, f"rewrap with {storage.keys.current_id}")
     typer.echo(f"{count} data keys were rewrapped. Key {storage.keys.current_id} wraps all data keys now.")
@@ -109,8 +105,7 @@ async def remove_key(
     ] = False,
 ) -> None:
     """Remove a data key that no value needs, one day after it was replaced."""
-    settings, _ = await load_settings()
-    async with open_prepared_storage(settings) as storage:
+    async with open_prepared_storage() as (_, storage):
         await remove_data_key(storage.database, data_key, force=force)
         await _record_audit(storage, f"remove {data_key}")
     typer.echo(f"Data key {data_key} is removed.")

@@ -7,9 +7,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from integration_server.bootstrap import build_providers, open_stores
+from integration_server.bootstrap import build_providers
 from integration_server.cli.shared import command, load_settings
 from integration_server.providers.http import ProviderHttp
+from integration_server.storage.engine import open_database
+from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
 from integration_server.wiring.system import utc_now
 
@@ -46,8 +48,9 @@ async def expiring(
     settings, _ = await load_settings(needs_key=False)
     now = utc_now()
     table = Table("expires", "in days", "id", "user", "type", "account", "what expires")
-    async with open_stores(settings) as stores:
-        for grant in await stores.integrations.list_expiring(now + timedelta(days=days), limit):
+    async with open_database(settings.database_url) as database:
+        integrations = SqlIntegrations(database, lambda _: None)
+        for grant in await integrations.list_expiring(now + timedelta(days=days), limit):
             expire_time = grant.grant_expire_time or now
             table.add_row(
                 f"{expire_time:%F %R} UTC",

@@ -18,8 +18,7 @@ from integration_server.wiring.sidecar import running_sidecar
 async def serve() -> None:
     """Serve gRPC and the HTTP sidecar until SIGTERM or Ctrl-C."""
     log = structlog.get_logger(__name__)
-    settings, environment = await load_settings()
-    settings = await prepare_database(settings)
+    settings, environment = await prepare_database()
     async with stop_signals() as stop, running_server(settings, environment) as addresses:
         freeze_gc()
         log.info("serving", grpc=addresses.grpc_address, sidecar=addresses.sidecar_url)
@@ -48,7 +47,6 @@ async def dev(
         address = parse_address(sandbox_address)
     except ValueError as error:
         fail(f"SANDBOX_ADDRESS: {error}")
-    settings, environment = await load_settings({"DEV_MODE": "true", "LOG_LEVEL": "WARNING"})
-    settings = await prepare_database(settings)
+    settings, environment = await prepare_database({"DEV_MODE": "true", "LOG_LEVEL": "WARNING"})
     async with stop_signals() as stop:
         await run_dev(settings, environment, address, stop, Console())

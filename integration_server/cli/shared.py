@@ -26,12 +26,6 @@ from integration_server.storage.schema import migrate as migrate_schema
 
 P = ParamSpec("P")
 
-_HEADINGS: Mapping[type[Exception], str] = {
-    SettingsError: "Invalid settings:",
-    ProvidersError: "Invalid providers:",
-    InvalidFile: "Invalid files of authentication and authorization:",
-}
-
 
 def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages."""
@@ -41,8 +35,12 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
         raise_fd_limit()
         try:
             uvloop.run(function(*args, **kwargs))
-        except (SettingsError, ProvidersError, InvalidFile) as error:
-            fail(_HEADINGS[type(error)], *error.problems)
+        except SettingsError as error:
+            fail("Invalid settings:", *error.problems)
+        except ProvidersError as error:
+            fail("Invalid providers:", *error.problems)
+        except InvalidFile as error:
+            fail("Invalid files of authentication and authorization:", *error.problems)
         except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
             fail(str(error))
 
@@ -89,21 +87,26 @@ async def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> 
 
 
 @asynccontextmanager
-async def open_prepared_storage(settings: Settings) -> AsyncIterator[Storage]:
-    """The database with an up-to-date schema, and its keyring."""
-    async with open_storage(await prepare_database(settings)) as storage:
-        yield storage
+async def open_prepared_storage() -> AsyncIterator[tuple[Settings, Storage]]:
+    """The settings, and the database with an up-to-date schema and its keyring."""
+    settings, _ = await prepare_database()
+    async with open_storage(settings) as storage:
+        yield settings, storage
 
 
-async def prepare_database(settings: Settings) -> Settings:
-    """Check the schema. In dev mode, migrate it, and add the local development key to the settings if none is set."""
+async def prepare_database(defaults: Mapping[str, str] | None = None) -> tuple[Settings, dict[str, str]]:
+    """Load the settings as `load_settings` does, and check the schema.
+
+    In dev mode, also migrate it, and add the local development key to the settings if none is set.
+    """
+    settings, environment = await load_settings(defaults)
     if settings.dev_mode:
         await migrate_schema(settings.database_url)
     async with open_database(settings.database_url) as database:
         await check_schema(database)
     if settings.dev_mode and settings.encryption_key is None and settings.kms_key_id is None:
-        return settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
-    return settings
+        settings = settings.model_copy(update={"encryption_key": _development_key(Path("data/encryption.key"))})
+    return settings, environment
 
 
 def _development_key(path: Path) -> bytes:

@@ -34,8 +34,8 @@ def create_app(sandbox: Sandbox) -> Starlette:
 
     return Starlette(
         routes=[
-            route("GET", "/oauth/authorize", "authorize", authorization.show),
-            route("POST", "/oauth/authorize", "decide", authorization.decide),
+            route("GET", "/oauth/authorize", "authorize", authorization.respond),
+            route("POST", "/oauth/authorize", "decide", authorization.respond),
             route("POST", "/oauth/token", "token", tokens.issue),
             route("POST", "/oauth/revoke", "revoke", tokens.revoke),
             route("GET", "/userinfo", "userinfo", resources.userinfo),

@@ -4,7 +4,6 @@ There is no sign-in: the user selects one of the sample accounts.
 """
 
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlencode, urlsplit
@@ -15,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Client
 from integration_server.sandbox.pages import Pages
-from integration_server.sandbox.parameters import Parameters, read_form, read_query
+from integration_server.sandbox.parameters import Parameters, read_parameters
 from integration_server.sandbox.state import Sandbox
 
 # The consent form sends these fields again, so that the decision is checked like the request.
@@ -41,47 +40,32 @@ class Recipient:
     state: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizationRequest:
-    recipient: Recipient
-    scopes: tuple[str, ...]
-    code_challenge: str | None
-
-
 class AuthorizationEndpoint:
-    """`show` asks the user, `decide` applies the decision."""
+    """Asks the user, and applies the decision."""
 
     def __init__(self, sandbox: Sandbox, pages: Pages) -> None:
         self._sandbox = sandbox
         self._pages = pages
 
-    async def show(self, request: Request) -> Response:
-        return await self._respond(request, read_query, self._show_consent)
-
-    async def decide(self, request: Request) -> Response:
-        return await self._respond(request, read_form, self._apply_decision)
-
-    async def _respond(
-        self,
-        request: Request,
-        read: Callable[[Request], Awaitable[Parameters]],
-        proceed: Callable[[AuthorizationRequest, Parameters], Response],
-    ) -> Response:
+    async def respond(self, request: Request) -> Response:
+        """Show the consent page on GET, and apply the decision on POST."""
         try:
-            parameters = await read(request)
+            parameters = await read_parameters(request)
             recipient = self._find_recipient(parameters)
         except OAuthError as error:
             # RFC 6749 §4.1.2.1: inform the user and do not redirect, which would be an open redirector.
-            return self._pages.error(error.description)
+            return self._pages.render("error.html", 400, message=error.description)
         try:
-            return proceed(self._check(parameters, recipient), parameters)
+            self._check(parameters)
+            proceed = self._apply_decision if request.method == "POST" else self._show_consent
+            return proceed(recipient, parameters)
         except OAuthError as error:
             return self._redirect(recipient, {"error": error.code, "error_description": error.description})
 
     def _find_recipient(self, parameters: Parameters) -> Recipient:
         if parameters.repeated & {"client_id", "redirect_uri"}:
             raise OAuthError("invalid_request", "client_id or redirect_uri was sent more than once")
-        client = self._sandbox.find_client(parameters.get("client_id"))
+        client = self._sandbox.clients.get(parameters.get("client_id"))
         if client is None:
             raise OAuthError("invalid_request", "client_id is unknown")
         redirect_uri = parameters.get("redirect_uri")
@@ -90,50 +74,49 @@ class AuthorizationEndpoint:
             raise OAuthError("invalid_request", "redirect_uri is not registered for this client")
         return Recipient(client, redirect_uri, parameters.find("state"))
 
-    def _check(self, parameters: Parameters, recipient: Recipient) -> AuthorizationRequest:
+    def _check(self, parameters: Parameters) -> None:
         parameters.require_no_repetition()
         if parameters.get("response_type") != "code":
             raise OAuthError("unsupported_response_type", "response_type must be code")
-        scopes = parameters.find_scopes() or self._sandbox.scopes[:1]
-        if not set(scopes) <= set(self._sandbox.scopes):
+        if not set(self._scopes_of(parameters)) <= set(self._sandbox.scopes):
             raise OAuthError("invalid_scope", "scope has values that this provider does not support")
-        return AuthorizationRequest(recipient, scopes, self._check_challenge(parameters))
-
-    def _check_challenge(self, parameters: Parameters) -> str | None:
         code_challenge = parameters.find("code_challenge")
         if code_challenge is None:
             if self._sandbox.behaviour.require_pkce:
                 raise OAuthError("invalid_request", "code_challenge is missing")
-            return None
+            return
         # RFC 7636 §4.3: the default method is plain, which is not supported.
         if parameters.find("code_challenge_method") != "S256":
             raise OAuthError("invalid_request", "code_challenge_method must be S256")
         if not S256_CHALLENGE.fullmatch(code_challenge):
             raise OAuthError("invalid_request", "code_challenge is not an S256 challenge")
-        return code_challenge
 
-    def _show_consent(self, authorization_request: AuthorizationRequest, parameters: Parameters) -> Response:
+    def _scopes_of(self, parameters: Parameters) -> tuple[str, ...]:
+        return parameters.find_scopes() or self._sandbox.scopes[:1]
+
+    def _show_consent(self, recipient: Recipient, parameters: Parameters) -> Response:
         carried = {name: parameters.values[name] for name in HIDDEN_FIELDS if name in parameters.values}
-        return self._pages.consent(
-            client_name=authorization_request.recipient.client.name,
-            scopes=authorization_request.scopes,
-            accounts=list(self._sandbox.accounts.values()),
+        return self._pages.render(
+            "consent.html",
+            200,
+            client_name=recipient.client.name,
+            scopes=self._scopes_of(parameters),
+            accounts=self._sandbox.accounts.values(),
             carried=carried,
         )
 
-    def _apply_decision(self, authorization_request: AuthorizationRequest, form: Parameters) -> Response:
+    def _apply_decision(self, recipient: Recipient, form: Parameters) -> Response:
         account = self._sandbox.accounts.get(form.find("account") or "")
         if form.find("decision") == "refuse":
             raise OAuthError("access_denied", "the user refused")
         if form.find("decision") != "allow" or account is None:
-            return self._pages.error("the form was not sent by this page")
-        recipient = authorization_request.recipient
+            return self._pages.render("error.html", 400, message="the form was not sent by this page")
         code = self._sandbox.issue_code(
             recipient.client,
             recipient.redirect_uri,
             account.sub,
-            authorization_request.scopes,
-            authorization_request.code_challenge,
+            self._scopes_of(form),
+            form.find("code_challenge"),
         )
         return self._redirect(recipient, {"code": code})
 

@@ -18,16 +18,25 @@ def authenticate_client(sandbox: Sandbox, request: Request, form: Parameters) ->
     Raises `OAuthError`: invalid_client (401), or invalid_request if the methods are mixed.
     """
     authorization = request.headers.get("authorization")
+    invalid_client = OAuthError(
+        "invalid_client",
+        "the client is unknown or its secret is wrong",
+        status=401,
+        headers={"WWW-Authenticate": 'Basic realm="sandbox", charset="UTF-8"'},
+    )
     if authorization is None:
         client_id, client_secret = form.find("client_id"), form.find("client_secret")
     else:
-        client_id, client_secret = _decode_client_credentials(authorization)
+        if (decoded := decode_basic(authorization)) is None:
+            raise invalid_client
+        # RFC 6749 §2.3.1: both are form-encoded before they become a user and a password.
+        client_id, client_secret = map(unquote_plus, decoded)
         # RFC 6749 §2.3: at most one authentication method per request.
         if form.find("client_secret") is not None or form.find("client_id") not in (None, client_id):
             raise OAuthError("invalid_request", "the client authenticates in more than one way")
-    client = sandbox.find_client(client_id) if client_id is not None else None
-    if client is None or not _same_secret(client.client_secret, client_secret):
-        raise _invalid_client()
+    client = sandbox.clients.get(client_id or "")
+    if client is None or not same_secret(client.client_secret, client_secret or None):
+        raise invalid_client
     return client
 
 
@@ -43,25 +52,8 @@ def decode_basic(authorization: str) -> tuple[str, str] | None:
     return (user, password) if colon else None
 
 
-def _decode_client_credentials(authorization: str) -> tuple[str, str | None]:
-    decoded = decode_basic(authorization)
-    if decoded is None:
-        raise _invalid_client()
-    # RFC 6749 §2.3.1: both are form-encoded before they become a user and a password.
-    user, password = (unquote_plus(part) for part in decoded)
-    return user, password or None
-
-
-def _same_secret(expected: str | None, given: str | None) -> bool:
+def same_secret(expected: str | None, given: str | None) -> bool:
+    """Whether two secrets are equal, or both missing."""
     if expected is None or given is None:
         return expected is given
     return secrets.compare_digest(expected.encode(), given.encode())
-
-
-def _invalid_client() -> OAuthError:
-    return OAuthError(
-        "invalid_client",
-        "the client is unknown or its secret is wrong",
-        status=401,
-        headers={"WWW-Authenticate": 'Basic realm="sandbox", charset="UTF-8"'},
-    )

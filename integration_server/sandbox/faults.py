@@ -47,24 +47,34 @@ class Hang(Fault):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reset(Fault):
+class Reset(Hang):
     """The connection is reset instead of a response. Needs a real connection: `run_sandbox`.
 
     Of the attributes of `Fault` only `handle_first` and `delay` apply.
     """
 
-    async def respond(self, request: Request, handler: Handler) -> Response:
-        await self.run_before_response(request, handler)
+    async def run_before_response(self, request: Request, handler: Handler) -> Response | None:
+        response = await Fault.run_before_response(self, request, handler)
         reset(request)
-        await wait_for_disconnect(request)
-        return Response()  # nobody receives it
+        return response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResetMidway(Fault):
-    """The headers and half of the body, then a reset. Needs a real connection: `run_sandbox`.
+class StreamedFault(Fault):
+    """A response whose body `stream` sends in parts. The response is the endpoint's own unless `status` is set."""
 
-    The response is the endpoint's own unless `status` is set.
+    async def respond(self, request: Request, handler: Handler) -> Response:
+        response = await Fault.respond(self, request, handler)
+        parts = self.stream(request, bytes(response.body))
+        return StreamingResponse(parts, response.status_code, response.headers)
+
+    def stream(self, request: Request, body: bytes) -> AsyncIterator[bytes]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetMidway(StreamedFault):
+    """The headers and half of the body, then a reset. Needs a real connection: `run_sandbox`.
 
     Attributes:
         pause: seconds between the half and the reset, in which the client reads the half.
@@ -72,23 +82,16 @@ class ResetMidway(Fault):
 
     pause: float = 0.05
 
-    async def respond(self, request: Request, handler: Handler) -> Response:
-        response = await Fault.respond(self, request, handler)
-
-        async def first_half() -> AsyncIterator[bytes]:
-            yield bytes(response.body[: len(response.body) // 2])
-            await asyncio.sleep(self.pause)
-            reset(request)
-            await asyncio.Event().wait()  # cancelled when the connection is closed
-
-        return StreamingResponse(first_half(), response.status_code, response.headers)
+    async def stream(self, request: Request, body: bytes) -> AsyncIterator[bytes]:
+        yield body[: len(body) // 2]
+        await asyncio.sleep(self.pause)
+        reset(request)
+        await asyncio.Event().wait()  # cancelled when the connection is closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlowBody(Fault):
+class SlowBody(StreamedFault):
     """The headers at once, then the body byte by byte.
-
-    The response is the endpoint's own unless `status` is set.
 
     Attributes:
         pause: seconds after each byte.
@@ -96,15 +99,10 @@ class SlowBody(Fault):
 
     pause: float = 1
 
-    async def respond(self, request: Request, handler: Handler) -> Response:
-        response = await Fault.respond(self, request, handler)
-
-        async def single_bytes() -> AsyncIterator[bytes]:
-            for byte in bytes(response.body):
-                yield bytes([byte])
-                await asyncio.sleep(self.pause)
-
-        return StreamingResponse(single_bytes(), response.status_code, response.headers)
+    async def stream(self, request: Request, body: bytes) -> AsyncIterator[bytes]:
+        for byte in body:
+            yield bytes([byte])
+            await asyncio.sleep(self.pause)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,15 +45,11 @@ class Parameters:
             raise OAuthError("invalid_request", "a parameter was sent more than once")
 
 
-async def read_form(request: Request) -> Parameters:
-    """The parameters of a POST's body. The query is ignored (§2.3.1)."""
+async def read_parameters(request: Request) -> Parameters:
+    """The parameters of a POST's body, whose query is ignored (§2.3.1), or of another request's query."""
+    if request.method != "POST":
+        return Parameters.decode(request.scope["query_string"])
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
         raise OAuthError("invalid_request", "the body must be application/x-www-form-urlencoded")
     return Parameters.decode(await request.body())
-
-
-async def read_query(request: Request) -> Parameters:
-    """The parameters of a GET's query."""
-    query: bytes = request.scope["query_string"]
-    return Parameters.decode(query)

@@ -1,11 +1,9 @@
 """The protected resources: a bearer token's endpoint (RFC 6750), an API key's, and the target of redirects."""
 
-import secrets
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from integration_server.sandbox.client_authentication import decode_basic
+from integration_server.sandbox.client_authentication import decode_basic, same_secret
 from integration_server.sandbox.parameters import Parameters
 from integration_server.sandbox.state import Sandbox
 
@@ -41,19 +39,14 @@ class Resources:
     def _has_api_key(self, request: Request) -> bool:
         expected = self._sandbox.api_key
         if (pair := decode_basic(request.headers.get("authorization", ""))) is not None:
-            return _same(pair[0], expected.key) and _same(pair[1], expected.secret)
-        key = request.headers.get("x-api-key") or find_bearer_token(request)
-        return key is not None and _same(key, expected.key)
+            return same_secret(expected.key, pair[0]) and same_secret(expected.secret, pair[1])
+        return same_secret(expected.key, request.headers.get("x-api-key") or find_bearer_token(request))
 
 
 def find_bearer_token(request: Request) -> str | None:
     """The request's bearer token (RFC 6750 §2.1)."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token if scheme.lower() == "bearer" and token else None
-
-
-def _same(given: str, expected: str) -> bool:
-    return secrets.compare_digest(given.encode(), expected.encode())
 
 
 def _unauthorized(challenge: str) -> Response:

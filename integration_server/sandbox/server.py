@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from integration_server.http_serving import SignalFreeServer, serving_http
 from integration_server.sandbox.app import create_app
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.transport import TransportExposingProtocol
@@ -27,39 +28,24 @@ async def serving(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Async
 
     At the end, requests in progress are aborted, because a fault may hold one forever.
     """
-    with socket.create_server((host, port)) as listener:
-        # Accepted sockets inherit it. asyncio does not set it on these, and responses would be delayed by 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        base_url = f"http://{host}:{listener.getsockname()[1]}"
-        server = _SignalFreeServer(
-            uvicorn.Config(
-                _suppress_cancellation(app),
-                http=TransportExposingProtocol,
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,
-                # Seconds; longer than clients keep idle connections.
-                timeout_keep_alive=75,
-                # Seconds; for connections that arrive while the others are being aborted.
-                timeout_graceful_shutdown=1,
-            )
-        )
-        # The socket listens already: requests that arrive before the server runs wait in the backlog.
-        serving = asyncio.create_task(server.serve([listener]), name="sandbox")
-        try:
-            yield base_url
-        finally:
-            server.should_exit = True
-            await serving
+    config = uvicorn.Config(
+        _suppress_cancellation(app),
+        http=TransportExposingProtocol,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        # Seconds; longer than clients keep idle connections.
+        timeout_keep_alive=75,
+        # Seconds; for connections that arrive while the others are being aborted.
+        timeout_graceful_shutdown=1,
+    )
+    async with serving_http(_AbortingServer(config), host, port) as base_url:
+        yield base_url
 
 
-class _SignalFreeServer(uvicorn.Server):
-    """Installs no signal handlers, and aborts all connections when it stops."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+class _AbortingServer(SignalFreeServer):
+    """Aborts all connections when it stops."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Connections first: uvicorn logs nothing about a request whose client has disconnected.

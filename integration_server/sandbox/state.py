@@ -53,13 +53,12 @@ class Sandbox:
         *,
         clock: Clock = lambda: datetime.now(UTC),
         token: TokenFactory = secrets.token_urlsafe,
-        issuer: str = "https://sandbox.example",
         accounts: Iterable[Account] = SAMPLE_ACCOUNTS,
         scopes: Iterable[str] = SAMPLE_SCOPES,
         behaviour: Behaviour | None = None,
     ) -> None:
         self.behaviour = behaviour or Behaviour()
-        self.issuer = issuer
+        self.issuer = "https://sandbox.example"
         self.accounts = {account.sub: account for account in accounts}
         self.scopes = tuple(scopes)
         self.api_key = ApiKey(token(), token())
@@ -69,16 +68,13 @@ class Sandbox:
         self.token_calls: list[TokenCall] = []
         self.redirected_parameters: list[frozenset[str]] = []
         self.calendars = CalendarStore(clock)
-        self._clock = clock
+        self.now = clock
         self._token = token
-        self._clients: dict[str, Client] = {}
+        self.clients: dict[str, Client] = {}
         self._grants: dict[str, Grant] = {}
         self._codes: dict[str, AuthorizationCode] = {}
         self._access_tokens: dict[str, AccessToken] = {}
         self._refresh_tokens: dict[str, RefreshToken] = {}
-
-    def now(self) -> datetime:
-        return self._clock()
 
     @contextmanager
     def count_call(self, endpoint: Endpoint) -> Iterator[None]:
@@ -94,7 +90,7 @@ class Sandbox:
     @property
     def secrets(self) -> set[str]:
         """All codes and tokens that were issued, with the API key and the clients' secrets."""
-        clients = {client.client_secret or "" for client in self._clients.values()}
+        clients = {client.client_secret or "" for client in self.clients.values()}
         keys = {self.api_key.key, self.api_key.secret}
         return {*self._codes, *self._access_tokens, *self._refresh_tokens, *keys, *clients} - {""}
 
@@ -108,11 +104,8 @@ class Sandbox:
     ) -> Client:
         """Add or replace a client. A request's redirect URI must equal one of `redirect_uris`."""
         client = Client(client_id, client_secret, tuple(redirect_uris), name or client_id)
-        self._clients[client_id] = client
+        self.clients[client_id] = client
         return client
-
-    def find_client(self, client_id: str) -> Client | None:
-        return self._clients.get(client_id)
 
     def issue_code(
         self, client: Client, redirect_uri: str, sub: str, scopes: tuple[str, ...], code_challenge: str | None
@@ -159,17 +152,6 @@ class Sandbox:
         if not set(scopes or ()) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "scope exceeds what was granted")
         return self._refresh(refresh_token, grant, scopes or grant.scopes)
-
-    def exchange(self, access_token: str) -> TokenPair:
-        """Another access token for a valid one, which stays valid: some providers do this instead of refresh tokens.
-
-        Raises `OAuthError` (invalid_grant).
-        """
-        record = self._access_tokens.get(access_token)
-        if record is None or self.find_account(access_token) is None:
-            raise OAuthError("invalid_grant", "the token is not valid")
-        grant = self._grants[record.grant_id]
-        return self._issue(grant, grant.scopes, None)
 
     def find_account(self, access_token: str) -> Account | None:
         """The account of an access token; None if the token is not valid."""

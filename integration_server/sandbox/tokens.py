@@ -10,7 +10,7 @@ from integration_server.sandbox.behaviour import OMIT
 from integration_server.sandbox.client_authentication import authenticate_client
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Client, TokenCall, TokenPair, fingerprint
-from integration_server.sandbox.parameters import Parameters, read_form
+from integration_server.sandbox.parameters import Parameters, read_parameters
 from integration_server.sandbox.state import Sandbox
 
 NO_STORE: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}  # RFC 6749 §5.1
@@ -23,21 +23,27 @@ class TokenEndpoints:
         self._sandbox = sandbox
 
     async def issue(self, request: Request) -> Response:
-        form, client = Parameters(), None
+        form, client, outcome = Parameters(), None, "ok"
         try:
-            form = await read_form(request)
+            form = await read_parameters(request)
             form.require_no_repetition()
             client = authenticate_client(self._sandbox, request, form)
-            issued = self._grant(client, form)
+            response = _json(self._token_response(self._grant(client, form)))
         except OAuthError as error:
-            self._record(form, client, error.code)
-            return _error(error)
-        self._record(form, client, "ok")
-        return _json(self._token_response(issued))
+            outcome, response = error.code, _error(error)
+        refresh_token = form.find("refresh_token")
+        call = TokenCall(
+            grant_type=form.find("grant_type"),
+            client_id=client.client_id if client else None,
+            refresh_token=fingerprint(refresh_token) if refresh_token else None,
+            outcome=outcome,
+        )
+        self._sandbox.token_calls.append(call)
+        return response
 
     async def revoke(self, request: Request) -> Response:
         try:
-            form = await read_form(request)
+            form = await read_parameters(request)
             form.require_no_repetition()
             self._sandbox.revoke(authenticate_client(self._sandbox, request, form), form.get("token"))
         except OAuthError as error:
@@ -52,16 +58,6 @@ class TokenEndpoints:
             case "refresh_token":
                 return self._sandbox.refresh(client, form.get("refresh_token"), form.find_scopes())
         raise OAuthError("unsupported_grant_type", "grant_type must be authorization_code or refresh_token")
-
-    def _record(self, form: Parameters, client: Client | None, outcome: str) -> None:
-        refresh_token = form.find("refresh_token")
-        call = TokenCall(
-            grant_type=form.find("grant_type"),
-            client_id=client.client_id if client else None,
-            refresh_token=fingerprint(refresh_token) if refresh_token else None,
-            outcome=outcome,
-        )
-        self._sandbox.token_calls.append(call)
 
     def _token_response(self, issued: TokenPair) -> dict[str, object]:
         token_response: dict[str, object] = {

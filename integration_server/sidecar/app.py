@@ -9,31 +9,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from integration_server.sidecar.callback import CallbackEndpoint, HandleCallback
+from integration_server.sidecar.callback import CallbackEndpoint
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import HttpLimits, OuterMiddleware, RequestLimits, security_headers
 from integration_server.sidecar.pages import Pages
-from integration_server.sidecar.probes import CheckHealth, Probes
+from integration_server.sidecar.probes import Probes
 from integration_server.sidecar.responses import Responses
-from integration_server.sidecar.webhooks import ReceiveWebhook, WebhookEndpoint
+from integration_server.sidecar.webhooks import WebhookEndpoint
 
 CALLBACK_PATH = "/api/v1/integrations/callback"
 WEBHOOK_PATH = "/api/v1/webhooks/{integration_type}/{endpoint}"
 
 
-def create_app(
-    *,
-    handle_callback: HandleCallback,
-    receive_webhook: ReceiveWebhook,
-    check_health: CheckHealth,
-    limits: HttpLimits,
-    public_url: str,
-) -> Starlette:
-    """The app over the RPCs that it calls. `public_url` is its base URL as browsers and providers see it."""
+def create_app(server: ServerClient, limits: HttpLimits, public_url: str) -> Starlette:
+    """The app, which calls `server`. `public_url` is its base URL as browsers and providers see it."""
     pages = Pages()
     responses = Responses(pages)
-    callback = CallbackEndpoint(handle_callback, responses)
-    webhook = WebhookEndpoint(receive_webhook, responses, public_url)
-    probes = Probes(check_health)
+    callback = CallbackEndpoint(server, responses)
+    webhook = WebhookEndpoint(server, responses, public_url)
+    probes = Probes(server)
     app = Starlette(
         routes=[
             _exact_route(["GET"], CALLBACK_PATH, callback.receive),

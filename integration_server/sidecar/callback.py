@@ -1,8 +1,6 @@
 """The OAuth callback endpoint: converts the query of a redirect into one `HandleCallback` RPC."""
 
-from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import Protocol
 
 import grpc.aio
 from starlette.exceptions import HTTPException
@@ -10,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from integration_server.sidecar.error_mapping import to_http_error
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.responses import Responses
-from integrations.v1.integration_service_pb2 import HandleCallbackRequest, HandleCallbackResponse
+from integrations.v1.integration_service_pb2 import HandleCallbackRequest
 
 # Seconds. The server gives a provider 10 s to exchange the code and 10 s to name the account. A shorter deadline would
 # report a failure for a connection that then succeeds.
@@ -25,23 +24,17 @@ MAX_QUERY = 8 * 1024
 _PARAMETERS = ("code", "state", "integration_type", "iss", "error", "error_description")
 
 
-class HandleCallback(Protocol):
-    """The RPC. `timeout` is in seconds. Raises `AioRpcError`."""
-
-    def __call__(self, request: HandleCallbackRequest, *, timeout: float) -> Awaitable[HandleCallbackResponse]: ...
-
-
 class CallbackEndpoint:
     """Receives the redirect with an authorization response (RFC 6749 §4.1.2)."""
 
-    def __init__(self, handle_callback: HandleCallback, responses: Responses) -> None:
-        self._handle_callback = handle_callback
+    def __init__(self, server: ServerClient, responses: Responses) -> None:
+        self._server = server
         self._responses = responses
 
     async def receive(self, request: Request) -> Response:
         """Handle a GET of the callback path, with or without an integration type at its end."""
         try:
-            result = await self._handle_callback(decode_callback(request), timeout=DEADLINE)
+            result = await self._server.handle_callback(decode_callback(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             return self._responses.http_error(request, to_http_error(error))
         return self._responses.callback_result(request, result)

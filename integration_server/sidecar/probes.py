@@ -1,29 +1,23 @@
 """Liveness and readiness probes."""
 
-from collections.abc import Awaitable
 from http import HTTPStatus
-from typing import Protocol
 
 import grpc.aio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from integration_server.sidecar.grpc_client import ServerClient
+
 # Seconds. The server responds from memory, and a prober has a deadline of its own and retries soon.
 DEADLINE = 1.0
-
-
-class CheckHealth(Protocol):
-    """`grpc.health.v1.Health.Check`. `timeout` is in seconds. Raises `AioRpcError`."""
-
-    def __call__(self, request: HealthCheckRequest, *, timeout: float) -> Awaitable[HealthCheckResponse]: ...
 
 
 class Probes:
     """Responds to the probes of an orchestrator or a load balancer."""
 
-    def __init__(self, check_health: CheckHealth) -> None:
-        self._check_health = check_health
+    def __init__(self, server: ServerClient) -> None:
+        self._server = server
 
     async def live(self, _request: Request) -> Response:
         """200. Depends on this process only, because a restart would repair nothing else."""
@@ -32,7 +26,7 @@ class Probes:
     async def ready(self, _request: Request) -> Response:
         """200 if the gRPC server serves, else 503."""
         try:
-            health = await self._check_health(HealthCheckRequest(service=""), timeout=DEADLINE)
+            health = await self._server.check_health(HealthCheckRequest(service=""), timeout=DEADLINE)
         except grpc.aio.AioRpcError:
             health = HealthCheckResponse()
         if health.status == HealthCheckResponse.SERVING:

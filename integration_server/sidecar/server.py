@@ -1,12 +1,11 @@
-"""Serves the sidecar's app with uvicorn in the caller's event loop."""
+"""Serves the sidecar's app with its limits."""
 
-import asyncio
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import uvicorn
 
+from integration_server.http_serving import SignalFreeServer, serving_http
 from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.http_timeouts import limited_protocol
@@ -22,15 +21,8 @@ async def run_sidecar(
     Raises `OSError`, with the address in it, if the port is taken. The gRPC server may start later: until then
     `/readyz` responds 503. At exit the listener closes, and requests in progress have 5 seconds to finish.
     """
-    app = create_app(
-        handle_callback=server.handle_callback,
-        receive_webhook=server.receive_webhook,
-        check_health=server.check_health,
-        limits=limits,
-        public_url=public_url,
-    )
     config = uvicorn.Config(
-        app,
+        create_app(server, limits, public_url),
         http=limited_protocol(limits),
         ws="none",
         lifespan="off",
@@ -49,37 +41,5 @@ async def run_sidecar(
         # Seconds. Most requests wait for one response of a provider, which rarely takes longer.
         timeout_graceful_shutdown=5,
     )
-    async with aclosing(server):
-        with _listener(host, port) as listener:
-            http = _SignalFreeServer(config)
-            # The socket listens already: requests that arrive before the server runs wait in the backlog.
-            serving = asyncio.create_task(http.serve([listener]), name="sidecar")
-            try:
-                yield _local_url(listener)
-            finally:
-                http.should_exit = True
-                await serving
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A listening socket of our own. uvicorn would exit the process if the port is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
-    # Accepted sockets inherit the option. asyncio sets it only on sockets that were created with the number of the
-    # protocol. Without it the second segment of a response waits about 40 ms for an acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
-
-
-def _local_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-class _SignalFreeServer(uvicorn.Server):
-    """Installs no signal handlers; they belong to the owner of the process."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
+    async with aclosing(server), serving_http(SignalFreeServer(config), host, port) as url:
+        yield url

@@ -1,17 +1,16 @@
 """The webhook endpoint: forwards each request unchanged as one `ReceiveWebhook` RPC."""
 
-from collections.abc import Awaitable
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Protocol
 
 import grpc.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
 from integration_server.sidecar.error_mapping import HttpError, to_http_error
+from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.responses import Responses
-from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest, ReceiveWebhookResponse
+from integrations.v1.integration_service_pb2 import ReceiveWebhookRequest
 from integrations.v1.webhook_pb2 import WebhookHeader
 
 # Seconds. Most providers wait no longer, and retry a delivery that got no response.
@@ -23,24 +22,18 @@ RETRY_AFTER = 5
 _RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
-class ReceiveWebhook(Protocol):
-    """The RPC. `timeout` is in seconds. Raises `AioRpcError`."""
-
-    def __call__(self, request: ReceiveWebhookRequest, *, timeout: float) -> Awaitable[ReceiveWebhookResponse]: ...
-
-
 class WebhookEndpoint:
     """Receives webhooks. A delivery that is not stored never gets a success status."""
 
-    def __init__(self, receive_webhook: ReceiveWebhook, responses: Responses, public_url: str) -> None:
-        self._receive_webhook = receive_webhook
+    def __init__(self, server: ServerClient, responses: Responses, public_url: str) -> None:
+        self._server = server
         self._responses = responses
         self._public_url = public_url.removesuffix("/")
 
     async def receive(self, request: Request) -> Response:
         """Respond to a delivery or handshake as the server says."""
         try:
-            rpc_response = await self._receive_webhook(await self._decode(request), timeout=DEADLINE)
+            rpc_response = await self._server.receive_webhook(await self._decode(request), timeout=DEADLINE)
         except grpc.aio.AioRpcError as error:
             return self._responses.http_error(request, _to_retryable_error(error))
         response = Response(rpc_response.body, rpc_response.status_code, media_type="text/plain")

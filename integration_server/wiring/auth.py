@@ -43,56 +43,44 @@ async def open_auth_stack(
 ) -> AsyncIterator[AuthStack]:
     """Build the stack that the settings describe. Raises `InvalidFile` with the problems of its files."""
     # The operator configures the JWKS address, which is often internal.
-    async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=SsrfGuardedBackend(_allow_any_address)) as http:
-        yield _build_auth_stack(settings, http, integration_manager, clock)
-
-
-def _allow_any_address(_address: object) -> bool:
-    return True
-
-
-def _build_auth_stack(
-    settings: Settings, http: ProviderHttp, integration_manager: IntegrationManager, clock: Clock
-) -> AuthStack:
-    certificates = None
-    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
-        certificates = ReloadingServerCredentials(
-            settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+    network = SsrfGuardedBackend(lambda _address: True)
+    async with ProviderHttp(clock, dev_mode=settings.dev_mode, network=network) as http:
+        credentials, reloaders = None, list[Callable[[], Awaitable[None]]]()
+        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+            certificates = ReloadingServerCredentials(
+                settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+            )
+            credentials, reloaders = certificates.credentials(), [certificates.poll]
+        if settings.policy_file is None:
+            yield AuthStack(credentials=credentials, reloaders=reloaders)
+            return
+        policy = ReloadedFile(
+            "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
         )
-    credentials = None if certificates is None else certificates.credentials()
-    reloaders = [] if certificates is None else [certificates.poll]
-    if settings.policy_file is None:
-        return AuthStack(credentials=credentials, reloaders=reloaders)
-    policy = ReloadedFile(
-        "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
-    )
-    issuers = _build_issuers(settings, http, clock)
-    tokens = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
+        issuers = _build_issuers(settings, http, clock)
+        tokens = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
 
-    async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:
-        return (await integration_manager.get_integration(integration_id, user_id)).integration_type
+        async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:
+            return (await integration_manager.get_integration(integration_id, user_id)).integration_type
 
-    authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
-    allow_public = _except_health if settings.health_allow_unauthenticated else list
-    return AuthStack(
-        authenticate=allow_public([authenticate(tokens, clock)]),
-        authorize_method=allow_public([authorize_method(lambda: policy.value)]),
-        authorize_request=allow_public([authorize_request(authorizer)]),
-        credentials=credentials,
-        reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
-    )
+        authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
+        allow_public = _except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
+        yield AuthStack(
+            authenticate=[allow_public(authenticate(tokens, clock))],
+            authorize_method=[allow_public(authorize_method(lambda: policy.value))],
+            authorize_request=[allow_public(authorize_request(authorizer))],
+            credentials=credentials,
+            reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
+        )
 
 
-def _except_health(interceptors: Sequence[Interceptor]) -> list[Interceptor]:
-    """Return interceptors that leave the health methods to everybody."""
+def _except_health(interceptor: Interceptor) -> Interceptor:
+    """Return an interceptor that leaves the health methods to everybody."""
 
-    def exempt(interceptor: Interceptor) -> Interceptor:
-        def wrap(method: Method, behavior: Behavior) -> Behavior:
-            return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        return behavior if method.permission is Permission.HEALTH else interceptor(method, behavior)
 
-        return wrap
-
-    return [exempt(interceptor) for interceptor in interceptors]
+    return wrap
 
 
 def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequence[Issuer]:

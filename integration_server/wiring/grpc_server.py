@@ -1,19 +1,19 @@
 """Builds the gRPC server: its services, their interceptors and its limits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from integration_server.lifecycle import GrpcLimits, cap_to_fd_limit
+from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.rpc.audit import record_audit
 from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService
+from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     HandlerRecorder,
     Interceptor,
@@ -25,6 +25,7 @@ from integration_server.rpc.interceptors import (
     read_request,
 )
 from integration_server.service.audit.audit_trail import AuditTrail
+from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
 from integration_server.wiring.auth import AuthStack
@@ -39,39 +40,30 @@ SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationS
 CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-
-@dataclass(frozen=True, slots=True)
-class Servicers:
-    """The implementations of the services."""
-
-    integrations: IntegrationService
-    google_calendar: GoogleCalendarService
-    health: ServerHealthServicer
+_MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kilobytes
 
 
 def build_grpc_server(
-    settings: Settings, servicers: Servicers, auth: AuthStack, trail: AuditTrail, clock: Clock
+    settings: Settings,
+    use_cases: UseCases,
+    google_calendar: GoogleCalendar,
+    health: ServerHealthServicer,
+    auth: AuthStack,
+    trail: AuditTrail,
+    clock: Clock,
 ) -> grpc.aio.Server:
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     recorder = HandlerRecorder()
     target: Any = recorder  # the generated functions are typed for servers
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(servicers.integrations, target)
-    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(servicers.google_calendar, target)
-    health_pb2_grpc.add_HealthServicer_to_server(servicers.health, target)
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
+    health_pb2_grpc.add_HealthServicer_to_server(health, target)
     # Where callers are authenticated, the policy decides who may use reflection.
     if settings.dev_mode or settings.authenticates_callers:
         names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
-    server = grpc.aio.server(options=grpc_limits_of(settings).options())
-    server.add_generic_rpc_handlers([_protect_handlers(settings, recorder, auth, trail, clock)])
-    return server
-
-
-def _protect_handlers(
-    settings: Settings, recorder: HandlerRecorder, auth: AuthStack, trail: AuditTrail, clock: Clock
-) -> ProtectedHandlers:
-    """Compose the interceptors, the outermost first, around the recorded handlers."""
+    # The outermost first.
     convert = convert_errors(caller_name)
     interceptors: Sequence[Interceptor] = (
         convert,
@@ -87,17 +79,51 @@ def _protect_handlers(
         *auth.authorize_request,
         record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
     )
-    return ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
+    server = grpc.aio.server(options=grpc_options(settings))
+    handlers = ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
+    server.add_generic_rpc_handlers([handlers])
+    return server
 
 
-def grpc_limits_of(settings: Settings) -> GrpcLimits:
-    """Return the limits of the gRPC server. Its connections use at most half of the open files."""
-    return GrpcLimits(
-        connections=cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
-        streams_per_connection=settings.grpc_max_streams_per_connection,
-        message_bytes=settings.grpc_max_message_bytes,
-        metadata_bytes=settings.grpc_max_metadata_bytes,
-        handshake=settings.grpc_handshake,
-        connection_idle=settings.grpc_connection_idle,
-        connection_age=settings.grpc_connection_age,
+def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
+    """Return the limits as gRPC channel arguments (grpc/impl/channel_arg_names.h). docs/limits.md describes them.
+
+    Connections use at most half of the open files.
+    """
+    return (
+        # By default, a second, unrelated server on the same address silently gets half of the connections.
+        ("grpc.so_reuseport", 0),
+        (
+            "grpc.max_allowed_incoming_connections",
+            cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
+        ),
+        ("grpc.max_concurrent_streams", settings.grpc_max_streams_per_connection),
+        # With its overload protection, gRPC counts streams that have just ended, and rejects most of a burst that its
+        # own client queues. The next two limits bound streams that are opened and cancelled without end: they limit
+        # the calls that have arrived and that this process has not started.
+        ("grpc.http.overload_protection", 0),
+        ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
+        ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
+        ("grpc.max_send_message_length", settings.grpc_max_message_bytes),
+        # Between a soft and a hard limit, gRPC rejects calls at random.
+        ("grpc.max_metadata_size", settings.grpc_max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.grpc_max_metadata_bytes),
+        # From accepting a connection to the client's HTTP/2 settings.
+        ("grpc.server_handshake_timeout_ms", _milliseconds(settings.grpc_handshake)),
+        ("grpc.max_connection_idle_ms", _milliseconds(settings.grpc_connection_idle)),
+        ("grpc.max_connection_age_ms", _milliseconds(settings.grpc_connection_age)),
+        # Longer than any unary call; streams end, and their clients reconnect.
+        ("grpc.max_connection_age_grace_ms", 60_000),
+        # Detects a client that has disappeared within 80 seconds.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # Clients may ping every ten seconds, also between calls; more frequent pings close the connection.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
     )
+
+
+def _milliseconds(time: timedelta) -> int:
+    return max(1, round(time.total_seconds() * 1000))

@@ -24,10 +24,8 @@ async def open_key_encryptions(settings: Settings) -> KeyEncryptionKeys:
 
     Raises `KeyringError` or `StoreUnavailable`.
     """
-    local_keys = [
-        LocalKey(one) for one in (settings.encryption_key, *settings.encryption_keys_retired) if one is not None
-    ]
-    kms = await _open_kms([one for one in (settings.kms_key_id, *settings.kms_key_ids_retired) if one is not None])
+    local_keys = [LocalKey(key) for key in filter(None, (settings.encryption_key, *settings.encryption_keys_retired))]
+    kms = await _open_kms(list(filter(None, (settings.kms_key_id, *settings.kms_key_ids_retired))))
     current, *previous = [*kms, *local_keys] if settings.kms_key_id is not None else [*local_keys, *kms]
     return KeyEncryptionKeys(current, previous)
 

@@ -1,7 +1,7 @@
 """Builds and runs the sidecar from the settings."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from ipaddress import ip_address
 
@@ -41,13 +41,11 @@ async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[
 
 def reachable_address(server: Address) -> Address:
     """The address at which this machine reaches a server that listens on `server`."""
-    try:
+    with suppress(ValueError):  # a name
         address = ip_address(server.host)
-    except ValueError:
-        return server
-    if not address.is_unspecified:
-        return server
-    return server._replace(host="127.0.0.1" if address.version == 4 else "::1")
+        if address.is_unspecified:
+            return server._replace(host="127.0.0.1" if address.version == 4 else "::1")
+    return server
 
 
 def http_limits_of(settings: Settings) -> HttpLimits:

@@ -11,7 +11,7 @@ from integration_server.bootstrap import registered_providers
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.factory import ProviderFactory, ProviderRegistry
 from integration_server.providers.http import ProviderHttp
-from integration_server.sandbox import serving
+from integration_server.sandbox.server import serving
 from integration_server.settings import Settings
 from tests.conformance.fake_server import (
     CLIENT_ID,

@@ -22,9 +22,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import Receive, Scope, Send
 
 from integration_server.domain.credentials import RequestAuth
-from integration_server.sandbox import Account, Behaviour, Client, Sandbox
+from integration_server.sandbox.behaviour import Behaviour
 from integration_server.sandbox.errors import OAuthError
-from integration_server.sandbox.model import TokenPair
+from integration_server.sandbox.model import Account, Client, TokenPair
+from integration_server.sandbox.state import Sandbox
 from tests.conformance.profile import ErrorResponse, Exchange, Key, Profile, Resource, Revocation, Token, fill_template
 
 CLIENT_ID, CLIENT_SECRET = "our-id", "our-secret"
@@ -35,6 +36,21 @@ TEN_YEARS = 3650 * 24 * 3600
 
 class UndocumentedRequest(Exception):
     """A request that the provider does not document. The test reports the reason."""
+
+
+class ExchangingSandbox(Sandbox):
+    """A sandbox that exchanges access tokens."""
+
+    def exchange(self, access_token: str) -> TokenPair:
+        """Another access token for a valid one, which stays valid: some providers do this instead of refresh tokens.
+
+        Raises `OAuthError` (invalid_grant).
+        """
+        record = self._access_tokens.get(access_token)
+        if record is None or self.find_account(access_token) is None:
+            raise OAuthError("invalid_grant", "the token is not valid")
+        grant = self._grants[record.grant_id]
+        return self._issue(grant, grant.scopes, None)
 
 
 @dataclass
@@ -57,7 +73,7 @@ class SimulatedProvider:
     def __post_init__(self) -> None:
         profile, numbers = self.profile, itertools.count(1)
         self.accounts = [Account(sub, NAMES[i][1], NAMES[i][0]) for i, sub in enumerate(profile.accounts)]
-        self.sandbox = Sandbox(
+        self.sandbox = ExchangingSandbox(
             clock=self.clock,
             token=lambda: self._format_token(next(numbers)),
             accounts=self.accounts,

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 from starlette.requests import Request
 from starlette.responses import Response
 
-from integration_server.sandbox import OMIT, Behaviour, Fault, Handler
+from integration_server.sandbox.behaviour import OMIT, Behaviour, Fault, Handler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from integration_server.sandbox import Sandbox, run_sandbox
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.end_to_end.commands import ROOT, Command, CompletedCommand, output_paths, wait_until_serving
 from tests.end_to_end.prefork import PREFORK_SOCKET, PreforkServer
 from tests.end_to_end.sandbox_declaration import declare_sandbox

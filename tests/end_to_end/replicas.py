@@ -11,7 +11,9 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Behaviour, Sandbox, run_sandbox
+from integration_server.sandbox.behaviour import Behaviour
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.commands import Command

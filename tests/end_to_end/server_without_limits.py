@@ -6,7 +6,6 @@ It is a program, so that its open files can be limited.
 import json
 import socket
 from dataclasses import replace
-from typing import NoReturn
 
 import grpc.aio
 import uvicorn
@@ -16,10 +15,7 @@ from grpc_health.v1 import health_pb2_grpc
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.sidecar.app import create_app
 from tests.fakes.limits import USUAL
-
-
-async def nothing(*_arguments: object, **_options: object) -> NoReturn:
-    raise AssertionError("not called")
+from tests.unit.sidecar.fakes import FakeServer
 
 
 async def main() -> None:
@@ -28,13 +24,7 @@ async def main() -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    app = create_app(
-        handle_callback=nothing,
-        receive_webhook=nothing,
-        check_health=nothing,
-        limits=replace(USUAL, body_bytes=1 << 40),
-        public_url="",
-    )
+    app = create_app(FakeServer(), replace(USUAL, body_bytes=1 << 40), "")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sidecar = f"http://127.0.0.1:{listener.getsockname()[1]}"
         print(json.dumps({"event": "serving", "grpc": f"127.0.0.1:{port}", "sidecar": sidecar}), flush=True)

@@ -25,7 +25,11 @@ from integration_server.bootstrap import running_server
 from integration_server.dev import register_sandbox, replace_google_calendar
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.google_calendar import GoogleCalendarProvider
-from integration_server.sandbox import SAMPLE_SCOPES, Behaviour, Sandbox, decide, run_sandbox
+from integration_server.sandbox.behaviour import Behaviour
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.model import SAMPLE_SCOPES
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integration_server.settings import Settings
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub

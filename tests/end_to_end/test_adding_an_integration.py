@@ -9,7 +9,7 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.http import ProviderHttp
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.commands import ROOT

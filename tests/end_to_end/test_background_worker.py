@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from integration_server.sandbox import Fault
+from integration_server.sandbox.behaviour import Fault
 from integrations.v1 import event_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.replicas import Replicas, run_replicas, wait_until

@@ -22,9 +22,7 @@ from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
-from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
-from integration_server.rpc.integration_service import IntegrationService
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, AssociatedData
@@ -35,7 +33,7 @@ from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.engine import Database
 from integration_server.wiring.auth import AuthStack
-from integration_server.wiring.grpc_server import Servicers, build_grpc_server
+from integration_server.wiring.grpc_server import build_grpc_server
 from integration_server.wiring.sidecar import http_limits_of
 from integration_server.wiring.system import utc_now
 from integrations.v1 import integration_service_pb2 as pb
@@ -95,12 +93,15 @@ async def run_idle_server(
             utc_now,
             NoDistributedLimiter(),
         )
-        servicers = Servicers(
-            IntegrationService(service.use_cases, utc_now),
-            GoogleCalendarService(service.google_calendar),
+        server = build_grpc_server(
+            settings,
+            service.use_cases,
+            service.google_calendar,
             ServerHealthServicer([]),
+            AuthStack(),
+            trail,
+            utc_now,
         )
-        server = build_grpc_server(settings, servicers, AuthStack(), trail, utc_now)
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
         sidecar = run_sidecar(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.sandbox import Sandbox, decide, run_sandbox
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.commands import ROOT, Command, output_paths
 from tests.end_to_end.processes import free_port, started

@@ -14,7 +14,9 @@ import pytest_asyncio
 
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import Sandbox, decide, run_sandbox
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.databases import wipe
 from tests.end_to_end.faults import RecordedForms

@@ -11,7 +11,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from integration_server.dev import replace_google_calendar
-from integration_server.sandbox import QUOTA_BODY, Fault
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.calendar import QUOTA_BODY
 from integrations.v1 import google_calendar_pb2 as pb
 from integrations.v1 import integration_service_pb2
 from tests.end_to_end.rpc_errors import FAILED_PRECONDITION, RpcError, expect_rpc_error, invalid

@@ -17,7 +17,7 @@ import pytest
 from integration_server.domain.errors import ProviderMisconfigured, ProviderRejected
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_pb2
 from tests.end_to_end.faults import FaultByCase
 from tests.end_to_end.replicas import force_refresh

@@ -20,7 +20,8 @@ from typing import Any
 import grpc
 import pytest
 
-from integration_server.sandbox import Fault, Sandbox
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.faults import RecordedForms
 from tests.end_to_end.processes import ProcessSystem, new_key, run_server_process

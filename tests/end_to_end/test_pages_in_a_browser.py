@@ -20,12 +20,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from integration_server.sandbox import Account, Sandbox
-from integration_server.sidecar.app import create_app
+from integration_server.sandbox.model import Account
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.attack_inputs import HOSTILE_TEXTS
 from tests.end_to_end.system import System, query_of, run_system
-from tests.fakes.limits import USUAL
+from tests.unit.sidecar.fakes import FakeServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -233,13 +233,7 @@ class ModifiedApp:
     """The sidecar's app with injected markup in each page and without some headers; it records requests."""
 
     def __init__(self, injected: str = "", *, without: str = "") -> None:
-        self._app = create_app(
-            handle_callback=_connected,
-            receive_webhook=_unused_rpc,
-            check_health=_unused_rpc,
-            limits=USUAL,
-            public_url="",
-        )
+        self._app = FakeServer().app()
         self._injected = injected.encode()
         self._without = without.encode()
         self.arrived: list[Request] = []
@@ -271,14 +265,6 @@ class ModifiedApp:
         async with asyncio.timeout(60):
             while not elements <= self.executed_elements:  # noqa: ASYNC110  # the app sets no event
                 await asyncio.sleep(0.02)
-
-
-async def _connected(request: Any, *, timeout: float) -> pb.HandleCallbackResponse:
-    return pb.HandleCallbackResponse(success=True, integration_id=1)
-
-
-async def _unused_rpc(request: Any, *, timeout: float) -> Any:
-    raise NotImplementedError
 
 
 @asynccontextmanager

@@ -12,7 +12,8 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Fault, Hang
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.faults import Hang
 from integration_server.storage.schema import migrate
 from integrations.v1 import integration_pb2
 from tests.end_to_end.replicas import (

@@ -14,7 +14,9 @@ from sqlalchemy import delete, func, select
 
 from integration_server.providers.factory import ProviderFactory
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import Behaviour, Endpoint, Fault, Hang, Sandbox
+from integration_server.sandbox.behaviour import Behaviour, Endpoint, Fault
+from integration_server.sandbox.faults import Hang
+from integration_server.sandbox.state import Sandbox
 from integration_server.storage.tables import revocations
 from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Fault
+from integration_server.sandbox.behaviour import Fault
 from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import force_refresh, run_replicas
 from tests.faults.conftest import FaultTrial

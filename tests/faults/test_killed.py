@@ -15,7 +15,7 @@ from random import Random
 import grpc.aio
 import pytest
 
-from integration_server.sandbox import Fault
+from integration_server.sandbox.behaviour import Fault
 from tests.end_to_end.prefork import PreforkServer
 from tests.end_to_end.replicas import Replica, Replicas, force_refresh, run_replicas
 from tests.faults.conftest import FaultTrial

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from integrations.v1 import integration_service_pb2 as pb
 from tests.end_to_end.processes import ProcessSystem
 from tests.end_to_end.system import APP_CALLBACK, BROWSER, RETURN_URL, query_of

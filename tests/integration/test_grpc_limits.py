@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from integration_server.lifecycle import GrpcLimits
 from integration_server.rpc.interceptors import (
     HandlerRecorder,
     Interceptor,
@@ -21,23 +19,28 @@ from integration_server.rpc.interceptors import (
     convert_errors,
     read_request,
 )
+from integration_server.settings import Settings
+from integration_server.wiring.grpc_server import grpc_options
 from tests.integration.providers.socket_servers import server_tls
 
 DEADLINE = 60.0  # seconds; the machine may be busy
 SOON = timedelta(seconds=0.5)
 LONG = timedelta(seconds=60)
-LIMITS = GrpcLimits(
-    connections=100,
-    streams_per_connection=100,
-    message_bytes=4 << 20,
-    metadata_bytes=16 << 10,
-    handshake=LONG,
-    connection_idle=LONG,
-    connection_age=LONG,
+SETTINGS = Settings(
+    grpc_max_connections=100,
+    grpc_max_streams_per_connection=100,
+    grpc_handshake=LONG,
+    grpc_connection_idle=LONG,
+    grpc_connection_age=LONG,
 )
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 HALF_A_HELLO = bytes.fromhex("16030102000100")
+
+
+def options(**changes: Any) -> Sequence[tuple[str, int]]:
+    """The channel arguments after changes to the `grpc_…` settings."""
+    return grpc_options(SETTINGS.model_copy(update={f"grpc_{name}": value for name, value in changes.items()}))
 
 
 class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
@@ -113,7 +116,7 @@ async def is_served(port: int) -> bool:
 
 @pytest.mark.parametrize("said", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
 async def test_a_client_that_does_not_introduce_itself_is_let_go(said: bytes) -> None:
-    async with serving(replace(LIMITS, handshake=SOON).options()) as port:
+    async with serving(options(handshake=SOON)) as port:
         assert await is_disconnected(port, said, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
@@ -124,14 +127,14 @@ async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path
     _, certificate = server_tls(tmp_path, "localhost")
     pair = ((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())
     credentials = grpc.ssl_server_credentials([pair])
-    async with serving(replace(LIMITS, handshake=SOON).options(), credentials=credentials) as port:
+    async with serving(options(handshake=SOON), credentials=credentials) as port:
         assert await is_disconnected(port, HALF_A_HELLO, DEADLINE)
     async with serving((), credentials=credentials) as port:
         assert not await is_disconnected(port, HALF_A_HELLO, 4 * SOON.total_seconds())
 
 
 async def test_a_client_that_calls_nothing_is_let_go() -> None:
-    async with serving(replace(LIMITS, connection_idle=SOON).options()) as port:
+    async with serving(options(connection_idle=SOON)) as port:
         assert await is_disconnected(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
@@ -139,8 +142,7 @@ async def test_a_client_that_calls_nothing_is_let_go() -> None:
 
 
 async def test_a_client_that_was_let_go_comes_back_without_noticing() -> None:
-    limits = replace(LIMITS, connection_idle=SOON, connection_age=SOON)
-    async with serving(limits.options()) as port, client(port) as check:
+    async with serving(options(connection_idle=SOON, connection_age=SOON)) as port, client(port) as check:
         for _ in range(5):
             await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
             await asyncio.sleep(0.6 * SOON.total_seconds())
@@ -155,7 +157,7 @@ def connected(port: int, count: int) -> ExitStack:
 
 
 async def test_a_connection_over_the_limit_is_closed_and_one_later_is_taken() -> None:
-    async with serving(replace(LIMITS, connections=3).options()) as port:
+    async with serving(options(max_connections=3)) as port:
         with connected(port, 3):
             assert await is_disconnected(port, b"", DEADLINE)
         assert await is_served(port)
@@ -168,8 +170,7 @@ async def test_a_connection_over_the_limit_is_closed_and_one_later_is_taken() ->
 async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams: int, most: int) -> None:
     servicer = Servicer()
     servicer.may_respond.clear()
-    options = replace(LIMITS, streams_per_connection=streams).options()
-    async with serving(options, servicer) as port, client(port) as check:
+    async with serving(options(max_streams_per_connection=streams), servicer) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(10)]
         while servicer.in_flight < most:  # noqa: ASYNC110  # only the server knows
             await asyncio.sleep(0.01)
@@ -183,14 +184,13 @@ BURST = 1000
 
 
 async def test_a_burst_over_the_streams_of_a_connection_is_answered_as_a_whole() -> None:
-    options = replace(LIMITS, streams_per_connection=50).options()
-    async with serving(options) as port, client(port) as check:
+    async with serving(options(max_streams_per_connection=50)) as port, client(port) as check:
         await asyncio.gather(*(check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)))
 
 
 async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
-    options = dict(replace(LIMITS, streams_per_connection=50).options()) | {"grpc.http.overload_protection": 1}
-    async with serving(list(options.items())) as port, client(port) as check:
+    arguments = dict(options(max_streams_per_connection=50)) | {"grpc.http.overload_protection": 1}
+    async with serving(list(arguments.items())) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)]
         responses = await asyncio.gather(*calls, return_exceptions=True)
         assert any(isinstance(response, grpc.aio.AioRpcError) for response in responses)
@@ -198,9 +198,9 @@ async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
 
 @pytest.mark.parametrize("length", [10_000, 15_000, 17_000, 30_000])
 async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> None:
-    async with serving(LIMITS.options()) as port, client(port) as check:
+    async with serving(options()) as port, client(port) as check:
         call = check(health_pb2.HealthCheckRequest(), metadata=[("x", "y" * length)], timeout=DEADLINE)
-        if length < LIMITS.metadata_bytes:
+        if length < SETTINGS.grpc_max_metadata_bytes:
             await call
             return
         with pytest.raises(grpc.aio.AioRpcError) as refused:

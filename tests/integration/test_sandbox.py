@@ -10,7 +10,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from integration_server.sandbox import Behaviour, Fault, Hang, Reset, ResetMidway, Sandbox, SlowBody, run_sandbox
+from integration_server.sandbox.behaviour import Behaviour, Fault
+from integration_server.sandbox.faults import Hang, Reset, ResetMidway, SlowBody
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 

@@ -16,11 +16,11 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from integration_server.sidecar.app import create_app
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 from tests.fakes.limits import USUAL
+from tests.unit.sidecar.fakes import FakeServer
 
 DEADLINE = 60.0  # seconds; the machine may be busy
 SOON = timedelta(seconds=0.3)
@@ -84,16 +84,10 @@ async def limited(limits: HttpLimits) -> AsyncIterator[int]:
         yield httpx.URL(url).port or 0
 
 
-async def nothing(*_arguments: object, **_options: object) -> NoReturn:
-    raise AssertionError("no test calls an RPC")
-
-
 @asynccontextmanager
 async def unlimited() -> AsyncIterator[int]:
     """The same app on uvicorn's own protocol."""
-    app = create_app(
-        handle_callback=nothing, receive_webhook=nothing, check_health=nothing, limits=USUAL, public_url=""
-    )
+    app = FakeServer().app()
     config = uvicorn.Config(app, http=H11Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

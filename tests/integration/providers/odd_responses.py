@@ -19,17 +19,14 @@ from integration_server.domain.errors import (
     ProviderRejected,
     ProviderUnavailable,
 )
-from integration_server.sandbox import (
+from integration_server.sandbox.behaviour import OMIT, Behaviour, Fault, Handler
+from integration_server.sandbox.faults import (
     BAD_GATEWAY,
     BAD_JSON,
     EMPTY,
     HTML,
     JSON_ARRAY,
-    OMIT,
     REDIRECT,
-    Behaviour,
-    Fault,
-    Handler,
     Hang,
     OversizedBody,
     Reset,

@@ -25,18 +25,11 @@ from integration_server.domain.errors import (
 from integration_server.providers.base import ProviderContext
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.sandbox import (
-    REDIRECT,
-    Behaviour,
-    Client,
-    Fault,
-    Hang,
-    OversizedBody,
-    Reset,
-    ResetMidway,
-    Sandbox,
-    run_sandbox,
-)
+from integration_server.sandbox.behaviour import Behaviour, Fault
+from integration_server.sandbox.faults import REDIRECT, Hang, OversizedBody, Reset, ResetMidway
+from integration_server.sandbox.model import Client
+from integration_server.sandbox.server import run_sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.integration.providers.odd_responses import DEADLINE, LONG_DEADLINE, TABLE, Failure, Tokens
 from tests.unit.providers.support import exception_text
 from tests.unit.sandbox.oauth_client import CHALLENGE, REDIRECT_URI, VERIFIER, basic

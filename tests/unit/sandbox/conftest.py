@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 
-from integration_server.sandbox import Sandbox, create_app
+from integration_server.sandbox.app import create_app
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import OAuthClient
 
 

@@ -6,7 +6,8 @@ from urllib.parse import parse_qsl, quote_plus, urlencode, urlsplit
 
 import httpx
 
-from integration_server.sandbox import Sandbox, decide
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.state import Sandbox
 
 CLIENT_ID = "calendar:app"
 CLIENT_SECRET = "s3cret/with+odd %characters"  # fails unless both sides form-encode it

@@ -5,7 +5,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from integration_server.sandbox import Sandbox, decide
+from integration_server.sandbox.browser_user import decide
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import CLIENT_ID, REDIRECT_URI, OAuthClient, callback_parameters
 
 

@@ -4,7 +4,7 @@ from base64 import b64encode
 
 import pytest
 
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import (
     CLIENT_ID,
     CLIENT_SECRET,

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from integration_server.sandbox import OMIT, Sandbox
+from integration_server.sandbox.behaviour import OMIT
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import CHALLENGE, CLIENT_ID, REDIRECT_URI, OAuthClient, basic, error_of
 

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from integration_server.sandbox import (
+from integration_server.sandbox.behaviour import Fault
+from integration_server.sandbox.faults import (
     BAD_GATEWAY,
     BAD_JSON,
     EMPTY,
     HTML,
     JSON_ARRAY,
     REDIRECT,
-    Fault,
     Hang,
     OversizedBody,
-    Sandbox,
     SlowBody,
 )
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import OAuthClient, error_of
 
 

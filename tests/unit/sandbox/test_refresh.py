@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from integration_server.sandbox import Sandbox, fingerprint
+from integration_server.sandbox.model import fingerprint
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import OAuthClient, basic, error_of
 

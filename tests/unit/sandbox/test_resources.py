@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.conftest import StoppedClock
 from tests.unit.sandbox.oauth_client import OAuthClient, basic
 

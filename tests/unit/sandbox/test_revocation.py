@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from integration_server.sandbox import Sandbox
+from integration_server.sandbox.state import Sandbox
 from tests.unit.sandbox.oauth_client import OAuthClient, basic, error_of
 
 

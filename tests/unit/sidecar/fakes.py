@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 from starlette.applications import Starlette
 
 from integration_server.sidecar.app import create_app
+from integration_server.sidecar.grpc_client import ServerClient
 from integrations.v1.integration_service_pb2 import (
     HandleCallbackRequest,
     HandleCallbackResponse,
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 
 
 @dataclass
-class FakeServer:
+class FakeServer(ServerClient):
     """Returns the configured response of each RPC, or raises it if it is an exception."""
 
     callback_response: HandleCallbackResponse | Exception = field(
@@ -59,13 +60,7 @@ class FakeServer:
 
     def app(self) -> Starlette:
         """The sidecar's app over this server."""
-        return create_app(
-            handle_callback=self.handle_callback,
-            receive_webhook=self.receive_webhook,
-            check_health=self.check_health,
-            limits=USUAL,
-            public_url=PUBLIC_URL,
-        )
+        return create_app(self, USUAL, PUBLIC_URL)
 
 
 def _return_or_raise(rpc_response: _T | Exception) -> _T:
