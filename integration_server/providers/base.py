@@ -36,13 +36,7 @@ from integration_server.providers.urls import (
     has_open_host,
     template_params,
 )
-from integration_server.providers.webhooks.scheme import (
-    MalformedWebhook,
-    SecretFormat,
-    SecretSource,
-    WebhookKeys,
-    WebhookScheme,
-)
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
 
@@ -302,8 +296,7 @@ class BaseProvider(ABC):
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
-        scheme = self.webhook_scheme
-        return scheme.secret_problem(secret) if isinstance(scheme, SecretFormat) else None
+        return None if self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`.
