@@ -215,7 +215,7 @@ class BaseProvider(ABC):
 
     def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
         """The provider for a validated config. Config fields set the URL parameters of the same name."""
-        names = self._url_param_names & set(vars(config))
+        names = {name for url in self.url_templates.values() for name in template_params(url)} & set(vars(config))
         return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
 
     def with_url_params(self, **url_params: str) -> Self:
@@ -228,8 +228,7 @@ class BaseProvider(ABC):
         """The provider for the account of these credentials: with the URL parameters stored with them."""
         if not isinstance(credentials, OAuthTokens):
             return self
-        names = self._url_param_names & set(credentials.extras)
-        return self.with_url_params(**{name: credentials.extras[name] for name in names})
+        return self.with_attributes(url_params={**self.url_params, **credentials.extras})
 
     def api_url(self, credentials: Credentials) -> str | None:
         """The base URL of the API for the account of these credentials; None if the provider declares no API."""
@@ -367,7 +366,7 @@ class BaseProvider(ABC):
 
         Raises `ProviderRejected` or `ProviderUnavailable`.
         """
-        if self.verification_url(credentials) is None:
+        if self.verify_url is None:
             self.request_auth(credentials)  # raises for credentials that no request can carry
             return self.account_of(credentials, {})
         response = await self.request_verification(credentials)
@@ -381,17 +380,13 @@ class BaseProvider(ABC):
         """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
         auth = self.verification_auth(credentials)
         response = await self.for_credentials(credentials).send(
-            self.verify_method, self.verification_url(credentials) or "", headers=auth.headers, query=auth.query_params
+            self.verify_method, self.verify_url or "", headers=auth.headers, query=auth.query_params
         )
         if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
         if not response.is_success or self.is_failure(response):
             raise ProviderUnavailable(retry_after=response.retry_after)
         return response
-
-    def verification_url(self, credentials: Credentials) -> str | None:
-        """The URL of the verification request."""
-        return self.verify_url
 
     def verification_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of the verification request."""
@@ -436,10 +431,6 @@ class BaseProvider(ABC):
             query=query,
             content=content,
         )
-
-    @property
-    def _url_param_names(self) -> frozenset[str]:
-        return frozenset(name for url in self.url_templates.values() for name in template_params(url))
 
     def _origins(self) -> DeclaredOrigins:
         fixed_hosts = [fill_with_placeholders(url) for url in self.url_templates.values() if not has_open_host(url)]
