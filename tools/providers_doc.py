@@ -67,7 +67,7 @@ def overview_row(provider: BaseProvider) -> Sequence[str]:
         codes(config_fields(provider.config_model)),
         old_refresh_token(provider),
         revocation(provider),
-        "yes" if provider.verify_url or type(provider).verification_url is not BaseProvider.verification_url else "no",
+        "yes" if provider.verify_url else "no",
         "yes" if provider.supports_webhooks else "no",
     )
 

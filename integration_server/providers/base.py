@@ -36,13 +36,7 @@ from integration_server.providers.urls import (
     has_open_host,
     template_params,
 )
-from integration_server.providers.webhooks.scheme import (
-    MalformedWebhook,
-    SecretFormat,
-    SecretSource,
-    WebhookKeys,
-    WebhookScheme,
-)
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
 
@@ -221,7 +215,7 @@ class BaseProvider(ABC):
 
     def configure(self, config: Any) -> Self:  # noqa: ANN401  # an instance of its own config_model
         """The provider for a validated config. Config fields set the URL parameters of the same name."""
-        names = self._url_param_names & set(vars(config))
+        names = {name for url in self.url_templates.values() for name in template_params(url)} & set(vars(config))
         return self.with_url_params(**{name: str(vars(config)[name]) for name in names})
 
     def with_url_params(self, **url_params: str) -> Self:
@@ -234,8 +228,7 @@ class BaseProvider(ABC):
         """The provider for the account of these credentials: with the URL parameters stored with them."""
         if not isinstance(credentials, OAuthTokens):
             return self
-        names = self._url_param_names & set(credentials.extras)
-        return self.with_url_params(**{name: credentials.extras[name] for name in names})
+        return self.with_attributes(url_params={**self.url_params, **credentials.extras})
 
     def api_url(self, credentials: Credentials) -> str | None:
         """The base URL of the API for the account of these credentials; None if the provider declares no API."""
@@ -302,8 +295,7 @@ class BaseProvider(ABC):
 
     def webhook_secret_problem(self, secret: str) -> str | None:
         """Why webhooks cannot be verified with a secret, as the end of a sentence; None if they can."""
-        scheme = self.webhook_scheme
-        return scheme.secret_problem(secret) if isinstance(scheme, SecretFormat) else None
+        return None if self.webhook_scheme is None else self.webhook_scheme.secret_problem(secret)
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events in a webhook request that one of the secrets signs. Raises `InvalidWebhookSignature`.
@@ -374,7 +366,7 @@ class BaseProvider(ABC):
 
         Raises `ProviderRejected` or `ProviderUnavailable`.
         """
-        if self.verification_url(credentials) is None:
+        if self.verify_url is None:
             self.request_auth(credentials)  # raises for credentials that no request can carry
             return self.account_of(credentials, {})
         response = await self.request_verification(credentials)
@@ -388,17 +380,13 @@ class BaseProvider(ABC):
         """The response to the verification request. Raises `ProviderRejected` or `ProviderUnavailable`."""
         auth = self.verification_auth(credentials)
         response = await self.for_credentials(credentials).send(
-            self.verify_method, self.verification_url(credentials) or "", headers=auth.headers, query=auth.query_params
+            self.verify_method, self.verify_url or "", headers=auth.headers, query=auth.query_params
         )
         if self.rejects_credentials(response):
             raise ProviderRejected("credentials")
         if not response.is_success or self.is_failure(response):
             raise ProviderUnavailable(retry_after=response.retry_after)
         return response
-
-    def verification_url(self, credentials: Credentials) -> str | None:
-        """The URL of the verification request."""
-        return self.verify_url
 
     def verification_auth(self, credentials: Credentials) -> RequestAuth:
         """The authentication of the verification request."""
@@ -443,10 +431,6 @@ class BaseProvider(ABC):
             query=query,
             content=content,
         )
-
-    @property
-    def _url_param_names(self) -> frozenset[str]:
-        return frozenset(name for url in self.url_templates.values() for name in template_params(url))
 
     def _origins(self) -> DeclaredOrigins:
         fixed_hosts = [fill_with_placeholders(url) for url in self.url_templates.values() if not has_open_host(url)]

@@ -30,9 +30,9 @@ class GoogleProvider(OAuth2Provider):
     revoke_url = "https://oauth2.googleapis.com/revoke"
     token_auth = "client_secret_post"
     authorize_params = {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
-    scope_aliases = {
-        "email": "https://www.googleapis.com/auth/userinfo.email",
-        "profile": "https://www.googleapis.com/auth/userinfo.profile",
+    implied_scopes = {
+        "https://www.googleapis.com/auth/userinfo.email": ("email",),
+        "https://www.googleapis.com/auth/userinfo.profile": ("profile",),
     }
     revokes_whole_account = True
     refresh_token_grace = timedelta.max

@@ -21,7 +21,6 @@ from typing import Any
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.lenient_json import field_at
 from integration_server.providers.meta import MetaProvider
-from integration_server.providers.webhooks.meta import META
 
 _MIN_REFRESH_AGE = timedelta(hours=24)
 
@@ -35,7 +34,6 @@ class InstagramProvider(MetaProvider):
     required_scopes = ("instagram_business_basic",)
     extra_fields = ("user_id",)
     verify_url = "https://graph.instagram.com/v24.0/me?fields=user_id,username"
-    webhook_scheme = META
     account_id_field = "user_id"
     account_label_field = "username"
     api_base_url = "https://graph.instagram.com"

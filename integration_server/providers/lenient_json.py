@@ -6,7 +6,6 @@ strings in the result are valid Unicode; characters that could not be decoded be
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ UNREADABLE = "\ufffd"
 
 _MAX_TEXT_LENGTH = 255
 _MAX_LENIENT_SIZE = 1 << 16  # bytes: far more than a token response has; the slow parser needs about 20 ms for it
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_json(body: bytes) -> object:
@@ -36,8 +34,10 @@ def read_object(body: bytes) -> Mapping[str, Any] | None:
 
 def _read_leniently(body: bytes) -> object:
     try:
-        text = body.decode("utf-8-sig", "replace")
-        return _replace_lone_surrogates(json.loads(text, strict=False, parse_int=_parse_int))
+        value = json.loads(body.decode("utf-8-sig", "replace"), strict=False, parse_int=_parse_int)
+        # UTF-16 can encode lone surrogates, and its decoder replaces them.
+        encoded = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+        return json.loads(encoded.decode("utf-16", "replace"))
     except (ValueError, RecursionError):
         return None
 
@@ -45,17 +45,6 @@ def _read_leniently(body: bytes) -> object:
 def _parse_int(digits: str) -> int | float:
     """An int, or a float for more digits than an identifier has: Python refuses ints of thousands of digits."""
     return int(digits) if len(digits) <= _MAX_TEXT_LENGTH else float(digits)
-
-
-def _replace_lone_surrogates(value: object) -> object:
-    match value:
-        case str():
-            return _LONE_SURROGATE.sub(UNREADABLE, value)
-        case list():
-            return [_replace_lone_surrogates(item) for item in value]
-        case dict():
-            return {_replace_lone_surrogates(name): _replace_lone_surrogates(item) for name, item in value.items()}
-    return value
 
 
 def field_at(value: object, path: str) -> object:

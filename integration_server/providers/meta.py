@@ -15,6 +15,7 @@ from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_json import field_at
 from integration_server.providers.oauth2 import OAuth2Provider
+from integration_server.providers.webhooks.meta import META
 
 _INVALID_TOKEN_CODES = (190, 102)
 
@@ -33,6 +34,7 @@ class MetaProvider(OAuth2Provider):
     assumed_lifetime = timedelta(days=60)
     renew_after = timedelta(days=30)
     refresh_token_grace = timedelta.max
+    webhook_scheme = META
 
     def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens in a token response, with the access token as refresh token."""

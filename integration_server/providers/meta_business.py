@@ -13,7 +13,6 @@ from authlib.oauth2.rfc6749.parameters import prepare_token_request
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.providers.meta import MetaProvider
-from integration_server.providers.webhooks.meta import META
 
 
 class MetaBusinessProvider(MetaProvider):
@@ -28,7 +27,6 @@ class MetaBusinessProvider(MetaProvider):
     revokes_whole_account = True
     required_scopes = ("business_management", "pages_show_list", "pages_read_engagement")
     verify_url = "https://graph.facebook.com/v24.0/me?fields=id,name"
-    webhook_scheme = META
     account_id_field = "id"
     account_label_field = "name"
     api_base_url = "https://graph.facebook.com/v24.0"

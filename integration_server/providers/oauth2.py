@@ -22,7 +22,7 @@ from integration_server.domain.credentials import AuthMethod, Credentials, OAuth
 from integration_server.domain.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpResponse
-from integration_server.providers.token_response import TokenResponse, error_code
+from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from integration_server.providers.urls import fill
 from integration_server.service.integrations.ports import NewAccount
 
@@ -68,10 +68,7 @@ class OAuth2Provider(BaseProvider):
     """The lifetime of access tokens if the response has none."""
 
     implied_scopes: Mapping[str, Sequence[str]] = MappingProxyType({})
-    """Scopes that a scope includes, and that responses leave out beside it."""
-
-    scope_aliases: Mapping[str, str] = MappingProxyType({})
-    """Scopes that responses list under another name."""
+    """Scopes that a scope includes or is another name of, and that responses leave out beside it."""
 
     extra_fields: Sequence[str] = ()
     """Dotted paths of further values of the token response, to be stored with the tokens."""
@@ -151,8 +148,7 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNVERIFIED_SCOPES:
             return True
-        granted = self._with_implied(tokens.scopes)
-        if scope in granted or self.scope_aliases.get(scope) in granted:
+        if scope in self._with_implied(tokens.scopes):
             return True
         # The response was split at commas, and so is a requested scope that contains one.
         return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(scope.split(","))
@@ -201,13 +197,13 @@ class OAuth2Provider(BaseProvider):
 
     def read_revocation(self, http_response: HttpResponse) -> bool:
         """True if the token is revoked, False if tokens of its kind cannot be. Raises `ProviderError`."""
-        response = TokenResponse.parse(http_response)
-        code = error_code(response.fields)
+        fields = parse_fields(http_response)
+        code = error_code(fields)
         if http_response.is_refusal and code == "invalid_token":
             return True  # not valid before the request either, which RFC 7009 §2.2 does not count as an error
         if http_response.is_refusal and code == "unsupported_token_type":
             return False  # RFC 7009 §2.2.1
-        response.raise_for_error("revocation", self.oauth_error(response.fields))
+        raise_for_error(http_response, fields, "revocation", self.oauth_error(fields))
         return True
 
     # --- use of tokens
@@ -237,11 +233,12 @@ class OAuth2Provider(BaseProvider):
 
     def read_tokens(self, http_response: HttpResponse, subject: str) -> OAuthTokens:
         """The tokens in a token response. Raises `ProviderError`."""
-        response = TokenResponse.parse(http_response)
-        response.raise_for_error(subject, self.oauth_error(response.fields))
+        fields = parse_fields(http_response)
+        raise_for_error(http_response, fields, subject, self.oauth_error(fields))
         now = self._context.clock()
-        tokens = replace(response, fields=self.token_fields(response.fields)).tokens(
-            now=now,
+        tokens = parse_tokens(
+            self.token_fields(fields),
+            now,
             scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
             extra_fields=self.extra_fields,
         )

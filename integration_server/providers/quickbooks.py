@@ -45,7 +45,6 @@ class QuickBooksProvider(OAuth2Provider):
     url_params = {"host": _HOSTS["production"]}
     host_patterns = ("*.api.intuit.com",)
     required_scopes = ("com.intuit.quickbooks.accounting",)
-    token_auth = "client_secret_basic"
     verify_url = "https://{host}/v3/company/{realmId}/companyinfo/{realmId}"
     webhook_scheme = QUICKBOOKS
     account_id_extra = "realmId"

@@ -46,9 +46,8 @@ Of an error only its code is kept, and only if it has the form of a code. No oth
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
@@ -149,59 +148,52 @@ class _Success(BaseModel):
         return tuple(dict.fromkeys(part for part in text.split() if _SCOPE.fullmatch(part))) or None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenResponse:
-    """A token endpoint's response. The body was parsed once, into `fields`, from which everything else is read.
+def parse_fields(response: HttpResponse) -> Mapping[str, Any]:
+    """The members of the JSON object or form in the body; empty if it contains neither.
 
-    `fields` are the members of the JSON object or form in the body, and empty if it contains neither. Responses of
-    revocation endpoints have the same shape (RFC 7009 §2.2.1).
+    Responses of revocation endpoints have the same shape (RFC 7009 §2.2.1).
     """
+    body = response.body
+    return read_object(body) or _parse_form(body, response.headers.get("content-type", ""))
 
-    http: HttpResponse = field(repr=False)
-    fields: Mapping[str, Any] = field(repr=False)
 
-    @classmethod
-    def parse(cls, http: HttpResponse) -> Self:
-        """Parse the body of a response."""
-        body = http.body
-        return cls(http, read_object(body) or _parse_form(body, http.headers.get("content-type", "")))
+def raise_for_error(response: HttpResponse, fields: Mapping[str, Any], subject: str, code: str | None) -> None:
+    """Raise the error that a response means, if any (RFC 6749 §5.2). HTTP 200 with an `error` is an error.
 
-    def raise_for_error(self, subject: str, code: str | None) -> None:
-        """Raise the error that the response means, if any (RFC 6749 §5.2). HTTP 200 with an `error` is an error.
+    `code` is the error code of `fields`; `subject` is what was exchanged ("code", "grant"). Raises
+    `ProviderMisconfigured` for a rejected client, `ProviderRejected` for a rejected subject, and `ProviderUnavailable`
+    for every failure without an error code, because any intermediary may send a status.
+    """
+    is_refusal = response.is_refusal
+    if (response.is_success or is_refusal) and code is not None and code not in _TRANSIENT_ERRORS:
+        if code in _CLIENT_ERRORS:
+            raise ProviderMisconfigured(oauth_error=code)
+        raise ProviderRejected(subject, oauth_error=code)
+    if not response.is_success or fields.get("error"):
+        raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=is_refusal and code is None)
 
-        `code` is the error code of `fields`; `subject` is what was exchanged ("code", "grant"). Raises
-        `ProviderMisconfigured` for a rejected client, `ProviderRejected` for a rejected subject, and
-        `ProviderUnavailable` for every failure without an error code, because any intermediary may send a status.
-        """
-        is_refusal = self.http.is_refusal
-        if (self.http.is_success or is_refusal) and code is not None and code not in _TRANSIENT_ERRORS:
-            if code in _CLIENT_ERRORS:
-                raise ProviderMisconfigured(oauth_error=code)
-            raise ProviderRejected(subject, oauth_error=code)
-        if not self.http.is_success or self.fields.get("error"):
-            raise ProviderUnavailable(retry_after=self.http.retry_after, is_refusal=is_refusal and code is None)
 
-    def tokens(
-        self, *, now: datetime, scope_separators: Sequence[str] = (), extra_fields: Sequence[str] = ()
-    ) -> OAuthTokens:
-        """The tokens in `fields`. Raises `ProviderUnavailable` if there are none.
+def parse_tokens(
+    fields: Mapping[str, Any], now: datetime, *, scope_separators: Sequence[str] = (), extra_fields: Sequence[str] = ()
+) -> OAuthTokens:
+    """The tokens in the fields of a response. Raises `ProviderUnavailable` if there are none.
 
-        `scope_separators` separate scopes, besides spaces; `extra_fields` are dotted paths of further values to keep.
-        """
-        success = _parse_success(self.fields)
-        if success is None:
-            raise ProviderUnavailable
-        lifetime = success.lifetime(now)
-        refresh_token_lifetime = success.refresh_token_lifetime()
-        return OAuthTokens(
-            access_token=success.access_token,
-            refresh_token=success.refresh_token,
-            expire_time=None if lifetime is None else now + lifetime,
-            lifetime=lifetime,
-            refresh_token_expire_time=None if refresh_token_lifetime is None else now + refresh_token_lifetime,
-            scopes=success.scopes(scope_separators),
-            extras={path: text for path in extra_fields if (text := text_at(self.fields, path)) is not None},
-        )
+    `scope_separators` separate scopes, besides spaces; `extra_fields` are dotted paths of further values to keep.
+    """
+    success = _parse_success(fields)
+    if success is None:
+        raise ProviderUnavailable
+    lifetime = success.lifetime(now)
+    refresh_token_lifetime = success.refresh_token_lifetime()
+    return OAuthTokens(
+        access_token=success.access_token,
+        refresh_token=success.refresh_token,
+        expire_time=None if lifetime is None else now + lifetime,
+        lifetime=lifetime,
+        refresh_token_expire_time=None if refresh_token_lifetime is None else now + refresh_token_lifetime,
+        scopes=success.scopes(scope_separators),
+        extras={path: text for path in extra_fields if (text := text_at(fields, path)) is not None},
+    )
 
 
 def error_code(fields: object, path: str = "error") -> str | None:

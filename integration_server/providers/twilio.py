@@ -8,6 +8,7 @@
 """
 
 import re
+from typing import Self
 
 from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import ProviderRejected
@@ -22,16 +23,17 @@ class TwilioProvider(BasicAuthProvider):
 
     integration_type = "twilio"
     aliases = ("sms_marketing",)
+    verify_url = "https://api.twilio.com/2010-04-01/Accounts/{account_sid}.json"
     account_id_field = "sid"
     account_label_field = "friendly_name"
     api_base_url = "https://api.twilio.com"
     webhook_scheme = TWILIO
 
-    def verification_url(self, credentials: Credentials) -> str:
-        """The resource of the account with the SID."""
+    def for_credentials(self, credentials: Credentials) -> Self:
+        """The provider with the SID in its URLs."""
         if not isinstance(credentials, ApiKey) or not _ACCOUNT_SID.fullmatch(credentials.api_key):
             raise ProviderRejected("credentials")
-        return f"{self.api_base_url}/2010-04-01/Accounts/{credentials.api_key}.json"
+        return self.with_url_params(account_sid=credentials.api_key)
 
 
 register = TwilioProvider.register_in

@@ -46,14 +46,10 @@ def fill(url: str, url_params: Mapping[str, str]) -> str:
 
     Raises `ValueError` for a parameter that is missing or has any other value.
     """
-
-    def value(match: re.Match[str]) -> str:
-        value_text = url_params.get(match[1], "")
-        if not _PARAM_VALUE.fullmatch(value_text):
-            raise ValueError(f"no valid value for the URL parameter {match[1]}")
-        return value_text
-
-    return _PARAM.sub(value, url)
+    for name in template_params(url):
+        if not _PARAM_VALUE.fullmatch(url_params.get(name, "")):
+            raise ValueError(f"no valid value for the URL parameter {name}")
+    return _PARAM.sub(lambda match: url_params[match[1]], url)
 
 
 def fill_with_placeholders(url: str) -> str:

@@ -48,7 +48,6 @@ class XeroProvider(OAuth2Provider):
     revoke_url = "https://identity.xero.com/connect/revocation"
     revokes_whole_account = True
     required_scopes = ("openid", "profile", "email", "accounting.transactions", "accounting.contacts", "offline_access")
-    token_auth = "client_secret_basic"
     refresh_token_grace = timedelta(minutes=30)
     verify_url = "https://api.xero.com/connections"
     webhook_scheme = XERO

@@ -26,7 +26,6 @@ class ZoomProvider(OAuth2Provider):
     revoke_url = "https://zoom.us/oauth/revoke"
     revokes_whole_account = True
     required_scopes = ("user:read:user", "meeting:read:meeting", "meeting:write:meeting")
-    token_auth = "client_secret_basic"
     verify_url = "https://api.zoom.us/v2/users/me"
     webhook_scheme = ZOOM
     account_id_field = "id"

@@ -9,24 +9,26 @@
 - No event reports that an account has removed our app [H].
 """
 
-from integration_server.domain.webhooks import (
-    InvalidWebhookSignature,
-    ReceivedWebhook,
-    WebhookEvent,
-    WebhookRequest,
-    WebhookResponse,
-)
+from datetime import datetime
+
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload, digest, query_of, text_response
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource
+from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload, digest, query_of, text_handshake
+from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 
 
-def _challenge(request: WebhookRequest) -> WebhookResponse:
-    challenge = text_at(query_of(request), "challenge")
-    if challenge is None:
-        raise InvalidWebhookSignature
-    return text_response(challenge)
+class DropboxScheme(HmacScheme):
+    """Also answers the challenge."""
+
+    def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
+        """Verify and read a request."""
+        if request.method != "GET":
+            return super().receive(request, keys, now)
+        challenge = text_at(query_of(request), "challenge")
+        if challenge is None:
+            raise InvalidWebhookSignature
+        return text_handshake(challenge)
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
@@ -43,6 +45,4 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     return ReceivedWebhook(events)
 
 
-DROPBOX = HmacScheme(
-    "X-Dropbox-Signature", read=_read, respond_to_get=_challenge, secret_source=SecretSource.CLIENT_SECRET
-)
+DROPBOX = DropboxScheme("X-Dropbox-Signature", read=_read, secret_source=SecretSource.CLIENT_SECRET)

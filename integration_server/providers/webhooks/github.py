@@ -12,21 +12,14 @@
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme
-from integration_server.providers.webhooks.parsing import (
-    UNKNOWN,
-    VerifiedRequest,
-    as_object,
-    digest,
-    read_form,
-    read_json,
-)
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, read_form, read_object
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     payload = verified.body
     if payload.startswith(b"payload="):
         payload = dict(read_form(payload) or ()).get("payload", "").encode()
-    fields = as_object(read_json(payload))
+    fields = read_object(payload)
     name = verified.header("X-GitHub-Event") or UNKNOWN
     action = text_at(fields, "action")
     is_revoked = (name, action) == ("github_app_authorization", "revoked")

@@ -8,12 +8,11 @@
 - Channels expire [H]; only the address identifies the integration.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.webhooks.parsing import VerifiedRequest, as_payload
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
 
 _HEADER_FIELDS = (
@@ -27,11 +26,8 @@ _HEADER_FIELDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class GoogleChannelScheme:
+class GoogleChannelScheme(WebhookScheme):
     """Compares a token in a header."""
-
-    secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""

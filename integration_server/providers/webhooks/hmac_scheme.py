@@ -1,22 +1,18 @@
 """The scheme of most providers: an HMAC-SHA256 (RFC 2104) in a header. Such schemes differ in data only."""
 
 import hmac
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest, WebhookResponse
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.parsing import VerifiedRequest
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
-from integration_server.providers.webhooks.verification import (
-    FIVE_MINUTES,
-    SECOND,
-    find_signing_secret,
-    require_post,
-    require_recent,
-    single_header,
-)
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme
+from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
+
+_TIMESTAMP = re.compile(r"[0-9]{1,15}")
 
 
 def hmac_sha256(key: bytes, message: bytes) -> bytes:
@@ -29,19 +25,9 @@ def base64_text(digest: bytes) -> str:
     return b64encode(digest).decode()
 
 
-def body_only(request: WebhookRequest, timestamp: str) -> bytes:
-    """The signed message of most providers."""
-    return request.body
-
-
 def v0_message(request: WebhookRequest, timestamp: str) -> bytes:
     """The signed message of Slack and Zoom."""
     return f"v0:{timestamp}:".encode() + request.body
-
-
-def single_signature(value: str) -> Sequence[str]:
-    """The signature header of most providers: one signature and nothing else."""
-    return [value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +35,25 @@ class Timestamp:
     """A header with the time of sending, which is part of the signed message. `extract` finds it in the value."""
 
     header: str
-    unit: timedelta = SECOND
-    tolerance: timedelta = FIVE_MINUTES
+    unit: timedelta = timedelta(seconds=1)
+    tolerance: timedelta = timedelta(minutes=5)
     extract: Callable[[str], str] = str
 
     def read(self, request: WebhookRequest, now: datetime) -> str:
-        """The timestamp as written. Raises `InvalidWebhookSignature` if it is too far from now."""
+        """The timestamp as written. Raises `InvalidWebhookSignature` if it is too far from now, in either direction.
+
+        This limits replays of recorded requests.
+        """
         text = self.extract(single_header(request, self.header))
-        require_recent(text, now, unit=self.unit, tolerance=self.tolerance)
+        if not _TIMESTAMP.fullmatch(text):
+            raise InvalidWebhookSignature
+        if abs(now.timestamp() - int(text) * self.unit.total_seconds()) > self.tolerance.total_seconds():
+            raise InvalidWebhookSignature
         return text
 
 
 @dataclass(frozen=True, slots=True)
-class HmacScheme:
+class HmacScheme(WebhookScheme):
     """An HMAC-SHA256 scheme, declared by its data.
 
     Without a `timestamp` a recorded request can be replayed at any time; only the id of its event reveals that.
@@ -76,7 +68,6 @@ class HmacScheme:
         signatures: all signatures in the header's value, where there may be several.
         key: the key that a secret stands for; None if the secret is malformed.
         key_problem: what is wrong with a malformed secret, as the end of a sentence.
-        respond_to_get: the response to a GET, for providers that verify an address by one.
         secret_source: where the secrets come from.
     """
 
@@ -84,18 +75,15 @@ class HmacScheme:
     read: Callable[[VerifiedRequest], ReceivedWebhook]
     encode: Callable[[bytes], str] = bytes.hex
     prefix: str = ""
-    message: Callable[[WebhookRequest, str], bytes] = body_only
+    message: Callable[[WebhookRequest, str], bytes] = lambda request, _: request.body
     timestamp: Timestamp | None = None
-    signatures: Callable[[str], Sequence[str]] = single_signature
+    signatures: Callable[[str], Sequence[str]] = lambda value: [value]
     key: Callable[[str], bytes | None] = str.encode
     key_problem: str = ""
-    respond_to_get: Callable[[WebhookRequest], WebhookResponse] | None = None
     secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
-        if request.method == "GET" and self.respond_to_get is not None:
-            return ReceivedWebhook(response=self.respond_to_get(request))
         require_post(request)
         given = self.signatures(single_header(request, self.signature_header))
         timestamp = self.timestamp.read(request, now) if self.timestamp else ""

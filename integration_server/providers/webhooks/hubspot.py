@@ -12,19 +12,12 @@
 
 import re
 from dataclasses import replace
+from datetime import timedelta
 
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
-from integration_server.providers.webhooks.parsing import (
-    VerifiedRequest,
-    as_objects,
-    as_payload,
-    build_event,
-    digest,
-    read_json,
-)
+from integration_server.providers.webhooks.parsing import VerifiedRequest, as_objects, as_payload, build_event, digest
 from integration_server.providers.webhooks.scheme import SecretSource
-from integration_server.providers.webhooks.verification import MILLISECOND
 
 # : / ? @ ! $ ' ( ) * , ;
 _SIGNED_DECODED = re.compile(r"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)", re.IGNORECASE)
@@ -36,7 +29,7 @@ def _signed_message(request: WebhookRequest, timestamp: str) -> bytes:
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    body = read_json(verified.body)
+    body = verified.json()
     events = []
     for fields in as_objects(body if isinstance(body, list) else [body]):
         event = build_event(fields, type_path="subscriptionType", account_path="portalId")
@@ -50,6 +43,6 @@ HUBSPOT = HmacScheme(
     read=_read,
     encode=base64_text,
     message=_signed_message,
-    timestamp=Timestamp("X-HubSpot-Request-Timestamp", unit=MILLISECOND),
+    timestamp=Timestamp("X-HubSpot-Request-Timestamp", unit=timedelta(milliseconds=1)),
     secret_source=SecretSource.CLIENT_SECRET,
 )

@@ -14,30 +14,23 @@
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from integration_server.domain.webhooks import (
-    InvalidWebhookSignature,
-    ReceivedWebhook,
-    WebhookEvent,
-    WebhookRequest,
-    WebhookResponse,
-)
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookEvent, WebhookRequest
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, hmac_sha256
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
-    as_object,
     as_objects,
     build_event,
     digest,
     query_of,
     read_form,
-    read_json,
-    text_response,
+    read_object,
+    text_handshake,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, require_post
@@ -45,30 +38,26 @@ from integration_server.providers.webhooks.verification import constant_time_equ
 _LISTS = ("changes", "messaging", "standby")
 
 
-@dataclass(frozen=True, slots=True)
-class MetaScheme:
-    """Events by `events`, the challenge, and the deauthorize callback."""
-
-    events: HmacScheme
-    secret_source: SecretSource = SecretSource.CLIENT_SECRET
+class MetaScheme(HmacScheme):
+    """Also answers the challenge, and reads the deauthorize callback."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
         if request.method == "GET":
-            return ReceivedWebhook(response=_challenge(query_of(request), keys))
+            return _challenge(query_of(request), keys)
         if request.body.startswith(b"signed_request="):
             require_post(request)
             return ReceivedWebhook([_deauthorization(request.body, keys)])
-        return self.events.receive(request, keys, now)
+        return super().receive(request, keys, now)
 
 
-def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> WebhookResponse:
+def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> ReceivedWebhook:
     challenge = text_at([query.get("hub.challenge")], "0")
     token = query.get("hub.verify_token", "")
     is_known = any(constant_time_equal(expected, token) for expected in keys.verify_tokens)
     if not is_known or query.get("hub.mode") != "subscribe" or challenge is None:
         raise InvalidWebhookSignature
-    return text_response(challenge)
+    return text_handshake(challenge)
 
 
 def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
@@ -85,7 +74,7 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
         payload = urlsafe_b64decode(encoded_payload + "=" * (-len(encoded_payload) % 4))
     except ValueError:
         raise MalformedWebhook from None
-    request = as_object(read_json(payload))
+    request = read_object(payload)
     if str(request.get("algorithm")).upper() != "HMAC-SHA256":
         raise InvalidWebhookSignature
     user_id = text_at(request, "user_id")
@@ -111,6 +100,4 @@ def _events(topic: str, entry: Mapping[str, Any]) -> Iterator[WebhookEvent]:
             yield replace(event, event_type=f"{topic}.{text_at(item, 'field') or name}")
 
 
-META = MetaScheme(
-    HmacScheme("X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET)
-)
+META = MetaScheme("X-Hub-Signature-256", read=_read, prefix="sha256=", secret_source=SecretSource.CLIENT_SECRET)

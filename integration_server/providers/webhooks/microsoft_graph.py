@@ -14,7 +14,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,32 +21,28 @@ from integration_server.domain.webhooks import InvalidWebhookSignature, Received
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
-    as_object,
     as_objects,
     as_payload,
     digest,
     query_of,
-    read_json,
-    text_response,
+    read_object,
+    text_handshake,
 )
-from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post
 
 _USER = re.compile(r"/?users/(?P<id>[^/]+)/.*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class MicrosoftGraphScheme:
+class MicrosoftGraphScheme(WebhookScheme):
     """Compares a secret in the body."""
-
-    secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
         require_post(request)
         token = query_of(request).get("validationToken")
         if token is not None:
-            return ReceivedWebhook(response=text_response(token))
+            return text_handshake(token)
         notifications = _notifications(request.body)
         for notification in notifications:
             state = notification.get("clientState")
@@ -58,7 +53,7 @@ class MicrosoftGraphScheme:
 def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
     """At least one notification, because each of them carries the secret."""
     try:
-        notifications = as_objects(as_object(read_json(body)).get("value"))
+        notifications = as_objects(read_object(body).get("value"))
     except MalformedWebhook:
         raise InvalidWebhookSignature from None
     if not notifications:

@@ -33,9 +33,13 @@ class VerifiedRequest:
         """The body as received."""
         return self.request.body
 
+    def json(self) -> Any:  # noqa: ANN401  # whatever the provider sent
+        """The JSON value in the body. Raises `MalformedWebhook`."""
+        return read_json(self.body)
+
     def json_object(self) -> Mapping[str, Any]:
         """The JSON object in the body. Raises `MalformedWebhook`."""
-        return as_object(read_json(self.body))
+        return read_object(self.body)
 
     def header(self, name: str) -> str | None:
         """The value of a header if it occurs once and can be stored. Most such headers are not signed."""
@@ -52,6 +56,11 @@ def read_json(body: bytes) -> Any:  # noqa: ANN401  # whatever the provider sent
         return from_json(body, allow_inf_nan=False)
     except ValueError:  # not chained, because the error quotes the body
         raise MalformedWebhook from None
+
+
+def read_object(body: bytes) -> Mapping[str, Any]:
+    """The JSON object in a body. Raises `MalformedWebhook`."""
+    return as_object(read_json(body))
 
 
 def as_object(value: object) -> Mapping[str, Any]:
@@ -131,15 +140,15 @@ def received_events(items: object, **paths: str) -> ReceivedWebhook:
     return ReceivedWebhook([build_event(fields, **paths) for fields in as_objects(items)])  # type: ignore[arg-type]
 
 
-# --- responses
+# --- handshakes
 
 
-def text_response(text: str) -> WebhookResponse:
-    """Echoes a text of the request, with headers that keep a browser from interpreting it."""
+def text_handshake(text: str) -> ReceivedWebhook:
+    """A response that echoes a text of the request, with headers that keep a browser from interpreting it."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
-    return WebhookResponse(headers=headers, body=text.encode())
+    return ReceivedWebhook(response=WebhookResponse(headers=headers, body=text.encode()))
 
 
-def json_response(value: Mapping[str, str]) -> WebhookResponse:
-    """A JSON object."""
-    return WebhookResponse(headers={"Content-Type": "application/json"}, body=to_json(value))
+def json_handshake(value: Mapping[str, str]) -> ReceivedWebhook:
+    """A response with a JSON object."""
+    return ReceivedWebhook(response=WebhookResponse(headers={"Content-Type": "application/json"}, body=to_json(value)))

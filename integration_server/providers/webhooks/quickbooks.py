@@ -11,17 +11,11 @@
 from integration_server.domain.webhooks import ReceivedWebhook
 from integration_server.providers.lenient_json import field_at, text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
-from integration_server.providers.webhooks.parsing import (
-    VerifiedRequest,
-    as_object,
-    as_objects,
-    read_json,
-    received_events,
-)
+from integration_server.providers.webhooks.parsing import VerifiedRequest, as_object, as_objects, received_events
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
-    body = read_json(verified.body)
+    body = verified.json()
     if isinstance(body, list):
         return received_events(body, id_path="id", type_path="type", account_path="intuitaccountid")
     changes = [

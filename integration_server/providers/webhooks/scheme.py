@@ -1,10 +1,10 @@
 """The interface of a webhook scheme."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, auto
-from typing import Protocol, runtime_checkable
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 
@@ -43,20 +43,15 @@ class WebhookKeys:
             raise InvalidWebhookSignature
 
 
-class WebhookScheme(Protocol):
+class WebhookScheme(ABC):
     """How the webhooks of one provider are verified and read."""
 
-    @property
-    def secret_source(self) -> SecretSource:
-        """Where the secrets come from."""
+    secret_source: SecretSource = SecretSource.OWN
 
+    @abstractmethod
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request. Raises `InvalidWebhookSignature`, or `MalformedWebhook` if it is verified."""
 
-
-@runtime_checkable
-class SecretFormat(WebhookScheme, Protocol):
-    """A scheme that can validate the format of secrets."""
-
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret, as the end of a sentence; None if it can verify requests."""
+        """What is wrong with the format of a secret, as the end of a sentence; None if it can verify requests."""
+        return None

@@ -4,13 +4,12 @@
   webhook's settings show: the SDK's `EventWebhook` [H]. It cannot sign, so it need not be compared in constant time.
 - `X-Twilio-Email-Event-Webhook-Timestamp` is signed, but no tolerance is documented, nor whether a delivery that is
   retried for a day gets a new one [M]; so it is not checked, and a replayed request is recognized by the ids of its
-  events, which are signed. `tolerance` enables the check.
+  events, which are signed.
 - The body is a list of events with `sg_event_id` and `event` [H]. None names the account.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from base64 import b64decode, b64encode
+from datetime import datetime
 
 from cryptography.exceptions import InvalidSignature as InvalidEcdsaSignature
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,10 +19,19 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
 from integration_server.providers.webhooks.parsing import read_json, received_events
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
-from integration_server.providers.webhooks.verification import base64_bytes, require_post, require_recent, single_header
+from integration_server.providers.webhooks.scheme import WebhookKeys, WebhookScheme
+from integration_server.providers.webhooks.verification import require_post, single_header
 
 _PREFIX = "X-Twilio-Email-Event-Webhook-"
+
+
+def base64_bytes(text: str) -> bytes | None:
+    """Decoded padded standard base64; None for any other text, non-canonical base64 included (RFC 4648 §3.5)."""
+    try:
+        value = b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return value if b64encode(value).decode() == text else None
 
 
 def p256_key(text: str) -> ec.EllipticCurvePublicKey | None:
@@ -35,25 +43,8 @@ def p256_key(text: str) -> ec.EllipticCurvePublicKey | None:
     return key if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1) else None
 
 
-def signed_by_p256(key: str, signature: bytes, message: bytes) -> bool:
-    """Whether the signature is by the owner of the public key."""
-    public_key = p256_key(key)
-    if public_key is None:
-        return False
-    try:
-        public_key.verify(signature, message, ec.ECDSA(SHA256()))
-    except InvalidEcdsaSignature:
-        return False
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class SendGridScheme:
+class SendGridScheme(WebhookScheme):
     """Verifies signatures with a public key."""
-
-    tolerance: timedelta | None = None
-    is_signed: Callable[[str, bytes, bytes], bool] = signed_by_p256
-    secret_source: SecretSource = SecretSource.OWN
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
@@ -62,12 +53,21 @@ class SendGridScheme:
         timestamp = single_header(request, f"{_PREFIX}Timestamp")
         if signature is None:
             raise InvalidWebhookSignature
-        if self.tolerance is not None:
-            require_recent(timestamp, now, tolerance=self.tolerance)
         message = timestamp.encode() + request.body
         if not any(self.is_signed(key, signature, message) for key in keys.secrets):
             raise InvalidWebhookSignature
         return received_events(read_json(request.body), id_path="sg_event_id", type_path="event")
+
+    def is_signed(self, key: str, signature: bytes, message: bytes) -> bool:
+        """Whether the signature is by the owner of the public key."""
+        public_key = p256_key(key)
+        if public_key is None:
+            return False
+        try:
+            public_key.verify(signature, message, ec.ECDSA(SHA256()))
+        except InvalidEcdsaSignature:
+            return False
+        return True
 
     def secret_problem(self, secret: str) -> str | None:
         """What is wrong with a public key; None if it can verify requests."""

@@ -16,12 +16,11 @@ from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timest
 from integration_server.providers.webhooks.parsing import (
     UNKNOWN,
     VerifiedRequest,
-    as_object,
     as_payload,
     digest,
-    json_response,
+    json_handshake,
     read_form,
-    read_json,
+    read_object,
 )
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 
@@ -34,7 +33,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
         challenge = fields.get("challenge")
         if not isinstance(challenge, str):
             raise MalformedWebhook
-        return ReceivedWebhook(response=json_response({"challenge": challenge}))
+        return json_handshake({"challenge": challenge})
     event_type = text_at(fields, "event.type" if fields.get("type") == "event_callback" else "type") or UNKNOWN
     bot_tokens = field_at(fields, "event.tokens.bot")
     event = WebhookEvent(
@@ -51,7 +50,7 @@ def _read_form(body: bytes) -> WebhookEvent:
     form = dict(read_form(body) or ())
     if "payload" in form:
         payload = form["payload"].encode()
-        fields = as_object(read_json(payload))
+        fields = read_object(payload)
         event_type, team = text_at(fields, "type"), text_at(fields, "team.id") or text_at(fields, "enterprise.id")
     elif "command" in form:
         payload, event_type = as_payload(form), "slash_command"

@@ -7,15 +7,11 @@
   revoked our access [H].
 """
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, base64_text
 from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event
 
 _ENDS_GRANT = frozenset({"oauth.authorization.revoked"})
-
-
-def _url_and_body(request: WebhookRequest, timestamp: str) -> bytes:
-    return request.url.encode() + request.body
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
@@ -23,4 +19,9 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     return ReceivedWebhook([build_event(fields, verified.body, ends_grant=_ENDS_GRANT, **paths)])
 
 
-SQUARE = HmacScheme("x-square-hmacsha256-signature", read=_read, encode=base64_text, message=_url_and_body)
+SQUARE = HmacScheme(
+    "x-square-hmacsha256-signature",
+    read=_read,
+    encode=base64_text,
+    message=lambda request, _: request.url.encode() + request.body,
+)

@@ -11,7 +11,7 @@ repeated headers, and it raises ValueError for malformed signatures and bodies.
 
 from base64 import b64decode
 
-from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent, WebhookRequest
+from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, base64_text
 from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest
@@ -26,10 +26,6 @@ def _key(secret: str) -> bytes | None:
         return None
 
 
-def _message(request: WebhookRequest, timestamp: str) -> bytes:
-    return f"{single_header(request, 'webhook-id')}.{timestamp}.".encode() + request.body
-
-
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     event_type = text_at(verified.json_object(), "type") or UNKNOWN
     event_id = verified.header("webhook-id") or digest(single_header(verified.request, "webhook-id"))
@@ -41,7 +37,7 @@ STANDARD = HmacScheme(
     read=_read,
     encode=base64_text,
     prefix="v1,",
-    message=_message,
+    message=lambda request, timestamp: f"{single_header(request, 'webhook-id')}.{timestamp}.".encode() + request.body,
     timestamp=Timestamp("webhook-timestamp"),
     signatures=lambda header: header.split(" "),
     key=_key,

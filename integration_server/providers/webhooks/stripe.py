@@ -9,7 +9,7 @@
 
 from collections.abc import Sequence
 
-from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest
+from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp
 from integration_server.providers.webhooks.parsing import VerifiedRequest, build_event
 
@@ -29,10 +29,6 @@ def _timestamp(header: str) -> str:
     return times[0]
 
 
-def _message(request: WebhookRequest, timestamp: str) -> bytes:
-    return f"{timestamp}.".encode() + request.body
-
-
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields, paths = verified.json_object(), {"id_path": "id", "type_path": "type", "account_path": "account"}
     return ReceivedWebhook([build_event(fields, verified.body, ends_grant=_ENDS_GRANT, **paths)])
@@ -41,7 +37,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
 STRIPE = HmacScheme(
     _HEADER,
     read=_read,
-    message=_message,
+    message=lambda request, timestamp: f"{timestamp}.".encode() + request.body,
     timestamp=Timestamp(_HEADER, extract=_timestamp),
     signatures=lambda header: _values(header, "v1"),
 )

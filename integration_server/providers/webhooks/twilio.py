@@ -13,7 +13,6 @@
 import hmac
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 
@@ -30,7 +29,7 @@ from integration_server.providers.webhooks.parsing import (
     read_json,
     received_events,
 )
-from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys
+from integration_server.providers.webhooks.scheme import SecretSource, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, single_header
 
 _URL = re.compile(r"(?P<scheme>https?)(?P<host>://[^/?#]*?)(?::[0-9]+)?(?P<rest>[/?#].*)?")
@@ -39,11 +38,10 @@ _STATUSES = {"MessageStatus": "message", "SmsStatus": "message", "CallStatus": "
 Fields = Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class TwilioScheme:
+class TwilioScheme(WebhookScheme):
     """Verifies forms, and bodies whose digest is in the URL."""
 
-    secret_source: SecretSource = SecretSource.API_SECRET
+    secret_source = SecretSource.API_SECRET
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""

@@ -1,19 +1,10 @@
 """Checks that a request is from the provider. A missing, repeated or malformed value counts as an invalid signature."""
 
 import hmac
-import re
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
 from typing import TypeVar
 
 from integration_server.domain.webhooks import InvalidWebhookSignature, WebhookRequest
-
-FIVE_MINUTES = timedelta(minutes=5)
-SECOND = timedelta(seconds=1)
-MILLISECOND = timedelta(milliseconds=1)
-
-_TIMESTAMP = re.compile(r"[0-9]{1,15}")
 
 T = TypeVar("T")
 
@@ -49,24 +40,3 @@ def find_signing_secret(candidates: Iterable[T], given: Sequence[str], sign: Cal
         if any(constant_time_equal(expected, signature) for signature in given):
             return candidate
     raise InvalidWebhookSignature
-
-
-def require_recent(text: str, now: datetime, *, unit: timedelta = SECOND, tolerance: timedelta) -> None:
-    """Check that a signed timestamp is close to now, in either direction. This limits replays of recorded requests."""
-    if not _TIMESTAMP.fullmatch(text):
-        raise InvalidWebhookSignature
-    try:
-        distance = abs(now.timestamp() - int(text) * unit.total_seconds())
-    except OverflowError:
-        raise InvalidWebhookSignature from None
-    if distance > tolerance.total_seconds():
-        raise InvalidWebhookSignature
-
-
-def base64_bytes(text: str) -> bytes | None:
-    """Decoded padded standard base64; None for any other text, non-canonical base64 included (RFC 4648 §3.5)."""
-    try:
-        value = b64decode(text, validate=True)
-    except ValueError:
-        return None
-    return value if b64encode(value).decode() == text else None

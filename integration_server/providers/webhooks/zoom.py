@@ -17,7 +17,7 @@ import re
 from integration_server.domain.webhooks import ReceivedWebhook, WebhookEvent
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.webhooks.hmac_scheme import HmacScheme, Timestamp, hmac_sha256, v0_message
-from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_response
+from integration_server.providers.webhooks.parsing import UNKNOWN, VerifiedRequest, digest, json_handshake
 from integration_server.providers.webhooks.scheme import MalformedWebhook
 
 _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_+/=.-]{1,255}")  # without ":", which every signed message contains
@@ -31,7 +31,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
         if token is None or not _PLAIN_TOKEN.fullmatch(token):
             raise MalformedWebhook
         token_digest = hmac_sha256(verified.secret.encode(), token.encode()).hex()
-        return ReceivedWebhook(response=json_response({"plainToken": token, "encryptedToken": token_digest}))
+        return json_handshake({"plainToken": token, "encryptedToken": token_digest})
     is_deauthorized = event_type == "app_deauthorized"
     account_id = text_at(fields, "payload.user_id" if is_deauthorized else "payload.object.host_id")
     event_id = digest(verified.body)

@@ -1,5 +1,5 @@
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import httpx
 import pytest
@@ -175,12 +175,12 @@ async def test_a_redirect_of_the_token_endpoint_is_provider_unavailable() -> Non
 def test_finds_the_scopes_that_were_not_granted(
     granted: tuple[str, ...] | None, refresh_token: str | None, missing: list[str]
 ) -> None:
-    class WithScopeAlias(Acme):
-        scope_aliases: Mapping[str, str] = {"email": "https://acme.example/email"}
+    class WithAnotherName(Acme):
+        implied_scopes: Mapping[str, Sequence[str]] = {"https://acme.example/email": ("email",)}
 
     requested = ["openid", "offline_access", "read", "write", "email"]
     tokens = OAuthTokens(access_token="at", refresh_token=refresh_token, scopes=granted)
-    assert build_provider(WithScopeAlias, FakeTransport()).missing_scopes(requested, tokens) == missing
+    assert build_provider(WithAnotherName, FakeTransport()).missing_scopes(requested, tokens) == missing
 
 
 @pytest.mark.parametrize("scope", ["read,write", "read, write", "write read", ["write", "read"], ["read,write"]])

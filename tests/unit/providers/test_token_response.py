@@ -17,7 +17,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.token_response import TokenResponse, error_code
+from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
 from tests.unit.providers.support import NOW, exception_text, http_response
 from tests.unit.providers.test_catalogue import CATALOGUE, all_built
 
@@ -27,9 +27,9 @@ TEN_YEARS = timedelta(days=3650)
 
 
 def read_tokens(response: HttpResponse, *, subject: str = "code", **options: Any) -> OAuthTokens:
-    parsed = TokenResponse.parse(response)
-    parsed.raise_for_error(subject, error_code(parsed.fields))
-    return parsed.tokens(now=NOW, **options)
+    fields = parse_fields(response)
+    raise_for_error(response, fields, subject, error_code(fields))
+    return parse_tokens(fields, NOW, **options)
 
 
 def tokens_of(**fields: Any) -> OAuthTokens:
