@@ -9,7 +9,6 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import TracebackType
 from typing import Self
 
 import structlog
@@ -61,9 +60,7 @@ class AuditTrail:
         self._writer = asyncio.get_running_loop().create_task(self._write_batches())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
         with suppress(StoreUnavailable):

@@ -47,26 +47,17 @@ class ProxyLimits:
     response_bytes: int = 2 << 20
 
 
+@dataclass(eq=False, repr=False)
 class ApiProxy:
     """Makes calls to providers' APIs."""
 
-    def __init__(
-        self,
-        credentials: CredentialService,
-        integrations: IntegrationStore,
-        providers: Providers,
-        rate_limiters: RateLimiters,
-        tasks: DetachedTasks,
-        clock: Clock,
-        limits: ProxyLimits,
-    ) -> None:
-        self.credentials = credentials
-        self.rate_limiters = rate_limiters
-        self.limits = limits
-        self._integrations = integrations
-        self._providers = providers
-        self._tasks = tasks
-        self._clock = clock
+    credentials: CredentialService
+    integrations: IntegrationStore
+    providers: Providers
+    rate_limiters: RateLimiters
+    tasks: DetachedTasks
+    clock: Clock
+    limits: ProxyLimits
 
     async def call_provider(self, integration_id: IntegrationId, user_id: UserId, request: ApiRequest) -> ApiResponse:
         """The provider's response. Raises `InvalidField` for a disallowed request, `RateLimited`, `ProviderError`."""
@@ -91,7 +82,7 @@ class ApiProxy:
 
     def provider_of(self, integration: Integration) -> Provider:
         """The integration's provider with its config applied."""
-        return self._providers.get(integration.integration_type).for_config(integration.config)
+        return self.providers.get(integration.integration_type).for_config(integration.config)
 
     def _update_last_error(
         self, integration: Integration, error: ProviderError | None, *, is_success: bool = False
@@ -99,15 +90,15 @@ class ApiProxy:
         """Set or clear the integration's last error if it changes. The caller does not wait for the write."""
         last = integration.last_error
         if error is not None:
-            now = self._clock()
+            now = self.clock()
             if last is None or last.error_class != error.reason or now - last.time >= _REPEATED_FAILURE_INTERVAL:
-                self._tasks.start(self._record(integration, Failure(error.reason, now, str(error))))
+                self.tasks.start(self._record(integration, Failure(error.reason, now, str(error))))
         elif is_success and last is not None and not integration.lacks_required_scope:
-            self._tasks.start(self._record(integration, None))
+            self.tasks.start(self._record(integration, None))
 
     async def _record(self, integration: Integration, failure: Failure | None) -> None:
         with suppress(StoreUnavailable):  # the next call or health check records the state
-            await self._integrations.record_call(integration, failure)
+            await self.integrations.record_call(integration, failure)
 
 
 class _Call:

@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from typing import Protocol
 
@@ -47,26 +47,21 @@ class NoDistributedLimiter:
         return None
 
 
+@dataclass(eq=False, repr=False)
 class ProviderRateLimiter:
     """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds."""
 
-    def __init__(
-        self,
-        integration_type: str,
-        limits: Sequence[RateLimit],
-        shared: DistributedLimiter,
-        monotonic: Callable[[], float],
-        jitter: Jitter,
-        *,
-        calls_at_once: int | None = None,
-    ) -> None:
-        self._type = integration_type
-        self._limits = {scope: [limit for limit in limits if limit.scope is scope] for scope in LimitScope}
-        self._shared = shared
-        self._now = monotonic
-        self._jitter = jitter
-        self._calls_at_once = calls_at_once
-        self._app = AdaptiveLimit(self._limits[LimitScope.APP], jitter)
+    integration_type: str
+    limits: Sequence[RateLimit]
+    shared: DistributedLimiter
+    monotonic: Callable[[], float]
+    jitter: Jitter
+    _: KW_ONLY
+    calls_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        self._limits = {scope: [limit for limit in self.limits if limit.scope is scope] for scope in LimitScope}
+        self._app = AdaptiveLimit(self._limits[LimitScope.APP], self.jitter)
         self._integrations: dict[IntegrationId, AdaptiveLimit] = {}
         self._exhausted_until: dict[str, float] = {}
         self._queue = FairQueue()
@@ -82,7 +77,7 @@ class ProviderRateLimiter:
         """
         await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
         try:
-            yield Permit(self._observed_limit(integration.integration_id), self._now)
+            yield Permit(self._observed_limit(integration.integration_id), self.monotonic)
         finally:
             self._end(integration.integration_id, was_sent=True)
 
@@ -91,20 +86,20 @@ class ProviderRateLimiter:
         self._queue.add(waiter, at_front=is_retry)
         self._changed.set()
         if self._dispatcher is None or self._dispatcher.done():
-            self._dispatcher = asyncio.create_task(self._dispatch(), name=f"rate-limiter-{self._type}")
+            self._dispatcher = asyncio.create_task(self._dispatch(), name=f"rate-limiter-{self.integration_type}")
         try:
             async with asyncio.timeout(within):
                 await waiter.permit
         except TimeoutError:
             self._cancel_waiter(waiter)
-            raise self._timeout_error(waiter, MIN_PAUSE, self._now()) from None
+            raise self._timeout_error(waiter, MIN_PAUSE, self.monotonic()) from None
         except asyncio.CancelledError:
             self._cancel_waiter(waiter)
             raise
 
     def _require_in_time(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
         """Raise at once if the call cannot start in time."""
-        now = self._now()
+        now = self.monotonic()
         user_id, integration_id = waiter.user_id, waiter.integration_id
         # A retry goes to the front.
         ahead_in_app = 0 if is_retry else self._queue.count_ahead(user_id)
@@ -112,7 +107,7 @@ class ProviderRateLimiter:
         estimated_wait = max(
             self._app.estimated_wait(now, ahead_in_app),
             self._limit_of(integration_id).estimated_wait(now, ahead_in_own),
-            self._exhausted_for(self._type, now),
+            self._exhausted_for(self.integration_type, now),
             self._exhausted_for(self._counter_name(integration_id), now),
         )
         if estimated_wait > within:
@@ -138,9 +133,9 @@ class ProviderRateLimiter:
         while self._queue:
             waiter, wait = self._next_waiter()
             if waiter is not None:
-                exhausted = await self._shared.acquire(self._counters(waiter.integration_id))
+                exhausted = await self.shared.acquire(self._counters(waiter.integration_id))
                 if exhausted is not None:
-                    self._exhausted_until[exhausted.name] = self._now() + exhausted.wait
+                    self._exhausted_until[exhausted.name] = self.monotonic() + exhausted.wait
                 elif not waiter.permit.done():  # not cancelled in the meantime
                     self._queue.remove(waiter)
                     self._begin(waiter)
@@ -152,8 +147,8 @@ class ProviderRateLimiter:
 
     def _next_waiter(self) -> tuple[Waiter | None, float]:
         """The next waiter to permit; or None, and the seconds after which to check again."""
-        now = self._now()
-        wait = max(self._app.wait_time(now), self._exhausted_for(self._type, now))
+        now = self.monotonic()
+        wait = max(self._app.wait_time(now), self._exhausted_for(self.integration_type, now))
         if wait > 0:
             return None, wait
         soonest = math.inf
@@ -166,12 +161,12 @@ class ProviderRateLimiter:
         return None, soonest
 
     def _counters(self, integration_id: IntegrationId) -> Sequence[tuple[str, RateLimit]]:
-        app = [(self._type, limit) for limit in self._limits[LimitScope.APP]]
+        app = [(self.integration_type, limit) for limit in self._limits[LimitScope.APP]]
         own = [(self._counter_name(integration_id), limit) for limit in self._limits[LimitScope.INTEGRATION]]
         return [*app, *own]
 
     def _counter_name(self, integration_id: IntegrationId) -> str:
-        return f"{self._type}/{integration_id}"
+        return f"{self.integration_type}/{integration_id}"
 
     def _exhausted_for(self, name: str, now: float) -> float:
         """Seconds for which a shared counter is known to be exhausted."""
@@ -180,13 +175,13 @@ class ProviderRateLimiter:
     # --- counting
 
     def _begin(self, waiter: Waiter) -> None:
-        now = self._now()
+        now = self.monotonic()
         self._app.begin(now)
         self._limit_of(waiter.integration_id).begin(now)
         waiter.permit.set_result(None)
 
     def _end(self, integration_id: IntegrationId, *, was_sent: bool) -> None:
-        now = self._now()
+        now = self.monotonic()
         self._app.end(now, was_sent=was_sent)
         self._integrations[integration_id].end(now, was_sent=was_sent)
         self._changed.set()
@@ -203,7 +198,7 @@ class ProviderRateLimiter:
     def _limit_of(self, integration_id: IntegrationId) -> AdaptiveLimit:
         if integration_id not in self._integrations:
             limits = self._limits[LimitScope.INTEGRATION]
-            self._integrations[integration_id] = AdaptiveLimit(limits, self._jitter, self._calls_at_once)
+            self._integrations[integration_id] = AdaptiveLimit(limits, self.jitter, self.calls_at_once)
         return self._integrations[integration_id]
 
 
@@ -220,13 +215,15 @@ class Permit:
         return timedelta(seconds=self._limit.provider_wait(self._now()))
 
 
+@dataclass(eq=False, repr=False)
 class RateLimiters:
     """The rate limiters of all providers. `monotonic` is in seconds."""
 
-    def __init__(self, shared: DistributedLimiter, monotonic: Callable[[], float], jitter: Jitter) -> None:
-        self._shared = shared
-        self._monotonic = monotonic
-        self._jitter = jitter
+    shared: DistributedLimiter
+    monotonic: Callable[[], float]
+    jitter: Jitter
+
+    def __post_init__(self) -> None:
         self._limiters: dict[str, ProviderRateLimiter] = {}
 
     def limiter(self, provider: Provider) -> ProviderRateLimiter:
@@ -236,9 +233,9 @@ class RateLimiters:
             self._limiters[name] = ProviderRateLimiter(
                 name,
                 provider.rate_limits,
-                self._shared,
-                self._monotonic,
-                self._jitter,
+                self.shared,
+                self.monotonic,
+                self.jitter,
                 calls_at_once=provider.calls_at_once,
             )
         return self._limiters[name]

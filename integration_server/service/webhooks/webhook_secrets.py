@@ -8,7 +8,7 @@ valid for a grace period, in which the provider is given the new secret.
 import base64
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import ApiKey, Credentials
@@ -67,39 +67,32 @@ class _Secrets:
         return tuple(dict.fromkeys((*given, *self.from_credentials)))
 
 
+@dataclass(eq=False, repr=False)
 class WebhookSecrets:
     """Reads and sets webhook secrets. A previous secret stays valid for `grace`, unless a call states another time."""
 
-    def __init__(
-        self,
-        endpoints: WebhookEndpoints,
-        providers: Providers,
-        aead: Aead,
-        clock: Clock,
-        random_token: RandomToken,
-        *,
-        public_url: str,
-        grace: timedelta,
-    ) -> None:
-        self._endpoints = endpoints
-        self._providers = providers
-        self._aead = aead
-        self._cipher = CredentialCipher(aead)
-        self._clock = clock
-        self._random_token = random_token
-        self._public_url = public_url
-        self._grace = grace
+    endpoints: WebhookEndpoints
+    providers: Providers
+    aead: Aead
+    clock: Clock
+    random_token: RandomToken
+    _: KW_ONLY
+    public_url: str
+    grace: timedelta
+
+    def __post_init__(self) -> None:
+        self._cipher = CredentialCipher(self.aead)
 
     async def valid(self, endpoint: WebhookEndpoint) -> Sequence[str]:
         """The secrets that verify a request to this address now. Raises `CredentialsUnreadable`."""
-        return (await self._decrypted(endpoint)).valid(self._clock())
+        return (await self._decrypted(endpoint)).valid(self.clock())
 
     async def get_webhook_endpoint(self, integration_id: IntegrationId, user_id: UserId) -> WebhookAddress:
         """The address of the user's integration. Raises `IntegrationNotFound`, `IntegrationPending` or
         `WebhooksNotSupported`.
         """
         endpoint = await self._find(integration_id, user_id)
-        secrets, now = await self._decrypted(endpoint), self._clock()
+        secrets, now = await self._decrypted(endpoint), self.clock()
         secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
         return WebhookAddress(
             self._url(endpoint), bool(secrets.valid(now)), secret_set_time, _unless_expired(secrets, now)
@@ -112,12 +105,12 @@ class WebhookSecrets:
 
         Raises `InvalidField` if the secret is malformed, and otherwise as `get_webhook_endpoint`.
         """
-        grace = self._grace if grace is None else grace
+        grace = self.grace if grace is None else grace
         if grace > _MAX_GRACE:
             raise InvalidField("previous_ttl", f"is longer than {_MAX_GRACE.days} days")
         for _ in range(_MAX_ATTEMPTS):
             endpoint = await self._find(integration_id, user_id)
-            secrets, now = await self._decrypted(endpoint), self._clock()
+            secrets, now = await self._decrypted(endpoint), self.clock()
             if secret and secrets.current and hmac.compare_digest(secret.encode(), secrets.current.encode()):
                 return WebhookSecretResult(self._url(endpoint), "", _unless_expired(secrets, now))
             generated_secret = "" if secret else self._generate_secret()
@@ -127,12 +120,12 @@ class WebhookSecrets:
             new = await self._encrypted(
                 endpoint.stored.integration, secret or generated_secret, secrets.current, now, grace
             )
-            if await self._endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
+            if await self.endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
                 return WebhookSecretResult(self._url(endpoint), generated_secret, new.previous_expire_time)
         raise StoreUnavailable
 
     async def _find(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint:
-        endpoint = await self._endpoints.find_by_id(integration_id, user_id)
+        endpoint = await self.endpoints.find_by_id(integration_id, user_id)
         if endpoint is None:
             raise IntegrationNotFound
         integration = endpoint.stored.integration
@@ -143,25 +136,25 @@ class WebhookSecrets:
         return endpoint
 
     def _provider_of(self, endpoint: WebhookEndpoint) -> Provider:
-        return self._providers.get(endpoint.stored.integration.integration_type)
+        return self.providers.get(endpoint.stored.integration.integration_type)
 
     def _url(self, endpoint: WebhookEndpoint) -> str:
         integration = endpoint.stored.integration
-        return f"{self._public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
+        return f"{self.public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
 
     def _generate_secret(self) -> str:
         # The format of Standard Webhooks; other schemes accept any text.
-        return f"whsec_{base64.b64encode(self._random_token().encode()).decode()}"
+        return f"whsec_{base64.b64encode(self.random_token().encode()).decode()}"
 
     async def _encrypted(
         self, integration: Integration, secret: str, previous: str | None, now: datetime, grace: timedelta
     ) -> StoredWebhookSecrets:
         associated_data = _aad_of(integration)
-        encrypted = await self._aead.encrypt(secret.encode(), associated_data)
+        encrypted = await self.aead.encrypt(secret.encode(), associated_data)
         if previous is None:
             return StoredWebhookSecrets(encrypted, now)
         return StoredWebhookSecrets(
-            encrypted, now, await self._aead.encrypt(previous.encode(), associated_data), now + grace
+            encrypted, now, await self.aead.encrypt(previous.encode(), associated_data), now + grace
         )
 
     async def _decrypted(self, endpoint: WebhookEndpoint) -> _Secrets:
@@ -174,7 +167,7 @@ class WebhookSecrets:
             return _Secrets(given, None, None, provider.webhook_secrets(credentials))
         own = await self._decrypt(stored.encrypted_secret, integration)
         if given and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
-            until = integration.connect_time + self._grace
+            until = integration.connect_time + self.grace
             return _Secrets(given, own, until, provider.webhook_secrets(credentials))
         previous = None
         if stored.encrypted_previous_secret is not None:
@@ -184,7 +177,7 @@ class WebhookSecrets:
         )
 
     async def _decrypt(self, encrypted: bytes, integration: Integration) -> str:
-        return (await self._aead.decrypt(encrypted, _aad_of(integration))).decode()
+        return (await self.aead.decrypt(encrypted, _aad_of(integration))).decode()
 
 
 def _aad_of(integration: Integration) -> AssociatedData:
