@@ -272,7 +272,7 @@ def build_service(
     tasks: DetachedTasks,
     trail: AuditTrail,
     clock: Clock,
-    distributed_limiter: DistributedLimiter,
+    distributed_limiter: DistributedLimiter | None,
     key_rotation: DueJob | None = None,
     *,
     cache: RaceSafeCache | None = None,

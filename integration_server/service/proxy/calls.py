@@ -149,7 +149,7 @@ class _Call:
         provider = self._proxy.provider_of(self.fresh.integration)
         require_no_credentials(self._request, provider.request_auth(self.fresh.credentials))
         limiter = self._proxy.rate_limiters.limiter(provider)
-        async with limiter.permit(self.fresh.integration, self._seconds_left(), is_retry=self.was_sent) as permit:
+        async with limiter.permit(self.fresh.integration, self._seconds_left(), is_retry=self.was_sent) as observe:
             self.was_sent = True
             self._used_credentials.append(self.fresh)
             response = await provider.call_api(
@@ -158,7 +158,7 @@ class _Call:
                 deadline=timedelta(seconds=self._seconds_left()),
                 body_limit=self._proxy.limits.response_bytes,
             )
-            pause = permit.observe(response)
+            pause = observe(response)
         return replace(response, retry_after=pause) if response.is_rate_limited else response
 
     def _seconds_left(self) -> float:
