@@ -53,7 +53,7 @@ from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Providers
-from integration_server.service.proxy.calls import ApiProxy, ProxyLimits
+from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
 from integration_server.service.webhooks.ports import WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
@@ -350,11 +350,9 @@ def build_service(
         RateLimiters(distributed_limiter, monotonic, jitter),
         tasks,
         clock,
-        ProxyLimits(
-            settings.proxy_timeout,
-            settings.proxy_max_request_bytes,
-            settings.max_response_bytes,
-        ),
+        deadline=settings.proxy_timeout,
+        max_request_bytes=settings.proxy_max_request_bytes,
+        max_response_bytes=settings.max_response_bytes,
     )
     use_cases = UseCases(
         oauth_connection=OAuthConnectionService(

@@ -5,18 +5,18 @@ a second later: a crash can lose a second of them.
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.service.events.ports import AuditLog
 
 _BATCH_SIZE = 1000
 
@@ -32,6 +32,13 @@ def set_audit_user(user_id: UserId) -> None:
 def get_audit_user() -> UserId:
     """Return the user that `set_audit_user` has set in the current call; empty without one."""
     return _user.get()
+
+
+class AuditLog(Protocol):
+    """The append-only store of the audit trail."""
+
+    async def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Store entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""
 
 
 class AuditEntryLost(Exception):

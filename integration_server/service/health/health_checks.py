@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
-    IntegrationPending,
     IntegrationServerError,
     ProviderMisconfigured,
     ProviderUnavailable,
@@ -66,8 +65,7 @@ class HealthChecker:
     async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
         stored = await self.integrations.get(integration_id, user_id)
-        if not stored.integration.is_connected:
-            raise IntegrationPending
+        stored.integration.require_connected()
         (check,) = await self._check_provider([stored])
         return check
 

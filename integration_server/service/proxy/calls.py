@@ -7,7 +7,7 @@ there is no response.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
 from integration_server.domain.errors import (
@@ -38,18 +38,9 @@ _REPEATED_FAILURE_INTERVAL = timedelta(seconds=10)
 """A repeated failure is recorded once in this time, so that an outage does not cause a write for each call."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyLimits:
-    """Limits of a call: the deadline if the caller sets none, and the sizes of the bodies in bytes."""
-
-    deadline: timedelta = timedelta(seconds=30)
-    request_bytes: int = 1 << 20
-    response_bytes: int = 2 << 20
-
-
 @dataclass(eq=False, repr=False)
 class ApiProxy:
-    """Makes calls to providers' APIs."""
+    """Makes calls to providers' APIs. `deadline` applies where the caller sets none."""
 
     credentials: CredentialService
     integrations: IntegrationStore
@@ -57,13 +48,16 @@ class ApiProxy:
     rate_limiters: RateLimiters
     tasks: DetachedTasks
     clock: Clock
-    limits: ProxyLimits
+    _: KW_ONLY
+    deadline: timedelta
+    max_request_bytes: int
+    max_response_bytes: int
 
     async def call_provider(self, integration_id: IntegrationId, user_id: UserId, request: ApiRequest) -> ApiResponse:
         """The provider's response. Raises `InvalidField` for a disallowed request, `RateLimited`, `ProviderError`."""
         require_valid_request(request)
-        if len(request.body) > self.limits.request_bytes:
-            raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.limits.request_bytes}")
+        if len(request.body) > self.max_request_bytes:
+            raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.max_request_bytes}")
         return await self.send(await self.credentials.get_usable(integration_id, user_id), request)
 
     async def send(self, fresh: RefreshResult, request: ApiRequest) -> ApiResponse:
@@ -111,7 +105,7 @@ class _Call:
         self._request = request
         self._used_credentials: list[RefreshResult] = []
         left = time_left()
-        self._deadline = _loop_time() + (proxy.limits.deadline.total_seconds() if left is None else left)
+        self._deadline = _loop_time() + (proxy.deadline.total_seconds() if left is None else left)
 
     def secrets(self) -> frozenset[str]:
         """The secrets of all credentials that were used; the response must not reveal them."""
@@ -156,7 +150,7 @@ class _Call:
                 self.fresh.credentials,
                 self._request,
                 deadline=timedelta(seconds=self._seconds_left()),
-                body_limit=self._proxy.limits.response_bytes,
+                body_limit=self._proxy.max_response_bytes,
             )
             pause = observe(response)
         return replace(response, retry_after=pause) if response.is_rate_limited else response

@@ -14,7 +14,7 @@ from datetime import timedelta
 import structlog
 from cachetools import TTLCache
 
-from integration_server.domain.audit import SERVER, Action, AuditEntry
+from integration_server.domain.audit import Action, AuditEntry, background_entry
 from integration_server.domain.errors import InvalidField, ReauthorizationRequired, UnknownIntegrationType
 from integration_server.domain.integration import Failure, Integration
 from integration_server.domain.webhooks import (
@@ -132,7 +132,7 @@ class WebhookIngestion:
         try:
             provider = provider.for_config(integration.config)
         except InvalidField:  # the config was valid for an earlier version of the provider
-            self._log.warning("webhook_config_invalid", **_log_fields(integration))
+            self._log.warning("webhook_config_invalid", **integration.log_fields)
             return UNAUTHORIZED
         secrets = await self.secrets.valid(endpoint)
         if not secrets:
@@ -181,21 +181,8 @@ class WebhookIngestion:
         )
 
     def _record_grant_end(self, integration: Integration) -> None:
-        self._log.info("grant_revoked_by_account", **_log_fields(integration))
-        self.record_audit(
-            AuditEntry(
-                self.clock(),
-                SERVER,
-                Action.LOSE_GRANT,
-                integration.user_id,
-                integration.integration_id,
-                integration.integration_type,
-            )
-        )
-
-
-def _log_fields(integration: Integration) -> dict[str, object]:
-    return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}
+        self._log.info("grant_revoked_by_account", **integration.log_fields)
+        self.record_audit(background_entry(self.clock(), Action.LOSE_GRANT, integration))
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:
