@@ -44,7 +44,7 @@ from integration_server.service.credentials.integration_cache import CachedLooku
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
 from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
-from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
+from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.ports import ChangeFeed
@@ -307,7 +307,7 @@ def build_service(
         random_token,
         jitter,
         trail.enqueue,
-        lease_timeouts=LeaseTimeouts(settings.refresh_lease),
+        lease_duration=settings.refresh_lease,
         pause=pause,
     )
     credentials = CredentialService(
