@@ -43,7 +43,7 @@ from integration_server.service.credentials.integration_cache import CachedLooku
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
 from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
-from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
+from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.events.change_feed_reader import MIN_POLL_INTERVAL, ChangeFeedReader
 from integration_server.service.events.event_stream import EventStream
 from integration_server.service.events.ports import ChangeFeed
@@ -52,7 +52,7 @@ from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.provider_port import Providers
-from integration_server.service.proxy.calls import ApiProxy, ProxyLimits
+from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.proxy.rate_limiter import DistributedLimiter, RateLimiters
 from integration_server.service.webhooks.ports import WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
@@ -261,7 +261,7 @@ def build_service(
     tasks: DetachedTasks,
     trail: AuditTrail,
     clock: Clock,
-    distributed_limiter: DistributedLimiter,
+    distributed_limiter: DistributedLimiter | None,
     key_rotation: DueJob | None = None,
     *,
     cache: RaceSafeCache | None = None,
@@ -296,7 +296,7 @@ def build_service(
         random_token,
         jitter,
         trail.enqueue,
-        lease_timeouts=LeaseTimeouts(settings.refresh_lease),
+        lease_duration=settings.refresh_lease,
         pause=pause,
     )
     credentials = CredentialService(
@@ -339,11 +339,9 @@ def build_service(
         RateLimiters(distributed_limiter, monotonic, jitter),
         tasks,
         clock,
-        ProxyLimits(
-            settings.proxy_timeout,
-            settings.proxy_max_request_bytes,
-            settings.max_response_bytes,
-        ),
+        deadline=settings.proxy_timeout,
+        max_request_bytes=settings.proxy_max_request_bytes,
+        max_response_bytes=settings.max_response_bytes,
     )
     use_cases = UseCases(
         oauth_connection=OAuthConnectionService(

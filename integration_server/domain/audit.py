@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from integration_server.domain.integration import Integration
+
 SUCCESS = "OK"
 """The outcome of a successful action. Any other outcome is a reason: of `errors.py`, or of a failed response."""
 
@@ -49,3 +51,9 @@ class AuditEntry:
     outcome: str = SUCCESS
     purpose: str = ""
     details: str = ""
+
+
+def background_entry(time: datetime, action: Action, integration: Integration, outcome: str = SUCCESS) -> AuditEntry:
+    """An entry of a background job about an integration."""
+    integration_id, integration_type = integration.integration_id, integration.integration_type
+    return AuditEntry(time, SERVER, action, integration.user_id, integration_id, integration_type, outcome)

@@ -37,10 +37,17 @@ from typing import ClassVar
 
 
 class IntegrationServerError(Exception):
-    """The root. `reason` is the name in the enum `ErrorReason` without its prefix. `str()` is safe to show."""
+    """The root. `reason` is the name in the enum `ErrorReason` without its prefix. `str()` is safe to show.
+
+    `message` is the text of errors that have only one.
+    """
 
     reason: ClassVar[str]
+    message: ClassVar[str]
     retry_after: timedelta | None = None
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(self.message if message is None else message)
 
 
 class InvalidField(IntegrationServerError):
@@ -67,18 +74,14 @@ class IntegrationNotFound(IntegrationServerError):
     """The integration does not exist, or belongs to another user. The message is the same for both."""
 
     reason = "INTEGRATION_NOT_FOUND"
-
-    def __init__(self) -> None:
-        super().__init__("no such integration")
+    message = "no such integration"
 
 
 class UnknownIntegrationType(IntegrationServerError):
     """No provider has this type or alias."""
 
     reason = "UNKNOWN_INTEGRATION_TYPE"
-
-    def __init__(self) -> None:
-        super().__init__("unknown integration_type; ListIntegrationTypes lists those known")
+    message = "unknown integration_type; ListIntegrationTypes lists those known"
 
 
 class ProviderNotConfigured(IntegrationServerError):
@@ -94,90 +97,70 @@ class StateInvalid(IntegrationServerError):
     """The state cannot be decrypted, or was issued for another type."""
 
     reason = "STATE_INVALID"
-
-    def __init__(self) -> None:
-        super().__init__("the state was not issued by this server for this integration type")
+    message = "the state was not issued by this server for this integration type"
 
 
 class StateExpired(IntegrationServerError):
     """The authorization attempt has expired."""
 
     reason = "STATE_EXPIRED"
-
-    def __init__(self) -> None:
-        super().__init__("the authorization attempt has expired; start again")
+    message = "the authorization attempt has expired; start again"
 
 
 class StateUsed(IntegrationServerError):
     """The state was used before."""
 
     reason = "STATE_USED"
-
-    def __init__(self) -> None:
-        super().__init__("the state was already used; start again")
+    message = "the state was already used; start again"
 
 
 class UserMismatch(IntegrationServerError):
     """The signed-in user is not the user that started the connection."""
 
     reason = "USER_MISMATCH"
-
-    def __init__(self) -> None:
-        super().__init__("the connection was started by another user")
+    message = "the connection was started by another user"
 
 
 class IssuerMismatch(IntegrationServerError):
     """The callback has no `iss`, or that of another authorization server (RFC 9207 §2.4)."""
 
     reason = "ISSUER_MISMATCH"
-
-    def __init__(self) -> None:
-        super().__init__("iss is missing or is not the provider's issuer")
+    message = "iss is missing or is not the provider's issuer"
 
 
 class AccountMismatch(IntegrationServerError):
     """The user authorized another account than the integration has."""
 
     reason = "ACCOUNT_MISMATCH"
-
-    def __init__(self) -> None:
-        super().__init__("the authorized account is not the account of this integration")
+    message = "the authorized account is not the account of this integration"
 
 
 class ConfirmationInvalid(IntegrationServerError):
     """The confirmation token is forged, expired or used."""
 
     reason = "CONFIRMATION_INVALID"
-
-    def __init__(self) -> None:
-        super().__init__("the confirmation token is invalid, expired or used")
+    message = "the confirmation token is invalid, expired or used"
 
 
 class IntegrationPending(IntegrationServerError):
     """The connection is not complete."""
 
     reason = "INTEGRATION_PENDING"
-
-    def __init__(self) -> None:
-        super().__init__("the connection of this integration is not complete")
+    message = "the connection of this integration is not complete"
 
 
 class IntegrationInactive(IntegrationServerError):
     """The user has deactivated the integration."""
 
     reason = "INTEGRATION_INACTIVE"
-
-    def __init__(self) -> None:
-        super().__init__("the integration is inactive")
+    message = "the integration is inactive"
 
 
 class ReauthorizationRequired(IntegrationServerError):
     """The grant has ended, or the token has expired and there is no refresh token."""
 
     reason = "REAUTHORIZATION_REQUIRED"
-
-    def __init__(self) -> None:
-        super().__init__("the user must connect this account again")
+    message = "the user must connect this account again"
 
 
 class ScopeMissing(IntegrationServerError):
@@ -202,28 +185,22 @@ class CursorExpired(IntegrationServerError):
     """Events after the cursor were pruned, or the cursor belongs to another database."""
 
     reason = "CURSOR_EXPIRED"
-
-    def __init__(self) -> None:
-        super().__init__("the cursor is too old; list the integrations and start without a cursor")
+    message = "the cursor is too old; list the integrations and start without a cursor"
 
 
 class CredentialsUnreadable(IntegrationServerError):
     """An encrypted value cannot be decrypted: it was altered or moved, or its key is gone."""
 
     reason = "CREDENTIALS_UNREADABLE"
-
-    def __init__(self) -> None:
-        super().__init__("the stored credentials cannot be decrypted")
+    message = "the stored credentials cannot be decrypted"
 
 
 class StoreUnavailable(IntegrationServerError):
     """The database, or the key-management service, does not respond."""
 
     reason = "STORE_UNAVAILABLE"
+    message = "the database is unavailable"
     retry_after = timedelta(seconds=1)
-
-    def __init__(self, message: str = "the database is unavailable") -> None:
-        super().__init__(message)
 
 
 class ServerStopping(IntegrationServerError):
@@ -231,9 +208,7 @@ class ServerStopping(IntegrationServerError):
 
     reason = "SERVER_STOPPING"
     retry_after = timedelta(seconds=1)
-
-    def __init__(self) -> None:
-        super().__init__("this server is stopping; start again")
+    message = "this server is stopping; start again"
 
 
 class QuotaExceeded(IntegrationServerError):
@@ -250,18 +225,14 @@ class CallerNotAllowed(IntegrationServerError):
     """The caller lacks the permission."""
 
     reason = "CALLER_NOT_ALLOWED"
-
-    def __init__(self) -> None:
-        super().__init__("the caller is not allowed to do this")
+    message = "the caller is not allowed to do this"
 
 
 class ApiNotDeclared(IntegrationServerError):
     """The type declares no API address."""
 
     reason = "API_NOT_DECLARED"
-
-    def __init__(self) -> None:
-        super().__init__("this type declares no API address; calls need api_base_url")
+    message = "this type declares no API address; calls need api_base_url"
 
 
 class RateLimited(IntegrationServerError):
@@ -277,7 +248,7 @@ class RateLimited(IntegrationServerError):
 class ProviderError(IntegrationServerError):
     """An error of a provider. `oauth_error` is its error code (RFC 6749 §5.2), if the response has one."""
 
-    def __init__(self, message: str, *, oauth_error: str | None = None) -> None:
+    def __init__(self, message: str | None = None, *, oauth_error: str | None = None) -> None:
         super().__init__(message)
         self.oauth_error = oauth_error
 
@@ -289,13 +260,10 @@ class ProviderUnavailable(ProviderError):
     """
 
     reason = "PROVIDER_UNAVAILABLE"
+    message = "the provider does not respond as expected"
 
     def __init__(
-        self,
-        message: str = "the provider does not respond as expected",
-        *,
-        retry_after: timedelta | None = None,
-        is_refusal: bool = False,
+        self, message: str | None = None, *, retry_after: timedelta | None = None, is_refusal: bool = False
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
@@ -315,9 +283,7 @@ class ProviderMisconfigured(ProviderError):
     """The provider rejects this server's client id or secret (`invalid_client`). No integration is at fault."""
 
     reason = "PROVIDER_MISCONFIGURED"
-
-    def __init__(self, *, oauth_error: str | None = None) -> None:
-        super().__init__("the provider rejects this server's client id or secret", oauth_error=oauth_error)
+    message = "the provider rejects this server's client id or secret"
 
 
 class ResponseTooLarge(ProviderError):
@@ -360,6 +326,4 @@ class SyncTokenExpired(ProviderError):
     """The provider no longer has the changes since the sync token."""
 
     reason = "SYNC_TOKEN_EXPIRED"
-
-    def __init__(self) -> None:
-        super().__init__("the sync token has expired; list everything again without one")
+    message = "the sync token has expired; list everything again without one"

@@ -96,14 +96,23 @@ class Integration:
         return Status.ACTIVE
 
     @property
+    def log_fields(self) -> Mapping[str, object]:
+        """The fields that name it in log events."""
+        return {"integration_id": self.integration_id, "integration_type": self.integration_type}
+
+    @property
     def is_usable(self) -> bool:
         """Whether it is connected, active, and does not require reauthorization."""
         return self.is_connected and self.is_active and not self.reauthorization_required
 
-    def require_usable(self) -> None:
-        """Raise `IntegrationPending`, `IntegrationInactive` or `ReauthorizationRequired` if it is not usable."""
+    def require_connected(self) -> None:
+        """Raise `IntegrationPending` if it has no credentials."""
         if not self.is_connected:
             raise IntegrationPending
+
+    def require_usable(self) -> None:
+        """Raise `IntegrationPending`, `IntegrationInactive` or `ReauthorizationRequired` if it is not usable."""
+        self.require_connected()
         if not self.is_active:
             raise IntegrationInactive
         if self.reauthorization_required:

@@ -3,15 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from integration_server.service.proxy.rate_limiter import DistributedLimiter, NoDistributedLimiter
+from integration_server.service.proxy.rate_limiter import DistributedLimiter
 from integration_server.settings import SettingsError
 
 
 @asynccontextmanager
-async def open_distributed_limiter(url: str | None) -> AsyncIterator[DistributedLimiter]:
-    """The limiter for all servers that use the same Redis; without a URL each server counts for itself only."""
+async def open_distributed_limiter(url: str | None) -> AsyncIterator[DistributedLimiter | None]:
+    """The limiter for all servers that use the same Redis; None without a URL: each server counts for itself only."""
     if url is None:
-        yield NoDistributedLimiter()
+        yield None
         return
     try:
         from integration_server.storage.redis_limits import RedisLimiter  # noqa: PLC0415  # an optional extra

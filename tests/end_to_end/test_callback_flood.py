@@ -27,7 +27,6 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, AssociatedData
 from integration_server.service.integrations.ports import IntegrationStore
-from integration_server.service.proxy.rate_limiter import NoDistributedLimiter
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.server import run_sidecar
 from integration_server.storage.audit import SqlAuditLog
@@ -91,7 +90,7 @@ async def run_idle_server(
             tasks,
             trail,
             utc_now,
-            NoDistributedLimiter(),
+            None,
         )
         server = build_grpc_server(
             settings,

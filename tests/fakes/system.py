@@ -24,7 +24,6 @@ from integration_server.service.connections.oauth_connection import (
 )
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import NewAccount, StoredIntegration
-from integration_server.service.proxy.rate_limiter import NoDistributedLimiter
 from integration_server.settings import Settings
 from integration_server.storage.integrations import stored_integration_of
 from integration_server.storage.tables import (
@@ -164,7 +163,7 @@ class FakeSystem:
             self.tasks,
             self.trail,
             self.clock,
-            NoDistributedLimiter(),
+            None,
             **{
                 "random_token": self.random_tokens,
                 "jitter": lambda: 0.5,

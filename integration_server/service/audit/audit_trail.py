@@ -5,19 +5,18 @@ a second later: a crash can lose a second of them.
 """
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 
 from integration_server.domain.audit import AuditEntry
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.service.events.ports import AuditLog
 
 _BATCH_SIZE = 1000
 
@@ -33,6 +32,13 @@ def set_audit_user(user_id: UserId) -> None:
 def get_audit_user() -> UserId:
     """Return the user that `set_audit_user` has set in the current call; empty without one."""
     return _user.get()
+
+
+class AuditLog(Protocol):
+    """The append-only store of the audit trail."""
+
+    async def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Store entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""
 
 
 class AuditEntryLost(Exception):
@@ -61,9 +67,7 @@ class AuditTrail:
         self._writer = asyncio.get_running_loop().create_task(self._write_batches())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
         with suppress(StoreUnavailable):

@@ -9,10 +9,9 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import structlog
@@ -56,36 +55,31 @@ class DueJob:
     needs_provider: bool = True
 
 
+@dataclass(eq=False, repr=False)
 class BackgroundWorker:
     """Runs the due work of all jobs. It works while its context is entered; leaving the context cancels handlers."""
 
-    def __init__(
-        self,
-        jobs: Iterable[DueJob],
-        due_work: DueWork,
-        providers: Providers,
-        clock: Clock,
-        jitter: Jitter,
-        *,
-        limits: WorkerLimits,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._jobs = {job.kind: job for job in jobs}
-        self._due_work = due_work
-        self._providers = providers
-        self._clock = clock
-        self._limits = limits
-        self._pause = pause
+    jobs: Iterable[DueJob]
+    due_work: DueWork
+    providers: Providers
+    clock: Clock
+    jitter: Jitter
+    _: KW_ONLY
+    limits: WorkerLimits
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def __post_init__(self) -> None:
+        self._jobs = {job.kind: job for job in self.jobs}
         self._log = structlog.get_logger(__name__)
-        self._breakers: defaultdict[tuple[JobKind, str], CircuitBreaker] = defaultdict(lambda: CircuitBreaker(jitter))
+        self._breakers: defaultdict[tuple[JobKind, str], CircuitBreaker] = defaultdict(
+            lambda: CircuitBreaker(self.jitter)
+        )
         self._running: dict[tuple[JobKind, str], asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -98,8 +92,8 @@ class BackgroundWorker:
 
     async def poll(self) -> None:
         """Start the due work of each job and type that is not running already."""
-        provider_types = {provider.integration_type for provider in self._providers.all()}
-        for key in await self._due_work.due_types():
+        provider_types = {provider.integration_type for provider in self.providers.all()}
+        for key in await self.due_work.due_types():
             job = self._jobs.get(key[0])
             if job is None or key in self._running or (job.needs_provider and key[1] not in provider_types):
                 continue
@@ -117,19 +111,19 @@ class BackgroundWorker:
         async with asyncio.TaskGroup() as group:
             in_flight: set[asyncio.Task[None]] = set()
             while True:
-                capacity = breaker.capacity(self._limits.max_concurrent, self._clock())
+                capacity = breaker.capacity(self.limits.max_concurrent, self.clock())
                 if not claimed and len(in_flight) < capacity:
                     claimed.extend(await self._claim(job, job_type, capacity))
                 while claimed and len(in_flight) < capacity:
                     in_flight.add(group.create_task(self._run_job(job, claimed.popleft(), breaker)))
-                    await self._pause(1 / self._limits.per_second)  # leaves time for RPCs
+                    await self.pause(1 / self.limits.per_second)  # leaves time for RPCs
                 if not in_flight:
                     return
                 _, in_flight = await asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
 
     async def _claim(self, job: DueJob, job_type: str, limit: int) -> Iterable[Claim[Any]]:
         with suppress(StoreUnavailable):  # the rows are still due at the next poll
-            return await self._due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
+            return await self.due_work.claim(job.kind, job_type, limit, claim_duration=job.claim_duration)
         return ()
 
     async def _run_job(self, job: DueJob, claim: Claim[Any], breaker: "CircuitBreaker") -> None:
@@ -143,7 +137,7 @@ class BackgroundWorker:
                 kind=type(error).__qualname__,
             )
             return
-        breaker.record(is_healthy, self._clock())
+        breaker.record(is_healthy, self.clock())
 
 
 class CircuitBreaker:

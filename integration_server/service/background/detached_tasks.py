@@ -12,7 +12,6 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from integration_server.domain.errors import StoreUnavailable
@@ -65,9 +64,7 @@ class DetachedTasks:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -1,6 +1,8 @@
 """The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 from integration_server.domain.credentials import Credentials
 from integration_server.domain.due_times import Schedule
@@ -13,32 +15,43 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.common_types import Clock
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
-from integration_server.service.provider_port import Providers
+from integration_server.service.provider_port import Provider, Providers
 
 _MAX_ATTEMPTS = 5  # retries while concurrent connections of the same account commit first
 
 
+@dataclass(frozen=True, slots=True)
+class AccountRequest:
+    """The account to connect, or the integration to reconnect if `integration_id` is not 0."""
+
+    user_id: UserId
+    integration_type: str
+    _: KW_ONLY
+    name: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    integration_id: IntegrationId = IntegrationId(0)
+
+    def new_integration(self, provider: Provider, uid: str) -> NewIntegration:
+        """The integration to store for a new account."""
+        return NewIntegration(
+            uid, self.user_id, provider.integration_type, provider.auth_method, self.name, self.config
+        )
+
+
+@dataclass(eq=False, repr=False)
 class AccountLinker:
     """Commits credentials to the row of their account. An account that is connected again updates its row."""
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        providers: Providers,
-        cipher: CredentialCipher,
-        clock: Clock,
-        schedule: Schedule,
-    ) -> None:
-        self._integrations = integrations
-        self._providers = providers
-        self._cipher = cipher
-        self._clock = clock
-        self._schedule = schedule
+    integrations: IntegrationStore
+    providers: Providers
+    cipher: CredentialCipher
+    clock: Clock
+    schedule: Schedule
 
-    async def existing(self, integration_id: IntegrationId, user_id: UserId, integration_type: str) -> Integration:
+    async def existing(self, request: AccountRequest, provider: Provider) -> Integration:
         """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
-        stored = await self._integrations.get(integration_id, user_id)
-        if stored.integration.integration_type != integration_type:
+        stored = await self.integrations.get(request.integration_id, request.user_id)
+        if stored.integration.integration_type != provider.integration_type:
             raise InvalidField("integration_type", "is not the type of the integration")
         return stored.integration
 
@@ -54,16 +67,16 @@ class AccountLinker:
         `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
         connected row has another account.
         """
-        provider = self._providers.get(requested.integration_type)
+        provider = self.providers.get(requested.integration_type)
         for _ in range(_MAX_ATTEMPTS):
             target = await self._find_target(requested, account)
-            new = await self._cipher.encrypt_new(target, credentials, provider, requested_scopes, self._schedule)
-            now = self._clock()
-            check = self._schedule.next_check_time(now)
+            new = await self.cipher.encrypt_new(target, credentials, provider, requested_scopes, self.schedule)
+            now = self.clock()
+            check = self.schedule.next_check_time(now)
             if isinstance(target, NewIntegration):
-                committed = await self._integrations.add_connected(target, account, new, now, check_due_time=check)
+                committed = await self.integrations.add_connected(target, account, new, now, check_due_time=check)
             else:
-                committed = await self._integrations.commit_connection(
+                committed = await self.integrations.commit_connection(
                     target, account, new, now, check_due_time=check, superseded_id=_superseded(requested, target)
                 )
             if committed is not None:
@@ -76,12 +89,12 @@ class AccountLinker:
         """The row for the account's credentials."""
         known = None
         if account.account_id is not None:
-            known = await self._integrations.find_account(
+            known = await self.integrations.find_account(
                 requested.user_id, requested.integration_type, account.account_id
             )
         if isinstance(requested, NewIntegration):
             return known or requested
-        current = (await self._integrations.get(requested.integration_id, requested.user_id)).integration
+        current = (await self.integrations.get(requested.integration_id, requested.user_id)).integration
         if requested.is_connected:
             _require_same_account(current, account, known)
             return current

@@ -1,43 +1,34 @@
 """Connecting an account with an API key, and replacing the key of an integration."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from integration_server.domain.credentials import ApiKey, AuthMethod
 from integration_server.domain.errors import InvalidField
-from integration_server.domain.integration import Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import RandomToken
-from integration_server.service.connections.account_linking import AccountLinker
+from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.service.provider_port import Provider, Providers
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKeyConnectionRequest:
-    """A request to connect with a key. Empty strings and 0 mean "not given"."""
+class ApiKeyConnectionRequest(AccountRequest):
+    """A request to connect with a key. Empty strings mean "not given"."""
 
-    user_id: UserId
-    integration_type: str
     api_key: str = field(repr=False)
     api_secret: str = field(default="", repr=False)
     webhook_secret: str = field(default="", repr=False)
-    name: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    integration_id: IntegrationId = IntegrationId(0)
 
 
+@dataclass(eq=False, repr=False)
 class ApiKeyConnectionService:
     """Stores keys that their provider accepts."""
 
-    def __init__(
-        self, account_linker: AccountLinker, providers: Providers, tasks: DetachedTasks, random_token: RandomToken
-    ) -> None:
-        self._account_linker = account_linker
-        self._providers = providers
-        self._tasks = tasks
-        self._random_token = random_token
+    account_linker: AccountLinker
+    providers: Providers
+    tasks: DetachedTasks
+    random_token: RandomToken
 
     async def connect_with_api_key(self, request: ApiKeyConnectionRequest) -> Integration:
         """Verify the key and store it. Raises `ProviderRejected`, and stores nothing, if the provider rejects it."""
@@ -45,10 +36,10 @@ class ApiKeyConnectionService:
         target = await self._target(request, provider)
         key = ApiKey(request.api_key, request.api_secret or None, request.webhook_secret or None)
         account = await provider.for_config(target.config).verify_connection(key)
-        return await self._tasks.run(self._account_linker.commit(target, account, key))
+        return await self.tasks.run(self.account_linker.commit(target, account, key))
 
     def _api_key_provider(self, request: ApiKeyConnectionRequest) -> Provider:
-        provider = self._providers.get(request.integration_type)
+        provider = self.providers.get(request.integration_type)
         if provider.auth_method is AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with Connect")
         for name in provider.required_fields:
@@ -62,14 +53,5 @@ class ApiKeyConnectionService:
 
     async def _target(self, request: ApiKeyConnectionRequest, provider: Provider) -> Integration | NewIntegration:
         if request.integration_id:
-            return await self._account_linker.existing(
-                request.integration_id, request.user_id, provider.integration_type
-            )
-        return NewIntegration(
-            uid=self._random_token(),
-            user_id=request.user_id,
-            integration_type=provider.integration_type,
-            auth_method=provider.auth_method,
-            name=request.name,
-            config=request.config,
-        )
+            return await self.account_linker.existing(request, provider)
+        return request.new_integration(provider, self.random_token())

@@ -9,9 +9,8 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -19,7 +18,6 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.errors import (
     ConfirmationInvalid,
-    IntegrationPending,
     InvalidField,
     IssuerMismatch,
     ProviderRejected,
@@ -33,7 +31,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.audit.audit_trail import set_audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.connections.account_linking import AccountLinker
+from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
 from integration_server.service.connections.ports import (
     AuthorizationAttempt,
     AuthorizationAttemptStore,
@@ -41,7 +39,7 @@ from integration_server.service.connections.ports import (
 from integration_server.service.connections.redirect_allowlist import RedirectAllowlist, with_result_params
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_cipher import EncryptedTokens, callback_aad, verifier_aad
-from integration_server.service.integrations.ports import IntegrationStore, NewAccount, NewIntegration
+from integration_server.service.integrations.ports import IntegrationStore, NewAccount
 from integration_server.service.provider_port import Provider, Providers
 
 ATTEMPT_LIFETIME = timedelta(minutes=10)  # the requirements'; RFC 6749 §4.1.2 recommends it for codes
@@ -55,17 +53,12 @@ _UNKNOWN_ACCOUNT = NewAccount(account_id=None, account_label=None)
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionRequest:
-    """A request to connect or reconnect an account. Empty strings and 0 mean "not given"."""
+class ConnectionRequest(AccountRequest):
+    """A request to connect or reconnect an account. Empty strings mean "not given"."""
 
-    user_id: UserId
-    integration_type: str
     redirect_uri: str = ""
     scopes: tuple[str, ...] = ()
     return_url: str = ""
-    name: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    integration_id: IntegrationId = IntegrationId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +121,7 @@ class PendingCallback:
 _PENDING_CALLBACK: TypeAdapter[PendingCallback] = TypeAdapter(PendingCallback)
 
 
+@dataclass(eq=False, repr=False)
 class OAuthConnectionService:
     """The OAuth 2 authorization code flow (RFC 6749 §4.1) with PKCE (RFC 7636) and a check of the user.
 
@@ -135,34 +129,22 @@ class OAuthConnectionService:
     `confirm_connection`, unless `skip_confirmation` is set.
     """
 
-    def __init__(
-        self,
-        attempts: AuthorizationAttemptStore,
-        integrations: IntegrationStore,
-        account_linker: AccountLinker,
-        revocation_service: RevocationService,
-        providers: Providers,
-        aead: Aead,
-        redirects: RedirectAllowlist,
-        tasks: DetachedTasks,
-        clock: Clock,
-        random_token: RandomToken,
-        *,
-        skip_confirmation: bool,
-    ) -> None:
-        self._attempts = attempts
-        self._integrations = integrations
-        self._account_linker = account_linker
-        self._revocation_service = revocation_service
-        self._providers = providers
-        self._aead = aead
-        self._redirects = redirects
-        self._tasks = tasks
-        self._clock = clock
-        self._random_token = random_token
-        self._skip_confirmation = skip_confirmation
-        self._states = EncryptedTokens(aead, "state", StateClaims)
-        self._confirmations = EncryptedTokens(aead, "confirmation", StateClaims)
+    attempts: AuthorizationAttemptStore
+    integrations: IntegrationStore
+    account_linker: AccountLinker
+    revocation_service: RevocationService
+    providers: Providers
+    aead: Aead
+    redirects: RedirectAllowlist
+    tasks: DetachedTasks
+    clock: Clock
+    random_token: RandomToken
+    _: KW_ONLY
+    skip_confirmation: bool
+
+    def __post_init__(self) -> None:
+        self._states = EncryptedTokens(self.aead, "state", StateClaims)
+        self._confirmations = EncryptedTokens(self.aead, "confirmation", StateClaims)
 
     # --- start -------------------------------------------------------------------------------------------------
 
@@ -170,47 +152,47 @@ class OAuthConnectionService:
         """Store an attempt and return the authorization URL."""
         provider = self._oauth_provider(request.integration_type)
         request = replace(request, integration_type=provider.integration_type)  # it may be an alias
-        current = await self._find_reconnected(request)
+        current = await self._find_reconnected(request, provider)
         provider = provider.for_config(current.config if current else request.config)
-        verifier = self._random_token()
+        verifier = self.random_token()
         scopes = tuple(dict.fromkeys((*provider.required_scopes, *request.scopes)))
         attempt = await self._new_attempt(request, scopes, verifier)
-        integration_id = await self._store(request, attempt)
+        integration_id = request.integration_id
+        if integration_id:
+            await self.attempts.begin_reconnection(attempt, integration_id)
+        else:
+            integration_id = await self.attempts.begin(attempt, request.new_integration(provider, self.random_token()))
         state = await self._states.make(
             StateClaims(attempt.attempt_id, request.user_id, request.integration_type, attempt.create_time)
         )
         url = provider.authorization_url(
-            redirect_uri=attempt.redirect_uri,
-            state=state,
-            scopes=scopes,
-            code_challenge=_s256(verifier),
+            redirect_uri=attempt.redirect_uri, state=state, scopes=scopes, code_challenge=_s256(verifier)
         )
         return AuthorizationRequest(url, state, attempt.expire_time, integration_id)
 
     def _oauth_provider(self, integration_type: str) -> Provider:
-        provider = self._providers.get(integration_type)
+        provider = self.providers.get(integration_type)
         if provider.auth_method is not AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         provider.require_configured()
         return provider
 
-    async def _find_reconnected(self, request: ConnectionRequest) -> Integration | None:
+    async def _find_reconnected(self, request: ConnectionRequest, provider: Provider) -> Integration | None:
         """The integration to reconnect; None for a new one."""
         if not request.integration_id:
             return None
-        current = await self._account_linker.existing(request.integration_id, request.user_id, request.integration_type)
-        if not current.is_connected:
-            raise IntegrationPending
+        current = await self.account_linker.existing(request, provider)
+        current.require_connected()
         return current
 
     async def _new_attempt(
         self, request: ConnectionRequest, scopes: tuple[str, ...], verifier: str
     ) -> AuthorizationAttempt:
-        attempt_id = self._random_token()
-        redirect_uri = self._redirects.redirect_uri(request.integration_type, request.redirect_uri)
-        return_url = self._redirects.return_url(request.return_url)
+        attempt_id = self.random_token()
+        redirect_uri = self.redirects.redirect_uri(request.integration_type, request.redirect_uri)
+        return_url = self.redirects.return_url(request.return_url)
         associated_data = verifier_aad(attempt_id, request.user_id, request.integration_type)
-        now = self._clock()
+        now = self.clock()
         return AuthorizationAttempt(
             attempt_id=attempt_id,
             user_id=request.user_id,
@@ -218,26 +200,10 @@ class OAuthConnectionService:
             redirect_uri=redirect_uri,
             return_url=return_url,
             scopes=scopes,
-            encrypted_verifier=await self._aead.encrypt(verifier.encode(), associated_data),
+            encrypted_verifier=await self.aead.encrypt(verifier.encode(), associated_data),
             is_reconnection=bool(request.integration_id),
             create_time=now,
             expire_time=now + ATTEMPT_LIFETIME,
-        )
-
-    async def _store(self, request: ConnectionRequest, attempt: AuthorizationAttempt) -> IntegrationId:
-        if request.integration_id:
-            await self._attempts.begin_reconnection(attempt, request.integration_id)
-            return request.integration_id
-        return await self._attempts.begin(
-            attempt,
-            NewIntegration(
-                uid=self._random_token(),
-                user_id=request.user_id,
-                integration_type=request.integration_type,
-                auth_method=AuthMethod.OAUTH2,
-                name=request.name,
-                config=request.config,
-            ),
         )
 
     # --- callback ----------------------------------------------------------------------------------------------
@@ -245,7 +211,7 @@ class OAuthConnectionService:
     async def handle_callback(self, callback: Callback) -> ConnectionResult:
         """Complete the connection, hold it for confirmation, or report the provider's error."""
         claims = await self._read_state(callback)
-        provider = self._providers.get(claims.integration_type)
+        provider = self.providers.get(claims.integration_type)
         # RFC 9207 §2.4: before a request to the token endpoint, and also for error responses.
         if provider.issuer is not None and callback.iss != provider.issuer:
             raise IssuerMismatch
@@ -255,9 +221,9 @@ class OAuthConnectionService:
             return await self._handle_denial(claims, callback.error)
         if not callback.code:
             raise InvalidField("code", "is required, unless error is given")
-        if callback.user_id is None and not self._skip_confirmation:
+        if callback.user_id is None and not self.skip_confirmation:
             return await self._hold_for_confirmation(claims, callback)
-        return await self._tasks.run(self._complete_from_callback(provider, claims, callback))
+        return await self.tasks.run(self._complete_from_callback(provider, claims, callback))
 
     async def _read_state(self, callback: Callback) -> StateClaims:
         claims = await self._states.read(callback.state)
@@ -266,19 +232,19 @@ class OAuthConnectionService:
         if not callback.allowed_types.allows(claims.integration_type):
             raise StateInvalid
         set_audit_user(claims.user_id)  # the caller may be the sidecar, which knows no user
-        if self._clock() >= claims.begin_time + ATTEMPT_LIFETIME:
+        if self.clock() >= claims.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return claims
 
     def _matches_type(self, named: str, integration_type: str) -> bool:
         """Whether the type that a callback names is this type or an alias of it. It may name none."""
-        return named in ("", integration_type) or named in self._providers.get(integration_type).aliases
+        return named in ("", integration_type) or named in self.providers.get(integration_type).aliases
 
     async def _handle_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
-        attempt = await self._attempts.consume(claims.attempt_id, self._clock())
+        attempt = await self.attempts.consume(claims.attempt_id, self.clock())
         if attempt is None:
             raise StateUsed
-        await self._attempts.abandon(attempt)
+        await self.attempts.abandon(attempt)
         reason = error if _SAFE_ERROR_CODE.fullmatch(error) else "unknown_error"
         return ConnectionResult(
             success=False,
@@ -296,8 +262,8 @@ class OAuthConnectionService:
         """Store the code, encrypted, until the app's backend confirms the signed-in user."""
         pending_callback = _PENDING_CALLBACK.dump_json(PendingCallback(callback.code, callback.query))
         associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
-        encrypted = await self._aead.encrypt(pending_callback, associated_data)
-        attempt = await self._attempts.store_pending_callback(claims.attempt_id, encrypted, self._clock())
+        encrypted = await self.aead.encrypt(pending_callback, associated_data)
+        attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, self.clock())
         if attempt is None:
             raise StateUsed
         token = await self._confirmations.make(claims)
@@ -321,21 +287,21 @@ class OAuthConnectionService:
             raise ConfirmationInvalid
         if user_id != claims.user_id:
             raise UserMismatch
-        provider = self._providers.get(claims.integration_type)
-        return await self._tasks.run(self._complete_confirmed(provider, claims))
+        provider = self.providers.get(claims.integration_type)
+        return await self.tasks.run(self._complete_confirmed(provider, claims))
 
     # --- completion --------------------------------------------------------------------------------------------
 
     async def _complete_from_callback(
         self, provider: Provider, claims: StateClaims, callback: Callback
     ) -> ConnectionResult:
-        attempt = await self._attempts.consume(claims.attempt_id, self._clock())
+        attempt = await self.attempts.consume(claims.attempt_id, self.clock())
         if attempt is None:
             raise StateUsed
         return await self._complete(provider, attempt, PendingCallback(callback.code, callback.query))
 
     async def _complete_confirmed(self, provider: Provider, claims: StateClaims) -> ConnectionResult:
-        attempt = await self._attempts.consume_pending_callback(claims.attempt_id, self._clock())
+        attempt = await self.attempts.consume_pending_callback(claims.attempt_id, self.clock())
         if attempt is None:
             raise ConfirmationInvalid
         return await self._complete(provider, attempt, None)
@@ -349,7 +315,7 @@ class OAuthConnectionService:
                 provider, attempt, callback or await self._decrypt_callback(attempt)
             )
         except Exception:
-            await self._attempts.abandon(attempt)
+            await self.attempts.abandon(attempt)
             raise
         return ConnectionResult(
             success=True,
@@ -366,7 +332,7 @@ class OAuthConnectionService:
     async def _decrypt_callback(self, attempt: AuthorizationAttempt) -> PendingCallback:
         associated_data = callback_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
         return _PENDING_CALLBACK.validate_json(
-            await self._aead.decrypt(attempt.encrypted_callback or b"", associated_data)
+            await self.aead.decrypt(attempt.encrypted_callback or b"", associated_data)
         )
 
     async def _exchange_code(
@@ -374,27 +340,27 @@ class OAuthConnectionService:
     ) -> IntegrationId:
         """Exchange the code, verify the account, and commit the tokens."""
         # Raises `IntegrationNotFound` if it was disconnected while the user was at the provider.
-        target = await self._integrations.get(attempt.integration_id, attempt.user_id)
+        target = await self.integrations.get(attempt.integration_id, attempt.user_id)
         provider = provider.for_config(target.integration.config)
         associated_data = verifier_aad(attempt.attempt_id, attempt.user_id, attempt.integration_type)
-        verifier = (await self._aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()
+        verifier = (await self.aead.decrypt(attempt.encrypted_verifier, associated_data)).decode()
         extras = provider.read_callback(callback.query)
         token_response = await provider.exchange_code_for_tokens(callback.code, attempt.redirect_uri, verifier)
         tokens = replace(token_response, extras={**extras, **token_response.extras})
         account = _UNKNOWN_ACCOUNT
         try:
             account = await _verify_account(provider, tokens, attempt.scopes)
-            integration = await self._account_linker.commit(target.integration, account, tokens, attempt.scopes)
+            integration = await self.account_linker.commit(target.integration, account, tokens, attempt.scopes)
         except StoreUnavailable:
             raise  # it is not known whether the tokens were committed
         except Exception:
-            await self._revocation_service.discard(attempt, account, tokens)
+            await self.revocation_service.discard(attempt, account, tokens)
             raise
         return integration.integration_id
 
     async def remove_abandoned(self) -> int:
         """Delete expired attempts with their pending integrations. Returns their number."""
-        return await self._attempts.remove_expired(self._clock() - _COMPLETION_GRACE)
+        return await self.attempts.remove_expired(self.clock() - _COMPLETION_GRACE)
 
 
 async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_scopes: Sequence[str]) -> NewAccount:

@@ -7,7 +7,7 @@ that the grant is revoked or the time limit has passed.
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
 import structlog
@@ -50,29 +50,21 @@ class RevocationTimes:
     give_up_after: timedelta = timedelta(hours=72)
 
 
+@dataclass(eq=False, repr=False)
 class RevocationService:
     """Disconnects integrations and revokes their grants."""
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        revocations: RevocationOutbox,
-        due_work: DueWork,
-        providers: Providers,
-        cipher: CredentialCipher,
-        tasks: DetachedTasks,
-        jitter: Jitter,
-        *,
-        times: RevocationTimes,
-    ) -> None:
-        self._integrations = integrations
-        self._revocations = revocations
-        self._due_work = due_work
-        self._providers = providers
-        self._cipher = cipher
-        self._tasks = tasks
-        self._jitter = jitter
-        self._times = times
+    integrations: IntegrationStore
+    revocations: RevocationOutbox
+    due_work: DueWork
+    providers: Providers
+    cipher: CredentialCipher
+    tasks: DetachedTasks
+    jitter: Jitter
+    _: KW_ONLY
+    times: RevocationTimes
+
+    def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
         self._semaphores: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_MAX_CONCURRENT))
 
@@ -82,10 +74,10 @@ class RevocationService:
         The integration is deleted at once, whatever the provider responds. Raises `IntegrationNotFound`.
         """
         # A detached task: the revocation is attempted even if the caller disconnects after the removal.
-        return await self._tasks.run(self._disconnect(integration_id, user_id))
+        return await self.tasks.run(self._disconnect(integration_id, user_id))
 
     async def _disconnect(self, integration_id: IntegrationId, user_id: UserId) -> RevocationState:
-        removed = await self._integrations.remove(integration_id, user_id, claim_duration=self._times.claim)
+        removed = await self.integrations.remove(integration_id, user_id, claim_duration=self.times.claim)
         state = await self._first_response(removed)
         if state is RevocationState.REVOKED and removed.is_refreshing:
             # The revoked token may have been replaced by the refresh; the new one is revoked when the refresh ends.
@@ -95,14 +87,14 @@ class RevocationService:
     async def _first_response(self, removed: RemovalResult) -> RevocationState:
         if removed.revocation is None:
             return RevocationState.NOTHING_TO_REVOKE
-        attempt = self._tasks.start(self._attempt_at_once(removed.revocation))
-        done, _ = await asyncio.wait([attempt], timeout=self._times.first_response.total_seconds())
+        attempt = self.tasks.start(self._attempt_at_once(removed.revocation))
+        done, _ = await asyncio.wait([attempt], timeout=self.times.first_response.total_seconds())
         return attempt.result() if done else RevocationState.PENDING
 
     async def _attempt_at_once(self, claim: Claim[Revocation]) -> RevocationState:
         semaphore = self._semaphores[claim.item.grant.integration_type]
         try:
-            async with asyncio.timeout(self._times.first_response.total_seconds()):
+            async with asyncio.timeout(self.times.first_response.total_seconds()):
                 await semaphore.acquire()
         except TimeoutError:  # too many others: the background worker takes it
             await self._postpone(claim, timedelta(0))
@@ -117,20 +109,20 @@ class RevocationService:
         grant = OrphanedGrant(
             attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, encrypted_credentials=b""
         )
-        if account.account_id is None and self._providers.get(attempt.integration_type).shares_grants_with:
+        if account.account_id is None and self.providers.get(attempt.integration_type).shares_grants_with:
             # A revocation would end every grant of the account, and the account's owner is not known.
             self._log.warning("grant_not_revoked", **_log_fields(grant))
             return
         try:
-            encrypted = await self._cipher.encrypt(grant, tokens)
-            await self._revocations.add(replace(grant, encrypted_credentials=encrypted))
+            encrypted = await self.cipher.encrypt(grant, tokens)
+            await self.revocations.add(replace(grant, encrypted_credentials=encrypted))
         except StoreUnavailable:
             self._log.error("grant_not_revoked", **_log_fields(grant))
 
     async def retry(self, claim: Claim[Revocation]) -> bool:
         """Attempt a due revocation: the handler of the background job. Returns whether the provider is healthy."""
         # A detached task: the outcome of a call in progress is recorded when the worker stops.
-        return (await self._tasks.run(self._attempt(claim))).is_provider_healthy
+        return (await self.tasks.run(self._attempt(claim))).is_provider_healthy
 
     async def _attempt(self, claim: Claim[Revocation]) -> "_Attempt":
         """Revoke a claimed grant and record the outcome. If that cannot be recorded, the claim expires by itself."""
@@ -149,11 +141,11 @@ class RevocationService:
         return _Attempt(state)
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
-        provider = self._providers.get(grant.integration_type)
+        provider = self.providers.get(grant.integration_type)
         # Checked before each attempt: the account may have been connected again.
-        if await self._integrations.shares_grant(grant, provider.shares_grants_with):
+        if await self.integrations.shares_grant(grant, provider.shares_grants_with):
             return RevocationState.GRANT_SHARED
-        is_revoked = await provider.revoke_credentials(await self._cipher.decrypt_orphaned(grant))
+        is_revoked = await provider.revoke_credentials(await self.cipher.decrypt_orphaned(grant))
         return RevocationState.REVOKED if is_revoked else RevocationState.NOT_SUPPORTED
 
     async def _handle_failure(self, claim: Claim[Revocation], error: Exception) -> None:
@@ -164,26 +156,26 @@ class RevocationService:
             "error_class": error.reason if isinstance(error, IntegrationServerError) else type(error).__name__,
             "oauth_error": error.oauth_error if isinstance(error, ProviderError) else None,
         }
-        remaining = self._times.give_up_after - claim.item.age
+        remaining = self.times.give_up_after - claim.item.age
         if remaining <= timedelta(0):
             self._log.error("revocation_given_up", **log_fields)
             await self._remove(claim)
             return
         retry_after = error.retry_after if isinstance(error, IntegrationServerError) else None
-        pause = backoff(claim.item.attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter)
+        pause = backoff(claim.item.attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self.jitter)
         pause = min(max(pause, retry_after or timedelta(0)), remaining)  # the last attempt is at the time limit
         self._log.warning("revocation_failed", **log_fields, retry_in=pause.total_seconds())
         await self._postpone(claim, pause)
 
     async def _postpone(self, claim: Claim[Revocation], pause: timedelta) -> None:
         try:
-            await self._due_work.postpone(claim, pause)
+            await self.due_work.postpone(claim, pause)
         except StoreUnavailable:
             self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
 
     async def _remove(self, claim: Claim[Revocation]) -> None:
         try:
-            await self._revocations.remove(claim)
+            await self.revocations.remove(claim)
         except StoreUnavailable:
             self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -83,29 +84,22 @@ def _aad_of(integration: Integration | NewIntegration | OrphanedGrant) -> Associ
 # --- associated data ---------------------------------------------------------------------------------------------
 
 
-def credentials_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Of an integration's credentials, also while they wait in the revocation outbox."""
-    return AssociatedData("integrations", "encrypted_credentials", uid, user_id, integration_type)
+# Called with the uid or other id of the row, its user and its integration type.
 
+credentials_aad = partial(AssociatedData, "integrations", "encrypted_credentials")
+"""Of an integration's credentials, also while they wait in the revocation outbox."""
 
-def verifier_aad(attempt_id: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Of the PKCE verifier of an authorization attempt."""
-    return AssociatedData("authorization_attempts", "encrypted_verifier", attempt_id, user_id, integration_type)
+verifier_aad = partial(AssociatedData, "authorization_attempts", "encrypted_verifier")
+"""Of the PKCE verifier of an authorization attempt."""
 
+callback_aad = partial(AssociatedData, "authorization_attempts", "encrypted_callback")
+"""Of the pending callback of an authorization attempt."""
 
-def callback_aad(attempt_id: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Of the pending callback of an authorization attempt."""
-    return AssociatedData("authorization_attempts", "encrypted_callback", attempt_id, user_id, integration_type)
+webhook_secret_aad = partial(AssociatedData, "webhook_secrets", "encrypted_secret")
+"""Of the current and the previous webhook secret of an integration."""
 
-
-def webhook_secret_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Of the current and the previous webhook secret of an integration."""
-    return AssociatedData("webhook_secrets", "encrypted_secret", uid, user_id, integration_type)
-
-
-def payload_aad(uid: str, user_id: str, integration_type: str) -> AssociatedData:
-    """Of the payload of a webhook event. `uid` is the event's."""
-    return AssociatedData("webhook_events", "encrypted_payload", uid, user_id, integration_type)
+payload_aad = partial(AssociatedData, "webhook_events", "encrypted_payload")
+"""Of the payload of a webhook event. The uid is the event's."""
 
 
 def chain_key_aad(chain_id: str, *_owner: str) -> AssociatedData:
@@ -126,8 +120,7 @@ class EncryptedTokens(Generic[T]):
 
     async def make(self, content: T) -> str:
         """A URL-safe token with this content."""
-        encrypted = await self._aead.encrypt(self._content.dump_json(content), self._associated_data)
-        return _to_text(encrypted)
+        return _to_text(await self._aead.encrypt(self._content.dump_json(content), self._associated_data))
 
     async def read(self, token: str) -> T | None:
         """The token's content, or None if this server did not issue it for this purpose."""

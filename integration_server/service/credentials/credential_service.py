@@ -1,7 +1,7 @@
 """Handing out credentials that work, refreshed first where they must be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
@@ -38,6 +38,7 @@ class TokenState:
     expire_time: datetime | None
 
 
+@dataclass(eq=False, repr=False)
 class CredentialService:
     """Reads and decrypts credentials, and has them refreshed where necessary.
 
@@ -45,24 +46,14 @@ class CredentialService:
     reads the store.
     """
 
-    def __init__(
-        self,
-        lookup: IntegrationLookup,
-        integrations: IntegrationStore,
-        providers: Providers,
-        cipher: CredentialCipher,
-        refresher: TokenRefresher,
-        clock: Clock,
-        *,
-        buffer: timedelta,
-    ) -> None:
-        self._lookup = lookup
-        self._integrations = integrations
-        self._providers = providers
-        self._cipher = cipher
-        self._refresher = refresher
-        self._clock = clock
-        self._buffer = buffer
+    lookup: IntegrationLookup
+    integrations: IntegrationStore
+    providers: Providers
+    cipher: CredentialCipher
+    refresher: TokenRefresher
+    clock: Clock
+    _: KW_ONLY
+    buffer: timedelta
 
     async def get_credentials(
         self,
@@ -73,7 +64,7 @@ class CredentialService:
     ) -> UsableCredentials:
         """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
         fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
-        provider = self._providers.get(fresh.integration.integration_type)
+        provider = self.providers.get(fresh.integration.integration_type)
         return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
 
     async def get_usable(
@@ -84,7 +75,7 @@ class CredentialService:
         required_scopes: Sequence[str] = (),
     ) -> RefreshResult:
         """The credentials of a usable integration, refreshed first where necessary. Raises `ScopeMissing`."""
-        stored = await self._lookup.get(integration_id, user_id)
+        stored = await self.lookup.get(integration_id, user_id)
         stored.integration.require_usable()
         _require_scopes(stored.integration, required_scopes)
         fresh = await self.fresh(stored, min_ttl)
@@ -100,43 +91,43 @@ class CredentialService:
         credentials = rejected.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:
             return None
-        return await self._refresher.refresh(rejected.integration)
+        return await self.refresher.refresh(rejected.integration)
 
     async def fresh(self, stored: StoredIntegration, min_ttl: timedelta | None = None) -> RefreshResult:
         """The decrypted credentials of a usable integration, refreshed first where necessary.
 
         A token that still works is served even if its refresh fails; an expired one never is.
         """
-        credentials = await self._cipher.decrypt(stored)
+        credentials = await self.cipher.decrypt(stored)
         as_stored = RefreshResult(stored.integration, credentials)
         if not isinstance(credentials, OAuthTokens) or self._is_fresh(credentials, min_ttl):
             return as_stored
-        if credentials.refresh_token is None and not credentials.has_expired(self._clock()):
+        if credentials.refresh_token is None and not credentials.has_expired(self.clock()):
             return as_stored
         try:
-            return await self._refresher.refresh(stored.integration)
+            return await self.refresher.refresh(stored.integration)
         except (ProviderError, ProviderNotConfigured, StoreUnavailable):
-            if credentials.has_expired(self._clock()):
+            if credentials.has_expired(self.clock()):
                 raise
             return as_stored
 
     async def refresh_token(self, integration_id: IntegrationId, user_id: UserId, *, force: bool) -> TokenState:
         """Refresh a token that is about to expire, or any token with `force`."""
-        stored = await self._integrations.get(integration_id, user_id)
+        stored = await self.integrations.get(integration_id, user_id)
         stored.integration.require_usable()
-        credentials = await self._cipher.decrypt(stored)
+        credentials = await self.cipher.decrypt(stored)
         if not isinstance(credentials, OAuthTokens):
             return TokenState(refreshed=False, expire_time=None)
         if self._is_fresh(credentials, None) and not force:
             return TokenState(refreshed=False, expire_time=credentials.expire_time)
         if credentials.refresh_token is None:
             raise ReauthorizationRequired
-        refreshed = await self._refresher.refresh(stored.integration, force=force)
+        refreshed = await self.refresher.refresh(stored.integration, force=force)
         return TokenState(refreshed=True, expire_time=refreshed.tokens.expire_time)
 
     def _is_fresh(self, tokens: OAuthTokens, min_ttl: timedelta | None) -> bool:
-        ttl = tokens.buffer(self._buffer) if min_ttl is None else min_ttl
-        return tokens.is_good_for(ttl, self._clock())
+        ttl = tokens.buffer(self.buffer) if min_ttl is None else min_ttl
+        return tokens.is_good_for(ttl, self.clock())
 
 
 def _require_scopes(integration: Integration, scopes: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ class RefreshResult:
         return self.credentials
 
 
+@dataclass(eq=False, repr=False)
 class RefreshCommitter:
     """Reads current tokens and commits refreshed ones.
 
@@ -43,31 +44,24 @@ class RefreshCommitter:
     Tokens of an integration that was disconnected meanwhile go into the outbox, to be revoked.
     """
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        journal: RefreshJournal,
-        revocations: RevocationOutbox,
-        cipher: CredentialCipher,
-        clock: Clock,
-        schedule: Schedule,
-    ) -> None:
-        self._integrations = integrations
-        self._journal = journal
-        self._revocations = revocations
-        self._cipher = cipher
-        self._clock = clock
-        self._schedule = schedule
+    integrations: IntegrationStore
+    journal: RefreshJournal
+    revocations: RevocationOutbox
+    cipher: CredentialCipher
+    clock: Clock
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
 
     async def read(self, observed: Integration) -> RefreshResult:
         """The current tokens of an integration. Raises `IntegrationNotFound`, or the reason why it is not usable."""
-        return await self.decrypt(await self._integrations.get(observed.integration_id, observed.user_id))
+        return await self.decrypt(await self.integrations.get(observed.integration_id, observed.user_id))
 
     async def decrypt(self, stored: StoredIntegration) -> RefreshResult:
         """The tokens of a usable integration."""
         stored.integration.require_usable()
-        tokens = await self._cipher.decrypt(stored)
+        tokens = await self.cipher.decrypt(stored)
         if not isinstance(tokens, OAuthTokens):
             raise ReauthorizationRequired  # reconnected with an API key meanwhile: there is nothing to refresh
         return RefreshResult(stored.integration, tokens)
@@ -81,28 +75,23 @@ class RefreshCommitter:
         are journaled: the provider issues them only once.
         """
         requested_scopes = (*integration.scopes, *integration.missing_scopes)
-        new = await self._cipher.encrypt_new(integration, tokens, provider, requested_scopes, self._schedule)
+        new = await self.cipher.encrypt_new(integration, tokens, provider, requested_scopes, self.schedule)
         try:
-            committed = await self._integrations.commit_refresh(integration, new, self._clock())
+            committed = await self.integrations.commit_refresh(integration, new, self.clock())
             if committed is not None:
                 return RefreshResult(committed, tokens), True
             return await self._read_superseding(integration, new), True
         except Exception as error:
             if isinstance(error, IntegrationServerError) and not isinstance(error, StoreUnavailable):
                 raise  # from the row that superseded the tokens
-            await self._journal.append(JournaledRefresh(integration, new))
-            self._log.warning(
-                "refresh_journaled",
-                integration_id=integration.integration_id,
-                integration_type=integration.integration_type,
-                kind=type(error).__qualname__,
-            )
+            await self.journal.append(JournaledRefresh(integration, new))
+            self._log.warning("refresh_journaled", **integration.log_fields, kind=type(error).__qualname__)
             return RefreshResult(replace(integration, scopes=new.scopes), tokens), False
 
     async def is_journaled(self, integration: Integration) -> bool:
         """Whether this machine's journal has tokens that replace this version."""
         key = (integration.integration_id, integration.version)
-        pending = await self._journal.pending()
+        pending = await self.journal.pending()
         return any((refresh.integration.integration_id, refresh.integration.version) == key for refresh in pending)
 
     async def recover_journal(self) -> None:
@@ -111,7 +100,7 @@ class RefreshCommitter:
         Raises `StoreUnavailable` at once. Any other error is raised in the end and delays no other entry.
         """
         errors = []
-        for refresh in await self._journal.pending():
+        for refresh in await self.journal.pending():
             try:
                 await self._recover(refresh)
             except StoreUnavailable:
@@ -123,13 +112,13 @@ class RefreshCommitter:
 
     async def _recover(self, refresh: JournaledRefresh) -> None:
         integration, new = refresh.integration, refresh.credentials
-        stored = await self._integrations.find(integration.integration_id, integration.user_id)
+        stored = await self.integrations.find(integration.integration_id, integration.user_id)
         if stored is not None and stored.integration.uid != integration.uid:
             raise LookupError("journaled for an integration of another database")
-        is_committed = await self._integrations.commit_refresh(integration, new, self._clock()) is not None
-        if not is_committed and await self._integrations.find(integration.integration_id, integration.user_id) is None:
-            await self._revocations.add(_orphaned(integration, new))
-        await self._journal.remove(refresh)
+        is_committed = await self.integrations.commit_refresh(integration, new, self.clock()) is not None
+        if not is_committed and await self.integrations.find(integration.integration_id, integration.user_id) is None:
+            await self.revocations.add(_orphaned(integration, new))
+        await self.journal.remove(refresh)
         self._log.warning(
             "journaled_refresh_recovered", integration_id=integration.integration_id, superseded=not is_committed
         )
@@ -138,7 +127,7 @@ class RefreshCommitter:
         try:
             return await self.read(integration)
         except IntegrationNotFound:
-            await self._revocations.add(_orphaned(integration, new))
+            await self.revocations.add(_orphaned(integration, new))
             raise
 
 

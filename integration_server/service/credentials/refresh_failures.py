@@ -122,11 +122,7 @@ class RefreshFailurePolicy:
             except StoreUnavailable:
                 self._invalid_grants.track_reauthorization(integration, now)
                 raise
-            self._log.warning(
-                "reauthorization_reverted",
-                integration_id=integration.integration_id,
-                integration_type=integration_type,
-            )
+            self._log.warning("reauthorization_reverted", **integration.log_fields)
 
     def _mass_failure(self, integration: Integration) -> RefreshFailure:
         return RefreshFailure(

@@ -11,12 +11,12 @@ docs/refreshing.md describes the steps, what is durable when, and every crash po
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 import structlog
 
-from integration_server.domain.audit import SERVER, SUCCESS, Action, AuditEntry
+from integration_server.domain.audit import Action, AuditEntry, background_entry
 from integration_server.domain.errors import (
     IntegrationServerError,
     ProviderError,
@@ -38,58 +38,33 @@ from integration_server.service.provider_port import Provider, Providers
 _POLL_INTERVAL = 0.05  # seconds between polls of another refresh, growing to ten times that; most take 0.1 to 0.5 s
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseTimeouts:
-    """How long to wait for another owner. `lease` is the duration of a lease."""
-
-    lease: timedelta = timedelta(seconds=30)
-
-    @property
-    def holder_wait(self) -> timedelta:
-        """The wait for a lease to end; after a database outage, for journaled tokens to be committed."""
-        return 1.5 * self.lease
-
-    @property
-    def lost_call_wait(self) -> timedelta:
-        """The wait for the outcome of a provider call whose lease has expired."""
-        return 3 * self.lease
-
-
+@dataclass(eq=False, repr=False)
 class TokenRefresher:
     """Refreshes the tokens of integrations."""
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        leases: RefreshLeases,
-        committer: RefreshCommitter,
-        failures: RefreshFailurePolicy,
-        providers: Providers,
-        tasks: DetachedTasks,
-        clock: Clock,
-        random_token: RandomToken,
-        jitter: Jitter,
-        record_audit: Callable[[AuditEntry], object],
-        *,
-        lease_timeouts: LeaseTimeouts,
-        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._integrations = integrations
-        self._leases = leases
-        self._committer = committer
-        self._failures = failures
-        self._providers = providers
-        self._tasks = tasks
-        self._clock = clock
-        self._random_token = random_token
-        self._jitter = jitter
-        self._record_audit = record_audit
-        self._lease_timeouts = lease_timeouts
-        self._pause = pause
+    integrations: IntegrationStore
+    leases: RefreshLeases
+    committer: RefreshCommitter
+    failures: RefreshFailurePolicy
+    providers: Providers
+    tasks: DetachedTasks
+    clock: Clock
+    random_token: RandomToken
+    jitter: Jitter
+    record_audit: Callable[[AuditEntry], object]
+    _: KW_ONLY
+    lease_duration: timedelta
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def __post_init__(self) -> None:
+        # For a lease to end; after a database outage, for journaled tokens to be committed.
+        self._holder_wait = 1.5 * self.lease_duration
+        # For the outcome of a provider call whose lease has expired.
+        self._lost_call_wait = 3 * self.lease_duration
         self._log = structlog.get_logger(__name__)
         self._flights: dict[IntegrationId, asyncio.Task[RefreshResult]] = {}
         self._unreleased: deque[tuple[Lease, bool]] = deque()
-        self._outage_until = clock()  # as far as this process knows
+        self._outage_until = self.clock()  # as far as this process knows
 
     async def refresh(self, observed: Integration, *, force: bool = False) -> RefreshResult:
         """Tokens newer than those of `observed`, from a refresh by any process.
@@ -97,7 +72,7 @@ class TokenRefresher:
         `force` ignores the pause after a failure. Raises `ReauthorizationRequired`, `ProviderUnavailable`,
         `ProviderMisconfigured` or `ProviderRejected`.
         """
-        return await self._tasks.outcome(self._flight(observed, None, force=force))
+        return await self.tasks.outcome(self._flight(observed, None, force=force))
 
     async def refresh_proactively(self, due: StoredIntegration) -> bool:
         """Refresh an integration that was just read, or record that its tokens have expired and cannot be refreshed.
@@ -105,7 +80,7 @@ class TokenRefresher:
         Returns whether the provider is well, as far as the refresh shows it.
         """
         try:
-            await self._tasks.outcome(self._flight(due.integration, due, force=False))
+            await self.tasks.outcome(self._flight(due.integration, due, force=False))
         except (ProviderUnavailable, ProviderMisconfigured, ProviderNotConfigured):
             return False
         except IntegrationServerError:
@@ -115,17 +90,17 @@ class TokenRefresher:
     async def recover(self) -> None:
         """Commit what was journaled and release the leases that could not be released. Runs every second."""
         try:
-            await self._integrations.ping()
+            await self.integrations.ping()
         except StoreUnavailable:
-            self._outage_until = self._clock()
+            self._outage_until = self.clock()
             raise
         try:
-            await self._committer.recover_journal()
+            await self.committer.recover_journal()
         finally:
             while self._unreleased:
                 lease, outcome_known = self._unreleased.popleft()
                 try:
-                    await self._leases.release(lease, outcome_known=outcome_known)
+                    await self.leases.release(lease, outcome_known=outcome_known)
                 except Exception:
                     self._unreleased.append((lease, outcome_known))
                     raise
@@ -138,7 +113,7 @@ class TokenRefresher:
         """The refresh of this integration that is in flight in this process, or a new one."""
         flight = self._flights.get(observed.integration_id)
         if flight is None:
-            flight = self._tasks.start(self._wait_for_tokens(observed, stored, force=force))
+            flight = self.tasks.start(self._wait_for_tokens(observed, stored, force=force))
             self._flights[observed.integration_id] = flight
             flight.add_done_callback(lambda _: self._flights.pop(observed.integration_id))
         return flight
@@ -147,33 +122,33 @@ class TokenRefresher:
         self, observed: Integration, stored: StoredIntegration | None, *, force: bool
     ) -> RefreshResult:
         """Refresh, or poll until another process has."""
-        start_time, polls = self._clock(), 0
-        current = await (self._committer.read(observed) if stored is None else self._committer.decrypt(stored))
+        start_time, polls = self.clock(), 0
+        current = await (self.committer.read(observed) if stored is None else self.committer.decrypt(stored))
         while True:
-            if current.integration.version != observed.version and not current.tokens.has_expired(self._clock()):
+            if current.integration.version != observed.version and not current.tokens.has_expired(self.clock()):
                 return current
             await self._require_refreshable(current, force=force)
             # After a wait, read first: only processes that find the lease free write.
-            if polls == 0 or await self._leases.is_free(current.integration):
+            if polls == 0 or await self.leases.is_free(current.integration):
                 refreshed = await self._refresh_under_lease(current)
                 if refreshed is not None:
                     return refreshed
-            if self._clock() - start_time > self._lease_timeouts.holder_wait:
+            if self.clock() - start_time > self._holder_wait:
                 raise ProviderUnavailable("another refresh of this integration has not ended", retry_after=RETRY_SOON)
             polls += 1
-            await self._pause(_POLL_INTERVAL * min(polls, 10) * (0.5 + self._jitter()))
-            current = await self._committer.read(observed)
+            await self.pause(_POLL_INTERVAL * min(polls, 10) * (0.5 + self.jitter()))
+            current = await self.committer.read(observed)
 
     async def _require_refreshable(self, current: RefreshResult, *, force: bool) -> None:
         if current.tokens.refresh_token is None:
-            if current.tokens.has_expired(self._clock()):
-                self._log.warning("access_token_expired", **_log_fields(current.integration))
-                await self._failures.record(current.integration, GRANT_LOST)
+            if current.tokens.has_expired(self.clock()):
+                self._log.warning("access_token_expired", **current.integration.log_fields)
+                await self.failures.record(current.integration, GRANT_LOST)
             raise ReauthorizationRequired
         retry_time = current.integration.refresh_retry_time
-        if retry_time is not None and retry_time > self._clock() and not force:
+        if retry_time is not None and retry_time > self.clock() and not force:
             raise ProviderUnavailable(
-                "the provider failed recently and is not called during a pause", retry_after=retry_time - self._clock()
+                "the provider failed recently and is not called during a pause", retry_after=retry_time - self.clock()
             )
 
     # --- lease -------------------------------------------------------------------------------------------------------
@@ -181,16 +156,16 @@ class TokenRefresher:
     async def _refresh_under_lease(self, current: RefreshResult) -> RefreshResult | None:
         """Refresh under a lease. None without a lease: then the caller reads the current tokens again."""
         integration = current.integration
-        provider = self._providers.get(integration.integration_type)
+        provider = self.providers.get(integration.integration_type)
         provider.require_configured()
-        start_time = self._clock()
+        start_time = self.clock()
         lease = await self._claim(integration)
         if lease is None:
             return None
         outcome_known, version = True, lease.version
         try:
             await self._require_unused_token(lease, integration, provider)
-            if provider.refresh_token_grace and self._clock() - start_time >= self._lease_timeouts.lease:
+            if provider.refresh_token_grace and self.clock() - start_time >= self.lease_duration:
                 return None  # the process slept, and another may have used the token within its grace
             outcome_known = False
             try:
@@ -199,29 +174,29 @@ class TokenRefresher:
                 outcome_known = True
                 return await self._handle_failure(integration, error)
             tokens = current.tokens.updated_with(token_response)
-            self._failures.record_success(integration.integration_type)
-            refreshed, outcome_known = await self._committer.commit(integration, tokens, provider)
+            self.failures.record_success(integration.integration_type)
+            refreshed, outcome_known = await self.committer.commit(integration, tokens, provider)
             version = refreshed.integration.version
         finally:
             if version == lease.version:  # a commit voids the lease
                 await self._release(lease, outcome_known=outcome_known)
         if outcome_known:
-            self._audit(integration, SUCCESS)
+            self.record_audit(background_entry(self.clock(), Action.REFRESH, integration))
             self._log.info(
                 "refreshed",
-                **_log_fields(integration),
+                **integration.log_fields,
                 expire_time=refreshed.tokens.expire_time,
                 superseded=refreshed.tokens is not tokens,
             )
-        if refreshed.tokens.has_expired(self._clock()):  # committed all the same: the refresh token may have rotated
+        if refreshed.tokens.has_expired(self.clock()):  # committed all the same: the refresh token may have rotated
             raise ProviderUnavailable("the provider issued a token that has already expired")
         return refreshed
 
     async def _claim(self, integration: Integration) -> Lease | None:
         """Claim the lease. If the outcome of the claim is unknown, it is released: no call was made under it."""
-        owner = self._random_token()
+        owner = self.random_token()
         try:
-            return await self._leases.claim(integration, owner)
+            return await self.leases.claim(integration, owner)
         except (StoreUnavailable, asyncio.CancelledError) as error:
             unknown = Lease(integration.integration_id, integration.version, owner, previous_call_age=None)
             if isinstance(error, StoreUnavailable):
@@ -235,22 +210,22 @@ class TokenRefresher:
         if lease.previous_call_age is None or lease.previous_call_age < provider.refresh_token_grace:
             return
         # The owner of that call cannot commit during a database outage, however old the call gets.
-        since_outage = self._clock() - self._outage_until
+        since_outage = self.clock() - self._outage_until
         wait = max(
-            self._lease_timeouts.lost_call_wait - lease.previous_call_age,
-            self._lease_timeouts.holder_wait - since_outage,
+            self._lost_call_wait - lease.previous_call_age,
+            self._holder_wait - since_outage,
         )
         if wait > timedelta(0):
             raise ProviderUnavailable("the outcome of an earlier refresh is not known yet", retry_after=wait)
-        if await self._committer.is_journaled(integration):
+        if await self.committer.is_journaled(integration):
             raise ProviderUnavailable("an earlier refresh is about to be committed", retry_after=RETRY_SOON)
-        self._log.error("refresh_outcome_unknown", **_log_fields(integration))
-        await self._failures.record(integration, GRANT_LOST)
+        self._log.error("refresh_outcome_unknown", **integration.log_fields)
+        await self.failures.record(integration, GRANT_LOST)
         raise ReauthorizationRequired
 
     async def _release(self, lease: Lease, *, outcome_known: bool) -> None:
         try:
-            await self._leases.release(lease, outcome_known=outcome_known)
+            await self.leases.release(lease, outcome_known=outcome_known)
         except Exception:  # `recover` retries
             self._unreleased.append((lease, outcome_known))
 
@@ -258,31 +233,14 @@ class TokenRefresher:
 
     async def _handle_failure(self, integration: Integration, error: ProviderError) -> RefreshResult:
         """Return tokens that another replica has got meanwhile, or record the failure and raise its error."""
-        self._audit(integration, error.reason)
+        self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, error.reason))
         self._log.warning(
-            "refresh_failed", **_log_fields(integration), error_class=error.reason, oauth_error=error.oauth_error
+            "refresh_failed", **integration.log_fields, error_class=error.reason, oauth_error=error.oauth_error
         )
-        failure = self._failures.classify(integration, error)
+        failure = self.failures.classify(integration, error)
         if failure.reauthorization_required:
             # The token may be invalid because another replica has used it.
-            current = await self._committer.read(integration)
+            current = await self.committer.read(integration)
             if current.integration.version != integration.version:
                 return current
-        raise await self._failures.record_failure(integration, failure) from error
-
-    def _audit(self, integration: Integration, outcome: str) -> None:
-        self._record_audit(
-            AuditEntry(
-                self._clock(),
-                SERVER,
-                Action.REFRESH,
-                integration.user_id,
-                integration.integration_id,
-                integration.integration_type,
-                outcome,
-            )
-        )
-
-
-def _log_fields(integration: Integration) -> dict[str, object]:
-    return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}
+        raise await self.failures.record_failure(integration, failure) from error

@@ -81,13 +81,15 @@ class EventBuffer:
         self.changed = asyncio.Event()
 
 
+@dataclass(eq=False, repr=False)
 class ChangeFeedReader:
     """The one reader of a process. It reads while there is a cache or a subscriber."""
 
-    def __init__(self, feed: ChangeFeed, cache: ChangeListener | None, monotonic: Callable[[], float]) -> None:
-        self._feed = feed
-        self._cache = cache
-        self._monotonic = monotonic
+    feed: ChangeFeed
+    cache: ChangeListener | None
+    monotonic: Callable[[], float]
+
+    def __post_init__(self) -> None:
         self._cursor: ChangeCursor | None = None
         self._subscribers = 0
         self._lock = asyncio.Lock()
@@ -104,8 +106,8 @@ class ChangeFeedReader:
 
     async def poll_when_due(self) -> None:
         """Poll after a notification, or after `POLL_INTERVAL`. To be called every `MIN_POLL_INTERVAL`."""
-        await self._feed.wait_for_change(POLL_INTERVAL - MIN_POLL_INTERVAL)
-        if self._cache is not None or self._subscribers:
+        await self.feed.wait_for_change(POLL_INTERVAL - MIN_POLL_INTERVAL)
+        if self.cache is not None or self._subscribers:
             await self.poll()
         else:
             self._cursor = None  # the log may be long by the time of the next subscriber
@@ -113,10 +115,10 @@ class ChangeFeedReader:
     async def poll(self) -> ChangeBatch:
         """Read what is new, and hand it to all consumers. Raises `StoreUnavailable`."""
         async with self._lock:
-            start = self._monotonic()
-            batch = await self._feed.poll(self._cursor, _MAX_BATCH)
+            start = self.monotonic()
+            batch = await self.feed.poll(self._cursor, _MAX_BATCH)
             self._cursor = batch.cursor
-            if self._cache is not None:
-                self._cache.apply_changes(batch.changed_ids, start)
+            if self.cache is not None:
+                self.cache.apply_changes(batch.changed_ids, start)
             self.events.add(batch)
             return batch

@@ -6,7 +6,7 @@ page at a time. A slow watcher therefore delays no other, loses nothing, and cos
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
@@ -54,31 +54,26 @@ class _Cursor:
         return self.positions.low == self.positions.high
 
 
+@dataclass(eq=False, repr=False)
 class EventStream:
     """Streams of events. A cursor expires after `retention`; a quiet stream gets a new one after each `heartbeat`."""
 
-    def __init__(
-        self,
-        feed: ChangeFeed,
-        reader: ChangeFeedReader,
-        providers: Providers,
-        aead: Aead,
-        *,
-        retention: timedelta,
-        heartbeat: timedelta,
-    ) -> None:
-        self._feed = feed
-        self._reader = reader
-        self._buffer = reader.events
-        self._providers = providers
-        self._cursors = EncryptedTokens(aead, "event-cursor", _Cursor)
-        self._retention = retention
-        self._heartbeat = heartbeat.total_seconds()
+    feed: ChangeFeed
+    reader: ChangeFeedReader
+    providers: Providers
+    aead: Aead
+    _: KW_ONLY
+    retention: timedelta
+    heartbeat: timedelta
+
+    def __post_init__(self) -> None:
+        self._buffer = self.reader.events
+        self._cursors = EncryptedTokens(self.aead, "event-cursor", _Cursor)
         self._stopping = False
 
     async def prune(self) -> None:
         """Delete the changes that no valid cursor precedes."""
-        while await self._feed.prune(self._retention + _PRUNE_MARGIN):
+        while await self.feed.prune(self.retention + _PRUNE_MARGIN):
             pass
 
     def drain(self) -> None:
@@ -98,10 +93,10 @@ class EventStream:
         An empty type means all allowed types. Raises `CursorExpired`, `ServerStopping` or `StoreUnavailable`.
         """
         if integration_type:
-            integration_type = self._providers.get(integration_type).integration_type  # resolves an alias
+            integration_type = self.providers.get(integration_type).integration_type  # resolves an alias
         types = frozenset({integration_type}) if integration_type else allowed_types.integration_types
         event_filter = EventFilter(user_id, types)
-        with self._reader.subscribed():
+        with self.reader.subscribed():
             at = await self._begin(cursor)
             yield StreamItem(await self._cursors.make(at))
             heartbeat_at = self._next_heartbeat()
@@ -123,14 +118,14 @@ class EventStream:
         raise ServerStopping
 
     async def _begin(self, cursor: str) -> _Cursor:
-        batch = await self._reader.poll()
+        batch = await self.reader.poll()
         if not cursor:
             return _Cursor.at(self._buffer.horizon or 0, batch.time)
         given = await self._cursors.read(cursor)
         if given is None:
             raise InvalidField("cursor", "was not made here")
         # A cursor of another database, or from before this one was restored, may be beyond the end.
-        if given.time < batch.time - self._retention or given.positions.high > batch.cursor.end:
+        if given.time < batch.time - self.retention or given.positions.high > batch.cursor.end:
             raise CursorExpired
         return given
 
@@ -149,14 +144,14 @@ class EventStream:
             positions = ChangeRange(low, self._buffer.horizon)
         else:
             positions = at.positions
-        page = await self._feed.read_events(positions, at.after, event_filter, _PAGE_SIZE)
+        page = await self.feed.read_events(positions, at.after, event_filter, _PAGE_SIZE)
         time = _newest(page, at.time)
         if len(page) == _PAGE_SIZE:
             return positions, page, _Cursor(positions, page[-1].number, time)
         return positions, page, _Cursor.at(positions.high, time)
 
     def _next_heartbeat(self) -> float:
-        return asyncio.get_running_loop().time() + self._heartbeat
+        return asyncio.get_running_loop().time() + self.heartbeat.total_seconds()
 
 
 async def _is_set(changed: asyncio.Event, until: float) -> bool:

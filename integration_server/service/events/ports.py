@@ -1,11 +1,10 @@
-"""The change feed, its consumer outside this package, and the audit log."""
+"""The port of the change feed, and of its consumer outside this package."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from integration_server.domain.audit import AuditEntry
 from integration_server.domain.events import IntegrationEvent
 from integration_server.domain.integration import IntegrationId, UserId
 
@@ -99,10 +98,3 @@ class ChangeListener(Protocol):
 
     def apply_changes(self, integration_ids: Collection[IntegrationId] | None, poll_time: float) -> None:
         """These integrations changed (None: any may have), and no other until `poll_time`, in monotonic seconds."""
-
-
-class AuditLog(Protocol):
-    """The append-only store of the audit trail."""
-
-    async def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Store entries, all or none, in this order. One call at a time. Raises `StoreUnavailable`."""

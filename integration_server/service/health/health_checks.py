@@ -3,13 +3,12 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
-    IntegrationPending,
     IntegrationServerError,
     ProviderMisconfigured,
     ProviderUnavailable,
@@ -42,40 +41,31 @@ class HealthCheckPage:
     error_rates: Sequence[ErrorRate]
 
 
+@dataclass(eq=False, repr=False)
 class HealthChecker:
     """Checks whether integrations are usable and whether their providers accept the credentials.
 
     `deadline` is the time for all checks of one provider in a call. Checks are stored for `retention`.
     """
 
-    def __init__(
-        self,
-        integrations: IntegrationStore,
-        history: HealthHistory,
-        providers: Providers,
-        credentials: CredentialService,
-        aead: Aead,
-        clock: Clock,
-        schedule: Schedule,
-        *,
-        deadline: timedelta,
-        retention: timedelta,
-    ) -> None:
-        self._integrations = integrations
-        self._history = history
-        self._providers = providers
-        self._credentials = credentials
-        self._clock = clock
-        self._schedule = schedule
-        self._deadline = deadline.total_seconds()
-        self._retention = retention
-        self._pages = PageTokens(aead, "health-check-page")
+    integrations: IntegrationStore
+    history: HealthHistory
+    providers: Providers
+    credentials: CredentialService
+    aead: Aead
+    clock: Clock
+    schedule: Schedule
+    _: KW_ONLY
+    deadline: timedelta
+    retention: timedelta
+
+    def __post_init__(self) -> None:
+        self._pages = PageTokens(self.aead, "health-check-page")
 
     async def check_health(self, integration_id: IntegrationId, user_id: UserId) -> HealthCheck:
         """Check one integration. Raises `IntegrationNotFound` or `IntegrationPending`."""
-        stored = await self._integrations.get(integration_id, user_id)
-        if not stored.integration.is_connected:
-            raise IntegrationPending
+        stored = await self.integrations.get(integration_id, user_id)
+        stored.integration.require_connected()
         (check,) = await self._check_provider([stored])
         return check
 
@@ -88,9 +78,9 @@ class HealthChecker:
         self, user_id: UserId, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES
     ) -> HealthReport:
         """Check the user's connected integrations of the allowed types, all providers concurrently."""
-        start_time = self._clock()
+        start_time = self.clock()
         by_type = defaultdict(list)
-        for stored in await self._integrations.list_connected(user_id):
+        for stored in await self.integrations.list_connected(user_id):
             if allowed_types.allows(stored.integration.integration_type):
                 by_type[stored.integration.integration_type].append(stored)
         groups = await asyncio.gather(*map(self._check_provider, by_type.values()))
@@ -99,12 +89,12 @@ class HealthChecker:
 
     async def _check_provider(self, rows: Sequence[StoredIntegration]) -> list[HealthCheck]:
         semaphore = asyncio.Semaphore(_MAX_CONCURRENT)
-        deadline_at = asyncio.get_running_loop().time() + self._deadline
+        deadline_at = asyncio.get_running_loop().time() + self.deadline.total_seconds()
         return await asyncio.gather(*(self._check(stored, semaphore, deadline_at) for stored in rows))
 
     async def _check(self, stored: StoredIntegration, semaphore: asyncio.Semaphore, deadline_at: float) -> HealthCheck:
         integration = stored.integration
-        start_time, started = self._clock(), _loop_time()
+        start_time, started = self.clock(), _loop_time()
         if not integration.is_active:
             return HealthCheck(
                 integration,
@@ -118,9 +108,9 @@ class HealthChecker:
         error: IntegrationServerError | None = None
         try:
             async with asyncio.timeout_at(deadline_at), semaphore:
-                start_time, started = self._clock(), _loop_time()
+                start_time, started = self.clock(), _loop_time()
                 integration.require_usable()
-                fresh = await self._credentials.fresh(stored)
+                fresh = await self.credentials.fresh(stored)
                 integration = fresh.integration
                 await self._verify(fresh)
         except TimeoutError:
@@ -131,13 +121,13 @@ class HealthChecker:
             error = failure
         check = _check_result(integration, error, start_time, timedelta(seconds=_loop_time() - started))
         failures = 0 if check.healthy else integration.error_count + 1
-        await self._history.record(check, self._schedule.next_check_time(self._clock(), failures))
+        await self.history.record(check, self.schedule.next_check_time(self.clock(), failures))
         return check
 
     async def _verify(self, fresh: RefreshResult) -> None:
         """Call the provider with the credentials, and check the scopes. Raises what makes the integration unusable."""
         integration = fresh.integration
-        provider = self._providers.get(integration.integration_type).for_config(integration.config)
+        provider = self.providers.get(integration.integration_type).for_config(integration.config)
         await provider.verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)
@@ -146,11 +136,11 @@ class HealthChecker:
         self, integration_id: IntegrationId, user_id: UserId, page_size: int, page_token: str
     ) -> HealthCheckPage:
         """List the checks of an integration, newest first. Raises `IntegrationNotFound`."""
-        integration = (await self._integrations.get(integration_id, user_id)).integration
+        integration = (await self.integrations.get(integration_id, user_id)).integration
         list_id = (user_id, str(integration_id))
         before = await self._pages.read(page_token, list_id)
-        rows = await self._history.list(integration, before, page_size + 1)
-        rates = await self._history.error_rates(integration, RATE_WINDOWS, self._clock())
+        rows = await self.history.list(integration, before, page_size + 1)
+        rates = await self.history.error_rates(integration, RATE_WINDOWS, self.clock())
         page = rows[:page_size]
         is_last = len(rows) == len(page)
         next_page_token = "" if is_last else await self._pages.make(list_id, page[-1].health_check_id)
@@ -158,7 +148,7 @@ class HealthChecker:
 
     async def prune(self) -> None:
         """Delete the checks that are older than the retention time."""
-        while await self._history.prune(self._clock() - self._retention):
+        while await self.history.prune(self.clock() - self.retention):
             pass
 
 

@@ -35,23 +35,26 @@ class IntegrationUpdate:
     is_active: bool | None = None
 
 
+@dataclass(eq=False, repr=False)
 class IntegrationManager:
     """Lists, reads and updates the integrations of a user."""
 
-    def __init__(self, integrations: IntegrationStore, providers: Providers, aead: Aead, clock: Clock) -> None:
-        self._integrations = integrations
-        self._providers = providers
-        self._clock = clock
-        self._pages = PageTokens(aead, "page")
+    integrations: IntegrationStore
+    providers: Providers
+    aead: Aead
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._pages = PageTokens(self.aead, "page")
 
     def list_integration_types(self, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES) -> Sequence[Provider]:
         """The allowed integration types of this server, ordered by name."""
-        return [provider for provider in self._providers.all() if allowed_types.allows(provider.integration_type)]
+        return [provider for provider in self.providers.all() if allowed_types.allows(provider.integration_type)]
 
     def canonical_type(self, integration_type: str) -> str:
         """The stored name of a type, given its name or an alias. An unknown name is returned unchanged."""
         try:
-            return self._providers.get(integration_type).integration_type
+            return self.providers.get(integration_type).integration_type
         except UnknownIntegrationType:
             return integration_type
 
@@ -65,11 +68,11 @@ class IntegrationManager:
     ) -> IntegrationPage:
         """A page of the user's integrations, oldest first. An empty type means all allowed types."""
         if integration_type:
-            integration_type = self._providers.get(integration_type).integration_type
+            integration_type = self.providers.get(integration_type).integration_type
         list_id = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
-        rows = await self._integrations.list(user_id, types, after, page_size + 1)
+        rows = await self.integrations.list(user_id, types, after, page_size + 1)
         page = rows[: min(page_size, _count_fitting(rows))]
         if len(rows) == len(page):
             return IntegrationPage(page, "")
@@ -77,7 +80,7 @@ class IntegrationManager:
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        return (await self._integrations.get(integration_id, user_id)).integration
+        return (await self.integrations.get(integration_id, user_id)).integration
 
     async def update_integration(
         self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
@@ -89,11 +92,11 @@ class IntegrationManager:
         if change == IntegrationUpdate():
             return current
         if change.config is not None:
-            self._providers.get(current.integration_type).for_config(change.config)  # raises `InvalidField`
-        return await self._integrations.update(
+            self.providers.get(current.integration_type).for_config(change.config)  # raises `InvalidField`
+        return await self.integrations.update(
             integration_id,
             user_id,
-            self._clock(),
+            self.clock(),
             name=change.name,
             config=change.config,
             is_active=change.is_active,

@@ -7,7 +7,7 @@ there is no response.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
 from integration_server.domain.errors import (
@@ -38,41 +38,26 @@ _REPEATED_FAILURE_INTERVAL = timedelta(seconds=10)
 """A repeated failure is recorded once in this time, so that an outage does not cause a write for each call."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyLimits:
-    """Limits of a call: the deadline if the caller sets none, and the sizes of the bodies in bytes."""
-
-    deadline: timedelta = timedelta(seconds=30)
-    request_bytes: int = 1 << 20
-    response_bytes: int = 2 << 20
-
-
+@dataclass(eq=False, repr=False)
 class ApiProxy:
-    """Makes calls to providers' APIs."""
+    """Makes calls to providers' APIs. `deadline` applies where the caller sets none."""
 
-    def __init__(
-        self,
-        credentials: CredentialService,
-        integrations: IntegrationStore,
-        providers: Providers,
-        rate_limiters: RateLimiters,
-        tasks: DetachedTasks,
-        clock: Clock,
-        limits: ProxyLimits,
-    ) -> None:
-        self.credentials = credentials
-        self.rate_limiters = rate_limiters
-        self.limits = limits
-        self._integrations = integrations
-        self._providers = providers
-        self._tasks = tasks
-        self._clock = clock
+    credentials: CredentialService
+    integrations: IntegrationStore
+    providers: Providers
+    rate_limiters: RateLimiters
+    tasks: DetachedTasks
+    clock: Clock
+    _: KW_ONLY
+    deadline: timedelta
+    max_request_bytes: int
+    max_response_bytes: int
 
     async def call_provider(self, integration_id: IntegrationId, user_id: UserId, request: ApiRequest) -> ApiResponse:
         """The provider's response. Raises `InvalidField` for a disallowed request, `RateLimited`, `ProviderError`."""
         require_valid_request(request)
-        if len(request.body) > self.limits.request_bytes:
-            raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.limits.request_bytes}")
+        if len(request.body) > self.max_request_bytes:
+            raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.max_request_bytes}")
         return await self.send(await self.credentials.get_usable(integration_id, user_id), request)
 
     async def send(self, fresh: RefreshResult, request: ApiRequest) -> ApiResponse:
@@ -91,7 +76,7 @@ class ApiProxy:
 
     def provider_of(self, integration: Integration) -> Provider:
         """The integration's provider with its config applied."""
-        return self._providers.get(integration.integration_type).for_config(integration.config)
+        return self.providers.get(integration.integration_type).for_config(integration.config)
 
     def _update_last_error(
         self, integration: Integration, error: ProviderError | None, *, is_success: bool = False
@@ -99,15 +84,15 @@ class ApiProxy:
         """Set or clear the integration's last error if it changes. The caller does not wait for the write."""
         last = integration.last_error
         if error is not None:
-            now = self._clock()
+            now = self.clock()
             if last is None or last.error_class != error.reason or now - last.time >= _REPEATED_FAILURE_INTERVAL:
-                self._tasks.start(self._record(integration, Failure(error.reason, now, str(error))))
+                self.tasks.start(self._record(integration, Failure(error.reason, now, str(error))))
         elif is_success and last is not None and not integration.lacks_required_scope:
-            self._tasks.start(self._record(integration, None))
+            self.tasks.start(self._record(integration, None))
 
     async def _record(self, integration: Integration, failure: Failure | None) -> None:
         with suppress(StoreUnavailable):  # the next call or health check records the state
-            await self._integrations.record_call(integration, failure)
+            await self.integrations.record_call(integration, failure)
 
 
 class _Call:
@@ -120,7 +105,7 @@ class _Call:
         self._request = request
         self._used_credentials: list[RefreshResult] = []
         left = time_left()
-        self._deadline = _loop_time() + (proxy.limits.deadline.total_seconds() if left is None else left)
+        self._deadline = _loop_time() + (proxy.deadline.total_seconds() if left is None else left)
 
     def secrets(self) -> frozenset[str]:
         """The secrets of all credentials that were used; the response must not reveal them."""
@@ -158,16 +143,16 @@ class _Call:
         provider = self._proxy.provider_of(self.fresh.integration)
         require_no_credentials(self._request, provider.request_auth(self.fresh.credentials))
         limiter = self._proxy.rate_limiters.limiter(provider)
-        async with limiter.permit(self.fresh.integration, self._seconds_left(), is_retry=self.was_sent) as permit:
+        async with limiter.permit(self.fresh.integration, self._seconds_left(), is_retry=self.was_sent) as observe:
             self.was_sent = True
             self._used_credentials.append(self.fresh)
             response = await provider.call_api(
                 self.fresh.credentials,
                 self._request,
                 deadline=timedelta(seconds=self._seconds_left()),
-                body_limit=self._proxy.limits.response_bytes,
+                body_limit=self._proxy.max_response_bytes,
             )
-            pause = permit.observe(response)
+            pause = observe(response)
         return replace(response, retry_after=pause) if response.is_rate_limited else response
 
     def _seconds_left(self) -> float:

@@ -32,10 +32,7 @@ class FairQueue:
     def add(self, waiter: Waiter, *, at_front: bool) -> None:
         """Append a waiter to its integration's calls. `at_front` is for the retry of a call that had its turn."""
         queue = self._users.setdefault(waiter.user_id, OrderedDict()).setdefault(waiter.integration_id, deque())
-        if at_front:
-            queue.appendleft(waiter)
-        else:
-            queue.append(waiter)
+        queue.insert(0 if at_front else len(queue), waiter)
 
     def remove(self, waiter: Waiter) -> None:
         """Remove a waiter, and move its user and integration behind the others."""
@@ -67,8 +64,7 @@ class FairQueue:
 
     def count_waiting(self, user_id: UserId, integration_id: IntegrationId) -> int:
         """The number of waiters of the integration."""
-        queues = self._users.get(user_id, _EMPTY)
-        return len(queues[integration_id]) if integration_id in queues else 0
+        return len(self._users.get(user_id, _EMPTY).get(integration_id, ()))
 
     def _count(self, user_id: UserId) -> int:
         return sum(map(len, self._users.get(user_id, _EMPTY).values()))

@@ -6,10 +6,12 @@ provider take turns (`fair_queue.py`), so that a flood of calls delays only the 
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Protocol
 
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
@@ -21,6 +23,8 @@ from integration_server.service.proxy.fair_queue import FairQueue, Waiter
 from integration_server.service.proxy.rate_limit_budget import MIN_PAUSE, AdaptiveLimit
 
 _SWEEP_INTERVAL = 1000  # permits
+
+ObserveResponse = Callable[[ApiResponse], timedelta]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +38,31 @@ class Exhausted:
 class DistributedLimiter(Protocol):
     """Counts calls for several processes. It never fails: while it is unavailable it permits all calls."""
 
-    async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> "Exhausted | None":
+    async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
         """Count a call in each of the named counters and return None, or return a counter that is exhausted."""
 
 
-class NoDistributedLimiter:
-    """Permits all calls: for a single process."""
-
-    async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:
-        """Permit the call."""
-        del counters
-        return None
-
-
+@dataclass(eq=False, repr=False)
 class ProviderRateLimiter:
-    """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds."""
+    """Permits the calls to one provider, one after the other, as its limits allow. `monotonic` is in seconds.
 
-    def __init__(
-        self,
-        integration_type: str,
-        limits: Sequence[RateLimit],
-        shared: DistributedLimiter,
-        monotonic: Callable[[], float],
-        jitter: Jitter,
-        *,
-        calls_at_once: int | None = None,
-    ) -> None:
-        self._type = integration_type
-        self._limits = {scope: [limit for limit in limits if limit.scope is scope] for scope in LimitScope}
-        self._shared = shared
-        self._now = monotonic
-        self._jitter = jitter
-        self._calls_at_once = calls_at_once
-        self._app = AdaptiveLimit(self._limits[LimitScope.APP], jitter)
-        self._integrations: dict[IntegrationId, AdaptiveLimit] = {}
+    `shared` also counts the calls of other processes; None for a single process.
+    """
+
+    integration_type: str
+    limits: Sequence[RateLimit]
+    shared: DistributedLimiter | None
+    monotonic: Callable[[], float]
+    jitter: Jitter
+    calls_at_once: int | None = None
+
+    def __post_init__(self) -> None:
+        self._app_limits = [limit for limit in self.limits if limit.scope is LimitScope.APP]
+        self._own_limits = [limit for limit in self.limits if limit.scope is LimitScope.INTEGRATION]
+        self._app = AdaptiveLimit(self._app_limits, self.jitter)
+        self._integrations = defaultdict[IntegrationId, AdaptiveLimit](
+            lambda: AdaptiveLimit(self._own_limits, self.jitter, self.calls_at_once)
+        )
         self._exhausted_until: dict[str, float] = {}
         self._queue = FairQueue()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -75,14 +70,17 @@ class ProviderRateLimiter:
         self._permit_count = 0
 
     @asynccontextmanager
-    async def permit(self, integration: Integration, within: float, *, is_retry: bool) -> AsyncIterator["Permit"]:
+    async def permit(
+        self, integration: Integration, within: float, *, is_retry: bool
+    ) -> AsyncIterator[ObserveResponse]:
         """Wait for at most `within` seconds until a call may start; the call is made in the block.
 
+        The block calls the yielded function with the response. It returns how long the provider accepts no more calls.
         Raises `RateLimited`, or `ProviderUnavailable` if the provider itself has asked for a longer pause.
         """
         await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
         try:
-            yield Permit(self._observed_limit(integration.integration_id), self._now)
+            yield partial(self._observe, integration.integration_id)
         finally:
             self._end(integration.integration_id, was_sent=True)
 
@@ -91,35 +89,35 @@ class ProviderRateLimiter:
         self._queue.add(waiter, at_front=is_retry)
         self._changed.set()
         if self._dispatcher is None or self._dispatcher.done():
-            self._dispatcher = asyncio.create_task(self._dispatch(), name=f"rate-limiter-{self._type}")
+            self._dispatcher = asyncio.create_task(self._dispatch(), name=f"rate-limiter-{self.integration_type}")
         try:
             async with asyncio.timeout(within):
                 await waiter.permit
         except TimeoutError:
             self._cancel_waiter(waiter)
-            raise self._timeout_error(waiter, MIN_PAUSE, self._now()) from None
+            raise self._timeout_error(waiter, MIN_PAUSE, self.monotonic()) from None
         except asyncio.CancelledError:
             self._cancel_waiter(waiter)
             raise
 
     def _require_in_time(self, waiter: Waiter, within: float, *, is_retry: bool) -> None:
         """Raise at once if the call cannot start in time."""
-        now = self._now()
+        now = self.monotonic()
         user_id, integration_id = waiter.user_id, waiter.integration_id
         # A retry goes to the front.
         ahead_in_app = 0 if is_retry else self._queue.count_ahead(user_id)
         ahead_in_own = 0 if is_retry else self._queue.count_waiting(user_id, integration_id)
         estimated_wait = max(
             self._app.estimated_wait(now, ahead_in_app),
-            self._limit_of(integration_id).estimated_wait(now, ahead_in_own),
-            self._exhausted_for(self._type, now),
+            self._integrations[integration_id].estimated_wait(now, ahead_in_own),
+            self._exhausted_for(self.integration_type, now),
             self._exhausted_for(self._counter_name(integration_id), now),
         )
         if estimated_wait > within:
             raise self._timeout_error(waiter, estimated_wait, now)
 
     def _timeout_error(self, waiter: Waiter, estimated_wait: float, now: float) -> RateLimited | ProviderUnavailable:
-        reported = max(self._app.provider_wait(now), self._limit_of(waiter.integration_id).provider_wait(now))
+        reported = max(self._app.provider_wait(now), self._integrations[waiter.integration_id].provider_wait(now))
         if reported >= estimated_wait:
             return ProviderUnavailable("the provider accepts no calls now", retry_after=timedelta(seconds=reported))
         return RateLimited(timedelta(seconds=estimated_wait))
@@ -138,9 +136,10 @@ class ProviderRateLimiter:
         while self._queue:
             waiter, wait = self._next_waiter()
             if waiter is not None:
-                exhausted = await self._shared.acquire(self._counters(waiter.integration_id))
+                counters = self._counters(waiter.integration_id)
+                exhausted = await self.shared.acquire(counters) if self.shared else None
                 if exhausted is not None:
-                    self._exhausted_until[exhausted.name] = self._now() + exhausted.wait
+                    self._exhausted_until[exhausted.name] = self.monotonic() + exhausted.wait
                 elif not waiter.permit.done():  # not cancelled in the meantime
                     self._queue.remove(waiter)
                     self._begin(waiter)
@@ -152,13 +151,13 @@ class ProviderRateLimiter:
 
     def _next_waiter(self) -> tuple[Waiter | None, float]:
         """The next waiter to permit; or None, and the seconds after which to check again."""
-        now = self._now()
-        wait = max(self._app.wait_time(now), self._exhausted_for(self._type, now))
+        now = self.monotonic()
+        wait = max(self._app.wait_time(now), self._exhausted_for(self.integration_type, now))
         if wait > 0:
             return None, wait
         soonest = math.inf
         for waiter in self._queue.heads():
-            own = self._limit_of(waiter.integration_id).wait_time(now)
+            own = self._integrations[waiter.integration_id].wait_time(now)
             wait = max(own, self._exhausted_for(self._counter_name(waiter.integration_id), now))
             if wait <= 0:
                 return waiter, 0.0
@@ -166,12 +165,12 @@ class ProviderRateLimiter:
         return None, soonest
 
     def _counters(self, integration_id: IntegrationId) -> Sequence[tuple[str, RateLimit]]:
-        app = [(self._type, limit) for limit in self._limits[LimitScope.APP]]
-        own = [(self._counter_name(integration_id), limit) for limit in self._limits[LimitScope.INTEGRATION]]
+        app = [(self.integration_type, limit) for limit in self._app_limits]
+        own = [(self._counter_name(integration_id), limit) for limit in self._own_limits]
         return [*app, *own]
 
     def _counter_name(self, integration_id: IntegrationId) -> str:
-        return f"{self._type}/{integration_id}"
+        return f"{self.integration_type}/{integration_id}"
 
     def _exhausted_for(self, name: str, now: float) -> float:
         """Seconds for which a shared counter is known to be exhausted."""
@@ -180,53 +179,38 @@ class ProviderRateLimiter:
     # --- counting
 
     def _begin(self, waiter: Waiter) -> None:
-        now = self._now()
+        now = self.monotonic()
         self._app.begin(now)
-        self._limit_of(waiter.integration_id).begin(now)
+        self._integrations[waiter.integration_id].begin(now)
         waiter.permit.set_result(None)
 
     def _end(self, integration_id: IntegrationId, *, was_sent: bool) -> None:
-        now = self._now()
+        now = self.monotonic()
         self._app.end(now, was_sent=was_sent)
         self._integrations[integration_id].end(now, was_sent=was_sent)
         self._changed.set()
         self._permit_count += 1
         if self._permit_count % _SWEEP_INTERVAL == 0:
-            self._integrations = {key: limit for key, limit in self._integrations.items() if not limit.is_empty(now)}
+            for key in [key for key, limit in self._integrations.items() if limit.is_empty(now)]:
+                del self._integrations[key]
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
-    def _observed_limit(self, integration_id: IntegrationId) -> AdaptiveLimit:
-        """The limit that responses report on: the app's if only the app has declared limits, else the integration's."""
-        is_app_only = self._limits[LimitScope.APP] and not self._limits[LimitScope.INTEGRATION]
-        return self._app if is_app_only else self._integrations[integration_id]
-
-    def _limit_of(self, integration_id: IntegrationId) -> AdaptiveLimit:
-        if integration_id not in self._integrations:
-            limits = self._limits[LimitScope.INTEGRATION]
-            self._integrations[integration_id] = AdaptiveLimit(limits, self._jitter, self._calls_at_once)
-        return self._integrations[integration_id]
+    def _observe(self, integration_id: IntegrationId, response: ApiResponse) -> timedelta:
+        # Responses report on the app's limit if only the app has declared limits, else on the integration's.
+        limit = self._app if self._app_limits and not self._own_limits else self._integrations[integration_id]
+        limit.observe(response, self.monotonic())
+        return timedelta(seconds=limit.provider_wait(self.monotonic()))
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """The permission to make one call."""
-
-    _limit: AdaptiveLimit
-    _now: Callable[[], float]
-
-    def observe(self, response: ApiResponse) -> timedelta:
-        """Learn from the call's response. Returns the time for which the provider accepts no further calls."""
-        self._limit.observe(response, self._now())
-        return timedelta(seconds=self._limit.provider_wait(self._now()))
-
-
+@dataclass(eq=False, repr=False)
 class RateLimiters:
     """The rate limiters of all providers. `monotonic` is in seconds."""
 
-    def __init__(self, shared: DistributedLimiter, monotonic: Callable[[], float], jitter: Jitter) -> None:
-        self._shared = shared
-        self._monotonic = monotonic
-        self._jitter = jitter
+    shared: DistributedLimiter | None
+    monotonic: Callable[[], float]
+    jitter: Jitter
+
+    def __post_init__(self) -> None:
         self._limiters: dict[str, ProviderRateLimiter] = {}
 
     def limiter(self, provider: Provider) -> ProviderRateLimiter:
@@ -234,11 +218,6 @@ class RateLimiters:
         name = provider.integration_type
         if name not in self._limiters:
             self._limiters[name] = ProviderRateLimiter(
-                name,
-                provider.rate_limits,
-                self._shared,
-                self._monotonic,
-                self._jitter,
-                calls_at_once=provider.calls_at_once,
+                name, provider.rate_limits, self.shared, self.monotonic, self.jitter, provider.calls_at_once
             )
         return self._limiters[name]

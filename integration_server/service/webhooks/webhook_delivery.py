@@ -1,7 +1,7 @@
 """Delivery of webhook events to consumers: in order, at least once, from each consumer's own offset."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
 from integration_server.domain.errors import InvalidField
@@ -32,18 +32,21 @@ class WebhookEventPage:
     next_page_token: str
 
 
+@dataclass(eq=False, repr=False)
 class WebhookDelivery:
     """Lists events and records acknowledgements.
 
     A page has at most `max_page_bytes` of payloads, unless its first event is larger.
     """
 
-    def __init__(self, integrations: IntegrationStore, inbox: WebhookInbox, aead: Aead, *, max_page_bytes: int) -> None:
-        self._integrations = integrations
-        self._inbox = inbox
-        self._aead = aead
-        self._pages = PageTokens(aead, "webhook-event-page")
-        self._max_page_bytes = max_page_bytes
+    integrations: IntegrationStore
+    inbox: WebhookInbox
+    aead: Aead
+    _: KW_ONLY
+    max_page_bytes: int
+
+    def __post_init__(self) -> None:
+        self._pages = PageTokens(self.aead, "webhook-event-page")
 
     async def list_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, page_size: int, page_token: str
@@ -53,8 +56,8 @@ class WebhookDelivery:
         list_id = (user_id, str(integration_id), consumer)
         after = await self._pages.read(page_token, list_id)
         if after is None:
-            after = await self._inbox.consumer_offset(integration, consumer)
-        page = await self._inbox.list(integration, after, page_size, self._max_page_bytes)
+            after = await self.inbox.consumer_offset(integration, consumer)
+        page = await self.inbox.list(integration, after, page_size, self.max_page_bytes)
         events = [await self._decrypted(event, integration) for event in page.events]
         token = "" if page.is_last else await self._pages.make(list_id, events[-1].number)
         return WebhookEventPage(events, token)
@@ -63,15 +66,15 @@ class WebhookDelivery:
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, number: int
     ) -> int:
         """Advance the consumer's offset; returns it, which may be higher. Raises `InvalidField` for no such event."""
-        offset = await self._inbox.acknowledge(await self._get(integration_id, user_id), consumer, number)
+        offset = await self.inbox.acknowledge(await self._get(integration_id, user_id), consumer, number)
         if offset is None:
             raise InvalidField("through_number", "is not the number of an event of this integration")
         return offset
 
     async def _get(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
-        return (await self._integrations.get(integration_id, user_id)).integration
+        return (await self.integrations.get(integration_id, user_id)).integration
 
     async def _decrypted(self, event: StoredWebhookEvent, integration: Integration) -> NumberedEvent:
         associated_data = payload_aad(event.uid, integration.user_id, integration.integration_type)
-        payload = await self._aead.decrypt(event.encrypted_payload, associated_data)
+        payload = await self.aead.decrypt(event.encrypted_payload, associated_data)
         return NumberedEvent(event.number, event.event_id, event.event_type, event.receive_time, payload)

@@ -8,13 +8,13 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
 import structlog
 from cachetools import TTLCache
 
-from integration_server.domain.audit import SERVER, Action, AuditEntry
+from integration_server.domain.audit import Action, AuditEntry, background_entry
 from integration_server.domain.errors import InvalidField, ReauthorizationRequired, UnknownIntegrationType
 from integration_server.domain.integration import Failure, Integration
 from integration_server.domain.webhooks import (
@@ -70,31 +70,22 @@ class EndpointCache:
         return key in self._not_found or key in self._found
 
 
+@dataclass(eq=False, repr=False)
 class WebhookIngestion:
     """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`."""
 
-    def __init__(
-        self,
-        endpoints: EndpointCache,
-        inbox: WebhookInbox,
-        secrets: WebhookSecrets,
-        providers: Providers,
-        aead: Aead,
-        clock: Clock,
-        random_token: RandomToken,
-        record_audit: Callable[[AuditEntry], object],
-        *,
-        retention: timedelta,
-    ) -> None:
-        self._endpoints = endpoints
-        self._inbox = inbox
-        self._secrets = secrets
-        self._providers = providers
-        self._aead = aead
-        self._clock = clock
-        self._random_token = random_token
-        self._record_audit = record_audit
-        self._retention = retention
+    endpoints: EndpointCache
+    inbox: WebhookInbox
+    secrets: WebhookSecrets
+    providers: Providers
+    aead: Aead
+    clock: Clock
+    random_token: RandomToken
+    record_audit: Callable[[AuditEntry], object]
+    _: KW_ONLY
+    retention: timedelta
+
+    def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
@@ -105,17 +96,17 @@ class WebhookIngestion:
         if endpoint == APP:
             return await self._receive_for_app(provider, request)
         # The address may contain an alias of the provider's type.
-        found = await self._endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
+        found = await self.endpoints.find(provider.integration_type, endpoint) if _UID.fullmatch(endpoint) else None
         return NOT_FOUND if found is None else await self._receive_for(found, provider, request)
 
     async def prune(self) -> None:
         """Delete events that are older than `retention`."""
-        while await self._inbox.prune(self._clock() - self._retention):
+        while await self.inbox.prune(self.clock() - self.retention):
             pass
 
     def _provider(self, integration_type: str) -> Provider | None:
         try:
-            provider = self._providers.get(integration_type)
+            provider = self.providers.get(integration_type)
         except UnknownIntegrationType:
             return None
         return provider if provider.supports_webhooks else None
@@ -128,7 +119,7 @@ class WebhookIngestion:
         received = self._verified(provider, request, secrets)
         accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
         if accounts:
-            integrations = await self._inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
+            integrations = await self.inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
             pairs = [(integration, event) for event in received.events for integration in integrations]
             await self._store([pair for pair in pairs if pair[0].account_id == pair[1].account_id])
         return received.response
@@ -141,9 +132,9 @@ class WebhookIngestion:
         try:
             provider = provider.for_config(integration.config)
         except InvalidField:  # the config was valid for an earlier version of the provider
-            self._log.warning("webhook_config_invalid", **_log_fields(integration))
+            self._log.warning("webhook_config_invalid", **integration.log_fields)
             return UNAUTHORIZED
-        secrets = await self._secrets.valid(endpoint)
+        secrets = await self.secrets.valid(endpoint)
         if not secrets:
             return UNAUTHORIZED
         received = self._verified(provider, request, secrets)
@@ -162,7 +153,7 @@ class WebhookIngestion:
         events = [(integration, _storable(event)) for integration, event in deliveries]
         if not events:
             return
-        known = await self._inbox.known(
+        known = await self.inbox.known(
             {integration.integration_id for integration, _ in events}, {event.event_id for _, event in events}
         )
         new = [
@@ -172,12 +163,12 @@ class WebhookIngestion:
         ]
         if not new:
             return
-        for added in await self._inbox.add(new, self._clock()):
+        for added in await self.inbox.add(new, self.clock()):
             if added.ends_grant is not None:
                 self._record_grant_end(added.integration)
 
     async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
-        uid = self._random_token()
+        uid = self.random_token()
         associated_data = payload_aad(uid, integration.user_id, integration.integration_type)
         error = ReauthorizationRequired()
         return NewWebhookEvent(
@@ -185,26 +176,13 @@ class WebhookIngestion:
             uid=uid,
             event_id=event.event_id,
             event_type=event.event_type,
-            encrypted_payload=await self._aead.encrypt(event.payload, associated_data),
-            ends_grant=Failure(error.reason, self._clock(), str(error)) if event.ends_grant else None,
+            encrypted_payload=await self.aead.encrypt(event.payload, associated_data),
+            ends_grant=Failure(error.reason, self.clock(), str(error)) if event.ends_grant else None,
         )
 
     def _record_grant_end(self, integration: Integration) -> None:
-        self._log.info("grant_revoked_by_account", **_log_fields(integration))
-        self._record_audit(
-            AuditEntry(
-                self._clock(),
-                SERVER,
-                Action.LOSE_GRANT,
-                integration.user_id,
-                integration.integration_id,
-                integration.integration_type,
-            )
-        )
-
-
-def _log_fields(integration: Integration) -> dict[str, object]:
-    return {"integration_id": integration.integration_id, "integration_type": integration.integration_type}
+        self._log.info("grant_revoked_by_account", **integration.log_fields)
+        self.record_audit(background_entry(self.clock(), Action.LOSE_GRANT, integration))
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:

@@ -8,13 +8,12 @@ valid for a grace period, in which the provider is given the new secret.
 import base64
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 
 from integration_server.domain.credentials import ApiKey, Credentials
 from integration_server.domain.errors import (
     IntegrationNotFound,
-    IntegrationPending,
     InvalidField,
     StoreUnavailable,
     WebhooksNotSupported,
@@ -33,93 +32,74 @@ _MAX_ATTEMPTS = 5  # to replace the secrets while other callers replace them too
 
 @dataclass(frozen=True, slots=True)
 class WebhookAddress:
-    """An integration's webhook address, and the state of its secrets."""
+    """An integration's webhook address, and the state of its secrets.
+
+    `generated_secret` is the secret that the call has generated; empty if it has not.
+    """
 
     url: str
     has_secret: bool
     secret_set_time: datetime | None
     previous_expire_time: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookSecretResult:
-    """The result of setting a secret. `generated_secret` is empty if the caller gave the secret."""
-
-    url: str
-    generated_secret: str = field(repr=False)
-    previous_expire_time: datetime | None
+    generated_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Secrets:
-    """The decrypted secrets of an integration. `current` is the newest that was set."""
+    """The decrypted secrets of an integration. `current` is the newest that was set; `previous` has not expired."""
 
     current: str | None = field(repr=False)
     previous: str | None = field(repr=False)
     previous_expire_time: datetime | None
     from_credentials: Sequence[str] = field(repr=False)
 
-    def valid(self, now: datetime) -> Sequence[str]:
-        """All secrets that verify a request at `now`, the newest first."""
-        given = [self.current] if self.current else []
-        if self.previous and self.previous_expire_time is not None and now < self.previous_expire_time:
-            given.append(self.previous)
-        return tuple(dict.fromkeys((*given, *self.from_credentials)))
+    def valid(self) -> Sequence[str]:
+        """All secrets that verify a request, the newest first."""
+        return tuple(dict.fromkeys(filter(None, (self.current, self.previous, *self.from_credentials))))
 
 
+@dataclass(eq=False, repr=False)
 class WebhookSecrets:
     """Reads and sets webhook secrets. A previous secret stays valid for `grace`, unless a call states another time."""
 
-    def __init__(
-        self,
-        endpoints: WebhookEndpoints,
-        providers: Providers,
-        aead: Aead,
-        clock: Clock,
-        random_token: RandomToken,
-        *,
-        public_url: str,
-        grace: timedelta,
-    ) -> None:
-        self._endpoints = endpoints
-        self._providers = providers
-        self._aead = aead
-        self._cipher = CredentialCipher(aead)
-        self._clock = clock
-        self._random_token = random_token
-        self._public_url = public_url
-        self._grace = grace
+    endpoints: WebhookEndpoints
+    providers: Providers
+    aead: Aead
+    clock: Clock
+    random_token: RandomToken
+    _: KW_ONLY
+    public_url: str
+    grace: timedelta
+
+    def __post_init__(self) -> None:
+        self._cipher = CredentialCipher(self.aead)
 
     async def valid(self, endpoint: WebhookEndpoint) -> Sequence[str]:
         """The secrets that verify a request to this address now. Raises `CredentialsUnreadable`."""
-        return (await self._decrypted(endpoint)).valid(self._clock())
+        return (await self._decrypted(endpoint, self.clock())).valid()
 
     async def get_webhook_endpoint(self, integration_id: IntegrationId, user_id: UserId) -> WebhookAddress:
         """The address of the user's integration. Raises `IntegrationNotFound`, `IntegrationPending` or
         `WebhooksNotSupported`.
         """
         endpoint = await self._find(integration_id, user_id)
-        secrets, now = await self._decrypted(endpoint), self._clock()
-        secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
-        return WebhookAddress(
-            self._url(endpoint), bool(secrets.valid(now)), secret_set_time, _unless_expired(secrets, now)
-        )
+        return self._address(endpoint, await self._decrypted(endpoint, self.clock()))
 
     async def set_webhook_secret(
         self, integration_id: IntegrationId, user_id: UserId, secret: str, grace: timedelta | None
-    ) -> WebhookSecretResult:
+    ) -> WebhookAddress:
         """Set the secret, or generate one if it is empty. Setting the current secret again changes nothing.
 
         Raises `InvalidField` if the secret is malformed, and otherwise as `get_webhook_endpoint`.
         """
-        grace = self._grace if grace is None else grace
+        grace = self.grace if grace is None else grace
         if grace > _MAX_GRACE:
             raise InvalidField("previous_ttl", f"is longer than {_MAX_GRACE.days} days")
         for _ in range(_MAX_ATTEMPTS):
-            endpoint = await self._find(integration_id, user_id)
-            secrets, now = await self._decrypted(endpoint), self._clock()
+            endpoint, now = await self._find(integration_id, user_id), self.clock()
+            secrets = await self._decrypted(endpoint, now)
             if secret and secrets.current and hmac.compare_digest(secret.encode(), secrets.current.encode()):
-                return WebhookSecretResult(self._url(endpoint), "", _unless_expired(secrets, now))
+                return self._address(endpoint, secrets)
             generated_secret = "" if secret else self._generate_secret()
             problem = self._provider_of(endpoint).webhook_secret_problem(secret or generated_secret)
             if problem is not None:
@@ -127,73 +107,71 @@ class WebhookSecrets:
             new = await self._encrypted(
                 endpoint.stored.integration, secret or generated_secret, secrets.current, now, grace
             )
-            if await self._endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
-                return WebhookSecretResult(self._url(endpoint), generated_secret, new.previous_expire_time)
+            if await self.endpoints.set_secrets(endpoint.stored.integration, endpoint.secrets, new):
+                return WebhookAddress(self._url(endpoint), True, now, new.previous_expire_time, generated_secret)
         raise StoreUnavailable
 
     async def _find(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint:
-        endpoint = await self._endpoints.find_by_id(integration_id, user_id)
+        endpoint = await self.endpoints.find_by_id(integration_id, user_id)
         if endpoint is None:
             raise IntegrationNotFound
         integration = endpoint.stored.integration
-        if not integration.is_connected:
-            raise IntegrationPending
+        integration.require_connected()
         if not self._provider_of(endpoint).supports_webhooks:
             raise WebhooksNotSupported(integration.integration_type)
         return endpoint
 
     def _provider_of(self, endpoint: WebhookEndpoint) -> Provider:
-        return self._providers.get(endpoint.stored.integration.integration_type)
+        return self.providers.get(endpoint.stored.integration.integration_type)
+
+    def _address(self, endpoint: WebhookEndpoint, secrets: _Secrets) -> WebhookAddress:
+        secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time
+        return WebhookAddress(self._url(endpoint), bool(secrets.valid()), secret_set_time, secrets.previous_expire_time)
 
     def _url(self, endpoint: WebhookEndpoint) -> str:
         integration = endpoint.stored.integration
-        return f"{self._public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
+        return f"{self.public_url}{WEBHOOKS_PATH}/{integration.integration_type}/{integration.uid}"
 
     def _generate_secret(self) -> str:
         # The format of Standard Webhooks; other schemes accept any text.
-        return f"whsec_{base64.b64encode(self._random_token().encode()).decode()}"
+        return f"whsec_{base64.b64encode(self.random_token().encode()).decode()}"
 
     async def _encrypted(
         self, integration: Integration, secret: str, previous: str | None, now: datetime, grace: timedelta
     ) -> StoredWebhookSecrets:
         associated_data = _aad_of(integration)
-        encrypted = await self._aead.encrypt(secret.encode(), associated_data)
+        encrypted = await self.aead.encrypt(secret.encode(), associated_data)
         if previous is None:
             return StoredWebhookSecrets(encrypted, now)
         return StoredWebhookSecrets(
-            encrypted, now, await self._aead.encrypt(previous.encode(), associated_data), now + grace
+            encrypted, now, await self.aead.encrypt(previous.encode(), associated_data), now + grace
         )
 
-    async def _decrypted(self, endpoint: WebhookEndpoint) -> _Secrets:
-        integration = endpoint.stored.integration
+    async def _decrypted(self, endpoint: WebhookEndpoint, now: datetime) -> _Secrets:
+        integration, stored = endpoint.stored.integration, endpoint.secrets
         credentials = await self._cipher.decrypt(endpoint.stored)
         provider = self._provider_of(endpoint)
         given = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
-        stored = endpoint.secrets
         if stored is None:
             return _Secrets(given, None, None, provider.webhook_secrets(credentials))
-        own = await self._decrypt(stored.encrypted_secret, integration)
+        current, previous = await self._decrypt(stored.encrypted_secret, integration), None
+        until = stored.previous_expire_time
         if given and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
-            until = integration.connect_time + self._grace
-            return _Secrets(given, own, until, provider.webhook_secrets(credentials))
-        previous = None
-        if stored.encrypted_previous_secret is not None:
-            previous = await self._decrypt(stored.encrypted_previous_secret, integration)
-        return _Secrets(
-            own, previous, stored.previous_expire_time, provider.webhook_secrets(_without_secret(credentials))
-        )
+            current, previous, until = given, current, integration.connect_time + self.grace
+        else:
+            credentials = _without_secret(credentials)
+            if stored.encrypted_previous_secret is not None:
+                previous = await self._decrypt(stored.encrypted_previous_secret, integration)
+        if until is None or until <= now:
+            previous = until = None
+        return _Secrets(current, previous, until, provider.webhook_secrets(credentials))
 
     async def _decrypt(self, encrypted: bytes, integration: Integration) -> str:
-        return (await self._aead.decrypt(encrypted, _aad_of(integration))).decode()
+        return (await self.aead.decrypt(encrypted, _aad_of(integration))).decode()
 
 
 def _aad_of(integration: Integration) -> AssociatedData:
     return webhook_secret_aad(integration.uid, integration.user_id, integration.integration_type)
-
-
-def _unless_expired(secrets: _Secrets, now: datetime) -> datetime | None:
-    until = secrets.previous_expire_time
-    return until if until is not None and now < until else None
 
 
 def _without_secret(credentials: Credentials) -> Credentials:

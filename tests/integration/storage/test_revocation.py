@@ -22,7 +22,7 @@ from integration_server.service.connections.revocation import RevocationService,
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
 from integration_server.service.credentials.refresh_failures import RefreshFailurePolicy
-from integration_server.service.credentials.refresher import LeaseTimeouts, TokenRefresher
+from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.due_work import SqlDueWork
 from integration_server.storage.engine import Database
@@ -95,7 +95,7 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
         CountingTokens(),
         lambda: 0.5,
         lambda _: None,
-        lease_timeouts=LeaseTimeouts(),
+        lease_duration=MINUTE / 2,
     )
     due_work = SqlDueWork(database)
     times = RevocationTimes(first_response=MINUTE)

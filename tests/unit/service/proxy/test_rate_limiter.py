@@ -12,7 +12,7 @@ import pytest
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
-from integration_server.service.proxy.rate_limiter import Exhausted, NoDistributedLimiter, ProviderRateLimiter
+from integration_server.service.proxy.rate_limiter import Exhausted, ProviderRateLimiter
 from tests.fakes.system import FakeSystem
 
 
@@ -21,7 +21,7 @@ def limit(calls: int, seconds: float, scope: LimitScope = LimitScope.APP) -> Rat
 
 
 def new_limiter(*limits: RateLimit) -> ProviderRateLimiter:
-    return ProviderRateLimiter("acme", limits, NoDistributedLimiter(), time.monotonic, lambda: 1.0)
+    return ProviderRateLimiter("acme", limits, None, time.monotonic, lambda: 1.0)
 
 
 @pytest.fixture
@@ -77,9 +77,7 @@ async def test_negative_control_in_a_single_queue_the_flood_goes_first(sample: I
 
 @pytest.mark.parametrize("calls_at_once", [3, None])
 async def test_concurrent_calls_of_an_account_are_limited(sample: Integration, calls_at_once: int | None) -> None:
-    limiter = ProviderRateLimiter(
-        "acme", [], NoDistributedLimiter(), time.monotonic, lambda: 1.0, calls_at_once=calls_at_once
-    )
+    limiter = ProviderRateLimiter("acme", [], None, time.monotonic, lambda: 1.0, calls_at_once=calls_at_once)
     in_flight, most = Counter[int](), Counter[int]()
 
     async def call(number: int) -> None:
@@ -107,7 +105,7 @@ async def test_a_waiting_integration_does_not_delay_others(sample: Integration) 
 
 
 async def test_a_call_that_cannot_start_in_time_is_rejected_at_once(sample: Integration) -> None:
-    limiter = ProviderRateLimiter("acme", [limit(2, 60)], NoDistributedLimiter(), lambda: 0.0, lambda: 1.0)
+    limiter = ProviderRateLimiter("acme", [limit(2, 60)], None, lambda: 0.0, lambda: 1.0)
     for _ in range(2):
         await acquire(limiter, sample)
     async with asyncio.timeout(29):  # less than the wait that is permitted
@@ -118,8 +116,8 @@ async def test_a_call_that_cannot_start_in_time_is_rejected_at_once(sample: Inte
 
 async def test_a_provider_that_asks_for_a_pause_is_unavailable(sample: Integration) -> None:
     limiter = new_limiter()
-    async with limiter.permit(sample, 1.0, is_retry=False) as permit:
-        permit.observe(ApiResponse(429, (), b"", is_rate_limited=True, retry_after=timedelta(minutes=1)))
+    async with limiter.permit(sample, 1.0, is_retry=False) as observe:
+        observe(ApiResponse(429, (), b"", is_rate_limited=True, retry_after=timedelta(minutes=1)))
     with pytest.raises(ProviderUnavailable):
         await acquire(limiter, sample, within=30)
 

@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.webhooks.webhook_ingestion import UNAUTHORIZED
-from integration_server.service.webhooks.webhook_secrets import WebhookSecretResult
+from integration_server.service.webhooks.webhook_secrets import WebhookAddress
 from tests.fakes.system import ADA, EVE, PUBLIC_URL, SECRET_GRACE, FakeSystem
 from tests.unit.service.webhooks.test_webhook_ingestion import SECRET, deliver
 
@@ -23,7 +23,7 @@ HOUR = timedelta(hours=1)
 
 async def set_secret(
     system: FakeSystem, integration: Integration, secret: str = "", grace: timedelta | None = None
-) -> WebhookSecretResult:
+) -> WebhookAddress:
     done = await system.webhook_secrets.set_webhook_secret(integration.integration_id, ADA, secret, grace)
     system.clock.advance(timedelta(seconds=1))  # the cached endpoint has expired
     return done
