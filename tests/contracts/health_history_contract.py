@@ -80,7 +80,7 @@ class HealthHistoryContract:
         )
         assert await integrations.list_connected(ANN) == []
 
-    # --- queries -----------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def test_lists_the_newest_first_and_continues_before_an_id(
         self, integrations: IntegrationStore, history: HealthHistory

@@ -253,7 +253,7 @@ class IntegrationStoreContract:
         third = await connected(integrations)
         assert first.integration_id < second.integration_id < third.integration_id
 
-    # --- lists -------------------------------------------------------------------------------------------------
+    # --- lists -------------------------------------------------------------------------------------------------------
 
     async def test_lists_page_by_page_in_the_order_of_ids(self, integrations: IntegrationStore) -> None:
         ids = [(await connected(integrations)).integration_id for _ in range(5)]
@@ -280,7 +280,7 @@ class IntegrationStoreContract:
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [one, two, three]
         assert [stored.integration for stored in await integrations.list_connected(ANN)] == [one, three]
 
-    # --- accounts ----------------------------------------------------------------------------------------------
+    # --- accounts ----------------------------------------------------------------------------------------------------
 
     async def test_finds_an_account(self, integrations: IntegrationStore) -> None:
         integration = await connected(integrations, ANN, "a")
@@ -314,7 +314,7 @@ class IntegrationStoreContract:
         assert len(winner) == 1
         assert await integrations.find_account(ANN, "acme", "a") == winner[0]
 
-    # --- committing --------------------------------------------------------------------------------------------
+    # --- committing --------------------------------------------------------------------------------------------------
 
     async def test_connects_a_pending_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -418,7 +418,7 @@ class IntegrationStoreContract:
         assert await integrations.commit_refresh(integration, new_credentials(), LATER) is None
         assert await integrations.commit_connection(integration, account("a"), new_credentials(), LATER) is None
 
-    # --- errors and checks -------------------------------------------------------------------------------------
+    # --- errors and checks -------------------------------------------------------------------------------------------
 
     async def test_counts_failures(self, integrations: IntegrationStore) -> None:
         integration = await connected(integrations)
@@ -482,7 +482,7 @@ class IntegrationStoreContract:
         await integrations.record_call(before, FAILURE)
         assert await now_of(integrations, before) == current
 
-    # --- updating and removing ---------------------------------------------------------------------------------
+    # --- updating and removing ---------------------------------------------------------------------------------------
 
     async def test_updates_what_is_given(self, integrations: IntegrationStore) -> None:
         before = await connected(integrations, name="before", config={"a": 1})
@@ -520,7 +520,7 @@ class IntegrationStoreContract:
     async def test_answers_a_ping(self, integrations: IntegrationStore) -> None:
         assert await integrations.ping() is None  # type: ignore[func-returns-value]  # it raises on failure
 
-    # --- shared grants -----------------------------------------------------------------------------------------
+    # --- shared grants -----------------------------------------------------------------------------------------------
 
     async def test_a_grant_that_is_like_no_other_is_shared_with_nobody(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore

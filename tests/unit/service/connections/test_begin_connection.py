@@ -37,7 +37,7 @@ async def test_the_browser_is_sent_with_state_scopes_and_challenge(system: FakeS
 
 async def test_the_challenge_is_of_a_verifier_that_nobody_sees(system: FakeSystem) -> None:
     begun = await system.begin()
-    (verifier,) = [name for name in system.random_tokens.given if s256(name) == parameter(begun.url, "code_challenge")]
+    (verifier,) = [name for name in system.random_tokens.issued if s256(name) == parameter(begun.url, "code_challenge")]
     assert verifier not in begun.url
     (attempt,) = system.attempt_rows()
     assert verifier.encode() not in attempt.encrypted_verifier

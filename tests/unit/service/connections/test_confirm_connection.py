@@ -18,8 +18,8 @@ from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
 
 
 @pytest.fixture
-def system(careful_system: FakeSystem) -> FakeSystem:
-    return careful_system
+def system(confirming_system: FakeSystem) -> FakeSystem:
+    return confirming_system
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ async def test_what_only_this_provider_sends_is_kept_with_the_credentials(system
     assert (await system.tokens(outcome.integration_id)).extras == {"realmId": "9"}
 
 
-# --- the state -----------------------------------------------------------------------------------------------------
+# --- the state -------------------------------------------------------------------------------------------------------
 
 
 async def test_fifty_callbacks_make_one_exchange(system: FakeSystem) -> None:
@@ -150,10 +150,10 @@ async def test_a_state_of_another_type_is_refused_and_not_used_up(system: FakeSy
     assert (await system.call_back(begun.state, integration_type="fake")).success
 
 
-async def test_a_confirmation_token_is_no_state(careful_system: FakeSystem) -> None:
-    held = await careful_system.call_back((await careful_system.begin()).state)
+async def test_a_confirmation_token_is_no_state(confirming_system: FakeSystem) -> None:
+    held = await confirming_system.call_back((await confirming_system.begin()).state)
     with pytest.raises(StateInvalid):
-        await careful_system.call_back(held.confirmation_token)
+        await confirming_system.call_back(held.confirmation_token)
 
 
 async def test_without_associated_data_a_confirmation_token_is_a_state() -> None:
@@ -190,7 +190,7 @@ async def _attempts_with_swapped_verifiers(system: FakeSystem) -> tuple[str, str
     return states
 
 
-# --- who finishes, and whose answer it is --------------------------------------------------------------------------
+# --- who finishes, and whose answer it is ----------------------------------------------------------------------------
 
 
 async def test_another_user_cannot_finish_and_does_not_use_the_state_up(system: FakeSystem) -> None:
@@ -208,11 +208,11 @@ async def test_another_users_refusal_does_not_end_the_attempt(system: FakeSystem
     assert (await system.call_back(begun.state, user_id=ADA)).success
 
 
-async def test_the_user_who_began_finishes_without_confirmation(careful_system: FakeSystem) -> None:
-    begun = await careful_system.begin(ADA)
+async def test_the_user_who_began_finishes_without_confirmation(confirming_system: FakeSystem) -> None:
+    begun = await confirming_system.begin(ADA)
     with pytest.raises(UserMismatch):
-        await careful_system.call_back(begun.state, user_id=EVE)
-    assert (await careful_system.call_back(begun.state, user_id=ADA)).success
+        await confirming_system.call_back(begun.state, user_id=EVE)
+    assert (await confirming_system.call_back(begun.state, user_id=ADA)).success
 
 
 @pytest.mark.parametrize("iss", ["", "https://evil.example", "https://fake.example/", "HTTPS://FAKE.EXAMPLE"])
@@ -240,7 +240,7 @@ async def test_a_callback_without_code_or_error_does_not_use_the_state_up(system
     assert (await system.call_back(begun.state)).success
 
 
-# --- refusals and failures -----------------------------------------------------------------------------------------
+# --- refusals and failures -------------------------------------------------------------------------------------------
 
 
 async def test_an_error_response_is_a_result(system: FakeSystem) -> None:
@@ -314,7 +314,7 @@ async def test_an_attempt_whose_caller_leaves_while_it_is_taken_is_finished(syst
     await until(lambda: system.row(begun.integration_id).is_connected)
 
 
-# --- what was granted ----------------------------------------------------------------------------------------------
+# --- what was granted ------------------------------------------------------------------------------------------------
 
 
 async def test_no_scope_in_the_token_response_means_as_requested(system: FakeSystem) -> None:
@@ -364,7 +364,7 @@ async def test_the_scope_that_the_look_up_needs_may_be_left_out(system: FakeSyst
     assert integration.status(system.clock()) is Status.ERROR
 
 
-# --- the same account ----------------------------------------------------------------------------------------------
+# --- the same account ------------------------------------------------------------------------------------------------
 
 
 async def test_the_same_account_updates_the_row_it_has(system: FakeSystem) -> None:
@@ -428,7 +428,7 @@ async def test_two_connections_of_an_account_at_once_end_in_one_row(system: Fake
     assert system.ids() == [row]
 
 
-# --- abandoned -----------------------------------------------------------------------------------------------------
+# --- abandoned -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_pending_row_goes_when_its_attempt_expires(system: FakeSystem) -> None:
@@ -444,11 +444,11 @@ async def test_a_pending_row_goes_when_its_attempt_expires(system: FakeSystem) -
     assert not system.attempt_rows()
 
 
-async def test_an_attempt_awaiting_confirmation_is_removed_too(careful_system: FakeSystem) -> None:
-    await careful_system.call_back((await careful_system.begin()).state)
-    careful_system.clock.advance(timedelta(minutes=11))
-    assert await careful_system.oauth_connection.remove_abandoned() == 1
-    assert not careful_system.ids()
+async def test_an_attempt_awaiting_confirmation_is_removed_too(confirming_system: FakeSystem) -> None:
+    await confirming_system.call_back((await confirming_system.begin()).state)
+    confirming_system.clock.advance(timedelta(minutes=11))
+    assert await confirming_system.oauth_connection.remove_abandoned() == 1
+    assert not confirming_system.ids()
 
 
 async def test_an_abandoned_reconnection_leaves_the_live_row(system: FakeSystem) -> None:
@@ -459,7 +459,7 @@ async def test_an_abandoned_reconnection_leaves_the_live_row(system: FakeSystem)
     assert system.row(live.integration_id) == live
 
 
-# --- reconnecting --------------------------------------------------------------------------------------------------
+# --- reconnecting ----------------------------------------------------------------------------------------------------
 
 
 async def test_reconnecting_keeps_id_name_and_config(system: FakeSystem) -> None:

@@ -39,7 +39,7 @@ def test_of_hundreds_of_addresses_that_are_like_an_allowed_one_none_is(allowed: 
     ask(policy, allowed)
 
 
-# --- the twins -----------------------------------------------------------------------------------------------------
+# --- the twins -------------------------------------------------------------------------------------------------------
 
 
 Resembles = Callable[[str, str], bool]

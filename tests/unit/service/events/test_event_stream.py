@@ -22,7 +22,7 @@ from integration_server.service.events.event_stream import StreamItem
 from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import until
 from tests.fakes.stores import count_calls
-from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
+from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
 
 Stream = AsyncGenerator[StreamItem]
 
@@ -200,9 +200,9 @@ async def test_a_quiet_stream_gets_heartbeats_with_fresh_cursors() -> None:
     system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     stream = watch(system)
     first = await anext(stream)
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.change_reader.poll()
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.change_reader.poll()
     fresh = await anext(stream)
     assert fresh.event is None
@@ -229,7 +229,7 @@ async def test_an_expired_cursor_is_rejected(system: FakeSystem) -> None:
     async with aclosing(await begun(system)) as stream:
         await rename(system, integration.integration_id, "new")
         ((items),) = await read(system, stream, 1)
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.event_stream.prune()
     await begun(system, items.cursor)
     system.clock.advance(timedelta(seconds=1))
@@ -242,7 +242,7 @@ async def test_events_after_a_valid_cursor_are_not_pruned(system: FakeSystem) ->
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
     await rename(system, integration.integration_id, "new")
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.event_stream.prune()
     async with aclosing(await begun(system, cursor)) as stream:
         await read(system, stream, 1)

@@ -13,7 +13,7 @@ from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from tests.fakes.system import ADA, EVE, FakeSystem
 
-# --- listing -------------------------------------------------------------------------------------------------------
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 async def ids_page_by_page(system: FakeSystem, page_size: int, integration_type: str = "") -> Sequence[Sequence[int]]:
@@ -89,7 +89,7 @@ def test_lists_every_type_by_name(system: FakeSystem) -> None:
     assert names == ["another", "fake", "fake_key"]
 
 
-# --- looking and changing ------------------------------------------------------------------------------------------
+# --- looking and changing --------------------------------------------------------------------------------------------
 
 
 async def test_a_pending_integration_can_be_looked_at_but_not_changed(system: FakeSystem) -> None:
