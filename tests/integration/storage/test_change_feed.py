@@ -44,9 +44,9 @@ from tests.contracts.store_contract import (
     FAILURE,
     LATER,
     account,
-    check_of,
+    successful_check,
     connected,
-    failed_check_of,
+    failed_check,
     new_attempt,
     new_credentials,
     pending,
@@ -160,14 +160,14 @@ class TestTriggers:
         integration = await connected(store)
         history = SqlHealthHistory(database)
         for _ in range(2):
-            await history.record(failed_check_of(integration), LATER)
+            await history.record(failed_check(integration), LATER)
         await poller.poll()
-        await history.record(failed_check_of(integration), LATER)  # the status is ERROR already
+        await history.record(failed_check(integration), LATER)  # the status is ERROR already
         assert await SqlDueWork(database).claim(
             JobKind.CHECK, integration.integration_type, 1, claim_duration=timedelta(minutes=1)
         )
         assert (await poller.poll()).changed_ids == frozenset()
-        await history.record(check_of(integration), LATER)
+        await history.record(successful_check(integration), LATER)
         assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]
 
     async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:
@@ -274,6 +274,7 @@ class TestPolling:
                     waiting = asyncio.create_task(feed.wait_for_change(timedelta(seconds=60)))
                     await connected(SqlIntegrations(other))
                     await waiting
+                assert database.change_notified.is_set()
                 await feed.poll(None, MANY)
                 await self.close_sessions(other)  # the next connection listens, too
                 with suppress(Exception):
