@@ -231,7 +231,7 @@ async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem
     await until(lambda: system.row(row.integration_id).version > row.version)
 
 
-async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeSystem) -> None:
+async def test_an_unexpected_failure_is_logged_and_does_not_block_others(system: FakeSystem) -> None:
     rows = await connect_many(system, 3)
     handled = []
 

@@ -318,7 +318,7 @@ async def test_an_attempt_completes_if_its_caller_is_cancelled_during_consumptio
 # --- granted scopes --------------------------------------------------------------------------------------------------
 
 
-async def test_no_scope_in_the_token_response_means_as_requested(system: FakeSystem) -> None:
+async def test_a_token_response_without_scope_grants_the_requested_scopes(system: FakeSystem) -> None:
     integration = await system.connect(scopes=("write",))
     assert (integration.scopes, integration.missing_scopes) == (("read", "write"), ())
 
@@ -533,7 +533,7 @@ async def test_reconnecting_sets_an_unknown_account(system: FakeSystem) -> None:
 
 async def test_a_reconnection_with_an_account_of_another_row_is_rejected(system: FakeSystem) -> None:
     unknown = await system.connect_account(None)
-    await system.connect_account("taken")
+    await system.connect_account("account-2")
     authorization = await system.begin(integration_id=unknown.integration_id)
     with pytest.raises(IntegrationServerError) as caught:
         await system.call_back(authorization.state)

@@ -87,7 +87,7 @@ async def test_disconnecting_removes_the_integration_and_revokes_the_grant(
 
 
 @pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderRejected("revocation"), ProviderMisconfigured()])
-async def test_the_integration_is_deleted_whatever_the_provider_responds(
+async def test_the_integration_is_deleted_even_if_revocation_fails(
     system: FakeSystem, integration: Integration, error: Exception
 ) -> None:
     system.provider.revoke_error = error
@@ -284,7 +284,7 @@ async def test_giving_up_is_logged_as_an_error(system: FakeSystem, integration: 
     assert (log_entry["error_class"], log_entry["oauth_error"]) == ("PROVIDER_REJECTED", "invalid_request")
 
 
-async def test_a_grant_is_revoked_when_its_unknown_type_is_known_again(
+async def test_a_grant_of_an_unknown_type_is_revoked_when_the_type_is_known_again(
     system: FakeSystem, integration: Integration
 ) -> None:
     del system.providers.by_type["fake"]
@@ -304,7 +304,7 @@ async def test_undecryptable_credentials_are_given_up(system: FakeSystem, integr
     assert not system.provider.revocations
 
 
-async def test_a_bug_in_a_provider_is_retried_and_affects_no_other(
+async def test_a_bug_in_a_provider_is_retried_and_does_not_affect_others(
     system: FakeSystem, integration: Integration
 ) -> None:
     other = system.add_provider("other")

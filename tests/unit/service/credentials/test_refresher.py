@@ -148,7 +148,7 @@ async def test_a_rotated_refresh_token_is_stored_with_the_access_token(
     assert row.version == integration.version + 1
 
 
-async def test_a_token_response_without_a_refresh_token_keeps_the_old_one(
+async def test_a_token_response_without_refresh_token_keeps_the_previous_one(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.rotates = False
@@ -218,7 +218,7 @@ async def test_a_token_response_that_is_already_expired_is_stored_but_not_served
 # --- granted scopes --------------------------------------------------------------------------------------------------
 
 
-async def test_no_scope_in_the_token_response_leaves_scopes_unchanged(system: FakeSystem) -> None:
+async def test_a_token_response_without_scope_keeps_the_granted_scopes(system: FakeSystem) -> None:
     system.provider.granted = ("read",)
     integration = await system.connect(scopes=("write",))
     system.provider.granted = None

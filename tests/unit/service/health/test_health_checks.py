@@ -203,7 +203,7 @@ async def test_counts_add_up_without_pending_integrations(system: FakeSystem) ->
     corrupt = await system.connect_account("account-3")
     system.corrupt(corrupt.integration_id)
     await system.begin()
-    await system.connect_account("hers", EVE)
+    await system.connect_account("eves-account", EVE)
 
     report = await system.health_checker.check_all_health(ADA)
     assert [check.integration.integration_id for check in report.checks] == [

@@ -35,7 +35,7 @@ async def test_lists_in_pages_and_the_last_has_no_next_page_token(
 ) -> None:
     for number in range(4):
         await system.connect_account(f"account-{number}")
-    await system.connect_account("hers", EVE)
+    await system.connect_account("eves-account", EVE)
     assert await ids_page_by_page(system, page_size) == pages
 
 
