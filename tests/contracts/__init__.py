@@ -1,1 +1,1 @@
-"""What every implementation of a port has to pass."""
+"""Contract tests, which every implementation of a port passes."""

@@ -1,4 +1,4 @@
-"""The contract of every `ChangeFeed`, and the changes that each write of a store records in it."""
+"""The contract of `ChangeFeed`, and the changes that each write of a store records in it."""
 
 import inspect
 import re
@@ -26,22 +26,22 @@ from tests.contracts.store_contract import (
     LONG_CLAIM,
     NOW,
     account,
-    check_of,
-    connected,
-    failed_check_of,
+    create_connected,
+    create_pending,
+    failed_check,
     new_attempt,
     new_credentials,
     new_integration,
-    now_of,
-    pending,
+    reload,
+    successful_check,
 )
 from tests.contracts.webhook_contract import ENDED, new_event
 
 ALL = EventFilter()
-MANY = 1000
+NO_LIMIT = 1000
 
 CREATED, UPDATED, CHANGED = EventKind.CREATED, EventKind.UPDATED, EventKind.STATUS_CHANGED
-REFRESHED, GONE, RECEIVED = EventKind.CREDENTIALS_REFRESHED, EventKind.DISCONNECTED, EventKind.WEBHOOK_RECEIVED
+REFRESHED, DISCONNECTED, RECEIVED = EventKind.CREDENTIALS_REFRESHED, EventKind.DISCONNECTED, EventKind.WEBHOOK_RECEIVED
 ACTIVE, ERROR, PENDING = Status.ACTIVE, Status.ERROR, Status.PENDING
 EXPIRED, INACTIVE = Status.EXPIRED, Status.INACTIVE
 
@@ -62,28 +62,28 @@ ExpectedEvent = tuple[EventKind, Status | None, Status | None]
 Write = Callable[[Stores, Integration], Awaitable[object]]
 
 
-async def failing(stores: Stores, integration: Integration) -> Integration:
-    """The integration after a failure."""
+async def fail(stores: Stores, integration: Integration) -> Integration:
+    """Record a failure. Returns the integration after it."""
     await stores.integrations.record_failure(integration, FAILURE)
-    return await now_of(stores.integrations, integration)
+    return await reload(stores.integrations, integration)
 
 
 async def recover(stores: Stores, integration: Integration) -> None:
     """Fail, then refresh."""
-    await stores.integrations.commit_refresh(await failing(stores, integration), new_credentials(), LATER)
+    await stores.integrations.commit_refresh(await fail(stores, integration), new_credentials(), LATER)
 
 
 async def check(stores: Stores, integration: Integration) -> None:
     """Two failed checks, then a successful one."""
     for _ in range(2):
-        await stores.history.record(failed_check_of(integration), LATER)
-    await stores.history.record(check_of(integration), LATER)
+        await stores.history.record(failed_check(integration), LATER)
+    await stores.history.record(successful_check(integration), LATER)
 
 
 async def call(stores: Stores, integration: Integration) -> None:
     """A provider call that fails, then one that succeeds."""
     await stores.integrations.record_call(integration, FAILURE)
-    await stores.integrations.record_call(await now_of(stores.integrations, integration), None)
+    await stores.integrations.record_call(await reload(stores.integrations, integration), None)
 
 
 async def revert(stores: Stores, integration: Integration) -> None:
@@ -95,21 +95,21 @@ async def revert(stores: Stores, integration: Integration) -> None:
 async def reconnect(stores: Stores, integration: Integration) -> None:
     """Lose the grant, then reconnect."""
     await stores.integrations.record_failure(integration, FAILURE, reauthorization_required=True)
-    expired = await now_of(stores.integrations, integration)
+    expired = await reload(stores.integrations, integration)
     await stores.integrations.commit_connection(expired, account(None), new_credentials(), LATER)
 
 
-async def connect(stores: Stores, _integration: Integration) -> None:
+async def connect(stores: Stores, _existing: Integration) -> None:
     """Connect a pending integration."""
-    begun = await pending(stores.integrations, stores.attempts)
-    await stores.integrations.commit_connection(begun, account("new"), new_credentials(), LATER)
+    integration = await create_pending(stores.integrations, stores.attempts)
+    await stores.integrations.commit_connection(integration, account("new"), new_credentials(), LATER)
 
 
-async def connect_known_account(stores: Stores, integration: Integration) -> None:
+async def connect_known_account(stores: Stores, existing: Integration) -> None:
     """Connect a pending integration whose account is connected already."""
-    begun = await pending(stores.integrations, stores.attempts)
+    integration = await create_pending(stores.integrations, stores.attempts)
     await stores.integrations.commit_connection(
-        integration, account(None), new_credentials(), LATER, superseded_id=begun.integration_id
+        existing, account(None), new_credentials(), LATER, superseded_id=integration.integration_id
     )
 
 
@@ -117,24 +117,24 @@ async def abandon(stores: Stores, _integration: Integration) -> None:
     """Abandon an authorization attempt."""
     attempt = new_attempt()
     await stores.attempts.begin(attempt, new_integration())
-    taken = await stores.attempts.consume(attempt.attempt_id, NOW)
-    assert taken is not None
-    await stores.attempts.abandon(taken)
+    consumed = await stores.attempts.consume(attempt.attempt_id, NOW)
+    assert consumed is not None
+    await stores.attempts.abandon(consumed)
 
 
 async def expire(stores: Stores, _integration: Integration) -> None:
     """Remove an expired authorization attempt."""
-    await pending(stores.integrations, stores.attempts)
+    await create_pending(stores.integrations, stores.attempts)
     await stores.attempts.remove_expired(EXPIRY + timedelta(seconds=1))
 
 
 WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
-    "add_connected": (lambda s, _: connected(s.integrations), [(CREATED, None, ACTIVE)]),
-    "begin": (lambda s, _: pending(s.integrations, s.attempts), [(CREATED, None, PENDING)]),
+    "add_connected": (lambda s, _: create_connected(s.integrations), [(CREATED, None, ACTIVE)]),
+    "begin": (lambda s, _: create_pending(s.integrations, s.attempts), [(CREATED, None, PENDING)]),
     "commit_connection of a pending integration": (connect, [(CREATED, None, PENDING), (CHANGED, PENDING, ACTIVE)]),
     "commit_connection of a connected account": (
         connect_known_account,
-        [(CREATED, None, PENDING), (REFRESHED, ACTIVE, ACTIVE), (GONE, PENDING, None)],
+        [(CREATED, None, PENDING), (REFRESHED, ACTIVE, ACTIVE), (DISCONNECTED, PENDING, None)],
     ),
     "commit_connection after a lost grant": (
         reconnect,
@@ -169,7 +169,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, config={"a": 1}),
         [(UPDATED, ACTIVE, ACTIVE)],
     ),
-    "update to off": (
+    "update to inactive": (
         lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, is_active=False),
         [(UPDATED, ACTIVE, INACTIVE), (CHANGED, ACTIVE, INACTIVE)],
     ),
@@ -177,9 +177,12 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, name=integration.name),
         [],
     ),
-    "remove": (lambda s, integration: s.integrations.remove(integration.integration_id, ANN), [(GONE, ACTIVE, None)]),
-    "abandon": (abandon, [(CREATED, None, PENDING), (GONE, PENDING, None)]),
-    "remove_expired": (expire, [(CREATED, None, PENDING), (GONE, PENDING, None)]),
+    "remove": (
+        lambda s, integration: s.integrations.remove(integration.integration_id, ANN),
+        [(DISCONNECTED, ACTIVE, None)],
+    ),
+    "abandon": (abandon, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
+    "remove_expired": (expire, [(CREATED, None, PENDING), (DISCONNECTED, PENDING, None)]),
     "add (of webhooks)": (
         lambda s, integration: s.inbox.add([new_event(integration, "e")], LATER),
         [(RECEIVED, None, None)],
@@ -222,28 +225,28 @@ READS = {
 
 async def horizon(feed: ChangeFeed) -> int:
     """The end of the log, while no transaction is in progress."""
-    return (await feed.poll(None, MANY)).cursor.horizon
+    return (await feed.poll(None, NO_LIMIT)).cursor.horizon
 
 
 async def events_since(feed: ChangeFeed, low: int) -> list[IntegrationEvent]:
     """The events from the position `low` to the end of the log."""
-    events = await feed.read_events(ChangeRange(low, await horizon(feed)), 0, ALL, MANY)
+    events = await feed.read_events(ChangeRange(low, await horizon(feed)), 0, ALL, NO_LIMIT)
     return [logged.event for logged in events]
 
 
 class ChangeFeedContract:
-    """The tests; a subclass provides the fixture `stores`."""
+    """A subclass provides the fixture `stores`."""
 
-    def test_every_write_of_a_store_is_tried(self) -> None:
-        tried = set(re.findall(r"\w+", " ".join(WRITES)))
+    def test_the_list_of_writes_is_complete(self) -> None:
+        tested = set(re.findall(r"\w+", " ".join(WRITES)))
         for port in (IntegrationStore, AuthorizationAttemptStore, HealthHistory, DueWork, WebhookInbox):
             methods = {name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")}
-            assert methods - READS <= tried
+            assert methods - READS <= tested
 
     @pytest.mark.parametrize("name", WRITES)
     async def test_every_write_records_its_events(self, stores: Stores, name: str) -> None:
         write, expected = WRITES[name]
-        integration = await connected(stores.integrations)
+        integration = await create_connected(stores.integrations)
         low = await horizon(stores.change_feed)
         await write(stores, integration)
         recorded = await events_since(stores.change_feed, low)
@@ -254,7 +257,7 @@ class ChangeFeedContract:
         ]
 
     async def test_a_write_that_changes_nothing_records_no_event(self, stores: Stores) -> None:
-        integration = await connected(stores.integrations)
+        integration = await create_connected(stores.integrations)
         low = await horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
         with pytest.raises(IntegrationNotFound):
@@ -265,74 +268,74 @@ class ChangeFeedContract:
         assert await events_since(stores.change_feed, low) == []
 
     async def test_a_first_poll_returns_the_end_of_the_log(self, stores: Stores) -> None:
-        await connected(stores.integrations)
-        first = await stores.change_feed.poll(None, MANY)
+        await create_connected(stores.integrations)
+        first = await stores.change_feed.poll(None, NO_LIMIT)
         assert (first.changed_ids, first.events) == (None, ())
-        second = await stores.change_feed.poll(first.cursor, MANY)
+        second = await stores.change_feed.poll(first.cursor, NO_LIMIT)
         assert (second.changed_ids, list(second.events)) == (frozenset(), [])
 
-    async def test_each_poll_returns_what_is_new(self, stores: Stores) -> None:
-        batch = await stores.change_feed.poll(None, MANY)
-        observed: list[LoggedEvent] = []
+    async def test_each_poll_returns_the_new_changes(self, stores: Stores) -> None:
+        batch = await stores.change_feed.poll(None, NO_LIMIT)
+        published: list[LoggedEvent] = []
         for _ in range(3):
-            rows = [await connected(stores.integrations) for _ in range(2)]
+            rows = [await create_connected(stores.integrations) for _ in range(2)]
             await stores.integrations.remove(rows[0].integration_id, ANN)
-            low, begun = batch.cursor.horizon, batch.time
-            batch = await stores.change_feed.poll(batch.cursor, MANY)
+            low, previous_time = batch.cursor.horizon, batch.time
+            batch = await stores.change_feed.poll(batch.cursor, NO_LIMIT)
             assert rows[0].integration_id in (batch.changed_ids or ())
             assert len(batch.events) == 3
             assert all(low <= logged.position < batch.cursor.horizon for logged in batch.events)
-            assert batch.time >= begun
-            observed += sorted(batch.events, key=lambda logged: logged.number)
-        assert [logged.event.kind for logged in observed] == [CREATED, CREATED, GONE] * 3
-        assert len({logged.number for logged in observed}) == 9
-        assert not (await stores.change_feed.poll(batch.cursor, MANY)).events
+            assert batch.time >= previous_time
+            published += sorted(batch.events, key=lambda logged: logged.number)
+        assert [logged.event.kind for logged in published] == [CREATED, CREATED, DISCONNECTED] * 3
+        assert len({logged.number for logged in published}) == 9
+        assert not (await stores.change_feed.poll(batch.cursor, NO_LIMIT)).events
 
     async def test_more_changes_than_the_limit_are_unknown(self, stores: Stores) -> None:
-        begin = (await stores.change_feed.poll(None, MANY)).cursor
+        begin = (await stores.change_feed.poll(None, NO_LIMIT)).cursor
         for _ in range(3):
-            await connected(stores.integrations)
+            await create_connected(stores.integrations)
         assert len((await stores.change_feed.poll(begin, 3)).events) == 3
         limited = await stores.change_feed.poll(begin, 2)
         assert (limited.changed_ids, limited.events) == (None, ())
-        await connected(stores.integrations)
+        await create_connected(stores.integrations)
         assert len((await stores.change_feed.poll(limited.cursor, 2)).events) == 1
 
-    async def test_webhooks_change_no_cached_integration(self, stores: Stores) -> None:
-        integration = await connected(stores.integrations)
-        begin = (await stores.change_feed.poll(None, MANY)).cursor
+    async def test_webhooks_do_not_invalidate_cached_integrations(self, stores: Stores) -> None:
+        integration = await create_connected(stores.integrations)
+        begin = (await stores.change_feed.poll(None, NO_LIMIT)).cursor
         await stores.inbox.add([new_event(integration, "e")], LATER)
-        batch = await stores.change_feed.poll(begin, MANY)
+        batch = await stores.change_feed.poll(begin, NO_LIMIT)
         assert (batch.changed_ids, len(batch.events)) == (frozenset(), 1)
 
     async def test_a_range_is_read_in_pages_and_by_filter(self, stores: Stores) -> None:
         low = await horizon(stores.change_feed)
         for user_id, kind in ((ANN, "acme"), (BOB, "acme"), (ANN, "other"), (ANN, "acme")):
-            await connected(stores.integrations, user_id, integration_type=kind)
+            await create_connected(stores.integrations, user_id, integration_type=kind)
         positions = ChangeRange(low, await horizon(stores.change_feed))
         first = await stores.change_feed.read_events(positions, 0, ALL, 3)
         rest = await stores.change_feed.read_events(positions, first[-1].number, ALL, 3)
         assert (len(first), len(rest)) == (3, 1)
-        for event_filter, found in (
+        for event_filter, count in (
             (EventFilter(user_id=BOB), 1),
             (EventFilter(integration_types=frozenset({"acme"})), 3),
             (EventFilter(ANN, frozenset({"acme", "other"})), 3),
             (EventFilter(ANN, frozenset()), 0),
         ):
-            events = await stores.change_feed.read_events(positions, 0, event_filter, MANY)
-            assert len(events) == found
+            events = await stores.change_feed.read_events(positions, 0, event_filter, NO_LIMIT)
+            assert len(events) == count
             assert all(event_filter.matches(logged.event) for logged in events)
 
     async def test_old_changes_are_pruned_and_positions_stay_valid(self, stores: Stores) -> None:
         feed = stores.change_feed
-        await connected(stores.integrations)
-        begin = await feed.poll(None, MANY)
+        await create_connected(stores.integrations)
+        begin = await feed.poll(None, NO_LIMIT)
         assert await feed.prune(timedelta(days=1)) == 0
         assert await feed.prune(timedelta(seconds=-1)) == 1
         assert await feed.prune(timedelta(seconds=-1)) == 0
-        assert (await feed.poll(None, MANY)).cursor.end >= begin.cursor.end
-        row = await connected(stores.integrations)
-        assert (await feed.poll(begin.cursor, MANY)).events[0].event.integration_id == row.integration_id
+        assert (await feed.poll(None, NO_LIMIT)).cursor.end >= begin.cursor.end
+        row = await create_connected(stores.integrations)
+        assert (await feed.poll(begin.cursor, NO_LIMIT)).events[0].event.integration_id == row.integration_id
         assert [event.integration_id for event in await events_since(feed, begin.cursor.horizon)] == [
             row.integration_id
         ]

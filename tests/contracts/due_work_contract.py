@@ -18,25 +18,27 @@ from tests.contracts.store_contract import (
     LONG_CLAIM,
     NOW,
     account,
-    found,
+    create_pending,
+    due_job_types,
+    find_stored,
     new_integration,
-    now_of,
-    pending,
-    types_of,
+    reload,
 )
 
 SECOND = timedelta(seconds=1)
 PAST, FUTURE = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 
-async def due(integrations: IntegrationStore, at: datetime | None, integration_type: str = "acme") -> Integration:
-    """An integration whose refresh and health check are due at this time."""
+async def add_due(
+    integrations: IntegrationStore, due_time: datetime | None, integration_type: str = "acme"
+) -> Integration:
+    """Store an integration whose refresh and health check are due at this time."""
     integration = await integrations.add_connected(
         new_integration(integration_type=integration_type),
         account(None),
-        NewCredentials(b"sealed", is_renewable=True, refresh_due_time=at),
+        NewCredentials(b"encrypted", is_renewable=True, refresh_due_time=due_time),
         NOW,
-        check_due_time=at,
+        check_due_time=due_time,
     )
     assert integration is not None
     return integration
@@ -49,17 +51,17 @@ class DueWorkContract:
     async def test_claims_the_longest_due_first(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        rows = [await due(integrations, PAST - number * SECOND) for number in range(4)]
+        rows = [await add_due(integrations, PAST - number * SECOND) for number in range(4)]
         claims = await due_work.claim(job_kind, "acme", 2, claim_duration=LONG_CLAIM)
         assert {claim.row_id for claim in claims} == {row.integration_id for row in rows[2:]}
         for claim in claims:
-            assert claim.item == await found(integrations, claim.item.integration.integration_id)
+            assert claim.item == await find_stored(integrations, claim.item.integration.integration_id)
             assert getattr(claim.item.integration, f"{job_kind.value}_due_time") == claim.due_time > PAST
 
     async def test_a_claimed_row_is_due_again_when_the_claim_expires(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        await due(integrations, PAST)
+        await add_due(integrations, PAST)
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=EXPIRED_CLAIM)) == 1
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
@@ -67,24 +69,24 @@ class DueWorkContract:
     async def test_lists_the_types_with_due_rows(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        for at, integration_type in (
+        for due_time, integration_type in (
             (FUTURE, "a future type"),
             (PAST, "acme"),
             (PAST, "acme"),
             (PAST, "another"),
             (None, "never"),
         ):
-            await due(integrations, at, integration_type)
-        assert await types_of(due_work, job_kind) == ["acme", "another"]
+            await add_due(integrations, due_time, integration_type)
+        assert await due_job_types(due_work, job_kind) == ["acme", "another"]
         await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
-        assert await types_of(due_work, job_kind) == ["another"]
+        assert await due_job_types(due_work, job_kind) == ["another"]
         for integration_type in ("a future type", "never", "unknown"):
             assert await due_work.claim(job_kind, integration_type, 5, claim_duration=LONG_CLAIM) == []
 
-    async def test_of_concurrent_claims_each_row_has_one(
+    async def test_concurrent_claims_do_not_share_rows(
         self, due_work: DueWork, integrations: IntegrationStore, job_kind: JobKind
     ) -> None:
-        rows = [await due(integrations, PAST) for _ in range(20)]
+        rows = [await add_due(integrations, PAST) for _ in range(20)]
         results = await asyncio.gather(
             *(due_work.claim(job_kind, "acme", 3, claim_duration=LONG_CLAIM) for _ in range(10))
         )
@@ -97,40 +99,40 @@ class DueWorkContract:
     async def test_skips_inactive_expired_and_pending_integrations(
         self, due_work: DueWork, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, job_kind: JobKind
     ) -> None:
-        off, expired = await due(integrations, PAST), await due(integrations, PAST)
-        await integrations.update(off.integration_id, ANN, NOW, is_active=False)
+        inactive, expired = await add_due(integrations, PAST), await add_due(integrations, PAST)
+        await integrations.update(inactive.integration_id, ANN, NOW, is_active=False)
         await integrations.record_failure(expired, FAILURE, reauthorization_required=True, refresh_due_time=PAST)
-        await pending(integrations, attempts, BOB)
-        assert await types_of(due_work, job_kind) == []
+        await create_pending(integrations, attempts, BOB)
+        assert await due_job_types(due_work, job_kind) == []
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
-        await integrations.update(off.integration_id, ANN, NOW, is_active=True)
+        await integrations.update(inactive.integration_id, ANN, NOW, is_active=True)
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1
 
 
 class RefreshDueTimeContract:
-    """When a refresh is due after the one before."""
+    """The due time of the next refresh. A subclass provides the fixture `integrations`."""
 
-    async def test_new_credentials_set_it(self, integrations: IntegrationStore) -> None:
-        integration = await due(integrations, NOW)
-        again = NewCredentials(b"new", is_renewable=True, refresh_due_time=LATER)
-        committed = await integrations.commit_refresh(integration, again, NOW)
+    async def test_new_credentials_set_the_due_time(self, integrations: IntegrationStore) -> None:
+        integration = await add_due(integrations, NOW)
+        credentials = NewCredentials(b"new", is_renewable=True, refresh_due_time=LATER)
+        committed = await integrations.commit_refresh(integration, credentials, NOW)
         assert committed is not None
         assert (committed.refresh_due_time, committed.check_due_time) == (LATER, NOW)
 
-    async def test_a_failure_sets_it_where_it_was_set(self, integrations: IntegrationStore) -> None:
-        by_itself, on_demand = await due(integrations, NOW), await due(integrations, None)
-        for integration in (by_itself, on_demand):
+    async def test_a_failure_changes_only_a_due_time_that_was_set(self, integrations: IntegrationStore) -> None:
+        proactive, on_demand = await add_due(integrations, NOW), await add_due(integrations, None)
+        for integration in (proactive, on_demand):
             await integrations.record_failure(integration, FAILURE, refresh_due_time=LATER)
-        assert (await now_of(integrations, by_itself)).refresh_due_time == LATER
-        assert (await now_of(integrations, on_demand)).refresh_due_time is None
+        assert (await reload(integrations, proactive)).refresh_due_time == LATER
+        assert (await reload(integrations, on_demand)).refresh_due_time is None
 
-    async def test_those_that_end_are_listed_soonest_first(self, integrations: IntegrationStore) -> None:
+    async def test_expiring_integrations_are_listed_by_expiry(self, integrations: IntegrationStore) -> None:
         async def expiring(*, refresh: datetime | None, access: datetime | None, renewable: bool) -> Integration:
             integration = await integrations.add_connected(
                 new_integration(),
                 account(None),
                 NewCredentials(
-                    b"sealed",
+                    b"encrypted",
                     is_renewable=renewable,
                     refresh_token_expire_time=refresh,
                     access_token_expire_time=access,
@@ -140,11 +142,11 @@ class RefreshDueTimeContract:
             assert integration is not None
             return integration
 
-        late = await expiring(refresh=NOW + 3 * SECOND, access=NOW, renewable=True)
-        soon = await expiring(refresh=None, access=NOW + SECOND, renewable=False)
+        second = await expiring(refresh=NOW + 3 * SECOND, access=NOW, renewable=True)
+        first = await expiring(refresh=None, access=NOW + SECOND, renewable=False)
         await expiring(refresh=None, access=NOW + SECOND, renewable=True)
         await expiring(refresh=NOW + 9 * SECOND, access=NOW, renewable=True)
-        off = await expiring(refresh=NOW, access=NOW, renewable=True)
-        await integrations.update(off.integration_id, ANN, NOW, is_active=False)
-        assert await integrations.list_expiring(NOW + 5 * SECOND, 10) == [soon, late]
-        assert await integrations.list_expiring(NOW + 5 * SECOND, 1) == [soon]
+        inactive = await expiring(refresh=NOW, access=NOW, renewable=True)
+        await integrations.update(inactive.integration_id, ANN, NOW, is_active=False)
+        assert await integrations.list_expiring(NOW + 5 * SECOND, 10) == [first, second]
+        assert await integrations.list_expiring(NOW + 5 * SECOND, 1) == [first]

@@ -14,11 +14,11 @@ from tests.contracts.store_contract import (
     FAILURE,
     LATER,
     NOW,
-    check_of,
-    connected,
-    failed_check_of,
+    create_connected,
+    failed_check,
     new_credentials,
-    now_of,
+    reload,
+    successful_check,
 )
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -30,78 +30,80 @@ class HealthHistoryContract:
     async def test_a_check_sets_and_clears_the_last_error(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         for count in (1, 2):
-            at = LATER - timedelta(minutes=5 - count)
-            await history.record(replace(failed_check_of(integration), check_time=at), LATER)
-            stored = await now_of(integrations, integration)
-            failure = Failure("PROVIDER_UNAVAILABLE", at, "the provider does not answer as it should")
-            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, at)
-        await history.record(check_of(integration), LATER)
-        assert await now_of(integrations, integration) == replace(
+            check_time = LATER - timedelta(minutes=5 - count)
+            await history.record(replace(failed_check(integration), check_time=check_time), LATER)
+            stored = await reload(integrations, integration)
+            failure = Failure("PROVIDER_UNAVAILABLE", check_time, "the provider does not respond as expected")
+            assert (stored.last_error, stored.error_count, stored.last_health_check) == (failure, count, check_time)
+        await history.record(successful_check(integration), LATER)
+        assert await reload(integrations, integration) == replace(
             integration, last_health_check=LATER, check_due_time=LATER
         )
 
     async def test_a_failure_during_the_check_is_counted_once(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        integration = await connected(integrations)
-        check = failed_check_of(integration)
+        integration = await create_connected(integrations)
+        check = failed_check(integration)
         await integrations.record_failure(integration, replace(FAILURE, time=check.check_time))
         await history.record(check, None)
-        assert (await now_of(integrations, integration)).error_count == 1
+        assert (await reload(integrations, integration)).error_count == 1
 
     async def test_a_check_of_previous_credentials_does_not_change_the_error(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        before = await connected(integrations)
+        before = await create_connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(), NOW)
         assert current is not None
-        await history.record(failed_check_of(before), LATER)
-        assert await now_of(integrations, before) == replace(current, last_health_check=LATER, check_due_time=LATER)
+        await history.record(failed_check(before), LATER)
+        assert await reload(integrations, before) == replace(current, last_health_check=LATER, check_due_time=LATER)
 
         await integrations.record_failure(current, FAILURE)
-        await history.record(check_of(before), LATER)
-        assert (await now_of(integrations, before)).last_error == FAILURE
+        await history.record(successful_check(before), LATER)
+        assert (await reload(integrations, before)).last_error == FAILURE
 
     async def test_a_check_of_a_removed_integration_is_not_stored(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
-        await history.record(check_of(integration), LATER)
+        await history.record(successful_check(integration), LATER)
         assert await integrations.find(integration.integration_id, ANN) is None
 
-    async def test_checks_and_removals_may_race(self, integrations: IntegrationStore, history: HealthHistory) -> None:
-        rows = [await connected(integrations) for _ in range(10)]
+    async def test_concurrent_checks_and_removals_succeed(
+        self, integrations: IntegrationStore, history: HealthHistory
+    ) -> None:
+        rows = [await create_connected(integrations) for _ in range(10)]
         await asyncio.gather(
-            *(history.record(check_of(row), LATER) for row in rows),
+            *(history.record(successful_check(row), LATER) for row in rows),
             *(integrations.remove(row.integration_id, ANN) for row in rows),
         )
         assert await integrations.list_connected(ANN) == []
 
-    # --- queries -----------------------------------------------------------------------------------------------
+    # --- queries -----------------------------------------------------------------------------------------------------
 
     async def test_lists_the_newest_first_and_continues_before_an_id(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        integration, other = await connected(integrations), await connected(integrations)
-        checks = [check_of(integration, latency=timedelta(milliseconds=number)) for number in range(5)]
-        checks[3] = failed_check_of(integration)
+        integration, other = await create_connected(integrations), await create_connected(integrations)
+        checks = [successful_check(integration, latency=timedelta(milliseconds=number)) for number in range(5)]
+        checks[3] = failed_check(integration)
         for check in checks:
             await history.record(check, None)
-            await history.record(check_of(other), None)
+            await history.record(successful_check(other), None)
         first = await history.list(integration, None, 3)
         rest = await history.list(integration, first[-1].health_check_id, 3)
         assert [row.check for row in (*first, *rest)] == checks[::-1]
         assert await history.list(integration, rest[-1].health_check_id, 3) == []
 
     async def test_reports_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
-        integration, other = await connected(integrations), await connected(integrations)
+        integration, other = await create_connected(integrations), await create_connected(integrations)
         for age, healthy in ((timedelta(0), False), (HOUR / 2, True), (2 * HOUR, False), (5 * DAY, False)):
-            check = check_of(integration) if healthy else failed_check_of(integration)
+            check = successful_check(integration) if healthy else failed_check(integration)
             await history.record(replace(check, check_time=NOW - age), None)
-        await history.record(replace(failed_check_of(other), check_time=NOW), None)
+        await history.record(replace(failed_check(other), check_time=NOW), None)
         windows = (HOUR, DAY, 7 * DAY, timedelta(seconds=1))
         assert await history.error_rates(integration, windows, NOW) == [
             ErrorRate(HOUR, checks=2, failures=1),
@@ -109,20 +111,20 @@ class HealthHistoryContract:
             ErrorRate(7 * DAY, checks=4, failures=3),
             ErrorRate(timedelta(seconds=1), checks=1, failures=1),
         ]
-        nothing = ErrorRate(HOUR, 0, 0)
-        assert await history.error_rates(await connected(integrations), (HOUR,), NOW) == [nothing]
+        no_checks = ErrorRate(HOUR, 0, 0)
+        assert await history.error_rates(await create_connected(integrations), (HOUR,), NOW) == [no_checks]
 
     async def test_another_user_reads_nothing(self, integrations: IntegrationStore, history: HealthHistory) -> None:
-        integration = await connected(integrations)
-        await history.record(failed_check_of(integration), None)
-        theirs = replace(integration, user_id=BOB)
-        assert await history.list(theirs, None, 10) == []
-        assert await history.error_rates(theirs, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
+        integration = await create_connected(integrations)
+        await history.record(failed_check(integration), None)
+        as_bob = replace(integration, user_id=BOB)
+        assert await history.list(as_bob, None, 10) == []
+        assert await history.error_rates(as_bob, (7 * DAY,), LATER) == [ErrorRate(7 * DAY, 0, 0)]
 
     async def test_prunes_old_checks(self, integrations: IntegrationStore, history: HealthHistory) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         for age in range(5):
-            await history.record(replace(check_of(integration), check_time=NOW - age * HOUR), None)
+            await history.record(replace(successful_check(integration), check_time=NOW - age * HOUR), None)
         while await history.prune(NOW - 2 * HOUR):
             pass
         assert [row.check.check_time for row in await history.list(integration, None, 10)] == [

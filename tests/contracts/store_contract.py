@@ -1,6 +1,6 @@
-"""What every store has to do, whatever it keeps its rows in. It sees nothing but the ports.
+"""The contract of the stores, which tests them through their ports.
 
-A subclass gives the fixtures `integrations`, `attempts` and `revocations`, views of one empty store.
+A subclass provides the fixtures `integrations`, `attempts` and `revocations`, views of one empty store.
 """
 
 import asyncio
@@ -37,14 +37,14 @@ EXPIRY = NOW + timedelta(minutes=10)
 ANN, BOB = UserId("ann"), UserId("bob")
 LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than every test; expired at once
 LARGEST_ID = IntegrationId(2**63 - 1)
-FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not answer as it should")
+FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not respond as expected")
 
 _numbers: Iterator[int] = itertools.count()
 
 
 def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
-    """An integration that nobody stored yet."""
-    blank = NewIntegration(
+    """An integration that is not stored yet."""
+    defaults = NewIntegration(
         uid=f"uid-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
@@ -52,29 +52,29 @@ def new_integration(user_id: UserId = ANN, **changes: Any) -> NewIntegration:
         name="",
         config={},
     )
-    return replace(blank, **changes)
+    return replace(defaults, **changes)
 
 
 def new_attempt(user_id: UserId = ANN, **changes: Any) -> AuthorizationAttempt:
-    """An attempt that nobody stored yet, good until `EXPIRY`."""
-    blank = AuthorizationAttempt(
+    """An attempt that is not stored yet and expires at `EXPIRY`."""
+    defaults = AuthorizationAttempt(
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
         redirect_uri="https://app.example/callback",
         return_url="https://app.example/settings",
         scopes=("read", "write"),
-        encrypted_verifier=b"sealed verifier",
+        encrypted_verifier=b"encrypted verifier",
         is_reconnection=False,
         create_time=NOW,
         expire_time=EXPIRY,
     )
-    return replace(blank, **changes)
+    return replace(defaults, **changes)
 
 
-def new_credentials(encrypted: bytes = b"sealed", **changes: Any) -> NewCredentials:
-    """Credentials of an hour's life."""
-    blank = NewCredentials(
+def new_credentials(encrypted: bytes = b"encrypted", **changes: Any) -> NewCredentials:
+    """Credentials whose access token expires in an hour."""
+    defaults = NewCredentials(
         encrypted_credentials=encrypted,
         scopes=("read",),
         missing_scopes=("write",),
@@ -83,24 +83,24 @@ def new_credentials(encrypted: bytes = b"sealed", **changes: Any) -> NewCredenti
         access_token_expire_time=NOW + timedelta(hours=1),
         refresh_token_expire_time=None,
     )
-    return replace(blank, **changes)
+    return replace(defaults, **changes)
 
 
 def new_grant(**changes: Any) -> OrphanedGrant:
-    """What is left of an integration of Ann's, with the credentials of `connected`."""
-    blank = OrphanedGrant(
-        uid="uid", user_id=ANN, integration_type="acme", account_id=None, encrypted_credentials=b"sealed"
+    """The grant of a removed integration of Ann, with the credentials of `connected`."""
+    defaults = OrphanedGrant(
+        uid="uid", user_id=ANN, integration_type="acme", account_id=None, encrypted_credentials=b"encrypted"
     )
-    return replace(blank, **changes)
+    return replace(defaults, **changes)
 
 
 def account(account_id: str | None) -> NewAccount:
-    """An account of this name."""
+    """An account with this id."""
     return NewAccount(account_id, None if account_id is None else f"{account_id}@example.com")
 
 
-def check_of(integration: Integration, **changes: Any) -> HealthCheck:
-    """A check that found nothing wrong."""
+def successful_check(integration: Integration, **changes: Any) -> HealthCheck:
+    """A check that succeeded."""
     healthy = HealthCheck(
         integration=integration,
         status=Status.ACTIVE,
@@ -113,21 +113,21 @@ def check_of(integration: Integration, **changes: Any) -> HealthCheck:
     return replace(healthy, **changes)
 
 
-def failed_check_of(integration: Integration) -> HealthCheck:
-    """A check that found the provider down."""
-    return check_of(
+def failed_check(integration: Integration) -> HealthCheck:
+    """A check that failed because the provider is unavailable."""
+    return successful_check(
         integration,
         status=Status.ERROR,
         healthy=False,
         error_class="PROVIDER_UNAVAILABLE",
-        message="the provider does not answer as it should",
+        message="the provider does not respond as expected",
     )
 
 
-async def connected(
+async def create_connected(
     integrations: IntegrationStore, user_id: UserId = ANN, account_id: str | None = None, **changes: Any
 ) -> Integration:
-    """A stored integration that is connected."""
+    """Store a connected integration."""
     integration = await integrations.add_connected(
         new_integration(user_id, **changes), account(account_id), new_credentials(), NOW
     )
@@ -135,15 +135,15 @@ async def connected(
     return integration
 
 
-async def pending(
+async def create_pending(
     integrations: IntegrationStore, attempts: AuthorizationAttemptStore, user_id: UserId = ANN
 ) -> Integration:
-    """A stored integration that is not connected yet."""
+    """Store a pending integration."""
     integration_id = await attempts.begin(new_attempt(user_id), new_integration(user_id))
-    return (await found(integrations, integration_id, user_id)).integration
+    return (await find_stored(integrations, integration_id, user_id)).integration
 
 
-async def found(
+async def find_stored(
     integrations: IntegrationStore, integration_id: IntegrationId, user_id: UserId = ANN
 ) -> StoredIntegration:
     """The stored integration; fails if there is none."""
@@ -152,13 +152,13 @@ async def found(
     return stored
 
 
-async def now_of(integrations: IntegrationStore, integration: Integration) -> Integration:
+async def reload(integrations: IntegrationStore, integration: Integration) -> Integration:
     """The integration as it is stored now."""
-    return (await found(integrations, integration.integration_id, integration.user_id)).integration
+    return (await find_stored(integrations, integration.integration_id, integration.user_id)).integration
 
 
 class IntegrationStoreContract:
-    """What an `IntegrationStore` has to do."""
+    """The contract of `IntegrationStore`."""
 
     async def test_stores_every_field(self, integrations: IntegrationStore) -> None:
         new = new_integration(
@@ -167,7 +167,7 @@ class IntegrationStoreContract:
             config={"a": [1, 2.5, None, True, {"ü": "🦆 \u0000 \u2028"}], "": {}, "big": 1e300, "quote": "'\""},
         )
         credentials = new_credentials(
-            b"\x00\xff sealed", refresh_token_expire_time=NOW + timedelta(days=60), lacks_required_scope=True
+            b"\x00\xff encrypted", refresh_token_expire_time=NOW + timedelta(days=60), lacks_required_scope=True
         )
         integration = await integrations.add_connected(new, account("a"), credentials, NOW)
         assert integration is not None
@@ -192,28 +192,28 @@ class IntegrationStoreContract:
             connect_time=NOW,
         )
         assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(
-            integration, b"\x00\xff sealed"
+            integration, b"\x00\xff encrypted"
         )
 
-    async def test_times_come_back_in_utc_whatever_zone_they_had(self, integrations: IntegrationStore) -> None:
-        noon_in_tokyo = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=9)))
+    async def test_times_are_returned_in_utc(self, integrations: IntegrationStore) -> None:
+        tokyo_time = datetime(2026, 3, 1, 12, 0, 0, 1, tzinfo=timezone(timedelta(hours=9)))
         integration = await integrations.add_connected(
             new_integration(),
             account(None),
             new_credentials(access_token_expire_time=datetime.max.replace(tzinfo=UTC)),
-            noon_in_tokyo,
+            tokyo_time,
         )
         assert integration is not None
-        stored = await now_of(integrations, integration)
-        assert stored.connect_time == noon_in_tokyo
+        stored = await reload(integrations, integration)
+        assert stored.connect_time == tokyo_time
         assert stored.connect_time.tzinfo == UTC
         assert stored.access_token_expire_time == datetime.max.replace(tzinfo=UTC)
 
     async def test_another_users_integration_does_not_exist(
         self, integrations: IntegrationStore, history: HealthHistory
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
-        theirs = replace(integration, user_id=BOB)
+        integration = await create_connected(integrations, ANN, "a")
+        as_bob = replace(integration, user_id=BOB)
         integration_id = integration.integration_id
 
         assert await integrations.find(integration_id, BOB) is None
@@ -223,21 +223,21 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, BOB)
         with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, BOB, LATER, name="theirs")
+            await integrations.update(integration_id, BOB, LATER, name="bobs")
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, BOB)
-        assert await integrations.commit_refresh(theirs, new_credentials(b"theirs"), LATER) is None
-        assert await integrations.commit_connection(theirs, account("b"), new_credentials(b"theirs"), LATER) is None
-        await integrations.record_failure(theirs, FAILURE)
-        await history.record(failed_check_of(theirs), None)
+        assert await integrations.commit_refresh(as_bob, new_credentials(b"bobs"), LATER) is None
+        assert await integrations.commit_connection(as_bob, account("b"), new_credentials(b"bobs"), LATER) is None
+        await integrations.record_failure(as_bob, FAILURE)
+        await history.record(failed_check(as_bob), None)
 
-        assert await integrations.find(integration_id, ANN) == StoredIntegration(integration, b"sealed")
+        assert await integrations.find(integration_id, ANN) == StoredIntegration(integration, b"encrypted")
 
     @pytest.mark.parametrize("integration_id", [0, -1, -(2**63), LARGEST_ID])
-    async def test_an_id_that_was_never_given_is_absent(
+    async def test_an_unknown_id_is_not_found(
         self, integrations: IntegrationStore, integration_id: IntegrationId
     ) -> None:
-        await connected(integrations)
+        await create_connected(integrations)
         assert await integrations.find(integration_id, ANN) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, ANN)
@@ -246,18 +246,18 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, ANN)
 
-    async def test_an_id_is_never_given_twice(self, integrations: IntegrationStore) -> None:
-        first, second = [await connected(integrations) for _ in range(2)]
+    async def test_ids_are_never_reused(self, integrations: IntegrationStore) -> None:
+        first, second = [await create_connected(integrations) for _ in range(2)]
         for integration in (first, second):
             await integrations.remove(integration.integration_id, ANN)
-        third = await connected(integrations)
+        third = await create_connected(integrations)
         assert first.integration_id < second.integration_id < third.integration_id
 
-    # --- lists -------------------------------------------------------------------------------------------------
+    # --- lists -------------------------------------------------------------------------------------------------------
 
-    async def test_lists_page_by_page_in_the_order_of_ids(self, integrations: IntegrationStore) -> None:
-        ids = [(await connected(integrations)).integration_id for _ in range(5)]
-        await connected(integrations, BOB)
+    async def test_lists_in_pages_ordered_by_id(self, integrations: IntegrationStore) -> None:
+        ids = [(await create_connected(integrations)).integration_id for _ in range(5)]
+        await create_connected(integrations, BOB)
 
         first = await integrations.list(ANN, None, IntegrationId(0), 3)
         rest = await integrations.list(ANN, None, first[-1].integration_id, 3)
@@ -267,59 +267,58 @@ class IntegrationStoreContract:
         assert await integrations.list(ANN, None, IntegrationId(0), 0) == []
 
     async def test_lists_one_type(self, integrations: IntegrationStore) -> None:
-        await connected(integrations)
-        other = await connected(integrations, integration_type="other")
+        await create_connected(integrations)
+        other = await create_connected(integrations, integration_type="other")
         assert await integrations.list(ANN, ["other"], IntegrationId(0), 10) == [other]
 
-    async def test_lists_pending_integrations_but_not_as_connected(
+    async def test_lists_pending_integrations_and_list_connected_does_not(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        one = await connected(integrations)
-        two = await pending(integrations, attempts)
-        three = await connected(integrations)
-        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [one, two, three]
-        assert [stored.integration for stored in await integrations.list_connected(ANN)] == [one, three]
+        first = await create_connected(integrations)
+        unfinished = await create_pending(integrations, attempts)
+        last = await create_connected(integrations)
+        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [first, unfinished, last]
+        assert [stored.integration for stored in await integrations.list_connected(ANN)] == [first, last]
 
-    # --- accounts ----------------------------------------------------------------------------------------------
+    # --- accounts ----------------------------------------------------------------------------------------------------
 
     async def test_finds_an_account(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         assert await integrations.find_account(ANN, "acme", "a") == integration
         assert await integrations.find_account(ANN, "acme", "b") is None
         assert await integrations.find_account(ANN, "other", "a") is None
 
-    async def test_an_account_has_one_row_a_user_and_type(self, integrations: IntegrationStore) -> None:
-        await connected(integrations, ANN, "a")
-        again = await integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW)
-        assert again is None
-        await connected(integrations, BOB, "a")
-        await connected(integrations, ANN, "a", integration_type="other")
-        await connected(integrations, ANN, "b")
+    async def test_an_account_has_one_row_per_user_and_type(self, integrations: IntegrationStore) -> None:
+        await create_connected(integrations, ANN, "a")
+        duplicate = await integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW)
+        assert duplicate is None
+        await create_connected(integrations, BOB, "a")
+        await create_connected(integrations, ANN, "a", integration_type="other")
+        await create_connected(integrations, ANN, "b")
         assert len(await integrations.list_connected(ANN)) == 3
 
     async def test_unknown_accounts_are_not_the_same(self, integrations: IntegrationStore) -> None:
-        await connected(integrations, ANN, None)
-        await connected(integrations, ANN, None)
+        await create_connected(integrations, ANN, None)
+        await create_connected(integrations, ANN, None)
         assert len(await integrations.list_connected(ANN)) == 2
 
-    async def test_of_many_that_connect_one_account_one_wins(
+    async def test_of_concurrent_connections_of_an_account_one_succeeds(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        rows = [await pending(integrations, attempts) for _ in range(5)]
+        rows = [await create_pending(integrations, attempts) for _ in range(5)]
         results = await asyncio.gather(
             *(integrations.commit_connection(row, account("a"), new_credentials(), NOW) for row in rows),
             *(integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW) for _ in range(5)),
         )
-        winner = [answer for answer in results if answer is not None]
-        assert len(winner) == 1
-        assert await integrations.find_account(ANN, "acme", "a") == winner[0]
+        (committed,) = [result for result in results if result is not None]
+        assert await integrations.find_account(ANN, "acme", "a") == committed
 
-    # --- committing --------------------------------------------------------------------------------------------
+    # --- committing --------------------------------------------------------------------------------------------------
 
     async def test_connects_a_pending_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        integration = await pending(integrations, attempts)
+        integration = await create_pending(integrations, attempts)
         assert not integration.is_connected
         committed = await integrations.commit_connection(integration, account("a"), new_credentials(b"new"), LATER)
         assert committed is not None
@@ -337,22 +336,22 @@ class IntegrationStoreContract:
         )
         assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(committed, b"new")
 
-    async def test_reconnecting_clears_errors_switches_on_and_keeps_what_is_the_users(
+    async def test_reconnecting_clears_errors_activates_and_keeps_name_and_config(
         self, integrations: IntegrationStore
     ) -> None:
-        integration = await connected(integrations, ANN, "a", name="mine", config={"k": 1.5})
+        integration = await create_connected(integrations, ANN, "a", name="Work", config={"k": 1.5})
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
         await integrations.update(integration.integration_id, ANN, NOW, is_active=False)
         committed = await integrations.commit_connection(
-            await now_of(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
+            await reload(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
         )
         assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1)
 
-    async def test_the_pending_row_of_an_account_that_has_one_goes_in_the_same_commit(
+    async def test_a_superseded_pending_row_is_removed_in_the_same_commit(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        older = await connected(integrations, ANN, "a")
-        newer = await pending(integrations, attempts)
+        older = await create_connected(integrations, ANN, "a")
+        newer = await create_pending(integrations, attempts)
         committed = await integrations.commit_connection(
             older, account("a"), new_credentials(b"new"), LATER, superseded_id=newer.integration_id
         )
@@ -360,24 +359,24 @@ class IntegrationStoreContract:
         assert committed.integration_id == older.integration_id
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [committed]
 
-    async def test_only_a_pending_row_of_the_same_user_goes(
+    async def test_only_a_pending_row_of_the_same_user_is_superseded(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
-        live = await connected(integrations, ANN, "b")
-        foreign = await pending(integrations, attempts, BOB)
+        integration = await create_connected(integrations, ANN, "a")
+        live = await create_connected(integrations, ANN, "b")
+        foreign = await create_pending(integrations, attempts, BOB)
         for other in (live, foreign):
-            integration = await now_of(integrations, integration)
+            integration = await reload(integrations, integration)
             assert await integrations.commit_connection(
                 integration, account("a"), new_credentials(), LATER, superseded_id=other.integration_id
             )
-            assert await now_of(integrations, other) == other
+            assert await reload(integrations, other) == other
 
-    async def test_a_commit_that_comes_too_late_changes_nothing(
+    async def test_a_commit_on_an_old_version_changes_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        older = await connected(integrations, ANN, "a")
-        newer = await pending(integrations, attempts)
+        older = await create_connected(integrations, ANN, "a")
+        newer = await create_pending(integrations, attempts)
         current = await integrations.commit_refresh(older, new_credentials(b"current"), LATER)
         assert current is not None
 
@@ -392,100 +391,102 @@ class IntegrationStoreContract:
         assert await integrations.find(older.integration_id, ANN) == StoredIntegration(current, b"current")
         assert await integrations.find(newer.integration_id, ANN) == StoredIntegration(newer, None)
 
-    async def test_of_many_commits_on_one_version_one_wins(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
+    async def test_of_concurrent_commits_on_one_version_one_succeeds(self, integrations: IntegrationStore) -> None:
+        integration = await create_connected(integrations)
         results = await asyncio.gather(
             *(
                 integrations.commit_refresh(integration, new_credentials(f"{number}".encode()), LATER)
                 for number in range(20)
             )
         )
-        (winner,) = [number for number, answer in enumerate(results) if answer is not None]
-        stored = await found(integrations, integration.integration_id)
+        (winner,) = [number for number, result in enumerate(results) if result is not None]
+        stored = await find_stored(integrations, integration.integration_id)
         assert stored.encrypted_credentials == f"{winner}".encode()
         assert stored.integration.version == 1
 
     async def test_a_refresh_clears_errors(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
         committed = await integrations.commit_refresh(integration, new_credentials(b"new"), LATER)
         assert committed == replace(integration, update_time=LATER, version=1)
         assert await integrations.find(integration.integration_id, ANN) == StoredIntegration(committed, b"new")
 
-    async def test_an_integration_that_is_gone_cannot_be_committed(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
+    async def test_a_removed_integration_cannot_be_committed(self, integrations: IntegrationStore) -> None:
+        integration = await create_connected(integrations)
         await integrations.remove(integration.integration_id, ANN)
         assert await integrations.commit_refresh(integration, new_credentials(), LATER) is None
         assert await integrations.commit_connection(integration, account("a"), new_credentials(), LATER) is None
 
-    # --- errors and checks -------------------------------------------------------------------------------------
+    # --- errors and checks -------------------------------------------------------------------------------------------
 
     async def test_counts_failures(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         await asyncio.gather(*(integrations.record_failure(integration, FAILURE) for _ in range(10)))
-        stored = await now_of(integrations, integration)
+        stored = await reload(integrations, integration)
         assert (stored.last_error, stored.error_count) == (FAILURE, 10)
         assert not stored.reauthorization_required
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
-        assert (await now_of(integrations, integration)).reauthorization_required
+        assert (await reload(integrations, integration)).reauthorization_required
         await integrations.record_failure(integration, FAILURE)
-        assert (await now_of(integrations, integration)).reauthorization_required
+        assert (await reload(integrations, integration)).reauthorization_required
 
-    async def test_the_end_of_a_grant_can_be_taken_back(self, integrations: IntegrationStore) -> None:
-        on_demand = await connected(integrations, ANN, "a")
-        by_itself = await integrations.commit_refresh(
-            await connected(integrations, ANN, "b"), new_credentials(refresh_due_time=NOW), LATER
+    async def test_a_lost_grant_can_be_reverted(self, integrations: IntegrationStore) -> None:
+        on_demand = await create_connected(integrations, ANN, "a")
+        proactive = await integrations.commit_refresh(
+            await create_connected(integrations, ANN, "b"), new_credentials(refresh_due_time=NOW), LATER
         )
-        assert by_itself is not None
-        for integration, due_time in ((on_demand, None), (by_itself, EXPIRY)):
-            noted: dict[str, Any] = {"reauthorization_required": True, "failures": 3, "refusals": 2}
-            await integrations.record_failure(integration, FAILURE, **noted, refresh_due_time=LATER)
+        assert proactive is not None
+        for integration, due_time in ((on_demand, None), (proactive, EXPIRY)):
+            recorded: dict[str, Any] = {"reauthorization_required": True, "failures": 3, "refusals": 2}
+            await integrations.record_failure(integration, FAILURE, **recorded, refresh_due_time=LATER)
             await integrations.revert_failure(integration, EXPIRY)
-            assert await now_of(integrations, integration) == replace(
+            assert await reload(integrations, integration) == replace(
                 integration, refresh_retry_time=EXPIRY, refresh_due_time=due_time
             )
 
-    async def test_what_is_not_an_end_or_of_other_credentials_is_not_taken_back(
+    async def test_other_failures_and_those_of_other_credentials_are_not_reverted(
         self, integrations: IntegrationStore
     ) -> None:
-        before = await connected(integrations)
+        before = await create_connected(integrations)
         await integrations.record_failure(before, FAILURE)
-        as_it_is = await now_of(integrations, before)
+        unchanged = await reload(integrations, before)
         await integrations.revert_failure(before, EXPIRY)
-        assert await now_of(integrations, before) == as_it_is
+        assert await reload(integrations, before) == unchanged
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         assert current is not None
         await integrations.record_failure(current, FAILURE, reauthorization_required=True)
         await integrations.revert_failure(before, EXPIRY)
-        assert (await now_of(integrations, before)).reauthorization_required
+        assert (await reload(integrations, before)).reauthorization_required
 
     async def test_a_failure_of_previous_credentials_is_ignored(self, integrations: IntegrationStore) -> None:
-        before = await connected(integrations)
+        before = await create_connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         await integrations.record_failure(before, FAILURE, reauthorization_required=True)
-        assert await now_of(integrations, before) == current
+        assert await reload(integrations, before) == current
 
-    async def test_a_calls_failure_is_counted_and_its_success_clears(self, integrations: IntegrationStore) -> None:
-        integration = await connected(integrations)
+    async def test_a_failed_call_is_counted_and_a_successful_one_clears_the_error(
+        self, integrations: IntegrationStore
+    ) -> None:
+        integration = await create_connected(integrations)
         await integrations.record_failure(integration, FAILURE, retry_time=EXPIRY, refusals=3)
-        before = await now_of(integrations, integration)
+        before = await reload(integrations, integration)
         other = replace(FAILURE, error_class="PROVIDER_REJECTED", time=LATER)
         await integrations.record_call(integration, other)
-        assert await now_of(integrations, integration) == replace(before, last_error=other, error_count=2)
+        assert await reload(integrations, integration) == replace(before, last_error=other, error_count=2)
         await integrations.record_call(integration, None)
-        # What a refresh has to wait for is not a call's to say.
-        assert await now_of(integrations, integration) == replace(before, last_error=None, error_count=0)
+        # A call does not change the backoff of refreshes.
+        assert await reload(integrations, integration) == replace(before, last_error=None, error_count=0)
 
     async def test_a_call_with_previous_credentials_changes_nothing(self, integrations: IntegrationStore) -> None:
-        before = await connected(integrations)
+        before = await create_connected(integrations)
         current = await integrations.commit_refresh(before, new_credentials(b"new"), LATER)
         await integrations.record_call(before, FAILURE)
-        assert await now_of(integrations, before) == current
+        assert await reload(integrations, before) == current
 
-    # --- updating and removing ---------------------------------------------------------------------------------
+    # --- updating and removing ---------------------------------------------------------------------------------------
 
-    async def test_updates_what_is_given(self, integrations: IntegrationStore) -> None:
-        before = await connected(integrations, name="before", config={"a": 1})
+    async def test_updates_the_given_fields(self, integrations: IntegrationStore) -> None:
+        before = await create_connected(integrations, name="before", config={"a": 1})
         changes: list[dict[str, Any]] = [
             {"name": "after 🦆"},
             {"config": {"b": [None]}},
@@ -497,17 +498,17 @@ class IntegrationStoreContract:
         for change in changes:
             expected = replace(expected, update_time=LATER, **change)
             assert await integrations.update(before.integration_id, ANN, LATER, **change) == expected
-            assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"sealed")
+            assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"encrypted")
 
-    async def test_removes_with_all_that_hangs_on_it(
+    async def test_removal_deletes_checks_and_attempts(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, history: HealthHistory
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
-        other = await connected(integrations, ANN, "b")
-        await history.record(check_of(integration), None)
+        integration = await create_connected(integrations, ANN, "a")
+        other = await create_connected(integrations, ANN, "b")
+        await history.record(successful_check(integration), None)
         attempt = new_attempt(is_reconnection=True)
         await attempts.begin_reconnection(attempt, integration.integration_id)
-        checked = await now_of(integrations, integration)
+        checked = await reload(integrations, integration)
 
         removed = await integrations.remove(integration.integration_id, ANN)
 
@@ -517,48 +518,48 @@ class IntegrationStoreContract:
         assert await attempts.consume(attempt.attempt_id, NOW) is None
         assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
 
-    async def test_answers_a_ping(self, integrations: IntegrationStore) -> None:
+    async def test_ping_succeeds(self, integrations: IntegrationStore) -> None:
         assert await integrations.ping() is None  # type: ignore[func-returns-value]  # it raises on failure
 
-    # --- shared grants -----------------------------------------------------------------------------------------
+    # --- shared grants -----------------------------------------------------------------------------------------------
 
-    async def test_a_grant_that_is_like_no_other_is_shared_with_nobody(
+    async def test_a_grant_of_another_account_or_type_is_not_shared(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        await connected(integrations, ANN, "b")
-        await connected(integrations, BOB, "b", integration_type="sister")
-        await connected(integrations, ANN, "a", integration_type="stranger")
+        await create_connected(integrations, ANN, "b")
+        await create_connected(integrations, BOB, "b", integration_type="sister")
+        await create_connected(integrations, ANN, "a", integration_type="stranger")
         await attempts.begin(new_attempt(), new_integration(integration_type="sister"))
         grant = new_grant(account_id="a")
         assert not await integrations.shares_grant(grant, ["acme", "sister"])
         assert not await integrations.shares_grant(grant, [])
 
-    async def test_the_same_account_shares_a_grant_whoever_connected_it(self, integrations: IntegrationStore) -> None:
-        await connected(integrations, BOB, "a", integration_type="sister")
+    async def test_integrations_of_one_account_share_a_grant_across_users(self, integrations: IntegrationStore) -> None:
+        await create_connected(integrations, BOB, "a", integration_type="sister")
         assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
         assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
 
-    async def test_the_same_users_integration_of_a_related_type_shares_a_grant(
+    async def test_integrations_of_one_user_share_a_grant_across_related_types(
         self, integrations: IntegrationStore
     ) -> None:
-        await connected(integrations, ANN, "named differently", integration_type="sister")
+        await create_connected(integrations, ANN, "named differently", integration_type="sister")
         assert await integrations.shares_grant(new_grant(account_id="a"), ["acme", "sister"])
 
-    async def test_unknown_accounts_of_two_users_share_nothing(self, integrations: IntegrationStore) -> None:
-        await connected(integrations, BOB, None)
+    async def test_unknown_accounts_of_two_users_do_not_share_a_grant(self, integrations: IntegrationStore) -> None:
+        await create_connected(integrations, BOB, None)
         assert not await integrations.shares_grant(new_grant(account_id=None), ["acme"])
         assert not await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
 
-    async def test_an_unknown_account_may_be_any_of_the_same_users(self, integrations: IntegrationStore) -> None:
-        row = await connected(integrations, ANN, "a")
+    async def test_an_unknown_account_shares_the_grants_of_the_same_user(self, integrations: IntegrationStore) -> None:
+        row = await create_connected(integrations, ANN, "a")
         assert await integrations.shares_grant(new_grant(account_id=None), ["acme"])
         await integrations.remove(row.integration_id, ANN)
-        await connected(integrations, ANN, None)
+        await create_connected(integrations, ANN, None)
         assert await integrations.shares_grant(new_grant(account_id="a"), ["acme"])
 
 
 class RevocationOutboxContract:
-    """The outbox of revocations, and the claims on its rows.
+    """The contract of `RevocationOutbox` and of the claims on its rows.
 
     A subclass provides the fixtures `integrations`, `attempts`, `revocations` and `due_work`.
     """
@@ -566,46 +567,46 @@ class RevocationOutboxContract:
     async def test_removal_adds_the_credentials_claimed_by_the_remover(
         self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG_CLAIM)
         assert removed.revocation is not None
         assert removed.revocation.item.grant == new_grant(uid=integration.uid, account_id="a")
         assert removed.revocation.item.attempts == 1
         assert abs(removed.revocation.item.age) < LONG_CLAIM
         assert not removed.is_refreshing
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
         assert await claim_revocations(due_work) == []
 
-    async def test_an_expired_claim_is_followed_by_another_on_the_same_grant(
+    async def test_a_grant_can_be_claimed_again_after_its_claim_expires(
         self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM)
         assert removed.revocation is not None
         (claim,) = await claim_revocations(due_work)
         assert (claim.row_id, claim.item.grant) == (removed.revocation.row_id, removed.revocation.item.grant)
         assert claim.item.attempts == 2
 
-    async def test_a_pending_integration_leaves_nothing(
+    async def test_removal_of_a_pending_integration_adds_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, due_work: DueWork
     ) -> None:
-        integration = await pending(integrations, attempts)
+        integration = await create_pending(integrations, attempts)
         removed = await integrations.remove(integration.integration_id, ANN)
         assert removed.revocation is None
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
 
     async def test_removal_by_another_user_adds_nothing(
         self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration.integration_id, BOB)
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
 
     async def test_of_concurrent_removals_one_gets_the_revocation(
         self, integrations: IntegrationStore, due_work: DueWork
     ) -> None:
-        integration = await connected(integrations, ANN, "a")
+        integration = await create_connected(integrations, ANN, "a")
         removals = await asyncio.gather(
             *(integrations.remove(integration.integration_id, ANN, claim_duration=EXPIRED_CLAIM) for _ in range(10)),
             return_exceptions=True,
@@ -619,12 +620,12 @@ class RevocationOutboxContract:
         grants = [new_grant(uid=f"uid-{number}") for number in range(3)]
         for grant in (*grants, new_grant(integration_type="other")):
             await revocations.add(grant)
-        assert await types_of(due_work, JobKind.REVOCATION) == ["acme", "other"]
+        assert await due_job_types(due_work, JobKind.REVOCATION) == ["acme", "other"]
         first, rest = await claim_revocations(due_work, 2), await claim_revocations(due_work, 2)
         assert [{claim.item.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
-        assert await types_of(due_work, JobKind.REVOCATION) == ["other"]
+        assert await due_job_types(due_work, JobKind.REVOCATION) == ["other"]
 
-    async def test_of_concurrent_claims_each_grant_has_one(
+    async def test_concurrent_claims_do_not_share_grants(
         self, revocations: RevocationOutbox, due_work: DueWork
     ) -> None:
         for number in range(5):
@@ -642,7 +643,7 @@ class RevocationOutboxContract:
         postponed = await due_work.postpone(claim, 2 * LONG_CLAIM)
         assert postponed is not None
         assert postponed.due_time > claim.due_time
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
         again = await due_work.postpone(postponed, EXPIRED_CLAIM)
         assert again is not None
         assert again.due_time < claim.due_time
@@ -654,36 +655,36 @@ class RevocationOutboxContract:
         (replaced,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         assert len(await claim_revocations(due_work)) == 1
         assert await due_work.postpone(replaced, EXPIRED_CLAIM) is None
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
 
-    async def test_a_removed_grant_is_gone_and_can_be_removed_twice(
+    async def test_a_removed_grant_is_not_due_and_can_be_removed_twice(
         self, revocations: RevocationOutbox, due_work: DueWork
     ) -> None:
         await revocations.add(new_grant())
         (claim,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         for _ in range(2):
             await revocations.remove(claim)
-            assert await types_of(due_work, JobKind.REVOCATION) == []
+            assert await due_job_types(due_work, JobKind.REVOCATION) == []
         assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
-        assert await types_of(due_work, JobKind.REVOCATION) == []
+        assert await due_job_types(due_work, JobKind.REVOCATION) == []
 
 
-async def types_of(due_work: DueWork, job_kind: JobKind) -> list[str]:
-    """The types with due rows of one job."""
+async def due_job_types(due_work: DueWork, job_kind: JobKind) -> list[str]:
+    """The integration types with due rows of a job kind."""
     return sorted(job_type for kind, job_type in await due_work.due_types() if kind is job_kind)
 
 
 async def claim_revocations(
     due_work: DueWork, limit: int = 10, *, claim_duration: timedelta = LONG_CLAIM
 ) -> Sequence[Claim[Revocation]]:
-    """Claims on due grants of the type `acme`."""
+    """Claim due grants of the type `acme`."""
     return await due_work.claim(JobKind.REVOCATION, "acme", limit, claim_duration=claim_duration)
 
 
 class AttemptStoreContract:
-    """What an `AuthorizationAttemptStore` has to do."""
+    """The contract of `AuthorizationAttemptStore`."""
 
-    async def test_begins_with_a_pending_integration(
+    async def test_begin_stores_a_pending_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         new = new_integration(name="Work 🦆", config={"k": ["v"]})
@@ -703,114 +704,121 @@ class AttemptStoreContract:
             None,
         )
 
-    async def test_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
+    async def test_consume_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
         assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
 
-    async def test_of_fifty_callbacks_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
+    async def test_of_concurrent_callbacks_one_consumes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
         new = new_attempt()
         await attempts.begin(new, new_integration())
         results = await asyncio.gather(*(attempts.consume(new.attempt_id, NOW) for _ in range(50)))
-        assert sum(answer is not None for answer in results) == 1
+        assert sum(result is not None for result in results) == 1
         assert await attempts.consume(new.attempt_id, NOW) is None
         assert await attempts.store_pending_callback(new.attempt_id, b"callback", NOW) is None
         assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
 
-    async def test_of_fifty_confirmations_one_takes_the_attempt(self, attempts: AuthorizationAttemptStore) -> None:
+    async def test_of_concurrent_confirmations_one_consumes_the_attempt(
+        self, attempts: AuthorizationAttemptStore
+    ) -> None:
         new = new_attempt()
         await attempts.begin(new, new_integration())
         assert await attempts.consume_pending_callback(new.attempt_id, NOW) is None
-        held = await attempts.store_pending_callback(new.attempt_id, b"callback", NOW)
-        assert held is not None
-        assert held.encrypted_callback == b"callback"
+        pending_attempt = await attempts.store_pending_callback(new.attempt_id, b"callback", NOW)
+        assert pending_attempt is not None
+        assert pending_attempt.encrypted_callback == b"callback"
 
         assert await attempts.store_pending_callback(new.attempt_id, b"another", NOW) is None
         assert await attempts.consume(new.attempt_id, NOW) is None
         results = await asyncio.gather(*(attempts.consume_pending_callback(new.attempt_id, NOW) for _ in range(50)))
-        assert [answer for answer in results if answer is not None] == [held]
+        assert [result for result in results if result is not None] == [pending_attempt]
 
-    async def test_an_attempt_is_over_at_its_expire_time(self, attempts: AuthorizationAttemptStore) -> None:
-        begun, held = new_attempt(), new_attempt()
-        for attempt in (begun, held):
+    async def test_an_attempt_expires_at_its_expire_time(self, attempts: AuthorizationAttemptStore) -> None:
+        started, pending_attempt = new_attempt(), new_attempt()
+        for attempt in (started, pending_attempt):
             await attempts.begin(attempt, new_integration())
         last_moment = EXPIRY - timedelta(microseconds=1)
 
-        assert await attempts.consume(begun.attempt_id, EXPIRY) is None
-        assert await attempts.store_pending_callback(begun.attempt_id, b"callback", EXPIRY) is None
-        assert await attempts.store_pending_callback(held.attempt_id, b"callback", last_moment) is not None
-        assert await attempts.consume_pending_callback(held.attempt_id, EXPIRY) is None
-        assert await attempts.consume_pending_callback(held.attempt_id, last_moment) is not None
-        assert await attempts.consume(begun.attempt_id, last_moment) is not None
+        assert await attempts.consume(started.attempt_id, EXPIRY) is None
+        assert await attempts.store_pending_callback(started.attempt_id, b"callback", EXPIRY) is None
+        assert await attempts.store_pending_callback(pending_attempt.attempt_id, b"callback", last_moment) is not None
+        assert await attempts.consume_pending_callback(pending_attempt.attempt_id, EXPIRY) is None
+        assert await attempts.consume_pending_callback(pending_attempt.attempt_id, last_moment) is not None
+        assert await attempts.consume(started.attempt_id, last_moment) is not None
 
-    async def test_an_unknown_attempt_is_not_there(self, attempts: AuthorizationAttemptStore) -> None:
+    async def test_an_unknown_attempt_is_not_found(self, attempts: AuthorizationAttemptStore) -> None:
         assert await attempts.consume("unknown", NOW) is None
         assert await attempts.store_pending_callback("unknown", b"callback", NOW) is None
         assert await attempts.consume_pending_callback("unknown", NOW) is None
 
-    async def test_reconnecting_leaves_the_integration_as_it_is(
+    async def test_begin_reconnection_does_not_change_the_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         new = new_attempt(is_reconnection=True)
         await attempts.begin_reconnection(new, integration.integration_id)
-        taken = await attempts.consume(new.attempt_id, NOW)
-        assert taken is not None
-        assert (taken.integration_id, taken.is_reconnection) == (integration.integration_id, True)
-        await attempts.abandon(taken)
-        assert await now_of(integrations, integration) == integration
+        consumed = await attempts.consume(new.attempt_id, NOW)
+        assert consumed is not None
+        assert (consumed.integration_id, consumed.is_reconnection) == (integration.integration_id, True)
+        await attempts.abandon(consumed)
+        assert await reload(integrations, integration) == integration
 
-    async def test_nobody_reconnects_what_is_not_theirs(
+    async def test_another_user_cannot_begin_a_reconnection(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         for user_id, integration_id in ((BOB, integration.integration_id), (ANN, LARGEST_ID)):
             new = new_attempt(user_id, is_reconnection=True)
             with pytest.raises(IntegrationNotFound):
                 await attempts.begin_reconnection(new, integration_id)
             assert await attempts.consume(new.attempt_id, NOW) is None
 
-    async def test_giving_up_removes_the_pending_integration(
+    async def test_abandon_removes_the_pending_integration(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         new = new_attempt()
         integration_id = await attempts.begin(new, new_integration())
-        kept = await pending(integrations, attempts)
-        taken = await attempts.consume(new.attempt_id, NOW)
-        assert taken is not None
-        await attempts.abandon(taken)
+        other = await create_pending(integrations, attempts)
+        consumed = await attempts.consume(new.attempt_id, NOW)
+        assert consumed is not None
+        await attempts.abandon(consumed)
         assert await integrations.find(integration_id, ANN) is None
-        assert await now_of(integrations, kept) == kept
+        assert await reload(integrations, other) == other
 
-    async def test_giving_up_leaves_an_integration_that_another_attempt_may_finish(
+    async def test_abandon_keeps_an_integration_with_another_attempt(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         first, second = new_attempt(), new_attempt()
         integration_id = await attempts.begin(first, new_integration())
         await attempts.begin_reconnection(second, integration_id)
-        taken = await attempts.consume(first.attempt_id, NOW)
-        assert taken is not None
-        await attempts.abandon(taken)
-        await found(integrations, integration_id)
+        consumed = await attempts.consume(first.attempt_id, NOW)
+        assert consumed is not None
+        await attempts.abandon(consumed)
+        await find_stored(integrations, integration_id)
         assert await attempts.consume(second.attempt_id, NOW) is not None
 
-    async def test_what_expired_unfinished_is_removed_and_nothing_else(
+    async def test_remove_expired_deletes_expired_attempts_and_their_pending_integrations(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
-        live = await connected(integrations, name="live")
+        live = await create_connected(integrations, name="live")
         await attempts.begin_reconnection(new_attempt(is_reconnection=True), live.integration_id)
-        await pending(integrations, attempts)
-        await pending(integrations, attempts, BOB)
+        await create_pending(integrations, attempts)
+        await create_pending(integrations, attempts, BOB)
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
         unexpired = await attempts.begin(later, new_integration())
-        again = await pending(integrations, attempts)
-        await attempts.begin_reconnection(new_attempt(expire_time=EXPIRY + timedelta(seconds=1)), again.integration_id)
+        reconnecting = await create_pending(integrations, attempts)
+        unexpired_attempt = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
+        await attempts.begin_reconnection(unexpired_attempt, reconnecting.integration_id)
 
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4
 
-        left = await integrations.list(ANN, None, IntegrationId(0), 10)
-        assert [row.integration_id for row in left] == [live.integration_id, unexpired, again.integration_id]
+        remaining = await integrations.list(ANN, None, IntegrationId(0), 10)
+        assert [row.integration_id for row in remaining] == [
+            live.integration_id,
+            unexpired,
+            reconnecting.integration_id,
+        ]
         assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
         assert await attempts.consume(later.attempt_id, EXPIRY) is not None
         assert await attempts.remove_expired(EXPIRY) == 0

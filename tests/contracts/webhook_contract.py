@@ -1,4 +1,4 @@
-"""Contract suites that every `WebhookInbox` and `WebhookEndpoints` passes."""
+"""The contracts of `WebhookInbox` and `WebhookEndpoints`, which every implementation passes."""
 
 import asyncio
 import itertools
@@ -18,123 +18,129 @@ from integration_server.service.webhooks.ports import (
     WebhookInbox,
     WebhookPage,
 )
-from tests.contracts.store_contract import ANN, BOB, LARGEST_ID, LATER, NOW, connected, now_of, pending
+from tests.contracts.store_contract import ANN, BOB, LARGEST_ID, LATER, NOW, create_connected, create_pending, reload
 
 ENDED = Failure("REAUTHORIZATION_REQUIRED", LATER, "the user has to connect this account again")
-PLENTY = 1 << 20
+LARGE_PAGE = 1 << 20
 
 _numbers: Iterator[int] = itertools.count()
 
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
     """An event to store."""
-    blank = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
-    return replace(blank, **changes)
+    defaults = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
+    return replace(defaults, **changes)
 
 
-def ids_of(page: WebhookPage) -> list[tuple[int, str]]:
-    """Number and id of each event."""
+def numbers_and_ids(page: WebhookPage) -> list[tuple[int, str]]:
+    """The number and id of each event of a page."""
     return [(event.number, event.event_id) for event in page.events]
 
 
-async def all_of(inbox: WebhookInbox, integration: Integration) -> list[tuple[int, str]]:
+async def list_all(inbox: WebhookInbox, integration: Integration) -> list[tuple[int, str]]:
     """All events of an integration."""
-    return ids_of(await inbox.list(integration, 0, 1000, PLENTY))
+    return numbers_and_ids(await inbox.list(integration, 0, 1000, LARGE_PAGE))
 
 
 class WebhookInboxContract:
     """Subclasses provide the fixtures `inbox`, `integrations` and `attempts`."""
 
     async def test_events_are_stored_unchanged(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
-        integration = await connected(integrations)
-        event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0sealed")
+        integration = await create_connected(integrations)
+        event = new_event(integration, "e-1", event_type="paid", encrypted_payload=b"\0encrypted")
         assert list(await inbox.add([event], LATER)) == [event]
-        (kept,) = (await inbox.list(integration, 0, 10, PLENTY)).events
-        assert (kept.number, kept.uid, kept.event_id, kept.event_type) == (1, event.uid, "e-1", "paid")
-        assert (kept.receive_time, kept.encrypted_payload) == (LATER, b"\0sealed")
+        (stored,) = (await inbox.list(integration, 0, 10, LARGE_PAGE)).events
+        assert (stored.number, stored.uid, stored.event_id, stored.event_type) == (1, event.uid, "e-1", "paid")
+        assert (stored.receive_time, stored.encrypted_payload) == (LATER, b"\0encrypted")
 
     async def test_events_are_numbered_for_each_integration_without_gaps(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        first, second = await connected(integrations), await connected(integrations, BOB)
+        first, second = await create_connected(integrations), await create_connected(integrations, BOB)
         await inbox.add([new_event(first, "a"), new_event(second, "a"), new_event(first, "b")], NOW)
         await inbox.add([new_event(second, "c")], LATER)
-        assert await all_of(inbox, first) == [(1, "a"), (2, "b")]
-        assert await all_of(inbox, second) == [(1, "a"), (2, "c")]
+        assert await list_all(inbox, first) == [(1, "a"), (2, "b")]
+        assert await list_all(inbox, second) == [(1, "a"), (2, "c")]
 
     async def test_an_event_is_stored_once(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
-        integration, other = await connected(integrations), await connected(integrations)
+        integration, other = await create_connected(integrations), await create_connected(integrations)
         await inbox.add([new_event(integration, "a"), new_event(integration, "a")], NOW)
-        again = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
-        assert list(await inbox.add(again, LATER)) == again[1:]
-        assert list(await inbox.add(again, LATER)) == []
-        assert await all_of(inbox, integration) == [(1, "a"), (2, "b")]
-        both = [integration.integration_id, other.integration_id]
-        assert set(await inbox.known(both, ["a", "b", "c"])) == {(both[0], "a"), (both[0], "b"), (both[1], "a")}
+        second_delivery = [new_event(integration, "a"), new_event(integration, "b"), new_event(other, "a")]
+        assert list(await inbox.add(second_delivery, LATER)) == second_delivery[1:]
+        assert list(await inbox.add(second_delivery, LATER)) == []
+        assert await list_all(inbox, integration) == [(1, "a"), (2, "b")]
+        integration_ids = [integration.integration_id, other.integration_id]
+        assert set(await inbox.known(integration_ids, ["a", "b", "c"])) == {
+            (integration_ids[0], "a"),
+            (integration_ids[0], "b"),
+            (integration_ids[1], "a"),
+        }
 
-    async def test_concurrent_deliveries_number_without_gaps(
+    async def test_concurrent_deliveries_are_numbered_without_gaps(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         deliveries = [[new_event(integration, f"e-{number % 10}")] for number in range(20)]
         added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in deliveries))
         assert sum(map(len, added)) == 10
-        kept = await all_of(inbox, integration)
-        assert [number for number, _ in kept] == list(range(1, 11))
-        assert len({event_id for _, event_id in kept}) == 10
+        stored = await list_all(inbox, integration)
+        assert [number for number, _ in stored] == list(range(1, 11))
+        assert len({event_id for _, event_id in stored}) == 10
 
     async def test_deliveries_that_share_events_store_each_once(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        one, two = await connected(integrations), await connected(integrations)
+        first, second = await create_connected(integrations), await create_connected(integrations)
         sharing = [
-            [new_event(one, f"e-{number}"), new_event(one, f"e-{number + 1}"), new_event(two, f"e-{number + 1}")]
+            [new_event(first, f"e-{number}"), new_event(first, f"e-{number + 1}"), new_event(second, f"e-{number + 1}")]
             for number in range(10)
         ]
         added = await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in sharing))
         assert sum(map(len, added)) == 11 + 10
-        for integration, count in ((one, 11), (two, 10)):
-            kept = await all_of(inbox, integration)
-            assert [number for number, _ in kept] == list(range(1, count + 1))
-            assert len({event_id for _, event_id in kept}) == count
+        for integration, count in ((first, 11), (second, 10)):
+            stored = await list_all(inbox, integration)
+            assert [number for number, _ in stored] == list(range(1, count + 1))
+            assert len({event_id for _, event_id in stored}) == count
 
-    async def test_crossing_deliveries_do_not_wait_for_each_other(
+    async def test_deliveries_in_opposite_order_do_not_deadlock(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        one, two = await connected(integrations), await connected(integrations)
+        first, second = await create_connected(integrations), await create_connected(integrations)
         crossing = [
-            [new_event(row, f"e-{number}") for row in (order)]
+            [new_event(row, f"e-{number}") for row in order]
             for number in range(10)
-            for order in ((one, two), (two, one))
+            for order in ((first, second), (second, first))
         ]
         await asyncio.gather(*(inbox.add(delivery, NOW) for delivery in crossing))
-        assert len(await all_of(inbox, one)) == len(await all_of(inbox, two)) == 10
+        assert len(await list_all(inbox, first)) == len(await list_all(inbox, second)) == 10
 
     async def test_unknown_and_pending_integrations_store_nothing(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
-        gone, unfinished = await connected(integrations), await pending(integrations, attempts)
-        await inbox.add([new_event(gone, "before")], NOW)
-        await integrations.remove(gone.integration_id, ANN)
-        assert not await inbox.add([new_event(gone, "a"), new_event(unfinished, "a")], NOW)
-        assert not await all_of(inbox, gone)
-        assert await inbox.acknowledge(gone, "c", 1) is None
+        removed, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
+        await inbox.add([new_event(removed, "before")], NOW)
+        await integrations.remove(removed.integration_id, ANN)
+        assert not await inbox.add([new_event(removed, "a"), new_event(unfinished, "a")], NOW)
+        assert not await list_all(inbox, removed)
+        assert await inbox.acknowledge(removed, "c", 1) is None
 
     async def test_another_user_finds_nothing(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
-        anns = await connected(integrations)
+        anns = await create_connected(integrations)
         await inbox.add([new_event(anns, "a")], NOW)
         bobs = replace(anns, user_id=BOB)
-        assert not await all_of(inbox, bobs)
+        assert not await list_all(inbox, bobs)
         assert await inbox.acknowledge(bobs, "c", 1) is None
 
     async def test_pages_are_limited_by_number_and_size(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         sizes = [100, 100, 100, 500, 100]
-        events = [new_event(integration, f"e-{at}", encrypted_payload=b"x" * size) for at, size in enumerate(sizes)]
+        events = [
+            new_event(integration, f"e-{index}", encrypted_payload=b"x" * size) for index, size in enumerate(sizes)
+        ]
         await inbox.add(events, NOW)
-        for after, limit, most, expected, is_last in (
+        for after, limit, max_bytes, expected, is_last in (
             (0, 2, 1000, [1, 2], False),
             (0, 10, 250, [1, 2], False),
             (2, 10, 100, [3], False),
@@ -143,13 +149,13 @@ class WebhookInboxContract:
             (4, 10, 1, [5], True),
             (5, 10, 1000, [], True),
         ):
-            page = await inbox.list(integration, after, limit, most)
+            page = await inbox.list(integration, after, limit, max_bytes)
             assert ([event.number for event in page.events], page.is_last) == (expected, is_last)
 
     async def test_a_consumer_offset_moves_forward_only(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration, other = await connected(integrations), await connected(integrations)
+        integration, other = await create_connected(integrations), await create_connected(integrations)
         await inbox.add([new_event(integration, f"e-{number}") for number in range(3)], NOW)
         assert await inbox.consumer_offset(integration, "mail") == 0
         assert await inbox.acknowledge(integration, "mail", 2) == 2
@@ -162,45 +168,45 @@ class WebhookInboxContract:
         assert await inbox.consumer_offset(integration, "mail") == 2
 
     async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         await inbox.add([new_event(integration, "old")], NOW)
         await inbox.add([new_event(integration, "new")], LATER)
         assert await inbox.prune(LATER) == 1
         assert await inbox.prune(LATER) == 0
-        assert await all_of(inbox, integration) == [(2, "new")]
+        assert await list_all(inbox, integration) == [(2, "new")]
         assert await inbox.prune(LATER + timedelta(days=1)) == 1
         await inbox.add([new_event(integration, "old")], LATER)
-        assert await all_of(inbox, integration) == [(3, "old")]
+        assert await list_all(inbox, integration) == [(3, "old")]
 
     async def test_an_event_may_end_the_grant_in_the_same_commit(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration, bystander = await connected(integrations), await connected(integrations)
-        await inbox.add([new_event(bystander, "a"), new_event(integration, "a", ends_grant=ENDED)], LATER)
-        ended = await now_of(integrations, integration)
+        integration, other = await create_connected(integrations), await create_connected(integrations)
+        await inbox.add([new_event(other, "a"), new_event(integration, "a", ends_grant=ENDED)], LATER)
+        ended = await reload(integrations, integration)
         assert (ended.reauthorization_required, ended.last_error, ended.error_count) == (True, ENDED, 1)
         assert ended.version == integration.version
-        assert await now_of(integrations, bystander) == bystander
+        assert await reload(integrations, other) == other
         await inbox.add([new_event(integration, "a", ends_grant=ENDED)], LATER)
-        assert await now_of(integrations, integration) == ended
+        assert await reload(integrations, integration) == ended
 
-    async def test_an_integration_connected_since_keeps_its_grant(
+    async def test_an_event_older_than_the_connection_does_not_end_the_grant(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         await inbox.add([new_event(integration, "late", ends_grant=ENDED)], NOW - timedelta(seconds=1))
-        assert await now_of(integrations, integration) == integration
-        assert await all_of(inbox, integration) == [(1, "late")]
+        assert await reload(integrations, integration) == integration
+        assert await list_all(inbox, integration) == [(1, "late")]
 
-    async def test_recipients_are_connected_and_have_the_account(
+    async def test_recipients_are_connected_integrations_of_the_account(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox
     ) -> None:
-        anns = await connected(integrations, ANN, "a-1")
-        bobs = await connected(integrations, BOB, "a-1")
-        second = await connected(integrations, ANN, "a-2")
-        await connected(integrations, ANN, "a-1", integration_type="other")
-        await connected(integrations, ANN, None)
-        await pending(integrations, attempts)
+        anns = await create_connected(integrations, ANN, "a-1")
+        bobs = await create_connected(integrations, BOB, "a-1")
+        second = await create_connected(integrations, ANN, "a-2")
+        await create_connected(integrations, ANN, "a-1", integration_type="other")
+        await create_connected(integrations, ANN, None)
+        await create_pending(integrations, attempts)
         assert list(await inbox.find_recipients("acme", ["a-1"])) == [anns, bobs]
         assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [anns, bobs, second]
         assert list(await inbox.find_recipients("acme", ["a-3"])) == []
@@ -209,10 +215,10 @@ class WebhookInboxContract:
 class WebhookEndpointsContract:
     """Subclasses provide the fixtures `endpoints`, `integrations` and `attempts`."""
 
-    async def test_an_address_finds_its_connected_integration(
+    async def test_an_endpoint_is_found_by_type_and_uid(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, endpoints: WebhookEndpoints
     ) -> None:
-        integration, unfinished = await connected(integrations), await pending(integrations, attempts)
+        integration, unfinished = await create_connected(integrations), await create_pending(integrations, attempts)
         stored = await integrations.find(integration.integration_id, ANN)
         assert stored is not None
         assert await endpoints.find("acme", integration.uid) == WebhookEndpoint(stored, None)
@@ -227,7 +233,7 @@ class WebhookEndpointsContract:
     async def test_secrets_are_replaced_if_unchanged(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
-        integration = await connected(integrations)
+        integration = await create_connected(integrations)
         first = StoredWebhookSecrets(b"first", NOW)
         second = StoredWebhookSecrets(b"second", LATER, b"first", LATER + timedelta(days=1))
         assert await endpoints.set_secrets(integration, None, first)
@@ -241,10 +247,10 @@ class WebhookEndpointsContract:
     async def test_secrets_of_other_users_or_deleted_integrations_are_not_set(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
-        anns, gone = await connected(integrations), await connected(integrations)
+        anns, removed = await create_connected(integrations), await create_connected(integrations)
         first, second = StoredWebhookSecrets(b"first", NOW), StoredWebhookSecrets(b"second", NOW)
-        await integrations.remove(gone.integration_id, ANN)
-        assert not await endpoints.set_secrets(gone, None, first)
+        await integrations.remove(removed.integration_id, ANN)
+        assert not await endpoints.set_secrets(removed, None, first)
         assert not await endpoints.set_secrets(replace(anns, integration_id=IntegrationId(10_000)), None, first)
         assert await endpoints.set_secrets(anns, None, first)
         assert not await endpoints.set_secrets(replace(anns, user_id=BOB), first, second)

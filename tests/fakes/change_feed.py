@@ -20,7 +20,7 @@ class FakeChangeFeed:
         self.notified = asyncio.Event()
 
     async def wait_for_change(self, timeout: timedelta) -> None:
-        """Wait for `notified`, however long."""
+        """Wait for `notified` without a timeout."""
         await self.notified.wait()
 
     async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
@@ -35,9 +35,9 @@ class FakeChangeFeed:
     async def read_events(
         self, positions: ChangeRange, after: int, event_filter: EventFilter, limit: int
     ) -> Sequence[LoggedEvent]:
-        """None."""
+        """No events."""
         return ()
 
     async def prune(self, retention: timedelta) -> int:
-        """Nothing."""
+        """Delete nothing."""
         return 0

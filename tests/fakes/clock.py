@@ -1,4 +1,4 @@
-"""Time that stands still until it is told otherwise."""
+"""A clock that a test sets."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,7 +6,7 @@ NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
 class SettableClock:
-    """A `Clock` that shows `now`."""
+    """A `Clock` that returns `now`."""
 
     def __init__(self, now: datetime = NOON) -> None:
         self.now = now
@@ -15,5 +15,5 @@ class SettableClock:
         return self.now
 
     def advance(self, by: timedelta) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.now += by

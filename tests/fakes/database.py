@@ -1,4 +1,4 @@
-"""A SQLite database in memory for unit tests of the SQL stores and of the service, on the test's own clock."""
+"""A SQLite database in memory for unit tests of the SQL stores and the service; its clock is the test's."""
 
 import asyncio
 import json
@@ -24,8 +24,8 @@ from integration_server.storage.schema import migrate
 class InMemoryDatabase(Database):
     """A migrated database with `clock` as its clock. While `is_unavailable`, every call raises `StoreUnavailable`.
 
-    Each block gives other tasks a turn before it begins. SQLite then runs on the event loop's own thread, so that
-    what a block does up to its end is one step.
+    Each block yields to other tasks once before it begins. SQLite runs on the event loop's thread, so that a block
+    is then atomic for other tasks.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -57,12 +57,12 @@ class InMemoryDatabase(Database):
         self._connection.close()
 
     def execute(self, statement: Executable) -> None:
-        """Run a statement of the test itself, also while the database is unavailable to the server."""
+        """Run a statement of the test, also while the database is unavailable to the server."""
         with self._connection.begin():
             self._connection.execute(statement)
 
     def rows(self, query: Executable) -> Sequence[Row[Any]]:
-        """The rows of a query of the test itself."""
+        """The rows of a query of the test."""
         with self._connection.begin():
             return self._connection.execute(query).all()
 
@@ -105,7 +105,7 @@ def _engine() -> Engine:
 def _migrated_image() -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "migrated.db"
-        with ThreadPoolExecutor(1) as thread:  # an event loop already runs in this one
+        with ThreadPoolExecutor(1) as thread:  # an event loop already runs in this thread
             thread.submit(lambda: asyncio.run(migrate(f"sqlite:///{path}"))).result()
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA journal_mode = DELETE")  # a database in memory has no write-ahead log

@@ -1,4 +1,4 @@
-"""One of each error."""
+"""One instance of each error."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -44,10 +44,10 @@ EVERY_ERROR: Sequence[IntegrationServerError] = (
 
 
 def error_classes() -> Sequence[type[IntegrationServerError]]:
-    """All that can be raised: the leaves, and what is raised though there is more below it."""
-    return [kind for kind in _below(IntegrationServerError) if hasattr(kind, "reason")]
+    """All classes that are raised: those with a reason."""
+    return [error_class for error_class in _subclasses(IntegrationServerError) if hasattr(error_class, "reason")]
 
 
-def _below(kind: type[IntegrationServerError]) -> list[type[IntegrationServerError]]:
-    ours = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
-    return [found for child in ours for found in (child, *_below(child))]
+def _subclasses(error_class: type[IntegrationServerError]) -> list[type[IntegrationServerError]]:
+    children = [child for child in error_class.__subclasses__() if child.__module__ == errors.__name__]
+    return [subclass for child in children for subclass in (child, *_subclasses(child))]

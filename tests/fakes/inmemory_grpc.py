@@ -1,4 +1,4 @@
-"""gRPC without its transport: messages are serialized, and errors are converted to statuses."""
+"""gRPC without a transport: messages are serialized, and errors are converted to statuses."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -52,15 +52,15 @@ class RpcError(Exception):
         """The types of the details."""
         return [detail.type_url.rpartition(".")[-1] for detail in self._status.details]
 
-    def _detail(self, kind: type[T]) -> T:
-        detail_message = kind()
+    def _detail(self, detail_type: type[T]) -> T:
+        detail_message = detail_type()
         for detail in self._status.details:
             detail.Unpack(detail_message)  # does nothing for other types
         return detail_message
 
 
 class FakeContext:
-    """The used part of a `grpc.aio.ServicerContext`. Like gRPC's own, it can be aborted once."""
+    """The used part of a `grpc.aio.ServicerContext`. Like the context of gRPC, it can be aborted once."""
 
     def __init__(
         self, *, remaining: float | None = None, token: str | None = None, peer: str = "ipv4:10.0.0.1:50000"

@@ -1,4 +1,4 @@
-"""Limits that no test reaches unless it means to."""
+"""HTTP limits that only tests of the limits reach."""
 
 from datetime import timedelta
 

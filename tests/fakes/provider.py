@@ -1,4 +1,4 @@
-"""Providers that do what a test says, and remember what they were asked."""
+"""Providers that a test controls and that record their calls."""
 
 import asyncio
 import base64
@@ -24,9 +24,9 @@ ACCOUNT = NewAccount("account-1", "ada@example.com")
 
 @dataclass
 class FakeProvider:
-    """A `Provider`. Set an error to have a call fail, or `gate` to have all calls wait until it is opened.
+    """A `Provider`. An error that is set makes its call fail; calls wait for `gate`, if it is set.
 
-    It grants tokens that count up ("access-1", "refresh-1"), and checks the PKCE verifier of the last authorization.
+    It issues numbered tokens ("access-1", "refresh-1"), and checks the PKCE verifier of the authorizations.
     """
 
     clock: SettableClock
@@ -78,13 +78,13 @@ class FakeProvider:
             raise ProviderNotConfigured(self.integration_type, self.missing_settings)
 
     def for_config(self, config: Mapping[str, Any]) -> Provider:
-        """Itself, unless the test says what is wrong with the config."""
+        """This provider. Raises `config_problem`, if it is set."""
         if self.config_problem is not None:
             raise self.config_problem
         return self
 
     def authorization_url(self, *, redirect_uri: str, state: str, scopes: Sequence[str], code_challenge: str) -> str:
-        """An address with all that it was told."""
+        """An authorization URL that contains all arguments."""
         self.challenges.append(code_challenge)
         params = {
             "redirect_uri": redirect_uri,
@@ -95,39 +95,39 @@ class FakeProvider:
         return f"https://{self.integration_type}.example/authorize?{urlencode(params)}"
 
     def missing_scopes(self, requested_scopes: Sequence[str], tokens: OAuthTokens) -> Sequence[str]:
-        """As OAuth 2 providers do."""
+        """The requested scopes that were not granted, as OAuth 2 providers determine them."""
         return [scope for scope in requested_scopes if not _is_granted(scope, tokens)]
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """What QuickBooks sends."""
+        """The parameter `realmId`, which QuickBooks sends."""
         return {"realmId": query["realmId"]} if "realmId" in query else {}
 
     async def exchange_code_for_tokens(self, code: str, redirect_uri: str, code_verifier: str) -> OAuthTokens:
-        """Tokens for any code, if the verifier is right."""
+        """Tokens for any code; rejects a wrong verifier."""
         self.exchanges.append((code, redirect_uri))
-        await self._respond(self.exchange_error)
+        await self._finish_call(self.exchange_error)
         if s256(code_verifier) not in self.challenges:
             raise ProviderRejected("code", oauth_error="invalid_grant")
         return self._tokens(len(self.exchanges), "access", "refresh")
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
-        """New tokens."""
+        """The next tokens."""
         self.refreshes.append(tokens.refresh_token or "")
         number = len(self.refreshes)
-        await self._respond(self.refresh_error)
+        await self._finish_call(self.refresh_error)
         refreshed = self._tokens(number, "renewed-access", "renewed-refresh")
         return refreshed if self.rotates else replace(refreshed, refresh_token=None)
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""
         self.verifications.append(credentials)
-        await self._respond(self.verify_error)
+        await self._finish_call(self.verify_error)
         return self.account
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:
-        """Whether it can."""
+        """Record the revocation; returns `can_revoke`."""
         self.revocations.append(credentials)
-        await self._respond(self.revoke_error)
+        await self._finish_call(self.revoke_error)
         return self.can_revoke
 
     def request_auth(self, credentials: Credentials) -> RequestAuth:
@@ -139,15 +139,15 @@ class FakeProvider:
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:
-        """The next of the answers, or a plain one."""
+        """The next of `responses`, or an empty JSON object."""
         self.calls.append((credentials, request))
-        await self._respond(None)
+        await self._finish_call(None)
         response = self.responses.pop(0) if self.responses else ApiResponse(200, (), b"{}")
         if isinstance(response, Exception):
             raise response
         return response
 
-    async def _respond(self, error: Exception | None) -> None:
+    async def _finish_call(self, error: Exception | None) -> None:
         gate = self.gate
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -170,58 +170,58 @@ class FakeProvider:
         )
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
-        """The app's as the test says; an integration's that of its key."""
+        """The secrets of the app, or the one of an integration's key."""
         if credentials is None:
             return self.app_secrets
         secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         return [secret] if secret else []
 
     def webhook_secret_problem(self, secret: str) -> str | None:
-        """Any text is good, but "bad"."""
+        """Every secret but "bad" is valid."""
         return "is bad" if secret == "bad" else None
 
     def receive_webhook(self, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
-        """As `signed_webhook_provider.py` signs it."""
+        """Verify and parse a webhook that `signed_webhook_provider.py` signed."""
         return signed_webhook_provider.receive(request, secrets)
 
 
 class FakeProviders:
-    """The `Providers` of a test."""
+    """A `Providers` that a test fills."""
 
     def __init__(self, *providers: Provider) -> None:
         self.by_type = {provider.integration_type: provider for provider in providers}
 
     def get(self, integration_type: str) -> Provider:
-        """The one of a type."""
+        """The provider of a type or alias."""
         for provider in self.by_type.values():
             if integration_type in (provider.integration_type, *provider.aliases):
                 return provider
         raise UnknownIntegrationType
 
     def all(self) -> Sequence[Provider]:
-        """All, by type."""
+        """All providers, sorted by type."""
         return [self.by_type[name] for name in sorted(self.by_type)]
 
 
 def s256(verifier: str) -> str:
-    """RFC 7636 §4.2."""
+    """The PKCE challenge of a verifier (RFC 7636 §4.2)."""
     digest = hashlib.sha256(verifier.encode("ascii")).digest()
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def parameter(url: str, name: str) -> str:
-    """A parameter of a URL's query."""
+    """The value of a query parameter of a URL."""
     (value,) = parse_qs(urlsplit(url).query, strict_parsing=True)[name]
     return value
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let others go on until the condition holds; fails if they all come to rest before."""
+    """Yield to other tasks until the condition holds; fails after 1000 turns."""
     for _ in range(1000):
         if condition():
             return
         await asyncio.sleep(0)
-    raise AssertionError("never happened")
+    raise AssertionError("the condition never held")
 
 
 def _is_granted(scope: str, tokens: OAuthTokens) -> bool:

@@ -1,4 +1,4 @@
-"""What unit tests change about the SQL stores: calls that fail or race, and defences that are switched off."""
+"""Changes of the SQL stores for unit tests: calls that fail or race, and defences that are off."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,7 +35,7 @@ class _Intercepted:
 
 def intercepted(store: T) -> T:
     """The store behind an interceptor."""
-    return _Intercepted(store)  # type: ignore[return-value]  # it passes every call on
+    return _Intercepted(store)  # type: ignore[return-value]  # it forwards every call
 
 
 def intercept(store: object, **methods: Any) -> None:
@@ -51,7 +51,7 @@ def restore(store: object) -> None:
 
 
 def count_calls(store: object, method: str) -> int:
-    """How often a method was called."""
+    """The number of calls of a method."""
     assert isinstance(store, _Intercepted)
     return store.calls.get(method, 0)
 
@@ -75,7 +75,7 @@ class InMemoryRefreshJournal:
         self.refreshes.remove(refresh)
 
 
-# --- negative controls -------------------------------------------------------------------------------------------
+# --- negative controls -----------------------------------------------------------------------------------------------
 
 
 def allow_shared_leases(leases: object) -> None:
@@ -94,7 +94,7 @@ class RacyAttempts(SqlAuthorizationAttempts):
     """Reads an attempt in one transaction and consumes it in another."""
 
     async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
-        """Consume an attempt that was found unconsumed before."""
+        """Consume an attempt that an earlier transaction found unconsumed."""
         columns = authorization_attempts.c
         async with self._database.read_connection() as connection:
             found = await connection.scalar(
@@ -118,7 +118,7 @@ class NonExclusiveDueWork(SqlDueWork):
     async def claim(
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
     ) -> Sequence[Claim[Any]]:
-        """Claim for no time."""
+        """Claim rows with a claim that expires at once."""
         return await super().claim(job_kind, job_type, limit, claim_duration=timedelta(0))
 
 

@@ -48,10 +48,10 @@ RETURN_URL = "https://app.example/settings?tab=integrations"
 BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
 CHECK_INTERVAL = timedelta(minutes=15)
-HISTORY_KEPT = timedelta(days=30)
+HISTORY_RETENTION = timedelta(days=30)
 GIVE_UP_AFTER = timedelta(hours=72)
 SECRET_GRACE = timedelta(days=1)
-EVENTS_KEPT = timedelta(days=7)
+EVENT_RETENTION = timedelta(days=7)
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 
 
@@ -67,18 +67,18 @@ def _default_settings() -> Settings:
             "REFRESH_BUFFER_SECONDS": str(BUFFER.seconds),
             "REFRESH_LEASE_SECONDS": str(LEASE.seconds),
             "HEALTH_CHECK_INTERVAL_SECONDS": str(CHECK_INTERVAL.seconds),
-            "HEALTH_HISTORY_DAYS": str(HISTORY_KEPT.days),
+            "HEALTH_HISTORY_DAYS": str(HISTORY_RETENTION.days),
             "REVOCATION_GIVE_UP_HOURS": str(GIVE_UP_AFTER // timedelta(hours=1)),
             "WEBHOOK_SECRET_GRACE_HOURS": str(SECRET_GRACE // timedelta(hours=1)),
-            "WEBHOOK_RETENTION_DAYS": str(EVENTS_KEPT.days),
-            "EVENT_RETENTION_DAYS": str(EVENTS_KEPT.days),
+            "WEBHOOK_RETENTION_DAYS": str(EVENT_RETENTION.days),
+            "EVENT_RETENTION_DAYS": str(EVENT_RETENTION.days),
         },
         needs_key=False,
     )
 
 
 class RecordingAuditTrail(AuditTrail):
-    """Keeps entries in a list."""
+    """An audit trail that keeps its entries in a list."""
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
@@ -91,16 +91,16 @@ class RecordingAuditTrail(AuditTrail):
 
 @dataclass
 class FakeSystem:
-    """The service and its surroundings. `settings` are changes to the usual settings, by field."""
+    """The service over fakes. `settings` overrides the default settings, by field."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments of `build_service`."""
+    """Extra keyword arguments of `build_service`."""
 
     associated_data_is_checked: bool = True
     sleep_advances_clock: bool = False
     wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
-    """Replaces stores; by default they are the SQL stores."""
+    """Replaces SQL stores."""
 
     clock: SettableClock = field(default_factory=SettableClock)
     random_tokens: CountingTokens = field(default_factory=CountingTokens)
@@ -154,7 +154,7 @@ class FakeSystem:
         self.api_proxy = self.use_cases.api_proxy
 
     def another_process(self, **stores: Any) -> Service:
-        """The service of another process: the same database, but caches and single flight of its own."""
+        """The service of another process: the same database, but its own caches and single flight."""
         return build_service(
             self.server_settings,
             replace(self.stores, **stores),
@@ -174,45 +174,45 @@ class FakeSystem:
         )
 
     async def pause(self, seconds: float) -> None:
-        """Give other tasks a turn. The clock advances where `sleep_advances_clock` says so."""
+        """Yield to other tasks; advance the clock if `sleep_advances_clock` is set."""
         await asyncio.sleep(0)
         if self.sleep_advances_clock:
             self.clock.advance(timedelta(seconds=seconds))
 
     def add_provider(self, integration_type: str, **changes: Any) -> FakeProvider:
-        """A further OAuth 2 provider."""
+        """Add an OAuth 2 provider."""
         provider = FakeProvider(self.clock, integration_type=integration_type, **changes)
         self.providers.by_type[integration_type] = provider
         return provider
 
-    # --- short ways to where most tests begin --------------------------------------------------------------------
+    # --- shortcuts ---------------------------------------------------------------------------------------------------
 
-    async def begin(self, user_id: UserId = ADA, integration_type: str = "fake", **given: Any) -> AuthorizationRequest:
-        """A connection that is begun."""
-        return await self.oauth_connection.begin_connection(ConnectionRequest(user_id, integration_type, **given))
+    async def begin(self, user_id: UserId = ADA, integration_type: str = "fake", **fields: Any) -> AuthorizationRequest:
+        """Begin a connection."""
+        return await self.oauth_connection.begin_connection(ConnectionRequest(user_id, integration_type, **fields))
 
-    async def call_back(self, state: str, *, code: str = "code", **given: Any) -> ConnectionResult:
-        """The provider's answer to it."""
-        return await self.oauth_connection.handle_callback(Callback(state=state, code=code, **given))
+    async def call_back(self, state: str, *, code: str = "code", **fields: Any) -> ConnectionResult:
+        """Handle the provider's callback for a connection."""
+        return await self.oauth_connection.handle_callback(Callback(state=state, code=code, **fields))
 
-    async def connect(self, user_id: UserId = ADA, integration_type: str = "fake", **given: Any) -> Integration:
-        """An integration that is connected, for a signed-in user."""
-        begun = await self.begin(user_id, integration_type, **given)
+    async def connect(self, user_id: UserId = ADA, integration_type: str = "fake", **fields: Any) -> Integration:
+        """Connect an integration of a signed-in user."""
+        authorization = await self.begin(user_id, integration_type, **fields)
         iss = self.providers.get(integration_type).issuer or ""
-        outcome = await self.call_back(begun.state, user_id=user_id, iss=iss)
-        return self.row(outcome.integration_id)
+        result = await self.call_back(authorization.state, user_id=user_id, iss=iss)
+        return self.row(result.integration_id)
 
-    async def connect_account(self, account_id: str | None, user_id: UserId = ADA, **given: Any) -> Integration:
-        """An integration of this account of the fake provider."""
+    async def connect_account(self, account_id: str | None, user_id: UserId = ADA, **fields: Any) -> Integration:
+        """Connect an integration of this account of the fake provider."""
         self.provider.account = NewAccount(account_id, account_id and f"{account_id}@example.com")
-        return await self.connect(user_id, **given)
+        return await self.connect(user_id, **fields)
 
-    async def connect_key(self, user_id: UserId = ADA, api_key: str = "key-1", **given: Any) -> Integration:
-        """An integration that is connected with a key."""
-        request = ApiKeyConnectionRequest(user_id, "fake_key", api_key, **given)
+    async def connect_key(self, user_id: UserId = ADA, api_key: str = "key-1", **fields: Any) -> Integration:
+        """Connect an integration with an API key."""
+        request = ApiKeyConnectionRequest(user_id, "fake_key", api_key, **fields)
         return await self.api_key_connection.connect_with_api_key(request)
 
-    # --- what is stored ------------------------------------------------------------------------------------------
+    # --- stored rows -------------------------------------------------------------------------------------------------
 
     def stored(self, integration_id: int) -> StoredIntegration:
         """An integration of any user, with its encrypted credentials."""

@@ -1,4 +1,4 @@
-"""Verification finds altered, inserted and removed entries, on both databases."""
+"""Tests of the audit log on both databases: verification finds altered, inserted and removed entries."""
 
 import asyncio
 import hashlib
@@ -26,8 +26,8 @@ CHAINS, BATCHES, BATCH = 3, 2, 4
 
 def entry(number: int) -> AuditEntry:
     details = "" if number % 2 else "GET /things 200"  # without details, as in older entries, and with them
-    reported = "billing", Action.UPDATE, "ada", number + 1, "acme", "OK", 'why "not" 🦆', details
-    return AuditEntry(NOON + timedelta(seconds=number), *reported)
+    fields = "billing", Action.UPDATE, "ada", number + 1, "acme", "OK", 'why "not" 🦆', details
+    return AuditEntry(NOON + timedelta(seconds=number), *fields)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def keyring(database: Database) -> Keyring:
 
 @pytest.fixture
 async def written_entries(database: Database, keyring: Keyring) -> list[AuditEntry]:
-    """The entries of several processes."""
+    """Write the entries of several processes, each to its own chain."""
     entries = [entry(number) for number in range(CHAINS * BATCHES * BATCH)]
     for number in range(CHAINS):
         log = SqlAuditLog(database, keyring)
@@ -51,7 +51,7 @@ async def problems(database: Database, keyring: Keyring, chain_type: type[Chain]
     return [problem async for problem in AuditVerification(database, keyring, chain_type).problems()]
 
 
-async def change(database: Database, *statements: Any) -> None:
+async def execute(database: Database, *statements: Any) -> None:
     async with database.write_transaction() as connection:
         for statement in statements:
             await connection.execute(statement)
@@ -80,7 +80,7 @@ async def test_an_intact_log_has_no_problems(
         {"caller": "nobody"},
         {"time": NOON - timedelta(microseconds=1)},
         {"action": "disconnect"},
-        {"action": "unheard of"},
+        {"action": "unknown"},
         {"user_id": "eve"},
         {"integration_id": 999},
         {"integration_type": ""},
@@ -93,7 +93,7 @@ async def test_an_intact_log_has_no_problems(
 @pytest.mark.usefixtures("written_entries")
 async def test_an_altered_entry_is_found(database: Database, keyring: Keyring, values: dict[str, Any]) -> None:
     which = (_E.chain_id == await chain_id(database, 2), _E.sequence == 3)
-    await change(database, update(audit_entries).where(*which).values(values))
+    await execute(database, update(audit_entries).where(*which).values(values))
     assert await problems(database, keyring) == ["chain 2: entry 3 or the entry before it was altered"]
 
 
@@ -101,7 +101,7 @@ async def test_an_altered_entry_is_found(database: Database, keyring: Keyring, v
 @pytest.mark.usefixtures("written_entries")
 async def test_a_removed_entry_is_found(database: Database, keyring: Keyring, sequence: int) -> None:
     which = (_E.chain_id == await chain_id(database, 1), _E.sequence == sequence)
-    await change(database, delete(audit_entries).where(*which))
+    await execute(database, delete(audit_entries).where(*which))
     assert await problems(database, keyring) == [f"chain 1: entry {sequence} is missing"]
 
 
@@ -111,7 +111,7 @@ async def test_a_removed_last_entry_is_found(database: Database, keyring: Keyrin
     last = BATCHES * BATCH
     async with database.read_connection() as connection:
         head = await connection.scalar(select(_E.mac).where(_E.chain_id == chain, _E.sequence == last - 1))
-    await change(
+    await execute(
         database,
         delete(audit_entries).where(_E.chain_id == chain, _E.sequence == last),
         update(audit_chains).where(_C.chain_id == chain).values(entries=last - 1, head=head),
@@ -122,7 +122,7 @@ async def test_a_removed_last_entry_is_found(database: Database, keyring: Keyrin
 @pytest.mark.usefixtures("written_entries")
 async def test_a_removed_chain_is_found(database: Database, keyring: Keyring) -> None:
     chain = await chain_id(database, 2)
-    await change(
+    await execute(
         database,
         delete(audit_entries).where(_E.chain_id == chain),
         delete(audit_chains).where(_C.chain_id == chain),
@@ -136,16 +136,16 @@ async def test_an_entry_copied_to_another_chain_is_found(database: Database, key
     async with database.read_connection() as connection:
         row = (await connection.execute(select(audit_entries).where(_E.chain_id == first, _E.sequence == 1))).one()
     inserted = {**row._mapping, "chain_id": second, "sequence": BATCHES * BATCH + 1}
-    await change(database, insert(audit_entries).values(inserted))
+    await execute(database, insert(audit_entries).values(inserted))
     assert await problems(database, keyring) == ["chain 2: entry 9 or the entry before it was altered"]
 
 
 @pytest.mark.parametrize(
     ("chain", "sequence", "reported"),
     [
-        ("its own", BATCHES * BATCH + 2, f"chain 2: entry {BATCHES * BATCH + 1} is missing"),
-        ("its own", 0, "chain 2: entry 0 was inserted"),
-        ("its own", -7, "chain 2: entry -7 was inserted"),
+        ("existing", BATCHES * BATCH + 2, f"chain 2: entry {BATCHES * BATCH + 1} is missing"),
+        ("existing", 0, "chain 2: entry 0 was inserted"),
+        ("existing", -7, "chain 2: entry -7 was inserted"),
         ("unknown", 1, "entries of chain 'unknown' were inserted: the chain does not exist"),
     ],
 )
@@ -156,8 +156,8 @@ async def test_an_inserted_entry_is_found(
     second = await chain_id(database, 2)
     async with database.read_connection() as connection:
         row = (await connection.execute(select(audit_entries).where(_E.chain_id == second, _E.sequence == 1))).one()
-    inserted = {**row._mapping, "chain_id": second if chain == "its own" else chain, "sequence": sequence}
-    await change(database, insert(audit_entries).values(inserted))
+    inserted = {**row._mapping, "chain_id": second if chain == "existing" else chain, "sequence": sequence}
+    await execute(database, insert(audit_entries).values(inserted))
     assert await problems(database, keyring) == [reported]
 
 
@@ -166,7 +166,7 @@ async def test_an_inserted_entry_hides_no_other_problem(database: Database, keyr
     second = await chain_id(database, 2)
     async with database.read_connection() as connection:
         row = (await connection.execute(select(audit_entries).where(_E.chain_id == second, _E.sequence == 1))).one()
-    await change(
+    await execute(
         database,
         insert(audit_entries).values({**row._mapping, "sequence": 0}),
         update(audit_entries).where(_E.chain_id == second, _E.sequence == 5).values(caller="nobody"),
@@ -180,10 +180,12 @@ async def test_an_inserted_entry_hides_no_other_problem(database: Database, keyr
 async def move_empty_chain_into_gap(database: Database, keyring: Keyring, chain_type: type[Chain]) -> None:
     for number in range(2):
         await SqlAuditLog(database, keyring, chain_type).append([entry(number)])
-    await SqlAuditLog(database, keyring, chain_type)._start_chain()  # of a process that died before its first write
+    await SqlAuditLog(
+        database, keyring, chain_type
+    )._start_chain()  # as by a process that crashed before its first write
     assert await problems(database, keyring, chain_type) == []
     second = await chain_id(database, 2)
-    await change(
+    await execute(
         database,
         delete(audit_entries).where(_E.chain_id == second),
         delete(audit_chains).where(_C.chain_id == second),
@@ -192,7 +194,7 @@ async def move_empty_chain_into_gap(database: Database, keyring: Keyring, chain_
 
 
 class ChainWithoutNumber(Chain):
-    """A chain whose start does not authenticate its number."""
+    """Negative control: a chain whose start does not authenticate its number."""
 
     @classmethod
     def empty(cls, chain_id: str, number: int, key: bytes) -> Chain:
@@ -202,9 +204,9 @@ class ChainWithoutNumber(Chain):
 @pytest.mark.parametrize(
     ("chain_type", "found"),
     [(Chain, ["chain 2: its number was altered"]), (ChainWithoutNumber, [])],
-    ids=["", "negative control"],
+    ids=["authenticated number", "negative control"],
 )
-async def test_a_removed_chain_before_an_empty_one_is_found(
+async def test_a_removed_chain_is_found_when_an_empty_chain_takes_its_number(
     database: Database, keyring: Keyring, chain_type: type[Chain], found: list[str]
 ) -> None:
     await move_empty_chain_into_gap(database, keyring, chain_type)
@@ -212,23 +214,23 @@ async def test_a_removed_chain_before_an_empty_one_is_found(
 
 
 async def test_an_unknown_action_is_listed_unchanged(database: Database, written_entries: list[AuditEntry]) -> None:
-    await change(database, update(audit_entries).where(_E.integration_id == 3).values(action="unheard of"))
-    assert await list_audit_entries(database, "", 3, 100) == [replace(written_entries[2], action="unheard of")]
+    await execute(database, update(audit_entries).where(_E.integration_id == 3).values(action="unknown"))
+    assert await list_audit_entries(database, "", 3, 100) == [replace(written_entries[2], action="unknown")]
 
 
 async def test_an_unreadable_entry_is_found_and_the_others_are_listed(
     database: Database, keyring: Keyring, written_entries: list[AuditEntry]
 ) -> None:
-    # PostgreSQL takes it, and Python has no such time; SQLite takes any text.
-    await change(database, text("UPDATE audit_entries SET time = '0044-03-15 BC' WHERE integration_id = 11"))
+    # PostgreSQL stores this time and Python cannot represent it; SQLite stores any text.
+    await execute(database, text("UPDATE audit_entries SET time = '0044-03-15 BC' WHERE integration_id = 11"))
     verification = AuditVerification(database, keyring)
     reported = [problem async for problem in verification.problems()]
     assert reported == ["chain 2: entry 3 or the entry before it was altered"]
     assert verification.chains == CHAINS
     listed = await list_audit_entries(database, "", 0, 100)
     assert listed.count(None) == 1
-    assert [one for one in listed if one is not None] == [
-        one for one in written_entries[::-1] if one.integration_id != 11
+    assert [entry for entry in listed if entry is not None] == [
+        entry for entry in written_entries[::-1] if entry.integration_id != 11
     ]
 
 
@@ -245,14 +247,14 @@ async def test_values_of_the_wrong_type_are_found_on_sqlite(sqlite_url: str, ass
     async with open_database(sqlite_url) as database:
         keyring = await open_test_keyring(database)
         await SqlAuditLog(database, keyring).append([entry(0), entry(1), entry(2)])
-        await change(database, text(f"UPDATE audit_entries SET {assignment} WHERE sequence = 2"))
+        await execute(database, text(f"UPDATE audit_entries SET {assignment} WHERE sequence = 2"))
         assert await problems(database, keyring) == [reported]
         assert len(await list_audit_entries(database, "", 0, 100)) == 3
 
 
 @pytest.mark.usefixtures("written_entries")
 async def test_a_negative_length_is_found(database: Database, keyring: Keyring) -> None:
-    await change(database, update(audit_chains).where(_C.number == 2).values(entries=-1))
+    await execute(database, update(audit_chains).where(_C.number == 2).values(entries=-1))
     assert await problems(database, keyring) == ["chain 2: its record was altered"]
 
 
@@ -261,29 +263,29 @@ async def test_the_key_of_another_chain_is_found(database: Database, keyring: Ke
     first, second = await chain_id(database, 1), await chain_id(database, 2)
     async with database.read_connection() as connection:
         key = await connection.scalar(select(_C.encrypted_key).where(_C.chain_id == first))
-    await change(database, update(audit_chains).where(_C.chain_id == second).values(encrypted_key=key))
+    await execute(database, update(audit_chains).where(_C.chain_id == second).values(encrypted_key=key))
     assert await problems(database, keyring) == ["chain 2: its key cannot be decrypted"]
 
 
 class UnkeyedChain(Chain):
-    """A chain whose MACs need no key."""
+    """Negative control: a chain whose MACs need no key."""
 
     def _mac(self, content: bytes) -> bytes:
         return hashlib.sha256(content).digest()
 
 
-@pytest.mark.parametrize("chain_type", [Chain, UnkeyedChain], ids=["", "negative control"])
-async def test_recomputed_macs_are_found_because_an_attacker_has_no_key(
+@pytest.mark.parametrize("chain_type", [Chain, UnkeyedChain], ids=["keyed", "negative control"])
+async def test_macs_recomputed_without_the_key_are_found(
     database: Database, keyring: Keyring, chain_type: type[Chain]
 ) -> None:
     await SqlAuditLog(database, keyring, chain_type).append([entry(0), entry(1)])
     chain = chain_type.empty(await chain_id(database, 1), 1, b"")
     statements = []
-    for number, reported in enumerate((replace(entry(0), user_id="eve"), entry(1)), start=1):
-        chain = chain.extended_with(reported)
-        values = {"user_id": reported.user_id, "mac": chain.head}
+    for number, forged in enumerate((replace(entry(0), user_id="eve"), entry(1)), start=1):
+        chain = chain.extended_with(forged)
+        values = {"user_id": forged.user_id, "mac": chain.head}
         statements.append(update(audit_entries).where(_E.sequence == number).values(values))
-    await change(
+    await execute(
         database, *statements, update(audit_chains).values(head=chain.head, checkpoint_mac=chain.checkpoint_mac)
     )
     assert bool(await problems(database, keyring, chain_type)) == (chain_type is Chain)
@@ -297,7 +299,7 @@ async def test_many_processes_start_chains_concurrently(database: Database, keyr
 async def test_a_write_to_a_changed_chain_fails_and_starts_another_chain(database: Database, keyring: Keyring) -> None:
     log = SqlAuditLog(database, keyring)
     await log.append([entry(0)])
-    await change(database, update(audit_chains).values(entries=5))  # another writer
+    await execute(database, update(audit_chains).values(entries=5))  # as by another writer
     batch: Sequence[AuditEntry] = [entry(1)]
     with pytest.raises(StoreUnavailable):
         await log.append(batch)

@@ -26,7 +26,7 @@ ASSOCIATED_DATA = AssociatedData("integrations", "encrypted_credentials", "uid",
 
 @pytest.fixture
 def kms(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A KMS client of the operator."""
+    """A KMS client that creates keys."""
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     with mock_aws():
         yield botocore.session.get_session().create_client("kms", region_name=REGION)
@@ -60,11 +60,11 @@ class FailingKms:
 
 
 def client_error(code: str) -> Exception:
-    error: Exception = ClientError({"Error": {"Code": code, "Message": "as told by AWS"}}, "Decrypt")
+    error: Exception = ClientError({"Error": {"Code": code, "Message": "message of AWS"}}, "Decrypt")
     return error
 
 
-async def test_unwraps_for_the_same_id_only(arn: str) -> None:
+async def test_a_data_key_unwraps_for_its_own_id_only(arn: str) -> None:
     key = await open_key(arn)
     wrapped = await key.wrap(DATA_KEY, DATA_KEY_ID)
     assert DATA_KEY not in wrapped
@@ -98,11 +98,11 @@ async def test_a_key_without_a_region_is_reported(kms: Any) -> None:
         await open_key("alias/integrations")
 
 
-async def test_a_missing_key_is_reported_at_once(kms: Any) -> None:
-    gone = f"arn:aws:kms:{REGION}:123456789012:key/00000000-0000-0000-0000-000000000000"
+async def test_a_missing_key_is_reported_at_start(kms: Any) -> None:
+    missing = f"arn:aws:kms:{REGION}:123456789012:key/00000000-0000-0000-0000-000000000000"
     assert kms
-    with pytest.raises(KeyringError, match=f"key {gone} of AWS KMS cannot be used: NotFoundException"):
-        await open_key(gone)
+    with pytest.raises(KeyringError, match=f"key {missing} of AWS KMS cannot be used: NotFoundException"):
+        await open_key(missing)
 
 
 async def test_a_signing_key_is_rejected(kms: Any) -> None:
@@ -140,8 +140,8 @@ class TestKeyring:
     async def test_wraps_data_keys(self, database: Database, arn: str) -> None:
         keyring = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
-        anew = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
-        assert await anew.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
+        reopened = await open_keyring(database, KeyEncryptionKeys(await open_key(arn)))
+        assert await reopened.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
         assert [key.wrapping_key_id for key in await describe_data_keys(database)] == [arn]
 
     async def test_the_error_names_the_missing_key(self, database: Database, kms: Any, arn: str) -> None:
@@ -152,36 +152,36 @@ class TestKeyring:
                 await open_keyring(database, wrong)
 
     async def test_a_running_server_calls_kms_for_new_data_keys_only(self, database: Database, arn: str) -> None:
-        good = await open_key(arn)
-        keyring = await open_keyring(database, KeyEncryptionKeys(good))
+        kms_key = await open_key(arn)
+        keyring = await open_keyring(database, KeyEncryptionKeys(kms_key))
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         down = FailingKms(EndpointConnectionError(endpoint_url="https://kms.example"))
-        keys = KeyEncryptionKeys(good)
+        keys = KeyEncryptionKeys(kms_key)
         other = await open_keyring(database, keys)
-        good._client, working = down, good._client  # KMS becomes unavailable
+        kms_key._client, working = down, kms_key._client  # KMS becomes unavailable
         await other.reload()
         assert await other.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
 
-        good._client = working
+        kms_key._client = working
         await keyring.add_data_key()
         newer = await keyring.encrypt(b"newer", ASSOCIATED_DATA)
-        good._client = down
+        kms_key._client = down
         with pytest.raises(StoreUnavailable):
             await other.reload()
         with pytest.raises(StoreUnavailable):  # not CredentialsUnreadable: the value is intact
             await other.decrypt(newer, ASSOCIATED_DATA)
         assert await other.decrypt(encrypted, ASSOCIATED_DATA) == b"secret"
 
-        good._client = working
+        kms_key._client = working
         assert await other.decrypt(newer, ASSOCIATED_DATA) == b"newer"
 
-    async def test_changes_from_local_to_kms_to_another_key_and_back(
+    async def test_rewraps_from_local_to_kms_to_another_key_and_back(
         self, database: Database, kms: Any, arn: str
     ) -> None:
         keyring = await open_test_keyring(database)
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
         other = new_key(kms)
-        ways = (
+        steps = (
             (KeyEncryptionKeys(await open_key(arn), [LocalKey(KEY)]), KeyEncryptionKeys(await open_key(arn)), arn),
             (
                 KeyEncryptionKeys(await open_key(other), [await open_key(arn)]),
@@ -190,7 +190,7 @@ class TestKeyring:
             ),
             (KeyEncryptionKeys(LocalKey(KEY), [await open_key(other)]), KeyEncryptionKeys(LocalKey(KEY)), KEY_ID),
         )
-        for both, alone, key_id in ways:
+        for both, alone, key_id in steps:
             with pytest.raises(KeyringError, match="which is not configured"):
                 await open_keyring(database, alone)
             assert await rewrap(database, both) == 1

@@ -1,4 +1,4 @@
-"""The change feed: triggers record each change in its transaction, and a reader reads each once, in commit order."""
+"""The change feed: triggers record each change in its transaction; readers read each change once, in commit order."""
 
 import asyncio
 import itertools
@@ -44,27 +44,31 @@ from tests.contracts.store_contract import (
     FAILURE,
     LATER,
     account,
-    check_of,
-    connected,
-    failed_check_of,
+    create_connected,
+    create_pending,
+    failed_check,
     new_attempt,
     new_credentials,
-    pending,
+    successful_check,
 )
 
 ALL = EventFilter()
-MANY = 10_000
+NO_LIMIT = 10_000
 
-open_database = partial(engine.open_database, monitor_timeout=60)  # for busy machines
+open_database = partial(engine.open_database, monitor_timeout=60)  # for slow machines
 
 Write = Callable[[SqlIntegrations, Integration], Awaitable[object]]
 
 CHANGES: dict[str, Write] = {
-    "refreshed": lambda store, it: store.commit_refresh(it, new_credentials(b"newer"), LATER),
-    "reconnected": lambda store, it: store.commit_connection(it, account(None), new_credentials(), LATER),
-    "deactivated": lambda store, it: store.update(it.integration_id, ANN, LATER, is_active=False),
-    "reauthorization required": lambda store, it: store.record_failure(it, FAILURE, reauthorization_required=True),
-    "disconnected": lambda store, it: store.remove(it.integration_id, ANN),
+    "refreshed": lambda store, integration: store.commit_refresh(integration, new_credentials(b"newer"), LATER),
+    "reconnected": lambda store, integration: store.commit_connection(
+        integration, account(None), new_credentials(), LATER
+    ),
+    "deactivated": lambda store, integration: store.update(integration.integration_id, ANN, LATER, is_active=False),
+    "reauthorization required": lambda store, integration: store.record_failure(
+        integration, FAILURE, reauthorization_required=True
+    ),
+    "disconnected": lambda store, integration: store.remove(integration.integration_id, ANN),
 }
 
 
@@ -77,7 +81,7 @@ class Poller:
 
     async def poll(self) -> ChangeBatch:
         """The next batch."""
-        batch = await self._feed.poll(self.cursor, MANY)
+        batch = await self._feed.poll(self.cursor, NO_LIMIT)
         self.cursor = batch.cursor
         return batch
 
@@ -94,8 +98,8 @@ class Poller:
 async def read_log(database: Database) -> list[LoggedEvent]:
     """All events up to the horizon, in order."""
     feed = SqlChangeFeed(database)
-    horizon = (await feed.poll(None, MANY)).cursor.horizon
-    return list(await feed.read_events(ChangeRange(0, horizon), 0, ALL, MANY))
+    horizon = (await feed.poll(None, NO_LIMIT)).cursor.horizon
+    return list(await feed.read_events(ChangeRange(0, horizon), 0, ALL, NO_LIMIT))
 
 
 def set_values(integration: Integration, **values: Any) -> Any:
@@ -110,7 +114,7 @@ def store(database: Database) -> SqlIntegrations:
 
 @pytest.fixture
 async def poller(database_url: str) -> AsyncIterator[Poller]:
-    """A reader in another process, since before the first change."""
+    """A reader in another process that polled before the first change."""
     async with open_database(database_url) as other:
         poller = Poller(other)
         await poller.poll()
@@ -124,7 +128,7 @@ class TestTriggers:
     ) -> None:
         reported: list[IntegrationId] = []
         store = SqlIntegrations(database, reported.append)
-        integration, _other = await connected(store), await connected(store)
+        integration, _other = await create_connected(store), await create_connected(store)
         await poller.poll()
         reported.clear()
         await change(store, integration)
@@ -132,10 +136,10 @@ class TestTriggers:
         assert await poller.changed_ids() == {integration.integration_id}
         assert await poller.changed_ids() == frozenset()
 
-    async def test_reencryption_invalidates_caches_and_is_no_event(
+    async def test_reencryption_invalidates_caches_and_records_no_event(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        integration = await connected(store)
+        integration = await create_connected(store)
         await poller.poll()
         async with database.write_transaction() as connection:
             await connection.execute(update(integrations).values(encrypted_credentials=b"re-encrypted"))
@@ -143,10 +147,10 @@ class TestTriggers:
         assert (list(batch.changed_ids or ()), list(batch.events)) == ([integration.integration_id], [])
         assert [logged.event.kind for logged in await read_log(database)] == [EventKind.CREATED]
 
-    async def test_a_served_change_that_hides_behind_an_equal_status_is_recorded(
+    async def test_a_change_that_does_not_change_the_status_invalidates_caches(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        integration = await connected(store)
+        integration = await create_connected(store)
         await store.update(integration.integration_id, ANN, LATER, is_active=False)
         await poller.poll()
         async with database.write_transaction() as connection:
@@ -157,21 +161,21 @@ class TestTriggers:
     async def test_checks_and_claims_are_not_recorded(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        integration = await connected(store)
+        integration = await create_connected(store)
         history = SqlHealthHistory(database)
         for _ in range(2):
-            await history.record(failed_check_of(integration), LATER)
+            await history.record(failed_check(integration), LATER)
         await poller.poll()
-        await history.record(failed_check_of(integration), LATER)  # the status is ERROR already
+        await history.record(failed_check(integration), LATER)  # the status is ERROR already
         assert await SqlDueWork(database).claim(
             JobKind.CHECK, integration.integration_type, 1, claim_duration=timedelta(minutes=1)
         )
         assert (await poller.poll()).changed_ids == frozenset()
-        await history.record(check_of(integration), LATER)
+        await history.record(successful_check(integration), LATER)
         assert [event.kind for event in await poller.events()] == [EventKind.STATUS_CHANGED]
 
     async def test_writes_without_effect_are_not_recorded(self, store: SqlIntegrations, poller: Poller) -> None:
-        integration = await connected(store)
+        integration = await create_connected(store)
         await poller.poll()
         await store.update(integration.integration_id, ANN, LATER, is_active=True)
         with pytest.raises(IntegrationNotFound):
@@ -181,14 +185,14 @@ class TestTriggers:
     async def test_expired_attempts_are_recorded(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        removed = await pending(store, SqlAuthorizationAttempts(database))
+        removed = await create_pending(store, SqlAuthorizationAttempts(database))
         await SqlAuthorizationAttempts(database).remove_expired(new_attempt().expire_time + timedelta(days=1))
         assert await poller.changed_ids() == {removed.integration_id}
 
     async def test_changes_by_other_sql_clients_are_recorded(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        await connected(store)
+        await create_connected(store)
         await poller.poll()
         async with database.write_transaction() as connection:
             await connection.execute(update(integrations).values(account_label="other"))
@@ -198,7 +202,7 @@ class TestTriggers:
     async def test_rolled_back_changes_are_not_recorded(
         self, database: Database, store: SqlIntegrations, poller: Poller
     ) -> None:
-        integration = await connected(store)
+        integration = await create_connected(store)
         await poller.poll()
         with suppress(ZeroDivisionError):
             async with database.write_transaction() as connection:
@@ -208,18 +212,20 @@ class TestTriggers:
         await store.update(integration.integration_id, ANN, LATER, name="after")
         assert len(await poller.events()) == 1
 
-    async def test_times_are_on_the_databases_clock(self, database: Database, store: SqlIntegrations) -> None:
+    async def test_event_times_are_database_times(self, database: Database, store: SqlIntegrations) -> None:
         async with database.read_connection() as connection:
             before = await connection.scalar(select(DatabaseTime()))
-        await connected(store)
-        ((logged),) = await read_log(database)
-        batch = await SqlChangeFeed(database).poll(None, MANY)
+        await create_connected(store)
+        (logged,) = await read_log(database)
+        batch = await SqlChangeFeed(database).poll(None, NO_LIMIT)
         assert before is not None
         assert before <= logged.event.event_time <= batch.time
 
-    async def test_a_status_is_equal_to_the_one_of_the_domain(self, database: Database, store: SqlIntegrations) -> None:
-        """The triggers' SQL against `Integration.status`, for everything that it depends on but the time."""
-        await connected(store)
+    async def test_recorded_statuses_equal_those_of_the_domain(
+        self, database: Database, store: SqlIntegrations
+    ) -> None:
+        """Compare the triggers' SQL with `Integration.status`, for all fields but the expire time."""
+        await create_connected(store)
         now = datetime.now(UTC)
         cases = itertools.product((None, now), *[(True, False)] * 3, (None, "X"))
         names = ("connect_time", "is_active", "reauthorization_required", "lacks_required_scope")
@@ -243,13 +249,15 @@ class TestTriggers:
 
 
 class TestPolling:
-    async def test_a_cursor_beyond_the_end_begins_again(self, database: Database, store: SqlIntegrations) -> None:
+    async def test_a_cursor_beyond_the_end_restarts_at_the_end(
+        self, database: Database, store: SqlIntegrations
+    ) -> None:
         """As after a restore of an older database."""
         feed = SqlChangeFeed(database)
-        batch = await feed.poll(ChangeCursor(10**15), MANY)
+        batch = await feed.poll(ChangeCursor(10**15), NO_LIMIT)
         assert batch.changed_ids is None
-        integration = await connected(store)
-        assert [one.event.integration_id for one in (await feed.poll(batch.cursor, MANY)).events] == [
+        integration = await create_connected(store)
+        assert [logged.event.integration_id for logged in (await feed.poll(batch.cursor, NO_LIMIT)).events] == [
             integration.integration_id
         ]
 
@@ -261,24 +269,25 @@ class TestPolling:
                 cursor = poller.cursor
                 await poller.poll()
                 assert poller.cursor is cursor
-                await connected(SqlIntegrations(write_to))
+                await create_connected(SqlIntegrations(write_to))
                 assert len(await poller.events()) == 1
 
     @pytest.mark.postgres
     async def test_a_commit_ends_the_wait_of_other_processes(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
             feed = SqlChangeFeed(database)
-            await feed.poll(None, MANY)
+            await feed.poll(None, NO_LIMIT)
             for _ in range(2):
                 async with asyncio.timeout(30):
                     waiting = asyncio.create_task(feed.wait_for_change(timedelta(seconds=60)))
-                    await connected(SqlIntegrations(other))
+                    await create_connected(SqlIntegrations(other))
                     await waiting
-                await feed.poll(None, MANY)
-                await self.close_sessions(other)  # the next connection listens, too
+                assert database.change_notified.is_set()
+                await feed.poll(None, NO_LIMIT)
+                await self.close_sessions(other)  # the replacement connection also listens
                 with suppress(Exception):
-                    await feed.poll(None, MANY)
-                await feed.poll(None, MANY)
+                    await feed.poll(None, NO_LIMIT)
+                await feed.poll(None, NO_LIMIT)
 
     async def close_sessions(self, other: Database) -> None:
         """Close all sessions of the database but one."""
@@ -287,9 +296,12 @@ class TestPolling:
             await connection.execute(text(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity {others}"))
 
     @pytest.mark.postgres
-    async def test_one_transaction_at_a_time_notifies_and_polls_find_the_others(self, postgres_url: str) -> None:
+    async def test_concurrent_commits_without_notification_are_found_by_polling(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
-            first, second = await connected(SqlIntegrations(other)), await connected(SqlIntegrations(other))
+            first, second = (
+                await create_connected(SqlIntegrations(other)),
+                await create_connected(SqlIntegrations(other)),
+            )
             poller = Poller(database)
             await poller.poll()
             async with other.write_transaction() as connection:
@@ -303,23 +315,23 @@ class TestPolling:
 
     async def test_without_a_commit_the_wait_ends_at_its_timeout(self, database: Database) -> None:
         feed = SqlChangeFeed(database)
-        await feed.poll(None, MANY)
+        await feed.poll(None, NO_LIMIT)
         await feed.wait_for_change(timedelta(milliseconds=1))
         assert not database.change_notified.is_set()
 
 
 class RereadingOrdering(SnapshotOrdering):
-    """The negative control: reads everything from the oldest transaction in progress on, with each poll."""
+    """Negative control: each poll reads from the oldest transaction in progress."""
 
     def advance(
         self, cursor: ChangeCursor | None, snapshot: str, positions: Collection[int], time: datetime
     ) -> ChangeCursor:
-        """Without the transactions that have ended."""
+        """A cursor at the horizon, without the positions above it."""
         return ChangeCursor(super().advance(cursor, snapshot, positions, time).horizon)
 
 
 class HighestIdOrdering(SequenceOrdering):
-    """The negative control: goes on from the highest id that was seen, and forgets the ids that were skipped."""
+    """Negative control: continues from the highest id that was read, without the skipped ids."""
 
     def __init__(self) -> None:
         super().__init__("SELECT coalesce(max(change_id), 0) FROM integration_changes", timedelta(0))
@@ -330,17 +342,17 @@ ORDERINGS = pytest.mark.parametrize("ordering", [SnapshotOrdering, distributed_o
 
 @pytest.mark.postgres
 class TestOverlappingTransactions:
-    """Ids and transaction ids become visible in another order than they are given."""
+    """Ids and transaction ids become visible in another order than they are assigned."""
 
     ROWS = 20
     POLLS = 10
 
     async def count_rows_read_during_a_long_transaction(self, url: str, ordering: ChangeOrdering) -> int:
         async with open_database(url) as database, open_database(url) as other:
-            ids = {(await connected(SqlIntegrations(database))).integration_id for _ in range(self.ROWS)}
+            ids = {(await create_connected(SqlIntegrations(database))).integration_id for _ in range(self.ROWS)}
             poller = Poller(database, ordering)
             await poller.poll()
-            await poller.poll()  # a first poll of a sequence takes the last ids for skipped
+            await poller.poll()  # a first poll of a sequence treats the last ids as skipped
             rows = 0
             async with other.write_transaction() as connection:
                 await connection.execute(text("SELECT pg_current_xact_id()"))
@@ -353,20 +365,17 @@ class TestOverlappingTransactions:
             return rows
 
     @ORDERINGS
-    async def test_a_long_transaction_delays_no_invalidation_and_repeats_no_row(
+    async def test_a_long_transaction_does_not_delay_invalidations_or_repeat_rows(
         self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
     ) -> None:
         rows = await self.count_rows_read_during_a_long_transaction(postgres_url, ordering())
         assert rows == self.ROWS * self.POLLS
 
-    async def test_from_the_oldest_transaction_on_rows_are_repeated(self, postgres_url: str) -> None:
-        """The negative control."""
+    async def test_negative_control_reading_from_the_oldest_transaction_repeats_rows(self, postgres_url: str) -> None:
         rows = await self.count_rows_read_during_a_long_transaction(postgres_url, RereadingOrdering())
         assert rows == self.ROWS * sum(range(self.POLLS + 1))
 
-    async def test_a_long_transaction_delays_events_and_the_log_has_them_all_afterwards(
-        self, postgres_url: str
-    ) -> None:
+    async def test_events_are_published_after_a_long_transaction_ends(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
             reader = ChangeFeedReader(SqlChangeFeed(database), None, lambda: 0)
             await reader.poll()
@@ -374,25 +383,28 @@ class TestOverlappingTransactions:
             assert begin is not None
             async with other.write_transaction() as connection:
                 await connection.execute(text("SELECT pg_current_xact_id()"))
-                rows = [await connected(SqlIntegrations(database)) for _ in range(3)]
+                rows = [await create_connected(SqlIntegrations(database)) for _ in range(3)]
                 await reader.poll()
                 assert reader.events.range_from(begin) is None
             await reader.poll()
             published = reader.events.range_from(begin)
             assert published is not None
-            assert [one.event.integration_id for one in published.events] == [row.integration_id for row in rows]
+            assert [logged.event.integration_id for logged in published.events] == [row.integration_id for row in rows]
 
-    async def commit_out_of_order(self, url: str, between: Callable[[], Awaitable[object]]) -> tuple[int, int]:
-        """Changes that commit in the reverse order of their ids, `between` before, amid and after them."""
-        async with open_database(url) as early, open_database(url) as late:
-            first, second = await connected(SqlIntegrations(early)), await connected(SqlIntegrations(early))
-            await between()
-            async with early.write_transaction() as connection:
+    async def commit_out_of_order(self, url: str, poll: Callable[[], Awaitable[object]]) -> tuple[int, int]:
+        """Commit two changes in the reverse order of their ids; call `poll` before, between and after the commits."""
+        async with open_database(url) as first_database, open_database(url) as second_database:
+            first, second = (
+                await create_connected(SqlIntegrations(first_database)),
+                await create_connected(SqlIntegrations(first_database)),
+            )
+            await poll()
+            async with first_database.write_transaction() as connection:
                 await connection.execute(set_values(first, name="first"))
-                await SqlIntegrations(late).update(second.integration_id, ANN, LATER, name="second")
-                await between()
-            await between()
-            await between()
+                await SqlIntegrations(second_database).update(second.integration_id, ANN, LATER, name="second")
+                await poll()
+            await poll()
+            await poll()
             return first.integration_id, second.integration_id
 
     async def poll_out_of_order(self, url: str, ordering: ChangeOrdering) -> tuple[list[ChangeBatch], tuple[int, int]]:
@@ -409,30 +421,29 @@ class TestOverlappingTransactions:
     async def test_a_late_commit_is_read_once_and_later_ids_wait_for_it(
         self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
     ) -> None:
-        (created, meanwhile, after, last), (first, second) = await self.poll_out_of_order(postgres_url, ordering())
+        (created, during, after, last), (first, second) = await self.poll_out_of_order(postgres_url, ordering())
         assert len(created.events) == 2
-        assert list(meanwhile.changed_ids or ()) == [second]
-        assert meanwhile.events[0].position >= meanwhile.cursor.horizon  # not published yet
+        assert list(during.changed_ids or ()) == [second]
+        assert during.events[0].position >= during.cursor.horizon  # not published yet
         assert list(after.changed_ids or ()) == [first]
-        assert meanwhile.events[0].position < after.cursor.horizon
+        assert during.events[0].position < after.cursor.horizon
         assert last.changed_ids == frozenset()
 
-    async def test_from_the_highest_id_on_a_late_commit_is_missed(self, postgres_url: str) -> None:
-        """The negative control."""
-        (_, meanwhile, after, last), (_, second) = await self.poll_out_of_order(postgres_url, HighestIdOrdering())
-        assert list(meanwhile.changed_ids or ()) == [second]
+    async def test_negative_control_reading_from_the_highest_id_misses_a_late_commit(self, postgres_url: str) -> None:
+        (_, during, after, last), (_, second) = await self.poll_out_of_order(postgres_url, HighestIdOrdering())
+        assert list(during.changed_ids or ()) == [second]
         assert (after.changed_ids, last.changed_ids) == (frozenset(), frozenset())
 
     async def test_events_of_one_integration_are_in_commit_order(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as older, open_database(postgres_url) as younger:
-            integration = await connected(SqlIntegrations(older))
+            integration = await create_connected(SqlIntegrations(older))
             async with older.write_transaction() as connection:
-                await connection.execute(text("SELECT pg_current_xact_id()"))  # as one that waits for the row
+                await connection.execute(text("SELECT pg_current_xact_id()"))  # as a transaction that waits for the row
                 await SqlIntegrations(younger).update(integration.integration_id, ANN, LATER, name="younger")
                 await connection.execute(set_values(integration, name="older"))
             transactions = [logged.position for logged in await read_log(older)][1:]
             assert transactions == sorted(transactions, reverse=True)
-            # The negative control: the order of the transactions is the wrong one.
+            # Negative control: the order of transaction ids is wrong.
             assert transactions != sorted(transactions)
 
     @ORDERINGS
@@ -440,7 +451,7 @@ class TestOverlappingTransactions:
         self, postgres_url: str, ordering: Callable[[], ChangeOrdering]
     ) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other:
-            rows = [await connected(SqlIntegrations(database)) for _ in range(5)]
+            rows = [await create_connected(SqlIntegrations(database)) for _ in range(5)]
             feed = SqlChangeFeed(database, ordering())
             reader = ChangeFeedReader(feed, None, lambda: 0)
             await reader.poll()
@@ -456,7 +467,9 @@ class TestOverlappingTransactions:
                     if horizon > low:
                         found = reader.events.range_from(low)
                         events = (
-                            found.events if found else await feed.read_events(ChangeRange(low, horizon), 0, ALL, MANY)
+                            found.events
+                            if found
+                            else await feed.read_events(ChangeRange(low, horizon), 0, ALL, NO_LIMIT)
                         )
                         published.extend(logged.event for logged in events)
                         low = found.positions.high if found else horizon
@@ -485,13 +498,13 @@ class TestOverlappingTransactions:
 
 
 @pytest.mark.postgres
-class TestDetection:
+class TestOrderingDetection:
     """The ordering is chosen by what the engine supports."""
 
     async def position_column(self, url: str) -> str:
         async with open_database(url) as database:
             feed = SqlChangeFeed(database)
-            await feed.poll(None, MANY)
+            await feed.poll(None, NO_LIMIT)
             assert feed._ordering is not None
             return feed._ordering.position.key
 
@@ -509,7 +522,7 @@ class TestDetection:
     async def test_engines_without_snapshots_order_by_sequence(self, postgres_url: str, function: str) -> None:
         async with open_database(postgres_url) as database, database.write_transaction() as connection:
             await connection.execute(text(f"CREATE FUNCTION public.{function}"))
-        # The functions of `public` hide those of PostgreSQL.
+        # The functions in `public` hide the built-in ones.
         url = f"{postgres_url}&options=-c%20search_path%3Dpublic,pg_catalog"
         assert await self.position_column(url) == "change_id"
 

@@ -1,4 +1,4 @@
-"""The plans of the due-work statements: they read few rows, however many are due."""
+"""The plans of the due-work statements: the rows read do not depend on the backlog."""
 
 import json
 import sqlite3
@@ -29,7 +29,7 @@ INTEGRATION_JOBS = (JobKind.REFRESH, JobKind.CHECK, JobKind.REVOCATION)
 
 
 async def add_due_rows(database: Database, count: int) -> None:
-    """This many due rows of each job, of a few types."""
+    """Store this many due rows of each job, spread over a few types."""
     row = {"user_id": "ann", "encrypted_credentials": b"", "create_time": PAST}
     integration = row | {
         "auth_method": "oauth2",
@@ -93,19 +93,19 @@ class TestPostgresPlans:
         assert await explain(DUE_TYPES) <= 2 * (len(TYPES) + 1) * len(JobKind)
 
     @pytest.mark.parametrize("job_kind", INTEGRATION_JOBS)
-    async def test_a_claim_reads_the_rows_that_it_takes(self, explain: Explain, job_kind: JobKind) -> None:
+    async def test_a_claim_reads_only_the_rows_that_it_claims(self, explain: Explain, job_kind: JobKind) -> None:
         # Each claimed row is read when it is found, locked, and updated.
         assert await explain(claim_statement(job_kind, "beta", LIMIT, MINUTE)) <= 3 * LIMIT
 
-    async def test_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
-        """The negative control: the measure sees a scan."""
+    async def test_negative_control_a_query_for_all_due_rows_reads_the_backlog(self, explain: Explain) -> None:
+        """Negative control: the measure detects a scan."""
         assert await explain(select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())) >= BACKLOG
 
 
 class TestSqliteSteps:
     async def test_the_cost_does_not_depend_on_the_backlog(self, sqlite_url: str) -> None:
         claims = [claim_statement(job_kind, "beta", LIMIT, MINUTE) for job_kind in INTEGRATION_JOBS]
-        scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # the negative control
+        scan = select(revocations.c.uid).where(revocations.c.due_time <= DatabaseTime())  # negative control
         async with open_database(sqlite_url) as database:
             await add_due_rows(database, 2 * LIMIT * len(TYPES))
             few = [count_steps(sqlite_url, statement) for statement in (DUE_TYPES, *claims, scan)]
@@ -134,7 +134,7 @@ def count_steps(url: str, statement: Any) -> int:
     return steps
 
 
-async def test_the_rotation_of_keys_is_due_in_a_new_installation(database: Database) -> None:
+async def test_key_rotation_is_due_in_a_new_database(database: Database) -> None:
     due_work = SqlDueWork(database)
     assert await due_work.due_types() == [(JobKind.KEY_ROTATION, "key_rotation")]
     (claim,) = await due_work.claim(JobKind.KEY_ROTATION, "key_rotation", 5, claim_duration=MINUTE)

@@ -1,4 +1,4 @@
-"""Connections: durable and private files, writers that queue, and a database that becomes unavailable and returns."""
+"""Tests of database connections: transactions, SQLite files, PostgreSQL servers, outages and cancellation."""
 
 import asyncio
 import os
@@ -23,11 +23,11 @@ from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.key_encryption import KeyEncryptionKeys, LocalKey
 from integration_server.storage.keyring import open_keyring
 from integration_server.storage.schema import migrate
-from tests.contracts.store_contract import NOW, account, connected, new_credentials, new_integration
+from tests.contracts.store_contract import NOW, account, create_connected, new_credentials, new_integration
 from tests.postgres import PostgresServer, run_postgres
 
 COUNT = text("SELECT count(*) FROM integrations")
-UNUSED_PORT = 1  # tcpmux, which no machine serves
+UNUSED_PORT = 1  # tcpmux: no server listens on it
 
 
 async def count(database: Database) -> int:
@@ -36,9 +36,9 @@ async def count(database: Database) -> int:
         return int(await connection.scalar(COUNT) or 0)
 
 
-class TestBlocks:
+class TestTransactions:
     async def test_an_exception_rolls_back(self, database: Database) -> None:
-        await connected(SqlIntegrations(database))
+        await create_connected(SqlIntegrations(database))
 
         async def delete_and_fail() -> None:
             async with database.write_transaction() as connection:
@@ -50,7 +50,7 @@ class TestBlocks:
         assert await count(database) == 1
 
     async def test_a_cancelled_writer_is_rolled_back(self, database: Database) -> None:
-        await connected(SqlIntegrations(database))
+        await create_connected(SqlIntegrations(database))
         deleted = asyncio.Event()
 
         async def delete_and_wait() -> None:
@@ -65,10 +65,10 @@ class TestBlocks:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await count(database) == 1
-        await connected(SqlIntegrations(database))
+        await create_connected(SqlIntegrations(database))
 
     async def test_readers_see_committed_rows_and_do_not_wait(self, database: Database) -> None:
-        await connected(SqlIntegrations(database))
+        await create_connected(SqlIntegrations(database))
         async with database.write_transaction() as connection:
             await connection.execute(text("DELETE FROM integrations"))
             assert await count(database) == 1
@@ -77,16 +77,16 @@ class TestBlocks:
     async def test_many_writers_queue(self, database: Database, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as other:
             stores = [SqlIntegrations(database), SqlIntegrations(other)]
-            await asyncio.gather(*(connected(stores[number % 2]) for number in range(50)))
+            await asyncio.gather(*(create_connected(stores[number % 2]) for number in range(50)))
         assert await count(database) == 50
 
-    async def test_errors_of_statements_pass(self, database: Database) -> None:
+    async def test_statement_errors_are_not_converted(self, database: Database) -> None:
         for statement in ("SELECT nothing FROM nowhere", "no SQL"):
             with pytest.raises(DBAPIError):
                 async with database.read_connection() as connection:
                     await connection.execute(text(statement))
 
-    async def test_violated_constraints_pass(self, database: Database) -> None:
+    async def test_constraint_violations_are_not_converted(self, database: Database) -> None:
         integrations = SqlIntegrations(database)
         new = new_integration()
         await integrations.add_connected(new, account(None), new_credentials(), NOW)
@@ -100,21 +100,21 @@ class TestBlocks:
         assert "confidential" not in str(caught.value)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    async def test_numbers_that_json_lacks_are_rejected(self, database: Database, value: float) -> None:
+    async def test_numbers_without_json_representation_are_rejected(self, database: Database, value: float) -> None:
         with pytest.raises(StatementError):
-            await connected(SqlIntegrations(database), config={"value": value})
+            await create_connected(SqlIntegrations(database), config={"value": value})
 
 
-def folder_is_a_file(path: Path) -> None:
+def make_folder_a_file(path: Path) -> None:
     path.parent.parent.mkdir()
     path.parent.touch()
 
 
-def file_is_a_folder(path: Path) -> None:
+def make_file_a_folder(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def file_is_no_database(path: Path) -> None:
+def write_other_content(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(b"not a database" * 1000)
 
@@ -158,7 +158,7 @@ class TestSqlite:
             ):
                 other.execute("BEGIN IMMEDIATE")
 
-    async def test_a_lock_that_is_never_released_is_unavailability(self, sqlite: Database, path: Path) -> None:
+    async def test_a_lock_that_is_never_released_raises_store_unavailable(self, sqlite: Database, path: Path) -> None:
         async with sqlite.write_transaction() as connection:
             await connection.execute(text("CREATE TABLE rows (n INTEGER)"))
         with closing(sqlite3.connect(path)) as other:
@@ -176,11 +176,11 @@ class TestSqlite:
                 async with sqlite.write_transaction():
                     pass
 
-    @pytest.mark.parametrize("spoil", [folder_is_a_file, file_is_a_folder, file_is_no_database])
-    async def test_an_unusable_path_is_unavailability(
-        self, sqlite: Database, path: Path, spoil: Callable[[Path], object]
+    @pytest.mark.parametrize("make_unusable", [make_folder_a_file, make_file_a_folder, write_other_content])
+    async def test_an_unusable_path_raises_store_unavailable(
+        self, sqlite: Database, path: Path, make_unusable: Callable[[Path], object]
     ) -> None:
-        spoil(path)
+        make_unusable(path)
         for block in (sqlite.read_connection, sqlite.write_transaction):
             with pytest.raises(StoreUnavailable) as caught:
                 async with block() as connection:
@@ -191,19 +191,19 @@ class TestSqlite:
 @pytest.mark.postgres
 class TestPostgres:
     @pytest.mark.parametrize("address", [f"127.0.0.1:{UNUSED_PORT}", "nowhere.invalid"])
-    async def test_an_unreachable_server_is_unavailability(self, address: str) -> None:
+    async def test_an_unreachable_server_raises_store_unavailable(self, address: str) -> None:
         async with open_database(f"postgresql://ann:confidential@{address}/it") as database:
             with pytest.raises(StoreUnavailable) as caught:
                 await count(database)
         assert caught.value.__cause__ is not None
         assert "confidential" not in f"{caught.value.__cause__!r} {caught.value.__cause__}"
 
-    async def test_a_missing_database_is_unavailability(self, postgres_server: PostgresServer) -> None:
+    async def test_a_missing_database_raises_store_unavailable(self, postgres_server: PostgresServer) -> None:
         async with open_database(postgres_server.url("nothing")) as database:
             with pytest.raises(StoreUnavailable):
                 await count(database)
 
-    async def test_an_exhausted_pool_is_unavailability(self, postgres_url: str) -> None:
+    async def test_an_exhausted_pool_raises_store_unavailable(self, postgres_url: str) -> None:
         async with open_database(postgres_url, pool_size=1, connect_timeout=2) as database:
             async with database.write_transaction():
                 with pytest.raises(StoreUnavailable):
@@ -239,8 +239,8 @@ class TestPostgres:
             async with database.read_connection() as connection:
                 prepared = await connection.execute(text("SELECT name, statement FROM pg_prepared_statements"))
                 names = {row.statement: row.name for row in prepared}
-        own = [name for statement, name in names.items() if "FROM integrations" in statement]
-        assert len(own) == 1  # prepared once for three executions
+        store_statements = [name for statement, name in names.items() if "FROM integrations" in statement]
+        assert len(store_statements) == 1  # prepared once for three executions
         assert all(re.fullmatch(r"s_[0-9a-f]{32}", name) for name in names.values())
 
     async def test_libpq_parameters_are_passed_on(self, postgres_url: str) -> None:
@@ -257,7 +257,7 @@ class TestPostgresOutage:
         with run_postgres() as server:
             yield server
 
-    async def test_a_stop_and_a_start(self, server: PostgresServer) -> None:
+    async def test_the_database_works_after_a_restart_of_the_server(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres")) as database:
             await _select_one(database)
             await asyncio.to_thread(server.stop)
@@ -267,31 +267,31 @@ class TestPostgresOutage:
             await asyncio.to_thread(server.start)
             assert await _select_one(database) == 1
 
-    async def test_a_frozen_server(self, server: PostgresServer) -> None:
+    async def test_a_frozen_server_raises_store_unavailable(self, server: PostgresServer) -> None:
         async with open_database(server.url("postgres"), connect_timeout=2, command_timeout=2) as database:
             async with database.write_transaction() as connection:
                 backend = await connection.scalar(text("SELECT pg_backend_pid()"))
-            frozen = (backend, server.process.get_pid())
-            for pid in frozen:
+            pids = (backend, server.process.get_pid())
+            for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
             try:
                 async with asyncio.timeout(60):
                     with pytest.raises(StoreUnavailable):
                         await _select_one(database)
             finally:
-                for pid in frozen:
+                for pid in pids:
                     os.kill(pid, signal.SIGCONT)
             assert await _select_one(database) == 1
 
-    async def test_an_unknown_data_key_is_unavailability_during_an_outage(self, server: PostgresServer) -> None:
+    async def test_during_an_outage_an_unknown_data_key_raises_store_unavailable(self, server: PostgresServer) -> None:
         await migrate(server.url("postgres"))
         async with open_database(server.url("postgres")) as database:
-            here, other = [await open_keyring(database, KeyEncryptionKeys(LocalKey(bytes(32)))) for _ in range(2)]
+            keyring, other = [await open_keyring(database, KeyEncryptionKeys(LocalKey(bytes(32)))) for _ in range(2)]
             await other.add_data_key()
             encrypted = await other.encrypt(b"secret", AssociatedData("table", "column", "uid"))
             await asyncio.to_thread(server.stop)
             with pytest.raises(StoreUnavailable):
-                await here.decrypt(encrypted, AssociatedData("table", "column", "uid"))
+                await keyring.decrypt(encrypted, AssociatedData("table", "column", "uid"))
 
 
 async def _select_one(database: Database) -> int:
@@ -299,7 +299,7 @@ async def _select_one(database: Database) -> int:
         return int(await connection.scalar(text("SELECT 1")) or 0)
 
 
-async def test_a_short_lived_process_loses_no_writes_of_another(sqlite_url: str) -> None:
+async def test_a_short_lived_process_does_not_lose_writes_of_a_server(sqlite_url: str) -> None:
     """A second process opens the file and exits, as `keys show` does beside a server that writes."""
     script = (
         "import asyncio, sys\n"
@@ -321,16 +321,14 @@ async def test_a_short_lived_process_loses_no_writes_of_another(sqlite_url: str)
     async with open_database(sqlite_url) as database:
         store = SqlIntegrations(database)
         for number in range(3):
-            async with (
-                database.read_connection(),
-                database.read_connection(),
-            ):  # a new connection creates no new file
-                await connected(store, account_id=f"account-{number}")
+            # A new connection creates no new file.
+            async with database.read_connection(), database.read_connection():
+                await create_connected(store, account_id=f"account-{number}")
             assert await count_in_subprocess() == number + 1
 
 
 class TestMonitorConnection:
-    async def test_it_works_while_the_pool_is_exhausted(self, database_url: str) -> None:
+    async def test_the_monitor_connection_works_while_the_pool_is_exhausted(self, database_url: str) -> None:
         async with (
             open_database(database_url, pool_size=1, connect_timeout=2) as database,
             database.read_connection(),
@@ -340,7 +338,7 @@ class TestMonitorConnection:
             async with database.monitor_connection() as connection:
                 assert await connection.scalar(COUNT) == 0
 
-    async def test_it_is_one_connection(self, database_url: str) -> None:
+    async def test_a_second_monitor_connection_is_unavailable(self, database_url: str) -> None:
         async with open_database(database_url, monitor_timeout=2) as database, database.monitor_connection():
             with pytest.raises(StoreUnavailable):
                 async with database.monitor_connection():
@@ -357,31 +355,33 @@ class TestMonitorConnection:
 
 
 class TestCancellation:
-    """A caller may be cancelled at any moment; afterwards the pool has all its connections."""
+    """After the cancellation of a caller the pool has all its connections."""
 
-    async def cancel_after(self, operation: Callable[[], Awaitable[object]], after: float) -> None:
+    async def cancel_after(self, operation: Callable[[], Awaitable[object]], seconds: float) -> None:
         task = asyncio.ensure_future(operation())
-        await asyncio.sleep(after)
+        await asyncio.sleep(seconds)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    async def test_at_any_moment(self, database_url: str) -> None:
+    async def test_cancellation_at_any_moment_returns_all_connections(self, database_url: str) -> None:
         async with open_database(database_url, pool_size=2) as database:
             store = SqlIntegrations(database)
-            for after in range(40):
-                await self.cancel_after(lambda: connected(store), after / 10_000)
-                await self.cancel_after(lambda: count(database), after / 10_000)
+            for delay in range(40):
+                await self.cancel_after(lambda: create_connected(store), delay / 10_000)
+                await self.cancel_after(lambda: count(database), delay / 10_000)
             async with asyncio.timeout(60):
-                await asyncio.gather(*(count(database) for _ in range(10)), *(connected(store) for _ in range(10)))
+                await asyncio.gather(
+                    *(count(database) for _ in range(10)), *(create_connected(store) for _ in range(10))
+                )
             assert await count(database) >= 10
 
     @pytest.mark.postgres
-    async def test_while_waiting_for_a_lock(self, postgres_url: str) -> None:
+    async def test_cancellation_while_waiting_for_a_lock_cancels_the_statement(self, postgres_url: str) -> None:
         async with (
             open_database(postgres_url, pool_size=2) as database,
             open_database(postgres_url, pool_size=2) as other,
         ):
-            await connected(SqlIntegrations(database))
+            await create_connected(SqlIntegrations(database))
 
             async def change() -> None:
                 async with database.write_transaction() as connection:
@@ -390,7 +390,7 @@ class TestCancellation:
             async with other.write_transaction() as connection:
                 await connection.execute(text("SELECT 1 FROM integrations FOR UPDATE"))
                 await asyncio.gather(*(self.cancel_after(change, 0.1) for _ in range(20)))
-                # No cancelled statement waits in the database, to change the row when the lock is free.
+                # No cancelled statement still waits for the lock in the database.
                 waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
                 async with asyncio.timeout(60), other.read_connection() as observer:
                     while await observer.scalar(waiting):  # noqa: ASYNC110  # the database sets no event

@@ -55,7 +55,7 @@ from tests.keyrings import KEY, KEY_ID, OTHER_KEY, OTHER_KEY_ID, complete_rotati
 NO_DELAY = timedelta(0)
 
 
-async def ignore_report(_operation: str) -> None:
+async def ignore_audit(_operation: str) -> None:
     """Discard an audit entry."""
 
 
@@ -70,11 +70,11 @@ async def keyring(database: Database) -> Keyring:
 
 @pytest.fixture
 def rotation(database: Database, keyring: Keyring) -> Rotation:
-    return Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_report, batch=7)
+    return Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_audit, batch=7)
 
 
 async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
-    """A connected integration whose encrypted credentials have this content."""
+    """Store a connected integration whose decrypted credentials have this content."""
     new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}")
     encrypted = await keyring.encrypt(content, credentials_aad(new.uid, new.user_id, new.integration_type))
     row = await SqlIntegrations(database).add_connected(new, account(None), new_credentials(encrypted), NOW)
@@ -94,7 +94,7 @@ def associated_data_of(integration: Integration) -> AssociatedData:
 
 
 async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
-    """A value in every encrypted column; its content is the column's name."""
+    """Store a value in every encrypted column; its content is the column's name."""
     row = await store_integration(database, keyring, b"integrations.encrypted_credentials")
     revoked = await keyring.encrypt(b"revocations.encrypted_credentials", associated_data_of(row))
     async with database.write_transaction() as connection:
@@ -132,7 +132,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
 
 
 async def store_webhooks(database: Database, keyring: Keyring, row: Integration) -> None:
-    """The same for the tables of webhooks."""
+    """Store a value in every encrypted column of the webhook tables."""
     owner = {
         "integration_id": row.integration_id,
         "uid": row.uid,
@@ -182,7 +182,7 @@ async def decrypted_with(database: Database, keyring: Keyring, key_id: str) -> d
     }
 
 
-def test_every_encrypted_column_is_known() -> None:
+def test_the_list_of_encrypted_columns_is_complete() -> None:
     encrypted = {
         f"{table.name}.{column.name}"
         for table in metadata.tables.values()
@@ -221,20 +221,20 @@ class TestRotation:
         old = keyring.active_key_id
         await rotation.rotate(skip_wait)
         await remove_data_key(database, old, force=True)
-        anew = await open_test_keyring(database)
-        assert [await decrypt_credentials(database, anew, row) for row in rows] == [
+        reopened = await open_test_keyring(database)
+        assert [await decrypt_credentials(database, reopened, row) for row in rows] == [
             b"%d" % number for number in range(20)
         ]
         assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]
 
-    async def test_the_key_is_not_used_before_its_time(self, database: Database, keyring: Keyring) -> None:
+    async def test_a_new_key_is_not_used_before_its_activation_time(self, database: Database, keyring: Keyring) -> None:
         await store_integration(database, keyring, b"content")
         old = keyring.active_key_id
         await set_replaced_for(database, old, timedelta(days=1))
         waits: list[float] = []
 
         async def wait(seconds: float) -> None:
-            """Instead of waiting, set the activation time into the past."""
+            """Set the activation time to the past instead of waiting."""
             if seconds:
                 waits.append(seconds)
                 assert keyring.active_key_id == old or not any((await values_encrypted_with(database, old)).values())
@@ -245,7 +245,7 @@ class TestRotation:
                     await connection.execute(statement)
 
         rotation = Rotation(
-            database, keyring, activation_delay=timedelta(seconds=40), record_audit=ignore_report, pause=wait
+            database, keyring, activation_delay=timedelta(seconds=40), record_audit=ignore_audit, pause=wait
         )
         steps: list[RotationProgress] = []
 
@@ -253,10 +253,10 @@ class TestRotation:
             steps.append(step)
 
         await rotation.rotate(record_step)
-        assert len(waits) >= 2  # until all servers know it, and until none encrypts with the previous one
+        assert len(waits) >= 2  # until all servers know the key, and until none encrypts with the previous one
         assert timedelta(seconds=35) < steps[0].remaining <= timedelta(seconds=40)
 
-    async def test_an_unfinished_rotation_is_continued_and_a_complete_one_is_followed_by_another(
+    async def test_an_unfinished_rotation_is_continued_before_a_new_one_starts(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
         row = await store_integration(database, keyring, b"content")
@@ -269,9 +269,9 @@ class TestRotation:
     async def test_without_a_new_key_remaining_values_are_reencrypted_with_the_newest(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
-        straggler = await open_test_keyring(database)
+        outdated = await open_test_keyring(database)
         await rotation.rotate(skip_wait)
-        row = await store_integration(database, straggler, b"late")
+        row = await store_integration(database, outdated, b"late")
         assert await rotation.rotate(skip_wait, new_key=False) == RotationResult(keyring.active_key_id, 1, [])
         assert await decrypt_credentials(database, keyring, row) == b"late"
 
@@ -281,14 +281,14 @@ class TestRotation:
         rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(10)]
         old, broken = keyring.active_key_id, rows[4]
         async with database.write_transaction() as connection:
-            flipped = bytes.fromhex("01" + old) + bytes(40)
+            corrupt = bytes.fromhex("01" + old) + bytes(40)
             where = integrations.c.integration_id == broken.integration_id
-            await connection.execute(update(integrations).where(where).values(encrypted_credentials=flipped))
+            await connection.execute(update(integrations).where(where).values(encrypted_credentials=corrupt))
         rotated = await rotation.rotate(skip_wait)
         assert rotated.reencrypted == 9
         assert rotated.unreadable == [f"integrations.encrypted_credentials of {broken.integration_id}"]
         (remaining,) = (await values_encrypted_with(database, old))["integrations.encrypted_credentials"]
-        assert remaining.value == flipped
+        assert remaining.value == corrupt
         with pytest.raises(KeyringError, match="still encrypts 1 of integrations"):
             await remove_data_key(database, old, force=True)
 
@@ -327,25 +327,24 @@ class TestRotation:
             keyrings = [await open_test_keyring(database) for database in databases]
             rows = [await store_integration(databases[0], keyrings[0], b"%d" % number, number) for number in range(60)]
             rotations = [
-                Rotation(database, keyring, activation_delay=timedelta(seconds=1), record_audit=ignore_report, batch=5)
+                Rotation(database, keyring, activation_delay=timedelta(seconds=1), record_audit=ignore_audit, batch=5)
                 for database, keyring in zip(databases, keyrings, strict=True)
             ]
             rotated = await asyncio.gather(
                 *(rotation.rotate(skip_wait) for rotation in rotations), return_exceptions=True
             )
-            finished = [one for one in rotated if isinstance(one, RotationResult)]
+            finished = [result for result in rotated if isinstance(result, RotationResult)]
             assert finished
-            assert len({one.key_id for one in finished}) == 1
-            assert all(
-                isinstance(one, RotationResult | KeyringError) for one in rotated
-            )  # some start at the same moment
-            assert sum(one.reencrypted for one in finished) == 60
+            assert len({result.key_id for result in finished}) == 1
+            # A rotation that starts at the same moment as another fails with `KeyringError`.
+            assert all(isinstance(result, RotationResult | KeyringError) for result in rotated)
+            assert sum(result.reencrypted for result in finished) == 60
             assert [await decrypt_credentials(databases[0], keyrings[0], row) for row in rows] == [
                 b"%d" % number for number in range(60)
             ]
 
     async def test_rows_of_a_key_are_found_by_an_index(self, database: Database) -> None:
-        """Sequential scans are off in PostgreSQL: they are the cheapest in an empty table."""
+        """Sequential scans are off in PostgreSQL, because they are the cheapest plan for an empty table."""
         query = ENCRYPTED_COLUMNS[0].rows_encrypted_with("41" * 8).order_by(integrations.c.integration_id).limit(5)
         async with database.write_transaction() as connection:
             is_postgres = connection.dialect.name == "postgresql"
@@ -361,13 +360,13 @@ class TestRotation:
         assert "TEMP B-TREE" not in reported
 
 
-class InterruptedAead(Keyring):
-    """A keyring that waits for other tasks while it encrypts."""
+class KeyringWithCallback(Keyring):
+    """A keyring that calls a function before it encrypts."""
 
     before_encrypt: Callable[[], Awaitable[None]] | None = None
 
     async def encrypt(self, plaintext: bytes, associated_data: AssociatedData) -> bytes:
-        """Encrypt after other tasks had time to run."""
+        """Call `before_encrypt` once, then encrypt."""
         callback, self.before_encrypt = self.before_encrypt, None
         if callback is not None:
             await callback()
@@ -375,7 +374,7 @@ class InterruptedAead(Keyring):
 
 
 class TestConcurrentRefresh:
-    """A refresh that commits between the read and the write of a row is not overwritten."""
+    """Reencryption does not overwrite a refresh that commits between the read and the write of a row."""
 
     async def refresh(self, database: Database, keyring: Keyring, row: Integration) -> None:
         encrypted = await keyring.encrypt(b"refreshed", associated_data_of(row))
@@ -385,7 +384,7 @@ class TestConcurrentRefresh:
     async def test_a_refresh_waits_for_the_reencryption_and_is_kept(
         self, database: Database, database_url: str
     ) -> None:
-        reencrypting = InterruptedAead(database, local_keys(KEY), monotonic=time.monotonic)
+        reencrypting = KeyringWithCallback(database, local_keys(KEY), monotonic=time.monotonic)
         await reencrypting.prepare()
         async with open_database(database_url) as other_database:
             refreshing = await open_test_keyring(other_database)
@@ -397,15 +396,17 @@ class TestConcurrentRefresh:
                 await asyncio.wait(tasks, timeout=0.5)
 
             reencrypting.before_encrypt = before_encrypt
-            await Rotation(database, reencrypting, activation_delay=NO_DELAY, record_audit=ignore_report).rotate(
+            await Rotation(database, reencrypting, activation_delay=NO_DELAY, record_audit=ignore_audit).rotate(
                 skip_wait
             )
             await asyncio.gather(*tasks)
             assert tasks
             assert await decrypt_credentials(database, refreshing, row) == b"refreshed"
 
-    async def test_without_the_row_lock_the_refresh_is_lost(self, database: Database, keyring: Keyring) -> None:
-        """The negative control: the row is not locked between read and write."""
+    async def test_negative_control_without_the_row_lock_the_refresh_is_lost(
+        self, database: Database, keyring: Keyring
+    ) -> None:
+        """Negative control: the row is not locked between read and write."""
         row = await store_integration(database, keyring, b"stale")
         before = await decrypt_credentials(database, keyring, row)
         await self.refresh(database, keyring, row)
@@ -416,7 +417,7 @@ class TestConcurrentRefresh:
         assert await decrypt_credentials(database, keyring, row) == b"stale"
 
     @pytest.mark.postgres
-    async def test_locked_rows_are_skipped_and_done_later(self, postgres_url: str) -> None:
+    async def test_locked_rows_are_skipped_and_reencrypted_later(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as database, open_database(postgres_url) as other_database:
             keyring = await open_test_keyring(database)
             rows = [await store_integration(database, keyring, b"%d" % number, number) for number in range(3)]
@@ -425,7 +426,7 @@ class TestConcurrentRefresh:
             async with other_database.write_transaction() as connection:
                 await connection.execute(select(integrations.c.uid).where(where).with_for_update())
                 rotating = asyncio.create_task(
-                    Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_report).rotate(skip_wait)
+                    Rotation(database, keyring, activation_delay=NO_DELAY, record_audit=ignore_audit).rotate(skip_wait)
                 )
                 async with asyncio.timeout(60):
                     while len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) != 1:  # noqa: ASYNC110
@@ -464,7 +465,7 @@ class TestRemoval:
         with pytest.raises(KeyringError, match=f"still encrypts 1 of {column.name}: run"):
             await remove_data_key(database, old, force=True)
 
-    async def test_a_replaced_key_is_removed_within_a_day_only_by_force(
+    async def test_a_key_replaced_less_than_a_day_ago_is_not_removed_without_force(
         self, database: Database, keyring: Keyring, rotation: Rotation
     ) -> None:
         first = keyring.active_key_id
@@ -518,13 +519,13 @@ class TestAssociatedData:
     async def test_values_of_other_rows_and_columns_do_not_decrypt(
         self, keyring: Keyring, stored_values: list[tuple[str, str, bytes, AssociatedData]]
     ) -> None:
-        outcomes = []
+        results = []
         for (_, here, value, own), (_, there, _, associated_data) in itertools.permutations(stored_values, 2):
             try:
                 assert (await keyring.decrypt(value, associated_data)).decode() == here
             except CredentialsUnreadable:
                 assert associated_data != own
-                outcomes.append("refused")
+                results.append("rejected")
             else:
                 assert associated_data == own
                 # Intended pairs: the outbox stores credentials of a removed integration, and a previous webhook
@@ -533,9 +534,9 @@ class TestAssociatedData:
                     {"integrations.encrypted_credentials", "revocations.encrypted_credentials"},
                     {"webhook_secrets.encrypted_secret", "webhook_secrets.encrypted_previous_secret"},
                 )
-                outcomes.append("opened")
-        assert outcomes.count("opened") == 2 * 2 * 6
-        assert len(outcomes) == len(stored_values) * (len(stored_values) - 1)
+                results.append("decrypted")
+        assert results.count("decrypted") == 2 * 2 * 6
+        assert len(results) == len(stored_values) * (len(stored_values) - 1)
 
     async def test_values_with_other_key_ids_do_not_decrypt(
         self, keyring: Keyring, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
@@ -556,9 +557,9 @@ class TestAssociatedData:
         for _, name, value, associated_data in stored_values:
             assert (await keyring.decrypt(value, associated_data)).decode() == name
             for position in range(len(value)):
-                flipped = value[:position] + bytes([value[position] ^ 0xFF]) + value[position + 1 :]
+                corrupt = value[:position] + bytes([value[position] ^ 0xFF]) + value[position + 1 :]
                 with pytest.raises(CredentialsUnreadable):
-                    await keyring.decrypt(flipped, associated_data)
+                    await keyring.decrypt(corrupt, associated_data)
 
     async def test_wrapped_keys_of_other_data_keys_do_not_unwrap(
         self, database: Database, stored_values: list[tuple[str, str, bytes, AssociatedData]]
@@ -568,21 +569,21 @@ class TestAssociatedData:
         async with database.read_connection() as connection:
             rows = (await connection.execute(select(data_keys))).all()
         assert len(rows) == 3
-        for one, another in itertools.permutations(rows, 2):
-            assert await keys.unwrap(one.wrapped_key, one.key_id, one.wrapping_key_id)
-            with pytest.raises(KeyringError, match=another.key_id):
-                await keys.unwrap(one.wrapped_key, another.key_id, one.wrapping_key_id)
+        for row, other in itertools.permutations(rows, 2):
+            assert await keys.unwrap(row.wrapped_key, row.key_id, row.wrapping_key_id)
+            with pytest.raises(KeyringError, match=other.key_id):
+                await keys.unwrap(row.wrapped_key, other.key_id, row.wrapping_key_id)
 
 
 class TestRewrap:
-    async def test_the_retired_key_is_not_needed_afterwards(self, database: Database, keyring: Keyring) -> None:
+    async def test_after_a_rewrap_the_retired_key_is_not_needed(self, database: Database, keyring: Keyring) -> None:
         row = await store_integration(database, keyring, b"content")
         await keyring.add_data_key()
         with pytest.raises(KeyringError, match=KEY_ID):
             await open_test_keyring(database, OTHER_KEY)
         assert await rewrap(database, local_keys(OTHER_KEY, KEY)) == 2
-        anew = await open_test_keyring(database, OTHER_KEY)
-        assert await decrypt_credentials(database, anew, row) == b"content"
+        reopened = await open_test_keyring(database, OTHER_KEY)
+        assert await decrypt_credentials(database, reopened, row) == b"content"
         assert {key.wrapping_key_id for key in await describe_data_keys(database)} == {OTHER_KEY_ID}
         with pytest.raises(KeyringError, match=OTHER_KEY_ID):
             await open_test_keyring(database, KEY)
@@ -596,7 +597,7 @@ class TestRewrap:
         row = await store_integration(database, keyring, b"content")
         await keyring.add_data_key()
         await rewrap(database, local_keys(OTHER_KEY, KEY))
-        # As after a crash before the first key.
+        # Restore the state after a crash before the first key.
         first = (await describe_data_keys(database))[0].key_id
         async with database.read_connection() as connection:
             query = select(data_keys.c.wrapped_key).where(data_keys.c.key_id == first)
@@ -622,8 +623,8 @@ class TestAgeBasedRotation:
         return claims[0] if claims else None
 
     def job(self, database: Database, rotation: Rotation, pause: Callable[[float], Awaitable[None]]) -> DueJob:
-        """The job as it is built for the worker; its next check is due at once."""
-        by_age = AgeBasedRotation(
+        """The rotation job, whose next check is due at once."""
+        rotation_job = AgeBasedRotation(
             database,
             rotation,
             SqlDueWork(database),
@@ -633,7 +634,7 @@ class TestAgeBasedRotation:
             duty_cycle=0.5,
             pause=pause,
         )
-        return DueJob(JobKind.KEY_ROTATION, by_age.run, timedelta(minutes=1), needs_provider=False)
+        return DueJob(JobKind.KEY_ROTATION, rotation_job.run, timedelta(minutes=1), needs_provider=False)
 
     async def run(
         self,
@@ -682,7 +683,7 @@ class TestAgeBasedRotation:
                 await asyncio.sleep(0.01)
         assert keyring.active_key_id == (await describe_data_keys(database))[-1].key_id
 
-    async def test_one_process_at_a_time_rotates_and_another_takes_over(
+    async def test_one_process_rotates_at_a_time_and_another_takes_over_after_a_crash(
         self, database: Database, keyring: Keyring, rotation: Rotation, due_work: SqlDueWork
     ) -> None:
         await self.set_key_age(database, timedelta(days=91))
@@ -690,7 +691,7 @@ class TestAgeBasedRotation:
         assert crashed is not None
         assert not await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 1
-        assert await due_work.postpone(crashed, timedelta(seconds=-1))  # its claim expires
+        assert await due_work.postpone(crashed, timedelta(seconds=-1))  # the claim of the crashed process expires
         assert await self.run(database, rotation)
         assert len(await describe_data_keys(database)) == 2
         assert keyring.active_key_id
@@ -714,7 +715,9 @@ class TestAgeBasedRotation:
         assert len((await values_encrypted_with(database, old))["integrations.encrypted_credentials"]) == 6
         (claim,) = other
         assert claim is not None
-        assert await due_work.postpone(claim, timedelta(minutes=1)) is not None  # still the other's
+        assert (
+            await due_work.postpone(claim, timedelta(minutes=1)) is not None
+        )  # the claim of the other process is still valid
 
 
 async def no_pause(_seconds: float) -> None:

@@ -52,7 +52,7 @@ class TestEncryption:
             yield await open_test_keyring(database)
 
     @pytest.mark.parametrize("plaintext", [b"", b"\x00", PLAINTEXT, bytes(100_000)], ids=len)
-    async def test_decrypts_with_its_associated_data(self, keyring: Keyring, plaintext: bytes) -> None:
+    async def test_decrypts_with_the_same_associated_data(self, keyring: Keyring, plaintext: bytes) -> None:
         encrypted = await keyring.encrypt(plaintext, ASSOCIATED_DATA)
         assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == plaintext
         assert len(encrypted) == 1 + 8 + 12 + len(plaintext) + 16
@@ -70,7 +70,7 @@ class TestEncryption:
                 await keyring.decrypt(bytes(flipped), ASSOCIATED_DATA)
 
     @pytest.mark.parametrize(
-        "elsewhere",
+        "other",
         [
             replace(ASSOCIATED_DATA, table="authorization_attempts"),
             replace(ASSOCIATED_DATA, column="encrypted_verifier"),
@@ -84,12 +84,10 @@ class TestEncryption:
         ],
         ids=str,
     )
-    async def test_does_not_decrypt_with_other_associated_data(
-        self, keyring: Keyring, elsewhere: AssociatedData
-    ) -> None:
+    async def test_does_not_decrypt_with_other_associated_data(self, keyring: Keyring, other: AssociatedData) -> None:
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         with pytest.raises(CredentialsUnreadable):
-            await keyring.decrypt(encrypted, elsewhere)
+            await keyring.decrypt(encrypted, other)
 
     async def test_does_not_decrypt_truncated_or_extended_values(self, keyring: Keyring) -> None:
         encrypted = await keyring.encrypt(b"secret", ASSOCIATED_DATA)
@@ -101,7 +99,7 @@ class TestEncryption:
                 await keyring.decrypt(value, ASSOCIATED_DATA)
 
     @pytest.mark.parametrize("value", [b"", b"\x01", PLAINTEXT, bytes(64), b"\x01" + bytes(63)])
-    async def test_does_not_decrypt_what_was_never_encrypted(self, keyring: Keyring, value: bytes) -> None:
+    async def test_does_not_decrypt_other_bytes(self, keyring: Keyring, value: bytes) -> None:
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(value, ASSOCIATED_DATA)
 
@@ -139,8 +137,8 @@ class TestDataKeys:
     async def test_an_announced_key_is_known_before_it_encrypts(self, keyring: Keyring, database: Database) -> None:
         announced = await keyring.add_data_key(timedelta(minutes=1))
         other = await keyring_without_lookup(database)
-        for one in (keyring, other):
-            assert (await one.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() == one.active_key_id != announced
+        for server in (keyring, other):
+            assert (await server.encrypt(PLAINTEXT, ASSOCIATED_DATA))[1:9].hex() == server.active_key_id != announced
         first, second = await describe_data_keys(database)
         assert [first.is_active, second.is_active, second.is_announced] == [True, False, True]
 
@@ -150,10 +148,10 @@ class TestDataKeys:
         assert encrypted[1:9].hex() == announced
         assert await other.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_an_unannounced_key_is_unknown_until_the_next_reload(
+    async def test_negative_control_an_unannounced_key_is_unknown_until_the_next_reload(
         self, keyring: Keyring, database: Database
     ) -> None:
-        """The negative control: without the delay, another server cannot decrypt the new key's values yet."""
+        """Negative control: without the delay, another server cannot decrypt the new key's values yet."""
         other = await keyring_without_lookup(database)
         await keyring.add_data_key()
         with pytest.raises(CredentialsUnreadable):
@@ -171,10 +169,10 @@ class TestDataKeys:
 
     async def test_keyrings_of_one_database_load_each_others_keys(self, keyring: Keyring, database: Database) -> None:
         other = await open_test_keyring(database)
-        for one, another in ((keyring, other), (other, keyring)):
-            await one.add_data_key()
+        for writer, reader in ((keyring, other), (other, keyring)):
+            await writer.add_data_key()
             await complete_rotations(database)
-            assert await another.decrypt(await one.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
+            assert await reader.decrypt(await writer.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
 
     async def test_a_key_added_by_another_process_encrypts_after_a_reload(
         self, keyring: Keyring, database: Database
@@ -196,7 +194,7 @@ class TestDataKeys:
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(encrypted, ASSOCIATED_DATA)
 
-    async def test_the_oldest_encrypts_when_the_clock_precedes_all_keys(
+    async def test_the_oldest_key_encrypts_if_the_clock_precedes_all_activation_times(
         self, keyring: Keyring, database: Database
     ) -> None:
         first = keyring.active_key_id
@@ -216,19 +214,19 @@ class TestDataKeys:
 
     async def test_unknown_key_ids_are_looked_up_once_a_second(self, keyring: Keyring, database: Database) -> None:
         fake_monotonic = FakeMonotonic()
-        flooded = await open_test_keyring(database, monotonic=fake_monotonic)
+        throttled = await open_test_keyring(database, monotonic=fake_monotonic)
         for _ in range(100):
             with pytest.raises(CredentialsUnreadable):
-                await flooded.decrypt(b"\x01" + os.urandom(63), ASSOCIATED_DATA)
+                await throttled.decrypt(b"\x01" + os.urandom(63), ASSOCIATED_DATA)
 
         await keyring.add_data_key()
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         with pytest.raises(CredentialsUnreadable):
-            await flooded.decrypt(encrypted, ASSOCIATED_DATA)
+            await throttled.decrypt(encrypted, ASSOCIATED_DATA)
         fake_monotonic.now += 1
-        assert await flooded.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
+        assert await throttled.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
-    async def test_concurrent_lookups_of_an_unknown_key_are_one(self, keyring: Keyring, database: Database) -> None:
+    async def test_concurrent_lookups_of_an_unknown_key_are_shared(self, keyring: Keyring, database: Database) -> None:
         other = await open_test_keyring(database, monotonic=FakeMonotonic())
         await keyring.add_data_key()
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
@@ -237,17 +235,17 @@ class TestDataKeys:
 
     async def test_a_failed_lookup_is_retried(self, database: Database, database_url: str) -> None:
         keyring = await open_test_keyring(database, monotonic=FakeMonotonic())
-        async with open_database(database_url) as another:
-            added = await open_test_keyring(another)
-            await added.add_data_key()
-            encrypted = await added.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        async with open_database(database_url) as other_database:
+            other = await open_test_keyring(other_database)
+            await other.add_data_key()
+            encrypted = await other.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
-            await connection.execute(text("ALTER TABLE data_keys RENAME TO elsewhere"))
+            await connection.execute(text("ALTER TABLE data_keys RENAME TO renamed"))
         for _ in range(2):
             with pytest.raises(DBAPIError):  # not CredentialsUnreadable: the lookup failed
                 await keyring.decrypt(encrypted, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
-            await connection.execute(text("ALTER TABLE elsewhere RENAME TO data_keys"))
+            await connection.execute(text("ALTER TABLE renamed RENAME TO data_keys"))
         assert await keyring.decrypt(encrypted, ASSOCIATED_DATA) == PLAINTEXT
 
     async def test_servers_that_start_concurrently_share_the_first_key(self, database_url: str) -> None:
@@ -285,9 +283,9 @@ async def keyring_without_lookup(database: Database) -> Keyring:
 
 
 class TestKeyCheck:
-    """The key check detects a wrong key also without data keys."""
+    """The key check detects a wrong key, also without data keys."""
 
-    async def test_a_wrong_key_is_rejected_without_any_integration(self, database: Database) -> None:
+    async def test_a_wrong_key_is_rejected_by_an_empty_database(self, database: Database) -> None:
         await open_test_keyring(database)
         with pytest.raises(KeyringError, match=KEY_ID):
             await open_test_keyring(database, OTHER_KEY)
@@ -302,15 +300,17 @@ class TestKeyCheck:
         with pytest.raises(KeyringError, match="restore the table data_keys"):
             await open_test_keyring(database, KEY)
 
-    async def test_without_the_key_check_a_wrong_key_is_accepted(self, keyring: Keyring, database: Database) -> None:
-        """The negative control: a wrong key creates a new first key, and older values do not decrypt."""
+    async def test_negative_control_without_the_key_check_a_wrong_key_is_accepted(
+        self, keyring: Keyring, database: Database
+    ) -> None:
+        """Negative control: a wrong key creates a new first key, and older values do not decrypt."""
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         async with database.write_transaction() as connection:
             await connection.execute(data_keys.delete())
             await connection.execute(key_checks.delete())
-        anew = await open_test_keyring(database, OTHER_KEY)
+        other_keyring = await open_test_keyring(database, OTHER_KEY)
         with pytest.raises(CredentialsUnreadable):
-            await anew.decrypt(encrypted, ASSOCIATED_DATA)
+            await other_keyring.decrypt(encrypted, ASSOCIATED_DATA)
 
     async def test_an_altered_key_check_is_rejected(self, keyring: Keyring, database: Database) -> None:
         async with database.write_transaction() as connection:
@@ -378,16 +378,16 @@ class TestWrappingKeys:
 
     async def test_an_unknown_data_key_does_not_affect_the_others(self, keyring: Keyring, database: Database) -> None:
         before = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
-        elsewhere = await open_test_keyring(database, OTHER_KEY, KEY)
-        await elsewhere.add_data_key()
-        after = await elsewhere.encrypt(PLAINTEXT, ASSOCIATED_DATA)
+        other = await open_test_keyring(database, OTHER_KEY, KEY)
+        await other.add_data_key()
+        after = await other.encrypt(PLAINTEXT, ASSOCIATED_DATA)
 
         with pytest.raises(CredentialsUnreadable):
             await keyring.decrypt(after, ASSOCIATED_DATA)
         with pytest.raises(KeyringError, match=OTHER_KEY_ID):
             await keyring.reload()
         assert await keyring.decrypt(before, ASSOCIATED_DATA) == PLAINTEXT
-        assert await elsewhere.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
+        assert await other.decrypt(await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA), ASSOCIATED_DATA) == PLAINTEXT
 
     @pytest.mark.parametrize("length", [0, 16, 31, 33])
     async def test_other_key_lengths_are_rejected(self, database: Database, length: int) -> None:

@@ -21,7 +21,7 @@ from tests.contracts.store_contract import (
     LATER,
     AttemptStoreContract,
     IntegrationStoreContract,
-    connected,
+    create_connected,
     new_credentials,
 )
 from tests.keyrings import open_test_keyring
@@ -33,8 +33,8 @@ pytestmark = [requires_pgbouncer, pytest.mark.postgres]
 
 @pytest.fixture
 async def database(pooled_url: str) -> AsyncIterator[Database]:
-    async with open_database(pooled_url) as open_test_keyring:
-        yield open_test_keyring
+    async with open_database(pooled_url) as database:
+        yield database
 
 
 class _PgbouncerStores:
@@ -62,8 +62,8 @@ class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
 async def exercise_stores(database: Database) -> None:
     """Connect, read and remove an integration, concurrently with others."""
     store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30))
-    integration = await connected(store)
-    lease = await leases.claim(integration, "me")
+    integration = await create_connected(store)
+    lease = await leases.claim(integration, "owner")
     assert lease is not None
     assert await store.commit_refresh(integration, new_credentials(), LATER) is not None
     assert await store.find(integration.integration_id, ANN) is not None
@@ -71,12 +71,12 @@ async def exercise_stores(database: Database) -> None:
 
 
 async def test_stores_work_concurrently(pooled_url: str) -> None:
-    async with open_database(pooled_url) as one, open_database(pooled_url) as other:
-        await open_test_keyring(one)
-        begin = await SqlChangeFeed(one).poll(None, 1000)
-        await asyncio.gather(*(exercise_stores(database) for database in (one, other) for _ in range(10)))
-        assert len((await SqlChangeFeed(one).poll(begin.cursor, 1000)).changed_ids or ()) == 20
-        assert not one.change_notified.is_set()  # it does not listen: another client has its session next
+    async with open_database(pooled_url) as first, open_database(pooled_url) as second:
+        await open_test_keyring(first)
+        begin = await SqlChangeFeed(first).poll(None, 1000)
+        await asyncio.gather(*(exercise_stores(database) for database in (first, second) for _ in range(10)))
+        assert len((await SqlChangeFeed(first).poll(begin.cursor, 1000)).changed_ids or ()) == 20
+        assert not first.change_notified.is_set()  # no LISTEN: PgBouncer may give the session to another client
 
 
 async def test_negative_control_named_prepared_statements_fail(pooled_url: str) -> None:

@@ -1,4 +1,4 @@
-"""Leases on both databases, by the databases' own clocks."""
+"""Tests of refresh leases on both databases, with the databases' clocks."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -13,12 +13,12 @@ from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.refresh_leases import SqlRefreshLeases
 from tests.contracts.store_contract import FAILURE, NOW, account, new_credentials, new_integration
 
-LONG, EXPIRED = timedelta(minutes=1), timedelta(seconds=-1)
+LONG_DURATION, EXPIRED_DURATION = timedelta(minutes=1), timedelta(seconds=-1)
 
 
 @pytest.fixture
 async def integration(database: Database) -> Integration:
-    """A connected one."""
+    """A connected integration."""
     row = await SqlIntegrations(database).add_connected(new_integration(), account("account-1"), new_credentials(), NOW)
     assert row is not None
     return row
@@ -27,23 +27,23 @@ async def integration(database: Database) -> Integration:
 @pytest.fixture
 def leases(database: Database) -> SqlRefreshLeases:
     """Leases that last longer than any test."""
-    return SqlRefreshLeases(database, LONG)
+    return SqlRefreshLeases(database, LONG_DURATION)
 
 
 @pytest.fixture
 def expired_leases(database: Database) -> SqlRefreshLeases:
-    """Leases that have lapsed when they are given."""
-    return SqlRefreshLeases(database, EXPIRED)
+    """Leases that expire at once."""
+    return SqlRefreshLeases(database, EXPIRED_DURATION)
 
 
-async def test_the_database_returns_its_own_time(database: Database) -> None:
+async def test_database_time_is_the_current_time_plus_the_delay(database: Database) -> None:
     async with database.read_connection() as connection:
-        now, later = (await connection.execute(select(DatabaseTime(), DatabaseTime(LONG)))).one()
+        now, later = (await connection.execute(select(DatabaseTime(), DatabaseTime(LONG_DURATION)))).one()
     assert abs(now - datetime.now(UTC)) < timedelta(seconds=30)
-    assert abs(later - now - LONG) < timedelta(seconds=1)
+    assert abs(later - now - LONG_DURATION) < timedelta(seconds=1)
 
 
-async def test_the_database_time_moves_within_a_transaction(database: Database) -> None:
+async def test_database_time_advances_within_a_transaction(database: Database) -> None:
     async with database.write_transaction() as connection:
         first = await connection.scalar(select(DatabaseTime()))
         await asyncio.sleep(0.01)
@@ -53,13 +53,13 @@ async def test_the_database_time_moves_within_a_transaction(database: Database) 
     assert second > first
 
 
-async def test_one_of_many_gets_the_lease(leases: SqlRefreshLeases, integration: Integration) -> None:
+async def test_of_concurrent_claims_one_gets_the_lease(leases: SqlRefreshLeases, integration: Integration) -> None:
     claims = await asyncio.gather(*(leases.claim(integration, f"owner-{number}") for number in range(50)))
     assert sum(claim is not None for claim in claims) == 1
     assert not await leases.is_free(integration)
 
 
-async def test_a_lapsed_lease_can_be_taken_over_and_only_then(
+async def test_only_an_expired_lease_can_be_taken_over(
     expired_leases: SqlRefreshLeases, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await expired_leases.claim(integration, "first")
@@ -75,44 +75,44 @@ async def test_an_unresolved_call_of_an_expired_owner_is_reported(
     assert lease is not None
     assert lease.previous_call_age is None
     await leases.release(lease, outcome_known=False)
-    for _ in range(2):  # however many look at it
-        follower = await expired_leases.claim(integration, "follower")
-        assert follower is not None
-        assert follower.previous_call_age is not None
-        assert timedelta(0) <= follower.previous_call_age < LONG
+    for _ in range(2):  # a claim does not clear it
+        next_lease = await expired_leases.claim(integration, "next")
+        assert next_lease is not None
+        assert next_lease.previous_call_age is not None
+        assert timedelta(0) <= next_lease.previous_call_age < LONG_DURATION
 
 
-async def test_what_is_settled_is_forgotten(leases: SqlRefreshLeases, integration: Integration) -> None:
+async def test_a_call_with_known_outcome_is_not_reported(leases: SqlRefreshLeases, integration: Integration) -> None:
     lease = await leases.claim(integration, "first")
     assert lease is not None
     await leases.release(lease, outcome_known=True)
-    follower = await leases.claim(integration, "second")
-    assert follower is not None
-    assert follower.previous_call_age is None
+    next_lease = await leases.claim(integration, "second")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is None
 
 
-async def test_who_settles_a_call_settles_no_earlier_one(
+async def test_a_known_outcome_does_not_clear_an_earlier_unresolved_call(
     leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await expired_leases.claim(integration, "lost")
-    follower = await expired_leases.claim(integration, "follower")
-    assert follower is not None
-    await leases.release(follower, outcome_known=True)
-    next_one = await leases.claim(integration, "next")
-    assert next_one is not None
-    assert next_one.previous_call_age is not None
+    next_lease = await expired_leases.claim(integration, "next")
+    assert next_lease is not None
+    await leases.release(next_lease, outcome_known=True)
+    next_lease = await leases.claim(integration, "next")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is not None
 
 
-async def test_only_the_owner_releases(leases: SqlRefreshLeases, integration: Integration) -> None:
+async def test_only_the_owner_releases_a_lease(leases: SqlRefreshLeases, integration: Integration) -> None:
     lease = await leases.claim(integration, "owner")
     assert lease is not None
-    stranger = type(lease)(lease.integration_id, lease.version, "stranger", None)
+    other_lease = type(lease)(lease.integration_id, lease.version, "other owner", None)
     for outcome_known in (True, False):
-        await leases.release(stranger, outcome_known=outcome_known)
+        await leases.release(other_lease, outcome_known=outcome_known)
         assert not await leases.is_free(integration)
 
 
-async def test_new_credentials_void_leases_on_the_old(
+async def test_new_credentials_end_leases_on_previous_credentials(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await leases.claim(integration, "old")
@@ -121,27 +121,27 @@ async def test_new_credentials_void_leases_on_the_old(
     )
     assert reconnected is not None
     assert await leases.is_free(reconnected)
-    follower = await leases.claim(reconnected, "new")
-    assert follower is not None
-    assert follower.previous_call_age is None
-    assert await leases.claim(integration, "late") is None  # who has not seen the new version gets nothing
+    next_lease = await leases.claim(reconnected, "new")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is None
+    assert await leases.claim(integration, "late") is None  # a claim on the previous version fails
 
 
-async def test_who_has_seen_old_credentials_only_takes_no_mark_of_the_new_away(
+async def test_a_claim_on_previous_credentials_does_not_clear_an_unresolved_call(
     database: Database, leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    renewed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
-    assert renewed is not None
-    lease = await leases.claim(renewed, "lost")
+    refreshed = await SqlIntegrations(database).commit_refresh(integration, new_credentials(), NOW)
+    assert refreshed is not None
+    lease = await leases.claim(refreshed, "lost")
     assert lease is not None
     await leases.release(lease, outcome_known=False)
     assert await expired_leases.claim(integration, "late") is None
-    follower = await leases.claim(renewed, "next")
-    assert follower is not None
-    assert follower.previous_call_age is not None
+    next_lease = await leases.claim(refreshed, "next")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is not None
 
 
-async def test_a_committed_refresh_ends_its_lease_and_clears_what_befell_it(
+async def test_a_committed_refresh_ends_its_lease_and_clears_failures(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     store = SqlIntegrations(database)
@@ -150,49 +150,53 @@ async def test_a_committed_refresh_ends_its_lease_and_clears_what_befell_it(
     stored = await store.find(integration.integration_id, integration.user_id)
     assert stored is not None
     assert (stored.integration.refresh_retry_time, stored.integration.refresh_refusals) == (NOW, 3)
-    renewed = await store.commit_refresh(integration, new_credentials(), NOW)
-    assert renewed is not None
-    assert (renewed.refresh_retry_time, renewed.refresh_refusals, renewed.reauthorization_required) == (None, 0, False)
-    assert await leases.is_free(renewed)
-    assert await leases.claim(renewed, "next")
+    refreshed = await store.commit_refresh(integration, new_credentials(), NOW)
+    assert refreshed is not None
+    assert (refreshed.refresh_retry_time, refreshed.refresh_refusals, refreshed.reauthorization_required) == (
+        None,
+        0,
+        False,
+    )
+    assert await leases.is_free(refreshed)
+    assert await leases.claim(refreshed, "next")
 
 
-async def test_who_lost_the_lease_before_the_call_leaves_no_mark(
+async def test_an_owner_that_lost_its_lease_before_the_call_leaves_no_unresolved_call(
     leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    sleeper = await expired_leases.claim(integration, "sleeper")
+    paused = await expired_leases.claim(integration, "paused")
     waiting = await leases.claim(integration, "waiting")
-    assert sleeper is not None
+    assert paused is not None
     assert waiting is not None
     assert waiting.previous_call_age is not None
     await leases.release(waiting, outcome_known=True)
-    await leases.release(sleeper, outcome_known=True)
-    follower = await leases.claim(integration, "follower")
-    assert follower is not None
-    assert follower.previous_call_age is None
+    await leases.release(paused, outcome_known=True)
+    next_lease = await leases.claim(integration, "next")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is None
 
 
-async def test_who_lost_the_lease_leaves_the_mark_of_the_one_who_has_it(
+async def test_a_release_after_a_takeover_does_not_change_the_new_owners_call(
     leases: SqlRefreshLeases, expired_leases: SqlRefreshLeases, integration: Integration
 ) -> None:
-    sleeper = await expired_leases.claim(integration, "sleeper")
+    paused = await expired_leases.claim(integration, "paused")
     replaying = await leases.claim(integration, "replaying")
-    assert sleeper is not None
+    assert paused is not None
     assert replaying is not None
-    await leases.release(sleeper, outcome_known=True)
+    await leases.release(paused, outcome_known=True)
     assert not await leases.is_free(integration)
     await leases.release(replaying, outcome_known=False)
-    follower = await leases.claim(integration, "follower")
-    assert follower is not None
-    assert follower.previous_call_age is not None
+    next_lease = await leases.claim(integration, "next")
+    assert next_lease is not None
+    assert next_lease.previous_call_age is not None
 
 
-@pytest.mark.parametrize("change", ["switched off", "invalid_grant", "renewed"])
-async def test_an_integration_that_is_not_as_it_was_seen_gives_no_lease(
+@pytest.mark.parametrize("change", ["deactivated", "invalid_grant", "refreshed"])
+async def test_a_changed_integration_cannot_be_claimed(
     database: Database, leases: SqlRefreshLeases, integration: Integration, change: str
 ) -> None:
     store = SqlIntegrations(database)
-    if change == "switched off":
+    if change == "deactivated":
         await store.update(integration.integration_id, integration.user_id, NOW, is_active=False)
     elif change == "invalid_grant":
         await store.record_failure(integration, FAILURE, reauthorization_required=True)
@@ -201,7 +205,7 @@ async def test_an_integration_that_is_not_as_it_was_seen_gives_no_lease(
     assert await leases.claim(integration, "late") is None
 
 
-async def test_an_integration_that_is_gone_gives_no_lease(
+async def test_a_removed_integration_cannot_be_claimed(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     await leases.claim(integration, "owner")
@@ -210,7 +214,7 @@ async def test_an_integration_that_is_gone_gives_no_lease(
 
 
 @pytest.mark.parametrize("outcome_known", [False, True])
-async def test_who_removes_learns_of_a_call_that_is_not_settled(
+async def test_a_removal_reports_an_unresolved_call(
     database: Database, leases: SqlRefreshLeases, integration: Integration, outcome_known: bool
 ) -> None:
     lease = await leases.claim(integration, "owner")
@@ -221,7 +225,7 @@ async def test_who_removes_learns_of_a_call_that_is_not_settled(
     assert removed.is_refreshing is not outcome_known
 
 
-async def test_a_call_on_former_credentials_is_none_of_the_removers(
+async def test_a_removal_does_not_report_a_call_on_previous_credentials(
     database: Database, leases: SqlRefreshLeases, integration: Integration
 ) -> None:
     assert await leases.claim(integration, "owner")
@@ -232,22 +236,20 @@ async def test_a_call_on_former_credentials_is_none_of_the_removers(
     assert not removed.is_refreshing
 
 
-async def test_of_a_removal_and_a_claim_at_once_one_knows_of_the_other(
-    database: Database, leases: SqlRefreshLeases
-) -> None:
+async def test_a_removal_reports_a_concurrent_claim(database: Database, leases: SqlRefreshLeases) -> None:
     store = SqlIntegrations(database)
 
     async def race(number: int) -> None:
         row = await store.add_connected(new_integration(), account(f"racer-{number}"), new_credentials(), NOW)
         assert row is not None
-        if number % 2:  # then a former version's lease is there
-            await leases.claim(row, "former owner")
-            renewed = await store.commit_refresh(row, new_credentials(), NOW)
-            assert renewed is not None
-            row = renewed
+        if number % 2:  # with a lease on a previous version
+            await leases.claim(row, "previous owner")
+            refreshed = await store.commit_refresh(row, new_credentials(), NOW)
+            assert refreshed is not None
+            row = refreshed
         lease, removed = await asyncio.gather(leases.claim(row, "owner"), store.remove(row.integration_id, row.user_id))
         assert removed is not None
         assert removed.is_refreshing is (lease is not None)
 
-    for first in range(0, 80, 8):  # no more at once than can wait for one writer
+    for first in range(0, 80, 8):  # limited to the number that can wait for one writer
         await asyncio.gather(*(race(number) for number in range(first, first + 8)))

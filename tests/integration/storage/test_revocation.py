@@ -1,4 +1,4 @@
-"""Tests of revocation over the SQL stores of both databases, on the databases' clocks."""
+"""Tests of revocation over the SQL stores of both databases, with the databases' clocks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ class Process:
     worker: BackgroundWorker
 
     async def connect(self) -> Integration:
-        """A connected integration."""
+        """Connect an integration."""
         return await self.account_linker.commit(new_integration(integration_type="fake"), account("account-1"), TOKENS)
 
     async def disconnect(self, integration: Integration) -> RevocationState:

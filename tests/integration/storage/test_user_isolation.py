@@ -24,19 +24,19 @@ ACCOUNT = NewAccount("account-1", "ann@example.com")
 
 
 def as_bob(integration: Integration) -> Integration:
-    """Ann's integration with bob as its user."""
+    """Ann's integration with Bob as its user."""
     return replace(integration, user_id=BOB)
 
 
 async def connect_for_ann(store: SqlIntegrations) -> Integration:
-    """An integration that requires reauthorization, so that `revert_failure` has something to revert."""
+    """Connect an integration that requires reauthorization, which `revert_failure` would revert."""
     anns = await store.add_connected(new_integration(), ACCOUNT, new_credentials(), NOW)
     assert anns is not None
     await store.record_failure(anns, FAILURE, reauthorization_required=True)
     return anns
 
 
-# Bob sends the id, version and account of ann's integration.
+# Bob sends the id, version and account of Ann's integration.
 ATTACKS: dict[str, Attack] = {
     "get": lambda store, anns: store.get(anns.integration_id, BOB),
     "find": lambda store, anns: store.find(anns.integration_id, BOB),
@@ -58,7 +58,7 @@ CROSS_USER_METHODS = {
     "ping",
     "list_expiring",  # for operators
     "add_connected",  # creates a row for the user that it names
-    "shares_grant",  # reads the rows of all users, to know whether a revocation harms another, and returns a boolean
+    "shares_grant",  # reads the rows of all users and returns a boolean, because a revocation may affect other users
 }
 
 

@@ -16,43 +16,43 @@ TOKENS = OAuthTokens(
     scopes=("read",),
     extras={"realm": "1"},
 )
-FOREVER = OAuthTokens(access_token="access")
+WITHOUT_EXPIRY = OAuthTokens(access_token="access")
 
 
 @pytest.mark.parametrize(
-    ("ttl", "is_good"),
+    ("ttl", "is_valid"),
     [(timedelta(0), True), (9 * MINUTE, True), (10 * MINUTE, True), (10 * MINUTE + timedelta.resolution, False)],
 )
-def test_a_token_is_good_up_to_its_end(ttl: timedelta, is_good: bool) -> None:
-    assert TOKENS.is_good_for(ttl, NOON) is is_good
+def test_a_token_is_good_for_at_most_its_remaining_lifetime(ttl: timedelta, is_valid: bool) -> None:
+    assert TOKENS.is_good_for(ttl, NOON) is is_valid
 
 
 def test_a_token_has_expired_at_its_expire_time() -> None:
-    end = NOON + 10 * MINUTE
-    assert not TOKENS.has_expired(end - timedelta.resolution)
-    assert TOKENS.has_expired(end)
-    assert not TOKENS.is_good_for(timedelta(0), end)
+    expire_time = NOON + 10 * MINUTE
+    assert not TOKENS.has_expired(expire_time - timedelta.resolution)
+    assert TOKENS.has_expired(expire_time)
+    assert not TOKENS.is_good_for(timedelta(0), expire_time)
 
 
-def test_a_token_without_an_end_never_expires() -> None:
-    assert not FOREVER.has_expired(NOON)
-    assert FOREVER.is_good_for(timedelta.max, NOON)
+def test_a_token_without_expire_time_never_expires() -> None:
+    assert not WITHOUT_EXPIRY.has_expired(NOON)
+    assert WITHOUT_EXPIRY.is_good_for(timedelta.max, NOON)
 
 
 @pytest.mark.parametrize(
     ("lifetime", "buffer"),
     [(60 * MINUTE, 5 * MINUTE), (10 * MINUTE, 5 * MINUTE), (4 * MINUTE, 2 * MINUTE), (None, 5 * MINUTE)],
 )
-def test_the_buffer_is_at_most_half_of_the_tokens_life(lifetime: timedelta | None, buffer: timedelta) -> None:
+def test_the_buffer_is_at_most_half_of_the_lifetime(lifetime: timedelta | None, buffer: timedelta) -> None:
     assert replace(TOKENS, lifetime=lifetime).buffer(5 * MINUTE) == buffer
 
 
-def test_what_a_refresh_leaves_out_stays() -> None:
+def test_fields_missing_in_a_token_response_are_kept() -> None:
     refreshed = TOKENS.updated_with(OAuthTokens(access_token="new", expire_time=NOON + 99 * MINUTE))
     assert refreshed == replace(TOKENS, access_token="new", expire_time=NOON + 99 * MINUTE, lifetime=None)
 
 
-def test_what_a_refresh_returns_replaces() -> None:
+def test_fields_of_a_token_response_replace_the_previous_ones() -> None:
     response = OAuthTokens(
         access_token="new",
         refresh_token="rotated",
@@ -74,5 +74,5 @@ def test_what_a_refresh_returns_replaces() -> None:
     ],
     ids=lambda secret: type(secret).__name__,
 )
-def test_secrets_hide_in_repr(secret: object) -> None:
+def test_the_repr_contains_no_secrets(secret: object) -> None:
     assert "hush" not in repr(secret)

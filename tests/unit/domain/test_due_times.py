@@ -56,29 +56,28 @@ def test_refreshes_are_due_before_the_maximum_age(
 
 def test_tokens_without_refresh_token_are_due_at_their_expiry() -> None:
     for lifetime in (HOUR, 4 * SECOND, -SECOND):
-        last = replace(tokens(lifetime), refresh_token=None)
-        assert schedule(0.5).refresh_due_time(last, MINUTE) == NOON + lifetime
+        without_refresh_token = replace(tokens(lifetime), refresh_token=None)
+        assert schedule(0.5).refresh_due_time(without_refresh_token, MINUTE) == NOON + lifetime
     assert schedule(0.5).refresh_due_time(OAuthTokens("access")) is None
 
 
 def test_short_lived_tokens_and_tokens_without_expiry_are_never_due() -> None:
-    usual = tokens(HOUR)
-    for without in (
-        replace(usual, expire_time=None, lifetime=None),
+    for never_due in (
+        replace(tokens(HOUR), expire_time=None, lifetime=None),
         tokens(4 * SECOND),
         tokens(-SECOND),
     ):
-        assert schedule(0.5).refresh_due_time(without) is None
+        assert schedule(0.5).refresh_due_time(never_due) is None
 
 
 def test_checks_are_spread_around_the_interval() -> None:
-    waits = [schedule(jitter).next_check_time(NOON) for jitter in (0, 0.5, 1)]
-    assert waits == [NOON + factor * QUARTER for factor in (0.9, 1, 1.1)]
+    check_times = [schedule(jitter).next_check_time(NOON) for jitter in (0, 0.5, 1)]
+    assert check_times == [NOON + factor * QUARTER for factor in (0.9, 1, 1.1)]
 
 
 def test_checks_after_failures_use_backoff() -> None:
-    waits = [schedule(1).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
-    assert waits == [NOON + minutes * MINUTE for minutes in (1, 2, 4, 8, 15, 15)]
+    check_times = [schedule(1).next_check_time(NOON, failures) for failures in (1, 2, 3, 4, 5, 1000)]
+    assert check_times == [NOON + minutes * MINUTE for minutes in (1, 2, 4, 8, 15, 15)]
     assert schedule(0).next_check_time(NOON, 1) == NOON + 30 * SECOND
     assert schedule(1, 10 * SECOND).next_check_time(NOON, 1) == NOON + 10 * SECOND
 

@@ -1,4 +1,4 @@
-"""The tree as a whole; `tests/unit/rpc/test_errors.py` has the statuses."""
+"""Tests of the error classes; `tests/unit/rpc/test_errors.py` tests their gRPC statuses."""
 
 from datetime import timedelta
 
@@ -15,33 +15,33 @@ from integration_server.domain.errors import (
 from tests.fakes.errors import EVERY_ERROR, error_classes
 
 
-def test_every_error_is_tried() -> None:
+def test_the_list_of_errors_is_complete() -> None:
     assert {type(error) for error in EVERY_ERROR} == set(error_classes())
 
 
-def test_reasons_are_unlike_each_other() -> None:
-    reasons = [kind.reason for kind in error_classes()]
+def test_reasons_are_unique() -> None:
+    reasons = [error_class.reason for error_class in error_classes()]
     assert len(reasons) == len(set(reasons))
 
 
 @pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: error.reason)
-def test_a_message_is_a_sentence_to_show(error: IntegrationServerError) -> None:
+def test_messages_are_printable(error: IntegrationServerError) -> None:
     assert str(error)
     assert str(error).isprintable()
 
 
-@pytest.mark.parametrize("kind", error_classes(), ids=lambda kind: kind.__name__)
-def test_the_tree_is_drawn_in_the_modules_docstring(kind: type[IntegrationServerError]) -> None:
-    assert kind.__name__ in (errors.__doc__ or "")
+@pytest.mark.parametrize("error_class", error_classes(), ids=lambda error_class: error_class.__name__)
+def test_the_modules_docstring_names_every_error(error_class: type[IntegrationServerError]) -> None:
+    assert error_class.__name__ in (errors.__doc__ or "")
 
 
-def test_an_address_that_is_not_allowed_is_a_wrong_field() -> None:
+def test_a_redirect_uri_that_is_not_allowed_is_an_invalid_field() -> None:
     error = RedirectUriNotAllowed("return_url")
     assert isinstance(error, InvalidField)
     assert (error.field, error.reason) == ("return_url", "REDIRECT_URI_NOT_ALLOWED")
 
 
-def test_a_provider_may_say_how_long_to_wait() -> None:
+def test_an_unavailable_provider_may_have_a_retry_after() -> None:
     assert ProviderUnavailable(retry_after=timedelta(seconds=7)).retry_after == timedelta(seconds=7)
     assert ProviderUnavailable().retry_after is None
 

@@ -1,4 +1,4 @@
-"""The use cases over fakes. A test that wants another system than the usual builds its own `FakeSystem`."""
+"""Fixtures of the service over fakes. A test that needs another configuration builds its own `FakeSystem`."""
 
 from collections.abc import AsyncIterator
 
@@ -15,8 +15,8 @@ async def system() -> AsyncIterator[FakeSystem]:
 
 
 @pytest.fixture
-async def careful_system() -> AsyncIterator[FakeSystem]:
-    """As in production: who does not name the signed-in user has to confirm."""
+async def confirming_system() -> AsyncIterator[FakeSystem]:
+    """A system in which a callback without a user has to be confirmed, as in production."""
     system = FakeSystem({"skip_confirmation": False})
     async with system.tasks:
         yield system

@@ -1,4 +1,4 @@
-"""Cursors of the two orderings, from what their engines say."""
+"""Tests of the cursors that the two orderings derive from their engines' snapshots and ids."""
 
 from datetime import timedelta
 
@@ -9,13 +9,13 @@ from tests.fakes.clock import NOON
 LIMIT = timedelta(seconds=10)
 
 
-def test_a_snapshot_names_the_transactions_in_progress() -> None:
+def test_a_snapshot_lists_the_transactions_in_progress() -> None:
     cursor = SnapshotOrdering().advance(None, "10:20:10,14,15", (), NOON)
     assert (cursor.end, set(cursor.missing), cursor.horizon) == (20, {10, 14, 15}, 10)
     assert SnapshotOrdering().advance(cursor, "20:20:", (), NOON).horizon == 20
 
 
-class TestSequence:
+class TestSequenceOrdering:
     ordering = SequenceOrdering("SELECT 1", LIMIT)
 
     def test_skipped_ids_hold_the_horizon_until_they_are_read(self) -> None:
@@ -24,14 +24,14 @@ class TestSequence:
         cursor = self.ordering.advance(cursor, "14", {11}, NOON)
         assert (set(cursor.missing), cursor.horizon) == ({13}, 13)
 
-    def test_skipped_ids_are_given_up_after_the_longest_transaction(self) -> None:
+    def test_skipped_ids_are_dropped_after_the_transaction_limit(self) -> None:
         cursor = self.ordering.advance(ChangeCursor(10), "11", {11}, NOON)
         cursor = self.ordering.advance(cursor, "13", {13}, NOON + LIMIT / 2)
         assert set(cursor.missing) == {10, 12}
         cursor = self.ordering.advance(cursor, "13", (), NOON + LIMIT)
         assert (set(cursor.missing), cursor.horizon) == ({12}, 12)
 
-    def test_a_first_poll_takes_the_last_ids_for_skipped(self) -> None:
+    def test_a_first_poll_treats_the_last_ids_as_skipped(self) -> None:
         assert set(self.ordering.advance(None, "3", (), NOON).missing) == {1, 2, 3}
         assert len(self.ordering.advance(None, "3000", (), NOON).missing) == 100
 

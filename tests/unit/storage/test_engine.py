@@ -26,7 +26,7 @@ def test_an_sqlite_path_is_parsed(url: str, path: str) -> None:
 @pytest.mark.parametrize(
     "scheme", ["postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg2", "postgres+x"]
 )
-def test_a_postgresql_address_gets_the_driver(scheme: str) -> None:
+def test_a_postgresql_url_gets_the_driver(scheme: str) -> None:
     server = parse_database_url(f"{scheme}://ann:{SECRET}@db.example:6432/it")
     assert isinstance(server, PostgresServer)
     assert server.url.render_as_string(hide_password=False) == f"postgresql+asyncpg://ann:{SECRET}@db.example:6432/it"
@@ -70,7 +70,7 @@ def test_the_password_is_hidden() -> None:
         ("sqlite://data/it.db", "three slashes"),
     ],
 )
-def test_an_error_names_the_problem_and_quotes_nothing(url: str, problem: str) -> None:
+def test_an_error_names_the_problem_without_the_url(url: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem) as caught:
         parse_database_url(url)
     assert SECRET not in str(caught.value)

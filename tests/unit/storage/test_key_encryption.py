@@ -6,7 +6,7 @@ import pytest
 
 from integration_server.storage.key_encryption import LocalKey, parse_key
 
-KEY = bytes(range(0xE0, 0x100))  # its base64 has what differs between the alphabets
+KEY = bytes(range(0xE0, 0x100))  # its base64 contains the characters that differ between the alphabets
 STANDARD = base64.b64encode(KEY).decode()
 URL_SAFE = base64.urlsafe_b64encode(KEY).decode()
 
@@ -16,7 +16,7 @@ def test_the_example_differs_between_the_alphabets() -> None:
 
 
 @pytest.mark.parametrize("text", [STANDARD, URL_SAFE, STANDARD.rstrip("="), URL_SAFE.rstrip("="), f" {URL_SAFE}\n"])
-def test_parses_both_alphabets_padded_or_not(text: str) -> None:
+def test_both_alphabets_are_parsed_with_and_without_padding(text: str) -> None:
     assert parse_key(text) == KEY
 
 

@@ -35,26 +35,26 @@ REFRESH = JournaledRefresh(
 
 
 def modes(directory: Path) -> list[int]:
-    """The permissions of the directory and of what is in it."""
+    """The permissions of the directory and its files."""
     return [path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())]
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return tmp_path / "not" / "there yet"
+    return tmp_path / "missing" / "journal"
 
 
-async def test_what_is_kept_is_there_after_a_restart(directory: Path) -> None:
+async def test_a_journaled_refresh_is_pending_after_a_restart(directory: Path) -> None:
     await FileRefreshJournal(directory).append(REFRESH)
     assert await FileRefreshJournal(directory).pending() == [REFRESH]
 
 
-async def test_only_the_server_can_read_it(directory: Path) -> None:
+async def test_the_files_are_private(directory: Path) -> None:
     await FileRefreshJournal(directory).append(REFRESH)
     assert modes(directory) == [0o700, 0o600]
 
 
-async def test_what_is_dropped_is_gone_and_may_be_dropped_twice(directory: Path) -> None:
+async def test_a_removed_refresh_is_not_pending_and_can_be_removed_twice(directory: Path) -> None:
     journal = FileRefreshJournal(directory)
     await journal.append(REFRESH)
     for _ in range(2):
@@ -62,7 +62,7 @@ async def test_what_is_dropped_is_gone_and_may_be_dropped_twice(directory: Path)
         assert await journal.pending() == []
 
 
-async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_back(directory: Path) -> None:
+async def test_an_unreadable_file_is_kept_and_does_not_block_others(directory: Path) -> None:
     journal = FileRefreshJournal(directory)
     await journal.append(REFRESH)
     for name, content in (("1-1.refresh", b"{"), ("2-1.refresh", b'{"credentials": {}}'), ("3-1.12", b"")):
@@ -71,7 +71,7 @@ async def test_a_file_that_cannot_be_read_is_left_and_keeps_none_of_the_others_b
     assert len(modes(directory)) == 1 + 4
 
 
-async def test_what_the_disk_does_not_take_is_kept_in_memory(tmp_path: Path) -> None:
+async def test_a_refresh_that_cannot_be_written_is_kept_in_memory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     journal = FileRefreshJournal(tmp_path / "file" / "journal")
     await journal.append(REFRESH)
@@ -88,5 +88,5 @@ async def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
         require_writable(tmp_path / "file" / "journal")
 
 
-async def test_a_directory_that_is_not_there_keeps_nothing(directory: Path) -> None:
+async def test_a_missing_directory_has_no_pending_refreshes(directory: Path) -> None:
     assert await FileRefreshJournal(directory).pending() == []

@@ -31,7 +31,7 @@ from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
 
 CLAIM_DURATION = timedelta(minutes=1)
 MAX_CONCURRENT = 3
-SOON = timedelta(minutes=1)
+MINUTE = timedelta(minutes=1)
 
 
 def new_worker(system: FakeSystem, job_kind: JobKind, handler: JobHandler) -> BackgroundWorker:
@@ -47,7 +47,7 @@ def new_worker(system: FakeSystem, job_kind: JobKind, handler: JobHandler) -> Ba
 
 
 @asynccontextmanager
-async def refresher(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
+async def refresh_worker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
     async def refresh(claim: Claim[StoredIntegration]) -> bool:
         return await system.refresher.refresh_proactively(claim.item)
 
@@ -56,13 +56,13 @@ async def refresher(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
 
 
 @asynccontextmanager
-async def checker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
+async def check_worker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
     async with new_worker(system, JobKind.CHECK, system.health_checker.check_due) as worker:
         yield worker
 
 
 async def run_once(worker: BackgroundWorker) -> None:
-    """One poll and all the work that it starts."""
+    """Poll once and wait for all jobs that it starts."""
     await worker.poll()
     await until(lambda: not worker.is_busy)
 
@@ -71,14 +71,14 @@ async def connect_many(system: FakeSystem, number: int, integration_type: str = 
     rows = []
     provider = system.providers.by_type[integration_type]
     assert isinstance(provider, FakeProvider)
-    for one in range(number):
-        provider.account = NewAccount(f"{integration_type}-{one}", None)
+    for index in range(number):
+        provider.account = NewAccount(f"{integration_type}-{index}", None)
         rows.append(await system.connect(integration_type=integration_type))
     return rows
 
 
-def due_for_refresh(system: FakeSystem) -> None:
-    """Advance the clock until every refresh is due, and no token has reached its buffer."""
+def make_refreshes_due(system: FakeSystem) -> None:
+    """Advance the clock until every refresh is due, and no token is inside its buffer."""
     system.clock.advance(timedelta(minutes=54))
 
 
@@ -87,10 +87,10 @@ def due_for_refresh(system: FakeSystem) -> None:
 
 async def test_tokens_are_refreshed_ahead_of_expiry(system: FakeSystem) -> None:
     rows = await connect_many(system, 10)
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await run_once(worker)
         assert system.provider.refreshes == []
-        due_for_refresh(system)
+        make_refreshes_due(system)
         await run_once(worker)
         assert sorted(system.provider.refreshes) == sorted(f"refresh-{number + 1}" for number in range(10))
         await run_once(worker)
@@ -103,7 +103,7 @@ async def test_tokens_are_refreshed_ahead_of_expiry(system: FakeSystem) -> None:
 async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         system.clock.advance(timedelta(minutes=59))
         await run_once(worker)
         assert not system.row(integration.integration_id).reauthorization_required
@@ -111,10 +111,10 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
         for _ in range(3):
             system.clock.advance(timedelta(minutes=5))
             await run_once(worker)
-    noted = system.row(integration.integration_id)
-    assert noted.reauthorization_required
-    assert noted.last_error is not None
-    assert noted.error_count == 1
+    expired = system.row(integration.integration_id)
+    assert expired.reauthorization_required
+    assert expired.last_error is not None
+    assert expired.error_count == 1
     change = [event for event in system.event_rows() if event.kind == EventKind.STATUS_CHANGED][-1]
     assert (change.status_before, change.status_after) == (Status.ACTIVE, Status.EXPIRED)
     assert system.provider.refreshes == []
@@ -131,17 +131,17 @@ async def test_a_request_for_an_expired_token_records_the_expiry(system: FakeSys
 
 async def test_two_processes_refresh_each_token_once(system: FakeSystem) -> None:
     await connect_many(system, 20)
-    due_for_refresh(system)
-    async with refresher(system) as one, refresher(system) as another:
-        await asyncio.gather(run_once(one), run_once(another))
+    make_refreshes_due(system)
+    async with refresh_worker(system) as first, refresh_worker(system) as second:
+        await asyncio.gather(run_once(first), run_once(second))
     assert len(system.provider.refreshes) == len(set(system.provider.refreshes)) == 20
 
 
 async def test_calls_to_a_provider_are_limited(system: FakeSystem) -> None:
     await connect_many(system, 10)
-    due_for_refresh(system)
+    make_refreshes_due(system)
     system.provider.gate = asyncio.Event()
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await worker.poll()
         await until(lambda: len(system.provider.refreshes) == MAX_CONCURRENT)
         await worker.poll()
@@ -151,25 +151,27 @@ async def test_calls_to_a_provider_are_limited(system: FakeSystem) -> None:
 
 
 async def test_a_slow_provider_delays_only_its_own_integrations(system: FakeSystem) -> None:
-    hanging = system.add_provider("hanging")
-    await connect_many(system, 5, "hanging")
+    slow_provider = system.add_provider("slow")
+    await connect_many(system, 5, "slow")
     await connect_many(system, 5)
-    due_for_refresh(system)
-    hanging.gate = asyncio.Event()
-    async with refresher(system) as worker:
+    make_refreshes_due(system)
+    slow_provider.gate = asyncio.Event()
+    async with refresh_worker(system) as worker:
         await worker.poll()
         await until(lambda: len(system.provider.refreshes) == 5)
-        assert len(hanging.refreshes) == MAX_CONCURRENT
-        hanging.gate.set()
-        await until(lambda: len(hanging.refreshes) == 5)
+        assert len(slow_provider.refreshes) == MAX_CONCURRENT
+        slow_provider.gate.set()
+        await until(lambda: len(slow_provider.refreshes) == 5)
 
 
 async def test_inactive_and_expired_integrations_are_skipped(system: FakeSystem) -> None:
-    off, expired = await connect_many(system, 2)
-    due_for_refresh(system)
-    await system.integration_manager.update_integration(off.integration_id, ADA, IntegrationUpdate(is_active=False))
+    inactive, expired = await connect_many(system, 2)
+    make_refreshes_due(system)
+    await system.integration_manager.update_integration(
+        inactive.integration_id, ADA, IntegrationUpdate(is_active=False)
+    )
     system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         for _ in range(3):
             await run_once(worker)
             system.clock.advance(CLAIM_DURATION)
@@ -177,11 +179,11 @@ async def test_inactive_and_expired_integrations_are_skipped(system: FakeSystem)
     assert system.row(expired.integration_id).status(system.clock()) is Status.EXPIRED
 
 
-async def test_a_failure_is_retried_after_its_pause(system: FakeSystem) -> None:
+async def test_a_failed_refresh_is_retried_after_its_backoff(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
-    due_for_refresh(system)
+    make_refreshes_due(system)
     system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(seconds=20))
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await run_once(worker)
         system.clock.advance(timedelta(seconds=19))
         await run_once(worker)
@@ -195,9 +197,9 @@ async def test_a_failure_is_retried_after_its_pause(system: FakeSystem) -> None:
 
 async def test_the_claim_of_a_crashed_process_expires(system: FakeSystem) -> None:
     await connect_many(system, 1)
-    due_for_refresh(system)
+    make_refreshes_due(system)
     assert await system.due_work.claim(JobKind.REFRESH, "fake", 1, claim_duration=CLAIM_DURATION)
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await run_once(worker)
         assert not system.provider.refreshes
         system.clock.advance(CLAIM_DURATION)
@@ -207,8 +209,8 @@ async def test_the_claim_of_a_crashed_process_expires(system: FakeSystem) -> Non
 
 async def test_an_unavailable_database_ends_one_poll_only(system: FakeSystem) -> None:
     await connect_many(system, 1)
-    due_for_refresh(system)
-    async with refresher(system) as worker:
+    make_refreshes_due(system)
+    async with refresh_worker(system) as worker:
         system.database.is_unavailable = True
         with pytest.raises(StoreUnavailable):
             await worker.poll()
@@ -219,9 +221,9 @@ async def test_an_unavailable_database_ends_one_poll_only(system: FakeSystem) ->
 
 async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
-    due_for_refresh(system)
+    make_refreshes_due(system)
     system.provider.gate = asyncio.Event()
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await worker.poll()
         await until(lambda: system.provider.refreshes)
     assert not worker.is_busy
@@ -229,31 +231,31 @@ async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem
     await until(lambda: system.row(row.integration_id).version > row.version)
 
 
-async def test_an_unexpected_failure_is_logged_and_blocks_no_other(system: FakeSystem) -> None:
+async def test_an_unexpected_failure_is_logged_and_does_not_block_others(system: FakeSystem) -> None:
     rows = await connect_many(system, 3)
-    seen = []
+    handled = []
 
     async def handler(claim: Claim[StoredIntegration]) -> bool:
-        seen.append(claim.row_id)
+        handled.append(claim.row_id)
         if claim.row_id == rows[0].integration_id:
             raise RuntimeError("secret")
         return True
 
-    due_for_refresh(system)
+    make_refreshes_due(system)
     with capture_logs() as logs:
         async with new_worker(system, JobKind.REFRESH, handler) as worker:
             await run_once(worker)
-    assert sorted(seen) == [row.integration_id for row in rows]
+    assert sorted(handled) == [row.integration_id for row in rows]
     assert [log["kind"] for log in logs if log["event"] == "background_job_failed"] == ["RuntimeError"]
     assert "secret" not in str(logs)
 
 
 async def test_unknown_types_are_skipped(system: FakeSystem) -> None:
-    provider = system.add_provider("gone")
-    await connect_many(system, 1, "gone")
-    due_for_refresh(system)
-    del system.providers.by_type["gone"]
-    async with refresher(system) as worker:
+    provider = system.add_provider("removed")
+    await connect_many(system, 1, "removed")
+    make_refreshes_due(system)
+    del system.providers.by_type["removed"]
+    async with refresh_worker(system) as worker:
         await run_once(worker)
     assert not provider.refreshes
 
@@ -261,19 +263,19 @@ async def test_unknown_types_are_skipped(system: FakeSystem) -> None:
 @pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderMisconfigured()], ids=lambda error: error.reason)
 async def test_the_circuit_breaker_opens_and_then_allows_one_trial(system: FakeSystem, error: Exception) -> None:
     await connect_many(system, 40)
-    due_for_refresh(system)
+    make_refreshes_due(system)
     system.provider.refresh_error = error
-    async with refresher(system) as worker:
+    async with refresh_worker(system) as worker:
         await run_once(worker)
-        tried = len(system.provider.refreshes)
-        assert tried < 10
+        calls = len(system.provider.refreshes)
+        assert calls < 10
         await run_once(worker)
-        assert len(system.provider.refreshes) == tried
-        system.clock.advance(SOON)
+        assert len(system.provider.refreshes) == calls
+        system.clock.advance(MINUTE)
         await run_once(worker)
-        assert len(system.provider.refreshes) == tried + 1
+        assert len(system.provider.refreshes) == calls + 1
         system.provider.refresh_error = None
-        system.clock.advance(SOON)
+        system.clock.advance(MINUTE)
         await run_once(worker)
     assert all(system.row(number).version == 1 + 1 for number in system.ids())
 
@@ -284,7 +286,7 @@ async def test_the_circuit_breaker_opens_and_then_allows_one_trial(system: FakeS
 async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) -> None:
     rows = await connect_many(system, 5)
     key = await system.connect_key()
-    async with checker(system) as worker:
+    async with check_worker(system) as worker:
         await run_once(worker)
         assert not system.check_rows()
         for rounds in (1, 2):
@@ -297,7 +299,7 @@ async def test_every_integration_is_checked_on_its_interval(system: FakeSystem) 
 async def test_a_failed_check_is_repeated_sooner(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     system.provider.verify_error = ProviderUnavailable()
-    async with checker(system) as worker:
+    async with check_worker(system) as worker:
         system.clock.advance(CHECK_INTERVAL)
         await run_once(worker)
         assert system.row(row.integration_id).status(system.clock()) is Status.ERROR
@@ -308,10 +310,10 @@ async def test_a_failed_check_is_repeated_sooner(system: FakeSystem) -> None:
     assert system.row(row.integration_id).check_due_time == system.clock() + CHECK_INTERVAL
 
 
-async def test_inactive_integrations_are_checked_again_when_they_are_active(system: FakeSystem) -> None:
+async def test_inactive_integrations_are_checked_when_they_become_active(system: FakeSystem) -> None:
     (row,) = await connect_many(system, 1)
     await system.integration_manager.update_integration(row.integration_id, ADA, IntegrationUpdate(is_active=False))
-    async with checker(system) as worker:
+    async with check_worker(system) as worker:
         system.clock.advance(CHECK_INTERVAL)
         await run_once(worker)
         assert not system.check_rows()
@@ -323,7 +325,7 @@ async def test_inactive_integrations_are_checked_again_when_they_are_active(syst
 # --- circuit breaker -------------------------------------------------------------------------------------------------
 
 
-def test_the_pause_of_the_circuit_breaker_grows_up_to_a_minute() -> None:
+def test_the_circuit_breaker_stays_open_for_up_to_a_minute() -> None:
     clock, breaker = SettableClock(), CircuitBreaker(lambda: 1)
     for _ in range(4):
         breaker.record(False, clock())

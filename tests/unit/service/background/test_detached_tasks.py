@@ -8,7 +8,7 @@ from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import CallBudget, DetachedTasks, time_left, waiting_for_store
 
 
-async def test_returns_the_result_or_raises_the_exception_of_the_task() -> None:
+async def test_run_returns_the_result_or_raises_the_exception_of_the_task() -> None:
     async def coroutine(error: Exception | None) -> str:
         await asyncio.sleep(0)
         if error is not None:
@@ -47,14 +47,14 @@ async def test_exit_ignores_failed_tasks() -> None:
     assert isinstance(task.exception(), ZeroDivisionError)
 
 
-async def held_by_the_store(gate: asyncio.Event) -> str:
+async def wait_for_store(gate: asyncio.Event) -> str:
     with waiting_for_store():
         await gate.wait()
     return "done"
 
 
-def as_caller(coroutine: Coroutine[Any, Any, str], seconds: float) -> asyncio.Task[str]:
-    """A call with this deadline."""
+def start_with_deadline(coroutine: Coroutine[Any, Any, str], seconds: float) -> asyncio.Task[str]:
+    """Run a coroutine as a call with a deadline in `seconds`."""
     call_budget = CallBudget(asyncio.get_running_loop().time() + seconds)
     return asyncio.get_running_loop().create_task(coroutine, context=call_budget.context())
 
@@ -64,15 +64,15 @@ async def test_a_caller_past_its_deadline_does_not_wait_for_the_store_and_the_ta
     async with DetachedTasks() as tasks:
 
         async def call() -> str:
-            return await tasks.outcome(started)
+            return await tasks.outcome(task)
 
-        started = tasks.start(held_by_the_store(gate))
+        task = tasks.start(wait_for_store(gate))
         with pytest.raises(StoreUnavailable):
-            await as_caller(call(), 0.01)
-        patient = as_caller(call(), 60)
+            await start_with_deadline(call(), 0.01)
+        waiting = start_with_deadline(call(), 60)
         await asyncio.sleep(0)
         gate.set()
-        assert await patient == "done"
+        assert await waiting == "done"
 
 
 async def test_a_caller_past_its_deadline_waits_for_other_calls() -> None:
@@ -83,7 +83,7 @@ async def test_a_caller_past_its_deadline_waits_for_other_calls() -> None:
         return "done"
 
     async with DetachedTasks() as tasks:
-        call = as_caller(tasks.run(slow_provider()), 0)
+        call = start_with_deadline(tasks.run(slow_provider()), 0)
         for _ in range(10):
             await asyncio.sleep(0)
         assert not call.done()
@@ -91,16 +91,15 @@ async def test_a_caller_past_its_deadline_waits_for_other_calls() -> None:
         assert await call == "done"
 
 
-async def test_the_deadline_of_the_caller_does_not_end_the_task() -> None:
-    async def seen() -> float | None:
+async def test_a_task_does_not_inherit_the_deadline_of_the_caller() -> None:
+    async def remaining_time() -> float | None:
         return time_left()
 
     async def call() -> list[float | None]:
         async with DetachedTasks() as tasks:
-            own = asyncio.get_running_loop().create_task(
-                seen()
-            )  # the negative control: it inherits the context of the caller
-            return [await tasks.run(seen()), await own, time_left()]
+            # Negative control: a task of the event loop inherits the context of the caller.
+            child = asyncio.get_running_loop().create_task(remaining_time())
+            return [await tasks.run(remaining_time()), await child, time_left()]
 
     call_budget = CallBudget(asyncio.get_running_loop().time())
     assert await asyncio.get_running_loop().create_task(call(), context=call_budget.context()) == [None, 0, 0]

@@ -19,19 +19,19 @@ from integration_server.service.integrations.ports import NewAccount
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 
-async def key_of(system: FakeSystem, integration_id: int) -> ApiKey:
+async def stored_key(system: FakeSystem, integration_id: int) -> ApiKey:
     key = await system.cipher.decrypt(system.stored(integration_id))
     assert isinstance(key, ApiKey)
     return key
 
 
 async def test_a_key_is_verified_and_stored_encrypted(system: FakeSystem) -> None:
-    given: dict[str, Any] = {"api_secret": "secret-1", "webhook_secret": "hook-1", "name": "Mine", "config": {"a": 1}}
-    row = await system.connect_key(api_key="key-1", **given)
+    fields: dict[str, Any] = {"api_secret": "secret-1", "webhook_secret": "hook-1", "name": "Mine", "config": {"a": 1}}
+    row = await system.connect_key(api_key="key-1", **fields)
     key = ApiKey("key-1", "secret-1", "hook-1")
 
     assert system.key_provider.verifications == [key]
-    assert await key_of(system, row.integration_id) == key
+    assert await stored_key(system, row.integration_id) == key
     encrypted = system.stored(row.integration_id).encrypted_credentials or b""
     assert not any(secret in encrypted for secret in (b"key-1", b"secret-1", b"hook-1"))
     assert row.status(system.clock()) is Status.ACTIVE
@@ -40,24 +40,24 @@ async def test_a_key_is_verified_and_stored_encrypted(system: FakeSystem) -> Non
 
 
 @pytest.mark.parametrize("error", [ProviderRejected("key"), ProviderUnavailable()])
-async def test_nothing_is_stored_of_a_key_that_the_provider_did_not_take(system: FakeSystem, error: Exception) -> None:
+async def test_a_key_that_cannot_be_verified_is_not_stored(system: FakeSystem, error: Exception) -> None:
     system.key_provider.verify_error = error
     with pytest.raises(type(error)):
         await system.connect_key()
     assert not system.ids()
 
 
-async def test_an_oauth_type_takes_no_key(system: FakeSystem) -> None:
+async def test_a_key_for_an_oauth_type_is_rejected(system: FakeSystem) -> None:
     with pytest.raises(InvalidField, match="integration_type"):
         await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "fake", "key"))
 
 
 async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
     with pytest.raises(UnknownIntegrationType):
-        await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "unheard_of", "key"))
+        await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(ADA, "unknown", "key"))
 
 
-async def test_a_type_without_its_settings_takes_no_key(system: FakeSystem) -> None:
+async def test_a_key_for_an_unconfigured_type_is_rejected(system: FakeSystem) -> None:
     system.key_provider.missing_settings = ["FAKE_KEY_URL"]
     with pytest.raises(ProviderNotConfigured):
         await system.connect_key()
@@ -65,45 +65,45 @@ async def test_a_type_without_its_settings_takes_no_key(system: FakeSystem) -> N
 
 
 @pytest.mark.parametrize("missing", ["api_key", "api_secret"])
-async def test_a_field_that_the_type_needs_is_named(system: FakeSystem, missing: str) -> None:
+async def test_the_error_names_the_missing_field(system: FakeSystem, missing: str) -> None:
     system.key_provider.required_fields = ("api_key", "api_secret")
-    given: dict[str, Any] = {"api_key": "key", "api_secret": "secret", missing: ""}
-    with pytest.raises(InvalidField) as refused:
-        await system.connect_key(**given)
-    assert refused.value.field == missing
+    fields: dict[str, Any] = {"api_key": "key", "api_secret": "secret", missing: ""}
+    with pytest.raises(InvalidField) as caught:
+        await system.connect_key(**fields)
+    assert caught.value.field == missing
     assert not system.key_provider.verifications
 
 
-async def test_the_same_account_updates_the_row_it_has(system: FakeSystem) -> None:
+async def test_connecting_the_same_account_updates_its_row(system: FakeSystem) -> None:
     first = await system.connect_key(api_key="old", name="Mine")
-    again = await system.connect_key(api_key="new", name="Other")
-    assert again.integration_id == first.integration_id
-    assert again.name == "Mine"
-    assert (await key_of(system, first.integration_id)).api_key == "new"
+    updated = await system.connect_key(api_key="new", name="Other")
+    assert updated.integration_id == first.integration_id
+    assert updated.name == "Mine"
+    assert (await stored_key(system, first.integration_id)).api_key == "new"
 
 
-async def test_one_account_connected_many_times_at_once_has_one_row(system: FakeSystem) -> None:
+async def test_concurrent_connections_of_an_account_share_one_row(system: FakeSystem) -> None:
     rows = await asyncio.gather(*(system.connect_key() for _ in range(5)))
     assert len({row.integration_id for row in rows}) == len(system.ids()) == 1
 
 
-async def test_a_key_is_replaced(system: FakeSystem) -> None:
+async def test_reconnecting_replaces_the_key(system: FakeSystem) -> None:
     row = await system.connect_key(api_key="old", name="Mine")
-    again = await system.connect_key(api_key="new", name="Other", integration_id=row.integration_id)
-    assert (again.integration_id, again.name) == (row.integration_id, "Mine")
-    assert (await key_of(system, row.integration_id)).api_key == "new"
+    updated = await system.connect_key(api_key="new", name="Other", integration_id=row.integration_id)
+    assert (updated.integration_id, updated.name) == (row.integration_id, "Mine")
+    assert (await stored_key(system, row.integration_id)).api_key == "new"
 
 
 @pytest.mark.parametrize("account_id", ["another", None])
-async def test_a_key_of_another_account_does_not_replace(system: FakeSystem, account_id: str | None) -> None:
+async def test_a_key_of_another_account_does_not_replace_the_key(system: FakeSystem, account_id: str | None) -> None:
     row = await system.connect_key(api_key="old")
     system.key_provider.account = NewAccount(account_id, None)
     with pytest.raises(AccountMismatch):
         await system.connect_key(api_key="new", integration_id=row.integration_id)
-    assert (await key_of(system, row.integration_id)).api_key == "old"
+    assert (await stored_key(system, row.integration_id)).api_key == "old"
 
 
-async def test_nobody_replaces_the_key_of_somebody_else(system: FakeSystem) -> None:
+async def test_another_user_cannot_replace_the_key(system: FakeSystem) -> None:
     row = await system.connect_key(ADA)
     for integration_id in (row.integration_id, IntegrationId(999)):
         with pytest.raises(IntegrationNotFound):

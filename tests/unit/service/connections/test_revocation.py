@@ -40,8 +40,8 @@ async def disconnect(system: FakeSystem, integration: Integration) -> Revocation
     return await system.revocation_service.disconnect_integration(integration.integration_id, integration.user_id)
 
 
-async def rest() -> None:
-    """Give other tasks turns until all of them wait."""
+async def run_other_tasks() -> None:
+    """Yield to other tasks until all of them wait."""
     for _ in range(100):
         await asyncio.sleep(0)
 
@@ -49,7 +49,7 @@ async def rest() -> None:
 async def background_round(system: FakeSystem) -> None:
     """One poll of the background worker and the work that it starts."""
     await system.worker.poll()
-    await rest()
+    await run_other_tasks()
 
 
 async def background_until_quiet(system: FakeSystem) -> list[timedelta]:
@@ -62,7 +62,9 @@ async def background_until_quiet(system: FakeSystem) -> list[timedelta]:
     return pauses
 
 
-async def down_at_disconnect(system: FakeSystem, integration: Integration, error: Exception | None = None) -> None:
+async def disconnect_during_outage(
+    system: FakeSystem, integration: Integration, error: Exception | None = None
+) -> None:
     """Disconnect the integration while its provider fails, so that the revocation is in the outbox."""
     system.provider.revoke_error = error or ProviderUnavailable()
     assert await disconnect(system, integration) is PENDING
@@ -72,7 +74,9 @@ async def down_at_disconnect(system: FakeSystem, integration: Integration, error
 # --- first attempt ---------------------------------------------------------------------------------------------------
 
 
-async def test_disconnecting_removes_and_revokes(system: FakeSystem, integration: Integration) -> None:
+async def test_disconnecting_removes_the_integration_and_revokes_the_grant(
+    system: FakeSystem, integration: Integration
+) -> None:
     tokens = await system.tokens(integration.integration_id)
     assert await disconnect(system, integration) is REVOKED
     assert not system.ids()
@@ -83,7 +87,7 @@ async def test_disconnecting_removes_and_revokes(system: FakeSystem, integration
 
 
 @pytest.mark.parametrize("error", [ProviderUnavailable(), ProviderRejected("revocation"), ProviderMisconfigured()])
-async def test_the_integration_is_deleted_whatever_the_provider_responds(
+async def test_the_integration_is_deleted_even_if_revocation_fails(
     system: FakeSystem, integration: Integration, error: Exception
 ) -> None:
     system.provider.revoke_error = error
@@ -120,7 +124,7 @@ async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> No
     system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
     disconnecting = [asyncio.create_task(disconnect(system, row)) for row in rows]
     await until(lambda: system.provider.in_flight == 8)
-    await rest()
+    await run_other_tasks()
     system.provider.gate.set()
     assert set(await asyncio.gather(*disconnecting)) == {REVOKED}
     assert system.provider.max_in_flight == 8
@@ -135,7 +139,7 @@ async def test_a_revocation_without_a_free_slot_is_left_to_the_background() -> N
         await until(lambda: any(row.due_time <= system.clock() for row in system.revocation_rows()))
         assert len(system.provider.revocations) == 8
         system.provider.gate.set()
-        await rest()
+        await run_other_tasks()
         await background_round(system)
     assert len(system.provider.revocations) == 9
     assert not system.revocation_rows()
@@ -148,8 +152,8 @@ async def test_a_provider_without_revocation_is_not_supported(system: FakeSystem
 
 
 async def test_a_pending_integration_is_deleted_without_a_call(system: FakeSystem) -> None:
-    begun = await system.begin()
-    state = await system.revocation_service.disconnect_integration(begun.integration_id, ADA)
+    authorization = await system.begin()
+    state = await system.revocation_service.disconnect_integration(authorization.integration_id, ADA)
     assert state is RevocationState.NOTHING_TO_REVOKE
     assert not system.ids()
     assert not system.provider.revocations
@@ -166,6 +170,7 @@ async def test_a_grant_is_revoked_after_the_caller_is_cancelled(system: FakeSyst
     await until(lambda: not system.ids())
     caller.cancel()
     await until(lambda: system.provider.revocations)
+    assert len(system.provider.revocations) == 1
 
 
 # --- background ------------------------------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ async def test_a_grant_is_revoked_after_the_caller_is_cancelled(system: FakeSyst
 
 async def test_a_failed_revocation_is_retried_until_it_succeeds(system: FakeSystem, integration: Integration) -> None:
     tokens = await system.tokens(integration.integration_id)
-    await down_at_disconnect(system, integration)
+    await disconnect_during_outage(system, integration)
     system.clock.advance(timedelta(seconds=2))
     await background_round(system)
     system.provider.revoke_error = None
@@ -181,8 +186,10 @@ async def test_a_failed_revocation_is_retried_until_it_succeeds(system: FakeSyst
     assert system.provider.revocations == [tokens, tokens]
 
 
-async def test_without_the_outbox_the_grant_stays_valid(system: FakeSystem, integration: Integration) -> None:
-    await down_at_disconnect(system, integration)
+async def test_negative_control_without_the_outbox_the_grant_stays_valid(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await disconnect_during_outage(system, integration)
     system.clear(revocations)
     system.provider.revoke_error = None
     system.clock.advance(GIVE_UP_AFTER)
@@ -231,13 +238,13 @@ async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSyst
 async def test_two_processes_make_one_call_per_attempt(exclusive: bool, calls: int) -> None:
     system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_claims)
     async with system.tasks:
-        await down_at_disconnect(system, await system.connect())
+        await disconnect_during_outage(system, await system.connect())
         system.provider.revoke_error = None
         system.provider.gate = asyncio.Event()
         system.clock.advance(timedelta(seconds=2))
         await system.worker.poll()
         await system.another_process().worker.poll()
-        await rest()
+        await run_other_tasks()
         system.provider.gate.set()
     assert len(system.provider.revocations) == calls
 
@@ -245,18 +252,18 @@ async def test_two_processes_make_one_call_per_attempt(exclusive: bool, calls: i
 async def test_the_backoff_grows_to_an_hour_and_ends_at_the_time_limit(
     system: FakeSystem, integration: Integration
 ) -> None:
-    begun = system.clock()
-    await down_at_disconnect(system, integration)
+    start = system.clock()
+    await disconnect_during_outage(system, integration)
     pauses = await background_until_quiet(system)
     assert pauses[0] == 0.75 * timedelta(seconds=2)
     assert pauses[:-1] == sorted(pauses[:-1])
     assert pauses[-2] == 0.75 * HOUR
-    assert system.clock() == begun + GIVE_UP_AFTER
+    assert system.clock() == start + GIVE_UP_AFTER
     assert len(system.provider.revocations) == len(pauses)
 
 
 async def test_retry_after_is_respected(system: FakeSystem, integration: Integration) -> None:
-    await down_at_disconnect(system, integration, ProviderUnavailable(retry_after=timedelta(minutes=7)))
+    await disconnect_during_outage(system, integration, ProviderUnavailable(retry_after=timedelta(minutes=7)))
     system.clock.advance(timedelta(minutes=7) - timedelta(seconds=1))
     await background_round(system)
     assert not system.provider.revocations
@@ -267,15 +274,17 @@ async def test_retry_after_is_respected(system: FakeSystem, integration: Integra
 
 async def test_giving_up_is_logged_as_an_error(system: FakeSystem, integration: Integration) -> None:
     with capture_logs() as logs:
-        await down_at_disconnect(system, integration, ProviderRejected("revocation", oauth_error="invalid_request"))
+        await disconnect_during_outage(
+            system, integration, ProviderRejected("revocation", oauth_error="invalid_request")
+        )
         await background_until_quiet(system)
-    (entry,) = (line for line in logs if line["log_level"] == "error")
-    assert entry["event"] == "revocation_given_up"
-    assert (entry["integration_type"], entry["user_id"], entry["uid"]) == ("fake", ADA, integration.uid)
-    assert (entry["error_class"], entry["oauth_error"]) == ("PROVIDER_REJECTED", "invalid_request")
+    (log_entry,) = (line for line in logs if line["log_level"] == "error")
+    assert log_entry["event"] == "revocation_given_up"
+    assert (log_entry["integration_type"], log_entry["user_id"], log_entry["uid"]) == ("fake", ADA, integration.uid)
+    assert (log_entry["error_class"], log_entry["oauth_error"]) == ("PROVIDER_REJECTED", "invalid_request")
 
 
-async def test_a_grant_is_revoked_when_its_unknown_type_is_known_again(
+async def test_a_grant_of_an_unknown_type_is_revoked_when_the_type_is_known_again(
     system: FakeSystem, integration: Integration
 ) -> None:
     del system.providers.by_type["fake"]
@@ -295,14 +304,14 @@ async def test_undecryptable_credentials_are_given_up(system: FakeSystem, integr
     assert not system.provider.revocations
 
 
-async def test_a_bug_in_a_provider_is_retried_and_affects_no_other(
+async def test_a_bug_in_a_provider_is_retried_and_does_not_affect_others(
     system: FakeSystem, integration: Integration
 ) -> None:
     other = system.add_provider("other")
-    theirs = await system.connect(EVE, "other")
-    await down_at_disconnect(system, integration, RuntimeError("a bug"))
+    eves = await system.connect(EVE, "other")
+    await disconnect_during_outage(system, integration, RuntimeError("a bug"))
     other.revoke_error = ProviderUnavailable()
-    await disconnect(system, theirs)
+    await disconnect(system, eves)
     other.revoke_error = None
     system.clock.advance(timedelta(seconds=2))
     await background_round(system)
@@ -313,8 +322,8 @@ async def test_a_bug_in_a_provider_is_retried_and_affects_no_other(
 async def test_a_slow_provider_delays_only_its_own_revocations(system: FakeSystem) -> None:
     other = system.add_provider("other")
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
-    theirs = await system.connect(EVE, "other")
-    for row in (*rows, theirs):
+    eves = await system.connect(EVE, "other")
+    for row in (*rows, eves):
         await system.integrations.remove(row.integration_id, row.user_id)
     system.provider.gate = asyncio.Event()
     for _ in range(3):
@@ -322,7 +331,7 @@ async def test_a_slow_provider_delays_only_its_own_revocations(system: FakeSyste
     assert len(system.provider.revocations) == 8
     assert len(other.revocations) == 1
     system.provider.gate.set()
-    await rest()
+    await run_other_tasks()
     await background_until_quiet(system)
     assert len(system.provider.revocations) == 20
 
@@ -333,12 +342,12 @@ async def test_a_slow_provider_delays_only_its_own_revocations(system: FakeSyste
 async def test_a_shared_grant_is_revoked_with_the_last_integration(system: FakeSystem) -> None:
     system.provider.shares_grants_with = ("fake", "sister")
     sister = system.add_provider("sister", shares_grants_with=("fake", "sister"))
-    mine = await system.connect(ADA)
-    hers = await system.connect(EVE)
+    adas = await system.connect(ADA)
+    eves = await system.connect(EVE)
     related = await system.connect(EVE, "sister")
 
-    assert await disconnect(system, mine) is SHARED
-    assert await disconnect(system, hers) is SHARED
+    assert await disconnect(system, adas) is SHARED
+    assert await disconnect(system, eves) is SHARED
     assert not system.provider.revocations
     assert not system.revocation_rows()
     assert await disconnect(system, related) is REVOKED
@@ -346,30 +355,30 @@ async def test_a_shared_grant_is_revoked_with_the_last_integration(system: FakeS
 
 
 async def test_an_unshared_grant_is_revoked_at_once(system: FakeSystem) -> None:
-    mine, hers = await system.connect(ADA), await system.connect(EVE)
-    assert await disconnect(system, mine) is REVOKED
-    assert system.ids() == [hers.integration_id]
+    adas, eves = await system.connect(ADA), await system.connect(EVE)
+    assert await disconnect(system, adas) is REVOKED
+    assert system.ids() == [eves.integration_id]
 
 
 async def test_two_concurrent_removals_revoke_the_shared_grant(system: FakeSystem) -> None:
     system.provider.shares_grants_with = ("fake",)
-    mine, hers = await system.connect(ADA), await system.connect(EVE)
-    assert REVOKED in await asyncio.gather(disconnect(system, mine), disconnect(system, hers))
+    adas, eves = await system.connect(ADA), await system.connect(EVE)
+    assert REVOKED in await asyncio.gather(disconnect(system, adas), disconnect(system, eves))
 
 
 async def test_another_account_does_not_share_the_grant(system: FakeSystem) -> None:
     system.provider.shares_grants_with = ("fake",)
-    one = await system.connect_account("one")
-    await system.connect_account("two")
-    assert await disconnect(system, one) is REVOKED
+    first = await system.connect_account("first")
+    await system.connect_account("second")
+    assert await disconnect(system, first) is REVOKED
 
 
 @pytest.mark.parametrize(("shares", "calls"), [(("fake",), 0), ((), 1)])
-async def test_the_grant_of_a_reconnected_account_is_kept(
+async def test_a_shared_grant_of_a_reconnected_account_is_not_revoked(
     system: FakeSystem, integration: Integration, shares: tuple[str, ...], calls: int
 ) -> None:
     system.provider.shares_grants_with = shares
-    await down_at_disconnect(system, integration)
+    await disconnect_during_outage(system, integration)
     await system.connect()
     system.provider.revoke_error = None
     await background_until_quiet(system)
@@ -419,7 +428,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
 async def test_a_refresh_with_unknown_outcome_leaves_the_revocation_pending(
     system: FakeSystem, integration: Integration
 ) -> None:
-    lease = await system.leases.claim(integration, "dead process")
+    lease = await system.leases.claim(integration, "crashed process")
     assert lease is not None
     system.clock.advance(LEASE)
     assert await disconnect(system, integration) is PENDING
@@ -472,15 +481,15 @@ async def test_a_token_response_is_journaled_if_the_outbox_is_unavailable(
 # --- tokens that cannot be stored ------------------------------------------------------------------------------------
 
 
-async def answered_for_another_account(system: FakeSystem, integration: Integration) -> None:
-    begun = await system.begin(integration_id=integration.integration_id)
+async def reconnect_with_another_account(system: FakeSystem, integration: Integration) -> None:
+    authorization = await system.begin(integration_id=integration.integration_id)
     system.provider.account = NewAccount("account-2", None)
     with pytest.raises(AccountMismatch):
-        await system.call_back(begun.state)
+        await system.call_back(authorization.state)
 
 
 async def test_tokens_of_another_account_are_revoked(system: FakeSystem, integration: Integration) -> None:
-    await answered_for_another_account(system, integration)
+    await reconnect_with_another_account(system, integration)
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-2"]
     assert (await system.tokens(integration.integration_id)).refresh_token == "refresh-1"
@@ -491,17 +500,17 @@ async def test_tokens_of_another_account_are_kept_if_it_has_an_integration(
 ) -> None:
     system.provider.shares_grants_with = ("fake",)
     await system.connect_account("account-2", EVE)
-    await answered_for_another_account(system, integration)
+    await reconnect_with_another_account(system, integration)
     await background_round(system)
     assert not system.provider.revocations
     assert not system.revocation_rows()
 
 
-async def test_tokens_of_another_account_are_revoked_if_only_the_own_account_remains(
+async def test_tokens_of_another_account_are_revoked_if_it_has_no_integration(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.shares_grants_with = ("fake",)
-    await answered_for_another_account(system, integration)
+    await reconnect_with_another_account(system, integration)
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-2"]
 
@@ -512,21 +521,21 @@ async def test_tokens_of_an_unknown_account_are_kept_where_grants_are_shared(
 ) -> None:
     system.provider.shares_grants_with = shares
     await system.connect(EVE)
-    begun = await system.begin(ADA)
+    authorization = await system.begin(ADA)
     system.provider.verify_error = ProviderUnavailable()
     with pytest.raises(ProviderUnavailable):
-        await system.call_back(begun.state)
+        await system.call_back(authorization.state)
     await background_round(system)
     assert len(system.provider.revocations) == calls
 
 
 async def test_tokens_for_a_disconnected_integration_are_revoked(system: FakeSystem) -> None:
-    begun = await system.begin()
+    authorization = await system.begin()
     gate = system.provider.gate = asyncio.Event()
-    waiting = asyncio.create_task(system.call_back(begun.state))
+    waiting = asyncio.create_task(system.call_back(authorization.state))
     await until(lambda: system.provider.exchanges)
     system.provider.gate = None
-    state = await system.revocation_service.disconnect_integration(begun.integration_id, ADA)
+    state = await system.revocation_service.disconnect_integration(authorization.integration_id, ADA)
     assert state is RevocationState.NOTHING_TO_REVOKE
     gate.set()
     with pytest.raises(IntegrationNotFound):
@@ -536,34 +545,34 @@ async def test_tokens_for_a_disconnected_integration_are_revoked(system: FakeSys
 
 
 async def test_a_rejected_code_leaves_nothing_to_revoke(system: FakeSystem) -> None:
-    begun = await system.begin()
+    authorization = await system.begin()
     system.provider.exchange_error = ProviderRejected("code")
     with pytest.raises(ProviderRejected):
-        await system.call_back(begun.state)
+        await system.call_back(authorization.state)
     assert not system.revocation_rows()
 
 
 async def test_tokens_that_may_be_stored_are_not_revoked(system: FakeSystem) -> None:
-    begun = await system.begin()
+    authorization = await system.begin()
     commit = system.integrations.commit_connection
 
-    async def commit_and_lose_the_answer(*arguments: Any, **given: Any) -> None:
-        await commit(*arguments, **given)
+    async def commit_and_fail(*arguments: Any, **keywords: Any) -> None:
+        await commit(*arguments, **keywords)
         raise StoreUnavailable
 
-    intercept(system.integrations, commit_connection=commit_and_lose_the_answer)
+    intercept(system.integrations, commit_connection=commit_and_fail)
     with pytest.raises(StoreUnavailable):
-        await system.call_back(begun.state)
-    assert system.row(begun.integration_id).is_connected
+        await system.call_back(authorization.state)
+    assert system.row(authorization.integration_id).is_connected
     assert not system.revocation_rows()
 
 
 async def test_tokens_are_logged_if_the_outbox_is_unavailable(system: FakeSystem, integration: Integration) -> None:
-    begun = await system.begin(integration_id=integration.integration_id)
+    authorization = await system.begin(integration_id=integration.integration_id)
     gate = system.provider.gate = asyncio.Event()
     system.provider.verify_error = ProviderUnavailable()
     with capture_logs() as logs:
-        waiting = asyncio.create_task(system.call_back(begun.state))
+        waiting = asyncio.create_task(system.call_back(authorization.state))
         await until(lambda: len(system.provider.exchanges) == 2)
         system.database.is_unavailable = True
         gate.set()

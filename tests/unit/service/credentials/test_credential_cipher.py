@@ -39,9 +39,9 @@ OTHER_ASSOCIATED_DATA: list[dict[str, Any]] = [{"uid": "other"}, {"user_id": "ev
 @pytest.mark.parametrize(
     "credentials",
     [FULL, OAuthTokens("access"), replace(FULL, scopes=()), ApiKey("key"), ApiKey("key", "secret", "hook")],
-    ids=["full", "least", "no scopes", "key", "key and secrets"],
+    ids=["full", "minimal", "no scopes", "key", "key and secrets"],
 )
-async def test_credentials_come_back_as_they_were(credentials: Credentials) -> None:
+async def test_decryption_returns_the_encrypted_credentials(credentials: Credentials) -> None:
     cipher = CredentialCipher(FakeAead())
     assert await cipher.decrypt(StoredIntegration(ROW, await cipher.encrypt(ROW, credentials))) == credentials
 
@@ -55,47 +55,49 @@ async def test_credentials_do_not_decrypt_as_those_of_another_row(changes: dict[
 
 
 @pytest.mark.parametrize("changes", OTHER_ASSOCIATED_DATA, ids=str)
-async def test_without_associated_data_they_decrypt(changes: dict[str, Any]) -> None:
+async def test_negative_control_without_associated_data_credentials_of_another_row_decrypt(
+    changes: dict[str, Any],
+) -> None:
     cipher = CredentialCipher(FakeAead(checks_associated_data=False))
     encrypted = await cipher.encrypt(ROW, FULL)
     assert await cipher.decrypt(StoredIntegration(replace(ROW, **changes), encrypted)) == FULL
 
 
-async def test_the_id_of_a_row_is_not_in_its_associated_data() -> None:
-    """It is not known before the row is stored; `uid` is."""
+async def test_the_row_id_is_not_part_of_the_associated_data() -> None:
+    """The id is not known before the row is stored; `uid` is."""
     cipher = CredentialCipher(FakeAead())
     encrypted = await cipher.encrypt(ROW, FULL)
     assert await cipher.decrypt(StoredIntegration(replace(ROW, integration_id=IntegrationId(2)), encrypted)) == FULL
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"{}", b"[]", b"\xff", b'{"access_token": 1, "hush": "hush"}'])
-async def test_an_unparsable_plaintext_is_unreadable_and_not_quoted(plaintext: bytes) -> None:
+async def test_an_invalid_plaintext_is_unreadable_and_not_in_the_error(plaintext: bytes) -> None:
     aead = FakeAead()
     associated_data = AssociatedData(
         "integrations", "encrypted_credentials", ROW.uid, ROW.user_id, ROW.integration_type
     )
-    with pytest.raises(CredentialsUnreadable) as refused:
+    with pytest.raises(CredentialsUnreadable) as caught:
         await CredentialCipher(aead).decrypt(StoredIntegration(ROW, await aead.encrypt(plaintext, associated_data)))
-    assert refused.value.__cause__ is None
-    assert "hush" not in str(refused.value)
+    assert caught.value.__cause__ is None
+    assert "hush" not in str(caught.value)
 
 
-async def test_a_pending_integration_has_nothing_to_decrypt() -> None:
+async def test_a_pending_integration_cannot_be_decrypted() -> None:
     with pytest.raises(IntegrationPending):
         await CredentialCipher(FakeAead()).decrypt(StoredIntegration(ROW, None))
 
 
-# --- tokens that we hand out ---------------------------------------------------------------------------------------
+# --- encrypted tokens ------------------------------------------------------------------------------------------------
 
 
-async def test_a_token_is_for_one_purpose() -> None:
+async def test_a_token_is_rejected_for_another_purpose() -> None:
     aead = FakeAead()
     token = await EncryptedTokens(aead, "state", int).make(7)
     assert await EncryptedTokens(aead, "state", int).read(token) == 7
     assert await EncryptedTokens(aead, "page", int).read(token) is None
 
 
-async def test_a_token_of_another_content_is_not_ours() -> None:
+async def test_a_token_with_content_of_another_type_is_rejected() -> None:
     aead = FakeAead()
     token = await EncryptedTokens(aead, "state", str).make("seven")
     assert await EncryptedTokens(aead, "state", int).read(token) is None
@@ -103,15 +105,15 @@ async def test_a_token_of_another_content_is_not_ours() -> None:
 
 @settings(deadline=None)
 @given(st.text())
-async def test_no_text_is_a_token_by_chance(text: str) -> None:
+async def test_arbitrary_text_is_not_a_valid_token(text: str) -> None:
     assert await EncryptedTokens(FakeAead(), "state", str).read(text) is None
 
 
 @settings(deadline=None)
 @given(st.text())
-async def test_only_one_spelling_of_a_token_is_ours(content: str) -> None:
+async def test_only_the_canonical_form_of_a_token_is_valid(content: str) -> None:
     tokens = EncryptedTokens(FakeAead(), "state", str)
     token = await tokens.make(content)
     assert await tokens.read(token) == content
-    for spelling in (token + "=", token + "==", token + "\n", "\n" + token, token + "!"):
-        assert await tokens.read(spelling) is None
+    for variant in (token + "=", token + "==", token + "\n", "\n" + token, token + "!"):
+        assert await tokens.read(variant) is None

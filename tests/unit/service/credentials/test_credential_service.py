@@ -30,7 +30,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 async def integration(system: FakeSystem) -> Integration:
-    """One whose token is good for an hour."""
+    """A connected integration whose token is valid for an hour."""
     return await system.connect()
 
 
@@ -45,31 +45,31 @@ async def get(
 
 
 async def access_token(system: FakeSystem, integration_id: int, min_ttl: timedelta | None = None) -> str:
-    get_usable = await get(system, integration_id, min_ttl)
-    assert isinstance(get_usable.credentials, OAuthTokens)
-    return get_usable.credentials.access_token
+    usable = await get(system, integration_id, min_ttl)
+    assert isinstance(usable.credentials, OAuthTokens)
+    return usable.credentials.access_token
 
 
-# --- what is handed out --------------------------------------------------------------------------------------------
+# --- returned credentials --------------------------------------------------------------------------------------------
 
 
-async def test_hands_out_what_to_put_on_a_request(system: FakeSystem, integration: Integration) -> None:
-    get_usable = await get(system, integration.integration_id)
-    assert get_usable.credentials == await system.tokens(integration.integration_id)
-    assert get_usable.scopes == ("read",)
-    assert get_usable.request_auth.headers == {"Authorization": "Bearer access-1"}
-    assert "access-1" not in repr(get_usable)
+async def test_credentials_come_with_scopes_and_request_auth(system: FakeSystem, integration: Integration) -> None:
+    usable = await get(system, integration.integration_id)
+    assert usable.credentials == await system.tokens(integration.integration_id)
+    assert usable.scopes == ("read",)
+    assert usable.request_auth.headers == {"Authorization": "Bearer access-1"}
+    assert "access-1" not in repr(usable)
 
 
-async def test_hands_out_a_key(system: FakeSystem) -> None:
+async def test_an_api_key_is_returned_without_a_refresh(system: FakeSystem) -> None:
     row = await system.connect_key(api_key="key-1")
-    get_usable = await get(system, row.integration_id, timedelta(days=365))
-    assert get_usable.credentials == ApiKey("key-1")
-    assert get_usable.request_auth.query_params == {"key": "key-1"}
+    usable = await get(system, row.integration_id, timedelta(days=365))
+    assert usable.credentials == ApiKey("key-1")
+    assert usable.request_auth.query_params == {"key": "key-1"}
     assert not system.key_provider.refreshes
 
 
-async def test_scopes_that_were_not_granted_are_reported_without_a_call(
+async def test_missing_scopes_are_reported_without_a_provider_call(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.clock.advance(HOUR)
@@ -78,7 +78,7 @@ async def test_scopes_that_were_not_granted_are_reported_without_a_call(
     assert not system.provider.refreshes
 
 
-async def test_scopes_that_were_granted_are_no_hindrance(system: FakeSystem) -> None:
+async def test_granted_scopes_can_be_required(system: FakeSystem) -> None:
     system.provider.granted = ("read",)
     row = await system.connect(scopes=("offline_access",))
     assert set((await get(system, row.integration_id, scopes=["offline_access", "read"])).scopes) == {
@@ -87,7 +87,7 @@ async def test_scopes_that_were_granted_are_no_hindrance(system: FakeSystem) -> 
     }
 
 
-async def test_a_scope_that_the_refresh_lost_is_missed_at_once(system: FakeSystem, integration: Integration) -> None:
+async def test_a_scope_lost_by_the_refresh_is_reported_as_missing(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.granted = ("profile",)
     with pytest.raises(ScopeMissing, match="read"):
@@ -95,7 +95,7 @@ async def test_a_scope_that_the_refresh_lost_is_missed_at_once(system: FakeSyste
     assert (await get(system, integration.integration_id)).scopes == ("profile",)
 
 
-# --- how fresh -----------------------------------------------------------------------------------------------------
+# --- refresh on demand -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ async def test_a_scope_that_the_refresh_lost_is_missed_at_once(system: FakeSyste
         # the buffer: five minutes
         (60 * MINUTE, 55 * MINUTE, None, False),
         (60 * MINUTE, 55 * MINUTE + timedelta.resolution, None, True),
-        # or half of the token's life
+        # or half of the token's lifetime
         (4 * MINUTE, 2 * MINUTE, None, False),
         (4 * MINUTE, 2 * MINUTE + timedelta.resolution, None, True),
-        # an explicit one is neither capped nor raised
+        # an explicit min_ttl is neither lowered nor raised
         (60 * MINUTE, 30 * MINUTE, 30 * MINUTE, False),
         (60 * MINUTE, 31 * MINUTE, 30 * MINUTE, True),
         (4 * MINUTE, timedelta(0), 30 * MINUTE, True),
@@ -115,7 +115,7 @@ async def test_a_scope_that_the_refresh_lost_is_missed_at_once(system: FakeSyste
         (60 * MINUTE, 60 * MINUTE, timedelta(0), True),
     ],
 )
-async def test_refreshes_only_where_it_must(
+async def test_a_token_is_refreshed_only_below_its_buffer_or_min_ttl(
     system: FakeSystem, lifetime: timedelta, age: timedelta, min_ttl: timedelta | None, is_refreshed: bool
 ) -> None:
     system.provider.lifetime = lifetime
@@ -125,14 +125,16 @@ async def test_refreshes_only_where_it_must(
     assert token == ("renewed-access-1" if is_refreshed else "access-1")
 
 
-async def test_a_token_that_never_ends_is_never_refreshed(system: FakeSystem) -> None:
+async def test_a_token_without_expiry_is_never_refreshed(system: FakeSystem) -> None:
     system.provider.lifetime = None
     integration = await system.connect()
     system.clock.advance(timedelta(days=3650))
     assert await access_token(system, integration.integration_id, timedelta(days=365)) == "access-1"
 
 
-async def test_a_refreshed_token_is_taken_however_short_its_life(system: FakeSystem, integration: Integration) -> None:
+async def test_a_refreshed_token_is_served_even_if_it_is_shorter_than_min_ttl(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.lifetime = timedelta(seconds=1)
     assert await access_token(system, integration.integration_id, 2 * HOUR) == "renewed-access-1"
 
@@ -177,7 +179,7 @@ async def test_a_token_that_expires_while_its_refresh_fails_is_not_served(
         await waiting
 
 
-async def test_a_token_that_cannot_be_renewed_is_served_to_its_end(system: FakeSystem) -> None:
+async def test_a_token_without_refresh_token_is_served_until_it_expires(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR - timedelta.resolution)
@@ -187,10 +189,12 @@ async def test_a_token_that_cannot_be_renewed_is_served_to_its_end(system: FakeS
         await get(system, integration.integration_id)
 
 
-# --- what stands in the way ----------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-async def test_somebody_elses_is_as_absent_as_what_never_was(system: FakeSystem, integration: Integration) -> None:
+async def test_integrations_of_other_users_and_unknown_ids_are_not_found(
+    system: FakeSystem, integration: Integration
+) -> None:
     for integration_id, user_id in ((integration.integration_id, EVE), (999, ADA)):
         with pytest.raises(IntegrationNotFound):
             await get(system, integration_id, user_id=user_id)
@@ -199,7 +203,7 @@ async def test_somebody_elses_is_as_absent_as_what_never_was(system: FakeSystem,
     assert not system.provider.refreshes
 
 
-async def test_pending_inactive_and_expired_integrations_give_no_credentials(
+async def test_pending_inactive_and_expired_integrations_return_no_credentials(
     system: FakeSystem, integration: Integration
 ) -> None:
     pending = await system.begin()
@@ -227,29 +231,29 @@ async def test_corrupt_credentials_do_not_decrypt_and_the_others_still_serve(
     assert await access_token(system, other.integration_id) == "access-2"
 
 
-async def test_an_outage_is_reported(system: FakeSystem, integration: Integration) -> None:
+async def test_a_database_outage_is_reported(system: FakeSystem, integration: Integration) -> None:
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await get(system, integration.integration_id)
 
 
-# --- RefreshToken --------------------------------------------------------------------------------------------------
+# --- RefreshToken ----------------------------------------------------------------------------------------------------
 
 
 async def refresh(system: FakeSystem, integration_id: int, *, force: bool = False) -> TokenState:
     return await system.credentials.refresh_token(IntegrationId(integration_id), ADA, force=force)
 
 
-async def test_a_good_token_is_left_alone_unless_forced(system: FakeSystem, integration: Integration) -> None:
-    end = system.clock() + HOUR
-    assert await refresh(system, integration.integration_id) == TokenState(refreshed=False, expire_time=end)
+async def test_a_valid_token_is_refreshed_only_if_forced(system: FakeSystem, integration: Integration) -> None:
+    expire_time = system.clock() + HOUR
+    assert await refresh(system, integration.integration_id) == TokenState(refreshed=False, expire_time=expire_time)
     system.clock.advance(MINUTE)
     forced = await refresh(system, integration.integration_id, force=True)
-    assert forced == TokenState(refreshed=True, expire_time=end + MINUTE)
+    assert forced == TokenState(refreshed=True, expire_time=expire_time + MINUTE)
     assert await access_token(system, integration.integration_id) == "renewed-access-1"
 
 
-async def test_a_token_near_its_end_is_refreshed(system: FakeSystem, integration: Integration) -> None:
+async def test_a_token_near_its_expiry_is_refreshed(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(56 * MINUTE)
     assert (await refresh(system, integration.integration_id)).refreshed
 
@@ -257,7 +261,7 @@ async def test_a_token_near_its_end_is_refreshed(system: FakeSystem, integration
 @pytest.mark.parametrize(
     "error", [ProviderUnavailable(), ProviderRejected("grant"), ProviderMisconfigured()], ids=lambda error: error.reason
 )
-async def test_who_asks_for_a_refresh_hears_that_it_failed(
+async def test_a_failed_refresh_is_reported_to_the_caller(
     system: FakeSystem, integration: Integration, error: IntegrationServerError
 ) -> None:
     system.provider.refresh_error = error
@@ -265,7 +269,7 @@ async def test_who_asks_for_a_refresh_hears_that_it_failed(
         await refresh(system, integration.integration_id, force=True)
 
 
-async def test_a_token_that_cannot_be_renewed_asks_for_the_user(system: FakeSystem) -> None:
+async def test_a_forced_refresh_without_refresh_token_requires_reauthorization(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
     assert not (await refresh(system, integration.integration_id)).refreshed
@@ -273,7 +277,7 @@ async def test_a_token_that_cannot_be_renewed_asks_for_the_user(system: FakeSyst
         await refresh(system, integration.integration_id, force=True)
 
 
-async def test_a_key_has_nothing_to_refresh(system: FakeSystem) -> None:
+async def test_an_api_key_is_not_refreshed(system: FakeSystem) -> None:
     row = await system.connect_key()
-    nothing = TokenState(refreshed=False, expire_time=None)
-    assert await refresh(system, row.integration_id, force=True) == nothing
+    not_refreshed = TokenState(refreshed=False, expire_time=None)
+    assert await refresh(system, row.integration_id, force=True) == not_refreshed

@@ -1,4 +1,4 @@
-"""The cache serves for seconds, never after a known change, and only while the change feed is up to date."""
+"""Tests of the integration cache: its entries expire, changes invalidate them, and a stale change feed disables it."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from integration_server.service.integrations.ports import StoredIntegration
 from tests.fakes.change_feed import FakeChangeFeed
 from tests.fakes.system import ADA, EVE, FakeSystem
 
-LITTLE = timedelta(milliseconds=1)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 @dataclass
@@ -40,7 +40,7 @@ class CountingLookup:
     """A lookup that counts its reads, and waits for `gate` after each."""
 
     rows: dict[int, StoredIntegration] = field(default_factory=dict)
-    asked: int = 0
+    reads: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class CountingLookup:
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The row as it was before the wait."""
-        self.asked += 1
+        self.reads += 1
         found = self.rows.get(integration_id)
         await self.gate.wait()
         if found is None or found.integration.user_id != user_id:
@@ -57,7 +57,7 @@ class CountingLookup:
 
 
 class RacyCache(RaceSafeCache):
-    """The negative control: caches the result of every read."""
+    """Negative control: a cache that stores the result of every read."""
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result."""
@@ -74,11 +74,11 @@ class CacheFixture:
         cache: Callable[[int, Callable[[], float]], RaceSafeCache] = RaceSafeCache,
         size: int = 10,
     ) -> None:
-        self.elapsed = ManualMonotonicClock()
+        self.clock = ManualMonotonicClock()
         self.store = CountingLookup({row.integration.integration_id: row})
         self.change_feed = FakeChangeFeed()
-        self.cache = cache(size, self.elapsed)
-        self.reader = ChangeFeedReader(self.change_feed, self.cache, self.elapsed)
+        self.cache = cache(size, self.clock)
+        self.reader = ChangeFeedReader(self.change_feed, self.cache, self.clock)
         self.lookup = CachedLookup(self.cache, self.store)
 
     async def find(self, row: StoredIntegration, user_id: UserId = ADA) -> StoredIntegration | None:
@@ -104,28 +104,28 @@ def row(system: FakeSystem, integration: Integration) -> StoredIntegration:
     return system.stored(integration.integration_id)
 
 
-async def test_the_store_is_asked_once(row: StoredIntegration) -> None:
+async def test_repeated_lookups_read_the_store_once(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     assert [await fixture.find(row) for _ in range(3)] == [row] * 3
-    assert fixture.store.asked == 1
+    assert fixture.store.reads == 1
 
 
-async def test_another_user_gets_nothing_of_it(row: StoredIntegration) -> None:
+async def test_another_user_does_not_find_the_cached_row(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     for _ in range(2):
         assert await fixture.find(row) == row
         assert await fixture.find(row, EVE) is None
-    assert fixture.store.asked == 1
+    assert fixture.store.reads == 1
 
 
 async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
-    gone = fixture.store.rows.pop(row.integration.integration_id)
+    removed = fixture.store.rows.pop(row.integration.integration_id)
     assert await fixture.find(row) is None
-    fixture.store.rows[row.integration.integration_id] = gone
+    fixture.store.rows[row.integration.integration_id] = removed
     assert await fixture.find(row) == row
 
 
@@ -133,10 +133,10 @@ async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> No
     "unusable", [{"is_active": False}, {"reauthorization_required": True}, {"connect_time": None}], ids=str
 )
 async def test_unusable_integrations_are_not_cached(row: StoredIntegration, unusable: dict[str, Any]) -> None:
-    off = replace(row, integration=replace(row.integration, **unusable))
-    fixture = CacheFixture(off)
+    unusable_row = replace(row, integration=replace(row.integration, **unusable))
+    fixture = CacheFixture(unusable_row)
     await fixture.reader.poll()
-    assert await fixture.find(off) == off
+    assert await fixture.find(unusable_row) == unusable_row
     fixture.store.rows[row.integration.integration_id] = row
     assert await fixture.find(row) == row
 
@@ -151,7 +151,7 @@ async def test_a_change_invalidates_the_cached_row(row: StoredIntegration) -> No
     assert await fixture.find(row) is None
 
 
-async def test_changes_of_this_process_invalidate_at_once(row: StoredIntegration) -> None:
+async def test_changes_by_this_process_invalidate_at_once(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     await fixture.find(row)
@@ -160,7 +160,7 @@ async def test_changes_of_this_process_invalidate_at_once(row: StoredIntegration
     assert await fixture.find(row) is None
 
 
-async def test_nothing_is_served_from_the_cache_before_the_first_poll(row: StoredIntegration) -> None:
+async def test_the_cache_is_not_used_before_the_first_poll(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.find(row)
     fixture.remove(row)  # the first poll reads no change
@@ -177,34 +177,34 @@ async def test_entries_from_before_the_first_poll_are_not_served(row: StoredInte
     assert await fixture.find(row) is None
 
 
-async def test_nothing_is_served_from_the_cache_while_the_change_feed_is_unavailable(row: StoredIntegration) -> None:
+async def test_the_cache_is_not_used_when_the_change_feed_is_stale(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     await fixture.find(row)
     fixture.change_feed.is_unavailable = True
     fixture.store.rows.clear()
-    fixture.elapsed.advance(MAX_STALENESS - LITTLE)
+    fixture.clock.advance(MAX_STALENESS - MILLISECOND)
     with pytest.raises(StoreUnavailable):
         await fixture.reader.poll()
     assert await fixture.find(row) == row
-    fixture.elapsed.advance(2 * LITTLE)
+    fixture.clock.advance(2 * MILLISECOND)
     assert await fixture.find(row) is None
 
 
-async def test_staleness_counts_from_the_start_of_a_poll(row: StoredIntegration) -> None:
+async def test_staleness_is_measured_from_the_start_of_a_poll(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
 
     class SlowChangeFeed(FakeChangeFeed):
         async def poll(self, cursor: ChangeCursor | None, limit: int) -> ChangeBatch:
             batch = await super().poll(cursor, limit)
-            fixture.elapsed.advance(MAX_STALENESS)
+            fixture.clock.advance(MAX_STALENESS)
             return batch
 
-    fixture.reader = ChangeFeedReader(SlowChangeFeed(), fixture.cache, fixture.elapsed)
+    fixture.reader = ChangeFeedReader(SlowChangeFeed(), fixture.cache, fixture.clock)
     await fixture.reader.poll()
     await fixture.find(row)
     await fixture.find(row)
-    assert fixture.store.asked == 2
+    assert fixture.store.reads == 2
 
 
 async def test_missed_changes_are_read_when_polling_works_again(row: StoredIntegration) -> None:
@@ -212,7 +212,7 @@ async def test_missed_changes_are_read_when_polling_works_again(row: StoredInteg
     await fixture.reader.poll()
     await fixture.find(row)
     fixture.change_feed.is_unavailable = True
-    fixture.elapsed.advance(MAX_STALENESS)
+    fixture.clock.advance(MAX_STALENESS)
     fixture.remove(row)
     fixture.change_feed.is_unavailable = False
     await fixture.reader.poll()
@@ -223,22 +223,22 @@ async def test_entries_expire(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     await fixture.find(row)
-    fixture.elapsed.advance(timedelta(seconds=5))
+    fixture.clock.advance(timedelta(seconds=5))
     await fixture.reader.poll()
     await fixture.find(row)
-    assert fixture.store.asked == 2
+    assert fixture.store.reads == 2
 
 
 async def read_during_removal(fixture: CacheFixture, row: StoredIntegration) -> None:
     """Read the row, and remove it before the read ends."""
     await fixture.reader.poll()
     fixture.store.gate.clear()
-    reading = asyncio.create_task(fixture.find(row))
+    read_task = asyncio.create_task(fixture.find(row))
     await asyncio.sleep(0)
     fixture.remove(row)
     await fixture.reader.poll()
     fixture.store.gate.set()
-    assert await reading == row
+    assert await read_task == row
 
 
 async def test_a_read_superseded_by_a_change_is_not_cached(row: StoredIntegration) -> None:
@@ -247,38 +247,38 @@ async def test_a_read_superseded_by_a_change_is_not_cached(row: StoredIntegratio
     assert await fixture.find(row) is None
 
 
-async def test_without_begin_read_a_superseded_row_is_cached(row: StoredIntegration) -> None:
+async def test_negative_control_without_begin_read_a_superseded_row_is_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row, RacyCache)
     await read_during_removal(fixture, row)
     assert await fixture.find(row) == row
 
 
-async def test_the_later_of_two_reads_is_cached(row: StoredIntegration) -> None:
+async def test_one_of_two_concurrent_reads_is_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     fixture.store.gate.clear()
-    readings = [asyncio.create_task(fixture.find(row)) for _ in range(2)]
+    read_tasks = [asyncio.create_task(fixture.find(row)) for _ in range(2)]
     await asyncio.sleep(0)
     fixture.store.gate.set()
-    await asyncio.gather(*readings)
+    await asyncio.gather(*read_tasks)
     await fixture.find(row)
-    assert fixture.store.asked == 2
+    assert fixture.store.reads == 2
 
 
 async def test_a_cancelled_read_is_not_cached(row: StoredIntegration) -> None:
     fixture = CacheFixture(row)
     await fixture.reader.poll()
     fixture.store.gate.clear()
-    reading = asyncio.create_task(fixture.find(row))
+    read_task = asyncio.create_task(fixture.find(row))
     await asyncio.sleep(0)
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
+    read_task.cancel()
+    await asyncio.gather(read_task, return_exceptions=True)
     fixture.store.gate.set()
     assert await fixture.find(row) == row
     assert not fixture.cache._pending_reads
 
 
-async def test_the_least_recently_used_is_evicted_first(row: StoredIntegration) -> None:
+async def test_the_least_recently_used_row_is_evicted_first(row: StoredIntegration) -> None:
     fixture = CacheFixture(row, size=2)
     rows = [
         replace(row, integration=replace(row.integration, integration_id=IntegrationId(number))) for number in (1, 2, 3)
@@ -287,11 +287,11 @@ async def test_the_least_recently_used_is_evicted_first(row: StoredIntegration) 
     await fixture.reader.poll()
     for number in (0, 1, 0, 2):
         await fixture.find(rows[number])
-    assert fixture.store.asked == 3
+    assert fixture.store.reads == 3
     await fixture.find(rows[0])
-    assert fixture.store.asked == 3
+    assert fixture.store.reads == 3
     await fixture.find(rows[1])
-    assert fixture.store.asked == 4
+    assert fixture.store.reads == 4
 
 
 async def test_cached_rows_hide_their_credentials(row: StoredIntegration) -> None:

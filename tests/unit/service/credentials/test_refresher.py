@@ -26,26 +26,26 @@ INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
 
 @pytest.fixture
 async def integration(system: FakeSystem) -> Integration:
-    """One whose token has expired."""
+    """A connected integration whose token has expired."""
     integration = await system.connect()
     system.clock.advance(HOUR)
     return integration
 
 
 async def access_token(system: FakeSystem, integration: Integration) -> str:
-    get_usable = await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
-    assert isinstance(get_usable.credentials, OAuthTokens)
-    return get_usable.credentials.access_token
+    usable = await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
+    assert isinstance(usable.credentials, OAuthTokens)
+    return usable.credentials.access_token
 
 
 @pytest.fixture
 def gate(system: FakeSystem) -> asyncio.Event:
-    """Keeps the provider's answers back until it is set."""
+    """Delays the provider's responses until it is set."""
     system.provider.gate = asyncio.Event()
     return system.provider.gate
 
 
-# --- one at a time -------------------------------------------------------------------------------------------------
+# --- single flight and leases ----------------------------------------------------------------------------------------
 
 
 async def test_refreshes_once_when_callers_race(system: FakeSystem, integration: Integration) -> None:
@@ -57,10 +57,10 @@ async def test_refreshes_once_when_callers_race(system: FakeSystem, integration:
 async def test_refreshes_once_when_processes_race(system: FakeSystem, integration: Integration) -> None:
     refreshed = await asyncio.gather(*(system.another_process().refresher.refresh(integration) for _ in range(10)))
     assert system.provider.refreshes == ["refresh-1"]
-    assert {one.tokens.access_token for one in refreshed} == {"renewed-access-1"}
+    assert {result.tokens.access_token for result in refreshed} == {"renewed-access-1"}
 
 
-async def test_without_the_lease_every_process_refreshes() -> None:
+async def test_negative_control_without_leases_every_process_refreshes() -> None:
     system = FakeSystem()
     allow_shared_leases(system.leases)
     integration = await system.connect()
@@ -69,7 +69,7 @@ async def test_without_the_lease_every_process_refreshes() -> None:
     assert len(system.provider.refreshes) == 10
 
 
-async def test_integrations_refresh_side_by_side(
+async def test_different_integrations_refresh_concurrently(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     gate.set()
@@ -82,14 +82,16 @@ async def test_integrations_refresh_side_by_side(
     assert len(set(await both)) == 2
 
 
-async def test_those_who_come_late_take_what_was_refreshed(system: FakeSystem, integration: Integration) -> None:
+async def test_a_caller_with_an_old_row_gets_the_tokens_of_the_last_refresh(
+    system: FakeSystem, integration: Integration
+) -> None:
     await system.refresher.refresh(integration)
-    late = await system.refresher.refresh(integration)  # has seen the row before the refresh
+    late = await system.refresher.refresh(integration)  # with the row from before the refresh
     assert late.tokens.access_token == "renewed-access-1"
     assert len(system.provider.refreshes) == 1
 
 
-async def test_what_was_refreshed_and_has_expired_since_is_not_taken(
+async def test_expired_tokens_of_the_last_refresh_are_refreshed_again(
     system: FakeSystem, integration: Integration
 ) -> None:
     await system.refresher.refresh(integration)
@@ -98,7 +100,9 @@ async def test_what_was_refreshed_and_has_expired_since_is_not_taken(
     assert late.tokens.access_token == "renewed-access-2"
 
 
-async def test_a_failed_flight_does_not_keep_the_next_from_trying(system: FakeSystem, integration: Integration) -> None:
+async def test_a_failed_refresh_is_shared_and_does_not_block_the_next(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     outcomes = await asyncio.gather(*(access_token(system, integration) for _ in range(10)), return_exceptions=True)
     assert all(isinstance(outcome, ProviderUnavailable) for outcome in outcomes)
@@ -107,7 +111,7 @@ async def test_a_failed_flight_does_not_keep_the_next_from_trying(system: FakeSy
     assert await access_token(system, integration) == "renewed-access-2"
 
 
-async def test_a_refresh_runs_to_its_end_though_every_caller_is_gone(
+async def test_a_refresh_completes_after_all_callers_are_cancelled(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     callers = [asyncio.create_task(access_token(system, integration)) for _ in range(3)]
@@ -120,17 +124,17 @@ async def test_a_refresh_runs_to_its_end_though_every_caller_is_gone(
     assert (await system.tokens(integration.integration_id)).refresh_token == "renewed-refresh-1"
 
 
-async def test_one_caller_who_leaves_takes_nothing_from_the_others(
+async def test_a_cancelled_caller_does_not_affect_the_others(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
-    impatient, patient = [asyncio.create_task(access_token(system, integration)) for _ in range(2)]
+    cancelled, remaining = [asyncio.create_task(access_token(system, integration)) for _ in range(2)]
     await until(lambda: system.provider.refreshes)
-    impatient.cancel()
+    cancelled.cancel()
     gate.set()
-    assert await patient == "renewed-access-1"
+    assert await remaining == "renewed-access-1"
 
 
-# --- the commit ----------------------------------------------------------------------------------------------------
+# --- the commit ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_rotated_refresh_token_is_stored_with_the_access_token(
@@ -144,7 +148,7 @@ async def test_a_rotated_refresh_token_is_stored_with_the_access_token(
     assert row.version == integration.version + 1
 
 
-async def test_a_token_response_without_a_refresh_token_keeps_the_old_one(
+async def test_a_token_response_without_refresh_token_keeps_the_previous_one(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.rotates = False
@@ -153,23 +157,23 @@ async def test_a_token_response_without_a_refresh_token_keeps_the_old_one(
     assert system.row(integration.integration_id).is_renewable
 
 
-async def test_what_belongs_to_the_account_survives_a_refresh(system: FakeSystem) -> None:
-    outcome = await system.call_back((await system.begin()).state, query={"realmId": "9"})
+async def test_extras_are_kept_by_a_refresh(system: FakeSystem) -> None:
+    result = await system.call_back((await system.begin()).state, query={"realmId": "9"})
     system.clock.advance(HOUR)
-    await access_token(system, system.row(outcome.integration_id))
-    assert (await system.tokens(outcome.integration_id)).extras == {"realmId": "9"}
+    await access_token(system, system.row(result.integration_id))
+    assert (await system.tokens(result.integration_id)).extras == {"realmId": "9"}
 
 
-async def test_who_commits_second_takes_the_winners_tokens(
+async def test_the_second_of_two_commits_returns_the_tokens_of_the_first(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     allow_shared_leases(system.leases)
-    here, there = system.another_process().refresher, system.another_process().refresher
-    both = asyncio.gather(here.refresh(integration), there.refresh(integration))
+    first, second = system.another_process().refresher, system.another_process().refresher
+    both = asyncio.gather(first.refresh(integration), second.refresh(integration))
     await until(lambda: len(system.provider.refreshes) == 2)
     gate.set()
-    one, two = await both
-    assert one.tokens == two.tokens == await system.tokens(integration.integration_id)
+    results = await both
+    assert results[0].tokens == results[1].tokens == await system.tokens(integration.integration_id)
     assert system.row(integration.integration_id).version == integration.version + 1
 
 
@@ -185,7 +189,7 @@ async def test_a_refresh_does_not_overwrite_a_reconnection(
     assert (await system.tokens(integration.integration_id)).access_token == "access-2"
 
 
-async def test_a_refresh_does_not_bring_a_disconnected_integration_back(
+async def test_a_refresh_does_not_restore_a_disconnected_integration(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     waiting = asyncio.create_task(access_token(system, integration))
@@ -198,7 +202,7 @@ async def test_a_refresh_does_not_bring_a_disconnected_integration_back(
     assert not system.ids()
 
 
-async def test_a_token_that_comes_expired_is_not_served_but_its_refresh_token_is_kept(
+async def test_a_token_response_that_is_already_expired_is_stored_but_not_served(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.lifetime = timedelta(0)
@@ -211,10 +215,10 @@ async def test_a_token_that_comes_expired_is_not_served_but_its_refresh_token_is
     assert system.provider.refreshes == ["refresh-1", "renewed-refresh-1"]
 
 
-# --- what was granted ----------------------------------------------------------------------------------------------
+# --- granted scopes --------------------------------------------------------------------------------------------------
 
 
-async def test_no_scope_in_the_token_response_leaves_scopes_unchanged(system: FakeSystem) -> None:
+async def test_a_token_response_without_scope_keeps_the_granted_scopes(system: FakeSystem) -> None:
     system.provider.granted = ("read",)
     integration = await system.connect(scopes=("write",))
     system.provider.granted = None
@@ -223,7 +227,7 @@ async def test_no_scope_in_the_token_response_leaves_scopes_unchanged(system: Fa
     assert (row.scopes, row.missing_scopes) == (("read",), ("write",))
 
 
-async def test_a_required_scope_that_a_refresh_lost_is_shown_until_it_is_back(system: FakeSystem) -> None:
+async def test_a_required_scope_lost_by_a_refresh_is_missing_until_it_is_granted_again(system: FakeSystem) -> None:
     integration = await system.connect(scopes=("write",))
     for granted, missing, status in (
         (("write",), ("read",), Status.ERROR),
@@ -235,10 +239,10 @@ async def test_a_required_scope_that_a_refresh_lost_is_shown_until_it_is_back(sy
         assert (row.missing_scopes, row.status(system.clock())) == (missing, status)
 
 
-# --- failures, told apart ------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_passing_failure_is_noted_and_cleared_by_the_next_success(
+async def test_a_temporary_failure_is_recorded_and_cleared_by_the_next_success(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.refresh_error = ProviderUnavailable()
@@ -256,11 +260,11 @@ async def test_a_passing_failure_is_noted_and_cleared_by_the_next_success(
     assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
 
 
-async def test_how_long_to_wait_is_passed_on(system: FakeSystem, integration: Integration) -> None:
+async def test_retry_after_is_passed_on(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(seconds=7))
-    with pytest.raises(ProviderUnavailable) as refused:
+    with pytest.raises(ProviderUnavailable) as caught:
         await access_token(system, integration)
-    assert refused.value.retry_after == timedelta(seconds=7)
+    assert caught.value.retry_after == timedelta(seconds=7)
 
 
 async def test_an_invalid_grant_is_not_retried(system: FakeSystem, integration: Integration) -> None:
@@ -276,7 +280,7 @@ async def test_an_invalid_grant_is_not_retried(system: FakeSystem, integration: 
 
 
 @pytest.mark.parametrize("oauth_error", [None, "invalid_request", "invalid_scope"])
-async def test_another_refusal_does_not_kill_the_grant(
+async def test_other_oauth_errors_do_not_end_the_grant(
     system: FakeSystem, integration: Integration, oauth_error: str | None
 ) -> None:
     system.provider.refresh_error = ProviderRejected("grant", oauth_error=oauth_error)
@@ -287,14 +291,16 @@ async def test_another_refusal_does_not_kill_the_grant(
     assert await access_token(system, integration) == "renewed-access-2"
 
 
-async def test_our_own_fault_does_not_touch_the_users_integration(system: FakeSystem, integration: Integration) -> None:
+async def test_a_misconfigured_client_does_not_change_the_integration(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.refresh_error = ProviderMisconfigured(oauth_error="invalid_client")
     with pytest.raises(ProviderMisconfigured):
         await access_token(system, integration)
     assert system.row(integration.integration_id) == integration
 
 
-async def test_a_failure_of_credentials_that_were_replaced_is_not_held_against_the_new_ones(
+async def test_a_failure_of_replaced_credentials_is_ignored(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     system.provider.refresh_error = INVALID_GRANT
@@ -307,19 +313,19 @@ async def test_a_failure_of_credentials_that_were_replaced_is_not_held_against_t
     assert system.row(integration.integration_id).status(system.clock()) is Status.ACTIVE
 
 
-async def test_an_integration_switched_off_meanwhile_is_not_refreshed(
+async def test_an_integration_deactivated_meanwhile_is_not_refreshed(
     system: FakeSystem, integration: Integration
 ) -> None:
     await system.integration_manager.update_integration(
         integration.integration_id, ADA, IntegrationUpdate(is_active=False)
     )
-    with pytest.raises(IntegrationServerError) as refused:
+    with pytest.raises(IntegrationServerError) as caught:
         await system.refresher.refresh(integration)
-    assert refused.value.reason == "INTEGRATION_INACTIVE"
+    assert caught.value.reason == "INTEGRATION_INACTIVE"
     assert not system.provider.refreshes
 
 
-async def test_the_database_away_is_no_fault_of_the_grant(system: FakeSystem, integration: Integration) -> None:
+async def test_a_database_outage_is_not_recorded_as_a_failure(system: FakeSystem, integration: Integration) -> None:
     system.database.is_unavailable = True
     with pytest.raises(StoreUnavailable):
         await system.refresher.refresh(integration)
@@ -327,7 +333,7 @@ async def test_the_database_away_is_no_fault_of_the_grant(system: FakeSystem, in
     assert system.row(integration.integration_id) == integration
 
 
-async def test_logs_tell_what_happened_and_no_secret(system: FakeSystem, integration: Integration) -> None:
+async def test_logs_report_outcomes_without_secrets(system: FakeSystem, integration: Integration) -> None:
     structlog.reset_defaults()
     with capture_logs() as logs:
         await access_token(system, integration)

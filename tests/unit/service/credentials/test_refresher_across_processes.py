@@ -1,4 +1,4 @@
-"""Refreshing while processes die, sleep and lose their database. A `FakeSystem.another_process()` is a process."""
+"""Refreshing while processes crash, pause and lose the database. `FakeSystem.another_process()` is another process."""
 
 import asyncio
 from collections import Counter
@@ -33,15 +33,15 @@ INVALID_GRANT = ProviderRejected("grant", oauth_error="invalid_grant")
 
 @pytest.fixture
 async def integration(system: FakeSystem) -> Integration:
-    """One whose token has expired."""
+    """A connected integration whose token has expired."""
     integration = await system.connect()
     system.clock.advance(HOUR)
     return integration
 
 
-async def crash_after_the_call(system: FakeSystem, integration: Integration) -> Lease:
-    """What a process leaves that dies between the provider's answer and the commit; its lease has lapsed since."""
-    lease = await system.leases.claim(integration, "dead process")
+async def crash_after_provider_call(system: FakeSystem, integration: Integration) -> Lease:
+    """Simulate a process that crashes between the provider's response and the commit. Returns its expired lease."""
+    lease = await system.leases.claim(integration, "crashed process")
     assert lease is not None
     system.clock.advance(LEASE)
     return lease
@@ -51,38 +51,38 @@ def status(system: FakeSystem, integration: Integration) -> Status:
     return system.row(integration.integration_id).status(system.clock())
 
 
-# --- holders that don't come back ----------------------------------------------------------------------------------
+# --- crashed lease owners --------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_a_holder_gives_up_in_the_end(integration: Integration, system: FakeSystem) -> None:
+async def test_a_waiter_gives_up_on_an_owner_that_does_not_finish(integration: Integration, system: FakeSystem) -> None:
     system.sleep_advances_clock = True
     system.provider.gate = asyncio.Event()
-    hanging = asyncio.create_task(system.another_process().refresher.refresh(integration))
+    owner = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.database.execute(update(refresh_leases).values(expire_time=system.clock() + HOUR))
-    with pytest.raises(ProviderUnavailable) as refused:
+    with pytest.raises(ProviderUnavailable) as caught:
         await system.refresher.refresh(integration)
-    assert refused.value.retry_after is not None
+    assert caught.value.retry_after is not None
     system.provider.gate.set()
-    await hanging
+    await owner
 
 
-async def test_a_spent_token_is_not_sent_again_while_its_holder_may_come_back(
+async def test_a_used_refresh_token_is_not_sent_again_while_its_owner_may_return(
     system: FakeSystem, integration: Integration
 ) -> None:
-    await crash_after_the_call(system, integration)
-    with pytest.raises(ProviderUnavailable) as refused:
+    await crash_after_provider_call(system, integration)
+    with pytest.raises(ProviderUnavailable) as caught:
         await system.refresher.refresh(integration)
-    assert refused.value.retry_after == 2 * LEASE
+    assert caught.value.retry_after == 2 * LEASE
     assert not system.provider.refreshes
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_a_token_whose_holder_never_comes_back_needs_reauthorization(
+async def test_a_used_refresh_token_whose_owner_never_returns_requires_reauthorization(
     system: FakeSystem, integration: Integration
 ) -> None:
     processes = [system.another_process().refresher for _ in range(3)]
-    await crash_after_the_call(system, integration)
+    await crash_after_provider_call(system, integration)
     system.clock.advance(2 * LEASE)
     for process in processes:
         with pytest.raises(ReauthorizationRequired):
@@ -91,28 +91,30 @@ async def test_a_token_whose_holder_never_comes_back_needs_reauthorization(
     assert status(system, integration) is Status.EXPIRED
 
 
-async def test_a_spent_token_is_sent_again_where_the_provider_gives_a_grace(
+async def test_a_used_refresh_token_is_sent_again_within_the_grace_period(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.refresh_token_grace = HOUR
-    await crash_after_the_call(system, integration)
+    await crash_after_provider_call(system, integration)
     await system.refresher.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
 
-async def test_after_the_grace_it_is_not_sent_again(system: FakeSystem, integration: Integration) -> None:
+async def test_a_used_refresh_token_is_not_sent_again_after_the_grace_period(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.refresh_token_grace = LEASE
-    await crash_after_the_call(system, integration)
+    await crash_after_provider_call(system, integration)
     with pytest.raises(ProviderUnavailable):
         await system.refresher.refresh(integration)
     assert not system.provider.refreshes
 
 
-async def test_a_failed_replay_does_not_make_the_token_look_unused(
+async def test_a_failed_replay_does_not_make_the_refresh_token_unused(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.refresh_token_grace = HOUR
-    await crash_after_the_call(system, integration)
+    await crash_after_provider_call(system, integration)
     system.provider.refresh_error = ProviderUnavailable()
     with pytest.raises(ProviderUnavailable):
         await system.refresher.refresh(integration)
@@ -120,11 +122,11 @@ async def test_a_failed_replay_does_not_make_the_token_look_unused(
     system.clock.advance(HOUR)
     with pytest.raises(ReauthorizationRequired):
         await system.refresher.refresh(integration)
-    assert system.provider.refreshes == ["refresh-1"]  # not again after the grace, when it would end the grant
+    assert system.provider.refreshes == ["refresh-1"]  # a replay after the grace period would end the grant
 
 
-async def test_connecting_again_mends_a_lost_refresh(system: FakeSystem, integration: Integration) -> None:
-    await crash_after_the_call(system, integration)
+async def test_reconnecting_recovers_from_a_lost_refresh(system: FakeSystem, integration: Integration) -> None:
+    await crash_after_provider_call(system, integration)
     system.clock.advance(2 * LEASE)
     with pytest.raises(ReauthorizationRequired):
         await system.refresher.refresh(integration)
@@ -134,98 +136,100 @@ async def test_connecting_again_mends_a_lost_refresh(system: FakeSystem, integra
     assert status(system, integration) is Status.ACTIVE
 
 
-# --- holders that sleep --------------------------------------------------------------------------------------------
+# --- paused lease owners ---------------------------------------------------------------------------------------------
 
 
-async def test_an_owner_that_slept_past_its_lease_commits_its_token_response(
+async def test_an_owner_paused_beyond_its_lease_commits_its_token_response(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.gate = asyncio.Event()
-    sleeper = asyncio.create_task(system.another_process().refresher.refresh(integration))
+    paused = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.clock.advance(3 * LEASE)
     with pytest.raises(ReauthorizationRequired):
-        await system.refresher.refresh(integration)  # has given the sleeper up
+        await system.refresher.refresh(integration)  # treats the call of the paused owner as lost
     system.provider.gate.set()
-    refreshed = await sleeper
+    refreshed = await paused
     assert await system.tokens(integration.integration_id) == refreshed.tokens
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_a_holder_that_slept_takes_what_another_got_meanwhile(
+async def test_a_paused_owner_returns_the_tokens_that_another_process_committed(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.refresh_token_grace = HOUR
     system.provider.gate = asyncio.Event()
-    sleeper = asyncio.create_task(system.another_process().refresher.refresh(integration))
+    paused = asyncio.create_task(system.another_process().refresher.refresh(integration))
     await until(lambda: system.provider.refreshes)
     system.clock.advance(LEASE)
     gate, system.provider.gate = system.provider.gate, None
     newest = await system.refresher.refresh(integration)
     gate.set()
-    assert (await sleeper).tokens == newest.tokens == await system.tokens(integration.integration_id)
+    assert (await paused).tokens == newest.tokens == await system.tokens(integration.integration_id)
 
 
-async def test_a_holder_that_slept_before_the_call_does_not_call(system: FakeSystem, integration: Integration) -> None:
+async def test_an_owner_paused_before_its_call_does_not_call_after_a_takeover(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.refresh_token_grace = HOUR
-    sleeper = system.another_process().refresher
+    paused = system.another_process().refresher
 
-    async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
+    async def pause_after_claim(row: Integration, owner: str) -> Lease | None:
         restore(system.leases)
-        lease = await system.leases.claim(seen, owner)
+        lease = await system.leases.claim(row, owner)
         system.clock.advance(LEASE)
-        await system.refresher.refresh(seen)
+        await system.refresher.refresh(row)
         return lease
 
-    intercept(system.leases, claim=sleep_after_claiming)
-    await sleeper.refresh(integration)
+    intercept(system.leases, claim=pause_after_claim)
+    await paused.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
 
 @pytest.mark.parametrize(
-    ("slept", "meanwhile"),
+    ("pause", "expected_error"),
     [(LEASE, ProviderUnavailable), (3 * LEASE, ReauthorizationRequired)],
     ids=["wait", "give up"],
 )
-async def test_a_holder_that_slept_before_the_call_costs_nobody_the_grant(
+async def test_an_owner_paused_before_its_call_does_not_lose_the_grant(
     system: FakeSystem,
     integration: Integration,
-    slept: timedelta,
-    meanwhile: type[Exception],
+    pause: timedelta,
+    expected_error: type[Exception],
 ) -> None:
-    sleeper = system.another_process().refresher
+    paused = system.another_process().refresher
 
-    async def sleep_after_claiming(seen: Integration, owner: str) -> Lease | None:
+    async def pause_after_claim(row: Integration, owner: str) -> Lease | None:
         restore(system.leases)
-        lease = await system.leases.claim(seen, owner)
-        system.clock.advance(slept)
-        with pytest.raises(meanwhile):  # it may be spent, as far as anybody else knows
-            await system.refresher.refresh(seen)
+        lease = await system.leases.claim(row, owner)
+        system.clock.advance(pause)
+        with pytest.raises(expected_error):  # another process cannot know whether the call was made
+            await system.refresher.refresh(row)
         return lease
 
-    intercept(system.leases, claim=sleep_after_claiming)
-    await sleeper.refresh(integration)
+    intercept(system.leases, claim=pause_after_claim)
+    await paused.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
     assert status(system, integration) is Status.ACTIVE
 
 
 async def test_a_lease_is_released_only_by_its_owner(system: FakeSystem, integration: Integration) -> None:
-    lapsed = await crash_after_the_call(system, integration)
-    assert await system.leases.claim(integration, "another")
-    await system.leases.release(lapsed, outcome_known=True)
+    expired = await crash_after_provider_call(system, integration)
+    assert await system.leases.claim(integration, "other process")
+    await system.leases.release(expired, outcome_known=True)
     assert not await system.leases.is_free(integration)
 
 
-# --- the database away ---------------------------------------------------------------------------------------------
+# --- database outages ------------------------------------------------------------------------------------------------
 
 
-def on_another_machine(system: FakeSystem) -> TokenRefresher:
-    """A process that does not see the others' journal."""
+def refresher_on_another_machine(system: FakeSystem) -> TokenRefresher:
+    """The refresher of a process with its own journal."""
     return system.another_process(journal=InMemoryRefreshJournal()).refresher
 
 
-async def answer_while_away(system: FakeSystem, integration: Integration) -> str:
-    """The access token of a refresh that was answered while the database was away."""
+async def refresh_during_outage(system: FakeSystem, integration: Integration) -> str:
+    """Refresh with a response that arrives during a database outage. Returns the access token."""
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.refresher.refresh(integration))
     await until(lambda: system.provider.in_flight)
@@ -237,7 +241,7 @@ async def answer_while_away(system: FakeSystem, integration: Integration) -> str
 async def test_a_token_response_that_cannot_be_stored_is_journaled_and_stored_later(
     system: FakeSystem, integration: Integration
 ) -> None:
-    assert await answer_while_away(system, integration) == "renewed-access-1"
+    assert await refresh_during_outage(system, integration) == "renewed-access-1"
     with pytest.raises(StoreUnavailable):
         await system.refresher.recover()
     system.database.is_unavailable = False
@@ -251,10 +255,10 @@ async def test_a_token_response_that_cannot_be_stored_is_journaled_and_stored_la
 async def test_a_token_response_that_the_database_rejects_is_journaled(
     system: FakeSystem, integration: Integration
 ) -> None:
-    async def refuse(*_: object) -> None:
+    async def reject(*_: object) -> None:
         raise LookupError("no such table")
 
-    intercept(system.integrations, commit_refresh=refuse)
+    intercept(system.integrations, commit_refresh=reject)
     refreshed = await system.refresher.refresh(integration)
     assert refreshed.tokens.access_token == "renewed-access-1"
     with pytest.raises(ExceptionGroup):
@@ -264,22 +268,20 @@ async def test_a_token_response_that_the_database_rejects_is_journaled(
     assert (await system.tokens(integration.integration_id)).access_token == "renewed-access-1"
 
 
-async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(system: FakeSystem) -> None:
+async def test_a_journal_entry_that_cannot_be_stored_does_not_block_others(system: FakeSystem) -> None:
     first, second = [await system.connect_account(name) for name in ("first", "second")]
     system.clock.advance(HOUR)
     for integration in (first, second):
-        await answer_while_away(system, integration)
+        await refresh_during_outage(system, integration)
         system.database.is_unavailable = False
     commit = system.integrations.commit_refresh
 
-    async def refuse_the_first(
-        integration: Integration, credentials: NewCredentials, now: datetime
-    ) -> Integration | None:
+    async def reject_first(integration: Integration, credentials: NewCredentials, now: datetime) -> Integration | None:
         if integration.integration_id == first.integration_id:
             raise LookupError
         return await commit(integration, credentials, now)
 
-    intercept(system.integrations, commit_refresh=refuse_the_first)
+    intercept(system.integrations, commit_refresh=reject_first)
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
     assert [pending.integration.integration_id for pending in await system.journal.pending()] == [first.integration_id]
@@ -288,9 +290,9 @@ async def test_a_journal_entry_that_cannot_be_stored_blocks_no_other(system: Fak
 async def test_a_journal_entry_of_another_database_changes_nothing(
     system: FakeSystem, integration: Integration
 ) -> None:
-    await answer_while_away(system, integration)
+    await refresh_during_outage(system, integration)
     (pending,) = await system.journal.pending()
-    system.journal.refreshes = [replace(pending, integration=replace(pending.integration, uid="of another"))]
+    system.journal.refreshes = [replace(pending, integration=replace(pending.integration, uid="other-uid"))]
     system.database.is_unavailable = False
     with pytest.raises(ExceptionGroup):
         await system.refresher.recover()
@@ -298,34 +300,36 @@ async def test_a_journal_entry_of_another_database_changes_nothing(
     assert len(await system.journal.pending()) == 1
 
 
-async def test_leases_that_come_back_while_others_are_released_are_not_forgotten(
+async def test_a_lease_that_cannot_be_released_during_recovery_is_released_later(
     system: FakeSystem, integration: Integration
 ) -> None:
     other = await system.connect_account("other")
     system.clock.advance(HOUR)
     system.provider.refresh_error = ProviderUnavailable()
 
-    async def be_away(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise StoreUnavailable
 
-    async def release_while_another_fails(lease: Lease, *, outcome_known: bool) -> None:
-        intercept(system.leases, release=be_away)
+    async def release_during_another_failure(lease: Lease, *, outcome_known: bool) -> None:
+        intercept(system.leases, release=fail)
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(other)
         restore(system.leases)
         await system.leases.release(lease, outcome_known=outcome_known)
 
-    intercept(system.leases, release=be_away)
+    intercept(system.leases, release=fail)
     with pytest.raises(ProviderUnavailable):
         await system.refresher.refresh(integration)
-    intercept(system.leases, release=release_while_another_fails)
+    intercept(system.leases, release=release_during_another_failure)
     await system.refresher.recover()
-    for one in (integration, other):
-        assert await system.leases.is_free(system.row(one.integration_id))
+    for row in (integration, other):
+        assert await system.leases.is_free(system.row(row.integration_id))
 
 
-async def test_without_the_journal_the_token_response_is_lost(system: FakeSystem, integration: Integration) -> None:
-    await answer_while_away(system, integration)
+async def test_negative_control_without_the_journal_the_token_response_is_lost(
+    system: FakeSystem, integration: Integration
+) -> None:
+    await refresh_during_outage(system, integration)
     system.database.is_unavailable = False
     system.journal.refreshes.clear()
     await system.refresher.recover()
@@ -334,10 +338,10 @@ async def test_without_the_journal_the_token_response_is_lost(system: FakeSystem
         await system.refresher.refresh(integration)
 
 
-async def test_nobody_reuses_the_refresh_token_before_the_journal_is_replayed(
+async def test_the_refresh_token_is_not_reused_before_the_journal_is_replayed(
     system: FakeSystem, integration: Integration
 ) -> None:
-    await answer_while_away(system, integration)
+    await refresh_during_outage(system, integration)
     system.database.is_unavailable = False
     system.clock.advance(LEASE)
     with pytest.raises(ProviderUnavailable):
@@ -347,11 +351,11 @@ async def test_nobody_reuses_the_refresh_token_before_the_journal_is_replayed(
     assert system.provider.refreshes == ["refresh-1"]
 
 
-async def test_a_call_that_aged_in_an_outage_is_not_lost_before_the_journal_is_replayed(
+async def test_after_an_outage_a_process_waits_for_the_journals_of_others(
     system: FakeSystem, integration: Integration
 ) -> None:
-    other = on_another_machine(system)
-    await answer_while_away(system, integration)
+    other = refresher_on_another_machine(system)
+    await refresh_during_outage(system, integration)
     system.clock.advance(3 * LEASE)
     with pytest.raises(StoreUnavailable):
         await other.recover()
@@ -363,20 +367,22 @@ async def test_a_call_that_aged_in_an_outage_is_not_lost_before_the_journal_is_r
     assert (await other.refresh(integration)).tokens.access_token == "renewed-access-1"
 
 
-async def test_without_knowing_of_the_outage_it_would_be_taken_for_lost(
+async def test_negative_control_a_process_that_saw_no_outage_treats_the_call_as_lost(
     system: FakeSystem, integration: Integration
 ) -> None:
-    unaware = on_another_machine(system)
-    await answer_while_away(system, integration)
+    unaware = refresher_on_another_machine(system)
+    await refresh_during_outage(system, integration)
     system.clock.advance(3 * LEASE)
     system.database.is_unavailable = False
     with pytest.raises(ReauthorizationRequired):
         await unaware.refresh(integration)
 
 
-async def test_a_refresh_in_the_local_journal_is_never_given_up(system: FakeSystem, integration: Integration) -> None:
+async def test_a_refresh_in_the_local_journal_is_never_treated_as_lost(
+    system: FakeSystem, integration: Integration
+) -> None:
     unaware = system.another_process().refresher
-    await answer_while_away(system, integration)
+    await refresh_during_outage(system, integration)
     system.clock.advance(3 * LEASE)
     system.database.is_unavailable = False
     with pytest.raises(ProviderUnavailable):
@@ -384,35 +390,35 @@ async def test_a_refresh_in_the_local_journal_is_never_given_up(system: FakeSyst
     assert status(system, integration) is Status.ACTIVE
 
 
-@pytest.mark.parametrize("end", [StoreUnavailable, asyncio.CancelledError])
-async def test_a_lease_with_an_unknown_commit_is_not_a_call(
-    system: FakeSystem, integration: Integration, end: type[BaseException]
+@pytest.mark.parametrize("error", [StoreUnavailable, asyncio.CancelledError])
+async def test_a_lease_whose_commit_is_unknown_does_not_count_as_a_call(
+    system: FakeSystem, integration: Integration, error: type[BaseException]
 ) -> None:
 
-    async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
+    async def claim_and_fail(row: Integration, owner: str) -> Lease | None:
         restore(system.leases)
-        await system.leases.claim(seen, owner)
-        raise end
+        await system.leases.claim(row, owner)
+        raise error
 
-    intercept(system.leases, claim=claim_and_go)
-    with pytest.raises(end):
+    intercept(system.leases, claim=claim_and_fail)
+    with pytest.raises(error):
         await system.refresher.refresh(integration)
     await system.refresher.recover()
     await system.another_process().refresher.refresh(integration)
     assert system.provider.refreshes == ["refresh-1"]
 
 
-async def test_an_earlier_call_outlives_a_lease_with_an_unknown_commit(
+async def test_an_earlier_call_is_not_cleared_by_a_lease_whose_commit_is_unknown(
     system: FakeSystem, integration: Integration
 ) -> None:
-    await crash_after_the_call(system, integration)
+    await crash_after_provider_call(system, integration)
 
-    async def claim_and_go(seen: Integration, owner: str) -> Lease | None:
+    async def claim_and_fail(row: Integration, owner: str) -> Lease | None:
         restore(system.leases)
-        await system.leases.claim(seen, owner)
+        await system.leases.claim(row, owner)
         raise StoreUnavailable
 
-    intercept(system.leases, claim=claim_and_go)
+    intercept(system.leases, claim=claim_and_fail)
     with pytest.raises(StoreUnavailable):
         await system.refresher.refresh(integration)
     await system.refresher.recover()
@@ -423,7 +429,7 @@ async def test_an_earlier_call_outlives_a_lease_with_an_unknown_commit(
 
 
 async def test_a_superseded_journal_entry_is_removed(system: FakeSystem, integration: Integration) -> None:
-    await answer_while_away(system, integration)
+    await refresh_during_outage(system, integration)
     system.database.is_unavailable = False
     system.provider.gate = None
     await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
@@ -437,14 +443,14 @@ async def test_a_failure_during_a_database_outage_is_not_a_lost_token_response(
 ) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     with pytest.raises(StoreUnavailable):
-        await answer_while_away(system, integration)
+        await refresh_during_outage(system, integration)
     system.database.is_unavailable = False
     system.provider.refresh_error = None
     await system.refresher.recover()
     assert (await system.refresher.refresh(integration)).tokens.access_token == "renewed-access-2"
 
 
-# --- failures ------------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 async def test_an_invalid_grant_is_checked_against_a_concurrent_refresh(
@@ -463,7 +469,7 @@ async def test_an_invalid_grant_is_checked_against_a_concurrent_refresh(
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_pauses_grow_with_failed_refreshes_only(system: FakeSystem, integration: Integration) -> None:
+async def test_backoff_grows_with_failed_refreshes_only(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     for _ in range(30):
         await system.integrations.record_call(integration, Failure("X", system.clock(), "of a call"))
@@ -471,7 +477,7 @@ async def test_pauses_grow_with_failed_refreshes_only(system: FakeSystem, integr
         await system.refresher.refresh(integration)
     assert system.row(integration.integration_id).refresh_retry_time is None
     for _ in range(5):
-        await system.integrations.record_call(integration, None)  # calls go well, with a token that lasts a little
+        await system.integrations.record_call(integration, None)  # API calls still succeed with the current token
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(integration, force=True)
     retry_time = system.row(integration.integration_id).refresh_retry_time
@@ -479,16 +485,16 @@ async def test_pauses_grow_with_failed_refreshes_only(system: FakeSystem, integr
     assert retry_time - system.clock() > timedelta(seconds=20)
 
 
-async def test_a_client_that_is_refused_is_an_alarm_each_time(system: FakeSystem, integration: Integration) -> None:
+async def test_every_invalid_client_error_is_logged(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderMisconfigured(oauth_error="invalid_client")
     with structlog.testing.capture_logs() as logs, pytest.raises(ProviderMisconfigured):
         await system.another_process().refresher.refresh(integration)
-    alarm = {"event": "invalid_client", "log_level": "error", "integration_type": "fake"}
-    assert alarm in logs
+    expected = {"event": "invalid_client", "log_level": "error", "integration_type": "fake"}
+    assert expected in logs
     assert status(system, integration) is Status.ACTIVE
 
 
-async def test_a_provider_that_fails_gets_longer_pauses(system: FakeSystem, integration: Integration) -> None:
+async def test_backoff_grows_up_to_five_minutes(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable()
     pauses = []
     for _ in range(12):
@@ -503,21 +509,23 @@ async def test_a_provider_that_fails_gets_longer_pauses(system: FakeSystem, inte
     assert len(system.provider.refreshes) == 12
 
 
-async def test_during_a_pause_the_provider_is_not_asked(system: FakeSystem, integration: Integration) -> None:
+async def test_the_provider_is_not_called_during_the_backoff(system: FakeSystem, integration: Integration) -> None:
     system.provider.refresh_error = ProviderUnavailable(retry_after=timedelta(minutes=7))
     with pytest.raises(ProviderUnavailable):
         await system.refresher.refresh(integration)
     system.clock.advance(timedelta(minutes=6))
-    with pytest.raises(ProviderUnavailable) as refused:
+    with pytest.raises(ProviderUnavailable) as caught:
         await system.refresher.refresh(integration)
-    assert refused.value.retry_after == timedelta(minutes=1)
+    assert caught.value.retry_after == timedelta(minutes=1)
     assert len(system.provider.refreshes) == 1
     system.provider.refresh_error = None
     await system.refresher.refresh(integration, force=True)
     assert system.row(integration.integration_id).refresh_retry_time is None
 
 
-async def test_refusals_without_a_code_are_believed_in_the_end(system: FakeSystem, integration: Integration) -> None:
+async def test_repeated_refusals_without_an_error_code_end_the_grant(
+    system: FakeSystem, integration: Integration
+) -> None:
     system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
     for _ in range(7):
         with pytest.raises(ProviderUnavailable):
@@ -527,7 +535,7 @@ async def test_refusals_without_a_code_are_believed_in_the_end(system: FakeSyste
 
 
 @pytest.mark.parametrize("code", ["invalid_token", "access_denied", "bad_refresh_token", "unsupported_grant_type"])
-async def test_refusals_with_other_codes_are_believed_in_the_end(
+async def test_repeated_refusals_with_other_error_codes_end_the_grant(
     system: FakeSystem, integration: Integration, code: str
 ) -> None:
     system.provider.refresh_error = ProviderRejected("grant", oauth_error=code)
@@ -539,7 +547,7 @@ async def test_refusals_with_other_codes_are_believed_in_the_end(
     assert status(system, integration) is Status.EXPIRED
 
 
-async def test_an_api_that_refuses_tokens_for_a_moment_ends_no_grant(system: FakeSystem) -> None:
+async def test_refusals_within_a_few_seconds_do_not_end_the_grant(system: FakeSystem) -> None:
     integration = await system.connect()
     system.provider.refresh_error = ProviderUnavailable(is_refusal=True)
     system.provider.responses = [ApiResponse(401, (), b"{}") for _ in range(50)]
@@ -554,14 +562,14 @@ async def test_an_api_that_refuses_tokens_for_a_moment_ends_no_grant(system: Fak
     assert refreshed.integration.status(system.clock()) is Status.ACTIVE
 
 
-async def test_outages_are_never_taken_for_refusals(system: FakeSystem, integration: Integration) -> None:
+async def test_outages_reset_the_count_of_refusals(system: FakeSystem, integration: Integration) -> None:
     for is_refusal in (False, True, False) * 10:
         system.provider.refresh_error = ProviderUnavailable(is_refusal=is_refusal)
         with pytest.raises(ProviderUnavailable):
             await system.refresher.refresh(integration, force=True)
 
 
-async def test_many_invalid_grants_at_once_raise_an_alarm(system: FakeSystem) -> None:
+async def test_mass_invalid_grants_are_reverted_and_reported_as_misconfiguration(system: FakeSystem) -> None:
     integrations = [await system.connect_account(f"account-{number}") for number in range(40)]
     system.clock.advance(HOUR)
     system.provider.refresh_error = INVALID_GRANT
@@ -569,8 +577,8 @@ async def test_many_invalid_grants_at_once_raise_an_alarm(system: FakeSystem) ->
         *(system.refresher.refresh(integration) for integration in integrations), return_exceptions=True
     )
     assert sum(isinstance(outcome, ProviderMisconfigured) for outcome in outcomes) == 21
-    for one in integrations:  # also the first nineteen, whose deaths were believed
-        row = system.row(one.integration_id)
+    for integration in integrations:  # including the first 19, which were recorded as expired
+        row = system.row(integration.integration_id)
         assert not row.reauthorization_required
         assert row.last_error is None
         assert row.refresh_retry_time is not None
@@ -579,7 +587,7 @@ async def test_many_invalid_grants_at_once_raise_an_alarm(system: FakeSystem) ->
     assert Counter(changes[-38:]) == {Status.EXPIRED: 19, Status.ACTIVE: 19}
 
 
-async def test_reverts_that_failed_are_retried_with_the_next_invalid_grant(system: FakeSystem) -> None:
+async def test_failed_reverts_are_retried_at_the_next_invalid_grant(system: FakeSystem) -> None:
     async def unavailable(integration: Integration, retry_time: datetime | None) -> None:
         raise StoreUnavailable
 
@@ -593,10 +601,10 @@ async def test_reverts_that_failed_are_retried_with_the_next_invalid_grant(syste
     with pytest.raises(StoreUnavailable):
         await system.refresher.refresh(integrations[19])
     restore(system.integrations)
-    assert sum(system.row(one.integration_id).reauthorization_required for one in integrations) == 19
+    assert sum(system.row(row.integration_id).reauthorization_required for row in integrations) == 19
     with pytest.raises(ProviderMisconfigured):
         await system.refresher.refresh(integrations[20])
-    assert sum(system.row(one.integration_id).reauthorization_required for one in integrations) == 0
+    assert sum(system.row(row.integration_id).reauthorization_required for row in integrations) == 0
 
 
 async def test_invalid_grants_older_than_a_minute_are_not_reverted(system: FakeSystem) -> None:
@@ -608,23 +616,23 @@ async def test_invalid_grants_older_than_a_minute_are_not_reverted(system: FakeS
             await system.refresher.refresh(integration)
         if number == 5:
             system.clock.advance(timedelta(minutes=1))
-    expired = [number for number, one in enumerate(integrations) if status(system, one) is Status.EXPIRED]
+    expired = [number for number, row in enumerate(integrations) if status(system, row) is Status.EXPIRED]
     assert expired == [0, 1, 2, 3, 4, 5]
 
 
-async def test_no_invalid_grant_counts_until_a_refresh_succeeds(system: FakeSystem) -> None:
+async def test_after_mass_failure_no_invalid_grant_counts_until_a_refresh_succeeds(system: FakeSystem) -> None:
     integrations = [await system.connect_account(f"account-{number}") for number in range(40)]
     system.clock.advance(HOUR)
     system.provider.refresh_error = INVALID_GRANT
 
-    async def ask_all() -> int:
+    async def request_all() -> int:
         for integration in integrations:
             with pytest.raises((ReauthorizationRequired, ProviderMisconfigured, ProviderUnavailable)):
                 await system.credentials.get_credentials(integration.integration_id, ADA, None, [])
         return sum(status(system, integration) is Status.EXPIRED for integration in integrations)
 
     for _ in range(60):
-        assert await ask_all() == 0
+        assert await request_all() == 0
         system.clock.advance(timedelta(minutes=1))
 
     system.clock.advance(timedelta(minutes=2))
@@ -635,7 +643,9 @@ async def test_no_invalid_grant_counts_until_a_refresh_succeeds(system: FakeSyst
         await system.refresher.refresh(system.row(integrations[-2].integration_id))
 
 
-async def test_one_invalid_grant_among_many_counts(system: FakeSystem, integration: Integration) -> None:
+async def test_a_single_invalid_grant_among_successes_ends_the_grant(
+    system: FakeSystem, integration: Integration
+) -> None:
     others = [await system.connect_account(f"other-{number}") for number in range(40)]
     system.clock.advance(HOUR)
     await asyncio.gather(*(system.refresher.refresh(other) for other in others))

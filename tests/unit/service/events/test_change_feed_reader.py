@@ -27,8 +27,8 @@ def batch(end: int, events: Sequence[LoggedEvent] = (), open_positions: Collecti
 
 def numbers(buffer: EventBuffer, low: int) -> list[int] | None:
     """The events of the range that begins at `low`."""
-    found = buffer.range_from(low)
-    return None if found is None else [one.number for one in found.events]
+    published = buffer.range_from(low)
+    return None if published is None else [logged.number for logged in published.events]
 
 
 class TestEventBuffer:
@@ -49,7 +49,7 @@ class TestEventBuffer:
         buffer.add(batch(13, [logged(1, 11)]))
         assert (buffer.horizon, numbers(buffer, 11)) == (13, [1, 2])
 
-    def test_the_horizon_stays_where_nothing_is_published(self, buffer: EventBuffer) -> None:
+    def test_the_horizon_does_not_move_without_events(self, buffer: EventBuffer) -> None:
         changed = buffer.changed
         buffer.add(batch(20))
         assert (buffer.horizon, changed.is_set()) == (10, False)
@@ -88,7 +88,7 @@ class TestChangeFeedReader:
     def feed(self) -> FakeChangeFeed:
         return FakeChangeFeed()
 
-    async def test_the_cache_gets_the_time_at_which_a_poll_began(self, feed: FakeChangeFeed) -> None:
+    async def test_the_cache_receives_the_start_time_of_each_poll(self, feed: FakeChangeFeed) -> None:
         cache, times = RecordingCache(), iter([1.0, 2.0])
         reader = ChangeFeedReader(feed, cache, lambda: next(times))
         for _ in range(2):
@@ -126,8 +126,8 @@ class TestChangeFeedReader:
         feed.notified.set()
         await reader.poll_when_due()
         batch = await reader.poll()
-        assert (feed.polls, batch.changed_ids) == (2, None)  # it begins anew, at the end of the log
+        assert (feed.polls, batch.changed_ids) == (2, None)  # it restarts at the end of the log
 
 
-def test_a_poll_that_is_late_does_not_stop_the_cache() -> None:
+def test_the_cache_tolerates_late_polls() -> None:
     assert 3 * POLL_INTERVAL < MAX_STALENESS < timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""Streams of events over fakes: no stream misses an event, be it slow, behind or resumed."""
+"""Event streams over fakes: no stream misses an event, also if it is slow, behind or resumed."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -22,7 +22,7 @@ from integration_server.service.events.event_stream import StreamItem
 from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import until
 from tests.fakes.stores import count_calls
-from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
+from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
 
 Stream = AsyncGenerator[StreamItem]
 
@@ -37,8 +37,8 @@ def watch(
     return system.event_stream.watch(user_id, integration_type, cursor, allowed_types)
 
 
-async def begun(system: FakeSystem, cursor: str = "", user_id: UserId | None = None) -> Stream:
-    """A stream after its first item."""
+async def open_stream(system: FakeSystem, cursor: str = "", user_id: UserId | None = None) -> Stream:
+    """Open a stream and read its first item."""
     stream = watch(system, cursor, user_id)
     assert (await anext(stream)).event is None
     await system.change_reader.poll()
@@ -70,9 +70,9 @@ async def rename_often(system: FakeSystem, integration_id: int, times: int) -> N
         await rename(system, integration_id, f"name-{number}")
 
 
-async def test_streams_events_from_now_on_and_each_item_has_a_cursor(system: FakeSystem) -> None:
+async def test_a_stream_returns_new_events_with_cursors(system: FakeSystem) -> None:
     integration = await system.connect()
-    async with aclosing(await begun(system)) as stream:
+    async with aclosing(await open_stream(system)) as stream:
         await rename(system, integration.integration_id, "new")
         await system.integrations.remove(integration.integration_id, ADA)
         first, second = await read(system, stream, 2)
@@ -83,17 +83,17 @@ async def test_streams_events_from_now_on_and_each_item_has_a_cursor(system: Fak
     assert first.cursor != second.cursor
 
 
-async def test_every_cursor_can_be_resumed_from(system: FakeSystem) -> None:
+async def test_a_stream_resumes_from_every_cursor(system: FakeSystem) -> None:
     integration = await system.connect()
-    async with aclosing(await begun(system)) as stream:
-        for batch in range(3):  # some in one range
+    async with aclosing(await open_stream(system)) as stream:
+        for batch in range(3):  # several events per range
             await rename_often(system, integration.integration_id, 2 + batch)
             await system.change_reader.poll()
         items = await read(system, stream, 9)
-    for at, one in enumerate(items[:-1]):
-        async with aclosing(await begun(system, one.cursor)) as again:
-            rest = await read(system, again, len(items) - at - 1)
-            assert [other.event for other in rest] == [other.event for other in items[at + 1 :]]
+    for index, item in enumerate(items[:-1]):
+        async with aclosing(await open_stream(system, item.cursor)) as resumed:
+            remaining = await read(system, resumed, len(items) - index - 1)
+            assert [item.event for item in remaining] == [item.event for item in items[index + 1 :]]
 
 
 async def test_events_without_a_subscriber_are_delivered_later(system: FakeSystem) -> None:
@@ -102,12 +102,12 @@ async def test_events_without_a_subscriber_are_delivered_later(system: FakeSyste
     cursor = (await anext(stream)).cursor
     await stream.aclose()
     await rename_often(system, integration.integration_id, 1200)  # several pages
-    async with aclosing(await begun(system, cursor)) as stream:
+    async with aclosing(await open_stream(system, cursor)) as stream:
         items = await read(system, stream, 1200)
-    assert len({one.cursor for one in items}) == 1200
+    assert len({item.cursor for item in items}) == 1200
 
 
-async def test_a_type_is_watched_by_its_alias(system: FakeSystem) -> None:
+async def test_a_type_can_be_watched_by_its_alias(system: FakeSystem) -> None:
     system.provider.aliases = ("pretend",)
     integration = await system.connect()
     stream = watch(system, integration_type="pretend")
@@ -115,39 +115,39 @@ async def test_a_type_is_watched_by_its_alias(system: FakeSystem) -> None:
     await system.change_reader.poll()
     async with aclosing(stream):
         await rename(system, integration.integration_id, "new")
-        (items,) = await read(system, stream, 1)
-    assert items.event is not None
-    assert items.event.kind is EventKind.UPDATED
+        (item,) = await read(system, stream, 1)
+    assert item.event is not None
+    assert item.event.kind is EventKind.UPDATED
 
 
 async def test_events_are_filtered_by_user_and_types(system: FakeSystem) -> None:
     streams = {
-        "adas": watch(system, user_id=ADA),
-        "keys": watch(system, integration_type="fake_key"),
-        "allowed_types": watch(system, allowed_types=AllowedTypes(frozenset({"fake_key"}))),
-        "adas keys": watch(system, user_id=ADA, integration_type="fake_key"),
-        "nothing": watch(system, allowed_types=AllowedTypes(frozenset())),
+        "user": watch(system, user_id=ADA),
+        "type": watch(system, integration_type="fake_key"),
+        "allowed types": watch(system, allowed_types=AllowedTypes(frozenset({"fake_key"}))),
+        "user and type": watch(system, user_id=ADA, integration_type="fake_key"),
+        "no allowed type": watch(system, allowed_types=AllowedTypes(frozenset())),
         "all": watch(system),
     }
     for stream in streams.values():
         await anext(stream)
     await system.change_reader.poll()
-    adas = (await system.connect()).integration_id
-    adas_key = (await system.connect_key()).integration_id
-    eves_key = (
+    adas_id = (await system.connect()).integration_id
+    adas_key_id = (await system.connect_key()).integration_id
+    eves_key_id = (
         await system.api_key_connection.connect_with_api_key(ApiKeyConnectionRequest(EVE, "fake_key", "key"))
     ).integration_id
     expected = {
-        "adas": {adas, adas_key},
-        "keys": {adas_key, eves_key},
-        "allowed_types": {adas_key, eves_key},
-        "adas keys": {adas_key},
-        "all": {adas, adas_key, eves_key},
+        "user": {adas_id, adas_key_id},
+        "type": {adas_key_id, eves_key_id},
+        "allowed types": {adas_key_id, eves_key_id},
+        "user and type": {adas_key_id},
+        "all": {adas_id, adas_key_id, eves_key_id},
     }
     for name, ids in expected.items():
-        count = len(ids) + (adas in ids)  # OAuth: CREATED and STATUS_CHANGED
+        count = len(ids) + (adas_id in ids)  # OAuth: CREATED and STATUS_CHANGED
         items = await read(system, streams[name], count)
-        assert {one.event.integration_id for one in items if one.event} == ids, name
+        assert {item.event.integration_id for item in items if item.event} == ids, name
     for name, stream in streams.items():
         waiting = asyncio.ensure_future(anext(stream))
         await system.change_reader.poll()
@@ -159,7 +159,7 @@ async def test_events_are_filtered_by_user_and_types(system: FakeSystem) -> None
 
 async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
     integration = await system.connect()
-    streams = [await begun(system) for _ in range(50)]
+    streams = [await open_stream(system) for _ in range(50)]
     polls, reads = (count_calls(system.change_feed, method) for method in ("poll", "read_events"))
     await rename(system, integration.integration_id, "new")
     await system.change_reader.poll()
@@ -171,16 +171,16 @@ async def test_one_poll_serves_all_streams(system: FakeSystem) -> None:
         await stream.aclose()
 
 
-async def test_a_slow_stream_delays_no_other_and_loses_nothing(system: FakeSystem) -> None:
+async def test_a_slow_stream_does_not_delay_others_and_loses_no_event(system: FakeSystem) -> None:
     integration = await system.connect()
-    slow, fast = await begun(system), await begun(system)
+    slow, fast = await open_stream(system), await open_stream(system)
     for number in range(40):  # more ranges than the buffer holds
         await rename(system, integration.integration_id, f"name-{number}")
         await read(system, fast, 1)
     assert count_calls(system.change_feed, "read_events") == 0
     assert len(system.change_reader.events._ranges) == 8
     items = await read(system, slow, 40)
-    assert len({one.cursor for one in items}) == 40
+    assert len({item.cursor for item in items}) == 40
     assert count_calls(system.change_feed, "read_events") == 1  # it was behind, and read the log itself
     await rename(system, integration.integration_id, "last")
     await read(system, slow, 1)
@@ -189,7 +189,7 @@ async def test_a_slow_stream_delays_no_other_and_loses_nothing(system: FakeSyste
 
 async def test_a_burst_is_not_buffered(system: FakeSystem) -> None:
     integration = await system.connect()
-    stream = await begun(system)
+    stream = await open_stream(system)
     await rename_often(system, integration.integration_id, 2000)
     await system.change_reader.poll()
     assert not system.change_reader.events._ranges
@@ -200,21 +200,21 @@ async def test_a_quiet_stream_gets_heartbeats_with_fresh_cursors() -> None:
     system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     stream = watch(system)
     first = await anext(stream)
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.change_reader.poll()
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.change_reader.poll()
-    fresh = await anext(stream)
-    assert fresh.event is None
+    heartbeat = await anext(stream)
+    assert heartbeat.event is None
     with pytest.raises(CursorExpired):
-        await begun(system, first.cursor)
-    await begun(system, fresh.cursor)
+        await open_stream(system, first.cursor)
+    await open_stream(system, heartbeat.cursor)
 
 
-async def test_events_of_other_users_delay_no_heartbeat() -> None:
+async def test_events_of_other_users_do_not_delay_heartbeats() -> None:
     system = FakeSystem(options={"heartbeat": timedelta(milliseconds=1)})
     integration = await system.connect()
-    stream = await begun(system, user_id=EVE)
+    stream = await open_stream(system, user_id=EVE)
     waiting = asyncio.ensure_future(anext(stream))
     async with asyncio.timeout(60):
         while not waiting.done():
@@ -226,15 +226,15 @@ async def test_events_of_other_users_delay_no_heartbeat() -> None:
 
 async def test_an_expired_cursor_is_rejected(system: FakeSystem) -> None:
     integration = await system.connect()
-    async with aclosing(await begun(system)) as stream:
+    async with aclosing(await open_stream(system)) as stream:
         await rename(system, integration.integration_id, "new")
-        ((items),) = await read(system, stream, 1)
-    system.clock.advance(EVENTS_KEPT)
+        (item,) = await read(system, stream, 1)
+    system.clock.advance(EVENT_RETENTION)
     await system.event_stream.prune()
-    await begun(system, items.cursor)
+    await open_stream(system, item.cursor)
     system.clock.advance(timedelta(seconds=1))
     with pytest.raises(CursorExpired):
-        await begun(system, items.cursor)
+        await open_stream(system, item.cursor)
 
 
 async def test_events_after_a_valid_cursor_are_not_pruned(system: FakeSystem) -> None:
@@ -242,9 +242,9 @@ async def test_events_after_a_valid_cursor_are_not_pruned(system: FakeSystem) ->
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
     await rename(system, integration.integration_id, "new")
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.event_stream.prune()
-    async with aclosing(await begun(system, cursor)) as stream:
+    async with aclosing(await open_stream(system, cursor)) as stream:
         await read(system, stream, 1)
     system.clock.advance(timedelta(hours=2))
     await system.event_stream.prune()
@@ -256,36 +256,36 @@ async def test_a_cursor_of_another_database_is_rejected(system: FakeSystem) -> N
         await system.connect_key()
     async with aclosing(watch(system)) as stream:
         cursor = (await anext(stream)).cursor
-    system.clear(integration_changes)  # as a restored backup
+    system.clear(integration_changes)  # as after the restore of an older backup
     with pytest.raises(CursorExpired):
-        await begun(system, cursor)
+        await open_stream(system, cursor)
 
 
 @pytest.mark.parametrize("cursor", ["x", "é", "A" * 100])
-async def test_a_forged_cursor_is_rejected(system: FakeSystem, cursor: str) -> None:
+async def test_an_invalid_cursor_is_rejected(system: FakeSystem, cursor: str) -> None:
     with pytest.raises(InvalidField, match="cursor"):
-        await begun(system, cursor)
+        await open_stream(system, cursor)
 
 
 async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
     with pytest.raises(UnknownIntegrationType):
-        await anext(watch(system, integration_type="unheard_of"))
+        await anext(watch(system, integration_type="unknown"))
 
 
 async def test_drain_ends_every_stream(system: FakeSystem) -> None:
-    waiting = [asyncio.ensure_future(anext(await begun(system))) for _ in range(3)]
+    waiting = [asyncio.ensure_future(anext(await open_stream(system))) for _ in range(3)]
     await until(lambda: system.change_reader.events.changed._waiters)
     system.event_stream.drain()
-    for one in waiting:
+    for pending in waiting:
         with pytest.raises(ServerStopping):
-            await one
+            await pending
     with pytest.raises(ServerStopping):
-        await anext(await begun(system))
+        await anext(await open_stream(system))
 
 
-async def test_a_stream_that_is_behind_fails_while_the_database_is_away(system: FakeSystem) -> None:
+async def test_a_stream_that_is_behind_fails_during_a_database_outage(system: FakeSystem) -> None:
     integration = await system.connect()
-    stream = await begun(system)
+    stream = await open_stream(system)
     await rename_often(system, integration.integration_id, 600)
     await system.change_reader.poll()
     system.database.is_unavailable = True

@@ -28,13 +28,13 @@ async def check(system: FakeSystem, integration_id: int, user_id: UserId = ADA) 
     return await system.health_checker.check_health(IntegrationId(integration_id), user_id)
 
 
-async def switch_off(system: FakeSystem, integration: Integration) -> None:
+async def deactivate(system: FakeSystem, integration: Integration) -> None:
     await system.integration_manager.update_integration(
         integration.integration_id, ADA, IntegrationUpdate(is_active=False)
     )
 
 
-def let_pass(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+def advance_event_loop(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
     """Advance the clock of the running event loop."""
     loop = asyncio.get_running_loop()
     clock = loop.time
@@ -46,10 +46,10 @@ def let_pass(time: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_working_integration_is_healthy(system: FakeSystem, integration: Integration) -> None:
     system.provider.verifications.clear()
-    found = await check(system, integration.integration_id)
-    assert (found.healthy, found.status, found.error_class) == (True, Status.ACTIVE, None)
-    assert found.check_time == system.clock()
-    assert found.latency >= timedelta(0)
+    result = await check(system, integration.integration_id)
+    assert (result.healthy, result.status, result.error_class) == (True, Status.ACTIVE, None)
+    assert result.check_time == system.clock()
+    assert result.latency >= timedelta(0)
     assert system.provider.verifications == [await system.tokens(integration.integration_id)]
 
 
@@ -77,17 +77,17 @@ async def test_an_error_is_recorded_and_cleared_by_the_next_success(
     system: FakeSystem, integration: Integration, error: ProviderUnavailable, status: Status
 ) -> None:
     system.provider.verify_error = error
-    found = await check(system, integration.integration_id)
+    result = await check(system, integration.integration_id)
     row = system.row(integration.integration_id)
-    assert (found.healthy, found.status, found.error_class) == (False, status, error.reason)
-    assert found.message == str(error)
-    assert row.last_error == found.integration.last_error
+    assert (result.healthy, result.status, result.error_class) == (False, status, error.reason)
+    assert result.message == str(error)
+    assert row.last_error == result.integration.last_error
     assert (row.status(system.clock()), row.error_count) == (status, 1)
 
     system.provider.verify_error = None
-    found = await check(system, integration.integration_id)
+    result = await check(system, integration.integration_id)
     row = system.row(integration.integration_id)
-    assert found.healthy
+    assert result.healthy
     assert (row.last_error, row.error_count, row.status(system.clock())) == (None, 0, Status.ACTIVE)
 
 
@@ -101,10 +101,10 @@ async def test_a_check_refreshes_an_expired_token_first(system: FakeSystem, inte
 async def test_a_failure_after_a_refresh_is_recorded(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.verify_error = ProviderRejected("credentials")
-    found = await check(system, integration.integration_id)
+    result = await check(system, integration.integration_id)
     row = system.row(integration.integration_id)
-    assert found.status is row.status(system.clock()) is Status.ERROR
-    assert row.last_error == found.integration.last_error
+    assert result.status is row.status(system.clock()) is Status.ERROR
+    assert row.last_error == result.integration.last_error
     assert row.version == integration.version + 1
 
 
@@ -119,8 +119,8 @@ async def test_an_invalid_grant_is_expired(system: FakeSystem, integration: Inte
     system.clock.advance(HOUR)
     system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
     for _ in range(2):
-        found = await check(system, integration.integration_id)
-        assert (found.status, found.error_class) == (Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
+        result = await check(system, integration.integration_id)
+        assert (result.status, result.error_class) == (Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
     assert system.row(integration.integration_id).status(system.clock()) is Status.EXPIRED
     assert len(system.provider.refreshes) == 1
 
@@ -129,35 +129,35 @@ async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
     system.provider.gives_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR)
-    found = await check(system, integration.integration_id)
-    assert (found.healthy, found.status, found.error_class) == (False, Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
+    result = await check(system, integration.integration_id)
+    assert (result.healthy, result.status, result.error_class) == (False, Status.EXPIRED, "REAUTHORIZATION_REQUIRED")
 
 
 async def test_a_missing_required_scope_is_an_error(system: FakeSystem) -> None:
     system.provider.granted = ("write",)
     integration = await system.connect(scopes=("write",))
-    found = await check(system, integration.integration_id)
-    assert (found.healthy, found.status, found.error_class) == (False, Status.ERROR, "SCOPE_MISSING")
-    assert "read" in found.message
+    result = await check(system, integration.integration_id)
+    assert (result.healthy, result.status, result.error_class) == (False, Status.ERROR, "SCOPE_MISSING")
+    assert "read" in result.message
 
 
 async def test_undecryptable_credentials_are_an_error(system: FakeSystem, integration: Integration) -> None:
     system.corrupt(integration.integration_id)
-    found = await check(system, integration.integration_id)
-    assert (found.status, found.error_class) == (Status.ERROR, "CREDENTIALS_UNREADABLE")
+    result = await check(system, integration.integration_id)
+    assert (result.status, result.error_class) == (Status.ERROR, "CREDENTIALS_UNREADABLE")
 
 
 async def test_an_unknown_type_is_an_error(system: FakeSystem, integration: Integration) -> None:
     del system.providers.by_type["fake"]
-    found = await check(system, integration.integration_id)
-    assert (found.status, found.error_class) == (Status.ERROR, "UNKNOWN_INTEGRATION_TYPE")
+    result = await check(system, integration.integration_id)
+    assert (result.status, result.error_class) == (Status.ERROR, "UNKNOWN_INTEGRATION_TYPE")
 
 
 async def test_inactive_integrations_are_not_checked(system: FakeSystem, integration: Integration) -> None:
-    await switch_off(system, integration)
+    await deactivate(system, integration)
     system.provider.verifications.clear()
-    found = await check(system, integration.integration_id)
-    assert (found.healthy, found.status, found.error_class) == (False, Status.INACTIVE, None)
+    result = await check(system, integration.integration_id)
+    assert (result.healthy, result.status, result.error_class) == (False, Status.INACTIVE, None)
     assert not system.provider.verifications
     assert not system.check_rows()
 
@@ -168,7 +168,9 @@ async def test_an_api_key_is_checked(system: FakeSystem) -> None:
     assert len(system.key_provider.verifications) == 2
 
 
-async def test_pending_and_foreign_integrations_cannot_be_checked(system: FakeSystem, integration: Integration) -> None:
+async def test_pending_integrations_and_those_of_other_users_cannot_be_checked(
+    system: FakeSystem, integration: Integration
+) -> None:
     pending = await system.begin()
     with pytest.raises(IntegrationPending):
         await check(system, pending.integration_id)
@@ -177,9 +179,7 @@ async def test_pending_and_foreign_integrations_cannot_be_checked(system: FakeSy
             await check(system, integration_id, user_id)
 
 
-async def test_an_unavailable_database_is_no_failure_of_the_integration(
-    system: FakeSystem, integration: Integration
-) -> None:
+async def test_a_database_outage_is_not_recorded_as_a_failure(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
@@ -197,19 +197,19 @@ async def test_an_unavailable_database_is_no_failure_of_the_integration(
 
 
 async def test_counts_add_up_without_pending_integrations(system: FakeSystem) -> None:
-    working = await system.connect_account("one")
-    off = await system.connect_account("two")
-    await switch_off(system, off)
-    spoilt = await system.connect_account("three")
-    system.corrupt(spoilt.integration_id)
+    working = await system.connect_account("account-1")
+    inactive = await system.connect_account("account-2")
+    await deactivate(system, inactive)
+    corrupt = await system.connect_account("account-3")
+    system.corrupt(corrupt.integration_id)
     await system.begin()
-    await system.connect_account("hers", EVE)
+    await system.connect_account("eves-account", EVE)
 
     report = await system.health_checker.check_all_health(ADA)
-    assert [one.integration.integration_id for one in report.checks] == [
+    assert [check.integration.integration_id for check in report.checks] == [
         working.integration_id,
-        off.integration_id,
-        spoilt.integration_id,
+        inactive.integration_id,
+        corrupt.integration_id,
     ]
     assert (report.healthy_count, report.error_count, report.inactive_count) == (1, 1, 1)
     assert report.check_time == system.clock()
@@ -220,21 +220,21 @@ async def test_without_integrations_the_report_is_empty(system: FakeSystem) -> N
 
 
 async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    hanging = system.add_provider("hanging")
-    slow = await system.connect(integration_type="hanging")
+    slow_provider = system.add_provider("slow")
+    slow = await system.connect(integration_type="slow")
     quick = await system.connect()
-    hanging.gate = asyncio.Event()
+    slow_provider.gate = asyncio.Event()
 
     checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
     await until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
-    let_pass(HOUR, monkeypatch)
+    advance_event_loop(HOUR, monkeypatch)
     report = await checking
-    told = {one.integration.integration_id: (one.healthy, one.error_class) for one in report.checks}
-    assert told == {
+    results = {check.integration.integration_id: (check.healthy, check.error_class) for check in report.checks}
+    assert results == {
         slow.integration_id: (False, "PROVIDER_UNAVAILABLE"),
         quick.integration_id: (True, None),
     }
-    assert hanging.in_flight == 0
+    assert slow_provider.in_flight == 0
 
 
 async def test_a_refresh_continues_after_the_check_times_out(
@@ -245,7 +245,7 @@ async def test_a_refresh_continues_after_the_check_times_out(
     system.provider.gate = asyncio.Event()
     checking = asyncio.create_task(check(system, integration.integration_id))
     await until(lambda: system.provider.in_flight)
-    let_pass(HOUR, monkeypatch)
+    advance_event_loop(HOUR, monkeypatch)
     assert (await checking).error_class == "PROVIDER_UNAVAILABLE"
     system.provider.gate.set()
     await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
@@ -280,8 +280,8 @@ async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, i
         token = history.next_page_token
         if not token:
             break
-    mine = [row for row in system.check_rows() if row.integration_id == integration.integration_id]
-    assert [one.check_time for one in listed] == [one.check_time for one in mine][::-1]
+    stored = [row for row in system.check_rows() if row.integration_id == integration.integration_id]
+    assert [check.check_time for check in listed] == [row.check_time for row in stored][::-1]
 
 
 async def test_the_history_reports_the_error_rates(system: FakeSystem, integration: Integration) -> None:
@@ -291,7 +291,7 @@ async def test_the_history_reports_the_error_rates(system: FakeSystem, integrati
     system.provider.verify_error = None
     await check(system, integration.integration_id)
     history = await system.health_checker.list_health_checks(integration.integration_id, ADA, 10, "")
-    assert [(one.window, one.checks, one.failures, one.rate) for one in history.error_rates] == [
+    assert [(rate.window, rate.checks, rate.failures, rate.rate) for rate in history.error_rates] == [
         (HOUR, 1, 0, 0.0),
         (timedelta(days=1), 2, 1, 0.5),
         (timedelta(days=7), 2, 1, 0.5),
@@ -304,9 +304,9 @@ async def test_a_page_token_is_valid_for_its_own_history_only(system: FakeSystem
         await check(system, integration.integration_id)
     token = (await system.health_checker.list_health_checks(integration.integration_id, ADA, 1, "")).next_page_token
     integrations = await system.integration_manager.list_integrations(ADA, "", 1, "")
-    for wrong in (token + "x", integrations.next_page_token):
+    for invalid in (token + "x", integrations.next_page_token):
         with pytest.raises(InvalidField):
-            await system.health_checker.list_health_checks(integration.integration_id, ADA, 1, wrong)
+            await system.health_checker.list_health_checks(integration.integration_id, ADA, 1, invalid)
     with pytest.raises(InvalidField):
         await system.health_checker.list_health_checks(other.integration_id, ADA, 1, token)
 
@@ -322,4 +322,4 @@ async def test_old_checks_are_deleted(system: FakeSystem, integration: Integrati
         await check(system, integration.integration_id)
         system.clock.advance(timedelta(days=20))
     await system.health_checker.prune()
-    assert [system.clock() - one.check_time for one in system.check_rows()] == [timedelta(days=20)]
+    assert [system.clock() - row.check_time for row in system.check_rows()] == [timedelta(days=20)]

@@ -13,7 +13,7 @@ from integration_server.domain.integration import IntegrationId, Status, UserId
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from tests.fakes.system import ADA, EVE, FakeSystem
 
-# --- listing -------------------------------------------------------------------------------------------------------
+# --- listing ---------------------------------------------------------------------------------------------------------
 
 
 async def ids_page_by_page(system: FakeSystem, page_size: int, integration_type: str = "") -> Sequence[Sequence[int]]:
@@ -30,23 +30,23 @@ async def ids_page_by_page(system: FakeSystem, page_size: int, integration_type:
     ("page_size", "pages"),
     [(1, [[1], [2], [3], [4]]), (3, [[1, 2, 3], [4]]), (4, [[1, 2, 3, 4]]), (5, [[1, 2, 3, 4]])],
 )
-async def test_lists_page_by_page_and_the_last_page_says_so(
+async def test_lists_in_pages_and_the_last_has_no_next_page_token(
     system: FakeSystem, page_size: int, pages: Sequence[Sequence[int]]
 ) -> None:
     for number in range(4):
         await system.connect_account(f"account-{number}")
-    await system.connect_account("hers", EVE)
+    await system.connect_account("eves-account", EVE)
     assert await ids_page_by_page(system, page_size) == pages
 
 
-async def test_lists_one_type_and_pending_ones_too(system: FakeSystem) -> None:
+async def test_lists_one_type_and_pending_integrations(system: FakeSystem) -> None:
     await system.connect_key()
-    begun = await system.begin()
-    assert await ids_page_by_page(system, 10, "fake") == [[begun.integration_id]]
-    assert await ids_page_by_page(system, 10) == [[1, begun.integration_id]]
+    authorization = await system.begin()
+    assert await ids_page_by_page(system, 10, "fake") == [[authorization.integration_id]]
+    assert await ids_page_by_page(system, 10) == [[1, authorization.integration_id]]
 
 
-async def test_a_row_that_goes_between_pages_is_no_trouble(system: FakeSystem) -> None:
+async def test_a_row_removed_between_pages_does_not_affect_the_next_page(system: FakeSystem) -> None:
     rows = [await system.connect_account(f"account-{number}") for number in range(4)]
     first = await system.integration_manager.list_integrations(ADA, "", 2, "")
     await system.revocation_service.disconnect_integration(rows[1].integration_id, ADA)
@@ -56,7 +56,7 @@ async def test_a_row_that_goes_between_pages_is_no_trouble(system: FakeSystem) -
 
 async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
     with pytest.raises(UnknownIntegrationType):
-        await system.integration_manager.list_integrations(ADA, "unheard_of", 10, "")
+        await system.integration_manager.list_integrations(ADA, "unknown", 10, "")
 
 
 async def page_token(system: FakeSystem) -> str:
@@ -66,55 +66,57 @@ async def page_token(system: FakeSystem) -> str:
 
 
 @pytest.mark.parametrize(("user_id", "integration_type"), [(EVE, "fake"), (ADA, ""), (ADA, "fake_key")])
-async def test_a_page_token_continues_its_own_list_only(
+async def test_a_page_token_is_valid_for_its_own_list_only(
     system: FakeSystem, user_id: UserId, integration_type: str
 ) -> None:
     token = await page_token(system)
-    with pytest.raises(InvalidField) as refused:
+    with pytest.raises(InvalidField) as caught:
         await system.integration_manager.list_integrations(user_id, integration_type, 1, token)
-    assert refused.value.field == "page_token"
+    assert caught.value.field == "page_token"
 
 
-async def test_a_forged_page_token_is_refused(system: FakeSystem) -> None:
+async def test_an_invalid_page_token_is_rejected(system: FakeSystem) -> None:
     token = await page_token(system)
     state = (await system.begin()).state
-    for forged in ("x", "=", "é", token[:-1], token + "A", token[::-1], state):
+    for invalid in ("x", "=", "é", token[:-1], token + "A", token[::-1], state):
         with pytest.raises(InvalidField, match="page_token"):
-            await system.integration_manager.list_integrations(ADA, "fake", 1, forged)
+            await system.integration_manager.list_integrations(ADA, "fake", 1, invalid)
 
 
-def test_lists_every_type_by_name(system: FakeSystem) -> None:
+def test_lists_all_types_sorted_by_name(system: FakeSystem) -> None:
     system.add_provider("another")
     names = [provider.integration_type for provider in system.integration_manager.list_integration_types()]
     assert names == ["another", "fake", "fake_key"]
 
 
-# --- looking and changing ------------------------------------------------------------------------------------------
+# --- reading and updating --------------------------------------------------------------------------------------------
 
 
-async def test_a_pending_integration_can_be_looked_at_but_not_changed(system: FakeSystem) -> None:
-    begun = await system.begin()
-    row = await system.integration_manager.get_integration(begun.integration_id, ADA)
+async def test_a_pending_integration_can_be_read_but_not_updated(system: FakeSystem) -> None:
+    authorization = await system.begin()
+    row = await system.integration_manager.get_integration(authorization.integration_id, ADA)
     assert row.status(system.clock()) is Status.PENDING
     with pytest.raises(IntegrationPending):
-        await system.integration_manager.update_integration(begun.integration_id, ADA, IntegrationUpdate(name="x"))
+        await system.integration_manager.update_integration(
+            authorization.integration_id, ADA, IntegrationUpdate(name="x")
+        )
 
 
 @pytest.mark.parametrize(
     "change", [{"name": "New"}, {"name": ""}, {"config": {"b": [1, None]}}, {"config": {}}, {"is_active": False}, {}]
 )
-async def test_changes_what_is_given_and_nothing_else(system: FakeSystem, change: dict[str, Any]) -> None:
+async def test_an_update_changes_only_the_given_fields(system: FakeSystem, change: dict[str, Any]) -> None:
     integration = await system.connect(name="Old", config={"a": 1})
     changed = await system.integration_manager.update_integration(
         integration.integration_id, ADA, IntegrationUpdate(**change)
     )
-    wanted = {"name": "Old", "config": {"a": 1}, "is_active": True, **change}
+    expected = {"name": "Old", "config": {"a": 1}, "is_active": True, **change}
     assert changed == system.row(integration.integration_id)
-    assert {name: getattr(changed, name) for name in wanted} == wanted
+    assert {name: getattr(changed, name) for name in expected} == expected
     assert changed.version == integration.version
 
 
-async def test_switching_off_and_on_again(system: FakeSystem) -> None:
+async def test_an_integration_can_be_deactivated_and_activated(system: FakeSystem) -> None:
     integration = await system.connect()
     for is_active, status in ((False, Status.INACTIVE), (True, Status.ACTIVE)):
         changed = await system.integration_manager.update_integration(
@@ -123,7 +125,7 @@ async def test_switching_off_and_on_again(system: FakeSystem) -> None:
         assert changed.status(system.clock()) is status
 
 
-async def test_somebody_elses_is_as_absent_as_what_never_was(system: FakeSystem) -> None:
+async def test_integrations_of_other_users_and_unknown_ids_are_not_found(system: FakeSystem) -> None:
     integration = await system.connect(ADA)
     for integration_id, user_id in ((integration.integration_id, EVE), (IntegrationId(999), ADA)):
         with pytest.raises(IntegrationNotFound):

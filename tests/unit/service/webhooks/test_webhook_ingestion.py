@@ -14,7 +14,7 @@ from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.service.webhooks.webhook_ingestion import NOT_FOUND, UNAUTHORIZED
 from tests.fakes.stores import count_calls, intercept
-from tests.fakes.system import ADA, EVE, EVENTS_KEPT, FakeSystem
+from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
 from tests.signed_webhook_provider import signature_headers, webhook_body
 
 SECRET, APP_SECRET, WRONG = "an integration's own", "the app's", "another secret"
@@ -268,7 +268,7 @@ async def test_a_deleted_integration_stores_nothing_although_it_is_cached(
 
 async def test_events_are_deduplicated_as_long_as_they_are_kept(system: FakeSystem, integration: Integration) -> None:
     await deliver(system, integration, {"id": "a"})
-    system.clock.advance(EVENTS_KEPT)
+    system.clock.advance(EVENT_RETENTION)
     await system.webhook_ingestion.prune()
     assert await kept(system, integration) == [(1, "a")]
     system.clock.advance(timedelta(seconds=1))
