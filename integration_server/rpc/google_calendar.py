@@ -18,8 +18,7 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         """List the account's calendars."""
         page = await self._calendar.list_calendars(
             *mapping.decode_target(request),
-            mapping.decode_page_size(request.page_size, google_calendar_mapping.MAX_PAGE_SIZE),
-            mapping.decode_text("page_token", request.page_token, mapping.MAX_PARAMETER_LENGTH),
+            *mapping.decode_page(request, google_calendar_mapping.MAX_PAGE_SIZE),
         )
         return mapping.encode(pb.ListCalendarsResponse, page)
 

@@ -45,8 +45,7 @@ def decode_etag(field: str, value: str) -> str:
 def decode_event_query(request: pb.ListEventsRequest) -> domain.EventQuery:
     """Return which events to list."""
     return domain.EventQuery(
-        page_size=mapping.decode_page_size(request.page_size, MAX_PAGE_SIZE),
-        page_token=decode_text("page_token", request.page_token, mapping.MAX_PARAMETER_LENGTH),
+        *mapping.decode_page(request, MAX_PAGE_SIZE),
         sync_token=decode_text("sync_token", request.sync_token, mapping.MAX_PARAMETER_LENGTH),
         time_min=_decode_timestamp(request, "time_min"),
         time_max=_decode_timestamp(request, "time_max"),

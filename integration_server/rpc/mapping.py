@@ -103,17 +103,12 @@ def decode_target(request: Any) -> tuple[IntegrationId, UserId]:  # noqa: ANN401
     return decode_integration_id(request.integration_id), decode_user_id(request.user_id)
 
 
-def decode_page(request: Any) -> tuple[int, str]:  # noqa: ANN401  # a request with these two fields
-    """Return the page size and the page token of a request."""
-    page_size = decode_page_size(request.page_size)
-    return page_size, decode_text("page_token", request.page_token, MAX_PARAMETER_LENGTH)
-
-
-def decode_page_size(value: int, max_page_size: int = MAX_PAGE_SIZE) -> int:
-    """Return a page size: the default for 0, at most `max_page_size`."""
-    if value < 0:
+def decode_page(request: Any, max_page_size: int = MAX_PAGE_SIZE) -> tuple[int, str]:  # noqa: ANN401  # see above
+    """Return the page size (the default for 0, at most `max_page_size`) and the page token of a request."""
+    if request.page_size < 0:
         raise InvalidField("page_size", "is negative")
-    return min(value or DEFAULT_PAGE_SIZE, max_page_size)
+    page_size = min(request.page_size or DEFAULT_PAGE_SIZE, max_page_size)
+    return page_size, decode_text("page_token", request.page_token, MAX_PARAMETER_LENGTH)
 
 
 def decode_matching(

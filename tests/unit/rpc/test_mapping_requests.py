@@ -15,7 +15,7 @@ from integrations.v1 import integration_service_pb2 as pb
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (200, 200), (201, 200), (2**31 - 1, 200)])
 def test_a_page_size_has_a_default_and_a_maximum(asked: int, given: int) -> None:
-    assert mapping.decode_page_size(asked) == given
+    assert mapping.decode_page(pb.ListIntegrationsRequest(page_size=asked, page_token="next")) == (given, "next")
 
 
 def test_a_problem_names_the_limit_and_does_not_quote_the_value() -> None:
