@@ -303,14 +303,12 @@ def encode_disconnect_response(
     integration_id: IntegrationId, state: RevocationState
 ) -> pb.DisconnectIntegrationResponse:
     """Convert the result of a disconnection."""
-    return encode(
-        pb.DisconnectIntegrationResponse,
-        None,
+    return pb.DisconnectIntegrationResponse(
         success=True,
         message=_DISCONNECT_MESSAGES[state],
         integration_id=integration_id,
         provider_revoked=state is RevocationState.REVOKED,
-        revocation_state=state,
+        revocation_state=f"REVOCATION_STATE_{state.name}",
     )
 
 
