@@ -314,7 +314,7 @@ def _parse_reminders(value: object) -> Reminders | None:
     if not isinstance(value, dict):
         return None
     overrides = [
-        Reminder(method, item["minutes"])
+        Reminder(method, _number(item["minutes"]))
         for item in _objects(value.get("overrides"))
         if (method := _parse_enum(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
     ]

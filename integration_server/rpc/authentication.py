@@ -4,7 +4,8 @@ A call with a token has the identity of the token's subject. A client certificat
 to it and does not replace a bad token.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, before_behavior
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, around_behavior
 from integration_server.rpc.methods import Method
 from integration_server.service.common_types import Clock
 
@@ -61,10 +62,11 @@ def authenticate(token_verifier: TokenVerifier | None, clock: Clock) -> Intercep
     A stream also ends once the caller's token has expired.
     """
 
-    async def prepare(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message or a stream of them
+    @asynccontextmanager
+    async def identify(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         metadata, auth_context = context.invocation_metadata() or (), context.auth_context() or {}
         _identity.set(await resolve_identity(metadata, auth_context, token_verifier))
-        return request
+        yield request
 
     def require_valid_token() -> None:
         expire_time = current_identity().expire_time
@@ -72,7 +74,7 @@ def authenticate(token_verifier: TokenVerifier | None, clock: Clock) -> Intercep
             raise Unauthenticated("the token has expired since")
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        return before_behavior(method, behavior, prepare, require_valid_token)
+        return around_behavior(method, behavior, identify, require_valid_token)
 
     return wrap
 

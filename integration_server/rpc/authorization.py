@@ -6,7 +6,8 @@ One that would reveal stored data is reported as if the data did not exist. docs
 has the rules.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFou
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, before_behavior
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, around_behavior
 from integration_server.rpc.methods import Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -108,16 +109,17 @@ def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
                 raise CallerNotAllowed
             return caller
 
-        async def prepare(request: Any, _context: Context) -> Any:  # noqa: ANN401  # a message or a stream of them
+        @asynccontextmanager
+        async def permit(request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
             _caller.set(require_permission())
-            return request
+            yield request
 
         def require_same_permission() -> None:
             # The next response may be about any type that was allowed at the start.
             if not require_permission().permissions.allowed_types.contains(current_allowed_types()):
                 raise CallerNotAllowed
 
-        return before_behavior(method, behavior, prepare, require_same_permission)
+        return around_behavior(method, behavior, permit, require_same_permission)
 
     return wrap
 
@@ -126,28 +128,35 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
     """Bind each request to its caller's user and integration types. It may query the store, so quotas come first."""
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def prepare(request: Message, _context: Context) -> Message:
+        @asynccontextmanager
+        async def authorize(request: Message, _context: Context) -> AsyncIterator[Message]:
             caller = _caller.get()
             if caller is None:
                 raise RuntimeError("authorize_method has not run")
             await authorizer.authorize(method, request, caller)
-            return request
+            yield request
 
         if method.permission is Permission.REFLECTION:
             return behavior  # a stream of requests, none of which is about a user
         if method.streams_requests:
             raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
-        return before_behavior(method, behavior, prepare)
+        return around_behavior(method, behavior, authorize)
 
     return wrap
 
 
 class RequestAuthorizer:
-    """Checks requests against the users and integration types that their callers may access."""
+    """Checks requests against the users and integration types that their callers may access.
 
-    def __init__(self, find_type: IntegrationTypeLookup, canonical_type: CanonicalTypeLookup = str) -> None:
-        self._type_cache = IntegrationTypeCache(find_type)
+    The type of an integration is looked up once: ids are never reused, and types never change.
+    """
+
+    def __init__(
+        self, find_type: IntegrationTypeLookup, canonical_type: CanonicalTypeLookup = str, *, cache_size: int = 10_000
+    ) -> None:
+        self._find_type = find_type
         self._canonical_type = canonical_type
+        self._types: LRUCache[tuple[IntegrationId, UserId], str] = LRUCache(cache_size)
 
     async def authorize(self, method: Method, request: Message, caller: Caller) -> None:
         """Set the `user_id` of a user's request, and check its types. Raises `CallerNotAllowed`, `IntegrationNotFound`
@@ -162,8 +171,10 @@ class RequestAuthorizer:
         if named and not allowed_types.allows(self._canonical_type(named)):
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
-            integration_type = await self._type_cache.get(*mapping.decode_target(request))
-            if not allowed_types.allows(integration_type):
+            target = mapping.decode_target(request)
+            if target not in self._types:
+                self._types[target] = await self._find_type(*target)
+            if not allowed_types.allows(self._types[target]):
                 raise IntegrationNotFound
 
 
@@ -174,18 +185,3 @@ def _bind_to_user(request: Any, user_id: UserId) -> None:  # noqa: ANN401  # a m
         # Decided before any lookup: neither error depends on the other user's data.
         raise IntegrationNotFound if getattr(request, "integration_id", 0) else CallerNotAllowed
     request.user_id = user_id
-
-
-class IntegrationTypeCache:
-    """The types of integrations, each looked up once: ids are never reused, and types never change."""
-
-    def __init__(self, find_type: IntegrationTypeLookup, max_size: int = 10_000) -> None:
-        self._find_type = find_type
-        self._entries: LRUCache[tuple[IntegrationId, UserId], str] = LRUCache(max_size)
-
-    async def get(self, integration_id: IntegrationId, user_id: UserId) -> str:
-        """Return the type of a user's integration. Raises `IntegrationNotFound`."""
-        key = integration_id, user_id
-        if key not in self._entries:
-            self._entries[key] = await self._find_type(integration_id, user_id)
-        return self._entries[key]

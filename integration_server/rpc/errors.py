@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.any_pb2 import Any as PackedMessage
+from google.protobuf import any as any_message
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -73,18 +73,10 @@ def status_of(error: Exception) -> status_pb2.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromTimedelta(error.retry_after)
-        details.append(retry)
+        details.append(error_details_pb2.RetryInfo(retry_delay=error.retry_after))
     # Providers of other packages may raise their own subclasses.
     code = next(_CODES[kind] for kind in type(error).__mro__ if kind in _CODES)
-    return status_pb2.Status(code=code, message=str(error), details=map(_pack, details))
-
-
-def _pack(message: Message) -> PackedMessage:
-    packed = PackedMessage()
-    packed.Pack(message)
-    return packed
+    return status_pb2.Status(code=code, message=str(error), details=map(any_message.pack, details))
 
 
 async def abort_call(

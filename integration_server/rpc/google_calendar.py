@@ -1,8 +1,9 @@
 """`integrations.v1.GoogleCalendarService`: each method decodes the request, calls one use case, encodes the result."""
 
+from integration_server.domain.calendar import Notify
 from integration_server.rpc import google_calendar_mapping, mapping
 from integration_server.rpc.interceptors import Context
-from integration_server.service.calendar.google_calendar import GoogleCalendar
+from integration_server.service.calendar.google_calendar import WRITABLE, GoogleCalendar
 from integrations.v1 import google_calendar_pb2 as pb
 from integrations.v1 import google_calendar_pb2_grpc as pb_grpc
 
@@ -17,12 +18,9 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         """List the account's calendars."""
         page = await self._calendar.list_calendars(
             *mapping.decode_target(request),
-            mapping.decode_page_size(request.page_size, google_calendar_mapping.MAX_PAGE_SIZE),
-            mapping.decode_text("page_token", request.page_token, mapping.MAX_PARAMETER_LENGTH),
+            *mapping.decode_page(request, google_calendar_mapping.MAX_PAGE_SIZE),
         )
-        return pb.ListCalendarsResponse(
-            calendars=map(google_calendar_mapping.encode_calendar, page.calendars), next_page_token=page.next_page_token
-        )
+        return mapping.encode(pb.ListCalendarsResponse, page)
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         """List a calendar's events, or the changes since a sync token."""
@@ -31,12 +29,8 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
             mapping.decode_text("calendar_id", request.calendar_id),
             google_calendar_mapping.decode_event_query(request),
         )
-        return pb.ListEventsResponse(
-            events=map(google_calendar_mapping.encode_event, page.events),
-            next_page_token=page.next_page_token,
-            next_sync_token=page.next_sync_token,
-            time_zone=page.time_zone,
-        )
+        events = [google_calendar_mapping.encode_event(event) for event in page.events]
+        return mapping.encode(pb.ListEventsResponse, page, events=events)
 
     async def CreateEvent(self, request: pb.CreateEventRequest, context: Context) -> pb.CreateEventResponse:
         """Create an event."""
@@ -44,7 +38,7 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
             *mapping.decode_target(request),
             mapping.decode_text("calendar_id", request.calendar_id),
             google_calendar_mapping.decode_event(request.event),
-            google_calendar_mapping.decode_notify(request.notify),
+            mapping.decode_enum(Notify, request, "notify"),
         )
         return pb.CreateEventResponse(event=google_calendar_mapping.encode_event(event))
 
@@ -54,8 +48,8 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
             *mapping.decode_target(request),
             mapping.decode_text("calendar_id", request.calendar_id),
             google_calendar_mapping.decode_event(request.event),
-            google_calendar_mapping.decode_update_mask(request.update_mask.paths),
-            google_calendar_mapping.decode_notify(request.notify),
+            mapping.decode_update_mask(request.update_mask, WRITABLE),
+            mapping.decode_enum(Notify, request, "notify"),
         )
         return pb.UpdateEventResponse(event=google_calendar_mapping.encode_event(event))
 
@@ -66,6 +60,6 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
             mapping.decode_text("calendar_id", request.calendar_id),
             mapping.decode_text("event_id", request.event_id, google_calendar_mapping.MAX_TEXT_LENGTH),
             google_calendar_mapping.decode_etag("etag", request.etag),
-            google_calendar_mapping.decode_notify(request.notify),
+            mapping.decode_enum(Notify, request, "notify"),
         )
         return pb.DeleteEventResponse()

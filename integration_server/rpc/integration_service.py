@@ -61,12 +61,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 integration_id=mapping.decode_optional_integration_id(request.integration_id),
             )
         )
-        return pb.ConnectResponse(
-            authorization_url=authorization.url,
-            state=authorization.state,
-            expire_time=mapping.encode_timestamp(authorization.expire_time),
-            integration_id=authorization.integration_id,
-        )
+        return mapping.encode(pb.ConnectResponse, authorization, authorization_url=authorization.url)
 
     async def HandleCallback(self, request: pb.HandleCallbackRequest, context: Context) -> pb.HandleCallbackResponse:
         """Handle the provider's response to an authorization request."""
@@ -84,7 +79,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
                 allowed_types=current_allowed_types(),
             )
         )
-        return mapping.encode_callback_response(result)
+        return mapping.encode(pb.HandleCallbackResponse, result)
 
     async def ConfirmConnection(
         self, request: pb.ConfirmConnectionRequest, context: Context
@@ -97,13 +92,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             mapping.decode_user_id(request.user_id),
             current_allowed_types(),
         )
-        return pb.ConfirmConnectionResponse(
-            success=result.success,
-            integration_id=result.integration_id,
-            redirect_url=result.redirect_url,
-            message=result.message,
-            reason=result.reason,
-        )
+        return mapping.encode(pb.ConfirmConnectionResponse, result)
 
     async def ConnectWithApiKey(
         self, request: pb.ConnectWithApiKeyRequest, context: Context
@@ -166,14 +155,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         report = await self._use_cases.health_checker.check_all_health(
             mapping.decode_user_id(request.user_id), current_allowed_types()
         )
-        return pb.CheckAllHealthResponse(
-            total_integrations=len(report.checks),
-            healthy_count=report.healthy_count,
-            error_count=report.error_count,
-            inactive_count=report.inactive_count,
-            integrations=map(mapping.encode_health_check, report.checks),
-            check_time=mapping.encode_timestamp(report.check_time),
-        )
+        checks = [mapping.encode_health_check(check) for check in report.checks]
+        return mapping.encode(pb.CheckAllHealthResponse, report, total_integrations=len(checks), integrations=checks)
 
     async def CheckHealth(self, request: pb.CheckHealthRequest, context: Context) -> pb.CheckHealthResponse:
         """Check one integration."""
@@ -187,20 +170,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         history = await self._use_cases.health_checker.list_health_checks(
             *mapping.decode_target(request), *mapping.decode_page(request)
         )
-        return pb.ListHealthChecksResponse(
-            health_checks=map(mapping.encode_health_check, history.checks),
-            next_page_token=history.next_page_token,
-            error_rates=map(mapping.encode_error_rate, history.error_rates),
-        )
+        checks = [mapping.encode_health_check(check) for check in history.checks]
+        return mapping.encode(pb.ListHealthChecksResponse, history, health_checks=checks)
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
         """Refresh an access token."""
         token = await self._use_cases.credentials.refresh_token(*mapping.decode_target(request), force=request.force)
-        return pb.RefreshTokenResponse(
-            success=True,
-            refreshed=token.refreshed,
-            message="Refreshed" if token.refreshed else "Not refreshed: the token is still valid",
-            access_token_expire_time=mapping.encode_timestamp(token.expire_time),
+        message = "Refreshed" if token.refreshed else "Not refreshed: the token is still valid"
+        return mapping.encode(
+            pb.RefreshTokenResponse, token, success=True, message=message, access_token_expire_time=token.expire_time
         )
 
     async def ListIntegrationTypes(
@@ -214,7 +192,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         """Return valid credentials."""
         usable = await self._use_cases.credentials.get_credentials(
             *mapping.decode_target(request),
-            mapping.decode_optional_duration("min_ttl", request),
+            mapping.decode_duration("min_ttl", request),
             mapping.decode_scopes("required_scopes", request.required_scopes),
         )
         return pb.GetCredentialsResponse(credentials=mapping.encode_credentials(usable))
@@ -237,9 +215,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             mapping.decode_required_text("consumer", request.consumer, mapping.MAX_CONSUMER_LENGTH),
             *mapping.decode_page(request),
         )
-        return pb.ListWebhookEventsResponse(
-            events=map(mapping.encode_webhook_event, page.events), next_page_token=page.next_page_token
-        )
+        return mapping.encode(pb.ListWebhookEventsResponse, page)
 
     async def AckWebhookEvents(
         self, request: pb.AckWebhookEventsRequest, context: Context
@@ -257,12 +233,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     ) -> pb.GetWebhookEndpointResponse:
         """Return an integration's webhook endpoint."""
         endpoint = await self._use_cases.webhook_secrets.get_webhook_endpoint(*mapping.decode_target(request))
-        return pb.GetWebhookEndpointResponse(
-            webhook_url=endpoint.url,
-            has_secret=endpoint.has_secret,
-            secret_set_time=mapping.encode_timestamp(endpoint.secret_set_time),
-            previous_expire_time=mapping.encode_timestamp(endpoint.previous_expire_time),
-        )
+        return mapping.encode(pb.GetWebhookEndpointResponse, endpoint, webhook_url=endpoint.url)
 
     async def SetWebhookSecret(
         self, request: pb.SetWebhookSecretRequest, context: Context
@@ -271,12 +242,10 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         result = await self._use_cases.webhook_secrets.set_webhook_secret(
             *mapping.decode_target(request),
             mapping.decode_key("webhook_secret", request.webhook_secret),
-            mapping.decode_optional_duration("previous_ttl", request),
+            mapping.decode_duration("previous_ttl", request),
         )
-        return pb.SetWebhookSecretResponse(
-            webhook_url=result.url,
-            webhook_secret=result.generated_secret,
-            previous_expire_time=mapping.encode_timestamp(result.previous_expire_time),
+        return mapping.encode(
+            pb.SetWebhookSecretResponse, result, webhook_url=result.url, webhook_secret=result.generated_secret
         )
 
     async def WatchIntegrations(

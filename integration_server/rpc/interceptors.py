@@ -9,26 +9,32 @@ The server applies them in this order:
 5. `read_request` reads and decodes the request. Nothing that an unknown caller sends is parsed.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
-8. `record_audit` (audit.py) records the call.
+8. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
+   earlier are logged, not recorded: otherwise anybody could fill the trail.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
 import grpc
-from google.protobuf.message import DecodeError
+import structlog
+from google.protobuf.message import DecodeError, Message
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from integration_server.domain.errors import InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.domain.audit import SUCCESS, Action, AuditEntry
+from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
+from integration_server.service.audit.audit_trail import AuditTrail, get_audit_user
 from integration_server.service.background.detached_tasks import CallBudget
+from integration_server.service.common_types import Clock
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,6 +51,10 @@ CallerLookup: TypeAlias = Callable[[Context], str]
 
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
+_PURPOSE = "x-purpose"
+_MAX_AUDIT_TEXT_LENGTH = 128
+_MAX_AUDIT_DETAILS_LENGTH = 512
+_MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
 
@@ -59,91 +69,68 @@ def compose(method: Method, behavior: Behavior, interceptors: Sequence[Intercept
     return behavior
 
 
-def before_behavior(
+def around_behavior(
     method: Method,
     behavior: Behavior,
-    prepare: Callable[[Any, Context], Awaitable[Any]],
-    check_response: Callable[[], None] | None = None,
+    around: Callable[[Any, Context], AbstractAsyncContextManager[Any]],
+    check_response: Callable[[], None] = lambda: None,
 ) -> Behavior:
-    """Pass each request through `prepare`, and call `check_response` before each response of a stream."""
+    """Run each call inside a context manager, which gets the request and returns the request that is passed on.
+
+    `check_response` is called before each response of a stream.
+    """
 
     async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
-        return await behavior(await prepare(request, context), context)
+        async with around(request, context) as prepared:
+            return await behavior(prepared, context)
 
     async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-        async with aclosing(behavior(await prepare(request, context), context)) as responses:
+        async with around(request, context) as prepared, aclosing(behavior(prepared, context)) as responses:
             async for response in responses:
-                if check_response is not None:
-                    check_response()
+                check_response()
                 yield response
 
     return stream if method.streams_responses else respond
 
 
-def around_behavior(
-    method: Method, behavior: Behavior, around: Callable[[Context], AbstractAsyncContextManager[None]]
-) -> Behavior:
-    """Run each call inside a context manager."""
+class ProtectedHandlers(grpc.GenericRpcHandler):
+    """The handlers of registered services with their interceptors, and one handler for all unknown methods.
 
-    async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
-        async with around(context):
-            return await behavior(request, context)
+    The generated `add_…_to_server` functions register a service here as at a server.
+    """
 
-    async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-        async with around(context), aclosing(behavior(request, context)) as responses:
-            async for response in responses:
-                yield response
-
-    return stream if method.streams_responses else respond
-
-
-class HandlerRecorder:
-    """Collects the handlers that the generated `add_…_to_server` functions register, by path."""
-
-    def __init__(self) -> None:
-        self.handlers: dict[str, Any] = {}
+    def __init__(self, interceptors: Sequence[Interceptor], *, unknown_method: Sequence[Interceptor]) -> None:
+        self._interceptors = interceptors
+        self._handlers: dict[str, RpcHandler] = {}
+        self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
+            compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
+        )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
         """Ignore these: the generated code registers the same handlers in the next method too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Record the handlers of a service's methods."""
-        self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
-
-
-class ProtectedHandlers(grpc.GenericRpcHandler):
-    """The recorded handlers with their interceptors, and one handler for all unknown methods."""
-
-    def __init__(
-        self, recorder: HandlerRecorder, interceptors: Sequence[Interceptor], *, unknown_method: Sequence[Interceptor]
-    ) -> None:
-        self._handlers = {path: _protect(path, handler, interceptors) for path, handler in recorder.handlers.items()}
-        self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
-            compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
-        )
+        """Add the handlers of a service's methods."""
+        for name, handler in handlers.items():
+            path = f"/{service}/{name}"
+            self._handlers[path] = self._protect(describe_method(path), handler)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
         return self._handlers.get(handler_call_details.method, self._unknown)
 
-
-def _protect(path: str, handler: Any, interceptors: Sequence[Interceptor]) -> RpcHandler:  # noqa: ANN401
-    method = describe_method(path)
-    behavior = compose(
-        method,
-        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
-        interceptors,
-    )
-    # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every method
-    # therefore takes a stream, which `read_request` reads; clients see no difference.
-    make_handler = (
-        grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
-    )
-    return make_handler(
-        behavior,
-        request_deserializer=handler.request_deserializer if method.streams_requests else None,
-        response_serializer=handler.response_serializer,
-    )
+    def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
+        behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every
+        # method therefore takes a stream, which `read_request` reads; clients see no difference.
+        make_handler = (
+            grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
+        )
+        return make_handler(
+            compose(method, behavior, self._interceptors),
+            request_deserializer=handler.request_deserializer if method.streams_requests else None,
+            response_serializer=handler.response_serializer,
+        )
 
 
 async def _reject_unknown_method(_requests: object, context: Context) -> None:
@@ -158,9 +145,9 @@ def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
-        async def abort_on_error(context: Context) -> AsyncIterator[None]:
+        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
             try:
-                yield
+                yield request
             except Exception as error:
                 await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
 
@@ -183,7 +170,7 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
     in_flight: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def slot(context: Context) -> AsyncIterator[None]:
+    async def slot(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message or a stream
         caller = caller_of(context)
         if in_flight[caller] >= concurrency:
             raise QuotaExceeded("under way")
@@ -191,7 +178,7 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
             raise QuotaExceeded("in this second")
         in_flight[caller] += 1
         try:
-            yield
+            yield request
         finally:
             in_flight[caller] -= 1
             if not in_flight[caller]:
@@ -246,14 +233,16 @@ def read_request(
         return cast("bytes", request)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def prepare(_requests: object, context: Context) -> Any:  # noqa: ANN401  # a message
+        @asynccontextmanager
+        async def decode(_requests: object, context: Context) -> AsyncIterator[Message]:
             raw = await read(context)
             try:
-                return method.request_class.FromString(raw)
+                request = method.request_class.FromString(raw)
             except DecodeError:
                 raise InvalidField("request", "cannot be decoded") from None
+            yield request
 
-        return behavior if method.streams_requests else before_behavior(method, behavior, prepare)
+        return behavior if method.streams_requests else around_behavior(method, behavior, decode)
 
     return wrap
 
@@ -296,3 +285,96 @@ def enforce_deadline() -> Interceptor:
         return behavior if method.streams_requests or method.streams_responses else respond
 
     return wrap
+
+
+def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> Interceptor:
+    """Record each call of a unary method with an audit action.
+
+    A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
+    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned.
+    """
+
+    async def record(entry: AuditEntry) -> None:
+        try:
+            async with asyncio.timeout(_MAX_AUDIT_WAIT):
+                await trail.record(entry)
+        except TimeoutError:
+            structlog.get_logger(__name__).warning(
+                "audit_write_delayed", action=entry.action, integration_id=entry.integration_id
+            )
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        action = method.audit_action
+        if action is None or method.streams_requests or method.streams_responses:
+            return behavior
+        # A typed method of a provider's API has no path to record.
+        is_typed_call = action is Action.CALL and "path" not in method.request_class.DESCRIPTOR.fields_by_name
+        details = method.name if is_typed_call else ""
+
+        async def respond(request: Message, context: Context) -> Message:
+            # Read first: gRPC may have ended the call later, and then frees the context.
+            entry = AuditEntry(clock(), caller_of(context), action, purpose=_purpose(context), details=details)
+            try:
+                response: Message = await behavior(request, context)
+            except BaseException as error:
+                trail.enqueue(_complete_entry(entry, _error_outcome(error), request))
+                raise
+            entry = _complete_entry(entry, _response_outcome(response), request, response)
+            if method.awaits_audit:
+                await record(entry)
+            elif not trail.enqueue(entry):
+                raise StoreUnavailable
+            return response
+
+        return respond
+
+    return wrap
+
+
+def _error_outcome(error: BaseException) -> str:
+    if isinstance(error, IntegrationServerError):
+        return error.reason
+    return "INTERNAL" if isinstance(error, Exception) else "CANCELLED"
+
+
+def _response_outcome(response: Message) -> str:
+    """Return `SUCCESS`, or the reason of a response with `success` false."""
+    return SUCCESS if getattr(response, "success", True) else _sanitize(getattr(response, "reason", "")) or "FAILED"
+
+
+def _complete_entry(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
+    """Return the entry with its outcome, and with the integration that the call's messages name."""
+    return replace(
+        entry,
+        user_id=_sanitize(_field("user_id", *messages) or get_audit_user()),
+        integration_id=_field("integration_id", *messages) or 0,
+        integration_type=_sanitize(_field("integration_type", *messages) or ""),
+        outcome=outcome,
+        details=entry.details or _details(*messages),
+    )
+
+
+def _details(*messages: Message) -> str:
+    """Return method, path and status of a provider call; never query or body, which may hold secrets."""
+    parts = (_field(name, *messages) for name in ("method", "path", "status_code"))
+    return _sanitize(" ".join(str(part) for part in parts if part), _MAX_AUDIT_DETAILS_LENGTH)
+
+
+def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's type
+    """Return the first value of a field in the messages or in their `integration`."""
+    for message in messages:
+        for source in (message, getattr(message, "integration", None)):
+            if value := getattr(source, name, None):
+                return value
+    return None
+
+
+def _purpose(context: Context) -> str:
+    """Return the purpose in the call's metadata, truncated; empty without one."""
+    given = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
+    return _sanitize(str(given))
+
+
+def _sanitize(text: str, max_length: int = _MAX_AUDIT_TEXT_LENGTH) -> str:
+    """Return the printable part of a caller's text, truncated: it may be the reason for the rejection."""
+    return "".join(filter(str.isprintable, text))[:max_length]

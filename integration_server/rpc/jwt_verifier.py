@@ -9,10 +9,11 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import structlog
-from joserfc.jwk import JWKRegistry, Key, KeySet
+from joserfc.jwk import JWKRegistry, KeySet
 from joserfc.jws import JWSRegistry, extract_compact, validate_compact
 from joserfc.jwt import JWTClaimsRegistry
 
@@ -49,8 +50,10 @@ def parse_jwks(body: bytes) -> KeySet:
     keys, skipped = [], []
     for number, jwk in enumerate(published, start=1):
         try:
-            if _is_signature_key(jwk):
-                keys.append(_import_key(jwk))
+            if jwk.get("kty") in {"RSA", "EC", "OKP"} and jwk.get("use", "sig") == "sig":
+                key = JWKRegistry.import_key(jwk)
+                key.ensure_kid()  # computes a missing id now, so that a bad key fails here and not in the set
+                keys.append(key)
         except Exception as error:  # RFC 7517 §5: ignore keys that are not supported
             skipped.append(f"{number}: {type(error).__name__}")
     if skipped:
@@ -60,38 +63,23 @@ def parse_jwks(body: bytes) -> KeySet:
     return KeySet(keys)
 
 
-def _is_signature_key(jwk: dict[str, Any]) -> bool:
-    return jwk.get("kty") in {"RSA", "EC", "OKP"} and jwk.get("use", "sig") == "sig"
-
-
-def _import_key(jwk: dict[str, Any]) -> Key:
-    key = JWKRegistry.import_key(jwk)
-    key.ensure_kid()  # computes a missing id now, so that a bad key fails here and not in the set
-    return key
-
-
-class FileJwks:
-    """A key set in a file."""
-
-    def __init__(self, file: ReloadedFile[KeySet]) -> None:
-        self._file = file
-
-    async def get_keys(self, kid: str | None) -> KeySet:
-        """Return the keys as of the last poll."""
-        return self._file.value
-
-    async def poll(self) -> None:
-        """Read the file again."""
-        await self._file.poll()
-
-
-def parse_jwks_file(contents: Contents) -> KeySet:
-    """Return the keys in the contents of one file. Raises `InvalidFile`."""
+def _parse_jwks_file(contents: Contents) -> KeySet:
     ((path, content),) = contents.items()
     try:
         return parse_jwks(content)
     except InvalidFile as error:
         raise InvalidFile(*(f"{path}: {problem}" for problem in error.problems)) from None
+
+
+class FileJwks(ReloadedFile[KeySet]):
+    """A key set in a file. The constructor raises `InvalidFile`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("keys", [path], _parse_jwks_file)
+
+    async def get_keys(self, kid: str | None) -> KeySet:
+        """Return the keys as of the last poll."""
+        return self.value
 
 
 class RemoteJwks:
@@ -188,18 +176,15 @@ class JwtVerifier:
         keys = await issuer.keys.get_keys(kid if isinstance(kid, str) else None)
         if not validate_compact(signed, keys, registry=self._registry):
             raise Unauthenticated("signed with another key")
-        self._claims_registry(issuer).validate(claims)
-        subject, expire_time = claims["sub"], datetime.fromtimestamp(claims["exp"], UTC)
-        if len(subject) > MAX_SUBJECT_LENGTH or "\0" in subject:
-            raise Unauthenticated("a subject that cannot be a user_id")
-        return Identity(issuer.kind, (subject,), expire_time + self._leeway)
-
-    def _claims_registry(self, issuer: Issuer) -> JWTClaimsRegistry:
-        return JWTClaimsRegistry(
+        JWTClaimsRegistry(
             now=int(self._clock().timestamp()),
             leeway=int(self._leeway.total_seconds()),
             iss={"essential": True, "value": issuer.issuer},
             aud={"essential": True, "value": issuer.audience},
             sub={"essential": True},
             exp={"essential": True},
-        )
+        ).validate(claims)
+        subject, expire_time = claims["sub"], datetime.fromtimestamp(claims["exp"], UTC)
+        if len(subject) > MAX_SUBJECT_LENGTH or "\0" in subject:
+            raise Unauthenticated("a subject that cannot be a user_id")
+        return Identity(issuer.kind, (subject,), expire_time + self._leeway)

@@ -5,36 +5,38 @@
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.json_format import MessageToDict, SerializeToJsonError
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from integration_server.domain.credentials import AuthMethod, OAuthTokens
+from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
-from integration_server.domain.events import IntegrationEvent
-from integration_server.domain.health import ErrorRate, HealthCheck
-from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
+from integration_server.domain.health import HealthCheck
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
-from integration_server.service.connections.oauth_connection import ConnectionResult
 from integration_server.service.credentials.credential_service import UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.integration_manager import IntegrationUpdate
 from integration_server.service.provider_port import Provider
-from integration_server.service.webhooks.webhook_delivery import NumberedEvent
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 
 # Lengths are in characters.
 MAX_USER_ID_LENGTH = 128
-MAX_NAME_LENGTH = MAX_SCOPE_LENGTH = MAX_IDEMPOTENCY_KEY_LENGTH = 255
+MAX_NAME_LENGTH = MAX_IDEMPOTENCY_KEY_LENGTH = 255
 MAX_KEY_LENGTH = 4096
 MAX_URL_LENGTH = MAX_PATH_LENGTH = 2048
 MAX_PARAMETER_LENGTH = 8192  # of a callback: some providers' authorization codes have 2,000 characters
@@ -50,8 +52,12 @@ MAX_DURATION_SECONDS, MAX_NANOS = 315_576_000_000, 999_999_999  # as google.prot
 _UPDATABLE = frozenset({"name", "config", "is_active"})
 
 # RFC 6749 §3.3: a scope consists of visible ASCII characters other than quote and backslash.
-_SCOPE_CHARACTERS = frozenset(map(chr, range(0x21, 0x7F))) - {'"', "\\"}
-_HEADER_CHARACTERS = frozenset(map(chr, range(0x20, 0x7F)))
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
+
+E = TypeVar("E", bound=Enum)
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -97,36 +103,42 @@ def decode_target(request: Any) -> tuple[IntegrationId, UserId]:  # noqa: ANN401
     return decode_integration_id(request.integration_id), decode_user_id(request.user_id)
 
 
-def decode_page(request: Any) -> tuple[int, str]:  # noqa: ANN401  # a request with these two fields
-    """Return the page size and the page token of a request."""
-    page_size = decode_page_size(request.page_size)
+def decode_page(request: Any, max_page_size: int = MAX_PAGE_SIZE) -> tuple[int, str]:  # noqa: ANN401  # see above
+    """Return the page size (the default for 0, at most `max_page_size`) and the page token of a request."""
+    if request.page_size < 0:
+        raise InvalidField("page_size", "is negative")
+    page_size = min(request.page_size or DEFAULT_PAGE_SIZE, max_page_size)
     return page_size, decode_text("page_token", request.page_token, MAX_PARAMETER_LENGTH)
 
 
-def decode_page_size(value: int, max_page_size: int = MAX_PAGE_SIZE) -> int:
-    """Return a page size: the default for 0, at most `max_page_size`."""
-    if value < 0:
-        raise InvalidField("page_size", "is negative")
-    return min(value or DEFAULT_PAGE_SIZE, max_page_size)
+def decode_matching(
+    field: str, value: str, pattern: re.Pattern[str], problem: str, max_length: int = MAX_NAME_LENGTH
+) -> str:
+    """Return a text that matches the pattern as a whole."""
+    if not pattern.fullmatch(decode_text(field, value, max_length)):
+        raise InvalidField(field, problem)
+    return value
 
 
 def decode_key(field: str, value: str) -> str:
     """Return a key or secret that fits into an HTTP header."""
-    if not _HEADER_CHARACTERS.issuperset(decode_text(field, value, MAX_KEY_LENGTH)):
-        raise InvalidField(field, "has characters that a key cannot have")
-    return value
+    return decode_matching(field, value, _HEADER_TEXT, "has characters that a key cannot have", MAX_KEY_LENGTH)
 
 
-def decode_scopes(field: str, values: Iterable[str]) -> tuple[str, ...]:
+def require_at_most(field: str, values: Sequence[T], max_count: int) -> Sequence[T]:
+    """Return a repeated field that is not too long."""
+    if len(values) > max_count:
+        raise InvalidField(field, f"has {len(values)} entries; the maximum is {max_count}")
+    return values
+
+
+def decode_scopes(field: str, values: Sequence[str]) -> tuple[str, ...]:
     """Return scopes that have the syntax of RFC 6749 §3.3."""
-    scopes = tuple(values)
-    if len(scopes) > MAX_SCOPES:
-        raise InvalidField(field, f"has {len(scopes)} scopes; the maximum is {MAX_SCOPES}")
-    for index, scope in enumerate(scopes):
-        decode_required_text(f"{field}[{index}]", scope, MAX_SCOPE_LENGTH)
-        if not _SCOPE_CHARACTERS.issuperset(scope):
-            raise InvalidField(f"{field}[{index}]", "has characters that a scope cannot have (RFC 6749 section 3.3)")
-    return scopes
+    problem = "has characters that a scope cannot have (RFC 6749 section 3.3)"
+    return tuple(
+        decode_matching(f"{field}[{index}]", decode_required_text(f"{field}[{index}]", scope), _SCOPE, problem)
+        for index, scope in enumerate(require_at_most(field, values, MAX_SCOPES))
+    )
 
 
 def decode_config(value: Struct) -> dict[str, Any]:
@@ -152,8 +164,11 @@ def decode_query(field: str, value: str) -> dict[str, str]:
     return dict(parameters)
 
 
-def decode_duration(field: str, value: Duration) -> timedelta:
-    """Return a duration of 0 or more."""
+def decode_duration(field: str, request: Message) -> timedelta | None:
+    """Return the duration of 0 or more in a request's field, or None if the field is unset."""
+    if not request.HasField(field):
+        return None
+    value: Duration = getattr(request, field)
     if value.seconds < 0 or value.nanos < 0:
         raise InvalidField(field, "is negative")
     if value.seconds > MAX_DURATION_SECONDS or value.nanos > MAX_NANOS:
@@ -161,9 +176,15 @@ def decode_duration(field: str, value: Duration) -> timedelta:
     return value.ToTimedelta()
 
 
-def decode_optional_duration(field: str, request: Any) -> timedelta | None:  # noqa: ANN401  # a request with the field
-    """Return the duration in a request's field, or None if the field is unset."""
-    return decode_duration(field, getattr(request, field)) if request.HasField(field) else None
+def decode_enum(target: type[E], message: Message, name: str, parent: str = "") -> E | None:
+    """Return the member of `target` for the enum field `name` of a message at `parent`; None if it is unset."""
+    field: Any = message.DESCRIPTOR.fields_by_name[name]
+    if not (value := getattr(message, name)):
+        return None
+    try:
+        return target[field.enum_type.values_by_number[value].name.removeprefix(_enum_prefix(field))]
+    except KeyError:
+        raise InvalidField(f"{parent}{name}", "is not a known value") from None
 
 
 def decode_through_number(value: int) -> int:
@@ -173,11 +194,16 @@ def decode_through_number(value: int) -> int:
     return value
 
 
+def decode_update_mask(mask: FieldMask, updatable: frozenset[str]) -> frozenset[str]:
+    """Return the names of the fields to set."""
+    for path in set(mask.paths) - updatable:
+        raise InvalidField("update_mask", f"can name {', '.join(sorted(updatable))}; not {path[:64]!r}")
+    return frozenset(mask.paths)
+
+
 def decode_update(request: pb.UpdateIntegrationRequest) -> IntegrationUpdate:
     """Return the update of an integration: the masked fields, absent ones cleared; without a mask, the present ones."""
-    masked = frozenset(request.update_mask.paths)
-    for path in masked - _UPDATABLE:
-        raise InvalidField("update_mask", f"can name {', '.join(sorted(_UPDATABLE))}; not {path[:64]!r}")
+    masked = decode_update_mask(request.update_mask, _UPDATABLE)
     updated = masked or {field for field in _UPDATABLE if request.HasField(field)}
     if "is_active" in updated and not request.HasField("is_active"):
         raise InvalidField("is_active", "cannot be cleared; set it, or remove it from update_mask")
@@ -203,25 +229,22 @@ def decode_api_request(request: pb.CallProviderRequest) -> ApiRequest:
 def _decode_pairs(
     field: str, values: Sequence[pb.HttpHeader | pb.QueryParameter], max_count: int
 ) -> tuple[tuple[str, str], ...]:
-    if len(values) > max_count:
-        raise InvalidField(field, f"has {len(values)} entries; the maximum is {max_count}")
     return tuple(
         (
             decode_required_text(f"{field}[{index}].name", value.name),
             decode_text(f"{field}[{index}].value", value.value, MAX_PARAMETER_LENGTH),
         )
-        for index, value in enumerate(values)
+        for index, value in enumerate(require_at_most(field, values, max_count))
     )
 
 
 def decode_webhook_request(request: pb.ReceiveWebhookRequest) -> WebhookRequest:
     """Return a request to a webhook endpoint."""
-    if len(request.headers) > MAX_WEBHOOK_HEADERS:
-        raise InvalidField("headers", f"has {len(request.headers)} headers; the maximum is {MAX_WEBHOOK_HEADERS}")
+    headers = require_at_most("headers", request.headers, MAX_WEBHOOK_HEADERS)
     return WebhookRequest(
         method=decode_required_text("method", request.method, MAX_METHOD_LENGTH),
         url=decode_required_text("url", request.url, MAX_WEBHOOK_URL_LENGTH),
-        headers=tuple((header.name, header.value) for header in request.headers),
+        headers=tuple((header.name, header.value) for header in headers),
         body=request.body,
     )
 
@@ -239,68 +262,40 @@ _DISCONNECT_MESSAGES = {
 }
 
 
-def encode_timestamp(time: datetime | None) -> Timestamp | None:
-    """Convert a time; None stays unset."""
-    if time is None:
-        return None
-    encoded = Timestamp()
-    encoded.FromDatetime(time)
-    return encoded
+def encode(message_class: type[M], source: object, **given: Any) -> M:  # noqa: ANN401  # values of any field
+    """Return a message with the given field values. Other fields have the value of the attribute with the same name.
+
+    A member of an enum becomes the value with its name, and a dataclass becomes a message. None stays unset.
+    """
+    fields: Mapping[str, Any] = message_class.DESCRIPTOR.fields_by_name
+    values = {name: getattr(source, name) for name in fields if name not in given} | given
+    return message_class(**{name: _encode_value(fields[name], value) for name, value in values.items()})
 
 
-def _encode_status(status: Status) -> str:
-    return f"STATUS_{status.name}"
+def _encode_value(field: Any, value: Any) -> Any:  # noqa: ANN401  # what the message's constructor takes
+    if isinstance(value, list | tuple):
+        return [_encode_value(field, item) for item in value]
+    if is_dataclass(value):
+        return encode(GetMessageClass(field.message_type), value)
+    if isinstance(value, Enum):
+        return _enum_prefix(field) + value.name
+    return value
 
 
-def _encode_auth_method(method: AuthMethod) -> str:
-    return f"AUTH_METHOD_{method.name}"
+def _enum_prefix(field: Any) -> str:  # noqa: ANN401  # FieldDescriptor, which protoc and upb type differently
+    prefix: str = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+    return prefix
 
 
 def encode_integration(integration: Integration, now: datetime) -> integration_pb2.Integration:
     """Convert an integration, with its status at `now`."""
-    encoded = integration_pb2.Integration(
-        integration_id=integration.integration_id,
-        user_id=integration.user_id,
-        integration_type=integration.integration_type,
-        name=integration.name,
-        is_active=integration.is_active,
-        status=_encode_status(integration.status(now)),
-        auth_method=_encode_auth_method(integration.auth_method),
-        scopes=integration.scopes,
-        missing_scopes=integration.missing_scopes,
-        account_id=integration.account_id or "",
-        account_label=integration.account_label or "",
-        is_connected=integration.is_connected,
-        last_error=_encode_failure(integration.last_error),
-        error_count=integration.error_count,
-        last_health_check=encode_timestamp(integration.last_health_check),
-        access_token_expire_time=encode_timestamp(integration.access_token_expire_time),
-        refresh_token_expire_time=encode_timestamp(integration.refresh_token_expire_time),
-        create_time=encode_timestamp(integration.create_time),
-        update_time=encode_timestamp(integration.update_time),
-        connect_time=encode_timestamp(integration.connect_time),
-    )
-    encoded.config.update(integration.config)
-    return encoded
-
-
-def _encode_failure(failure: Failure | None) -> integration_pb2.LastError | None:
-    if failure is None:
-        return None
-    return integration_pb2.LastError(
-        error_class=failure.error_class, error_time=encode_timestamp(failure.time), message=failure.message
-    )
-
-
-def encode_callback_response(result: ConnectionResult) -> pb.HandleCallbackResponse:
-    """Convert the result of a callback."""
-    return pb.HandleCallbackResponse(
-        success=result.success,
-        integration_id=result.integration_id,
-        redirect_url=result.redirect_url,
-        message=result.message,
-        reason=result.reason,
-        confirmation_token=result.confirmation_token,
+    failure = integration.last_error
+    return encode(
+        integration_pb2.Integration,
+        integration,
+        status=integration.status(now),
+        config=integration.config or None,
+        last_error=failure and encode(integration_pb2.LastError, failure, error_time=failure.time),
     )
 
 
@@ -319,56 +314,35 @@ def encode_disconnect_response(
 
 def encode_health_check(check: HealthCheck) -> integration_pb2.HealthCheck:
     """Convert a health check."""
-    encoded = integration_pb2.HealthCheck(
+    return encode(
+        integration_pb2.HealthCheck,
+        check,
         integration_id=check.integration.integration_id,
         integration_type=check.integration.integration_type,
         name=check.integration.name,
-        status=_encode_status(check.status),
-        healthy=check.healthy,
-        check_time=encode_timestamp(check.check_time),
-        error_class=check.error_class or "",
-        message=check.message,
     )
-    encoded.latency.FromTimedelta(check.latency)
-    return encoded
-
-
-def encode_error_rate(rate: ErrorRate) -> integration_pb2.ErrorRate:
-    """Convert an error rate."""
-    encoded = integration_pb2.ErrorRate(checks=rate.checks, failures=rate.failures, rate=rate.rate)
-    encoded.window.FromTimedelta(rate.window)
-    return encoded
 
 
 def encode_integration_type(provider: Provider) -> integration_pb2.IntegrationTypeInfo:
     """Convert a provider to the integration type that it implements."""
-    return integration_pb2.IntegrationTypeInfo(
-        integration_type=provider.integration_type,
-        display_name=provider.display_name,
-        auth_method=_encode_auth_method(provider.auth_method),
-        scopes=provider.required_scopes,
-        required_fields=provider.required_fields,
-        configured=not provider.missing_settings,
-        missing_settings=provider.missing_settings,
-        aliases=provider.aliases,
-    )
+    configured = not provider.missing_settings
+    return encode(integration_pb2.IntegrationTypeInfo, provider, scopes=provider.required_scopes, configured=configured)
 
 
 def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials:
     """Convert credentials."""
-    encoded = credentials_pb2.Credentials(
+    credentials = usable.credentials
+    secrets: dict[str, Any]
+    if isinstance(credentials, OAuthTokens):
+        secrets = {"bearer_token": credentials.access_token, "expire_time": credentials.expire_time}
+    else:
+        secrets = {"api_key": {"api_key": credentials.api_key, "api_secret": credentials.api_secret}}
+    return credentials_pb2.Credentials(
         scopes=usable.scopes,
         headers=usable.request_auth.headers,
         query_params=usable.request_auth.query_params,
+        **secrets,
     )
-    if isinstance(usable.credentials, OAuthTokens):
-        encoded.bearer_token = usable.credentials.access_token
-        if usable.credentials.expire_time is not None:
-            encoded.expire_time.FromDatetime(usable.credentials.expire_time)
-    else:
-        encoded.api_key.api_key = usable.credentials.api_key
-        encoded.api_key.api_secret = usable.credentials.api_secret or ""
-    return encoded
 
 
 def encode_webhook_response(response: WebhookResponse) -> pb.ReceiveWebhookResponse:
@@ -377,34 +351,13 @@ def encode_webhook_response(response: WebhookResponse) -> pb.ReceiveWebhookRespo
     return pb.ReceiveWebhookResponse(status_code=response.status, headers=headers, body=response.body)
 
 
-def encode_webhook_event(event: NumberedEvent) -> webhook_pb2.WebhookEvent:
-    """Convert a webhook event."""
-    return webhook_pb2.WebhookEvent(
-        number=event.number,
-        event_id=event.event_id,
-        event_type=event.event_type,
-        receive_time=encode_timestamp(event.receive_time),
-        payload=event.payload,
-    )
-
-
 def encode_stream_item(item: StreamItem) -> pb.WatchIntegrationsResponse:
     """Convert an item of the event stream."""
-    event = None if item.event is None else _encode_integration_event(item.event)
+    if item.event is None:
+        return pb.WatchIntegrationsResponse(cursor=item.cursor)
+    number = item.event.webhook_number
+    event = encode(event_pb2.IntegrationEvent, item.event, webhook_event_number=number)
     return pb.WatchIntegrationsResponse(cursor=item.cursor, event=event)
-
-
-def _encode_integration_event(event: IntegrationEvent) -> event_pb2.IntegrationEvent:
-    return event_pb2.IntegrationEvent(
-        kind=f"INTEGRATION_EVENT_KIND_{event.kind.name}",
-        event_time=encode_timestamp(event.event_time),
-        integration_id=event.integration_id,
-        user_id=event.user_id,
-        integration_type=event.integration_type,
-        status_before=None if event.status_before is None else _encode_status(event.status_before),
-        status_after=None if event.status_after is None else _encode_status(event.status_after),
-        webhook_event_number=event.webhook_number,
-    )
 
 
 def encode_api_response(response: ApiResponse) -> pb.CallProviderResponse:

@@ -12,7 +12,7 @@ from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.pem_validation import certificate_problems, pair_problems
 
 
-class ReloadingServerCredentials:
+class ReloadingServerCredentials(ReloadedFile[grpc.ServerCertificateConfiguration]):
     """Server credentials that each `poll` updates from their files. The constructor raises `InvalidFile`.
 
     With `client_authorities`, every client must present a certificate that one of them has signed.
@@ -21,19 +21,15 @@ class ReloadingServerCredentials:
     def __init__(self, certificate: Path, key: Path, client_authorities: Path | None) -> None:
         self._certificate, self._key, self._authorities = certificate, key, client_authorities
         paths = [certificate, key] if client_authorities is None else [certificate, key, client_authorities]
-        self._files = ReloadedFile("certificates", paths, self._read)
-
-    async def poll(self) -> None:
-        """Read the files again."""
-        await self._files.poll()
+        super().__init__("certificates", paths, self._read_configuration)
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return the credentials for a secure port."""
         return grpc.dynamic_ssl_server_credentials(
-            self._files.value, lambda: self._files.value, require_client_authentication=self._authorities is not None
+            self.value, lambda: self.value, require_client_authentication=self._authorities is not None
         )
 
-    def _read(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
+    def _read_configuration(self, contents: Contents) -> grpc.ServerCertificateConfiguration:
         """Return the configuration. Raises `InvalidFile` if the pair does not match, which gRPC does not check."""
         problems = list(pair_problems(self._certificate, contents[self._certificate], self._key, contents[self._key]))
         authorities = None

@@ -16,7 +16,7 @@ from integration_server.providers.urls import origin_of
 from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.interceptors import Behavior, Interceptor
-from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks, parse_jwks_file
+from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
 from integration_server.rpc.methods import Method, Permission
 from integration_server.rpc.policy import read_policy
 from integration_server.rpc.tls import ReloadingServerCredentials
@@ -88,7 +88,7 @@ def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequ
 
     def keys(location: str) -> Jwks:
         if not is_url(location):
-            return FileJwks(ReloadedFile("keys", [Path(location)], parse_jwks_file))
+            return FileJwks(Path(location))
 
         async def fetch() -> bytes:
             response = await http.request("GET", location, allowed_origins=[origin_of(location)])

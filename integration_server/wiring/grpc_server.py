@@ -9,13 +9,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
-from integration_server.rpc.audit import record_audit
 from integration_server.rpc.authorization import caller_name, quota_key
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
-    HandlerRecorder,
     Interceptor,
     ProtectedHandlers,
     convert_errors,
@@ -23,6 +21,7 @@ from integration_server.rpc.interceptors import (
     enforce_quota,
     peer_address,
     read_request,
+    record_audit,
 )
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
@@ -53,16 +52,6 @@ def build_grpc_server(
     clock: Clock,
 ) -> grpc.aio.Server:
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
-    recorder = HandlerRecorder()
-    target: Any = recorder  # the generated functions are typed for servers
-    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
-    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
-    health_pb2_grpc.add_HealthServicer_to_server(health, target)
-    # Where callers are authenticated, the policy decides who may use reflection.
-    if settings.dev_mode or settings.authenticates_callers:
-        names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
-        # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
     # The outermost first.
     convert = convert_errors(caller_name)
     interceptors: Sequence[Interceptor] = (
@@ -79,8 +68,17 @@ def build_grpc_server(
         *auth.authorize_request,
         record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
     )
+    handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
+    target: Any = handlers  # the generated functions are typed for servers
+    integration_service_pb2_grpc.add_IntegrationServiceServicer_to_server(IntegrationService(use_cases, clock), target)
+    google_calendar_pb2_grpc.add_GoogleCalendarServiceServicer_to_server(GoogleCalendarService(google_calendar), target)
+    health_pb2_grpc.add_HealthServicer_to_server(health, target)
+    # Where callers are authenticated, the policy decides who may use reflection.
+    if settings.dev_mode or settings.authenticates_callers:
+        names = (SERVICE_NAME, CALENDARS_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
+        # `enable_server_reflection` adds the threaded servicer to any server but grpc.aio's own.
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), target)
     server = grpc.aio.server(options=grpc_options(settings))
-    handlers = ProtectedHandlers(recorder, interceptors, unknown_method=(convert, *auth.authenticate))
     server.add_generic_rpc_handlers([handlers])
     return server
 

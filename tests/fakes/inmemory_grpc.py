@@ -1,6 +1,6 @@
 """gRPC without a transport: messages are serialized, and errors are converted to statuses."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from integration_server.rpc.interceptors import HandlerRecorder, Interceptor, compose, convert_errors
+from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
 from integration_server.rpc.methods import describe_method
 
 T = TypeVar("T", bound=Message)
@@ -102,8 +102,15 @@ class InMemoryGrpc:
     def __init__(self, service: str, register: Register, interceptors: Sequence[Interceptor] = ()) -> None:
         self._service = service
         self._interceptors = (convert_errors(), *interceptors)
-        self._recorder = HandlerRecorder()
-        register(self._recorder)
+        self._handlers: Mapping[str, Any] = {}
+        register(self)
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
+        """Ignore these: the generated code registers the same handlers in the next method too."""
+
+    def add_registered_method_handlers(self, _service: str, handlers: Mapping[str, Any]) -> None:
+        """Keep the handlers of the service."""
+        self._handlers = handlers
 
     async def call(self, method: str, request: Message, context: FakeContext | None = None) -> Any:
         """Return the response; of a stream, the first one. Raises `RpcError`."""
@@ -117,8 +124,7 @@ class InMemoryGrpc:
         return self._responses(method, request, context or FakeContext())
 
     async def _responses(self, name: str, request: Message, context: Any) -> AsyncGenerator[Any, None]:
-        path = f"/{self._service}/{name}"
-        handler, method = self._recorder.handlers[path], describe_method(path)
+        handler, method = self._handlers[name], describe_method(f"/{self._service}/{name}")
         behavior = compose(method, handler.unary_unary or handler.unary_stream, self._interceptors)
         received = method.request_class.FromString(request.SerializeToString())
         try:

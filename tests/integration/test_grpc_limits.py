@@ -13,7 +13,6 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from integration_server.rpc.interceptors import (
-    HandlerRecorder,
     Interceptor,
     ProtectedHandlers,
     convert_errors,
@@ -68,11 +67,11 @@ async def serving(
     interceptors: Sequence[Interceptor] = (),
 ) -> AsyncIterator[int]:
     server = grpc.aio.server(options=options)
-    recorder = HandlerRecorder()
-    target = recorder if interceptors else server
+    handlers = ProtectedHandlers(interceptors, unknown_method=[])
+    target = handlers if interceptors else server
     health_pb2_grpc.add_HealthServicer_to_server(servicer or Servicer(), target)
     if interceptors:
-        server.add_generic_rpc_handlers([ProtectedHandlers(recorder, interceptors, unknown_method=[])])
+        server.add_generic_rpc_handlers([handlers])
     if credentials is None:
         port = server.add_insecure_port("127.0.0.1:0")
     else:

@@ -98,11 +98,9 @@ class AuditTrail:
 
     async def _write_batches(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._flush_requested.wait()
-            except TimeoutError:
-                pass
             self._flush_requested.clear()
             try:
                 while self._pending:

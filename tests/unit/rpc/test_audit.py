@@ -9,7 +9,7 @@ import pytest
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
 from integration_server.domain.integration import UserId
-from integration_server.rpc.audit import record_audit
+from integration_server.rpc.interceptors import record_audit
 from integration_server.rpc.methods import describe_method
 from integration_server.service.audit.audit_trail import AuditTrail, set_audit_user
 from integrations.v1 import google_calendar_pb2, integration_pb2

@@ -17,7 +17,7 @@ from integration_server.rpc.authentication import (
     resolve_identity,
 )
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.interceptors import HandlerRecorder, ProtectedHandlers, compose, convert_errors
+from integration_server.rpc.interceptors import ProtectedHandlers, compose, convert_errors
 from integration_server.rpc.methods import Method
 from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext
@@ -88,7 +88,7 @@ async def test_an_unauthenticated_call_is_rejected_before_its_request_is_read(to
 async def test_an_unknown_method_is_not_revealed_or_logged_for_unauthenticated_callers() -> None:
     """The path of an unknown method is the client's text, and the client can be anybody."""
     interceptors = [convert_errors(), authenticate(FakeTokenVerifier(), SettableClock())]
-    handlers = ProtectedHandlers(HandlerRecorder(), interceptors, unknown_method=interceptors)
+    handlers = ProtectedHandlers(interceptors, unknown_method=interceptors)
 
     class Details(grpc.HandlerCallDetails):
         method = "/key=" + "key=" * 4_000

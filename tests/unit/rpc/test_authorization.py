@@ -14,7 +14,6 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import (
     Caller,
-    IntegrationTypeCache,
     IntegrationTypeLookup,
     Permissions,
     Policy,
@@ -191,14 +190,21 @@ async def test_types_are_looked_up_once_and_the_cache_is_bounded() -> None:
             raise IntegrationNotFound
         return "fake"
 
-    types = IntegrationTypeCache(find_type, max_size=2)
+    authorizer = RequestAuthorizer(find_type, cache_size=2)
+    method = describe_method("/integrations.v1.IntegrationService/GetIntegration")
+    caller = Caller("fake", Permissions(ALL, AllowedTypes(frozenset({"fake"}))))
+
+    async def authorize(integration_id: int, user_id: UserId = ADA) -> None:
+        request = pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
+        await authorizer.authorize(method, request, caller)
+
     for integration_id in (1, 1, 2, 1, 3, 1, 2):
-        assert await types.get(IntegrationId(integration_id), ADA) == "fake"
+        await authorize(integration_id)
     assert [integration_id for integration_id, _ in looked_up] == [1, 2, 3, 2]
     for _ in range(2):
         with pytest.raises(IntegrationNotFound):
-            await types.get(IntegrationId(UNKNOWN_ID), ADA)
-    await types.get(IntegrationId(1), GRACE)
+            await authorize(UNKNOWN_ID)
+    await authorize(1, GRACE)
     assert looked_up[-1] == (1, GRACE)
 
 

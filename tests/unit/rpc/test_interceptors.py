@@ -1,7 +1,7 @@
 """Interceptors are composed once per method; unknown methods have a handler of their own."""
 
-from collections.abc import AsyncGenerator
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +11,9 @@ from grpc_health.v1 import health_pb2_grpc
 
 from integration_server.rpc.interceptors import (
     Behavior,
-    HandlerRecorder,
     Interceptor,
     ProtectedHandlers,
-    before_behavior,
+    around_behavior,
     compose,
     convert_errors,
 )
@@ -29,11 +28,12 @@ def prefix(word: str, wrapped: list[str]) -> Interceptor:
     """Return an interceptor that adds a word to requests, and records which methods it wraps."""
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        async def prepare(request: str, _context: Any) -> str:
-            return f"{request} {word}"
+        @asynccontextmanager
+        async def prefixed(request: str, _context: Any) -> AsyncIterator[str]:
+            yield f"{request} {word}"
 
         wrapped.append(f"{word} {method.path}")
-        return before_behavior(method, behavior, prepare)
+        return around_behavior(method, behavior, prefixed)
 
     return wrap
 
@@ -64,9 +64,8 @@ def details(path: str) -> Any:
 
 async def test_each_method_is_wrapped_when_the_server_is_built_and_never_by_a_call() -> None:
     wrapped: list[str] = []
-    recorder = HandlerRecorder()
-    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), recorder)
-    handlers = ProtectedHandlers(recorder, [prefix("any", wrapped)], unknown_method=[])
+    handlers = ProtectedHandlers([prefix("any", wrapped)], unknown_method=[])
+    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), handlers)
     paths = {f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")}
     assert {path.removeprefix("any ") for path in wrapped} == paths
     for path in paths:
@@ -77,7 +76,7 @@ async def test_each_method_is_wrapped_when_the_server_is_built_and_never_by_a_ca
 async def test_all_unknown_methods_share_one_handler_that_rejects_them() -> None:
     wrapped: list[str] = []
     unknown_method = [convert_errors(), prefix("unknown", wrapped)]
-    handlers = ProtectedHandlers(HandlerRecorder(), [], unknown_method=unknown_method)
+    handlers = ProtectedHandlers([], unknown_method=unknown_method)
     unknown = handlers.service(details("/no/Such"))
     assert unknown is handlers.service(details("/nor/This"))
     handler: Any = unknown
@@ -90,11 +89,9 @@ async def test_all_unknown_methods_share_one_handler_that_rejects_them() -> None
 
 
 def test_a_single_request_is_left_to_the_interceptors_to_read() -> None:
-    recorder = HandlerRecorder()
-    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), recorder)
-    assert not recorder.handlers["/grpc.health.v1.Health/Check"].request_streaming
-    find = partial(ProtectedHandlers(recorder, [], unknown_method=[]).service)
+    handlers = ProtectedHandlers([], unknown_method=[])
+    health_pb2_grpc.add_HealthServicer_to_server(health_pb2_grpc.HealthServicer(), handlers)
     for name in ("Check", "Watch"):
-        handler = find(details(f"/grpc.health.v1.Health/{name}"))
+        handler: Any = handlers.service(details(f"/grpc.health.v1.Health/{name}"))
         assert (handler.request_streaming, handler.request_deserializer) == (True, None)
         assert handler.response_streaming == (name == "Watch")

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from integration_server.domain.errors import InvalidField
 from integration_server.rpc import mapping
+from integrations.v1 import integration_service_pb2 as pb
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (200, 200), (201, 200), (2**31 - 1, 200)])
 def test_a_page_size_has_a_default_and_a_maximum(asked: int, given: int) -> None:
-    assert mapping.decode_page_size(asked) == given
+    assert mapping.decode_page(pb.ListIntegrationsRequest(page_size=asked, page_token="next")) == (given, "next")
 
 
 def test_a_problem_names_the_limit_and_does_not_quote_the_value() -> None:
@@ -44,9 +45,10 @@ def test_a_scope_can_have_all_characters_of_the_rfc(scope: str) -> None:
 
 
 def test_a_duration_is_kept_to_the_microsecond() -> None:
-    value = Duration(seconds=3, nanos=1_000)
-    assert mapping.decode_duration("min_ttl", value) == timedelta(seconds=3, microseconds=1)
-    assert mapping.decode_duration("min_ttl", Duration()) == timedelta(0)
+    request = pb.GetCredentialsRequest(min_ttl=Duration(seconds=3, nanos=1_000))
+    assert mapping.decode_duration("min_ttl", request) == timedelta(seconds=3, microseconds=1)
+    assert mapping.decode_duration("min_ttl", pb.GetCredentialsRequest(min_ttl=Duration())) == timedelta(0)
+    assert mapping.decode_duration("min_ttl", pb.GetCredentialsRequest()) is None
 
 
 def test_the_last_of_repeated_parameters_counts() -> None:

@@ -115,10 +115,10 @@ def test_a_number_of_a_config_is_decoded_and_encoded_without_loss(number: float)
 
 def test_a_time_is_encoded_in_utc() -> None:
     in_tokyo = NOON.astimezone(timezone(timedelta(hours=9)))
-    assert mapping.encode_timestamp(in_tokyo) == mapping.encode_timestamp(NOON)
-    last = mapping.encode_timestamp(datetime.max.replace(tzinfo=UTC))
-    assert last is not None
-    assert last.ToDatetime(UTC).year == 9999
+    last = datetime.max.replace(tzinfo=UTC)
+    encoded = mapping.encode_integration(replace(PENDING, create_time=in_tokyo, update_time=last), NOON)
+    assert encoded.create_time.ToDatetime(UTC) == NOON
+    assert encoded.update_time.ToDatetime(UTC) == last
 
 
 def test_every_field_of_a_health_check_is_set() -> None:
