@@ -7,17 +7,15 @@ from typing import Any
 
 from sqlalchemy import Column, Row, Table, delete, select, update
 
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
+from integration_server.storage.keyring import ALL_DATA_KEYS
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 REPLACED_KEY_RETENTION = timedelta(days=1)
 """How long a replaced data key is kept. State and page tokens that browsers and callers hold, and journal files of a
 server that cannot reach the database, are encrypted with it."""
-
-_ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ class DataKey:
 
 async def describe_data_keys(database: Database) -> Sequence[DataKey]:
     """All data keys, by activation time. Needs no key-encryption key."""
-    async with database.read_connection() as connection:
-        return _described((await connection.execute(_ALL_KEYS)).all())
+    return _described(await database.fetch(ALL_DATA_KEYS))
 
 
 async def count_encrypted_values(database: Database, key_id: str) -> int:
@@ -76,7 +73,7 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
     `force` skips the retention time, but not the check for stored values.
     """
     async with database.write_transaction() as connection:
-        keys = {key.key_id: key for key in _described((await connection.execute(_ALL_KEYS)).all())}
+        keys = {key.key_id: key for key in _described((await connection.execute(ALL_DATA_KEYS)).all())}
         if key_id not in keys:
             raise KeyringError(f"there is no data key {key_id}")
         _require_inactive(keys[key_id], force=force)
@@ -104,8 +101,7 @@ async def _rewrap(
 ) -> int:
     wrapping_key_id = table.c.wrapping_key_id
     query = select(row_id.label("row_id"), wrapped.label("wrapped"), wrapping_key_id)
-    async with database.read_connection() as connection:
-        rows = (await connection.execute(query.where(wrapping_key_id != keys.current_id))).all()
+    rows = await database.fetch(query.where(wrapping_key_id != keys.current_id))
     for row in rows:
         key = await keys.unwrap(row.wrapped, row.row_id, row.wrapping_key_id)
         rewrapped = await keys.wrap(key, row.row_id)
@@ -114,8 +110,7 @@ async def _rewrap(
             .where(row_id == row.row_id, wrapped == row.wrapped)
             .values({wrapped: rewrapped, wrapping_key_id: keys.current_id})
         )
-        async with database.write_transaction() as connection:
-            await connection.execute(replace)
+        await database.write(replace)
     return len(rows)
 
 

@@ -129,8 +129,7 @@ class Rotation:
 
     async def _mark_complete(self, key_id: str) -> None:
         complete = update(data_keys).where(data_keys.c.key_id == key_id).values(state=DataKeyState.COMPLETE.value)
-        async with self._database.write_transaction() as connection:
-            await connection.execute(complete)
+        await self._database.write(complete)
 
     # --- re-encryption -----------------------------------------------------------------------------------------------
 

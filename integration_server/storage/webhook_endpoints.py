@@ -35,16 +35,12 @@ class SqlWebhookEndpoints:
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
         """The connected integration of this type with this uid, of any user."""
-        async with self._database.read_connection() as connection:
-            found = await connection.execute(_FIND, {"uid": uid, "integration_type": integration_type})
-            row = found.one_or_none()
+        row = await self._database.fetch_one(_FIND, {"uid": uid, "integration_type": integration_type})
         return None if row is None else _endpoint(row)
 
     async def find_by_id(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
         """The user's integration, pending or not."""
-        async with self._database.read_connection() as connection:
-            found = await connection.execute(_FIND_OF, {"integration_id": integration_id, "user_id": user_id})
-            row = found.one_or_none()
+        row = await self._database.fetch_one(_FIND_OF, {"integration_id": integration_id, "user_id": user_id})
         return None if row is None else _endpoint(row)
 
     async def set_secrets(
@@ -58,16 +54,12 @@ class SqlWebhookEndpoints:
         else:
             statement = (
                 update(webhook_secrets)
-                .where(
-                    _S.integration_id == integration.integration_id,
-                    _S.user_id == integration.user_id,
-                    _S.encrypted_secret == before.encrypted_secret,
-                )
+                .where(_S.integration_id == integration.integration_id, _S.user_id == integration.user_id)
+                .where(_S.encrypted_secret == before.encrypted_secret)
                 .values(asdict(secrets))
             )
         try:
-            async with self._database.write_transaction() as connection:
-                return (await connection.execute(statement)).rowcount == 1
+            return await self._database.write(statement) == 1
         except IntegrityError:  # others were inserted in the meantime, or the integration was deleted
             return False
 
