@@ -13,7 +13,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC
 from operator import attrgetter
 from typing import Any
@@ -27,6 +27,7 @@ from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 
 _C = audit_chains.c
@@ -228,7 +229,8 @@ async def list_audit_entries(
     if integration_id:
         query = query.where(_E.integration_id == integration_id)
     try:
-        return [_entry_of(row) for row in await database.fetch(query)]
+        # Also rows that this program cannot have written: readers must see them.
+        return [from_row(AuditEntry, row) for row in await database.fetch(query)]
     except _UNREADABLE:
         return await _list_readable(database, query)
 
@@ -238,12 +240,7 @@ async def _list_readable(database: Database, query: Select[Any]) -> Sequence[Aud
     for key in await database.fetch(query.with_only_columns(_E.chain_id, _E.sequence)):
         one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
         try:
-            entries += [_entry_of(row) for row in await database.fetch(one)]
+            entries += [from_row(AuditEntry, row) for row in await database.fetch(one)]
         except _UNREADABLE:
             entries.append(None)
     return entries
-
-
-def _entry_of(row: Row[Any]) -> AuditEntry:
-    """Return the entry of a row, also of a row that this program cannot have written: readers must see it."""
-    return AuditEntry(*(getattr(row, entry_field.name) for entry_field in fields(AuditEntry)))

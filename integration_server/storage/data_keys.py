@@ -1,6 +1,6 @@
 """Administration of data keys: describe them, wrap them with another key-encryption key, remove one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
 from integration_server.storage.keyring import ALL_DATA_KEYS
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 REPLACED_KEY_RETENTION = timedelta(days=1)
@@ -77,20 +78,21 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
         if key_id not in keys:
             raise KeyringError(f"there is no data key {key_id}")
         _require_inactive(keys[key_id], force=force)
-        _require_unused(key_id, await count_values(connection, key_id))
+        if counts := await count_values(connection, key_id):
+            listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise KeyringError(
+                f"data key {key_id} still encrypts {listing}: run `keys rotate` first (--no-new-key is enough)"
+            )
         await connection.execute(delete(data_keys).where(data_keys.c.key_id == key_id))
 
 
 def _described(rows: Sequence[Row[Any]]) -> Sequence[DataKey]:
     return [
-        DataKey(
-            key_id=row.key_id,
-            wrapping_key_id=row.wrapping_key_id,
+        from_row(
+            DataKey,
+            row,
             is_rotation_complete=row.state == DataKeyState.COMPLETE,
-            create_time=row.create_time,
-            active_time=row.active_time,
             replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
-            now=row.now,
         )
         for row, after in zip(rows, [*rows[1:], None], strict=False)
     ]
@@ -121,12 +123,4 @@ def _require_inactive(key: DataKey, *, force: bool) -> None:
         raise KeyringError(
             f"data key {key.key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
             "servers and tokens of callers may be encrypted with it (--force removes it now)"
-        )
-
-
-def _require_unused(key_id: str, counts: Mapping[str, int]) -> None:
-    if counts:
-        listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise KeyringError(
-            f"data key {key_id} still encrypts {listing}: run `keys rotate` first (--no-new-key is enough)"
         )

@@ -12,6 +12,7 @@ from integration_server.service.health.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c
@@ -70,26 +71,16 @@ def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
 
 
 def _check(row: Row[Any], integration: Integration) -> HealthCheck:
-    return HealthCheck(
-        integration=integration,
-        status=Status(row.status),
-        healthy=row.healthy,
-        check_time=row.check_time,
-        latency=timedelta(microseconds=row.latency_microseconds),
-        error_class=row.error_class,
-        message=row.message,
-    )
+    latency = timedelta(microseconds=row.latency_microseconds)
+    return from_row(HealthCheck, row, integration=integration, status=Status(row.status), latency=latency)
 
 
 def _check_values(check: HealthCheck) -> dict[str, Any]:
     return {
+        **{name: getattr(check, name) for name in ("healthy", "check_time", "error_class", "message")},
         "integration_id": check.integration.integration_id,
         "status": check.status.value,
-        "healthy": check.healthy,
-        "check_time": check.check_time,
         "latency_microseconds": check.latency // timedelta(microseconds=1),
-        "error_class": check.error_class,
-        "message": check.message,
     }
 
 

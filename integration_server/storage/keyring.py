@@ -205,10 +205,9 @@ def new_data_key_id() -> str:
 
 def _newest_active_key(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
     """The newest key that is active; the oldest of all if none is, as after a clock was set back."""
-    usable = [(bytes.fromhex(row.key_id), row.active_time <= row.now) for row in rows]
-    usable = [(key_id, is_active) for key_id, is_active in usable if key_id in known]
-    active = [key_id for key_id, is_active in usable if is_active] or [key_id for key_id, _ in usable[:1]]
-    return active[-1] if active else b""
+    usable = [row for row in rows if bytes.fromhex(row.key_id) in known]
+    active = [row for row in usable if row.active_time <= row.now] or usable[:1]
+    return bytes.fromhex(active[-1].key_id) if active else b""
 
 
 def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:

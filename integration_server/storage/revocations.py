@@ -12,6 +12,7 @@ from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import revocations
 
 _R = revocations.c
@@ -45,14 +46,9 @@ async def add_claimed(
     return Claim(JobKind.REVOCATION, row.revocation_id, row.due_time, revocation_of(row))
 
 
-def grant_of(row: Row[Any]) -> OrphanedGrant:
-    """The grant in a row of `integrations` or `revocations`."""
-    return OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, row.encrypted_credentials)
-
-
 def revocation_of(row: Row[Any]) -> Revocation:
     """The revocation of a row that was selected with the database's time as `now`."""
-    return Revocation(grant_of(row), row.attempts, row.now - row.create_time)
+    return Revocation(from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time)
 
 
 def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:

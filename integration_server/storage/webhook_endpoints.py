@@ -10,6 +10,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import stored_integration_of
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_secrets
 
 _I = integrations.c
@@ -65,6 +66,5 @@ class SqlWebhookEndpoints:
 
 
 def _endpoint(row: Row[Any]) -> WebhookEndpoint:
-    values = {column.name: getattr(row, column.name) for column in _SECRETS}
-    secrets = None if row.encrypted_secret is None else StoredWebhookSecrets(**values)
+    secrets = None if row.encrypted_secret is None else from_row(StoredWebhookSecrets, row)
     return WebhookEndpoint(stored_integration_of(row), secrets)

@@ -7,12 +7,11 @@ in the meantime, a unique constraint rejects the insert, and the remaining event
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Row, bindparam, case, func, insert, literal, select, update
+from sqlalchemy import bindparam, case, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -22,6 +21,7 @@ from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWeb
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import integration_of, matches_integration, refresh_failure_values
 from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
 _I = integrations.c
@@ -121,7 +121,7 @@ class SqlWebhookInbox:
                 return WebhookPage([], is_last=True)
             within = (_E.integration_id == integration.integration_id, _E.number > after, _E.number <= page[-1].number)
             rows = (await connection.execute(select(webhook_events).where(*within).order_by(_E.number))).all()
-        return WebhookPage([_stored_event(row) for row in rows], is_last=len(page) == len(sizes))
+        return WebhookPage([from_row(StoredWebhookEvent, row) for row in rows], is_last=len(page) == len(sizes))
 
     async def consumer_offset(self, integration: Integration, consumer: str) -> int:
         """The number that the consumer has acknowledged last; 0 for none."""
@@ -179,7 +179,3 @@ async def _append(
 
 def _key(event: NewWebhookEvent) -> tuple[IntegrationId, str]:
     return event.integration.integration_id, event.event_id
-
-
-def _stored_event(row: Row[Any]) -> StoredWebhookEvent:
-    return StoredWebhookEvent(*(getattr(row, field.name) for field in fields(StoredWebhookEvent)))
