@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import integration_of, matches_integration, refresh_failure_values
+from integration_server.storage.integrations import ended_grant_values, integration_of, matches_integration
 from integration_server.storage.pruning import prune
 from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
@@ -172,8 +172,7 @@ async def _append(
     await connection.execute(insert(webhook_events), numbered)
     was_connected = (_I.integration_id == integration_id, _I.connect_time <= literal(now, _I.connect_time.type))
     for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
-        values = refresh_failure_values(failure, reauthorization_required=True)
-        await connection.execute(update(integrations).where(*was_connected).values(values))
+        await connection.execute(update(integrations).where(*was_connected).values(ended_grant_values(failure)))
     return True
 
 
