@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Row, Table, delete, select, update
+from sqlalchemy import Column, Row, delete, select, update
 
 from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database
@@ -63,9 +63,8 @@ async def rewrap(database: Database, keys: KeyEncryptionKeys) -> int:
 
     Each key is one transaction: repeat the call after a crash. Raises `KeyringError` or `StoreUnavailable`.
     """
-    done = await _rewrap(database, keys, data_keys, data_keys.c.key_id, data_keys.c.wrapped_key)
-    await _rewrap(database, keys, key_checks, key_checks.c.check_id, key_checks.c.wrapped_check)
-    return done
+    await _rewrap(database, keys, key_checks.c.wrapped_check)
+    return await _rewrap(database, keys, data_keys.c.wrapped_key)
 
 
 async def remove_data_key(database: Database, key_id: str, *, force: bool = False) -> None:
@@ -98,21 +97,16 @@ def _described(rows: Sequence[Row[Any]]) -> Sequence[DataKey]:
     ]
 
 
-async def _rewrap(
-    database: Database, keys: KeyEncryptionKeys, table: Table, row_id: Column[str], wrapped: Column[bytes]
-) -> int:
-    wrapping_key_id = table.c.wrapping_key_id
-    query = select(row_id.label("row_id"), wrapped.label("wrapped"), wrapping_key_id)
+async def _rewrap(database: Database, keys: KeyEncryptionKeys, wrapped: Column[bytes]) -> int:
+    wrapping_key_id = wrapped.table.c.wrapping_key_id
+    (key_id,) = wrapped.table.primary_key
+    query = select(key_id.label("key_id"), wrapped.label("wrapped"), wrapping_key_id)
     rows = await database.fetch(query.where(wrapping_key_id != keys.current_id))
     for row in rows:
-        key = await keys.unwrap(row.wrapped, row.row_id, row.wrapping_key_id)
-        rewrapped = await keys.wrap(key, row.row_id)
-        replace = (
-            update(table)
-            .where(row_id == row.row_id, wrapped == row.wrapped)
-            .values({wrapped: rewrapped, wrapping_key_id: keys.current_id})
-        )
-        await database.write(replace)
+        key = await keys.unwrap(row.wrapped, row.key_id, row.wrapping_key_id)
+        values = {wrapped: await keys.wrap(key, row.key_id), wrapping_key_id: keys.current_id}
+        is_unchanged = (key_id == row.key_id, wrapped == row.wrapped)
+        await database.write(update(key_id.table).where(*is_unchanged).values(values))
     return len(rows)
 
 

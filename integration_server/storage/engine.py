@@ -390,15 +390,8 @@ def _convert_connection_errors() -> Iterator[None]:
     except (OSError, PoolTimeoutError) as error:  # TimeoutError is an OSError
         raise StoreUnavailable from error
     except DBAPIError as error:
-        if _is_unavailable(error):
+        is_unavailable = (getattr(error.orig, "sqlstate", None) or "").startswith(_UNAVAILABLE_SQLSTATES)
+        primary_code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if error.connection_invalidated or is_unavailable or primary_code in _UNAVAILABLE_SQLITE_CODES:
             raise StoreUnavailable from error
         raise
-
-
-def _is_unavailable(error: DBAPIError) -> bool:
-    if error.connection_invalidated:
-        return True
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
-    sqlite_code = getattr(error.orig, "sqlite_errorcode", 0)
-    primary_code = sqlite_code & 0xFF
-    return sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or primary_code in _UNAVAILABLE_SQLITE_CODES
