@@ -11,7 +11,7 @@ from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, select, true,
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
-from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.events.ports import (
     ChangeBatch,
     ChangeCursor,
@@ -23,6 +23,7 @@ from integration_server.storage.change_ordering import ChangeOrdering, detect_or
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integration_changes
 
 _C = integration_changes.c
@@ -118,14 +119,12 @@ def _position(row: Row[Any], ordering: ChangeOrdering) -> int:
 
 
 def _logged_event(row: Row[Any], ordering: ChangeOrdering) -> LoggedEvent:
-    event = IntegrationEvent(
+    event = from_row(
+        IntegrationEvent,
+        row,
         kind=EventKind(row.kind),
         event_time=row.change_time,
-        integration_id=IntegrationId(row.integration_id),
-        user_id=UserId(row.user_id),
-        integration_type=row.integration_type,
         status_before=None if row.status_before is None else Status(row.status_before),
         status_after=None if row.status_after is None else Status(row.status_after),
-        webhook_number=row.webhook_number,
     )
     return LoggedEvent(row.change_id, _position(row, ordering), event)

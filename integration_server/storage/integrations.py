@@ -184,15 +184,12 @@ class SqlIntegrations:
         connect = _update_version(
             integration,
             {
-                **asdict(credentials),
-                **_NO_REFRESH_FAILURE,
+                **_new_credentials_values(integration, credentials, now),
                 "account_id": account.account_id or integration.account_id,
                 "account_label": account.account_label or integration.account_label,
                 "is_active": True,
                 "check_due_time": check_due_time,
                 "connect_time": now,
-                "update_time": now,
-                "version": integration.version + 1,
             },
         )
         row = None
@@ -211,13 +208,8 @@ class SqlIntegrations:
 
         The commit voids a lease on that version.
         """
-        values = {
-            **asdict(credentials),
-            **_NO_REFRESH_FAILURE,
-            "update_time": now,
-            "version": integration.version + 1,
-        }
-        return await self._write(integration.integration_id, _update_version(integration, values))
+        commit = _update_version(integration, _new_credentials_values(integration, credentials, now))
+        return await self._write(integration.integration_id, commit)
 
     async def record_failure(
         self,
@@ -363,6 +355,12 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
         "update_time": now,
         "version": 0,
     }
+
+
+def _new_credentials_values(integration: Integration, credentials: NewCredentials, now: datetime) -> dict[str, Any]:
+    """The columns after the credentials were replaced."""
+    version = integration.version + 1
+    return {**asdict(credentials), **_NO_REFRESH_FAILURE, "update_time": now, "version": version}
 
 
 def failure_values(failure: Failure) -> dict[str, Any]:

@@ -176,13 +176,11 @@ class Keyring:
             "wrapping_key_id": self._keys.current_id,
         }
         key = await self._new_data_key(new_data_key_id(), DataKeyState.COMPLETE) if is_first else None
-        try:
+        with suppress(IntegrityError):  # another server has created them
             async with self._database.write_transaction() as connection:
                 await connection.execute(insert(key_checks).values(check))
                 if key is not None:
                     await connection.execute(insert(data_keys).values(key))
-        except IntegrityError:
-            pass  # another server has created them
         await self.reload()
 
     async def _new_data_key(

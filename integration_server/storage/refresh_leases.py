@@ -110,9 +110,7 @@ def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # t
     claim: Executable = new.on_conflict_do_update(
         index_elements=[_L.integration_id],
         set_={
-            "version": new.excluded.version,
-            "owner": new.excluded.owner,
-            "expire_time": new.excluded.expire_time,
+            **{name: new.excluded[name] for name in ("version", "owner", "expire_time")},
             "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
             "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
         },

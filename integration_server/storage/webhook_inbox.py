@@ -5,10 +5,10 @@ become visible in order. Known events are looked up before, without a lock. If a
 in the meantime, a unique constraint rejects the insert, and the remaining events are inserted without it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import bindparam, case, func, insert, literal, select, update
@@ -47,6 +47,7 @@ _RESERVE_NUMBERS = (
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
     .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
 )
+_INTEGRATION_ID = attrgetter("integration.integration_id")
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
@@ -90,15 +91,14 @@ class SqlWebhookInbox:
 
     async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `IntegrityError` if one of them is stored already."""
-        by_integration: defaultdict[IntegrationId, list[NewWebhookEvent]] = defaultdict(list)
-        for event in events:
-            by_integration[event.integration.integration_id].append(event)
         added: list[NewWebhookEvent] = []
         try:
             async with self._database.write_transaction() as connection:
-                for integration_id in sorted(by_integration):  # in order, which prevents deadlocks
-                    if await _append(connection, integration_id, by_integration[integration_id], now):
-                        added += by_integration[integration_id]
+                # In the order of the ids, which prevents deadlocks.
+                for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
+                    appended = list(group)
+                    if await _append(connection, integration_id, appended, now):
+                        added += appended
         finally:
             for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
                 self._on_change(integration_id)
