@@ -74,9 +74,15 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
     """
     async with database.write_transaction() as connection:
         keys = {key.key_id: key for key in _described((await connection.execute(ALL_DATA_KEYS)).all())}
-        if key_id not in keys:
+        if (key := keys.get(key_id)) is None:
             raise KeyringError(f"there is no data key {key_id}")
-        _require_inactive(keys[key_id], force=force)
+        if key.remove_time is None:
+            raise KeyringError(f"data key {key_id} is the active or the next key: it is needed")
+        if key.remove_time > key.now and not force:
+            raise KeyringError(
+                f"data key {key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
+                "servers and tokens of callers may be encrypted with it (--force removes it now)"
+            )
         if counts := await count_values(connection, key_id):
             listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
             raise KeyringError(
@@ -108,13 +114,3 @@ async def _rewrap(database: Database, keys: KeyEncryptionKeys, wrapped: Column[b
         is_unchanged = (key_id == row.key_id, wrapped == row.wrapped)
         await database.write(update(key_id.table).where(*is_unchanged).values(values))
     return len(rows)
-
-
-def _require_inactive(key: DataKey, *, force: bool) -> None:
-    if key.remove_time is None:
-        raise KeyringError(f"data key {key.key_id} is the active or the next key: it is needed")
-    if key.remove_time > key.now and not force:
-        raise KeyringError(
-            f"data key {key.key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
-            "servers and tokens of callers may be encrypted with it (--force removes it now)"
-        )

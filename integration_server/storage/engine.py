@@ -11,7 +11,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -187,7 +187,7 @@ class Database:
         raw_connection = await connection.get_raw_connection()
         return raw_connection.driver_connection, await connection.scalar(text("PRAGMA data_version")) or 0
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close every connection."""
         for engine in (self._readers, self._writers, self._monitors):
             await engine.dispose()
@@ -220,10 +220,8 @@ async def open_database(
         database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
     else:
         database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
-    try:
+    async with aclosing(database):
         yield database
-    finally:
-        await database.close()
 
 
 def _engine(

@@ -16,7 +16,7 @@ from sqlalchemy import Row, update
 
 from integration_server.domain.errors import CredentialsUnreadable
 from integration_server.service.background.ports import Claim, DueWork
-from integration_server.storage.data_keys import DataKey, count_encrypted_values, describe_data_keys
+from integration_server.storage.data_keys import count_encrypted_values, describe_data_keys
 from integration_server.storage.encrypted_columns import ENCRYPTED_COLUMNS, EncryptedColumn
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyringError
@@ -206,13 +206,10 @@ class AgeBasedRotation:
     async def run(self, claim: Claim[None]) -> bool:
         """Rotate if a key is due: the handler of the background job. The next check is due after `check_interval`."""
         keys = await describe_data_keys(self.database)
-        if keys and self._is_due(keys[-1]):
+        if keys and (not keys[-1].is_rotation_complete or keys[-1].active_time + self.max_age <= keys[-1].now):
             claim = await self._rotate(claim)
         await self.due_work.postpone(claim, self.check_interval)
         return True
-
-    def _is_due(self, newest: DataKey) -> bool:
-        return not newest.is_rotation_complete or newest.active_time + self.max_age <= newest.now
 
     async def _rotate(self, claim: Claim[None]) -> Claim[None]:
         """Rotate until the end or the loss of the claim. Returns the claim as it was last renewed."""
