@@ -12,8 +12,10 @@ import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Row, Select, func, insert, select, update
@@ -25,12 +27,13 @@ from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 
 _C = audit_chains.c
 _E = audit_entries.c
 
-_FIELDS = tuple(entry_field.name for entry_field in fields(AuditEntry))
+_AUTHENTICATED = attrgetter("caller", "action", "user_id", "integration_id", "integration_type", "outcome", "purpose")
 _PAGE = 5000
 
 _CHAINS: Select[Any] = select(
@@ -66,25 +69,19 @@ class Chain:
         """The MAC over length and head. The entries of a chain do not reveal it for a shorter chain."""
         return self._mac(b"chain" + self.entries.to_bytes(8, "big") + self.head)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The columns that change with each entry."""
+        return {"entries": self.entries, "head": self.head, "checkpoint_mac": self.checkpoint_mac}
+
     def _mac(self, content: bytes) -> bytes:
         return hmac.digest(self.key, content, "sha256")
 
 
 def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
     """Return the authenticated bytes of an entry or its row. Without details, they have the format of older entries."""
-    return json.dumps(
-        [
-            entry.time.astimezone(UTC).isoformat(timespec="microseconds"),
-            entry.caller,
-            entry.action,
-            entry.user_id,
-            entry.integration_id,
-            entry.integration_type,
-            entry.outcome,
-            entry.purpose,
-            *([entry.details] if entry.details else []),
-        ]
-    ).encode()
+    time = entry.time.astimezone(UTC).isoformat(timespec="microseconds")
+    return json.dumps([time, *_AUTHENTICATED(entry), *([entry.details] if entry.details else [])]).encode()
 
 
 class SqlAuditLog:
@@ -103,11 +100,10 @@ class SqlAuditLog:
         chain, rows = before, []
         for entry in entries:
             chain = chain.extended_with(entry)
-            rows.append(_row(entry, chain))
+            position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
+            rows.append({**asdict(entry), "action": str(entry.action), **position})
         advance = (
-            update(audit_chains)
-            .where(_C.chain_id == chain.chain_id, _C.entries == before.entries)
-            .values(entries=chain.entries, head=chain.head, checkpoint_mac=chain.checkpoint_mac)
+            update(audit_chains).where(_C.chain_id == chain.chain_id, _C.entries == before.entries).values(chain.record)
         )
         async with self._database.write_transaction() as connection:
             await connection.execute(insert(audit_entries), rows)
@@ -119,25 +115,18 @@ class SqlAuditLog:
         chain_id, key = secrets.token_hex(16), secrets.token_bytes(32)
         encrypted_key = await self._aead.encrypt(key, chain_key_aad(chain_id))
         while True:
-            async with self._database.read_connection() as connection:
-                number = int(await connection.scalar(select(func.coalesce(func.max(_C.number), 0) + 1)) or 1)
+            number = (await self._database.fetch_value(select(func.max(_C.number))) or 0) + 1
             chain = self._chain_type.empty(chain_id, number, key)
             values = {
+                **chain.record,
                 "chain_id": chain_id,
                 "number": number,
                 "encrypted_key": encrypted_key,
                 "begin_time": DatabaseTime(),
             }
-            try:
-                async with self._database.write_transaction() as connection:
-                    await connection.execute(
-                        insert(audit_chains).values(
-                            **values, entries=0, head=chain.head, checkpoint_mac=chain.checkpoint_mac
-                        )
-                    )
-            except IntegrityError:
-                continue  # another process took the number
-            return chain
+            with suppress(IntegrityError):  # another process took the number
+                await self._database.write(insert(audit_chains).values(values))
+                return chain
 
 
 class AuditVerification:
@@ -153,8 +142,7 @@ class AuditVerification:
     async def problems(self) -> AsyncIterator[str]:
         """Report all problems; none if the log is intact."""
         with_entries = [chain_id async for chain_id in self._chains_with_entries()]
-        async with self._database.read_connection() as connection:
-            rows = (await connection.execute(_CHAINS)).all()  # read second: a chain is stored before its entries
+        rows = await self._database.fetch(_CHAINS)  # read second: a chain is stored before its entries
         for row in rows:
             try:
                 for number in range(self.chains + 1, row.number):
@@ -172,14 +160,10 @@ class AuditVerification:
     async def _chains_with_entries(self) -> AsyncIterator[str]:
         """Yield the ids of chains with entries. A scan of all entries could exceed the statement timeout."""
         first = select(func.min(_E.chain_id))
-        following = first
-        while True:
-            async with self._database.read_connection() as connection:
-                chain_id = await connection.scalar(following)
-            if chain_id is None:
-                return
+        chain_id = await self._database.fetch_value(first)
+        while chain_id is not None:
             yield chain_id
-            following = first.where(_E.chain_id > chain_id)
+            chain_id = await self._database.fetch_value(first.where(_E.chain_id > chain_id))
 
     async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
         try:
@@ -221,8 +205,7 @@ class AuditVerification:
         rest, size = every, _PAGE
         while True:
             try:
-                async with self._database.read_connection() as connection:
-                    rows = (await connection.execute(rest.limit(size))).all()
+                rows = await self._database.fetch(rest.limit(size))
             except _UNREADABLE:
                 if size == 1:
                     raise
@@ -246,32 +229,18 @@ async def list_audit_entries(
     if integration_id:
         query = query.where(_E.integration_id == integration_id)
     try:
-        async with database.read_connection() as connection:
-            return [_entry_of(row) for row in (await connection.execute(query)).all()]
+        # Also rows that this program cannot have written: readers must see them.
+        return [from_row(AuditEntry, row) for row in await database.fetch(query)]
     except _UNREADABLE:
         return await _list_readable(database, query)
 
 
 async def _list_readable(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
-    async with database.read_connection() as connection:
-        keys = (await connection.execute(query.with_only_columns(_E.chain_id, _E.sequence))).all()
     entries: list[AuditEntry | None] = []
-    for key in keys:
+    for key in await database.fetch(query.with_only_columns(_E.chain_id, _E.sequence)):
         one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
         try:
-            async with database.read_connection() as connection:
-                entries.append(_entry_of((await connection.execute(one)).one()))
+            entries += [from_row(AuditEntry, row) for row in await database.fetch(one)]
         except _UNREADABLE:
             entries.append(None)
     return entries
-
-
-def _row(entry: AuditEntry, chain: Chain) -> dict[str, Any]:
-    values = {name: getattr(entry, name) for name in _FIELDS}
-    position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
-    return {**values, "action": str(entry.action), **position}
-
-
-def _entry_of(row: Row[Any]) -> AuditEntry:
-    """Return the entry of a row, also of a row that this program cannot have written: readers must see it."""
-    return AuditEntry(*(getattr(row, name) for name in _FIELDS))

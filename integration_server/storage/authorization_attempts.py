@@ -5,7 +5,7 @@ callers one gets the attempt.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import matches_integration, new_integration_values
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import AttemptState, authorization_attempts, integrations
 
 _A = authorization_attempts.c
@@ -95,15 +96,13 @@ class SqlAuthorizationAttempts:
             .values(values)
             .returning(authorization_attempts)
         )
-        async with self._database.write_transaction() as connection:
-            row = (await connection.execute(statement)).one_or_none()
+        row = await self._database.write_one(statement)
         return None if row is None else attempt_of(row)
 
 
 def attempt_of(row: Row[Any]) -> AuthorizationAttempt:
     """The attempt in a row."""
-    values = {field.name: getattr(row, field.name) for field in fields(AuthorizationAttempt)}
-    return AuthorizationAttempt(**{**values, "scopes": tuple(row.scopes)})
+    return from_row(AuthorizationAttempt, row, scopes=tuple(row.scopes))
 
 
 def _insert(attempt: AuthorizationAttempt, integration_id: IntegrationId) -> Insert:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, delete, select, true, union_all
+from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, cast, select, true, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.events import EventKind, IntegrationEvent
-from integration_server.domain.integration import IntegrationId, Status, UserId
+from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.events.ports import (
     ChangeBatch,
     ChangeCursor,
@@ -22,12 +22,13 @@ from integration_server.service.events.ports import (
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integration_changes
 
 _C = integration_changes.c
 _INTERNAL_KIND = "internal"
 _UNCACHED_KINDS = {EventKind.CREATED.value, EventKind.WEBHOOK_RECEIVED.value}  # change nothing that a cache may have
-_PRUNE_BATCH_SIZE = 1000  # short transactions, so that nothing waits for them
 
 
 class SqlChangeFeed:
@@ -87,10 +88,7 @@ class SqlChangeFeed:
 
     async def prune(self, retention: timedelta) -> int:
         """Delete some of the rows that are older; returns how many."""
-        old = select(_C.change_id).where(_C.change_time < select(DatabaseTime(-retention)).scalar_subquery())
-        some = old.order_by(_C.change_time).limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)
-        async with self._database.write_transaction() as connection:
-            return (await connection.execute(delete(integration_changes).where(_C.change_id.in_(some)))).rowcount
+        return await prune(self._database, _C.change_time, select(DatabaseTime(-retention)).scalar_subquery())
 
     async def _get_ordering(self, connection: AsyncConnection) -> ChangeOrdering:
         if self._ordering is None:
@@ -121,14 +119,12 @@ def _position(row: Row[Any], ordering: ChangeOrdering) -> int:
 
 
 def _logged_event(row: Row[Any], ordering: ChangeOrdering) -> LoggedEvent:
-    event = IntegrationEvent(
+    event = from_row(
+        IntegrationEvent,
+        row,
         kind=EventKind(row.kind),
         event_time=row.change_time,
-        integration_id=IntegrationId(row.integration_id),
-        user_id=UserId(row.user_id),
-        integration_type=row.integration_type,
         status_before=None if row.status_before is None else Status(row.status_before),
         status_after=None if row.status_after is None else Status(row.status_after),
-        webhook_number=row.webhook_number,
     )
     return LoggedEvent(row.change_id, _position(row, ordering), event)

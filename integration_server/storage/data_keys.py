@@ -1,23 +1,22 @@
 """Administration of data keys: describe them, wrap them with another key-encryption key, remove one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Row, Table, delete, select, update
+from sqlalchemy import Column, Row, delete, select, update
 
-from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.encrypted_columns import count_values
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
+from integration_server.storage.keyring import ALL_DATA_KEYS
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 REPLACED_KEY_RETENTION = timedelta(days=1)
 """How long a replaced data key is kept. State and page tokens that browsers and callers hold, and journal files of a
 server that cannot reach the database, are encrypted with it."""
-
-_ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +49,7 @@ class DataKey:
 
 async def describe_data_keys(database: Database) -> Sequence[DataKey]:
     """All data keys, by activation time. Needs no key-encryption key."""
-    async with database.read_connection() as connection:
-        return _described((await connection.execute(_ALL_KEYS)).all())
+    return _described(await database.fetch(ALL_DATA_KEYS))
 
 
 async def count_encrypted_values(database: Database, key_id: str) -> int:
@@ -65,9 +63,8 @@ async def rewrap(database: Database, keys: KeyEncryptionKeys) -> int:
 
     Each key is one transaction: repeat the call after a crash. Raises `KeyringError` or `StoreUnavailable`.
     """
-    done = await _rewrap(database, keys, data_keys, data_keys.c.key_id, data_keys.c.wrapped_key)
-    await _rewrap(database, keys, key_checks, key_checks.c.check_id, key_checks.c.wrapped_check)
-    return done
+    await _rewrap(database, keys, key_checks.c.wrapped_check)
+    return await _rewrap(database, keys, data_keys.c.wrapped_key)
 
 
 async def remove_data_key(database: Database, key_id: str, *, force: bool = False) -> None:
@@ -76,62 +73,44 @@ async def remove_data_key(database: Database, key_id: str, *, force: bool = Fals
     `force` skips the retention time, but not the check for stored values.
     """
     async with database.write_transaction() as connection:
-        keys = {key.key_id: key for key in _described((await connection.execute(_ALL_KEYS)).all())}
-        if key_id not in keys:
+        keys = {key.key_id: key for key in _described((await connection.execute(ALL_DATA_KEYS)).all())}
+        if (key := keys.get(key_id)) is None:
             raise KeyringError(f"there is no data key {key_id}")
-        _require_inactive(keys[key_id], force=force)
-        _require_unused(key_id, await count_values(connection, key_id))
+        if key.remove_time is None:
+            raise KeyringError(f"data key {key_id} is the active or the next key: it is needed")
+        if key.remove_time > key.now and not force:
+            raise KeyringError(
+                f"data key {key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
+                "servers and tokens of callers may be encrypted with it (--force removes it now)"
+            )
+        if counts := await count_values(connection, key_id):
+            listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise KeyringError(
+                f"data key {key_id} still encrypts {listing}: run `keys rotate` first (--no-new-key is enough)"
+            )
         await connection.execute(delete(data_keys).where(data_keys.c.key_id == key_id))
 
 
 def _described(rows: Sequence[Row[Any]]) -> Sequence[DataKey]:
     return [
-        DataKey(
-            key_id=row.key_id,
-            wrapping_key_id=row.wrapping_key_id,
+        from_row(
+            DataKey,
+            row,
             is_rotation_complete=row.state == DataKeyState.COMPLETE,
-            create_time=row.create_time,
-            active_time=row.active_time,
             replaced_time=after.active_time if after is not None and after.active_time <= row.now else None,
-            now=row.now,
         )
         for row, after in zip(rows, [*rows[1:], None], strict=False)
     ]
 
 
-async def _rewrap(
-    database: Database, keys: KeyEncryptionKeys, table: Table, row_id: Column[str], wrapped: Column[bytes]
-) -> int:
-    wrapping_key_id = table.c.wrapping_key_id
-    query = select(row_id.label("row_id"), wrapped.label("wrapped"), wrapping_key_id)
-    async with database.read_connection() as connection:
-        rows = (await connection.execute(query.where(wrapping_key_id != keys.current_id))).all()
+async def _rewrap(database: Database, keys: KeyEncryptionKeys, wrapped: Column[bytes]) -> int:
+    wrapping_key_id = wrapped.table.c.wrapping_key_id
+    (key_id,) = wrapped.table.primary_key
+    query = select(key_id.label("key_id"), wrapped.label("wrapped"), wrapping_key_id)
+    rows = await database.fetch(query.where(wrapping_key_id != keys.current_id))
     for row in rows:
-        key = await keys.unwrap(row.wrapped, row.row_id, row.wrapping_key_id)
-        rewrapped = await keys.wrap(key, row.row_id)
-        replace = (
-            update(table)
-            .where(row_id == row.row_id, wrapped == row.wrapped)
-            .values({wrapped: rewrapped, wrapping_key_id: keys.current_id})
-        )
-        async with database.write_transaction() as connection:
-            await connection.execute(replace)
+        key = await keys.unwrap(row.wrapped, row.key_id, row.wrapping_key_id)
+        values = {wrapped: await keys.wrap(key, row.key_id), wrapping_key_id: keys.current_id}
+        is_unchanged = (key_id == row.key_id, wrapped == row.wrapped)
+        await database.write(update(key_id.table).where(*is_unchanged).values(values))
     return len(rows)
-
-
-def _require_inactive(key: DataKey, *, force: bool) -> None:
-    if key.remove_time is None:
-        raise KeyringError(f"data key {key.key_id} is the active or the next key: it is needed")
-    if key.remove_time > key.now and not force:
-        raise KeyringError(
-            f"data key {key.key_id} can be removed from {key.remove_time:%F %T} UTC: until then journal files of "
-            "servers and tokens of callers may be encrypted with it (--force removes it now)"
-        )
-
-
-def _require_unused(key_id: str, counts: Mapping[str, int]) -> None:
-    if counts:
-        listing = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise KeyringError(
-            f"data key {key_id} still encrypts {listing}: run `keys rotate` first (--no-new-key is enough)"
-        )

@@ -25,6 +25,9 @@ from integration_server.storage.tables import integrations, is_usable, revocatio
 
 T = TypeVar("T")
 
+_I = integrations.c
+_R = revocations.c
+
 _NOW = select(DatabaseTime()).scalar_subquery()  # evaluated once per statement: PostgreSQL can then use the index
 
 
@@ -36,12 +39,17 @@ class _DueTable:
     further columns that a claim sets.
     """
 
-    row_id: Column[Any]
     type: Column[str]
     due_time: Column[datetime]
     item_of: Callable[[Row[Any]], Any]
     is_enabled: ColumnElement[bool] = field(default_factory=true)
     claim_values: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
+
+    @property
+    def row_id(self) -> Column[Any]:
+        """The primary key column."""
+        (column,) = self.type.table.primary_key
+        return column
 
     def due_rows(self, job_type: ColumnElement[str]) -> Sequence[ColumnElement[bool]]:
         """The conditions of the due rows of a type."""
@@ -49,30 +57,12 @@ class _DueTable:
 
 
 _TABLES: Mapping[JobKind, _DueTable] = {
-    JobKind.REFRESH: _DueTable(
-        integrations.c.integration_id,
-        integrations.c.integration_type,
-        integrations.c.refresh_due_time,
-        stored_integration_of,
-        is_enabled=is_usable,
-    ),
-    JobKind.CHECK: _DueTable(
-        integrations.c.integration_id,
-        integrations.c.integration_type,
-        integrations.c.check_due_time,
-        stored_integration_of,
-        is_enabled=is_usable,
-    ),
+    JobKind.REFRESH: _DueTable(_I.integration_type, _I.refresh_due_time, stored_integration_of, is_enabled=is_usable),
+    JobKind.CHECK: _DueTable(_I.integration_type, _I.check_due_time, stored_integration_of, is_enabled=is_usable),
     JobKind.REVOCATION: _DueTable(
-        revocations.c.revocation_id,
-        revocations.c.integration_type,
-        revocations.c.due_time,
-        revocation_of,
-        claim_values={"attempts": revocations.c.attempts + 1},
+        _R.integration_type, _R.due_time, revocation_of, claim_values={"attempts": _R.attempts + 1}
     ),
-    JobKind.KEY_ROTATION: _DueTable(
-        singleton_jobs.c.job_name, singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None
-    ),
+    JobKind.KEY_ROTATION: _DueTable(singleton_jobs.c.job_name, singleton_jobs.c.due_time, lambda _: None),
 }
 
 
@@ -84,9 +74,7 @@ class SqlDueWork:
 
     async def due_types(self) -> Collection[tuple[JobKind, str]]:
         """The jobs with due rows, each with the types of those rows."""
-        async with self._database.read_connection() as connection:
-            rows = (await connection.execute(DUE_TYPES)).all()
-        return [(JobKind(row.job_kind), row.job_type) for row in rows]
+        return [(JobKind(row.job_kind), row.job_type) for row in await self._database.fetch(DUE_TYPES)]
 
     async def claim(
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta
@@ -110,9 +98,8 @@ class SqlDueWork:
             .values({table.due_time.name: DatabaseTime(delay)})
             .returning(table.due_time)
         )
-        async with self._database.write_statement() as connection:
-            due_time = await connection.scalar(postpone)
-        return None if due_time is None else replace(claim, due_time=due_time)
+        row = await self._database.write_one(postpone)
+        return None if row is None else replace(claim, due_time=row[0])
 
 
 def claim_statement(job_kind: JobKind, job_type: str, limit: int, claim_duration: timedelta) -> ReturningUpdate[Any]:

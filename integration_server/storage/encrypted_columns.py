@@ -50,15 +50,15 @@ class EncryptedColumn:
         return column
 
     def rows_encrypted_with(self, key_id: str) -> Select[Any]:
-        """A query for the rows whose value is encrypted with this data key: `row_id`, `value`, `owner_0` to `_2`."""
-        columns = [self.value.table.c[name].label(f"owner_{number}") for number, name in enumerate(self.aad_columns)]
+        """A query for the rows whose value is encrypted with this data key: `row_id`, `value`, the `aad_columns`."""
+        columns = [self.value.table.c[name].label(None) for name in self.aad_columns]
         return select(self.row_id.label("row_id"), self.value.label("value"), *columns).where(
             data_key_id(self.value) == bytes.fromhex(key_id)
         )
 
     def associated_data(self, row: Row[Any]) -> AssociatedData:
         """The associated data of the value in one of these rows."""
-        return self.make_associated_data(row.owner_0, row.owner_1, row.owner_2)
+        return self.make_associated_data(*list(row)[2:])
 
     def replacement(self) -> Update:
         """A statement that replaces the value `old` in the row `id` by `new`."""

@@ -10,8 +10,8 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, DateTime, event, make_url, text
+from sqlalchemy import URL, Connection, DateTime, Executable, Row, UpdateBase, event, make_url, text
 from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_connection
 from sqlalchemy.engine import AdaptedConnection, Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
@@ -123,7 +123,7 @@ def _postgres_server(url: URL) -> PostgresServer:
 
 @dataclass(eq=False)
 class Database:
-    """Lends connections, each for an `async with` block.
+    """Lends connections, each for an `async with` block, or for one statement of the other methods.
 
     In a block, errors of the connection become `StoreUnavailable`. Wrong statements and violated constraints pass as
     SQLAlchemy raises them. `change_notified` is set when another process notifies of a change (PostgreSQL, without a
@@ -152,6 +152,31 @@ class Database:
         """The monitoring connection. It only reads, and fails within two seconds."""
         return _lend(self._monitors.connect())
 
+    async def fetch(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """The rows of a query."""
+        async with self.read_connection() as connection:
+            return (await connection.execute(query, parameters)).all()
+
+    async def fetch_one(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """The only row of a query, if there is one."""
+        async with self.read_connection() as connection:
+            return (await connection.execute(query, parameters)).one_or_none()
+
+    async def fetch_value(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+        """The first column of the first row of a query, if there is one."""
+        async with self.read_connection() as connection:
+            return await connection.scalar(query, parameters)
+
+    async def write(self, statement: UpdateBase, parameters: Mapping[str, Any] | None = None) -> int:
+        """Commit one statement. Returns the number of rows that it changed."""
+        async with self.write_statement() as connection:
+            return (await connection.execute(statement, parameters)).rowcount
+
+    async def write_one(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """Commit one statement. Returns the only row that it returns, if there is one."""
+        async with self.write_statement() as connection:
+            return (await connection.execute(statement, parameters)).one_or_none()
+
     async def data_version(self, connection: AsyncConnection) -> tuple[object, int] | None:
         """On SQLite a value that is equal until another connection commits; on other engines None.
 
@@ -162,7 +187,7 @@ class Database:
         raw_connection = await connection.get_raw_connection()
         return raw_connection.driver_connection, await connection.scalar(text("PRAGMA data_version")) or 0
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close every connection."""
         for engine in (self._readers, self._writers, self._monitors):
             await engine.dispose()
@@ -195,10 +220,8 @@ async def open_database(
         database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
     else:
         database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
-    try:
+    async with aclosing(database):
         yield database
-    finally:
-        await database.close()
 
 
 def _engine(
@@ -365,15 +388,8 @@ def _convert_connection_errors() -> Iterator[None]:
     except (OSError, PoolTimeoutError) as error:  # TimeoutError is an OSError
         raise StoreUnavailable from error
     except DBAPIError as error:
-        if _is_unavailable(error):
+        is_unavailable = (getattr(error.orig, "sqlstate", None) or "").startswith(_UNAVAILABLE_SQLSTATES)
+        primary_code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        if error.connection_invalidated or is_unavailable or primary_code in _UNAVAILABLE_SQLITE_CODES:
             raise StoreUnavailable from error
         raise
-
-
-def _is_unavailable(error: DBAPIError) -> bool:
-    if error.connection_invalidated:
-        return True
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
-    sqlite_code = getattr(error.orig, "sqlite_errorcode", 0)
-    primary_code = sqlite_code & 0xFF
-    return sqlstate.startswith(_UNAVAILABLE_SQLSTATES) or primary_code in _UNAVAILABLE_SQLITE_CODES

@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, update
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.health.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
+from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c
-
-_PRUNE_BATCH_SIZE = 1000  # short transactions
 
 
 class SqlHealthHistory:
@@ -44,8 +44,7 @@ class SqlHealthHistory:
         query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
         if before is not None:
             query = query.where(_C.health_check_id < before)
-        async with self._database.read_connection() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.fetch(query)
         return [HealthCheckRecord(row.health_check_id, _check(row, integration)) for row in rows]
 
     async def error_rates(
@@ -57,15 +56,12 @@ class SqlHealthHistory:
             is_within = _C.check_time > now - window
             counts += [func.count(case((is_within, 1))), func.count(case((is_within & _C.healthy.is_(False), 1)))]
         query = _of(integration, *counts).where(_C.check_time > now - max(windows))
-        async with self._database.read_connection() as connection:
-            row = (await connection.execute(query)).one()
+        (row,) = await self._database.fetch(query)
         return [ErrorRate(window, *row[2 * number : 2 * number + 2]) for number, window in enumerate(windows)]
 
     async def prune(self, before: datetime) -> int:
         """Delete a batch of checks made before `before`. Returns the number deleted."""
-        old = select(_C.health_check_id).where(_C.check_time < before).order_by(_C.check_time).limit(_PRUNE_BATCH_SIZE)
-        async with self._database.write_transaction() as connection:
-            return (await connection.execute(delete(health_checks).where(_C.health_check_id.in_(old)))).rowcount
+        return await prune(self._database, _C.check_time, before)
 
 
 def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
@@ -75,26 +71,16 @@ def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
 
 
 def _check(row: Row[Any], integration: Integration) -> HealthCheck:
-    return HealthCheck(
-        integration=integration,
-        status=Status(row.status),
-        healthy=row.healthy,
-        check_time=row.check_time,
-        latency=timedelta(microseconds=row.latency_microseconds),
-        error_class=row.error_class,
-        message=row.message,
-    )
+    latency = timedelta(microseconds=row.latency_microseconds)
+    return from_row(HealthCheck, row, integration=integration, status=Status(row.status), latency=latency)
 
 
 def _check_values(check: HealthCheck) -> dict[str, Any]:
     return {
+        **{name: getattr(check, name) for name in ("healthy", "check_time", "error_class", "message")},
         "integration_id": check.integration.integration_id,
         "status": check.status.value,
-        "healthy": check.healthy,
-        "check_time": check.check_time,
         "latency_microseconds": check.latency // timedelta(microseconds=1),
-        "error_class": check.error_class,
-        "message": check.message,
     }
 
 

@@ -1,15 +1,14 @@
 """The store of integrations and their encrypted credentials in SQL: implements the port `IntegrationStore`."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, fields
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Row,
-    Select,
     and_,
     bindparam,
     case,
@@ -38,6 +37,7 @@ from integration_server.service.integrations.ports import (
 )
 from integration_server.storage.engine import Database, UtcDateTime
 from integration_server.storage.revocations import add_claimed
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
 
 _T = integrations.c
@@ -78,10 +78,7 @@ class SqlIntegrations:
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-        async with self._database.read_connection() as connection:
-            row = (
-                await connection.execute(_FIND, {"integration_id": integration_id, "user_id": user_id})
-            ).one_or_none()
+        row = await self._database.fetch_one(_FIND, {"integration_id": integration_id, "user_id": user_id})
         return None if row is None else stored_integration_of(row)
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
@@ -93,7 +90,7 @@ class SqlIntegrations:
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration with that account."""
-        rows = await self._read(
+        row = await self._database.fetch_one(
             select(*_PLAINTEXT_COLUMNS).where(
                 _T.user_id == user_id,
                 _T.integration_type == integration_type,
@@ -101,7 +98,7 @@ class SqlIntegrations:
                 _T.connect_time.is_not(None),
             )
         )
-        return integration_of(rows[0]) if rows else None
+        return None if row is None else integration_of(row)
 
     async def list(
         self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
@@ -110,12 +107,13 @@ class SqlIntegrations:
         query = select(*_PLAINTEXT_COLUMNS).where(_T.user_id == user_id, _T.integration_id > after)
         if integration_types is not None:
             query = query.where(_T.integration_type.in_(sorted(integration_types)))
-        return [integration_of(row) for row in await self._read(query.order_by(_T.integration_id).limit(limit))]
+        rows = await self._database.fetch(query.order_by(_T.integration_id).limit(limit))
+        return [integration_of(row) for row in rows]
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
         """The user's connected integrations, ordered by id."""
         is_connected = (_T.user_id == user_id, _T.connect_time.is_not(None))
-        rows = await self._read(select(integrations).where(*is_connected).order_by(_T.integration_id))
+        rows = await self._database.fetch(select(integrations).where(*is_connected).order_by(_T.integration_id))
         return [stored_integration_of(row) for row in rows]
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
@@ -131,8 +129,7 @@ class SqlIntegrations:
                 _T.connect_time.is_not(None),
             )
         )
-        ((is_shared,),) = await self._read(query)
-        return bool(is_shared)
+        return bool(await self._database.fetch_value(query))
 
     async def list_expiring(self, before: datetime, limit: int) -> Sequence[Integration]:
         """The usable integrations of all users whose grant expires before that time, soonest first."""
@@ -144,7 +141,7 @@ class SqlIntegrations:
             .where(is_usable, grant_expire_time < before)
             .order_by(grant_expire_time, _T.integration_id)
         )
-        return [integration_of(row) for row in await self._read(query.limit(limit))]
+        return [integration_of(row) for row in await self._database.fetch(query.limit(limit))]
 
     async def add_connected(
         self,
@@ -164,13 +161,10 @@ class SqlIntegrations:
             "connect_time": now,
         }
         statement = insert(integrations).values(values).returning(*_PLAINTEXT_COLUMNS)
-        try:
-            async with self._database.write_transaction() as connection:
-                return integration_of((await connection.execute(statement)).one())
-        except IntegrityError as error:
-            if _is_account_conflict(error):
-                return None
-            raise
+        row = None
+        with _suppress_account_conflict():
+            row = await self._database.write_one(statement)
+        return None if row is None else integration_of(row)
 
     async def commit_connection(
         self,
@@ -190,27 +184,21 @@ class SqlIntegrations:
         connect = _update_version(
             integration,
             {
-                **asdict(credentials),
-                **_NO_REFRESH_FAILURE,
+                **_new_credentials_values(integration, credentials, now),
                 "account_id": account.account_id or integration.account_id,
                 "account_label": account.account_label or integration.account_label,
                 "is_active": True,
                 "check_due_time": check_due_time,
                 "connect_time": now,
-                "update_time": now,
-                "version": integration.version + 1,
             },
         )
-        try:
+        row = None
+        with _suppress_account_conflict():
             async with self._change_transaction(integration.integration_id) as connection:
                 row = (await connection.execute(connect)).one_or_none()
                 if row is not None and superseded_id is not None:
                     is_superseded = matches_integration(superseded_id, integration.user_id)
                     await connection.execute(delete(integrations).where(*is_superseded, _T.connect_time.is_(None)))
-        except IntegrityError as error:
-            if _is_account_conflict(error):
-                return None
-            raise
         return None if row is None else integration_of(row)
 
     async def commit_refresh(
@@ -220,13 +208,8 @@ class SqlIntegrations:
 
         The commit voids a lease on that version.
         """
-        values = {
-            **asdict(credentials),
-            **_NO_REFRESH_FAILURE,
-            "update_time": now,
-            "version": integration.version + 1,
-        }
-        return await self._write(integration.integration_id, _update_version(integration, values))
+        commit = _update_version(integration, _new_credentials_values(integration, credentials, now))
+        return await self._write(integration.integration_id, commit)
 
     async def record_failure(
         self,
@@ -240,14 +223,14 @@ class SqlIntegrations:
         refresh_due_time: datetime | None = None,
     ) -> None:
         """Record a failed refresh, unless the credentials were replaced since `integration` was read."""
-        values = refresh_failure_values(
-            failure,
-            reauthorization_required=reauthorization_required,
-            retry_time=retry_time,
-            failures=failures,
-            refusals=refusals,
-            refresh_due_time=refresh_due_time,
-        )
+        values = {
+            **({} if failure is None else failure_values(failure)),
+            **({"reauthorization_required": True} if reauthorization_required else {}),
+            "refresh_retry_time": retry_time,
+            "refresh_failures": failures,
+            "refresh_refusals": refusals,
+            "refresh_due_time": _next_due_time(refresh_due_time),
+        }
         await self._write(integration.integration_id, _update_version(integration, values))
 
     async def revert_failure(self, integration: Integration, retry_time: datetime | None) -> None:
@@ -302,10 +285,7 @@ class SqlIntegrations:
             await connection.execute(delete(integrations).where(*matches_integration(integration_id, user_id)))
             revocation = None
             if row.connect_time is not None:
-                grant = OrphanedGrant(
-                    row.uid, row.user_id, row.integration_type, row.account_id, row.encrypted_credentials
-                )
-                revocation = await add_claimed(connection, grant, claim_duration)
+                revocation = await add_claimed(connection, from_row(OrphanedGrant, row), claim_duration)
         return RemovalResult(integration_of(row), revocation, is_refreshing=call_time is not None)
 
     async def ping(self) -> None:
@@ -316,37 +296,25 @@ class SqlIntegrations:
         except (OperationalError, ProgrammingError) as error:  # "no such table" on SQLite and on PostgreSQL
             raise StoreUnavailable from error
 
-    async def _read(self, query: Select[Any]) -> Sequence[Row[Any]]:
-        async with self._database.read_connection() as connection:
-            rows: Sequence[Row[Any]] = (await connection.execute(query)).all()
-        return rows
-
     async def _write(self, integration_id: IntegrationId, statement: ReturningUpdate[Any]) -> Integration | None:
         """Run one statement that changes an integration and returns its plaintext columns."""
-        async with self._change_transaction(integration_id, single_statement=True) as connection:
-            row = (await connection.execute(statement)).one_or_none()
+        try:
+            row = await self._database.write_one(statement)
+        finally:
+            self._on_change(integration_id)
         return None if row is None else integration_of(row)
 
     @asynccontextmanager
-    async def _change_transaction(
-        self, integration_id: IntegrationId, *, single_statement: bool = False
-    ) -> AsyncIterator[AsyncConnection]:
+    async def _change_transaction(self, integration_id: IntegrationId) -> AsyncIterator[AsyncConnection]:
         """A transaction that changes an integration, and a call of `on_change`, also if its outcome is unknown."""
-        database = self._database
         try:
-            async with database.write_statement() if single_statement else database.write_transaction() as connection:
+            async with self._database.write_transaction() as connection:
                 yield connection
         finally:
             self._on_change(integration_id)
 
 
 # --- rows to values ----------------------------------------------------------------------------------------------
-
-_PLAIN_FIELDS = [
-    field.name
-    for field in fields(Integration)
-    if field.name not in {"auth_method", "scopes", "missing_scopes", "last_error"}
-]
 
 
 def stored_integration_of(row: Row[Any]) -> StoredIntegration:
@@ -359,8 +327,9 @@ def integration_of(row: Row[Any]) -> Integration:
     failure = None
     if row.last_error_class is not None:
         failure = Failure(row.last_error_class, row.last_error_time, row.last_error_message)
-    return Integration(
-        **{name: getattr(row, name) for name in _PLAIN_FIELDS},
+    return from_row(
+        Integration,
+        row,
         auth_method=AuthMethod(row.auth_method),
         scopes=tuple(row.scopes),
         missing_scopes=tuple(row.missing_scopes),
@@ -388,6 +357,12 @@ def new_integration_values(integration: NewIntegration, now: datetime) -> dict[s
     }
 
 
+def _new_credentials_values(integration: Integration, credentials: NewCredentials, now: datetime) -> dict[str, Any]:
+    """The columns after the credentials were replaced."""
+    version = integration.version + 1
+    return {**asdict(credentials), **_NO_REFRESH_FAILURE, "update_time": now, "version": version}
+
+
 def failure_values(failure: Failure) -> dict[str, Any]:
     """The columns after one more failure."""
     return {
@@ -398,23 +373,10 @@ def failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
-def refresh_failure_values(
-    failure: Failure | None,
-    *,
-    reauthorization_required: bool,
-    retry_time: datetime | None = None,
-    failures: int = 0,
-    refusals: int = 0,
-    refresh_due_time: datetime | None = None,
-) -> dict[str, Any]:
-    """The columns after a failed refresh."""
-    values = ({} if failure is None else failure_values(failure)) | {
-        "refresh_retry_time": retry_time,
-        "refresh_failures": failures,
-        "refresh_refusals": refusals,
-        "refresh_due_time": _next_due_time(refresh_due_time),
-    }
-    return {**values, "reauthorization_required": True} if reauthorization_required else values
+def ended_grant_values(failure: Failure) -> dict[str, Any]:
+    """The columns after the provider reported that the grant has ended."""
+    ended = {"reauthorization_required": True, "refresh_due_time": None}
+    return {**_NO_REFRESH_FAILURE, **failure_values(failure), **ended}
 
 
 def _next_due_time(due_time: datetime | None) -> ColumnElement[datetime | None]:
@@ -441,6 +403,13 @@ def _update_version(integration: Integration, values: Mapping[str, Any]) -> Retu
     )
 
 
-def _is_account_conflict(error: IntegrityError) -> bool:
-    # The only unique index on this column. SQLite names the columns, PostgreSQL the index, which contains their names.
-    return "account_id" in str(error.orig)
+@contextmanager
+def _suppress_account_conflict() -> Iterator[None]:
+    """Suppress the error of a row that has the account of another row of the user."""
+    try:
+        yield
+    except IntegrityError as error:
+        # The only unique index on this column. SQLite names the columns, PostgreSQL the index, which contains their
+        # names.
+        if "account_id" not in str(error.orig):
+            raise

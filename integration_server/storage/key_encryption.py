@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -88,11 +88,6 @@ class KeyEncryptionKeys:
     def current_id(self) -> str:
         """The id of the key that wraps."""
         return self._current.key_id
-
-    @property
-    def key_ids(self) -> Sequence[str]:
-        """The ids of all keys, the current one first."""
-        return tuple(self._keys)
 
     async def wrap(self, data_key: bytes, data_key_id: str) -> bytes:
         """Encrypt a data key with the current key. Raises `KeyringError` or `StoreUnavailable`."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -45,7 +46,10 @@ _CHECK_ID = "key-check"
 _CHECK = b"integration-server key check 1.."
 """The plaintext of the key check, as long as a key. It is not secret: the check is whether it unwraps."""
 
-_ALL_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
+_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type")
+
+ALL_DATA_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
+"""The query for all data keys, by activation time."""
 
 
 class Keyring:
@@ -100,8 +104,7 @@ class Keyring:
         key_id = new_data_key_id()
         values = await self._new_data_key(key_id, DataKeyState.ROTATING, activation_delay)
         try:
-            async with self._database.write_transaction() as connection:
-                await connection.execute(insert(data_keys).values(values))
+            await self._database.write(insert(data_keys).values(values))
         except IntegrityError as error:
             raise KeyringError(
                 "the rotation to the newest data key is not complete: run `keys rotate` first"
@@ -115,8 +118,7 @@ class Keyring:
         Raises `KeyringError` or `StoreUnavailable`.
         """
         await self.reload()
-        async with self._database.read_connection() as connection:
-            check = (await connection.execute(select(key_checks))).one_or_none()
+        check = await self._database.fetch_one(select(key_checks))
         if check is None:
             await self._create_first_key()
         else:
@@ -130,7 +132,7 @@ class Keyring:
 
     async def _reload(self) -> None:
         async with self._database.monitor_connection() as connection:
-            rows = (await connection.execute(_ALL_KEYS)).all()
+            rows = (await connection.execute(ALL_DATA_KEYS)).all()
         if self._ciphers and not rows:  # keep the loaded keys
             raise KeyringError("the database has no data keys")
         known, problems = {}, []
@@ -174,13 +176,11 @@ class Keyring:
             "wrapping_key_id": self._keys.current_id,
         }
         key = await self._new_data_key(new_data_key_id(), DataKeyState.COMPLETE) if is_first else None
-        try:
+        with suppress(IntegrityError):  # another server has created them
             async with self._database.write_transaction() as connection:
                 await connection.execute(insert(key_checks).values(check))
                 if key is not None:
                     await connection.execute(insert(data_keys).values(key))
-        except IntegrityError:
-            pass  # another server has created them
         await self.reload()
 
     async def _new_data_key(
@@ -203,10 +203,9 @@ def new_data_key_id() -> str:
 
 def _newest_active_key(rows: Sequence[Row[Any]], known: Mapping[bytes, AESGCM]) -> bytes:
     """The newest key that is active; the oldest of all if none is, as after a clock was set back."""
-    usable = [(bytes.fromhex(row.key_id), row.active_time <= row.now) for row in rows]
-    usable = [(key_id, is_active) for key_id, is_active in usable if key_id in known]
-    active = [key_id for key_id, is_active in usable if is_active] or [key_id for key_id, _ in usable[:1]]
-    return active[-1] if active else b""
+    usable = [row for row in rows if bytes.fromhex(row.key_id) in known]
+    active = [row for row in usable if row.active_time <= row.now] or usable[:1]
+    return bytes.fromhex(active[-1].key_id) if active else b""
 
 
 def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:
@@ -218,14 +217,7 @@ def _raise_all(problems: Sequence[KeyringError | StoreUnavailable]) -> None:
 
 
 def _encode_associated_data(header: bytes, associated_data: AssociatedData) -> bytes:
-    names = (
-        associated_data.table,
-        associated_data.column,
-        associated_data.uid,
-        associated_data.user_id,
-        associated_data.integration_type,
-    )
-    parts = [header, *(name.encode() for name in names)]
+    parts = [header, *(name.encode() for name in _NAMES(associated_data))]
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)  # the lengths make the encoding unambiguous
 
 

@@ -7,8 +7,7 @@ itself, and it is tried again every few seconds.
 import math
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import structlog
 from limits import RateLimitItem, RateLimitItemPerSecond
@@ -29,7 +28,7 @@ varies, and the clocks of servers differ."""
 
 
 class RedisLimiter:
-    """Counts calls in moving windows in Redis. Open it with `async with`."""
+    """Counts calls in moving windows in Redis. Close it with `aclose`."""
 
     def __init__(self, url: str) -> None:
         self._pool = ConnectionPool.from_url(
@@ -41,12 +40,8 @@ class RedisLimiter:
         self._retry_time: float | None = None  # None while Redis is available
         self._log = structlog.get_logger(__name__)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._pool.aclose()
 
     async def acquire(self, counters: Sequence[tuple[str, RateLimit]]) -> Exhausted | None:

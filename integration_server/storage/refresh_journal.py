@@ -5,34 +5,20 @@ survives a crash. The credentials are encrypted and bound to their row, so that 
 """
 
 import asyncio
-import base64
-import json
 import os
 import tempfile
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from integration_server.service.credentials.ports import JournaledRefresh
 
-_REFRESH: TypeAdapter[JournaledRefresh] = TypeAdapter(JournaledRefresh)
-
-
-def _encode(refresh: JournaledRefresh) -> bytes:
-    values = _REFRESH.dump_python(refresh)
-    values["credentials"]["encrypted_credentials"] = base64.b64encode(
-        refresh.credentials.encrypted_credentials
-    ).decode()
-    return json.dumps(values, default=datetime.isoformat).encode()
-
-
-def _decode(content: bytes) -> JournaledRefresh:
-    values = json.loads(content)
-    values["credentials"]["encrypted_credentials"] = base64.b64decode(values["credentials"]["encrypted_credentials"])
-    return _REFRESH.validate_python(values)
+# The content of a file is a list of one refresh: the adapter of a dataclass itself takes no configuration.
+_FILE_CONTENT = TypeAdapter(
+    tuple[JournaledRefresh], config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+)
 
 
 class FileRefreshJournal:
@@ -71,20 +57,20 @@ class FileRefreshJournal:
         path = self._path(refresh)
         unfinished = path.with_suffix(f".{os.getpid()}")
         with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(_encode(refresh))
+            file.write(_FILE_CONTENT.dump_json((refresh,)))
             file.flush()
             os.fsync(file.fileno())
         unfinished.rename(path)
         _sync(self._directory)
 
     def _read(self) -> list[JournaledRefresh]:
-        refreshes = []
+        refreshes: list[JournaledRefresh] = []
         for path in sorted(self._directory.glob("*.refresh")):
             try:
-                refreshes.append(_decode(path.read_bytes()))
+                refreshes += _FILE_CONTENT.validate_json(path.read_bytes())
             except FileNotFoundError:
                 continue  # another process has committed it
-            except (OSError, ValueError, LookupError, TypeError) as error:
+            except (OSError, ValueError) as error:
                 self._log.error("refresh_journal_entry_unreadable", path=str(path), kind=type(error).__name__)
         return refreshes
 

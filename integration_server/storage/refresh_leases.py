@@ -65,8 +65,7 @@ class SqlRefreshLeases:
     async def is_free(self, integration: Integration) -> bool:
         """Whether `claim` can succeed."""
         version = {"of_integration": integration.integration_id, "of_version": integration.version}
-        async with self._database.read_connection() as connection:
-            return not await connection.scalar(_IS_LEASED, version)
+        return not await self._database.fetch_value(_IS_LEASED, version)
 
     async def claim(self, integration: Integration, owner: str) -> Lease | None:
         """Claim the lease of this version, if it is current. An expired lease is taken over with its recorded call."""
@@ -85,8 +84,7 @@ class SqlRefreshLeases:
     async def release(self, lease: Lease, *, outcome_known: bool) -> None:
         """Release the lease if it is still the owner's. `outcome_known` removes the record of the owner's call."""
         parameters = {"of_integration": lease.integration_id, "of_owner": lease.owner}
-        async with self._database.write_statement() as connection:
-            await connection.execute(_RESOLVE if outcome_known else _EXPIRE, parameters)
+        await self._database.write(_RESOLVE if outcome_known else _EXPIRE, parameters)
 
 
 def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # the inserts of the two dialects share no type
@@ -112,9 +110,7 @@ def _claim(insert: Any, duration: timedelta) -> Executable:  # noqa: ANN401  # t
     claim: Executable = new.on_conflict_do_update(
         index_elements=[_L.integration_id],
         set_={
-            "version": new.excluded.version,
-            "owner": new.excluded.owner,
-            "expire_time": new.excluded.expire_time,
+            **{name: new.excluded[name] for name in ("version", "owner", "expire_time")},
             "call_time": case((was_called, _L.call_time), else_=new.excluded.call_time),
             "called_by": case((was_called, _L.called_by), else_=new.excluded.called_by),
         },

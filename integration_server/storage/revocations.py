@@ -1,6 +1,7 @@
 """SQL implementation of `RevocationOutbox`. `due_work.py` claims and postpones its rows."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import revocations
 
 _R = revocations.c
@@ -24,15 +26,11 @@ class SqlRevocationOutbox:
 
     async def add(self, grant: OrphanedGrant) -> None:
         """Add a grant that is due at once."""
-        async with self._database.write_statement() as connection:
-            await connection.execute(
-                insert(revocations).values(_values(grant, attempts=0, claim_duration=timedelta(0)))
-            )
+        await self._database.write(insert(revocations).values(_values(grant, attempts=0, claim_duration=timedelta(0))))
 
     async def remove(self, claim: Claim[Revocation]) -> None:
         """Remove a grant; does nothing if it is gone."""
-        async with self._database.write_statement() as connection:
-            await connection.execute(delete(revocations).where(_R.revocation_id == claim.row_id))
+        await self._database.write(delete(revocations).where(_R.revocation_id == claim.row_id))
 
 
 async def add_claimed(
@@ -50,17 +48,12 @@ async def add_claimed(
 
 def revocation_of(row: Row[Any]) -> Revocation:
     """The revocation of a row that was selected with the database's time as `now`."""
-    grant = OrphanedGrant(row.uid, row.user_id, row.integration_type, row.account_id, row.encrypted_credentials)
-    return Revocation(grant, row.attempts, row.now - row.create_time)
+    return Revocation(from_row(OrphanedGrant, row), row.attempts, row.now - row.create_time)
 
 
 def _values(grant: OrphanedGrant, *, attempts: int, claim_duration: timedelta) -> Mapping[str, Any]:
     return {
-        "uid": grant.uid,
-        "user_id": grant.user_id,
-        "integration_type": grant.integration_type,
-        "account_id": grant.account_id,
-        "encrypted_credentials": grant.encrypted_credentials,
+        **asdict(grant),
         "create_time": DatabaseTime(),
         "due_time": DatabaseTime(claim_duration),
         "attempts": attempts,

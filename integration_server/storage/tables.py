@@ -1,6 +1,7 @@
 """The tables. A change needs a migration; a test compares the two."""
 
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -102,38 +103,24 @@ integrations = Table(
 )
 """Integrations. `domain/integration.py` describes the columns. Ids are never reused."""
 
-_has_account = integrations.c.account_id.is_not(None)
-
-Index(
-    "uq_integrations_user_id_integration_type_account_id",
-    integrations.c.user_id,
-    integrations.c.integration_type,
-    integrations.c.account_id,
-    unique=True,
-    postgresql_where=_has_account,
-    sqlite_where=_has_account,
-)
-
-_is_pending = integrations.c.connect_time.is_(None)
-
-Index(
-    "ix_integrations_pending",
-    integrations.c.integration_id,
-    postgresql_where=_is_pending,
-    sqlite_where=_is_pending,
-)
-
 is_usable = and_(integrations.c.is_active.is_(True), integrations.c.reauthorization_required.is_(False))
-"""The integrations that background jobs work on: the condition of the partial indexes below."""
+"""The integrations that background jobs work on."""
 
+
+def _partial_index(name: str, where: ColumnElement[bool], *columns: Column[Any], unique: bool = False) -> None:
+    Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
+
+
+_partial_index(
+    "uq_integrations_user_id_integration_type_account_id",
+    integrations.c.account_id.is_not(None),
+    *(integrations.c.user_id, integrations.c.integration_type, integrations.c.account_id),
+    unique=True,
+)
+_partial_index("ix_integrations_pending", integrations.c.connect_time.is_(None), integrations.c.integration_id)
 for _due_time in (integrations.c.refresh_due_time, integrations.c.check_due_time):
-    Index(
-        f"ix_integrations_integration_type_{_due_time.name}",
-        integrations.c.integration_type,
-        _due_time,
-        postgresql_where=is_usable,
-        sqlite_where=is_usable,
-    )
+    _name = f"ix_integrations_integration_type_{_due_time.name}"
+    _partial_index(_name, is_usable, integrations.c.integration_type, _due_time)
 
 authorization_attempts = Table(
     "authorization_attempts",
@@ -313,14 +300,7 @@ data_keys = Table(
 """The data keys, wrapped. All decrypt; the newest one encrypts from its `active_time` on, on the database's clock."""
 
 _is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
-
-Index(
-    "uq_data_keys_state_rotating",
-    data_keys.c.state,
-    unique=True,
-    postgresql_where=_is_rotating,
-    sqlite_where=_is_rotating,
-)
+_partial_index("uq_data_keys_state_rotating", _is_rotating, data_keys.c.state, unique=True)
 
 key_checks = Table(
     "key_checks",

@@ -10,6 +10,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import stored_integration_of
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_secrets
 
 _I = integrations.c
@@ -35,16 +36,12 @@ class SqlWebhookEndpoints:
 
     async def find(self, integration_type: str, uid: str) -> WebhookEndpoint | None:
         """The connected integration of this type with this uid, of any user."""
-        async with self._database.read_connection() as connection:
-            found = await connection.execute(_FIND, {"uid": uid, "integration_type": integration_type})
-            row = found.one_or_none()
+        row = await self._database.fetch_one(_FIND, {"uid": uid, "integration_type": integration_type})
         return None if row is None else _endpoint(row)
 
     async def find_by_id(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
         """The user's integration, pending or not."""
-        async with self._database.read_connection() as connection:
-            found = await connection.execute(_FIND_OF, {"integration_id": integration_id, "user_id": user_id})
-            row = found.one_or_none()
+        row = await self._database.fetch_one(_FIND_OF, {"integration_id": integration_id, "user_id": user_id})
         return None if row is None else _endpoint(row)
 
     async def set_secrets(
@@ -58,21 +55,16 @@ class SqlWebhookEndpoints:
         else:
             statement = (
                 update(webhook_secrets)
-                .where(
-                    _S.integration_id == integration.integration_id,
-                    _S.user_id == integration.user_id,
-                    _S.encrypted_secret == before.encrypted_secret,
-                )
+                .where(_S.integration_id == integration.integration_id, _S.user_id == integration.user_id)
+                .where(_S.encrypted_secret == before.encrypted_secret)
                 .values(asdict(secrets))
             )
         try:
-            async with self._database.write_transaction() as connection:
-                return (await connection.execute(statement)).rowcount == 1
+            return await self._database.write(statement) == 1
         except IntegrityError:  # others were inserted in the meantime, or the integration was deleted
             return False
 
 
 def _endpoint(row: Row[Any]) -> WebhookEndpoint:
-    values = {column.name: getattr(row, column.name) for column in _SECRETS}
-    secrets = None if row.encrypted_secret is None else StoredWebhookSecrets(**values)
+    secrets = None if row.encrypted_secret is None else from_row(StoredWebhookSecrets, row)
     return WebhookEndpoint(stored_integration_of(row), secrets)

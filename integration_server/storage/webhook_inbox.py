@@ -5,22 +5,23 @@ become visible in order. Known events are looked up before, without a lock. If a
 in the meantime, a unique constraint rejects the insert, and the remaining events are inserted without it.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Row, bindparam, case, delete, func, insert, literal, select, update
+from sqlalchemy import bindparam, case, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from integration_server.domain.integration import Failure, Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.engine import Database
-from integration_server.storage.integrations import integration_of, matches_integration, refresh_failure_values
+from integration_server.storage.integrations import ended_grant_values, integration_of, matches_integration
+from integration_server.storage.pruning import prune
+from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
 _I = integrations.c
@@ -46,10 +47,7 @@ _RESERVE_NUMBERS = (
     .values(last_webhook_number=_I.last_webhook_number + bindparam("more"))
     .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
 )
-_INSERT = insert(webhook_events)
-
-_PRUNE_BATCH_SIZE = 500  # rows; short transactions block no other
-
+_INTEGRATION_ID = attrgetter("integration.integration_id")
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
@@ -63,16 +61,14 @@ class SqlWebhookInbox:
     async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
         """The connected integrations of these accounts, of any user, by id."""
         parameters = {"account_ids": sorted(account_ids), "type": integration_type}
-        async with self._database.read_connection() as connection:
-            return [integration_of(row) for row in (await connection.execute(_RECIPIENTS, parameters)).all()]
+        return [integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
     ) -> Collection[tuple[IntegrationId, str]]:
         """Which of these events are stored for these integrations."""
         lookup = {"integration_ids": sorted(integration_ids), "event_ids": sorted(event_ids)}
-        async with self._database.read_connection() as connection:
-            rows = (await connection.execute(_EXISTING_EVENTS, lookup)).all()
+        rows = await self._database.fetch(_EXISTING_EVENTS, lookup)
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
@@ -80,14 +76,14 @@ class SqlWebhookInbox:
         unique: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
         for event in events:
             unique.setdefault(_key(event), event)
-        new = tuple(unique.values())
+        new = list(unique.values())
         while new:
             try:
                 return await self._add(new, now)
             except IntegrityError:
                 lookup = {event.integration.integration_id for event in new}, {event.event_id for event in new}
                 known = await self.known(*lookup)
-                remaining = tuple(event for event in new if _key(event) not in known)
+                remaining = [event for event in new if _key(event) not in known]
                 if len(remaining) == len(new):
                     raise
                 new = remaining
@@ -95,15 +91,14 @@ class SqlWebhookInbox:
 
     async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `IntegrityError` if one of them is stored already."""
-        by_integration: defaultdict[IntegrationId, list[NewWebhookEvent]] = defaultdict(list)
-        for event in events:
-            by_integration[event.integration.integration_id].append(event)
         added: list[NewWebhookEvent] = []
         try:
             async with self._database.write_transaction() as connection:
-                for integration_id in sorted(by_integration):  # in order, which prevents deadlocks
-                    if await _append(connection, integration_id, by_integration[integration_id], now):
-                        added += by_integration[integration_id]
+                # In the order of the ids, which prevents deadlocks.
+                for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
+                    appended = list(group)
+                    if await _append(connection, integration_id, appended, now):
+                        added += appended
         finally:
             for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
                 self._on_change(integration_id)
@@ -126,13 +121,12 @@ class SqlWebhookInbox:
                 return WebhookPage([], is_last=True)
             within = (_E.integration_id == integration.integration_id, _E.number > after, _E.number <= page[-1].number)
             rows = (await connection.execute(select(webhook_events).where(*within).order_by(_E.number))).all()
-        return WebhookPage([_stored_event(row) for row in rows], is_last=len(page) == len(sizes))
+        return WebhookPage([from_row(StoredWebhookEvent, row) for row in rows], is_last=len(page) == len(sizes))
 
     async def consumer_offset(self, integration: Integration, consumer: str) -> int:
         """The number that the consumer has acknowledged last; 0 for none."""
         query = select(_O.number).where(_O.integration_id == integration.integration_id, _O.consumer == consumer)
-        async with self._database.read_connection() as connection:
-            return await connection.scalar(query) or 0
+        return await self._database.fetch_value(query) or 0
 
     async def acknowledge(self, integration: Integration, consumer: str, number: int) -> int | None:
         """Advance the consumer's offset, never back. Returns the offset; None if there is no such event."""
@@ -157,11 +151,7 @@ class SqlWebhookInbox:
 
     async def prune(self, before: datetime) -> int:
         """Delete a batch of events received before then, of any user. Returns how many."""
-        old = select(_E.webhook_event_id).where(_E.receive_time < before).order_by(_E.receive_time)
-        some = old.limit(_PRUNE_BATCH_SIZE).with_for_update(skip_locked=True)  # other servers may prune too
-        async with self._database.write_transaction() as connection:
-            statement = delete(webhook_events).where(_E.webhook_event_id.in_(some))
-            return (await connection.execute(statement)).rowcount
+        return await prune(self._database, _E.receive_time, before)
 
 
 async def _append(
@@ -173,29 +163,18 @@ async def _append(
     if row is None:
         return False
     first = row.last_webhook_number - len(events) + 1
-    await connection.execute(
-        _INSERT, [_values(event, number, row, now) for number, event in enumerate(events, start=first)]
-    )
-    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
-        await connection.execute(_invalidate_grant(failure, now).where(_I.integration_id == integration_id))
-    return True
-
-
-def _values(event: NewWebhookEvent, number: int, row: Row[Any], now: datetime) -> dict[str, Any]:
     owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
-    content = {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "encrypted_payload")}
-    return {**owner, **content, "number": number, "receive_time": now}
-
-
-def _invalidate_grant(failure: Failure, now: datetime) -> Any:  # noqa: ANN401  # an `Update`
-    """An update of an integration that was connected before `now`."""
-    values = refresh_failure_values(failure, reauthorization_required=True)
-    return update(integrations).where(_I.connect_time <= literal(now, _I.connect_time.type)).values(values)
+    numbered = [
+        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "encrypted_payload")}
+        | {**owner, "number": number, "receive_time": now}
+        for number, event in enumerate(events, start=first)
+    ]
+    await connection.execute(insert(webhook_events), numbered)
+    was_connected = (_I.integration_id == integration_id, _I.connect_time <= literal(now, _I.connect_time.type))
+    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
+        await connection.execute(update(integrations).where(*was_connected).values(ended_grant_values(failure)))
+    return True
 
 
 def _key(event: NewWebhookEvent) -> tuple[IntegrationId, str]:
     return event.integration.integration_id, event.event_id
-
-
-def _stored_event(row: Row[Any]) -> StoredWebhookEvent:
-    return StoredWebhookEvent(*(getattr(row, field.name) for field in fields(StoredWebhookEvent)))

@@ -1,7 +1,7 @@
 """Selects where calls to providers are counted."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 from integration_server.service.proxy.rate_limiter import DistributedLimiter
 from integration_server.settings import SettingsError
@@ -18,5 +18,5 @@ async def open_distributed_limiter(url: str | None) -> AsyncIterator[Distributed
     except ModuleNotFoundError as error:
         message = "RATE_LIMIT_REDIS_URL: needs the extra `redis`: pip install 'integration-server[redis]'"
         raise SettingsError([message]) from error
-    async with RedisLimiter(url) as distributed_limiter:
+    async with aclosing(RedisLimiter(url)) as distributed_limiter:
         yield distributed_limiter

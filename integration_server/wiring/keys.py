@@ -1,7 +1,6 @@
 """Selection of the key-encryption keys, and the background job that rotates data keys."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from integration_server.domain.audit import SERVER, Action, AuditEntry
 from integration_server.service.audit.audit_trail import AuditTrail
@@ -12,11 +11,7 @@ from integration_server.settings import Settings
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyEncryptionKey, KeyEncryptionKeys, KeyringError, LocalKey
 from integration_server.storage.keyring import Keyring
-from integration_server.storage.rotation import AgeBasedRotation, Rotation
-
-_ROTATION_CHECK_INTERVAL = timedelta(seconds=30)  # an old data key is detected within this time
-_ROTATION_CLAIM = timedelta(minutes=1)  # longer than any step of a rotation; a crashed server's claim expires after it
-_ROTATION_DUTY_CYCLE = 0.1  # RPCs should not become slower
+from integration_server.storage.rotation import CLAIM_DURATION, AgeBasedRotation, Rotation
 
 
 async def open_key_encryptions(settings: Settings) -> KeyEncryptionKeys:
@@ -56,8 +51,5 @@ def key_rotation_job(
         Rotation(database, keyring, activation_delay=settings.data_key_activation, record_audit=record_audit),
         due_work,
         max_age=settings.data_key_max_age,
-        check_interval=_ROTATION_CHECK_INTERVAL,
-        claim_duration=_ROTATION_CLAIM,
-        duty_cycle=_ROTATION_DUTY_CYCLE,
     )
-    return DueJob(JobKind.KEY_ROTATION, rotation.run, _ROTATION_CLAIM, needs_provider=False)
+    return DueJob(JobKind.KEY_ROTATION, rotation.run, CLAIM_DURATION, needs_provider=False)

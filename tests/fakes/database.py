@@ -52,7 +52,7 @@ class InMemoryDatabase(Database):
     async def data_version(self, connection: AsyncConnection) -> None:
         """None: SQLite's version says nothing about commits of the same connection, which is the only one here."""
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Discard the database."""
         self._connection.close()
 

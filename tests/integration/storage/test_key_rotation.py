@@ -630,8 +630,6 @@ class TestAgeBasedRotation:
             SqlDueWork(database),
             max_age=timedelta(days=90),
             check_interval=timedelta(seconds=-1),
-            claim_duration=timedelta(minutes=1),
-            duty_cycle=0.5,
             pause=pause,
         )
         return DueJob(JobKind.KEY_ROTATION, rotation_job.run, timedelta(minutes=1), needs_provider=False)
