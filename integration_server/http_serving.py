@@ -1,7 +1,11 @@
-"""Serves an HTTP app with uvicorn in the caller's event loop. Imports no other module of this package."""
+"""Serves an HTTP app with uvicorn in the caller's event loop, and resets connections.
+
+Imports no other module of this package.
+"""
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -15,6 +19,12 @@ class SignalFreeServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+
+def reset_connection(transport: asyncio.Transport) -> None:
+    """Reset a connection: with a linger time of zero, closing sends RST instead of FIN. Unsent data is lost."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 @asynccontextmanager

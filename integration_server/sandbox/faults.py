@@ -12,8 +12,9 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from integration_server.http_serving import reset_connection
 from integration_server.sandbox.behaviour import Fault, Handler
-from integration_server.sandbox.transport import reset, wait_for_disconnect
+from integration_server.sandbox.transport import wait_for_disconnect
 
 _JSON: Final = {"Content-Type": "application/json"}
 
@@ -55,7 +56,7 @@ class Reset(Hang):
 
     async def run_before_response(self, request: Request, handler: Handler) -> Response | None:
         response = await Fault.run_before_response(self, request, handler)
-        reset(request)
+        reset_connection(request.state.transport)
         return response
 
 
@@ -85,7 +86,7 @@ class ResetMidway(StreamedFault):
     async def stream(self, request: Request, body: bytes) -> AsyncIterator[bytes]:
         yield body[: len(body) // 2]
         await asyncio.sleep(self.pause)
-        reset(request)
+        reset_connection(request.state.transport)
         await asyncio.Event().wait()  # cancelled when the connection is closed
 
 

@@ -6,7 +6,6 @@ the client does not read. It counts a connection only when the connection has se
 
 import asyncio
 import socket
-import struct
 from enum import Enum, auto
 from functools import partial
 from http import HTTPStatus
@@ -15,13 +14,13 @@ from typing import Any, TypeAlias, cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from integration_server.http_serving import reset_connection
 from integration_server.sidecar.middleware import HttpLimits, security_headers
 
 IdleConnections: TypeAlias = "dict[LimitedProtocol, None]"
 """Connections that wait for a request, the longest idle first."""
 
 _CHUNK_BYTES = 4 * 1024
-_NO_LINGER = struct.pack("ii", 1, 0)  # on, for 0 seconds
 _SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's default grows to megabytes
 
 
@@ -58,14 +57,14 @@ class LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Accept the connection. Above the limit, close the connection that has been idle for longest instead."""
         super().connection_made(transport)
-        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         if len(self.connections) > self._limits.connections:
             longest_idle = next(iter(self._idle), None)
             if longest_idle is None:
                 self._reject(HTTPStatus.SERVICE_UNAVAILABLE)
             else:
                 del self._idle[longest_idle]
-                longest_idle.abort_connection()
+                reset_connection(longest_idle.transport)
         self._update_phase()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -116,7 +115,8 @@ class LimitedProtocol(H11Protocol):
         if may_respond and self._phase in (Phase.HEAD, Phase.BODY):
             self._reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
-            self.abort_connection()
+            # After an orderly close the kernel would wait for the client once more.
+            reset_connection(self.transport)
 
     def _reject(self, status: HTTPStatus) -> None:
         """Respond without the app, which may be waiting for more of the request, and close the connection."""
@@ -130,13 +130,4 @@ class LimitedProtocol(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         if self.transport.get_write_buffer_size():
-            self.abort_connection()  # the client does not read
-
-    def abort_connection(self) -> None:
-        """Reset the connection. After an orderly close the kernel would wait for the client once more."""
-        self._socket().setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
-
-    def _socket(self) -> socket.socket:
-        connection: socket.socket = self.transport.get_extra_info("socket")
-        return connection
+            reset_connection(self.transport)  # the client does not read
