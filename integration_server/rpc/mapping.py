@@ -26,7 +26,7 @@ from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.connections.oauth_connection import ConnectionResult
 from integration_server.service.credentials.credential_service import UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
 from integration_server.service.webhooks.webhook_delivery import NumberedEvent
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
