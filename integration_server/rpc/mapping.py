@@ -29,7 +29,7 @@ from integration_server.domain.revocation import RevocationState
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.credentials.credential_service import UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb

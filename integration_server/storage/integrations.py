@@ -29,6 +29,7 @@ from integration_server.domain.errors import IntegrationNotFound, StoreUnavailab
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.connections.revocation_ports import OrphanedGrant
 from integration_server.service.integrations.ports import (
+    IntegrationUpdate,
     NewAccount,
     NewCredentials,
     NewIntegration,
@@ -249,21 +250,13 @@ class SqlIntegrations:
         await self._write(integration.integration_id, _update_version(integration, values))
 
     async def update(
-        self,
-        integration_id: IntegrationId,
-        user_id: UserId,
-        now: datetime,
-        *,
-        name: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        is_active: bool | None = None,
+        self, integration_id: IntegrationId, user_id: UserId, now: datetime, change: IntegrationUpdate
     ) -> Integration:
-        """Set the fields that are not None. Raises `IntegrationNotFound`."""
-        given = {"name": name, "config": config, "is_active": is_active}
+        """Set the fields of an update. Raises `IntegrationNotFound`."""
         statement = (
             update(integrations)
             .where(*matches_integration(integration_id, user_id))
-            .values({"update_time": now, **{key: value for key, value in given.items() if value is not None}})
+            .values({"update_time": now, **{key: value for key, value in asdict(change).items() if value is not None}})
             .returning(*_PLAINTEXT_COLUMNS)
         )
         updated = await self._write(integration_id, statement)

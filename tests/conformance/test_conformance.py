@@ -20,7 +20,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Status
 from integration_server.domain.revocation import RevocationState
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.conformance.fake_server import CLIENT_SECRET, key_auth
 from tests.conformance.profile import Profile
 from tests.conformance.scenario import Scenario

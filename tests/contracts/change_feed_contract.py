@@ -15,7 +15,7 @@ from integration_server.service.background.ports import Claim, DueWork, JobKind
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.events.ports import ChangeFeed, ChangeRange, EventFilter, LoggedEvent
 from integration_server.service.health.ports import HealthHistory
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.webhooks.ports import WebhookInbox
 from tests.contracts.store_contract import (
     ANN,
@@ -162,19 +162,27 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
     "record_call": (call, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "record (of checks)": (check, [(CHANGED, ACTIVE, ERROR), (CHANGED, ERROR, ACTIVE)]),
     "update of the name": (
-        lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, name="other"),
+        lambda s, integration: s.integrations.update(
+            integration.integration_id, ANN, LATER, IntegrationUpdate(name="other")
+        ),
         [(UPDATED, ACTIVE, ACTIVE)],
     ),
     "update of the config": (
-        lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, config={"a": 1}),
+        lambda s, integration: s.integrations.update(
+            integration.integration_id, ANN, LATER, IntegrationUpdate(config={"a": 1})
+        ),
         [(UPDATED, ACTIVE, ACTIVE)],
     ),
     "update to inactive": (
-        lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, is_active=False),
+        lambda s, integration: s.integrations.update(
+            integration.integration_id, ANN, LATER, IntegrationUpdate(is_active=False)
+        ),
         [(UPDATED, ACTIVE, INACTIVE), (CHANGED, ACTIVE, INACTIVE)],
     ),
     "update of nothing": (
-        lambda s, integration: s.integrations.update(integration.integration_id, ANN, LATER, name=integration.name),
+        lambda s, integration: s.integrations.update(
+            integration.integration_id, ANN, LATER, IntegrationUpdate(name=integration.name)
+        ),
         [],
     ),
     "remove": (
@@ -261,7 +269,7 @@ class ChangeFeedContract:
         low = await horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
         with pytest.raises(IntegrationNotFound):
-            await stores.integrations.update(integration.integration_id, BOB, LATER, name="bob's")
+            await stores.integrations.update(integration.integration_id, BOB, LATER, IntegrationUpdate(name="bob's"))
         with pytest.raises(IntegrationNotFound):
             await stores.integrations.remove(integration.integration_id, BOB)
         await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)

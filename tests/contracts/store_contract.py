@@ -25,6 +25,7 @@ from integration_server.service.connections.revocation_ports import OrphanedGran
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
+    IntegrationUpdate,
     NewAccount,
     NewCredentials,
     NewIntegration,
@@ -223,7 +224,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, BOB)
         with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, BOB, LATER, name="bobs")
+            await integrations.update(integration_id, BOB, LATER, IntegrationUpdate(name="bobs"))
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, BOB)
         assert await integrations.commit_refresh(as_bob, new_credentials(b"bobs"), LATER) is None
@@ -242,7 +243,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, ANN)
         with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, ANN, NOW, name="x")
+            await integrations.update(integration_id, ANN, NOW, IntegrationUpdate(name="x"))
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, ANN)
 
@@ -341,7 +342,7 @@ class IntegrationStoreContract:
     ) -> None:
         integration = await create_connected(integrations, ANN, "a", name="Work", config={"k": 1.5})
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
-        await integrations.update(integration.integration_id, ANN, NOW, is_active=False)
+        await integrations.update(integration.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
         committed = await integrations.commit_connection(
             await reload(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
         )
@@ -497,7 +498,7 @@ class IntegrationStoreContract:
         expected = before
         for change in changes:
             expected = replace(expected, update_time=LATER, **change)
-            assert await integrations.update(before.integration_id, ANN, LATER, **change) == expected
+            assert await integrations.update(before.integration_id, ANN, LATER, IntegrationUpdate(**change)) == expected
             assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"encrypted")
 
     async def test_removal_deletes_checks_and_attempts(

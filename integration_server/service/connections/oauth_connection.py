@@ -221,9 +221,10 @@ class OAuthConnectionService:
             return await self._handle_denial(claims, callback.error)
         if not callback.code:
             raise InvalidField("code", "is required, unless error is given")
+        pending_callback = PendingCallback(callback.code, callback.query)
         if callback.user_id is None and not self.skip_confirmation:
-            return await self._hold_for_confirmation(claims, callback)
-        return await self.tasks.run(self._complete_from_callback(provider, claims, callback))
+            return await self._hold_for_confirmation(claims, pending_callback)
+        return await self.tasks.run(self._complete(claims, pending_callback))
 
     async def _read_state(self, callback: Callback) -> StateClaims:
         claims = await self._states.read(callback.state)
@@ -249,20 +250,17 @@ class OAuthConnectionService:
         return ConnectionResult(
             success=False,
             integration_id=attempt.integration_id if attempt.is_reconnection else IntegrationId(0),
-            redirect_url=with_result_params(
-                attempt.return_url, success="false", reason=reason, integration_type=attempt.integration_type
-            ),
+            redirect_url=_return_url(attempt, success="false", reason=reason),
             message="The provider did not grant access",
             reason=reason,
         )
 
     # --- confirmation ------------------------------------------------------------------------------------------
 
-    async def _hold_for_confirmation(self, claims: StateClaims, callback: Callback) -> ConnectionResult:
+    async def _hold_for_confirmation(self, claims: StateClaims, callback: PendingCallback) -> ConnectionResult:
         """Store the code, encrypted, until the app's backend confirms the signed-in user."""
-        pending_callback = _PENDING_CALLBACK.dump_json(PendingCallback(callback.code, callback.query))
         associated_data = callback_aad(claims.attempt_id, claims.user_id, claims.integration_type)
-        encrypted = await self.aead.encrypt(pending_callback, associated_data)
+        encrypted = await self.aead.encrypt(_PENDING_CALLBACK.dump_json(callback), associated_data)
         attempt = await self.attempts.store_pending_callback(claims.attempt_id, encrypted, self.clock())
         if attempt is None:
             raise StateUsed
@@ -270,9 +268,7 @@ class OAuthConnectionService:
         return ConnectionResult(
             success=False,
             integration_id=attempt.integration_id,
-            redirect_url=with_result_params(
-                attempt.return_url, confirmation_token=token, integration_type=attempt.integration_type
-            ),
+            redirect_url=_return_url(attempt, confirmation_token=token),
             message="The connection must be confirmed",
             reason=CONFIRMATION_REQUIRED,
             confirmation_token=token,
@@ -287,45 +283,27 @@ class OAuthConnectionService:
             raise ConfirmationInvalid
         if user_id != claims.user_id:
             raise UserMismatch
-        provider = self.providers.get(claims.integration_type)
-        return await self.tasks.run(self._complete_confirmed(provider, claims))
+        return await self.tasks.run(self._complete(claims, None))
 
     # --- completion --------------------------------------------------------------------------------------------
 
-    async def _complete_from_callback(
-        self, provider: Provider, claims: StateClaims, callback: Callback
-    ) -> ConnectionResult:
-        attempt = await self.attempts.consume(claims.attempt_id, self.clock())
+    async def _complete(self, claims: StateClaims, callback: PendingCallback | None) -> ConnectionResult:
+        """Consume an attempt and complete it with a callback; None means its pending callback."""
+        provider = self.providers.get(claims.integration_type)
+        consume = self.attempts.consume if callback else self.attempts.consume_pending_callback
+        attempt = await consume(claims.attempt_id, self.clock())
         if attempt is None:
-            raise StateUsed
-        return await self._complete(provider, attempt, PendingCallback(callback.code, callback.query))
-
-    async def _complete_confirmed(self, provider: Provider, claims: StateClaims) -> ConnectionResult:
-        attempt = await self.attempts.consume_pending_callback(claims.attempt_id, self.clock())
-        if attempt is None:
-            raise ConfirmationInvalid
-        return await self._complete(provider, attempt, None)
-
-    async def _complete(
-        self, provider: Provider, attempt: AuthorizationAttempt, callback: PendingCallback | None
-    ) -> ConnectionResult:
-        """Complete a consumed attempt with a callback; None means its pending callback."""
+            raise StateUsed if callback else ConfirmationInvalid
         try:
-            integration_id = await self._exchange_code(
-                provider, attempt, callback or await self._decrypt_callback(attempt)
-            )
+            callback = callback or await self._decrypt_callback(attempt)
+            integration_id = await self._exchange_code(provider, attempt, callback)
         except Exception:
             await self.attempts.abandon(attempt)
             raise
         return ConnectionResult(
             success=True,
             integration_id=integration_id,
-            redirect_url=with_result_params(
-                attempt.return_url,
-                success="true",
-                integration_id=str(integration_id),
-                integration_type=attempt.integration_type,
-            ),
+            redirect_url=_return_url(attempt, success="true", integration_id=str(integration_id)),
             message=f"{provider.display_name} is connected",
         )
 
@@ -371,6 +349,10 @@ async def _verify_account(provider: Provider, tokens: OAuthTokens, requested_sco
         if set(provider.missing_scopes(requested_scopes, tokens)).isdisjoint(provider.required_scopes):
             raise
         return _UNKNOWN_ACCOUNT
+
+
+def _return_url(attempt: AuthorizationAttempt, **outcome: str) -> str:
+    return with_result_params(attempt.return_url, **outcome, integration_type=attempt.integration_type)
 
 
 def _s256(verifier: str) -> str:

@@ -2,16 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import IntegrationPending, UnknownIntegrationType
+from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
 from integration_server.service.integrations.page_tokens import PageTokens
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
 
 _MAX_PAGE_BYTES = 3 * 1024 * 1024
@@ -24,15 +23,6 @@ class IntegrationPage:
 
     integrations: Sequence[Integration]
     next_page_token: str
-
-
-@dataclass(frozen=True, slots=True)
-class IntegrationUpdate:
-    """The fields to set; None leaves a field unchanged."""
-
-    name: str | None = None
-    config: Mapping[str, Any] | None = None
-    is_active: bool | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -87,20 +77,12 @@ class IntegrationManager:
     ) -> Integration:
         """Change the name, the config or the active state. Raises `IntegrationNotFound` or `IntegrationPending`."""
         current = await self.get_integration(integration_id, user_id)
-        if not current.is_connected:
-            raise IntegrationPending
+        current.require_connected()
         if change == IntegrationUpdate():
             return current
         if change.config is not None:
             self.providers.get(current.integration_type).for_config(change.config)  # raises `InvalidField`
-        return await self.integrations.update(
-            integration_id,
-            user_id,
-            self.clock(),
-            name=change.name,
-            config=change.config,
-            is_active=change.is_active,
-        )
+        return await self.integrations.update(integration_id, user_id, self.clock(), change)
 
 
 def _count_fitting(rows: Sequence[Integration]) -> int:

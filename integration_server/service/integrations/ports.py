@@ -32,6 +32,15 @@ class NewIntegration:
 
 
 @dataclass(frozen=True, slots=True)
+class IntegrationUpdate:
+    """The fields to set; None leaves a field unchanged."""
+
+    name: str | None = None
+    config: Mapping[str, Any] | None = None
+    is_active: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewCredentials:
     """Encrypted credentials, and the plaintext columns that describe them."""
 
@@ -72,14 +81,11 @@ class IntegrationLookup(Protocol):
         """The user's integration. Raises `IntegrationNotFound`."""
 
 
-class IntegrationStore(Protocol):
+class IntegrationStore(IntegrationLookup, Protocol):
     """Integrations and their encrypted credentials."""
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
-
-    async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
-        """The user's integration. Raises `IntegrationNotFound`."""
 
     async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
         """The user's connected integration with that account."""
@@ -166,16 +172,9 @@ class IntegrationStore(Protocol):
         """Record or clear the last error after an API call, unless the credentials were replaced meanwhile."""
 
     async def update(
-        self,
-        integration_id: IntegrationId,
-        user_id: UserId,
-        now: datetime,
-        *,
-        name: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        is_active: bool | None = None,
+        self, integration_id: IntegrationId, user_id: UserId, now: datetime, change: IntegrationUpdate
     ) -> Integration:
-        """Set the fields that are not None. Raises `IntegrationNotFound`."""
+        """Set the fields of an update. Raises `IntegrationNotFound`."""
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)

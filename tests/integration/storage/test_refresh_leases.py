@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from integration_server.domain.integration import Integration
+from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
@@ -197,7 +198,7 @@ async def test_a_changed_integration_cannot_be_claimed(
 ) -> None:
     store = SqlIntegrations(database)
     if change == "deactivated":
-        await store.update(integration.integration_id, integration.user_id, NOW, is_active=False)
+        await store.update(integration.integration_id, integration.user_id, NOW, IntegrationUpdate(is_active=False))
     elif change == "invalid_grant":
         await store.record_failure(integration, FAILURE, reauthorization_required=True)
     else:

@@ -12,7 +12,7 @@ from sqlalchemy.sql import visitors
 
 from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import Integration, IntegrationId
-from integration_server.service.integrations.ports import IntegrationStore, NewAccount
+from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate, NewAccount
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations
@@ -50,7 +50,7 @@ ATTACKS: dict[str, Attack] = {
     "record_failure": lambda store, anns: store.record_failure(as_bob(anns), FAILURE),
     "revert_failure": lambda store, anns: store.revert_failure(as_bob(anns), LATER),
     "record_call": lambda store, anns: store.record_call(as_bob(anns), FAILURE),
-    "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, name="bob's"),
+    "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, IntegrationUpdate(name="bob's")),
     "remove": lambda store, anns: store.remove(anns.integration_id, BOB),
 }
 

@@ -23,8 +23,7 @@ from integration_server.service.background.background_worker import (
     WorkerLimits,
 )
 from integration_server.service.background.ports import Claim, JobKind
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
-from integration_server.service.integrations.ports import NewAccount, StoredIntegration
+from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount, StoredIntegration
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider, until
 from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem

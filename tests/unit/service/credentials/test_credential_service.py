@@ -21,7 +21,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, until
 from tests.fakes.system import ADA, EVE, FakeSystem
 

@@ -16,7 +16,7 @@ from integration_server.domain.errors import (
     StoreUnavailable,
 )
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, until
 from tests.fakes.stores import allow_shared_leases
 from tests.fakes.system import ADA, FakeSystem

@@ -19,6 +19,7 @@ from integration_server.domain.events import EventKind
 from integration_server.domain.integration import Status, UserId
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.events.event_stream import StreamItem
+from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.tables import integration_changes
 from tests.fakes.provider import until
 from tests.fakes.stores import count_calls
@@ -62,7 +63,7 @@ async def read(system: FakeSystem, stream: Stream, count: int) -> list[StreamIte
 
 async def rename(system: FakeSystem, integration_id: int, name: str) -> None:
     row = system.row(integration_id)
-    await system.integrations.update(row.integration_id, row.user_id, system.clock(), name=name)
+    await system.integrations.update(row.integration_id, row.user_id, system.clock(), IntegrationUpdate(name=name))
 
 
 async def rename_often(system: FakeSystem, integration_id: int, times: int) -> None:

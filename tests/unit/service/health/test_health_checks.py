@@ -14,7 +14,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, IntegrationId, Status, UserId
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.provider import HOUR, until
 from tests.fakes.system import ADA, EVE, FakeSystem
 

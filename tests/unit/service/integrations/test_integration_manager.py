@@ -10,7 +10,7 @@ from integration_server.domain.errors import (
     UnknownIntegrationType,
 )
 from integration_server.domain.integration import IntegrationId, Status, UserId
-from integration_server.service.integrations.integration_manager import IntegrationUpdate
+from integration_server.service.integrations.ports import IntegrationUpdate
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 # --- listing ---------------------------------------------------------------------------------------------------------
