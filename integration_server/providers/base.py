@@ -29,13 +29,7 @@ from integration_server.domain.webhooks import InvalidWebhookSignature, Received
 from integration_server.providers.http import HttpResponse, ProviderHttp, ResponseBodyTooLarge
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
-from integration_server.providers.urls import (
-    DeclaredOrigins,
-    fill,
-    fill_with_placeholders,
-    has_open_host,
-    template_params,
-)
+from integration_server.providers.urls import DeclaredOrigins, fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
@@ -433,8 +427,7 @@ class BaseProvider(ABC):
         )
 
     def _origins(self) -> DeclaredOrigins:
-        fixed_hosts = [fill_with_placeholders(url) for url in self.url_templates.values() if not has_open_host(url)]
-        return DeclaredOrigins(fixed_hosts, self.host_patterns)
+        return DeclaredOrigins(self.url_templates.values(), self.host_patterns)
 
     def _setting_name(self, name: str) -> str:
         return f"{self.integration_type.upper()}_{name}"

@@ -8,25 +8,18 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import StringConstraints
 
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.urls import url_problem
+from integration_server.providers.urls import Url
 from integration_server.providers.webhooks.standard import STANDARD
-
-
-def _https(value: str) -> str:
-    problem = url_problem(value, dev_mode=False)
-    if problem is not None:
-        raise ValueError(problem)
-    return value
 
 
 class CustomConfig(ProviderConfig):
     """The webhook URL of the other system."""
 
-    webhook_url: Annotated[str, StringConstraints(max_length=2048), AfterValidator(_https)]
+    webhook_url: Annotated[Url, StringConstraints(max_length=2048)]
 
 
 class CustomProvider(ApiKeyProvider):

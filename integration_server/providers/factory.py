@@ -32,7 +32,9 @@ class ProviderRegistry:
         self._providers = {provider.integration_type: provider for provider in providers}
         self._aliases = {alias: provider for provider in self._providers.values() for alias in provider.aliases}
         for provider in self._providers.values():
-            provider.shares_grants_with = self._sharing_grants_with(provider)
+            if provider.revokes_whole_account:
+                client = _client_of(provider)
+                provider.shares_grants_with = [one.integration_type for one in self.all() if _client_of(one) == client]
 
     def get(self, integration_type: str) -> BaseProvider:
         """The provider of a type or alias. Raises `UnknownIntegrationType`."""
@@ -44,13 +46,6 @@ class ProviderRegistry:
     def all(self) -> Sequence[BaseProvider]:
         """All providers, sorted by type."""
         return [self._providers[name] for name in sorted(self._providers)]
-
-    def _sharing_grants_with(self, provider: BaseProvider) -> tuple[str, ...]:
-        """The types whose grants a revocation ends: those with the same client at the same authorization server."""
-        if not provider.revokes_whole_account:
-            return ()
-        client = _client_of(provider)
-        return tuple(other.integration_type for other in self.all() if _client_of(other) == client)
 
 
 class ProviderFactory:

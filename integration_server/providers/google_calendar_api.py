@@ -14,24 +14,9 @@ from enum import StrEnum
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from integration_server.domain.calendar import (
-    Attendee,
-    Calendar,
-    CalendarEventPage,
-    CalendarPage,
-    Event,
-    EventQuery,
-    EventStatus,
-    EventTime,
-    Notify,
-    Reminder,
-    ReminderMethod,
-    Reminders,
-    ResponseStatus,
-)
+from integration_server.domain import calendar as domain
 from integration_server.domain.errors import (
     EtagMismatch,
-    ProviderError,
     ProviderRejected,
     ProviderUnavailable,
     ResourceAlreadyExists,
@@ -41,8 +26,6 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.lenient_json import field_at, read_object
 
-_JSON = ("Content-Type", "application/json")
-_GONE = {404, 410}
 _QUOTA_REASONS = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
 
 E = TypeVar("E", bound=StrEnum)
@@ -55,11 +38,11 @@ class GoogleCalendarApi:
 
     def list_calendars(self, page_size: int, page_token: str) -> ApiRequest:
         """A request for a page of calendars."""
-        return ApiRequest("GET", "/users/me/calendarList", _query_params(maxResults=page_size, pageToken=page_token))
+        return ApiRequest("GET", "/users/me/calendarList", _non_empty(maxResults=page_size, pageToken=page_token))
 
-    def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
+    def list_events(self, calendar_id: str, query: domain.EventQuery) -> ApiRequest:
         """A request for a page of events."""
-        parameters = _query_params(
+        parameters = _non_empty(
             maxResults=query.page_size,
             pageToken=query.page_token,
             syncToken=query.sync_token,
@@ -70,14 +53,14 @@ class GoogleCalendarApi:
         )
         return ApiRequest("GET", _path(calendar_id), parameters)
 
-    def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
+    def create_event(self, calendar_id: str, event: domain.Event, notify: domain.Notify | None) -> ApiRequest:
         """A request that creates an event."""
         fields = {name: value for name, value in _event_fields(event).items() if value}
         own_id = {"id": event.event_id} if event.event_id else {}
         return _write_request("POST", _path(calendar_id), {**fields, **own_id}, "", notify)
 
     def update_event(
-        self, calendar_id: str, event: Event, fields: Collection[str], notify: Notify | None
+        self, calendar_id: str, event: domain.Event, fields: Collection[str], notify: domain.Notify | None
     ) -> ApiRequest:
         """A request that changes the given fields of an event, or all fields of `Event` if none are given.
 
@@ -91,38 +74,37 @@ class GoogleCalendarApi:
             changed[name] = {"date": None, "dateTime": None, **changed[name]}
         return _write_request("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
 
-    def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: Notify | None) -> ApiRequest:
+    def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: domain.Notify | None) -> ApiRequest:
         """A request that deletes an event."""
-        path = _path(calendar_id, event_id)
-        return ApiRequest("DELETE", path, _query_params(sendUpdates=notify), _precondition_headers(etag))
+        return _write_request("DELETE", _path(calendar_id, event_id), None, etag, notify)
 
     # --- responses
 
-    def read_calendars(self, response: ApiResponse) -> CalendarPage:
+    def read_calendars(self, response: ApiResponse) -> domain.CalendarPage:
         """The page of calendars in a response."""
         fields = _read(response, "calendar")
         calendars = [_calendar(item) for item in _objects(fields.get("items"))]
-        return CalendarPage(calendars, _text(fields, "nextPageToken"))
+        return domain.CalendarPage(calendars, _text(fields, "nextPageToken"))
 
-    def read_events(self, response: ApiResponse) -> CalendarEventPage:
+    def read_events(self, response: ApiResponse) -> domain.CalendarEventPage:
         """The page of events in a response."""
         if response.status == 410:
             raise SyncTokenExpired
         fields = _read(response, "calendar")
-        return CalendarEventPage(
+        return domain.CalendarEventPage(
             [_event(item) for item in _objects(fields.get("items"))],
             _text(fields, "nextPageToken"),
             _text(fields, "nextSyncToken"),
             _text(fields, "timeZone"),
         )
 
-    def read_event(self, response: ApiResponse) -> Event:
+    def read_event(self, response: ApiResponse) -> domain.Event:
         """The event in a response."""
         return _event(_read(response, "event"))
 
     def read_deletion(self, response: ApiResponse) -> None:
         """Return if the event was deleted, else raise."""
-        if not (response.was_retried and response.status in _GONE):
+        if not (response.was_retried and response.status in {404, 410}):
             _require_success(response, "event")
 
 
@@ -140,7 +122,7 @@ _EMPTY_VALUES: Mapping[str, Any] = {
 """The JSON values of empty fields."""
 
 
-def _event_fields(event: Event) -> dict[str, Any]:
+def _event_fields(event: domain.Event) -> dict[str, Any]:
     """All writable fields; None or empty if the event has no value."""
     return {
         "summary": event.summary,
@@ -155,7 +137,7 @@ def _event_fields(event: Event) -> dict[str, Any]:
     }
 
 
-def _time(time: EventTime) -> Mapping[str, str]:
+def _time(time: domain.EventTime) -> Mapping[str, str]:
     zone = {"timeZone": time.time_zone} if time.time_zone else {}
     if isinstance(time.when, datetime):
         return {"dateTime": _format_timestamp(time.when), **zone}
@@ -166,7 +148,7 @@ def _format_timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _attendee(attendee: Attendee) -> Mapping[str, Any]:
+def _attendee(attendee: domain.Attendee) -> Mapping[str, Any]:
     given = {
         "displayName": attendee.display_name,
         "responseStatus": attendee.response_status and attendee.response_status.value,
@@ -178,18 +160,17 @@ def _attendee(attendee: Attendee) -> Mapping[str, Any]:
     return {"email": attendee.email, "optional": attendee.optional, **known}
 
 
-def _reminders(reminders: Reminders) -> Mapping[str, Any]:
+def _reminders(reminders: domain.Reminders) -> Mapping[str, Any]:
     overrides = [{"method": reminder.method.value, "minutes": reminder.minutes} for reminder in reminders.overrides]
     return {"useDefault": reminders.use_default, "overrides": overrides}
 
 
-def _write_request(method: str, path: str, fields: Mapping[str, Any], etag: str, notify: Notify | None) -> ApiRequest:
-    body = json.dumps(fields).encode()
-    return ApiRequest(method, path, _query_params(sendUpdates=notify), (_JSON, *_precondition_headers(etag)), body)
-
-
-def _precondition_headers(etag: str) -> Sequence[tuple[str, str]]:
-    return (("If-Match", etag),) if etag else ()
+def _write_request(
+    method: str, path: str, fields: Mapping[str, Any] | None, etag: str, notify: domain.Notify | None
+) -> ApiRequest:
+    body = b"" if fields is None else json.dumps(fields).encode()
+    headers = {"Content-Type": body and "application/json", "If-Match": etag}
+    return ApiRequest(method, path, _non_empty(sendUpdates=notify), _non_empty(**headers), body)
 
 
 def _path(calendar_id: str, event_id: str | None = None) -> str:
@@ -197,7 +178,7 @@ def _path(calendar_id: str, event_id: str | None = None) -> str:
     return events if event_id is None else f"{events}/{quote(event_id, safe='')}"
 
 
-def _query_params(**parameters: object) -> Sequence[tuple[str, str]]:
+def _non_empty(**parameters: object) -> Sequence[tuple[str, str]]:
     return tuple((name, str(value)) for name, value in parameters.items() if value)
 
 
@@ -213,26 +194,22 @@ def _read(response: ApiResponse, resource: str) -> Mapping[str, Any]:
 
 
 def _require_success(response: ApiResponse, resource: str) -> None:
-    if not 200 <= response.status < 300:
-        raise _error_for(response, resource)
-
-
-def _error_for(response: ApiResponse, resource: str) -> ProviderError:
     match response.status:
+        case status if 200 <= status < 300:
+            return
         case 401:
-            return ProviderRejected("credentials")
+            raise ProviderRejected("credentials")
         case 403 if field_at(read_object(response.body), "error.errors.0.reason") in _QUOTA_REASONS:
-            return ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
-        case status if status in _GONE:
-            return ResourceNotFound(resource)
+            raise ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
+        case 404 | 410:
+            raise ResourceNotFound(resource)
         case 409:
-            return ResourceAlreadyExists(resource)
+            raise ResourceAlreadyExists(resource)
         case 412:
-            return EtagMismatch(resource)
+            raise EtagMismatch(resource)
         case status if 400 <= status < 500:
-            return ProviderRejected("request")
-        case _:
-            return ProviderUnavailable(retry_after=response.retry_after)
+            raise ProviderRejected("request")
+    raise ProviderUnavailable(retry_after=response.retry_after)
 
 
 def _objects(value: object) -> Sequence[Mapping[str, Any]]:
@@ -244,8 +221,8 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _calendar(fields: Mapping[str, Any]) -> Calendar:
-    return Calendar(
+def _calendar(fields: Mapping[str, Any]) -> domain.Calendar:
+    return domain.Calendar(
         calendar_id=_text(fields, "id"),
         summary=_text(fields, "summaryOverride") or _text(fields, "summary"),
         description=_text(fields, "description"),
@@ -255,9 +232,9 @@ def _calendar(fields: Mapping[str, Any]) -> Calendar:
     )
 
 
-def _event(fields: Mapping[str, Any]) -> Event:
+def _event(fields: Mapping[str, Any]) -> domain.Event:
     recurrence = fields.get("recurrence")
-    return Event(
+    return domain.Event(
         event_id=_text(fields, "id"),
         summary=_text(fields, "summary"),
         description=_text(fields, "description"),
@@ -267,7 +244,7 @@ def _event(fields: Mapping[str, Any]) -> Event:
         attendees=[_parse_attendee(item) for item in _objects(fields.get("attendees"))],
         recurrence=[line for line in recurrence if isinstance(line, str)] if isinstance(recurrence, list) else (),
         reminders=_parse_reminders(fields.get("reminders")),
-        status=_parse_enum(EventStatus, fields.get("status")),
+        status=_parse_enum(domain.EventStatus, fields.get("status")),
         etag=_text(fields, "etag"),
         recurring_event_id=_text(fields, "recurringEventId"),
         html_link=_text(fields, "htmlLink"),
@@ -276,14 +253,14 @@ def _event(fields: Mapping[str, Any]) -> Event:
     )
 
 
-def _parse_time(value: object) -> EventTime | None:
+def _parse_time(value: object) -> domain.EventTime | None:
     if not isinstance(value, dict):
         return None
     zone, moment = _text(value, "timeZone"), _parse_timestamp(value.get("dateTime"))
     if moment is not None:
-        return EventTime(moment, zone)
+        return domain.EventTime(moment, zone)
     try:
-        return EventTime(date.fromisoformat(_text(value, "date")), zone)
+        return domain.EventTime(date.fromisoformat(_text(value, "date")), zone)
     except ValueError:
         return None
 
@@ -296,12 +273,12 @@ def _parse_timestamp(value: object) -> datetime | None:
         return None
 
 
-def _parse_attendee(fields: Mapping[str, Any]) -> Attendee:
-    return Attendee(
+def _parse_attendee(fields: Mapping[str, Any]) -> domain.Attendee:
+    return domain.Attendee(
         email=_text(fields, "email"),
         display_name=_text(fields, "displayName"),
         optional=fields.get("optional") is True,
-        response_status=_parse_enum(ResponseStatus, fields.get("responseStatus")),
+        response_status=_parse_enum(domain.ResponseStatus, fields.get("responseStatus")),
         organizer=fields.get("organizer") is True,
         is_self=fields.get("self") is True,
         comment=_text(fields, "comment"),
@@ -310,15 +287,15 @@ def _parse_attendee(fields: Mapping[str, Any]) -> Attendee:
     )
 
 
-def _parse_reminders(value: object) -> Reminders | None:
+def _parse_reminders(value: object) -> domain.Reminders | None:
     if not isinstance(value, dict):
         return None
     overrides = [
-        Reminder(method, _number(item["minutes"]))
+        domain.Reminder(method, _number(item["minutes"]))
         for item in _objects(value.get("overrides"))
-        if (method := _parse_enum(ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
+        if (method := _parse_enum(domain.ReminderMethod, item.get("method"))) and isinstance(item.get("minutes"), int)
     ]
-    return Reminders(value.get("useDefault") is True, overrides)
+    return domain.Reminders(value.get("useDefault") is True, overrides)
 
 
 def _number(value: object) -> int:

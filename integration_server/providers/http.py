@@ -8,13 +8,12 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Self, cast
 
 import httpcore
@@ -34,6 +33,8 @@ _DEADLINE_SLICES = 10  # see `_timeout`
 
 _GZIP = zlib.MAX_WBITS | 16
 _GZIP_MAGIC = b"\x1f"  # the first byte of a member: the second may arrive in a later chunk
+
+_DEFAULT_HEADERS = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "integration-server"}
 
 _FAILURES = (
     *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
@@ -91,6 +92,8 @@ class HttpResponse:
 class ProviderHttp:
     """An HTTP client with a deadline, a body size limit and SSRF protection. Use it as an async context manager.
 
+    It uses httpx without its client: it follows no redirect, keeps no cookies (all users share it), and uses no proxy
+    from the environment, which would resolve names itself, past the checks of `ssrf_guard.py`.
     `deadline` covers everything from connecting to the last byte; a timeout per read never ends on a body that arrives
     slowly. Ten seconds is longer than any healthy token endpoint takes, and shorter than callers usually wait.
     `network` opens the connections; the default connects to public addresses only, and in dev mode also to loopback.
@@ -112,18 +115,17 @@ class ProviderHttp:
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
         network = network or SsrfGuardedBackend(is_public_or_loopback if dev_mode else is_public)
-        self._client = _client(transport or _Transport(network))
+        self._transport = transport or _Transport(network)
         self._log = structlog.get_logger(__name__)
 
     async def __aenter__(self) -> Self:
         for library in ("httpx", "httpcore"):
             # They log URLs with queries, and headers; both can contain an API key.
             logging.getLogger(library).setLevel(logging.WARNING)
-        await self._client.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def request(
         self,
@@ -131,7 +133,7 @@ class ProviderHttp:
         url: str,
         *,
         allowed_origins: Container[str],
-        headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         query: Mapping[str, str] | None = None,
         content: str | bytes = b"",
         deadline: timedelta | None = None,
@@ -154,15 +156,19 @@ class ProviderHttp:
         kind, retry_after = ProviderUnavailable, None
         try:
             target = httpx.URL(url).copy_merge_params(query) if query else url
-            async with (
-                _timeout(self._deadline if deadline is None else deadline.total_seconds()),
-                self._client.stream(method, target, headers=headers, content=content) as response,
-            ):
-                retry_after = _retry_after(response.headers.get("Retry-After"), self._clock())
-                body = await _read(response, self._body_limit if body_limit is None else body_limit)
+            all_headers = httpx.Headers(_DEFAULT_HEADERS)
+            all_headers.update(headers)
+            request = httpx.Request(method, target, headers=all_headers, content=content)
+            async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
+                response = await self._transport.handle_async_request(request)
                 received = response.headers
-                parts = (dict(received), body, retry_after, received.multi_items())
-                http_response = HttpResponse(response.status_code, *parts)
+                async with aclosing(cast(httpx.AsyncByteStream, response.stream)) as stream:
+                    retry_after = _retry_after(received.get("Retry-After"), self._clock())
+                    decode = _decoder(received.get("Content-Encoding", ""))
+                    body = await _read(stream, decode, self._body_limit if body_limit is None else body_limit)
+            http_response = HttpResponse(
+                response.status_code, dict(received), body, retry_after, received.multi_items()
+            )
         except _FAILURES as error:
             failure = type(error).__name__.strip("_")
             kind = ResponseBodyTooLarge if isinstance(error, _BodyTooLarge) else ProviderUnavailable
@@ -173,11 +179,10 @@ class ProviderHttp:
         raise kind(f"no usable response from the provider ({failure})", retry_after=retry_after)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def _read(stream: httpx.AsyncByteStream, decode: Callable[[bytes, int], bytes], limit: int) -> bytes:
     """The body, decompressed here: httpx decompresses a whole chunk before its size can be checked."""
-    decode = _decoder(response.headers.get("Content-Encoding", ""))
     body, sent = bytearray(), 0
-    async for chunk in cast(AsyncIterable[bytes], response.stream):
+    async for chunk in stream:
         sent += len(chunk)
         body += decode(chunk, limit + 1 - len(body))
         if max(sent, len(body)) > limit:
@@ -207,19 +212,6 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             counting.cancel()
 
 
-def _client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=transport,
-        headers={"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": "integration-server"},
-        # All users share the client, so it keeps no cookies.
-        cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-        timeout=httpx.Timeout(None),  # `request` enforces the deadline
-        # No proxy from the environment: it would resolve names itself, past the checks of `ssrf_guard.py`.
-        trust_env=False,
-        follow_redirects=False,
-    )
-
-
 class _Transport(httpx.AsyncBaseTransport):
     """httpx's default transport with our network backend, for which httpx has no parameter."""
 
@@ -247,22 +239,12 @@ class _Transport(httpx.AsyncBaseTransport):
                 extensions=request.extensions,
             )
         )
-        return httpx.Response(http_response.status, headers=http_response.headers, stream=_Body(http_response))
+        stream = cast(httpx.AsyncByteStream, http_response.stream)  # with the same two methods
+        return httpx.Response(http_response.status, headers=http_response.headers, stream=stream)
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._pool.aclose()
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, http_response: httpcore.Response) -> None:
-        self._response = http_response
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._response.aiter_stream()
-
-    async def aclose(self) -> None:
-        await self._response.aclose()
 
 
 def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:

@@ -13,16 +13,12 @@
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from integration_server.domain.credentials import Credentials, OAuthTokens, RequestAuth
-from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.service.integrations.ports import NewAccount
 
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 
@@ -45,17 +41,12 @@ class MailchimpProvider(OAuth2Provider):
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Add the data centre of the account."""
-        return replace(tokens, extras={**tokens.extras, "dc": (await self._metadata(tokens))["dc"]})
+        response = await self.request_verification(tokens)
+        return replace(tokens, extras={**tokens.extras, "dc": text_at(response.json, "dc") or ""})
 
-    async def verify_connection(self, credentials: Credentials) -> NewAccount:
-        """The account that the metadata names."""
-        return self.account_of(credentials, await self._metadata(credentials))
-
-    async def _metadata(self, credentials: Credentials) -> Mapping[str, Any]:
-        response = await self.request_verification(credentials)
-        if not isinstance(response.json, dict) or not _LABEL.fullmatch(text_at(response.json, "dc") or ""):
-            raise ProviderUnavailable(retry_after=response.retry_after)
-        return response.json
+    def is_failure(self, response: HttpResponse) -> bool:
+        """Whether the metadata names no data centre."""
+        return not _LABEL.fullmatch(text_at(response.json, "dc") or "")
 
     def verification_auth(self, credentials: Credentials) -> RequestAuth:
         """The access token with the authentication scheme `OAuth`."""

@@ -189,10 +189,8 @@ class OAuth2Provider(BaseProvider):
             if not self.rejects_credentials(response) and (not response.is_success or self.is_failure(response)):
                 raise ProviderUnavailable(retry_after=response.retry_after, is_refusal=response.is_refusal)
             return True
-        if tokens.refresh_token is not None:
-            body, _ = prepare_revoke_token_request(tokens.refresh_token, "refresh_token")
-        else:
-            body, _ = prepare_revoke_token_request(tokens.access_token, "access_token")
+        kind = "access_token" if tokens.refresh_token is None else "refresh_token"
+        body, _ = prepare_revoke_token_request(getattr(tokens, kind), kind)
         return self.read_revocation(await self.post_as_client(revoke_url, body))
 
     def read_revocation(self, http_response: HttpResponse) -> bool:

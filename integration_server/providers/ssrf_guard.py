@@ -93,14 +93,10 @@ def _resolve_in_thread(host: str) -> Future[Sequence[Address]]:
 
     def look_up() -> None:
         try:
-            found.set_result(_addresses_of(host))
+            results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            found.set_result([ip_address(sockaddr[0]) for _, _, _, _, sockaddr in results])
         except Exception as error:
             found.set_exception(error)
 
     Thread(target=look_up, name="resolver", daemon=True).start()
     return found
-
-
-def _addresses_of(host: str) -> Sequence[Address]:
-    results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [ip_address(sockaddr[0]) for _, _, _, _, sockaddr in results]

@@ -27,7 +27,7 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider
 from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, TokenAuth
-from integration_server.providers.urls import url_problem
+from integration_server.providers.urls import Url
 
 
 def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:
@@ -70,13 +70,6 @@ _MESSAGES = {
 # --- types of fields
 
 
-def _url(value: str, info: ValidationInfo) -> str:
-    problem = url_problem(value, dev_mode=bool(info.context and info.context["dev_mode"]))
-    if problem is not None:
-        raise PydanticCustomError("url", "{problem}", {"problem": problem})
-    return value
-
-
 def _exclude_header(value: str, info: ValidationInfo) -> str:
     if info.data.get("api_key_header") is not None:
         raise PydanticCustomError("api_key_location", "cannot be combined with api_key_header")
@@ -90,7 +83,6 @@ def _param_name(value: str) -> str:
 
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Url = Annotated[str, AfterValidator(_url)]
 FieldPath = Annotated[str, StringConstraints(pattern=r"^[^.]+(\.[^.]+)*$")]
 Scope = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$")]
 ParamName = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,256}$")]

@@ -5,6 +5,10 @@ Declarations and requests are checked with the same expression, so that no two p
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _URL = re.compile(
@@ -31,14 +35,20 @@ def url_problem(url: str, *, dev_mode: bool) -> str | None:
     return None
 
 
+def _require_url(value: str, info: ValidationInfo) -> str:
+    problem = url_problem(value, dev_mode=bool(info.context and info.context["dev_mode"]))
+    if problem is not None:
+        raise PydanticCustomError("url", "{problem}", {"problem": problem})
+    return value
+
+
+Url = Annotated[str, AfterValidator(_require_url)]
+"""The type of a URL in a model. The validation context has `dev_mode`; without a context, only https is allowed."""
+
+
 def template_params(url: str) -> tuple[str, ...]:
     """The parameter names of a URL template: `("shop",)` for "https://{shop}.shops.example"."""
     return tuple(_PARAM.findall(url))
-
-
-def has_open_host(url: str) -> bool:
-    """Whether the host of a URL template contains a parameter."""
-    return bool(template_params(url.partition("://")[2].partition("/")[0]))
 
 
 def fill(url: str, url_params: Mapping[str, str]) -> str:
@@ -75,12 +85,13 @@ def host_pattern_problem(pattern: str) -> str | None:
 class DeclaredOrigins:
     """The set of origins that a provider's requests may go to: `origin_of(url) in origins`.
 
-    It consists of the origins of `urls`, and of https on port 443 at each host that matches a pattern. The star of a
-    pattern stands for one label.
+    It consists of the origins of the URL templates whose host contains no parameter, and of https on port 443 at each
+    host that matches a pattern. The star of a pattern stands for one label.
     """
 
     def __init__(self, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> None:
-        self._exact = frozenset(map(origin_of, urls))
+        fixed = [url for url in urls if not template_params(url.partition("://")[2].partition("/")[0])]
+        self._exact = frozenset(origin_of(fill_with_placeholders(url)) for url in fixed)
         self._domains = [re.escape(pattern.removeprefix("*")) for pattern in host_patterns]
 
     def __contains__(self, origin: object) -> bool:

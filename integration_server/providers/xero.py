@@ -102,13 +102,11 @@ class XeroProvider(OAuth2Provider):
 
 
 def _select_tenant(tenants: Sequence[Mapping[str, Any]], configured: str | None, event: str | None) -> str | None:
-    ids = [text_at(tenant, "tenantId") for tenant in tenants]
+    events = {text_at(tenant, "tenantId"): text_at(tenant, "authEventId") for tenant in tenants}
     if configured is not None:
-        return configured if configured in ids else None
-    by_event = [text_at(tenant, "tenantId") for tenant in tenants if event and text_at(tenant, "authEventId") == event]
-    if by_event:
-        return by_event[0]
-    return ids[0] if len(ids) == 1 else None
+        return configured if configured in events else None
+    only = next(iter(events)) if len(events) == 1 else None
+    return next((tenant for tenant, its_event in events.items() if event and its_event == event), only)
 
 
 def _authorization_event_id(access_token: str) -> str | None:

@@ -15,15 +15,8 @@ from integration_server.providers.webhooks.parsing import VerifiedRequest, as_pa
 from integration_server.providers.webhooks.scheme import MalformedWebhook, WebhookKeys, WebhookScheme
 from integration_server.providers.webhooks.verification import find_signing_secret, require_post, single_header
 
-_HEADER_FIELDS = (
-    "channel_id",
-    "channel_expiration",
-    "message_number",
-    "resource_id",
-    "resource_state",
-    "resource_uri",
-    "changed",
-)
+_REQUIRED_FIELDS = ("channel_id", "message_number", "resource_state")
+_OPTIONAL_FIELDS = ("channel_expiration", "resource_id", "resource_uri", "changed")
 
 
 class GoogleChannelScheme(WebhookScheme):
@@ -34,9 +27,10 @@ class GoogleChannelScheme(WebhookScheme):
         require_post(request)
         secret = find_signing_secret(keys.secrets, [single_header(request, "X-Goog-Channel-Token")], str)
         verified = VerifiedRequest(request, secret, now)
-        headers = {name: verified.header(f"X-Goog-{name.replace('_', '-')}") for name in _HEADER_FIELDS}
+        names = (*_REQUIRED_FIELDS, *_OPTIONAL_FIELDS)
+        headers = {name: verified.header(f"X-Goog-{name.replace('_', '-')}") for name in names}
         fields = {name: value for name, value in headers.items() if value is not None}
-        if not {"channel_id", "message_number", "resource_state"} <= fields.keys():
+        if not fields.keys() >= set(_REQUIRED_FIELDS):
             raise MalformedWebhook
         if fields["resource_state"] == "sync":
             return ReceivedWebhook()

@@ -13,7 +13,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -43,22 +43,16 @@ class MicrosoftGraphScheme(WebhookScheme):
         token = query_of(request).get("validationToken")
         if token is not None:
             return text_handshake(token)
-        notifications = _notifications(request.body)
+        try:
+            notifications = as_objects(read_object(request.body).get("value"))
+        except MalformedWebhook:
+            raise InvalidWebhookSignature from None
+        if not notifications:
+            raise InvalidWebhookSignature  # each notification has the secret, so without any nothing is verified
         for notification in notifications:
             state = notification.get("clientState")
             find_signing_secret(keys.secrets, [state if isinstance(state, str) else ""], str)
         return ReceivedWebhook([_event(notification, now) for notification in notifications])
-
-
-def _notifications(body: bytes) -> Sequence[Mapping[str, Any]]:
-    """At least one notification, because each of them carries the secret."""
-    try:
-        notifications = as_objects(read_object(body).get("value"))
-    except MalformedWebhook:
-        raise InvalidWebhookSignature from None
-    if not notifications:
-        raise InvalidWebhookSignature
-    return notifications
 
 
 def _event(notification: Mapping[str, Any], now: datetime) -> WebhookEvent:

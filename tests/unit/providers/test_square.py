@@ -71,4 +71,4 @@ async def test_a_failed_revocation_is_reported() -> None:
 
 
 def test_a_revocation_ends_all_grants_of_the_merchant() -> None:
-    assert build_provider(SquareProvider, FakeTransport()).shares_grants_with == ("square",)
+    assert tuple(build_provider(SquareProvider, FakeTransport()).shares_grants_with) == ("square",)

@@ -73,4 +73,4 @@ async def test_without_an_account_nothing_is_revoked() -> None:
 
 
 def test_a_disconnection_ends_all_grants_of_the_account() -> None:
-    assert build_provider(StripeProvider, FakeTransport()).shares_grants_with == ("stripe",)
+    assert tuple(build_provider(StripeProvider, FakeTransport()).shares_grants_with) == ("stripe",)

@@ -11,7 +11,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.quickbooks import QuickBooksProvider
 from integration_server.providers.salesforce import SalesforceProvider
 from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.urls import fill, has_open_host, template_params
+from integration_server.providers.urls import DeclaredOrigins, fill, template_params
 from tests.attack_inputs import similar_urls
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 
@@ -21,8 +21,12 @@ SHOP = "https://{shop}.shops.example/{version}/token"
 def test_fills_all_url_params() -> None:
     assert template_params(SHOP) == ("shop", "version")
     assert fill(SHOP, {"shop": "acme", "version": "v1.2"}) == "https://acme.shops.example/v1.2/token"
-    assert has_open_host(SHOP)
-    assert not has_open_host("https://shops.example/{version}")
+
+
+def test_templates_with_a_parameter_in_the_host_declare_no_origin() -> None:
+    origins = DeclaredOrigins([SHOP, "https://shops.example/{version}"])
+    assert "https://shops.example:443" in origins
+    assert "https://x.shops.example:443" not in origins
 
 
 @pytest.mark.parametrize(
