@@ -1,4 +1,6 @@
-"""Errors of Google's API. tests/end_to_end/test_google_calendar.py tests the complete path."""
+"""Errors and extreme values of Google's API. tests/end_to_end/test_google_calendar.py tests the complete path."""
+
+import json
 
 import pytest
 
@@ -20,3 +22,15 @@ def test_gone_after_a_retry_means_deleted(status: int) -> None:
 def test_deleting_a_missing_event_is_an_error(status: int, was_retried: bool, error: type[ProviderError]) -> None:
     with pytest.raises(error):
         GoogleCalendarApi().read_deletion(ApiResponse(status, (), b"", was_retried=was_retried))
+
+
+@pytest.mark.parametrize(("sent", "read"), [(-1, 0), (10, 10), (2**40, 2**31 - 1)])
+def test_a_number_of_an_event_fits_into_32_bits(sent: int, read: int) -> None:
+    content = {
+        "attendees": [{"email": "joe@example.com", "additionalGuests": sent}],
+        "reminders": {"overrides": [{"method": "popup", "minutes": sent}]},
+    }
+    event = GoogleCalendarApi().read_event(ApiResponse(200, (), json.dumps(content).encode()))
+    assert event.attendees[0].additional_guests == read
+    assert event.reminders is not None
+    assert event.reminders.overrides[0].minutes == read

@@ -7,11 +7,13 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from integration_server.domain.credentials import ApiKey, AuthMethod, OAuthTokens, RequestAuth
-from integration_server.domain.health import HealthCheck
+from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, IntegrationId, Status, UserId
 from integration_server.rpc import mapping
 from integration_server.service.credentials.credential_service import UsableCredentials
+from integration_server.service.health.health_checks import HealthCheckPage
 from integrations.v1 import integration_pb2
+from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON, SettableClock
 from tests.fakes.provider import FakeProvider
 
@@ -168,4 +170,17 @@ def test_an_integration_type_names_its_missing_settings() -> None:
         "scopes": ["read"],
         "required_fields": ["api_key", "api_secret"],
         "missing_settings": ["FAKE_CLIENT_ID"],
+    }
+
+
+def test_a_value_for_a_field_that_the_message_lacks_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        mapping.encode(integration_pb2.ErrorRate, ErrorRate(timedelta(hours=1), 4, 1), ratio=0.25)
+
+
+def test_a_nested_value_becomes_a_message() -> None:
+    page = HealthCheckPage([], "next", [ErrorRate(timedelta(hours=1), 4, 1)])
+    assert fields_of_message(mapping.encode(pb.ListHealthChecksResponse, page, health_checks=[])) == {
+        "next_page_token": "next",
+        "error_rates": [{"window": "3600s", "checks": 4, "failures": 1, "rate": 0.25}],
     }
