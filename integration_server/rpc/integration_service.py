@@ -124,7 +124,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         now = self._clock()
         return pb.ListIntegrationsResponse(
-            integrations=[mapping.encode_integration(integration, now) for integration in page.integrations],
+            integrations=[mapping.encode_integration(integration, now) for integration in page.items],
             next_page_token=page.next_page_token,
         )
 
@@ -170,7 +170,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         history = await self._use_cases.health_checker.list_health_checks(
             *mapping.decode_target(request), *mapping.decode_page(request)
         )
-        checks = [mapping.encode_health_check(check) for check in history.checks]
+        checks = [mapping.encode_health_check(check) for check in history.items]
         return mapping.encode(pb.ListHealthChecksResponse, history, health_checks=checks)
 
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
@@ -215,7 +215,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             mapping.decode_required_text("consumer", request.consumer, mapping.MAX_CONSUMER_LENGTH),
             *mapping.decode_page(request),
         )
-        return mapping.encode(pb.ListWebhookEventsResponse, page)
+        return mapping.encode(pb.ListWebhookEventsResponse, page, events=page.items)
 
     async def AckWebhookEvents(
         self, request: pb.AckWebhookEventsRequest, context: Context

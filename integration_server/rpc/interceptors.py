@@ -32,7 +32,7 @@ from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
-from integration_server.service.audit.audit_trail import AuditTrail, get_audit_user
+from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
 
@@ -346,7 +346,7 @@ def _complete_entry(entry: AuditEntry, outcome: str, *messages: Message) -> Audi
     """Return the entry with its outcome, and with the integration that the call's messages name."""
     return replace(
         entry,
-        user_id=_sanitize(_field("user_id", *messages) or get_audit_user()),
+        user_id=_sanitize(_field("user_id", *messages) or audit_user.get()),
         integration_id=_field("integration_id", *messages) or 0,
         integration_type=_sanitize(_field("integration_type", *messages) or ""),
         outcome=outcome,

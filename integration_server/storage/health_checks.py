@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, u
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.service.health.ports import HealthCheckRecord
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.pruning import prune
@@ -39,13 +38,13 @@ class SqlHealthHistory:
             await connection.execute(update(integrations).where(*is_same).values(values))
             await connection.execute(insert(health_checks).values(_check_values(check)))
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
-        """The integration's checks with an id below `before`, newest first."""
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[tuple[int, HealthCheck]]:
+        """The integration's checks with an id below `before`, each after its id, newest first."""
         query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
         if before is not None:
             query = query.where(_C.health_check_id < before)
         rows = await self._database.fetch(query)
-        return [HealthCheckRecord(row.health_check_id, _check(row, integration)) for row in rows]
+        return [(row.health_check_id, _check(row, integration)) for row in rows]
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime

@@ -94,9 +94,9 @@ class HealthHistoryContract:
             await history.record(check, None)
             await history.record(successful_check(other), None)
         first = await history.list(integration, None, 3)
-        rest = await history.list(integration, first[-1].health_check_id, 3)
-        assert [row.check for row in (*first, *rest)] == checks[::-1]
-        assert await history.list(integration, rest[-1].health_check_id, 3) == []
+        rest = await history.list(integration, first[-1][0], 3)
+        assert [check for _, check in (*first, *rest)] == checks[::-1]
+        assert await history.list(integration, rest[-1][0], 3) == []
 
     async def test_reports_the_error_rates(self, integrations: IntegrationStore, history: HealthHistory) -> None:
         integration, other = await create_connected(integrations), await create_connected(integrations)
@@ -127,7 +127,7 @@ class HealthHistoryContract:
             await history.record(replace(successful_check(integration), check_time=NOW - age * HOUR), None)
         while await history.prune(NOW - 2 * HOUR):
             pass
-        assert [row.check.check_time for row in await history.list(integration, None, 10)] == [
+        assert [check.check_time for _, check in await history.list(integration, None, 10)] == [
             NOW - 2 * HOUR,
             NOW - HOUR,
             NOW,

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, Self
 
@@ -21,17 +20,11 @@ from integration_server.domain.integration import UserId
 _BATCH_SIZE = 1000
 
 _NO_USER = UserId("")
-_user: ContextVar[UserId] = ContextVar("user", default=_NO_USER)
+audit_user: ContextVar[UserId] = ContextVar("audit_user", default=_NO_USER)
+"""The user in the entry of the current call, for requests that do not name their user. It must be verified.
 
-
-def set_audit_user(user_id: UserId) -> None:
-    """Set the user in the entry of the current call, for requests that do not name their user. It must be verified."""
-    _user.set(user_id)  # gRPC runs each call in its own task
-
-
-def get_audit_user() -> UserId:
-    """Return the user that `set_audit_user` has set in the current call; empty without one."""
-    return _user.get()
+gRPC runs each call in its own task.
+"""
 
 
 class AuditLog(Protocol):
@@ -45,13 +38,6 @@ class AuditEntryLost(Exception):
     """The log cannot store an entry: a bug in this program."""
 
 
-@dataclass(slots=True)
-class _PendingEntry:
-    entry: AuditEntry
-    is_lost: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class AuditTrail:
     """Queues entries and writes them within `interval`. Leaving the context writes the rest."""
 
@@ -59,7 +45,7 @@ class AuditTrail:
         self._log = log
         self._max_pending = max_pending  # the default is some seconds of reads at full load, and about 20 MB
         self._interval = interval.total_seconds()
-        self._pending: list[_PendingEntry] = []
+        self._pending: list[tuple[AuditEntry, asyncio.Future[None] | None]] = []
         self._flush_requested = asyncio.Event()
         self._logger = structlog.get_logger(__name__)
 
@@ -81,7 +67,7 @@ class AuditTrail:
         if len(self._pending) >= self._max_pending:
             self._logger.error("audit_queue_full", action=entry.action, integration_id=entry.integration_id)
             return False
-        self._pending.append(_PendingEntry(entry))
+        self._pending.append((entry, None))
         return True
 
     async def record(self, entry: AuditEntry) -> None:
@@ -89,12 +75,10 @@ class AuditTrail:
 
         The queue's limit does not apply: the entry is about a change that is already made.
         """
-        pending = _PendingEntry(entry)
-        self._pending.append(pending)
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append((entry, written))
         self._flush_requested.set()
-        await pending.settled.wait()
-        if pending.is_lost:
-            raise AuditEntryLost
+        await written
 
     async def _write_batches(self) -> None:
         while True:
@@ -112,8 +96,9 @@ class AuditTrail:
 
     async def _write_batch(self, limit: int = _BATCH_SIZE) -> None:
         batch = self._pending[:limit]
+        failure: Exception | None = None
         try:
-            await self._log.append([pending.entry for pending in batch])
+            await self._log.append([entry for entry, _ in batch])
         except StoreUnavailable:
             raise
         except Exception as error:
@@ -121,12 +106,11 @@ class AuditTrail:
                 for _ in batch:
                     await self._write_batch(limit=1)
                 return
-            self._mark_lost(batch[0], error)
+            failure = error
         del self._pending[: len(batch)]
-        for pending in batch:
-            pending.settled.set()
-
-    def _mark_lost(self, pending: _PendingEntry, error: Exception) -> None:
-        pending.is_lost = True
-        entry, kind = pending.entry, type(error).__qualname__
-        self._logger.error("audit_entry_lost", action=entry.action, integration_id=entry.integration_id, kind=kind)
+        if failure is not None:
+            entry, kind = batch[0][0], type(failure).__qualname__
+            self._logger.error("audit_entry_lost", action=entry.action, integration_id=entry.integration_id, kind=kind)
+        for _, written in batch:
+            if written is not None and not written.done():  # done: the caller has stopped waiting
+                written.set_exception(AuditEntryLost()) if failure else written.set_result(None)

@@ -76,8 +76,11 @@ class AccountLinker:
             if isinstance(target, NewIntegration):
                 committed = await self.integrations.add_connected(target, account, new, now, check_due_time=check)
             else:
+                # A pending row is not needed if its account has another row.
+                requested_id = requested.integration_id if isinstance(requested, Integration) else None
+                superseded_id = requested_id if requested_id != target.integration_id else None
                 committed = await self.integrations.commit_connection(
-                    target, account, new, now, check_due_time=check, superseded_id=_superseded(requested, target)
+                    target, account, new, now, check_due_time=check, superseded_id=superseded_id
                 )
             if committed is not None:
                 return committed
@@ -99,13 +102,6 @@ class AccountLinker:
             _require_same_account(current, account, known)
             return current
         return known or current
-
-
-def _superseded(requested: Integration | NewIntegration, target: Integration) -> IntegrationId | None:
-    """The pending row that is not needed because its account has a row."""
-    if isinstance(requested, NewIntegration) or requested.integration_id == target.integration_id:
-        return None
-    return requested.integration_id
 
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:

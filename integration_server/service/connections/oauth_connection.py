@@ -28,7 +28,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.service.audit.audit_trail import set_audit_user
+from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Aead, Clock, RandomToken
 from integration_server.service.connections.account_linking import AccountLinker, AccountRequest
@@ -232,7 +232,7 @@ class OAuthConnectionService:
             raise StateInvalid
         if not callback.allowed_types.allows(claims.integration_type):
             raise StateInvalid
-        set_audit_user(claims.user_id)  # the caller may be the sidecar, which knows no user
+        audit_user.set(claims.user_id)  # the caller may be the sidecar, which knows no user
         if self.clock() >= claims.begin_time + ATTEMPT_LIFETIME:
             raise StateExpired
         return claims

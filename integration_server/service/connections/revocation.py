@@ -7,6 +7,7 @@ that the grant is revoked or the time limit has passed.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Awaitable
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import timedelta
 
@@ -97,7 +98,7 @@ class RevocationService:
             async with asyncio.timeout(self.times.first_response.total_seconds()):
                 await semaphore.acquire()
         except TimeoutError:  # too many others: the background worker takes it
-            await self._postpone(claim, timedelta(0))
+            await self._record(claim, self.due_work.postpone(claim, timedelta(0)))
             return RevocationState.PENDING
         try:
             return (await self._attempt(claim)).state
@@ -137,7 +138,7 @@ class RevocationService:
         self._log.info(
             "revocation_ended", **_log_fields(claim.item.grant), state=state.value, attempts=claim.item.attempts
         )
-        await self._remove(claim)
+        await self._record(claim, self.revocations.remove(claim))
         return _Attempt(state)
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
@@ -159,23 +160,17 @@ class RevocationService:
         remaining = self.times.give_up_after - claim.item.age
         if remaining <= timedelta(0):
             self._log.error("revocation_given_up", **log_fields)
-            await self._remove(claim)
+            await self._record(claim, self.revocations.remove(claim))
             return
         retry_after = error.retry_after if isinstance(error, IntegrationServerError) else None
         pause = backoff(claim.item.attempts, _FIRST_PAUSE, _LONGEST_PAUSE, self.jitter)
         pause = min(max(pause, retry_after or timedelta(0)), remaining)  # the last attempt is at the time limit
         self._log.warning("revocation_failed", **log_fields, retry_in=pause.total_seconds())
-        await self._postpone(claim, pause)
+        await self._record(claim, self.due_work.postpone(claim, pause))
 
-    async def _postpone(self, claim: Claim[Revocation], pause: timedelta) -> None:
+    async def _record(self, claim: Claim[Revocation], change: Awaitable[object]) -> None:
         try:
-            await self.due_work.postpone(claim, pause)
-        except StoreUnavailable:
-            self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
-
-    async def _remove(self, claim: Claim[Revocation]) -> None:
-        try:
-            await self.revocations.remove(claim)
+            await change
         except StoreUnavailable:
             self._log.warning("revocation_not_recorded", **_log_fields(claim.item.grant))
 

@@ -23,7 +23,7 @@ from integration_server.service.common_types import Aead, Clock
 from integration_server.service.credentials.credential_service import CredentialService
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.health.ports import HealthHistory
-from integration_server.service.integrations.page_tokens import PageTokens
+from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Providers
 
@@ -33,11 +33,9 @@ _MAX_CONCURRENT = 8  # checks per provider and call, so that a user with many ac
 
 
 @dataclass(frozen=True, slots=True)
-class HealthCheckPage:
-    """A page of an integration's checks, newest first, with its error rates. The last page has no `next_page_token`."""
+class HealthCheckPage(Page[HealthCheck]):
+    """A page of an integration's checks, newest first, with its error rates."""
 
-    checks: Sequence[HealthCheck]
-    next_page_token: str
     error_rates: Sequence[ErrorRate]
 
 
@@ -142,9 +140,8 @@ class HealthChecker:
         rows = await self.history.list(integration, before, page_size + 1)
         rates = await self.history.error_rates(integration, RATE_WINDOWS, self.clock())
         page = rows[:page_size]
-        is_last = len(rows) == len(page)
-        next_page_token = "" if is_last else await self._pages.make(list_id, page[-1].health_check_id)
-        return HealthCheckPage([row.check for row in page], next_page_token, rates)
+        next_page_token = "" if len(rows) == len(page) else await self._pages.make(list_id, page[-1][0])
+        return HealthCheckPage([check for _, check in page], next_page_token, rates)
 
     async def prune(self) -> None:
         """Delete the checks that are older than the retention time."""

@@ -1,20 +1,11 @@
 """The port of the health check history."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Integration
-
-
-@dataclass(frozen=True, slots=True)
-class HealthCheckRecord:
-    """A stored health check with its id. Ids increase with time."""
-
-    health_check_id: int
-    check: HealthCheck
 
 
 class HealthHistory(Protocol):
@@ -27,8 +18,8 @@ class HealthHistory(Protocol):
         call has counted since the check began is not counted again. Nothing is stored if the integration is gone.
         """
 
-    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[HealthCheckRecord]:
-        """The integration's checks with an id below `before`, newest first."""
+    async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[tuple[int, HealthCheck]]:
+        """The integration's checks with an id below `before`, each after its id, newest first."""
 
     async def error_rates(
         self, integration: Integration, windows: Sequence[timedelta], now: datetime

@@ -9,20 +9,12 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
-from integration_server.service.integrations.page_tokens import PageTokens
+from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
 
 _MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes, with a generous estimate of each row. By default gRPC clients accept messages of up to 4 MiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class IntegrationPage:
-    """A page of a list. `next_page_token` is empty on the last page."""
-
-    integrations: Sequence[Integration]
-    next_page_token: str
 
 
 @dataclass(eq=False, repr=False)
@@ -55,7 +47,7 @@ class IntegrationManager:
         page_size: int,
         page_token: str,
         allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES,
-    ) -> IntegrationPage:
+    ) -> Page[Integration]:
         """A page of the user's integrations, oldest first. An empty type means all allowed types."""
         if integration_type:
             integration_type = self.providers.get(integration_type).integration_type
@@ -65,8 +57,8 @@ class IntegrationManager:
         rows = await self.integrations.list(user_id, types, after, page_size + 1)
         page = rows[: min(page_size, _count_fitting(rows))]
         if len(rows) == len(page):
-            return IntegrationPage(page, "")
-        return IntegrationPage(page, await self._pages.make(list_id, page[-1].integration_id))
+            return Page(page, "")
+        return Page(page, await self._pages.make(list_id, page[-1].integration_id))
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
         """The user's integration. Raises `IntegrationNotFound`."""

@@ -1,10 +1,14 @@
 """Page tokens: encrypted, and valid only for the list that they were issued for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from integration_server.domain.errors import InvalidField
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import EncryptedTokens
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,14 @@ class PageCursor:
 
     list_id: tuple[str, ...]
     last_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """A page of a list. `next_page_token` is empty on the last page."""
+
+    items: Sequence[T]
+    next_page_token: str
 
 
 class PageTokens:

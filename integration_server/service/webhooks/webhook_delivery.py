@@ -1,6 +1,5 @@
 """Delivery of webhook events to consumers: in order, at least once, from each consumer's own offset."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 
@@ -8,7 +7,7 @@ from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import payload_aad
-from integration_server.service.integrations.page_tokens import PageTokens
+from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.webhooks.ports import StoredWebhookEvent, WebhookInbox
 
@@ -22,14 +21,6 @@ class NumberedEvent:
     event_type: str
     receive_time: datetime
     payload: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookEventPage:
-    """A page of events that a consumer has not acknowledged; `next_page_token` is empty on the last page."""
-
-    events: Sequence[NumberedEvent]
-    next_page_token: str
 
 
 @dataclass(eq=False, repr=False)
@@ -50,7 +41,7 @@ class WebhookDelivery:
 
     async def list_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, page_size: int, page_token: str
-    ) -> WebhookEventPage:
+    ) -> Page[NumberedEvent]:
         """The events after the previous page, or after the consumer's offset. Raises `IntegrationNotFound`."""
         integration = await self._get(integration_id, user_id)
         list_id = (user_id, str(integration_id), consumer)
@@ -60,7 +51,7 @@ class WebhookDelivery:
         page = await self.inbox.list(integration, after, page_size, self.max_page_bytes)
         events = [await self._decrypted(event, integration) for event in page.events]
         token = "" if page.is_last else await self._pages.make(list_id, events[-1].number)
-        return WebhookEventPage(events, token)
+        return Page(events, token)
 
     async def acknowledge_webhook_events(
         self, integration_id: IntegrationId, user_id: UserId, consumer: str, number: int

@@ -35,7 +35,7 @@ async def test_lists_by_type_or_alias(system: FakeSystem) -> None:
         connected = await system.connect()
     for name in ("fake", "pretend"):
         page = await system.integration_manager.list_integrations(UserId("ada"), name, 10, "")
-        assert [row.integration_id for row in page.integrations] == [connected.integration_id]
+        assert [row.integration_id for row in page.items] == [connected.integration_id]
 
 
 async def test_reconnects_by_type_or_alias(system: FakeSystem) -> None:

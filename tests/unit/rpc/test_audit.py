@@ -11,7 +11,7 @@ from integration_server.domain.errors import IntegrationNotFound, StoreUnavailab
 from integration_server.domain.integration import UserId
 from integration_server.rpc.interceptors import record_audit
 from integration_server.rpc.methods import describe_method
-from integration_server.service.audit.audit_trail import AuditTrail, set_audit_user
+from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON
@@ -115,7 +115,7 @@ async def test_a_rejection_is_recorded_with_its_reason() -> None:
 
 async def test_a_response_without_success_is_recorded_with_its_reason_and_user() -> None:
     def hold() -> Any:
-        set_audit_user(UserId("ada"))
+        audit_user.set(UserId("ada"))
         return pb.HandleCallbackResponse(success=False, reason="confirmation_required", integration_id=7)
 
     trail = Trail()

@@ -19,7 +19,7 @@ from integration_server.domain.errors import (
     UserMismatch,
 )
 from integration_server.domain.integration import IntegrationId, Status
-from integration_server.service.audit.audit_trail import get_audit_user
+from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
 from tests.fakes.provider import parameter, until
@@ -99,11 +99,11 @@ async def test_the_audit_user_is_set_when_the_callback_fails(system: FakeSystem)
     authorization = await system.begin()
     with pytest.raises(StateInvalid):
         await system.call_back(authorization.state + "A")
-    assert get_audit_user() == ""
+    assert audit_user.get() == ""
     system.provider.exchange_error = ProviderUnavailable()
     with pytest.raises(ProviderUnavailable):
         await system.call_back(authorization.state)
-    assert get_audit_user() == ADA
+    assert audit_user.get() == ADA
 
 
 async def test_a_state_expires_after_ten_minutes(system: FakeSystem) -> None:

@@ -276,7 +276,7 @@ async def test_the_history_is_listed_newest_first_in_pages(system: FakeSystem, i
     token = ""
     while True:
         history = await system.health_checker.list_health_checks(integration.integration_id, ADA, 2, token)
-        listed += history.checks
+        listed += history.items
         token = history.next_page_token
         if not token:
             break

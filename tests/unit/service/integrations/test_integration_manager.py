@@ -20,7 +20,7 @@ async def ids_page_by_page(system: FakeSystem, page_size: int, integration_type:
     pages, token = [], ""
     while True:
         page = await system.integration_manager.list_integrations(ADA, integration_type, page_size, token)
-        pages.append([row.integration_id for row in page.integrations])
+        pages.append([row.integration_id for row in page.items])
         token = page.next_page_token
         if not token:
             return pages
@@ -51,7 +51,7 @@ async def test_a_row_removed_between_pages_does_not_affect_the_next_page(system:
     first = await system.integration_manager.list_integrations(ADA, "", 2, "")
     await system.revocation_service.disconnect_integration(rows[1].integration_id, ADA)
     second = await system.integration_manager.list_integrations(ADA, "", 2, first.next_page_token)
-    assert [row.integration_id for row in second.integrations] == [3, 4]
+    assert [row.integration_id for row in second.items] == [3, 4]
 
 
 async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:

@@ -5,8 +5,9 @@ from sqlalchemy import select, update
 
 from integration_server.domain.errors import CredentialsUnreadable, IntegrationNotFound, InvalidField
 from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.service.integrations.page_tokens import Page
 from integration_server.service.integrations.ports import NewAccount
-from integration_server.service.webhooks.webhook_delivery import WebhookEventPage
+from integration_server.service.webhooks.webhook_delivery import NumberedEvent
 from integration_server.storage.tables import webhook_events
 from tests.fakes.system import ADA, EVE, MAX_PAGE_BYTES, FakeSystem
 from tests.unit.service.webhooks.test_webhook_ingestion import SECRET, deliver
@@ -25,14 +26,14 @@ async def send(system: FakeSystem, integration: Integration, count: int, size: i
 
 async def page_of(
     system: FakeSystem, integration: Integration, consumer: str = "mail", page_size: int = 200, token: str = ""
-) -> WebhookEventPage:
+) -> Page[NumberedEvent]:
     return await system.webhook_delivery.list_webhook_events(
         integration.integration_id, integration.user_id, consumer, page_size, token
     )
 
 
-def numbers(page: WebhookEventPage) -> list[int]:
-    return [event.number for event in page.events]
+def numbers(page: Page[NumberedEvent]) -> list[int]:
+    return [event.number for event in page.items]
 
 
 async def test_events_are_listed_again_until_they_are_acknowledged(
@@ -64,7 +65,7 @@ async def test_a_page_has_a_maximum_size(system: FakeSystem, integration: Integr
     seen, token = [], ""
     while True:
         page = await page_of(system, integration, token=token)
-        assert sum(len(event.payload) for event in page.events) <= MAX_PAGE_BYTES
+        assert sum(len(event.payload) for event in page.items) <= MAX_PAGE_BYTES
         seen += numbers(page)
         token = page.next_page_token
         if not token:

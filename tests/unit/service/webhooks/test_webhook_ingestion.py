@@ -48,7 +48,7 @@ async def kept(system: FakeSystem, integration: Integration) -> list[tuple[int, 
     page = await system.webhook_delivery.list_webhook_events(
         integration.integration_id, integration.user_id, "consumer", 200, ""
     )
-    return [(event.number, event.event_id) for event in page.events]
+    return [(event.number, event.event_id) for event in page.items]
 
 
 @pytest.fixture
