@@ -100,7 +100,7 @@ async def test_tokens_are_refreshed_ahead_of_expiry(system: FakeSystem) -> None:
 
 
 async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     async with refresh_worker(system) as worker:
         system.clock.advance(timedelta(minutes=59))
@@ -120,7 +120,7 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
 
 
 async def test_a_request_for_an_expired_token_records_the_expiry(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     system.clock.advance(timedelta(hours=1))
     with pytest.raises(ReauthorizationRequired):

@@ -63,7 +63,7 @@ async def test_another_user_cannot_confirm_and_the_attempt_stays_open(system: Fa
 
 
 async def test_negative_control_without_confirmation_another_user_completes_the_attempt() -> None:
-    """The attack that confirmation prevents: Eve begins an attempt, and Ada completes it at the provider."""
+    """The attack that confirmation prevents. Eve begins an attempt, and Ada completes it at the provider."""
     system = FakeSystem({"skip_confirmation": True})
     authorization = await system.begin(EVE)
     assert (await system.call_back(authorization.state)).success

@@ -159,7 +159,7 @@ async def test_a_confirmation_token_is_not_a_state(confirming_system: FakeSystem
 async def test_negative_control_without_associated_data_a_confirmation_token_is_a_state() -> None:
     system = FakeSystem({"skip_confirmation": False}, associated_data_is_checked=False)
     pending = await system.call_back((await system.begin()).state)
-    with pytest.raises(StateUsed):  # it decrypted
+    with pytest.raises(StateUsed):  # not StateInvalid: it decrypts as a state
         await system.call_back(pending.confirmation_token)
 
 
@@ -324,19 +324,19 @@ async def test_a_token_response_without_scope_grants_the_requested_scopes(system
 
 
 async def test_missing_scopes_are_stored(system: FakeSystem) -> None:
-    system.provider.granted = ("read",)
+    system.provider.granted_scopes = ("read",)
     integration = await system.connect(scopes=("write",))
     assert (integration.scopes, integration.missing_scopes) == (("read",), ("write",))
     assert integration.status(system.clock()) is Status.ACTIVE
 
 
 async def test_additional_scopes_are_stored(system: FakeSystem) -> None:
-    system.provider.granted = ("read", "profile")
+    system.provider.granted_scopes = ("read", "profile")
     assert (await system.connect()).scopes == ("read", "profile")
 
 
 async def test_without_a_required_scope_the_status_is_error(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     integration = await system.connect(scopes=("write",))
     assert integration.missing_scopes == ("read",)
     assert integration.status(system.clock()) is Status.ERROR
@@ -349,15 +349,15 @@ async def test_without_a_required_scope_the_status_is_error(system: FakeSystem) 
 async def test_offline_access_is_granted_if_there_is_a_refresh_token(
     system: FakeSystem, has_refresh_token: bool, scopes: tuple[str, ...], missing: tuple[str, ...]
 ) -> None:
-    system.provider.granted = ("read",)
-    system.provider.gives_refresh_token = has_refresh_token
+    system.provider.granted_scopes = ("read",)
+    system.provider.issues_refresh_token = has_refresh_token
     integration = await system.connect(scopes=("offline_access",))
     assert (integration.scopes, integration.missing_scopes) == (scopes, missing)
     assert integration.is_renewable is has_refresh_token
 
 
 async def test_a_connection_succeeds_without_the_scope_of_the_account_lookup(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     system.provider.verify_error = ProviderRejected("credentials")
     integration = await system.connect(scopes=("write",))
     assert integration.is_connected
@@ -515,7 +515,7 @@ async def test_a_reconnection_with_another_account_is_rejected(system: FakeSyste
 async def test_a_reconnection_without_account_lookup_is_rejected(system: FakeSystem) -> None:
     live = await system.connect_account("account-1")
     authorization = await system.begin(integration_id=live.integration_id, scopes=("write",))
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     system.provider.verify_error = ProviderRejected("credentials")
     with pytest.raises(IntegrationServerError) as caught:
         await system.call_back(authorization.state)

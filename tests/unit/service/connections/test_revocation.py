@@ -47,7 +47,7 @@ async def run_other_tasks() -> None:
 
 
 async def background_round(system: FakeSystem) -> None:
-    """One poll of the background worker and the work that it starts."""
+    """Poll once and let the jobs run until they wait."""
     await system.worker.poll()
     await run_other_tasks()
 
@@ -202,7 +202,7 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
 ) -> None:
     await system.integrations.remove(integration.integration_id, ADA, claim_duration=LEASE)
     await background_round(system)
-    assert not system.provider.revocations  # the process may still be working
+    assert not system.provider.revocations  # the claim has not expired yet
     system.clock.advance(LEASE)
     await background_round(system)
     assert len(system.provider.revocations) == 1
@@ -234,7 +234,7 @@ async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSyst
     assert len(system.provider.revocations) == 2
 
 
-@pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)])
+@pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)], ids=["exclusive claims", "negative control"])
 async def test_two_processes_make_one_call_per_attempt(exclusive: bool, calls: int) -> None:
     system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_claims)
     async with system.tasks:
@@ -417,7 +417,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await start_refresh(system, integration)
-    assert await disconnect(system, integration) is PENDING  # the old token is revoked, the new one not known yet
+    assert await disconnect(system, integration) is PENDING  # the response may contain another token
     await refresh.receive_response()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
@@ -576,6 +576,6 @@ async def test_tokens_are_logged_if_the_outbox_is_unavailable(system: FakeSystem
         await until(lambda: len(system.provider.exchanges) == 2)
         system.database.is_unavailable = True
         gate.set()
-        with pytest.raises(StoreUnavailable):  # the attempt cannot be abandoned either
+        with pytest.raises(StoreUnavailable):  # abandoning the attempt fails too
             await waiting
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["grant_not_revoked"]

@@ -151,7 +151,7 @@ async def test_a_rotated_refresh_token_is_stored_with_the_access_token(
 async def test_a_token_response_without_refresh_token_keeps_the_previous_one(
     system: FakeSystem, integration: Integration
 ) -> None:
-    system.provider.rotates = False
+    system.provider.rotates_refresh_token = False
     await access_token(system, integration)
     assert (await system.tokens(integration.integration_id)).refresh_token == "refresh-1"
     assert system.row(integration.integration_id).is_renewable
@@ -219,9 +219,9 @@ async def test_a_token_response_that_is_already_expired_is_stored_but_not_served
 
 
 async def test_a_token_response_without_scope_keeps_the_granted_scopes(system: FakeSystem) -> None:
-    system.provider.granted = ("read",)
+    system.provider.granted_scopes = ("read",)
     integration = await system.connect(scopes=("write",))
-    system.provider.granted = None
+    system.provider.granted_scopes = None
     await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
     row = system.row(integration.integration_id)
     assert (row.scopes, row.missing_scopes) == (("read",), ("write",))
@@ -233,7 +233,7 @@ async def test_a_required_scope_lost_by_a_refresh_is_missing_until_it_is_granted
         (("write",), ("read",), Status.ERROR),
         (("write", "read"), (), Status.ACTIVE),
     ):
-        system.provider.granted = granted
+        system.provider.granted_scopes = granted
         await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
         row = system.row(integration.integration_id)
         assert (row.missing_scopes, row.status(system.clock())) == (missing, status)

@@ -126,7 +126,7 @@ async def test_an_invalid_grant_is_expired(system: FakeSystem, integration: Inte
 
 
 async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR)
     result = await check(system, integration.integration_id)
@@ -134,7 +134,7 @@ async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
 
 
 async def test_a_missing_required_scope_is_an_error(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     integration = await system.connect(scopes=("write",))
     result = await check(system, integration.integration_id)
     assert (result.healthy, result.status, result.error_class) == (False, Status.ERROR, "SCOPE_MISSING")
