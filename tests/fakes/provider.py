@@ -215,7 +215,7 @@ def parameter(url: str, name: str) -> str:
     return value
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     """Yield to other tasks until the condition holds; fails after 1000 turns."""
     for _ in range(1000):
         if condition():

@@ -22,7 +22,7 @@ from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.audit.audit_trail import get_audit_user
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
-from tests.fakes.provider import parameter, until
+from tests.fakes.provider import parameter, wait_until
 from tests.fakes.stores import with_racy_attempts
 from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
 
@@ -286,7 +286,7 @@ async def test_an_integration_removed_meanwhile_stays_removed(system: FakeSystem
     authorization = await system.begin()
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: system.provider.exchanges)
+    await wait_until(lambda: system.provider.exchanges)
     await system.revocation_service.disconnect_integration(authorization.integration_id, ADA)
     system.provider.gate.set()
     with pytest.raises(IntegrationNotFound):
@@ -298,20 +298,20 @@ async def test_an_exchange_completes_after_its_caller_is_cancelled(system: FakeS
     authorization = await system.begin()
     system.provider.gate = asyncio.Event()
     caller = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: system.provider.exchanges)
+    await wait_until(lambda: system.provider.exchanges)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     system.provider.gate.set()
-    await until(lambda: system.row(authorization.integration_id).is_connected)
+    await wait_until(lambda: system.row(authorization.integration_id).is_connected)
 
 
 async def test_an_attempt_completes_if_its_caller_is_cancelled_during_consumption(system: FakeSystem) -> None:
     authorization = await system.begin()
     caller = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
+    await wait_until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
-    await until(lambda: system.row(authorization.integration_id).is_connected)
+    await wait_until(lambda: system.row(authorization.integration_id).is_connected)
     assert len(system.provider.exchanges) == 1
 
 

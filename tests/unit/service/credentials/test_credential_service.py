@@ -22,7 +22,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 MINUTE = timedelta(minutes=1)
@@ -172,7 +172,7 @@ async def test_a_token_that_expires_while_its_refresh_fails_is_not_served(
     system.provider.gate = asyncio.Event()
     system.provider.refresh_error = ProviderUnavailable()
     waiting = asyncio.create_task(get(system, integration.integration_id))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.clock.advance(MINUTE)
     system.provider.gate.set()
     with pytest.raises(ProviderUnavailable):
