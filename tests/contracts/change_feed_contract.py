@@ -231,14 +231,14 @@ READS = {
 }
 
 
-async def horizon(feed: ChangeFeed) -> int:
+async def read_horizon(feed: ChangeFeed) -> int:
     """The end of the log, while no transaction is in progress."""
     return (await feed.poll(None, NO_LIMIT)).cursor.horizon
 
 
-async def events_since(feed: ChangeFeed, low: int) -> list[IntegrationEvent]:
+async def read_events_since(feed: ChangeFeed, low: int) -> list[IntegrationEvent]:
     """The events from the position `low` to the end of the log."""
-    events = await feed.read_events(ChangeRange(low, await horizon(feed)), 0, ALL, NO_LIMIT)
+    events = await feed.read_events(ChangeRange(low, await read_horizon(feed)), 0, ALL, NO_LIMIT)
     return [logged.event for logged in events]
 
 
@@ -255,9 +255,9 @@ class ChangeFeedContract:
     async def test_every_write_records_its_events(self, stores: Stores, name: str) -> None:
         write, expected = WRITES[name]
         integration = await create_connected(stores.integrations)
-        low = await horizon(stores.change_feed)
+        low = await read_horizon(stores.change_feed)
         await write(stores, integration)
-        recorded = await events_since(stores.change_feed, low)
+        recorded = await read_events_since(stores.change_feed, low)
         assert [(event.kind, event.status_before, event.status_after) for event in recorded] == expected
         assert {(event.user_id, event.integration_type) for event in recorded} <= {(ANN, "acme")}
         assert [event.webhook_number for event in recorded if event.kind is RECEIVED] == [
@@ -266,14 +266,14 @@ class ChangeFeedContract:
 
     async def test_a_write_that_changes_nothing_records_no_event(self, stores: Stores) -> None:
         integration = await create_connected(stores.integrations)
-        low = await horizon(stores.change_feed)
+        low = await read_horizon(stores.change_feed)
         await stores.integrations.commit_refresh(replace(integration, version=7), new_credentials(), LATER)
         with pytest.raises(IntegrationNotFound):
             await stores.integrations.update(integration.integration_id, BOB, LATER, IntegrationUpdate(name="bob's"))
         with pytest.raises(IntegrationNotFound):
             await stores.integrations.remove(integration.integration_id, BOB)
         await stores.inbox.add([new_event(replace(integration, user_id=BOB), "e")] * 0, LATER)
-        assert await events_since(stores.change_feed, low) == []
+        assert await read_events_since(stores.change_feed, low) == []
 
     async def test_a_first_poll_returns_the_end_of_the_log(self, stores: Stores) -> None:
         await create_connected(stores.integrations)
@@ -317,10 +317,10 @@ class ChangeFeedContract:
         assert (batch.changed_ids, len(batch.events)) == (frozenset(), 1)
 
     async def test_a_range_is_read_in_pages_and_by_filter(self, stores: Stores) -> None:
-        low = await horizon(stores.change_feed)
+        low = await read_horizon(stores.change_feed)
         for user_id, kind in ((ANN, "acme"), (BOB, "acme"), (ANN, "other"), (ANN, "acme")):
             await create_connected(stores.integrations, user_id, integration_type=kind)
-        positions = ChangeRange(low, await horizon(stores.change_feed))
+        positions = ChangeRange(low, await read_horizon(stores.change_feed))
         first = await stores.change_feed.read_events(positions, 0, ALL, 3)
         rest = await stores.change_feed.read_events(positions, first[-1].number, ALL, 3)
         assert (len(first), len(rest)) == (3, 1)
@@ -344,6 +344,6 @@ class ChangeFeedContract:
         assert (await feed.poll(None, NO_LIMIT)).cursor.end >= begin.cursor.end
         row = await create_connected(stores.integrations)
         assert (await feed.poll(begin.cursor, NO_LIMIT)).events[0].event.integration_id == row.integration_id
-        assert [event.integration_id for event in await events_since(feed, begin.cursor.horizon)] == [
+        assert [event.integration_id for event in await read_events_since(feed, begin.cursor.horizon)] == [
             row.integration_id
         ]

@@ -19,8 +19,8 @@ from tests.contracts.store_contract import (
     NOW,
     account,
     create_pending,
-    due_job_types,
     find_stored,
+    list_due_types,
     new_integration,
     reload,
 )
@@ -77,9 +77,9 @@ class DueWorkContract:
             (None, "never"),
         ):
             await add_due(integrations, due_time, integration_type)
-        assert await due_job_types(due_work, job_kind) == ["acme", "another"]
+        assert await list_due_types(due_work, job_kind) == ["acme", "another"]
         await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)
-        assert await due_job_types(due_work, job_kind) == ["another"]
+        assert await list_due_types(due_work, job_kind) == ["another"]
         for integration_type in ("a future type", "never", "unknown"):
             assert await due_work.claim(job_kind, integration_type, 5, claim_duration=LONG_CLAIM) == []
 
@@ -103,7 +103,7 @@ class DueWorkContract:
         await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
         await integrations.record_failure(expired, FAILURE, reauthorization_required=True, refresh_due_time=PAST)
         await create_pending(integrations, attempts, BOB)
-        assert await due_job_types(due_work, job_kind) == []
+        assert await list_due_types(due_work, job_kind) == []
         assert await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM) == []
         await integrations.update(inactive.integration_id, ANN, NOW, IntegrationUpdate(is_active=True))
         assert len(await due_work.claim(job_kind, "acme", 5, claim_duration=LONG_CLAIM)) == 1

@@ -36,7 +36,7 @@ NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 EXPIRY = NOW + timedelta(minutes=10)
 ANN, BOB = UserId("ann"), UserId("bob")
-LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than every test; expired at once
+LONG_CLAIM, EXPIRED_CLAIM = timedelta(minutes=10), timedelta(seconds=-1)  # longer than any test; expires at once
 LARGEST_ID = IntegrationId(2**63 - 1)
 FAILURE = Failure("PROVIDER_UNAVAILABLE", NOW, "the provider does not respond as expected")
 
@@ -88,7 +88,7 @@ def new_credentials(encrypted: bytes = b"encrypted", **changes: Any) -> NewCrede
 
 
 def new_grant(**changes: Any) -> OrphanedGrant:
-    """The grant of a removed integration of Ann, with the credentials of `connected`."""
+    """The grant of a removed integration of Ann, with the credentials of `create_connected`."""
     defaults = OrphanedGrant(
         uid="uid", user_id=ANN, integration_type="acme", account_id=None, encrypted_credentials=b"encrypted"
     )
@@ -575,7 +575,7 @@ class RevocationOutboxContract:
         assert removed.revocation.item.attempts == 1
         assert abs(removed.revocation.item.age) < LONG_CLAIM
         assert not removed.is_refreshing
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
         assert await claim_revocations(due_work) == []
 
     async def test_a_grant_can_be_claimed_again_after_its_claim_expires(
@@ -594,7 +594,7 @@ class RevocationOutboxContract:
         integration = await create_pending(integrations, attempts)
         removed = await integrations.remove(integration.integration_id, ANN)
         assert removed.revocation is None
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
 
     async def test_removal_by_another_user_adds_nothing(
         self, integrations: IntegrationStore, due_work: DueWork
@@ -602,7 +602,7 @@ class RevocationOutboxContract:
         integration = await create_connected(integrations, ANN, "a")
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration.integration_id, BOB)
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
 
     async def test_of_concurrent_removals_one_gets_the_revocation(
         self, integrations: IntegrationStore, due_work: DueWork
@@ -621,10 +621,10 @@ class RevocationOutboxContract:
         grants = [new_grant(uid=f"uid-{number}") for number in range(3)]
         for grant in (*grants, new_grant(integration_type="other")):
             await revocations.add(grant)
-        assert await due_job_types(due_work, JobKind.REVOCATION) == ["acme", "other"]
+        assert await list_due_types(due_work, JobKind.REVOCATION) == ["acme", "other"]
         first, rest = await claim_revocations(due_work, 2), await claim_revocations(due_work, 2)
         assert [{claim.item.grant for claim in claims} for claims in (first, rest)] == [set(grants[:2]), {grants[2]}]
-        assert await due_job_types(due_work, JobKind.REVOCATION) == ["other"]
+        assert await list_due_types(due_work, JobKind.REVOCATION) == ["other"]
 
     async def test_concurrent_claims_do_not_share_grants(
         self, revocations: RevocationOutbox, due_work: DueWork
@@ -644,7 +644,7 @@ class RevocationOutboxContract:
         postponed = await due_work.postpone(claim, 2 * LONG_CLAIM)
         assert postponed is not None
         assert postponed.due_time > claim.due_time
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
         again = await due_work.postpone(postponed, EXPIRED_CLAIM)
         assert again is not None
         assert again.due_time < claim.due_time
@@ -656,7 +656,7 @@ class RevocationOutboxContract:
         (replaced,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         assert len(await claim_revocations(due_work)) == 1
         assert await due_work.postpone(replaced, EXPIRED_CLAIM) is None
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
 
     async def test_a_removed_grant_is_not_due_and_can_be_removed_twice(
         self, revocations: RevocationOutbox, due_work: DueWork
@@ -665,12 +665,12 @@ class RevocationOutboxContract:
         (claim,) = await claim_revocations(due_work, claim_duration=EXPIRED_CLAIM)
         for _ in range(2):
             await revocations.remove(claim)
-            assert await due_job_types(due_work, JobKind.REVOCATION) == []
+            assert await list_due_types(due_work, JobKind.REVOCATION) == []
         assert await due_work.postpone(claim, EXPIRED_CLAIM) is None
-        assert await due_job_types(due_work, JobKind.REVOCATION) == []
+        assert await list_due_types(due_work, JobKind.REVOCATION) == []
 
 
-async def due_job_types(due_work: DueWork, job_kind: JobKind) -> list[str]:
+async def list_due_types(due_work: DueWork, job_kind: JobKind) -> list[str]:
     """The integration types with due rows of a job kind."""
     return sorted(job_type for kind, job_type in await due_work.due_types() if kind is job_kind)
 

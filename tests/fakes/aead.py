@@ -9,8 +9,8 @@ _DIGEST_BYTES = 16
 
 
 class FakeAead:
-    """An `Aead` that rejects altered values and other associated data; with `checks_associated_data` off it ignores
-    the associated data.
+    """An `Aead` that rejects altered values and other associated data; without
+    `checks_associated_data` (a negative control) it ignores the associated data.
     """
 
     def __init__(self, *, checks_associated_data: bool = True) -> None:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from integration_server.sidecar.middleware import HttpLimits
 
-USUAL = HttpLimits(
+LIMITS = HttpLimits(
     connections=500,
     body_bytes=1 << 20,
     header_timeout=timedelta(seconds=60),

@@ -43,9 +43,9 @@ class FakeProvider:
 
     account: NewAccount = ACCOUNT
     lifetime: timedelta | None = HOUR
-    granted: tuple[str, ...] | None = None
-    gives_refresh_token: bool = True
-    rotates: bool = True
+    granted_scopes: tuple[str, ...] | None = None
+    issues_refresh_token: bool = True
+    rotates_refresh_token: bool = True
     can_revoke: bool = True
 
     rate_limits: Sequence[RateLimit] = ()
@@ -116,7 +116,7 @@ class FakeProvider:
         number = len(self.refreshes)
         await self._finish_call(self.refresh_error)
         refreshed = self._tokens(number, "renewed-access", "renewed-refresh")
-        return refreshed if self.rotates else replace(refreshed, refresh_token=None)
+        return refreshed if self.rotates_refresh_token else replace(refreshed, refresh_token=None)
 
     async def verify_connection(self, credentials: Credentials) -> NewAccount:
         """The account."""
@@ -163,10 +163,10 @@ class FakeProvider:
     def _tokens(self, number: int, access: str, refresh: str) -> OAuthTokens:
         return OAuthTokens(
             access_token=f"{access}-{number}",
-            refresh_token=f"{refresh}-{number}" if self.gives_refresh_token else None,
+            refresh_token=f"{refresh}-{number}" if self.issues_refresh_token else None,
             expire_time=None if self.lifetime is None else self.clock() + self.lifetime,
             lifetime=self.lifetime,
-            scopes=self.granted,
+            scopes=self.granted_scopes,
         )
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
@@ -215,7 +215,7 @@ def parameter(url: str, name: str) -> str:
     return value
 
 
-async def until(condition: Callable[[], object]) -> None:
+async def wait_until(condition: Callable[[], object]) -> None:
     """Yield to other tasks until the condition holds; fails after 1000 turns."""
     for _ in range(1000):
         if condition():

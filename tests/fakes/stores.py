@@ -79,7 +79,7 @@ class InMemoryRefreshJournal:
 
 
 def allow_shared_leases(leases: object) -> None:
-    """Give every claimant a lease."""
+    """Negative control: give a lease to every caller."""
 
     async def is_free(_integration: Integration) -> bool:
         return True
@@ -91,7 +91,7 @@ def allow_shared_leases(leases: object) -> None:
 
 
 class RacyAttempts(SqlAuthorizationAttempts):
-    """Reads an attempt in one transaction and consumes it in another."""
+    """Negative control: reads an attempt in one transaction and consumes it in another."""
 
     async def consume(self, attempt_id: str, now: datetime) -> AuthorizationAttempt | None:
         """Consume an attempt that an earlier transaction found unconsumed."""
@@ -113,7 +113,7 @@ class RacyAttempts(SqlAuthorizationAttempts):
 
 
 class NonExclusiveDueWork(SqlDueWork):
-    """Leaves claimed rows due."""
+    """Negative control: claimed rows stay due."""
 
     async def claim(
         self, job_kind: JobKind, job_type: str, limit: int, *, claim_duration: timedelta

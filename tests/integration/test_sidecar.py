@@ -27,7 +27,7 @@ from integrations.v1.integration_service_pb2_grpc import (
     IntegrationServiceServicer,
     add_IntegrationServiceServicer_to_server,
 )
-from tests.fakes.limits import USUAL
+from tests.fakes.limits import LIMITS
 
 PUBLIC_URL = "https://integrations.example"
 CALLBACK = "/api/v1/integrations/callback/stripe"
@@ -80,7 +80,7 @@ class Backend:
 
 
 def sidecar(target: str, host: str = "127.0.0.1", port: int = 0) -> AbstractAsyncContextManager[str]:
-    return run_sidecar(server=ServerClient(target), host=host, port=port, limits=USUAL, public_url=PUBLIC_URL)
+    return run_sidecar(server=ServerClient(target), host=host, port=port, limits=LIMITS, public_url=PUBLIC_URL)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import HttpLimits
 from integration_server.sidecar.server import run_sidecar
-from tests.fakes.limits import USUAL
+from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
 
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -166,7 +166,7 @@ async def while_attacked(port: int, attack: Attack) -> bytes:
 
 @pytest.mark.parametrize("attack", SLOW)
 async def test_a_slow_client_gets_408_and_is_disconnected(attack: Attack) -> None:
-    async with limited(replace(USUAL, header_timeout=SOON, body_timeout=SOON)) as port:
+    async with limited(replace(LIMITS, header_timeout=SOON, body_timeout=SOON)) as port:
         received = await while_attacked(port, attack)
         # A client that sends on a closed connection loses data that it has not read yet.
         has_status = b"HTTP/1.1 408 " in received and b"Content-Security-Policy: default-src 'none'" in received
@@ -183,7 +183,7 @@ async def test_negative_control_uvicorn_alone_waits_for_a_slow_client(attack: At
 
 
 async def test_a_request_within_the_timeouts_is_served() -> None:
-    async with limited(USUAL) as port, connect(port) as connection:
+    async with limited(LIMITS) as port, connect(port) as connection:
         for part in (POST[:10], POST[10:], b"Content-Length: 4\r\n", b"Connection: close\r\n\r\n", b"a", b"b", b"cd"):
             await connection.send(part)
             await asyncio.sleep(0.01)
@@ -192,7 +192,7 @@ async def test_a_request_within_the_timeouts_is_served() -> None:
 
 async def test_an_idle_connection_is_kept_longer_than_the_header_timeout() -> None:
     timeout = timedelta(seconds=1)
-    limits = replace(USUAL, header_timeout=timeout, response_timeout=timeout)
+    limits = replace(LIMITS, header_timeout=timeout, response_timeout=timeout)
     async with limited(limits) as port, connect(port) as connection:
         for is_last in (False, True):
             await connection.send(GET + b"\r\n")
@@ -202,7 +202,7 @@ async def test_an_idle_connection_is_kept_longer_than_the_header_timeout() -> No
 
 
 async def test_an_idle_connection_is_closed_after_the_keepalive_timeout() -> None:
-    async with limited(replace(USUAL, keepalive_timeout=timedelta(seconds=1))) as port, connect(port) as connection:
+    async with limited(replace(LIMITS, keepalive_timeout=timedelta(seconds=1))) as port, connect(port) as connection:
         await connection.send(GET + b"\r\n")
         assert (await connection.received()).startswith(b"HTTP/1.1 200 ")
 
@@ -217,7 +217,7 @@ async def read_nothing(connection: RawConnection) -> None:
 async def test_each_pipelined_request_has_its_own_timeout() -> None:
     """Together the requests take several times the timeout of one."""
     response_timeout = timedelta(seconds=1)
-    async with limited(replace(USUAL, response_timeout=response_timeout)) as port, connect(port) as connection:
+    async with limited(replace(LIMITS, response_timeout=response_timeout)) as port, connect(port) as connection:
         started = asyncio.get_running_loop().time()
         while asyncio.get_running_loop().time() - started < 4 * response_timeout.total_seconds():
             await connection.send(500 * (GET + b"\r\n"))
@@ -242,7 +242,7 @@ async def is_connected_after(port: int, attack: Attack, seconds: float) -> bool:
 
 
 async def test_a_client_that_does_not_read_is_disconnected() -> None:
-    async with limited(replace(USUAL, response_timeout=SOON)) as port:
+    async with limited(replace(LIMITS, response_timeout=SOON)) as port:
         assert not await is_connected_after(port, read_nothing, DEADLINE)
         assert await is_served(port)
 
@@ -256,7 +256,7 @@ async def test_negative_control_uvicorn_alone_keeps_a_client_that_does_not_read(
 
 
 async def test_a_new_connection_replaces_the_longest_idle_one() -> None:
-    async with limited(replace(USUAL, connections=5)) as port, AsyncExitStack() as stack:
+    async with limited(replace(LIMITS, connections=5)) as port, AsyncExitStack() as stack:
         idle = [await stack.enter_async_context(connect(port)) for _ in range(20)]
         for _ in range(3):
             assert await is_served(port)
@@ -264,7 +264,7 @@ async def test_a_new_connection_replaces_the_longest_idle_one() -> None:
 
 
 async def test_without_an_idle_connection_a_new_one_gets_503() -> None:
-    async with limited(replace(USUAL, connections=3)) as port, AsyncExitStack() as stack:
+    async with limited(replace(LIMITS, connections=3)) as port, AsyncExitStack() as stack:
         busy = [await stack.enter_async_context(connect(port)) for _ in range(3)]
         for connection in busy:
             head = b"Content-Length: 2\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n"
@@ -299,7 +299,7 @@ TOO_LARGE = {
 @pytest.mark.parametrize("name", TOO_LARGE)
 async def test_a_request_that_is_too_large_is_rejected(name: str) -> None:
     request, statuses = TOO_LARGE[name]
-    async with limited(replace(USUAL, body_timeout=timedelta(seconds=10))) as port, connect(port) as connection:
+    async with limited(replace(LIMITS, body_timeout=timedelta(seconds=10))) as port, connect(port) as connection:
         await connection.send(request)
         async with asyncio.timeout(DEADLINE):
             response = await connection.reader.readline()
@@ -308,7 +308,7 @@ async def test_a_request_that_is_too_large_is_rejected(name: str) -> None:
 
 
 async def test_a_body_that_is_too_large_gets_no_100_continue() -> None:
-    async with limited(USUAL) as port, connect(port) as connection:
+    async with limited(LIMITS) as port, connect(port) as connection:
         await connection.send(POST + b"Content-Length: 1048577\r\nExpect: 100-continue\r\n\r\n")
         async with asyncio.timeout(DEADLINE):
             assert (await connection.reader.readline()).startswith(b"HTTP/1.1 413 ")

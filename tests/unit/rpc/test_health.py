@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2_grpc as pb_grpc
 
 from integration_server.rpc.health import LIVENESS, ServerHealthServicer
 from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
-from tests.fakes.provider import until
+from tests.fakes.provider import wait_until
 
 SERVICE = "integrations.v1.IntegrationService"
 READINESS = ["", SERVICE]
@@ -82,10 +82,10 @@ async def test_a_watcher_gets_each_change_once_and_ends_at_the_drain(
     health: ServerHealthServicer, client: InMemoryGrpc, service: str
 ) -> None:
     watcher = Watcher(client, service)
-    await until(lambda: watcher.statuses == [NOT_SERVING])
+    await wait_until(lambda: watcher.statuses == [NOT_SERVING])
     for ready, statuses in ((True, 2), (True, 2), (False, 3), (True, 4)):
         health.set_ready(ready)
-        await until(partial(lambda statuses: len(watcher.statuses) == statuses, statuses))
+        await wait_until(partial(lambda statuses: len(watcher.statuses) == statuses, statuses))
     health.drain()
     await watcher.task
     assert watcher.statuses == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
@@ -95,9 +95,9 @@ async def test_a_slow_watcher_does_not_delay_others(health: ServerHealthServicer
     slow = await client.stream("Watch", pb.HealthCheckRequest())
     assert (await anext(slow)).status == NOT_SERVING  # and reads no further
     watchers = [Watcher(client, "") for _ in range(10)]
-    await until(lambda: all(watcher.statuses for watcher in watchers))
+    await wait_until(lambda: all(watcher.statuses for watcher in watchers))
     health.set_ready(True)
-    await until(lambda: all(watcher.statuses[-1] == SERVING for watcher in watchers))
+    await wait_until(lambda: all(watcher.statuses[-1] == SERVING for watcher in watchers))
     health.drain()
     await asyncio.gather(*(watcher.task for watcher in watchers))
 
@@ -115,7 +115,7 @@ async def test_a_slow_watcher_gets_the_current_status(health: ServerHealthServic
 
 async def test_watching_an_unknown_service_waits_for_it(health: ServerHealthServicer, client: InMemoryGrpc) -> None:
     watcher = Watcher(client, "unheard.of")
-    await until(lambda: watcher.statuses == [SERVICE_UNKNOWN])
+    await wait_until(lambda: watcher.statuses == [SERVICE_UNKNOWN])
     health.set_ready(True)
     health.drain()
     await watcher.task
@@ -126,7 +126,7 @@ async def test_liveness_can_be_watched_and_ends_at_the_drain(
     health: ServerHealthServicer, client: InMemoryGrpc
 ) -> None:
     watcher = Watcher(client, LIVENESS)
-    await until(lambda: watcher.statuses == [SERVING])
+    await wait_until(lambda: watcher.statuses == [SERVING])
     health.drain()
     await watcher.task
     assert watcher.statuses == [SERVING]

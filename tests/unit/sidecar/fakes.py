@@ -19,7 +19,7 @@ from integrations.v1.integration_service_pb2 import (
     ReceiveWebhookRequest,
     ReceiveWebhookResponse,
 )
-from tests.fakes.limits import USUAL
+from tests.fakes.limits import LIMITS
 
 PUBLIC_URL = "https://public.example"
 
@@ -60,7 +60,7 @@ class FakeServer(ServerClient):
 
     def app(self) -> Starlette:
         """The sidecar's app over this server."""
-        return create_app(self, USUAL, PUBLIC_URL)
+        return create_app(self, LIMITS, PUBLIC_URL)
 
 
 def _return_or_raise(rpc_response: _T | Exception) -> _T:

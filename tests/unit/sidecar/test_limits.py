@@ -15,11 +15,11 @@ from integration_server.sidecar.app import CALLBACK_PATH
 from integration_server.sidecar.middleware import HttpLimits, RequestLimits
 from integration_server.sidecar.pages import Pages
 from integration_server.sidecar.responses import Responses
-from tests.fakes.limits import USUAL
+from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
 
-SMALL = replace(USUAL, body_bytes=100, max_buffered_bodies=3)
-NONE = replace(USUAL, body_bytes=1 << 40, url_bytes=1 << 40, headers=1 << 40, head_bytes=1 << 40)
+SMALL = replace(LIMITS, body_bytes=100, max_buffered_bodies=3)
+NONE = replace(LIMITS, body_bytes=1 << 40, url_bytes=1 << 40, headers=1 << 40, head_bytes=1 << 40)
 
 
 class Reader:
@@ -149,7 +149,7 @@ async def test_a_head_that_is_too_large_is_rejected(
     path: str, headers: dict[str, str], status: int, reason: str
 ) -> None:
     app = Reader()
-    async with client_of(app, USUAL) as client:
+    async with client_of(app, LIMITS) as client:
         response = await client.get(path, headers=headers)
     assert (response.status_code, response.json()["reason"]) == (status, reason)
     assert app.bodies == []
@@ -164,7 +164,7 @@ async def test_a_typical_browser_is_below_the_limits(client: httpx.AsyncClient) 
 
 
 async def test_the_limits_apply_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
-    response = await client.post(CALLBACK_PATH, content=b"x" * (USUAL.body_bytes + 1), headers={"Accept": "text/html"})
+    response = await client.post(CALLBACK_PATH, content=b"x" * (LIMITS.body_bytes + 1), headers={"Accept": "text/html"})
     assert response.status_code == 413
     assert response.headers["content-security-policy"] == Pages().policy
     assert response.headers["content-type"].startswith("text/html")

@@ -25,7 +25,7 @@ from integration_server.service.background.background_worker import (
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.integrations.ports import IntegrationUpdate, NewAccount, StoredIntegration
 from tests.fakes.clock import NOON, SettableClock
-from tests.fakes.provider import FakeProvider, until
+from tests.fakes.provider import FakeProvider, wait_until
 from tests.fakes.system import ADA, CHECK_INTERVAL, FakeSystem
 
 CLAIM_DURATION = timedelta(minutes=1)
@@ -63,7 +63,7 @@ async def check_worker(system: FakeSystem) -> AsyncIterator[BackgroundWorker]:
 async def run_once(worker: BackgroundWorker) -> None:
     """Poll once and wait for all jobs that it starts."""
     await worker.poll()
-    await until(lambda: not worker.is_busy)
+    await wait_until(lambda: not worker.is_busy)
 
 
 async def connect_many(system: FakeSystem, number: int, integration_type: str = "fake") -> list[Integration]:
@@ -100,7 +100,7 @@ async def test_tokens_are_refreshed_ahead_of_expiry(system: FakeSystem) -> None:
 
 
 async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     async with refresh_worker(system) as worker:
         system.clock.advance(timedelta(minutes=59))
@@ -120,7 +120,7 @@ async def test_the_expiry_of_a_token_without_refresh_token_is_recorded(system: F
 
 
 async def test_a_request_for_an_expired_token_records_the_expiry(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     system.clock.advance(timedelta(hours=1))
     with pytest.raises(ReauthorizationRequired):
@@ -142,10 +142,10 @@ async def test_calls_to_a_provider_are_limited(system: FakeSystem) -> None:
     system.provider.gate = asyncio.Event()
     async with refresh_worker(system) as worker:
         await worker.poll()
-        await until(lambda: len(system.provider.refreshes) == MAX_CONCURRENT)
+        await wait_until(lambda: len(system.provider.refreshes) == MAX_CONCURRENT)
         await worker.poll()
         system.provider.gate.set()
-        await until(lambda: not worker.is_busy)
+        await wait_until(lambda: not worker.is_busy)
     assert (system.provider.max_in_flight, len(system.provider.refreshes)) == (MAX_CONCURRENT, 10)
 
 
@@ -157,10 +157,10 @@ async def test_a_slow_provider_delays_only_its_own_integrations(system: FakeSyst
     slow_provider.gate = asyncio.Event()
     async with refresh_worker(system) as worker:
         await worker.poll()
-        await until(lambda: len(system.provider.refreshes) == 5)
+        await wait_until(lambda: len(system.provider.refreshes) == 5)
         assert len(slow_provider.refreshes) == MAX_CONCURRENT
         slow_provider.gate.set()
-        await until(lambda: len(slow_provider.refreshes) == 5)
+        await wait_until(lambda: len(slow_provider.refreshes) == 5)
 
 
 async def test_inactive_and_expired_integrations_are_skipped(system: FakeSystem) -> None:
@@ -224,10 +224,10 @@ async def test_exit_does_not_wait_and_loses_no_token_response(system: FakeSystem
     system.provider.gate = asyncio.Event()
     async with refresh_worker(system) as worker:
         await worker.poll()
-        await until(lambda: system.provider.refreshes)
+        await wait_until(lambda: system.provider.refreshes)
     assert not worker.is_busy
     system.provider.gate.set()
-    await until(lambda: system.row(row.integration_id).version > row.version)
+    await wait_until(lambda: system.row(row.integration_id).version > row.version)
 
 
 async def test_an_unexpected_failure_is_logged_and_does_not_block_others(system: FakeSystem) -> None:

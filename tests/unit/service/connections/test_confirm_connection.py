@@ -13,7 +13,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.service.connections.oauth_connection import CONFIRMATION_REQUIRED
 from integration_server.storage.tables import AttemptState, authorization_attempts
-from tests.fakes.provider import parameter, until
+from tests.fakes.provider import parameter, wait_until
 from tests.fakes.system import ADA, EVE, RETURN_URL, FakeSystem
 
 
@@ -63,7 +63,7 @@ async def test_another_user_cannot_confirm_and_the_attempt_stays_open(system: Fa
 
 
 async def test_negative_control_without_confirmation_another_user_completes_the_attempt() -> None:
-    """The attack that confirmation prevents: Eve begins an attempt, and Ada completes it at the provider."""
+    """The attack that confirmation prevents. Eve begins an attempt, and Ada completes it at the provider."""
     system = FakeSystem({"skip_confirmation": True})
     authorization = await system.begin(EVE)
     assert (await system.call_back(authorization.state)).success
@@ -151,7 +151,7 @@ async def test_a_stored_code_that_does_not_decrypt_leaves_no_pending_row(system:
 
 async def test_a_confirmation_completes_after_its_caller_is_cancelled(system: FakeSystem, token: str) -> None:
     caller = asyncio.create_task(system.oauth_connection.confirm_connection(token, ADA))
-    await until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
+    await wait_until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
-    await until(lambda: system.row(system.ids()[0]).is_connected)
+    await wait_until(lambda: system.row(system.ids()[0]).is_connected)
     assert len(system.provider.exchanges) == 1

@@ -22,7 +22,7 @@ from integration_server.domain.integration import IntegrationId, Status
 from integration_server.service.audit.audit_trail import audit_user
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import AttemptState, authorization_attempts
-from tests.fakes.provider import parameter, until
+from tests.fakes.provider import parameter, wait_until
 from tests.fakes.stores import with_racy_attempts
 from tests.fakes.system import ADA, APP_CALLBACK, EVE, RETURN_URL, FakeSystem
 
@@ -159,7 +159,7 @@ async def test_a_confirmation_token_is_not_a_state(confirming_system: FakeSystem
 async def test_negative_control_without_associated_data_a_confirmation_token_is_a_state() -> None:
     system = FakeSystem({"skip_confirmation": False}, associated_data_is_checked=False)
     pending = await system.call_back((await system.begin()).state)
-    with pytest.raises(StateUsed):  # it decrypted
+    with pytest.raises(StateUsed):  # not StateInvalid: it decrypts as a state
         await system.call_back(pending.confirmation_token)
 
 
@@ -286,7 +286,7 @@ async def test_an_integration_removed_meanwhile_stays_removed(system: FakeSystem
     authorization = await system.begin()
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: system.provider.exchanges)
+    await wait_until(lambda: system.provider.exchanges)
     await system.revocation_service.disconnect_integration(authorization.integration_id, ADA)
     system.provider.gate.set()
     with pytest.raises(IntegrationNotFound):
@@ -298,20 +298,20 @@ async def test_an_exchange_completes_after_its_caller_is_cancelled(system: FakeS
     authorization = await system.begin()
     system.provider.gate = asyncio.Event()
     caller = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: system.provider.exchanges)
+    await wait_until(lambda: system.provider.exchanges)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     system.provider.gate.set()
-    await until(lambda: system.row(authorization.integration_id).is_connected)
+    await wait_until(lambda: system.row(authorization.integration_id).is_connected)
 
 
 async def test_an_attempt_completes_if_its_caller_is_cancelled_during_consumption(system: FakeSystem) -> None:
     authorization = await system.begin()
     caller = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
+    await wait_until(lambda: any(row.state == AttemptState.CONSUMED.value for row in system.attempt_rows()))
     caller.cancel()
-    await until(lambda: system.row(authorization.integration_id).is_connected)
+    await wait_until(lambda: system.row(authorization.integration_id).is_connected)
     assert len(system.provider.exchanges) == 1
 
 
@@ -324,19 +324,19 @@ async def test_a_token_response_without_scope_grants_the_requested_scopes(system
 
 
 async def test_missing_scopes_are_stored(system: FakeSystem) -> None:
-    system.provider.granted = ("read",)
+    system.provider.granted_scopes = ("read",)
     integration = await system.connect(scopes=("write",))
     assert (integration.scopes, integration.missing_scopes) == (("read",), ("write",))
     assert integration.status(system.clock()) is Status.ACTIVE
 
 
 async def test_additional_scopes_are_stored(system: FakeSystem) -> None:
-    system.provider.granted = ("read", "profile")
+    system.provider.granted_scopes = ("read", "profile")
     assert (await system.connect()).scopes == ("read", "profile")
 
 
 async def test_without_a_required_scope_the_status_is_error(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     integration = await system.connect(scopes=("write",))
     assert integration.missing_scopes == ("read",)
     assert integration.status(system.clock()) is Status.ERROR
@@ -349,15 +349,15 @@ async def test_without_a_required_scope_the_status_is_error(system: FakeSystem) 
 async def test_offline_access_is_granted_if_there_is_a_refresh_token(
     system: FakeSystem, has_refresh_token: bool, scopes: tuple[str, ...], missing: tuple[str, ...]
 ) -> None:
-    system.provider.granted = ("read",)
-    system.provider.gives_refresh_token = has_refresh_token
+    system.provider.granted_scopes = ("read",)
+    system.provider.issues_refresh_token = has_refresh_token
     integration = await system.connect(scopes=("offline_access",))
     assert (integration.scopes, integration.missing_scopes) == (scopes, missing)
     assert integration.is_renewable is has_refresh_token
 
 
 async def test_a_connection_succeeds_without_the_scope_of_the_account_lookup(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     system.provider.verify_error = ProviderRejected("credentials")
     integration = await system.connect(scopes=("write",))
     assert integration.is_connected
@@ -515,7 +515,7 @@ async def test_a_reconnection_with_another_account_is_rejected(system: FakeSyste
 async def test_a_reconnection_without_account_lookup_is_rejected(system: FakeSystem) -> None:
     live = await system.connect_account("account-1")
     authorization = await system.begin(integration_id=live.integration_id, scopes=("write",))
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     system.provider.verify_error = ProviderRejected("credentials")
     with pytest.raises(IntegrationServerError) as caught:
         await system.call_back(authorization.state)

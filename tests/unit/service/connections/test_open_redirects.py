@@ -12,19 +12,22 @@ from tests.attack_inputs import similar_urls
 from tests.fakes.system import APP_CALLBACK, OWN_CALLBACK, PUBLIC_URL, RETURN_URL, FakeSystem
 
 CHECKS = {
-    "redirect_uri": (APP_CALLBACK, lambda policy, requested: policy.redirect_uri("fake", requested)),
-    "redirect_uri of this server": (OWN_CALLBACK, lambda policy, requested: policy.redirect_uri("fake", requested)),
-    "return_url": (RETURN_URL, lambda policy, requested: policy.return_url(requested)),
+    "redirect_uri": (APP_CALLBACK, lambda allowlist, requested: allowlist.redirect_uri("fake", requested)),
+    "own redirect_uri": (
+        OWN_CALLBACK,
+        lambda allowlist, requested: allowlist.redirect_uri("fake", requested),
+    ),
+    "return_url": (RETURN_URL, lambda allowlist, requested: allowlist.return_url(requested)),
 }
 Check = Callable[[RedirectAllowlist, str], str | None]
 
 
-def wrongly_allowed(policy: RedirectAllowlist, allowed: str, check: Check) -> list[str]:
+def wrongly_allowed(allowlist: RedirectAllowlist, allowed: str, check: Check) -> list[str]:
     """The URLs that are similar to the allowed one and are also allowed."""
     allowed_urls = []
     for requested in similar_urls(allowed):
         try:
-            check(policy, requested)
+            check(allowlist, requested)
         except RedirectUriNotAllowed:
             continue
         allowed_urls.append(requested)
@@ -33,10 +36,10 @@ def wrongly_allowed(policy: RedirectAllowlist, allowed: str, check: Check) -> li
 
 @pytest.mark.parametrize(("allowed", "check"), CHECKS.values(), ids=CHECKS)
 def test_urls_similar_to_an_allowed_url_are_rejected(allowed: str, check: Check) -> None:
-    policy = RedirectAllowlist(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
+    allowlist = RedirectAllowlist(PUBLIC_URL, [APP_CALLBACK], [RETURN_URL])
     assert len(similar_urls(allowed)) >= 200
-    assert wrongly_allowed(policy, allowed, check) == []
-    check(policy, allowed)
+    assert wrongly_allowed(allowlist, allowed, check) == []
+    check(allowlist, allowed)
 
 
 # --- negative controls -----------------------------------------------------------------------------------------------
@@ -69,14 +72,14 @@ def _origin(url: str) -> str:
 
 
 LAX_MATCHERS: dict[str, Matcher] = {
-    "begins with the origin": lambda requested, allowed: requested.startswith(_origin(allowed)),
-    "begins with it": lambda requested, allowed: requested.startswith(allowed),
-    "ends with it": lambda requested, allowed: requested.endswith(allowed),
+    "starts with the origin": lambda requested, allowed: requested.startswith(_origin(allowed)),
+    "starts with the URL": lambda requested, allowed: requested.startswith(allowed),
+    "ends with the URL": lambda requested, allowed: requested.endswith(allowed),
     "contains the host": lambda requested, allowed: urlsplit(allowed).netloc in requested,
-    "whatever the case": lambda requested, allowed: requested.lower() == allowed.lower(),
-    "decoded": lambda requested, allowed: unquote(requested) == allowed,
-    "stripped": lambda requested, allowed: requested.strip() == allowed,
-    "without its fragment": lambda requested, allowed: requested.partition("#")[0] == allowed,
+    "ignores the case": lambda requested, allowed: requested.lower() == allowed.lower(),
+    "percent-decoded": lambda requested, allowed: unquote(requested) == allowed,
+    "without whitespace": lambda requested, allowed: requested.strip() == allowed,
+    "without the fragment": lambda requested, allowed: requested.partition("#")[0] == allowed,
 }
 
 
@@ -91,7 +94,7 @@ async def test_negative_control_with_a_lax_comparison_the_browser_is_sent_to_the
     allowed = APP_CALLBACK if field == "redirect_uri" else RETURN_URL
     evil = next(url for url in similar_urls(allowed) if url.startswith("https://app.example.evil.example/"))
     fields: dict[str, Any] = {field: evil}
-    strict, lax = FakeSystem(), FakeSystem(options={"redirects": LaxAllowlist(LAX_MATCHERS["begins with the origin"])})
+    strict, lax = FakeSystem(), FakeSystem(options={"redirects": LaxAllowlist(LAX_MATCHERS["starts with the origin"])})
     with pytest.raises(RedirectUriNotAllowed):
         await strict.begin(**fields)
     async with lax.tasks:

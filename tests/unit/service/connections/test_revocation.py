@@ -23,7 +23,7 @@ from integration_server.service.connections.revocation_ports import OrphanedGran
 from integration_server.service.credentials.refresh_commit import RefreshResult
 from integration_server.service.integrations.ports import NewAccount
 from integration_server.storage.tables import revocations
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import intercept, restore, with_non_exclusive_claims
 from tests.fakes.system import ADA, EVE, GIVE_UP_AFTER, LEASE, FakeSystem
 
@@ -47,7 +47,7 @@ async def run_other_tasks() -> None:
 
 
 async def background_round(system: FakeSystem) -> None:
-    """One poll of the background worker and the work that it starts."""
+    """Poll once and let the jobs run until they wait."""
     await system.worker.poll()
     await run_other_tasks()
 
@@ -101,7 +101,7 @@ async def test_the_integration_is_deleted_before_the_provider_is_called(
 ) -> None:
     system.provider.gate = asyncio.Event()
     disconnecting = asyncio.create_task(disconnect(system, integration))
-    await until(lambda: system.provider.revocations)
+    await wait_until(lambda: system.provider.revocations)
     assert not system.ids()
     system.provider.gate.set()
     assert await disconnecting is REVOKED
@@ -113,9 +113,9 @@ async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
         integration = await system.connect()
         system.provider.gate = asyncio.Event()
         assert await disconnect(system, integration) is PENDING
-        await until(lambda: system.provider.revocations)
+        await wait_until(lambda: system.provider.revocations)
         system.provider.gate.set()
-        await until(lambda: not system.revocation_rows())
+        await wait_until(lambda: not system.revocation_rows())
     assert len(system.provider.revocations) == 1
 
 
@@ -123,7 +123,7 @@ async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> No
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
     system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
     disconnecting = [asyncio.create_task(disconnect(system, row)) for row in rows]
-    await until(lambda: system.provider.in_flight == 8)
+    await wait_until(lambda: system.provider.in_flight == 8)
     await run_other_tasks()
     system.provider.gate.set()
     assert set(await asyncio.gather(*disconnecting)) == {REVOKED}
@@ -136,7 +136,7 @@ async def test_a_revocation_without_a_free_slot_is_left_to_the_background() -> N
         rows = [await system.connect_account(f"account-{number}") for number in range(9)]
         system.provider.gate = asyncio.Event()
         assert {await disconnect(system, row) for row in rows} == {PENDING}
-        await until(lambda: any(row.due_time <= system.clock() for row in system.revocation_rows()))
+        await wait_until(lambda: any(row.due_time <= system.clock() for row in system.revocation_rows()))
         assert len(system.provider.revocations) == 8
         system.provider.gate.set()
         await run_other_tasks()
@@ -167,9 +167,9 @@ async def test_an_api_key_is_revoked(system: FakeSystem) -> None:
 
 async def test_a_grant_is_revoked_after_the_caller_is_cancelled(system: FakeSystem, integration: Integration) -> None:
     caller = asyncio.create_task(disconnect(system, integration))
-    await until(lambda: not system.ids())
+    await wait_until(lambda: not system.ids())
     caller.cancel()
-    await until(lambda: system.provider.revocations)
+    await wait_until(lambda: system.provider.revocations)
     assert len(system.provider.revocations) == 1
 
 
@@ -202,7 +202,7 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
 ) -> None:
     await system.integrations.remove(integration.integration_id, ADA, claim_duration=LEASE)
     await background_round(system)
-    assert not system.provider.revocations  # the process may still be working
+    assert not system.provider.revocations  # the claim has not expired yet
     system.clock.advance(LEASE)
     await background_round(system)
     assert len(system.provider.revocations) == 1
@@ -213,7 +213,7 @@ async def test_a_database_failure_after_the_removal_does_not_undo_it(
     system: FakeSystem, integration: Integration
 ) -> None:
     disconnecting = asyncio.create_task(disconnect(system, integration))
-    await until(lambda: not system.ids())
+    await wait_until(lambda: not system.ids())
     system.database.is_unavailable = True
     assert await disconnecting is PENDING
     system.database.is_unavailable = False
@@ -225,7 +225,7 @@ async def test_a_database_failure_after_the_removal_does_not_undo_it(
 async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSystem, integration: Integration) -> None:
     system.provider.gate = asyncio.Event()
     disconnecting = asyncio.create_task(disconnect(system, integration))
-    await until(lambda: system.provider.revocations)
+    await wait_until(lambda: system.provider.revocations)
     system.database.is_unavailable = True
     system.provider.gate.set()
     assert await disconnecting is REVOKED
@@ -234,7 +234,7 @@ async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSyst
     assert len(system.provider.revocations) == 2
 
 
-@pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)])
+@pytest.mark.parametrize(("exclusive", "calls"), [(True, 1), (False, 2)], ids=["exclusive claims", "negative control"])
 async def test_two_processes_make_one_call_per_attempt(exclusive: bool, calls: int) -> None:
     system = FakeSystem() if exclusive else FakeSystem(wrap_stores=with_non_exclusive_claims)
     async with system.tasks:
@@ -404,7 +404,7 @@ class Refresh:
 async def start_refresh(system: FakeSystem, integration: Integration) -> Refresh:
     gate = system.provider.gate = asyncio.Event()
     task = asyncio.create_task(system.another_process().refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.provider.gate = None
     return Refresh(gate, task)
 
@@ -417,7 +417,7 @@ async def test_a_token_response_for_a_removed_integration_is_revoked(
     system: FakeSystem, integration: Integration
 ) -> None:
     refresh = await start_refresh(system, integration)
-    assert await disconnect(system, integration) is PENDING  # the old token is revoked, the new one not known yet
+    assert await disconnect(system, integration) is PENDING  # the response may contain another token
     await refresh.receive_response()
     await background_round(system)
     assert revoked_refresh_tokens(system) == ["refresh-1", "renewed-refresh-1"]
@@ -533,7 +533,7 @@ async def test_tokens_for_a_disconnected_integration_are_revoked(system: FakeSys
     authorization = await system.begin()
     gate = system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.call_back(authorization.state))
-    await until(lambda: system.provider.exchanges)
+    await wait_until(lambda: system.provider.exchanges)
     system.provider.gate = None
     state = await system.revocation_service.disconnect_integration(authorization.integration_id, ADA)
     assert state is RevocationState.NOTHING_TO_REVOKE
@@ -573,9 +573,9 @@ async def test_tokens_are_logged_if_the_outbox_is_unavailable(system: FakeSystem
     system.provider.verify_error = ProviderUnavailable()
     with capture_logs() as logs:
         waiting = asyncio.create_task(system.call_back(authorization.state))
-        await until(lambda: len(system.provider.exchanges) == 2)
+        await wait_until(lambda: len(system.provider.exchanges) == 2)
         system.database.is_unavailable = True
         gate.set()
-        with pytest.raises(StoreUnavailable):  # the attempt cannot be abandoned either
+        with pytest.raises(StoreUnavailable):  # abandoning the attempt fails too
             await waiting
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["grant_not_revoked"]

@@ -22,7 +22,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 MINUTE = timedelta(minutes=1)
@@ -79,7 +79,7 @@ async def test_missing_scopes_are_reported_without_a_provider_call(
 
 
 async def test_granted_scopes_can_be_required(system: FakeSystem) -> None:
-    system.provider.granted = ("read",)
+    system.provider.granted_scopes = ("read",)
     row = await system.connect(scopes=("offline_access",))
     assert set((await get(system, row.integration_id, scopes=["offline_access", "read"])).scopes) == {
         "offline_access",
@@ -89,7 +89,7 @@ async def test_granted_scopes_can_be_required(system: FakeSystem) -> None:
 
 async def test_a_scope_lost_by_the_refresh_is_reported_as_missing(system: FakeSystem, integration: Integration) -> None:
     system.clock.advance(HOUR)
-    system.provider.granted = ("profile",)
+    system.provider.granted_scopes = ("profile",)
     with pytest.raises(ScopeMissing, match="read"):
         await get(system, integration.integration_id, scopes=["read"])
     assert (await get(system, integration.integration_id)).scopes == ("profile",)
@@ -104,7 +104,7 @@ async def test_a_scope_lost_by_the_refresh_is_reported_as_missing(system: FakeSy
         # the buffer: five minutes
         (60 * MINUTE, 55 * MINUTE, None, False),
         (60 * MINUTE, 55 * MINUTE + timedelta.resolution, None, True),
-        # or half of the token's lifetime
+        # the buffer is at most half of the lifetime
         (4 * MINUTE, 2 * MINUTE, None, False),
         (4 * MINUTE, 2 * MINUTE + timedelta.resolution, None, True),
         # an explicit min_ttl is neither lowered nor raised
@@ -172,7 +172,7 @@ async def test_a_token_that_expires_while_its_refresh_fails_is_not_served(
     system.provider.gate = asyncio.Event()
     system.provider.refresh_error = ProviderUnavailable()
     waiting = asyncio.create_task(get(system, integration.integration_id))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.clock.advance(MINUTE)
     system.provider.gate.set()
     with pytest.raises(ProviderUnavailable):
@@ -180,7 +180,7 @@ async def test_a_token_that_expires_while_its_refresh_fails_is_not_served(
 
 
 async def test_a_token_without_refresh_token_is_served_until_it_expires(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR - timedelta.resolution)
     assert await access_token(system, integration.integration_id) == "access-1"
@@ -270,7 +270,7 @@ async def test_a_failed_refresh_is_reported_to_the_caller(
 
 
 async def test_a_forced_refresh_without_refresh_token_requires_reauthorization(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     assert not (await refresh(system, integration.integration_id)).refreshed
     with pytest.raises(ReauthorizationRequired):

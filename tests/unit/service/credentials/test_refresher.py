@@ -17,7 +17,7 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.integration import Failure, Integration, Status
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import allow_shared_leases
 from tests.fakes.system import ADA, FakeSystem
 
@@ -76,18 +76,18 @@ async def test_different_integrations_refresh_concurrently(
     other = await system.connect_account("other")
     system.clock.advance(HOUR)
     gate.clear()
-    both = asyncio.gather(access_token(system, integration), access_token(system, other))
-    await until(lambda: len(system.provider.refreshes) == 2)
+    refreshes = asyncio.gather(access_token(system, integration), access_token(system, other))
+    await wait_until(lambda: len(system.provider.refreshes) == 2)
     gate.set()
-    assert len(set(await both)) == 2
+    assert len(set(await refreshes)) == 2
 
 
 async def test_a_caller_with_an_old_row_gets_the_tokens_of_the_last_refresh(
     system: FakeSystem, integration: Integration
 ) -> None:
     await system.refresher.refresh(integration)
-    late = await system.refresher.refresh(integration)  # with the row from before the refresh
-    assert late.tokens.access_token == "renewed-access-1"
+    refreshed = await system.refresher.refresh(integration)  # with the row from before the refresh
+    assert refreshed.tokens.access_token == "renewed-access-1"
     assert len(system.provider.refreshes) == 1
 
 
@@ -96,8 +96,8 @@ async def test_expired_tokens_of_the_last_refresh_are_refreshed_again(
 ) -> None:
     await system.refresher.refresh(integration)
     system.clock.advance(HOUR)
-    late = await system.refresher.refresh(integration)
-    assert late.tokens.access_token == "renewed-access-2"
+    refreshed = await system.refresher.refresh(integration)
+    assert refreshed.tokens.access_token == "renewed-access-2"
 
 
 async def test_a_failed_refresh_is_shared_and_does_not_block_the_next(
@@ -115,12 +115,12 @@ async def test_a_refresh_completes_after_all_callers_are_cancelled(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     callers = [asyncio.create_task(access_token(system, integration)) for _ in range(3)]
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     for caller in callers:
         caller.cancel()
     await asyncio.gather(*callers, return_exceptions=True)
     gate.set()
-    await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
+    await wait_until(lambda: system.row(integration.integration_id).version == integration.version + 1)
     assert (await system.tokens(integration.integration_id)).refresh_token == "renewed-refresh-1"
 
 
@@ -128,7 +128,7 @@ async def test_a_cancelled_caller_does_not_affect_the_others(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     cancelled, remaining = [asyncio.create_task(access_token(system, integration)) for _ in range(2)]
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     cancelled.cancel()
     gate.set()
     assert await remaining == "renewed-access-1"
@@ -151,7 +151,7 @@ async def test_a_rotated_refresh_token_is_stored_with_the_access_token(
 async def test_a_token_response_without_refresh_token_keeps_the_previous_one(
     system: FakeSystem, integration: Integration
 ) -> None:
-    system.provider.rotates = False
+    system.provider.rotates_refresh_token = False
     await access_token(system, integration)
     assert (await system.tokens(integration.integration_id)).refresh_token == "refresh-1"
     assert system.row(integration.integration_id).is_renewable
@@ -169,10 +169,10 @@ async def test_the_second_of_two_commits_returns_the_tokens_of_the_first(
 ) -> None:
     allow_shared_leases(system.leases)
     first, second = system.another_process().refresher, system.another_process().refresher
-    both = asyncio.gather(first.refresh(integration), second.refresh(integration))
-    await until(lambda: len(system.provider.refreshes) == 2)
+    refreshes = asyncio.gather(first.refresh(integration), second.refresh(integration))
+    await wait_until(lambda: len(system.provider.refreshes) == 2)
     gate.set()
-    results = await both
+    results = await refreshes
     assert results[0].tokens == results[1].tokens == await system.tokens(integration.integration_id)
     assert system.row(integration.integration_id).version == integration.version + 1
 
@@ -181,7 +181,7 @@ async def test_a_refresh_does_not_overwrite_a_reconnection(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     waiting = asyncio.create_task(access_token(system, integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.provider.gate = None
     await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
     gate.set()
@@ -193,7 +193,7 @@ async def test_a_refresh_does_not_restore_a_disconnected_integration(
     system: FakeSystem, integration: Integration, gate: asyncio.Event
 ) -> None:
     waiting = asyncio.create_task(access_token(system, integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.provider.gate = None
     await system.revocation_service.disconnect_integration(integration.integration_id, ADA)
     gate.set()
@@ -219,9 +219,9 @@ async def test_a_token_response_that_is_already_expired_is_stored_but_not_served
 
 
 async def test_a_token_response_without_scope_keeps_the_granted_scopes(system: FakeSystem) -> None:
-    system.provider.granted = ("read",)
+    system.provider.granted_scopes = ("read",)
     integration = await system.connect(scopes=("write",))
-    system.provider.granted = None
+    system.provider.granted_scopes = None
     await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
     row = system.row(integration.integration_id)
     assert (row.scopes, row.missing_scopes) == (("read",), ("write",))
@@ -233,7 +233,7 @@ async def test_a_required_scope_lost_by_a_refresh_is_missing_until_it_is_granted
         (("write",), ("read",), Status.ERROR),
         (("write", "read"), (), Status.ACTIVE),
     ):
-        system.provider.granted = granted
+        system.provider.granted_scopes = granted
         await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
         row = system.row(integration.integration_id)
         assert (row.missing_scopes, row.status(system.clock())) == (missing, status)
@@ -305,7 +305,7 @@ async def test_a_failure_of_replaced_credentials_is_ignored(
 ) -> None:
     system.provider.refresh_error = INVALID_GRANT
     waiting = asyncio.create_task(system.refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.provider.gate = None
     await system.call_back((await system.begin(integration_id=integration.integration_id)).state)
     gate.set()

@@ -24,7 +24,7 @@ from integration_server.service.credentials.ports import Lease
 from integration_server.service.credentials.refresher import TokenRefresher
 from integration_server.service.integrations.ports import NewCredentials
 from integration_server.storage.tables import refresh_leases
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.stores import InMemoryRefreshJournal, allow_shared_leases, intercept, restore
 from tests.fakes.system import ADA, LEASE, FakeSystem
 
@@ -58,7 +58,7 @@ async def test_a_waiter_gives_up_on_an_owner_that_does_not_finish(integration: I
     system.sleep_advances_clock = True
     system.provider.gate = asyncio.Event()
     owner = asyncio.create_task(system.another_process().refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.database.execute(update(refresh_leases).values(expire_time=system.clock() + HOUR))
     with pytest.raises(ProviderUnavailable) as caught:
         await system.refresher.refresh(integration)
@@ -144,7 +144,7 @@ async def test_an_owner_paused_beyond_its_lease_commits_its_token_response(
 ) -> None:
     system.provider.gate = asyncio.Event()
     paused = asyncio.create_task(system.another_process().refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.clock.advance(3 * LEASE)
     with pytest.raises(ReauthorizationRequired):
         await system.refresher.refresh(integration)  # treats the call of the paused owner as lost
@@ -160,12 +160,12 @@ async def test_a_paused_owner_returns_the_tokens_that_another_process_committed(
     system.provider.refresh_token_grace = HOUR
     system.provider.gate = asyncio.Event()
     paused = asyncio.create_task(system.another_process().refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.clock.advance(LEASE)
     gate, system.provider.gate = system.provider.gate, None
-    newest = await system.refresher.refresh(integration)
+    refreshed_by_other = await system.refresher.refresh(integration)
     gate.set()
-    assert (await paused).tokens == newest.tokens == await system.tokens(integration.integration_id)
+    assert (await paused).tokens == refreshed_by_other.tokens == await system.tokens(integration.integration_id)
 
 
 async def test_an_owner_paused_before_its_call_does_not_call_after_a_takeover(
@@ -232,7 +232,7 @@ async def refresh_during_outage(system: FakeSystem, integration: Integration) ->
     """Refresh with a response that arrives during a database outage. Returns the access token."""
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(system.refresher.refresh(integration))
-    await until(lambda: system.provider.in_flight)
+    await wait_until(lambda: system.provider.in_flight)
     system.database.is_unavailable = True
     system.provider.gate.set()
     return (await waiting).tokens.access_token
@@ -370,23 +370,23 @@ async def test_after_an_outage_a_process_waits_for_the_journals_of_others(
 async def test_negative_control_a_process_that_saw_no_outage_treats_the_call_as_lost(
     system: FakeSystem, integration: Integration
 ) -> None:
-    unaware = refresher_on_another_machine(system)
+    other = refresher_on_another_machine(system)
     await refresh_during_outage(system, integration)
     system.clock.advance(3 * LEASE)
     system.database.is_unavailable = False
     with pytest.raises(ReauthorizationRequired):
-        await unaware.refresh(integration)
+        await other.refresh(integration)
 
 
 async def test_a_refresh_in_the_local_journal_is_never_treated_as_lost(
     system: FakeSystem, integration: Integration
 ) -> None:
-    unaware = system.another_process().refresher
+    other = system.another_process().refresher
     await refresh_during_outage(system, integration)
     system.clock.advance(3 * LEASE)
     system.database.is_unavailable = False
     with pytest.raises(ProviderUnavailable):
-        await unaware.refresh(integration)
+        await other.refresh(integration)
     assert status(system, integration) is Status.ACTIVE
 
 
@@ -459,13 +459,13 @@ async def test_an_invalid_grant_is_checked_against_a_concurrent_refresh(
     allow_shared_leases(system.leases)
     system.provider.gate = asyncio.Event()
     system.provider.refresh_error = INVALID_GRANT
-    loser = asyncio.create_task(system.another_process().refresher.refresh(integration))
-    await until(lambda: system.provider.refreshes)
+    failing = asyncio.create_task(system.another_process().refresher.refresh(integration))
+    await wait_until(lambda: system.provider.refreshes)
     gate, system.provider.gate = system.provider.gate, None
     system.provider.refresh_error = None
     winner = await system.refresher.refresh(integration)
     gate.set()
-    assert (await loser).tokens == winner.tokens
+    assert (await failing).tokens == winner.tokens
     assert status(system, integration) is Status.ACTIVE
 
 

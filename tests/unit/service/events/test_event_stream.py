@@ -21,7 +21,7 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.storage.tables import integration_changes
-from tests.fakes.provider import until
+from tests.fakes.provider import wait_until
 from tests.fakes.stores import count_calls
 from tests.fakes.system import ADA, EVE, EVENT_RETENTION, FakeSystem
 
@@ -182,7 +182,7 @@ async def test_a_slow_stream_does_not_delay_others_and_loses_no_event(system: Fa
     assert len(system.change_reader.events._ranges) == 8
     items = await read(system, slow, 40)
     assert len({item.cursor for item in items}) == 40
-    assert count_calls(system.change_feed, "read_events") == 1  # it was behind, and read the log itself
+    assert count_calls(system.change_feed, "read_events") == 1  # it was behind and read the log
     await rename(system, integration.integration_id, "last")
     await read(system, slow, 1)
     assert count_calls(system.change_feed, "read_events") == 1
@@ -275,7 +275,7 @@ async def test_an_unknown_type_is_rejected(system: FakeSystem) -> None:
 
 async def test_drain_ends_every_stream(system: FakeSystem) -> None:
     waiting = [asyncio.ensure_future(anext(await open_stream(system))) for _ in range(3)]
-    await until(lambda: system.change_reader.events.changed._waiters)
+    await wait_until(lambda: system.change_reader.events.changed._waiters)
     system.event_stream.drain()
     for pending in waiting:
         with pytest.raises(ServerStopping):

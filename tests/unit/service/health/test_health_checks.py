@@ -15,7 +15,7 @@ from integration_server.domain.errors import (
 from integration_server.domain.health import HealthCheck
 from integration_server.domain.integration import Integration, IntegrationId, Status, UserId
 from integration_server.service.integrations.ports import IntegrationUpdate
-from tests.fakes.provider import HOUR, until
+from tests.fakes.provider import HOUR, wait_until
 from tests.fakes.system import ADA, EVE, FakeSystem
 
 
@@ -126,7 +126,7 @@ async def test_an_invalid_grant_is_expired(system: FakeSystem, integration: Inte
 
 
 async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
-    system.provider.gives_refresh_token = False
+    system.provider.issues_refresh_token = False
     integration = await system.connect()
     system.clock.advance(HOUR)
     result = await check(system, integration.integration_id)
@@ -134,7 +134,7 @@ async def test_an_expired_token_is_reported(system: FakeSystem) -> None:
 
 
 async def test_a_missing_required_scope_is_an_error(system: FakeSystem) -> None:
-    system.provider.granted = ("write",)
+    system.provider.granted_scopes = ("write",)
     integration = await system.connect(scopes=("write",))
     result = await check(system, integration.integration_id)
     assert (result.healthy, result.status, result.error_class) == (False, Status.ERROR, "SCOPE_MISSING")
@@ -183,7 +183,7 @@ async def test_a_database_outage_is_not_recorded_as_a_failure(system: FakeSystem
     system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
     waiting = asyncio.create_task(check(system, integration.integration_id))
-    await until(lambda: system.provider.refreshes)
+    await wait_until(lambda: system.provider.refreshes)
     system.database.is_unavailable = True
     system.provider.gate.set()
     with pytest.raises(StoreUnavailable):
@@ -226,7 +226,7 @@ async def test_a_slow_provider_delays_only_its_own_checks(system: FakeSystem, mo
     slow_provider.gate = asyncio.Event()
 
     checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
-    await until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
+    await wait_until(lambda: [row.integration_id for row in system.check_rows()] == [quick.integration_id])
     advance_event_loop(HOUR, monkeypatch)
     report = await checking
     results = {check.integration.integration_id: (check.healthy, check.error_class) for check in report.checks}
@@ -244,11 +244,11 @@ async def test_a_refresh_continues_after_the_check_times_out(
     system.clock.advance(HOUR)
     system.provider.gate = asyncio.Event()
     checking = asyncio.create_task(check(system, integration.integration_id))
-    await until(lambda: system.provider.in_flight)
+    await wait_until(lambda: system.provider.in_flight)
     advance_event_loop(HOUR, monkeypatch)
     assert (await checking).error_class == "PROVIDER_UNAVAILABLE"
     system.provider.gate.set()
-    await until(lambda: system.row(integration.integration_id).version == integration.version + 1)
+    await wait_until(lambda: system.row(integration.integration_id).version == integration.version + 1)
 
 
 async def test_checks_of_a_provider_are_limited(system: FakeSystem) -> None:
@@ -257,7 +257,7 @@ async def test_checks_of_a_provider_are_limited(system: FakeSystem) -> None:
     system.provider.max_in_flight = 0
     system.provider.gate = asyncio.Event()
     checking = asyncio.create_task(system.health_checker.check_all_health(ADA))
-    await until(lambda: system.provider.in_flight == 8)
+    await wait_until(lambda: system.provider.in_flight == 8)
     system.provider.gate.set()
     assert (await checking).healthy_count == 20
     assert system.provider.max_in_flight == 8
