@@ -28,7 +28,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 def url_problem(url: str, *, dev_mode: bool) -> str | None:
     """Why a URL is not allowed, or None. Only https is allowed; in dev mode also plain http to loopback."""
     match = _URL.fullmatch(url)
-    if match is None or int(match["port"] or 0) > 65535:
+    if match is None or (match["port"] and not 0 < int(match["port"]) <= 65535):
         return "is not an absolute http(s) URL without user name and fragment"
     if match["scheme"] == "http" and not (dev_mode and match["host"].lower() in LOOPBACK_HOSTS):
         return "must be https; plain http is for loopback in dev mode only"

@@ -39,6 +39,8 @@ def test_accepts_https(url: str) -> None:
         "https://acme.example/\n",
         "https://acme.example/%zz",
         "https://acme.example:99999/",
+        "https://acme.example:0/",
+        "https://0:0",
         "https://acme.example:/",
         "https://acme..example/",
         "https://" + "a" * 64 + ".example/",
