@@ -26,8 +26,7 @@ from integration_server.domain.errors import CredentialsUnreadable, StoreUnavail
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
-from integration_server.storage.rows import from_row
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import audit_chains, audit_entries
 
 _C = audit_chains.c

@@ -15,9 +15,8 @@ from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId
 from integration_server.service.connections.ports import AuthorizationAttempt
 from integration_server.service.integrations.ports import NewIntegration
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import matches_integration, new_integration_values
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import AttemptState, authorization_attempts, integrations
 
 _A = authorization_attempts.c

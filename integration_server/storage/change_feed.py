@@ -21,9 +21,8 @@ from integration_server.service.events.ports import (
 )
 from integration_server.storage.change_ordering import ChangeOrdering, detect_ordering
 from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.pruning import prune
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integration_changes
 
 _C = integration_changes.c

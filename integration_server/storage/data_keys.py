@@ -8,10 +8,9 @@ from typing import Any
 from sqlalchemy import Column, Row, delete, select, update
 
 from integration_server.storage.encrypted_columns import count_values
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.key_encryption import KeyEncryptionKeys, KeyringError
 from integration_server.storage.keyring import ALL_DATA_KEYS
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import DataKeyState, data_keys, key_checks
 
 REPLACED_KEY_RETENTION = timedelta(days=1)

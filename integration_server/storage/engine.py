@@ -12,11 +12,11 @@ import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import asyncpg
@@ -30,6 +30,8 @@ from sqlalchemy.types import TypeDecorator
 
 from integration_server.domain.errors import StoreUnavailable
 from integration_server.service.background.detached_tasks import waiting_for_store
+
+T = TypeVar("T")
 
 DEFAULT_DATABASE_URL = "sqlite:///./data/integrations.db"
 
@@ -376,6 +378,15 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """The time in UTC."""
         return None if value is None else value.replace(tzinfo=UTC)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def from_row(value_type: type[T], row: Row[Any], **converted: object) -> T:
+    """A value of a dataclass: fields that are not in `converted` come from the columns of the same name."""
+    names = [field.name for field in fields(value_type) if field.name not in converted]  # type: ignore[arg-type]
+    return value_type(**converted, **{name: getattr(row, name) for name in names})
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ from sqlalchemy import ColumnElement, Row, Select, case, func, insert, select, u
 
 from integration_server.domain.health import ErrorRate, HealthCheck
 from integration_server.domain.integration import Failure, Integration, Status
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import NO_FAILURE, failure_values, matches_integration
 from integration_server.storage.pruning import prune
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import health_checks, integrations
 
 _C = health_checks.c

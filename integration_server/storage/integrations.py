@@ -36,9 +36,8 @@ from integration_server.service.integrations.ports import (
     RemovalResult,
     StoredIntegration,
 )
-from integration_server.storage.engine import Database, UtcDateTime
+from integration_server.storage.engine import Database, UtcDateTime, from_row
 from integration_server.storage.revocations import add_claimed
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
 
 _T = integrations.c

@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
 from integration_server.storage.database_time import DatabaseTime
-from integration_server.storage.engine import Database
-from integration_server.storage.rows import from_row
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import revocations
 
 _R = revocations.c

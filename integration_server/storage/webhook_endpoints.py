@@ -8,9 +8,8 @@ from sqlalchemy.exc import IntegrityError
 
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.webhooks.ports import StoredWebhookSecrets, WebhookEndpoint
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import stored_integration_of
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_secrets
 
 _I = integrations.c

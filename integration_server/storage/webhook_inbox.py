@@ -18,10 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
-from integration_server.storage.engine import Database
+from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import ended_grant_values, integration_of, matches_integration
 from integration_server.storage.pruning import prune
-from integration_server.storage.rows import from_row
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
 _I = integrations.c
