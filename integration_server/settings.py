@@ -118,7 +118,10 @@ def _is_browser_url(url: str) -> bool:
 def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:
     if location is None or not is_url(location):
         return location is None or Path(location).is_file()
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return False
     is_local = parts.scheme == "http" and _is_loopback(parts.hostname or "") and dev_mode
     return bool(parts.hostname) and (parts.scheme == "https" or is_local)
 

@@ -259,10 +259,14 @@ async def _postgres_database(
 
 
 def _listen(change_notified: asyncio.Event, connection: AdaptedConnection, _record: object) -> None:
-    """Set the event for each notification of the trigger `notify_change`."""
+    """Set the event for each notification of the trigger `notify_change`.
+
+    Without LISTEN, as on distributed engines and standbys, the reader polls. A lost connection fails at the next
+    statement.
+    """
 
     async def listen(driver: "asyncpg.Connection[asyncpg.Record]") -> None:
-        with suppress(asyncpg.FeatureNotSupportedError):  # distributed engines
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):  # SQLAlchemy converts errors of statements only
             await driver.add_listener("integration_changes", lambda *_: change_notified.set())
 
     connection.run_async(listen)

@@ -529,7 +529,9 @@ def test_only_public_key_algorithms_are_accepted(files: Files, algorithms: str) 
     assert {name.partition("[")[0] for name in names_of(problems)} == {"JWT_ALGORITHMS"}
 
 
-@pytest.mark.parametrize("jwks", ["http://issuer.example/keys", "ftp://issuer.example", "https://", "no/such/file"])
+@pytest.mark.parametrize(
+    "jwks", ["http://issuer.example/keys", "ftp://issuer.example", "https://", "https://[::1", "no/such/file"]
+)
 def test_jwks_must_be_a_file_or_an_https_url(files: Files, jwks: str) -> None:
     assert names_of(problems_of({**files.tokens, "JWT_JWKS": jwks})) == ["JWT_JWKS"]
     assert Settings.from_environment({**files.tokens, "JWT_JWKS": "https://issuer.example/keys"}).jwt_jwks

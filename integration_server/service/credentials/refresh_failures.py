@@ -44,8 +44,12 @@ class RefreshFailure:
     refusals: int = 0
 
 
-GRANT_LOST = RefreshFailure(ReauthorizationRequired(), reauthorization_required=True)
-"""The grant has ended, or there is no refresh token to use."""
+def grant_lost() -> RefreshFailure:
+    """The grant has ended, or there is no refresh token to use.
+
+    Each failure has its own error: one that is raised again and again keeps the frames of all its tracebacks.
+    """
+    return RefreshFailure(ReauthorizationRequired(), reauthorization_required=True)
 
 
 class RefreshFailurePolicy:
@@ -69,7 +73,7 @@ class RefreshFailurePolicy:
             self._log.error("invalid_client", integration_type=integration.integration_type)
             raise error
         if isinstance(error, ProviderRejected) and error.oauth_error == "invalid_grant":
-            return GRANT_LOST
+            return grant_lost()
         failures = integration.refresh_failures + 1
         refusals = integration.refresh_refusals + 1 if _is_refusal(error) else 0
         if refusals >= _MAX_REFUSALS:

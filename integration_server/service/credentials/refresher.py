@@ -31,7 +31,7 @@ from integration_server.service.background.detached_tasks import DetachedTasks
 from integration_server.service.common_types import Clock, Jitter, RandomToken
 from integration_server.service.credentials.ports import Lease, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter, RefreshResult
-from integration_server.service.credentials.refresh_failures import GRANT_LOST, RETRY_SOON, RefreshFailurePolicy
+from integration_server.service.credentials.refresh_failures import RETRY_SOON, RefreshFailurePolicy, grant_lost
 from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.provider_port import Provider, Providers
 
@@ -143,7 +143,7 @@ class TokenRefresher:
         if current.tokens.refresh_token is None:
             if current.tokens.has_expired(self.clock()):
                 self._log.warning("access_token_expired", **current.integration.log_fields)
-                await self.failures.record(current.integration, GRANT_LOST)
+                await self.failures.record(current.integration, grant_lost())
             raise ReauthorizationRequired
         retry_time = current.integration.refresh_retry_time
         if retry_time is not None and retry_time > self.clock() and not force:
@@ -220,7 +220,7 @@ class TokenRefresher:
         if await self.committer.is_journaled(integration):
             raise ProviderUnavailable("an earlier refresh is about to be committed", retry_after=RETRY_SOON)
         self._log.error("refresh_outcome_unknown", **integration.log_fields)
-        await self.failures.record(integration, GRANT_LOST)
+        await self.failures.record(integration, grant_lost())
         raise ReauthorizationRequired
 
     async def _release(self, lease: Lease, *, outcome_known: bool) -> None:

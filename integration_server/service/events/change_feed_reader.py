@@ -61,6 +61,10 @@ class EventBuffer:
             self._pending.clear()
             self._incomplete_below = batch.cursor.end
         low, high = self.horizon, batch.cursor.horizon
+        if low is not None and low <= batch.cursor.end:  # else an older database was restored
+            # After a pause of the reader, its cursor may begin again below what is published.
+            self._pending = [one for one in self._pending if one.position >= low]
+            high = max(low, high)
         final = sorted((one for one in self._pending if one.position < high), key=lambda logged: logged.number)
         if low is not None and low >= self._incomplete_below:
             if not final:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import delete, insert, select, text, update
 
@@ -315,6 +316,29 @@ class TestPolling:
             async with asyncio.timeout(60):
                 await database.change_notified.wait()
             assert await poller.changed_ids() == {first.integration_id}
+
+    @pytest.mark.postgres
+    @pytest.mark.parametrize(
+        "error",
+        [
+            asyncpg.FeatureNotSupportedError("LISTEN is not supported"),
+            asyncpg.ReadOnlySQLTransactionError("cannot execute LISTEN during recovery"),
+            asyncpg.InterfaceError("connection is closed"),
+        ],
+        ids=["distributed", "standby", "closed"],
+    )
+    async def test_without_listen_changes_are_found_by_polling(
+        self, postgres_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        async def refuse(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(asyncpg.Connection, "add_listener", refuse)
+        async with open_database(postgres_url) as database:
+            poller = Poller(database)
+            await poller.poll()
+            integration = await create_connected(SqlIntegrations(database))
+            assert [event.integration_id for event in await poller.events()] == [integration.integration_id]
 
     async def test_without_a_commit_the_wait_ends_at_its_timeout(self, database: Database) -> None:
         feed = SqlChangeFeed(database)

@@ -279,6 +279,19 @@ async def test_an_invalid_grant_is_not_retried(system: FakeSystem, integration: 
     assert row.last_error.error_class == "REAUTHORIZATION_REQUIRED"
 
 
+async def test_each_invalid_grant_raises_its_own_error(system: FakeSystem) -> None:
+    system.provider.refresh_error = INVALID_GRANT
+    errors = []
+    for _ in range(2):
+        integration = await system.connect()
+        system.clock.advance(HOUR)
+        with pytest.raises(ReauthorizationRequired) as caught:
+            await access_token(system, integration)
+        errors.append(caught.value)
+    # An error that is raised again keeps the frames of all its tracebacks, with the tokens in them.
+    assert errors[0] is not errors[1]
+
+
 @pytest.mark.parametrize("oauth_error", [None, "invalid_request", "invalid_scope"])
 async def test_other_oauth_errors_do_not_end_the_grant(
     system: FakeSystem, integration: Integration, oauth_error: str | None

@@ -71,6 +71,15 @@ class TestEventBuffer:
         buffer.add(batch(10, [logged(1, 5)]))
         assert (buffer.horizon, numbers(buffer, 5)) == (10, None)
 
+    def test_events_are_not_published_again_after_a_pause_of_the_reader(self, buffer: EventBuffer) -> None:
+        events = [logged(1, 10), logged(2, 12)]
+        buffer.add(batch(13, events))
+        buffer.add(ChangeBatch(ChangeCursor(13, dict.fromkeys([10, 11, 12], NOON)), NOON))
+        buffer.add(batch(13, events))
+        assert (buffer.horizon, numbers(buffer, 13)) == (13, None)
+        buffer.add(batch(14, [logged(3, 13)]))
+        assert (buffer.horizon, numbers(buffer, 13)) == (14, [3])
+
 
 class RecordingCache:
     """A `ChangeListener` that records its calls."""
