@@ -1,9 +1,9 @@
 """Authorization: decides what an authenticated caller may do.
 
 `authorize_method` checks the method's permission before the request is read; `authorize_request` checks the request.
-A rejection that follows from the caller's own words (method, type, another user's `user_id`) is CALLER_NOT_ALLOWED.
-One that would reveal stored data is reported as if the data did not exist. docs/authentication-and-authorization.md
-has the rules.
+A rejection that depends only on the request (method, type, another user's `user_id`) is CALLER_NOT_ALLOWED. A rejection
+that would reveal stored data is reported as if the data did not exist. docs/authentication-and-authorization.md has the
+rules.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -35,7 +35,7 @@ USER = "user"
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What a policy grants a caller: permissions, and the integration types that they apply to."""
+    """The permissions that a policy grants a caller, and the integration types that they apply to."""
 
     granted: frozenset[Permission] = frozenset()
     allowed_types: AllowedTypes = NO_INTEGRATION_TYPES

@@ -164,7 +164,8 @@ def peer_address(context: Context) -> str:
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
-    A stream counts as a concurrent call until it ends. Unary health checks are exempt: a busy server is not dead.
+    A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
+    probes do not fail because the server is busy.
     """
     rate, window = RateLimitItemPerSecond(per_second), FixedWindowRateLimiter(MemoryStorage())
     in_flight: Counter[str] = Counter()

@@ -25,7 +25,7 @@ _SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's 
 
 
 class Phase(Enum):
-    """What a connection waits for."""
+    """The event that a connection waits for."""
 
     KEEPALIVE = auto()
     """The next request, of which nothing has arrived."""
@@ -68,7 +68,7 @@ class LimitedProtocol(H11Protocol):
         self._update_phase()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timer, and remove the connection from the idle ones."""
         super().connection_lost(exc)
         self._idle.pop(self, None)
         if self._timer is not None:

@@ -51,7 +51,7 @@ class Pages:
 
     def callback_result(self, result: HandleCallbackResponse) -> HTMLResponse:
         """The page for a callback that the server handled."""
-        unfinished = "unconfirmed" if result.confirmation_token else "refused"
+        unfinished = "unconfirmed" if result.confirmation_token else "access_denied"
         return self.render(self.pages["connected" if result.success else unfinished], HTTPStatus.OK)
 
     def http_error(self, error: HttpError) -> HTMLResponse:

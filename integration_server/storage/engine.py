@@ -2,7 +2,7 @@
 
 SQLite has one connection for writes per process, for which writers queue, and several for reads. PostgreSQL has one
 pool; reads use autocommit, which saves the two round trips of a transaction. One more connection monitors the database:
-it works, or tells that the database is unavailable, while the others are busy, blocked or exhausted.
+it works, or reports that the database is unavailable, while the others are busy, blocked or exhausted.
 """
 
 import asyncio

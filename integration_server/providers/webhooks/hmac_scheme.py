@@ -67,7 +67,7 @@ class HmacScheme(WebhookScheme):
         timestamp: where the time of sending is.
         signatures: all signatures in the header's value, where there may be several.
         key: the key that a secret stands for; None if the secret is malformed.
-        key_problem: what is wrong with a malformed secret, as the end of a sentence.
+        key_problem: the problem of a malformed secret, as the end of a sentence.
         secret_source: where the secrets come from.
     """
 
@@ -95,5 +95,5 @@ class HmacScheme(WebhookScheme):
         return self.read(VerifiedRequest(request, secret, now))
 
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret; None if it can verify requests."""
+        """The problem of a secret; None if it can verify requests."""
         return self.key_problem if self.key(secret) is None else None

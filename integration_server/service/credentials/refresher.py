@@ -77,7 +77,7 @@ class TokenRefresher:
     async def refresh_proactively(self, due: StoredIntegration) -> bool:
         """Refresh an integration that was just read, or record that its tokens have expired and cannot be refreshed.
 
-        Returns whether the provider is well, as far as the refresh shows it.
+        Returns False if the refresh shows that the provider is unhealthy.
         """
         try:
             await self.tasks.outcome(self._flight(due.integration, due, force=False))

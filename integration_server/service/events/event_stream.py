@@ -123,7 +123,7 @@ class EventStream:
             return _Cursor.at(self._buffer.horizon or 0, batch.time)
         given = await self._cursors.read(cursor)
         if given is None:
-            raise InvalidField("cursor", "was not made here")
+            raise InvalidField("cursor", "was not issued by this server")
         # A cursor of another database, or from before this one was restored, may be beyond the end.
         if given.time < batch.time - self.retention or given.positions.high > batch.cursor.end:
             raise CursorExpired

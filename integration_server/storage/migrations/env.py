@@ -1,4 +1,4 @@
-"""Alembic's environment: what Alembic runs for each command.
+"""Alembic's environment, which Alembic runs for each command.
 
 `storage/schema.py` passes a connection. The command line `alembic` finds the database as the server does: in
 `DATABASE_URL` of the environment, else of `./.env`, else the default.
