@@ -218,11 +218,11 @@ def _calls_about(integration: Seeded, server: Server) -> Sequence[Call]:
     integration_id, user_id = integration.integration_id, integration.user_id
     credentials = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id)
     one = pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
-    all_of_the_user = pb.ListIntegrationsRequest(user_id=user_id, integration_type=HEALTHY_TYPE)
+    list_request = pb.ListIntegrationsRequest(user_id=user_id, integration_type=HEALTHY_TYPE)
     service = server.service
     return [
         Call("GetCredentials", partial(service.GetCredentials, credentials, timeout=_DEADLINE)),
         Call("GetIntegration", partial(service.GetIntegration, one, timeout=_DEADLINE)),
-        Call("ListIntegrations", partial(service.ListIntegrations, all_of_the_user, timeout=_DEADLINE)),
+        Call("ListIntegrations", partial(service.ListIntegrations, list_request, timeout=_DEADLINE)),
         Call("health Check", partial(server.health.Check, HealthCheckRequest(), timeout=_DEADLINE)),
     ]

@@ -12,7 +12,7 @@ from benchmarks.harness import (
     ALL,
     Call,
     Comparison,
-    Phase,
+    LoadPhase,
     compare,
     load,
     load_both,
@@ -26,8 +26,8 @@ async def nothing() -> None:
     """An RPC that completes at once."""
 
 
-def phase(*latencies: float, failures: dict[str, int] | None = None) -> Phase:
-    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, cpu_usage=[])
+def phase(*latencies: float, failures: dict[str, int] | None = None) -> LoadPhase:
+    return LoadPhase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, cpu_usage=[])
 
 
 def comparison(*ratios: float) -> Comparison:
