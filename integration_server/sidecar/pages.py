@@ -30,7 +30,7 @@ class Page:
     errors: Sequence[str | int] = ()
 
 
-class Pages:
+class ResultPages:
     """Renders the pages. `policy` is the content security policy that they need."""
 
     def __init__(self) -> None:

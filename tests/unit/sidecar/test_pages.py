@@ -7,13 +7,13 @@ from http import HTTPStatus
 
 import pytest
 
-from integration_server.sidecar.pages import Page, Pages
+from integration_server.sidecar.pages import Page, ResultPages
 
-ALL_PAGES = list(Pages().pages.values())
+ALL_PAGES = list(ResultPages().pages.values())
 
 
 def rendered(page: Page) -> str:
-    return bytes(Pages().render(page, HTTPStatus.OK).body).decode()
+    return bytes(ResultPages().render(page, HTTPStatus.OK).body).decode()
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
@@ -37,7 +37,7 @@ def test_the_policy_allows_only_the_style_of_the_page(page: Page) -> None:
 
     assert len(styles) == 1
     digest = base64.b64encode(hashlib.sha256(styles[0].encode()).digest()).decode()
-    assert Pages().policy == (
+    assert ResultPages().policy == (
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
