@@ -1,1 +1,1 @@
-"""The SQL store: tables, migrations, the implementations of the store ports, and the keyring. Only it uses SQLAlchemy."""
+"""The SQL store: tables, migrations, the implementations of the store ports, and the keyring. Alone uses SQLAlchemy."""

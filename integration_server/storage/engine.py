@@ -227,7 +227,7 @@ async def open_database(
 
 
 def _engine(
-    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, only_reads: bool = False
+    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, read_only: bool = False
 ) -> AsyncEngine:
     return create_async_engine(
         url,
@@ -236,7 +236,7 @@ def _engine(
         max_overflow=0,
         pool_timeout=timeout,
         hide_parameters=True,
-        skip_autocommit_rollback=only_reads,  # saves a switch to SQLite's thread
+        skip_autocommit_rollback=read_only,  # saves a switch to SQLite's thread
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
     )
 
@@ -326,9 +326,9 @@ def _discard_closed_connection(connection: AdaptedConnection, _record: object, _
 
 def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, monitor_timeout: float) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
-    readers = _engine(url, pool_size, connect_timeout, {}, only_reads=True)
+    readers = _engine(url, pool_size, connect_timeout, {}, read_only=True)
     writers = _engine(url, 1, connect_timeout, {})
-    monitors = _engine(url, 1, monitor_timeout, {}, only_reads=True)
+    monitors = _engine(url, 1, monitor_timeout, {}, read_only=True)
     for engine in (readers, writers, monitors):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)

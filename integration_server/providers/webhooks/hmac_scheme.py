@@ -85,12 +85,12 @@ class HmacScheme(WebhookScheme):
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
         require_post(request)
-        given = self.signatures(single_header(request, self.signature_header))
+        signatures = self.signatures(single_header(request, self.signature_header))
         timestamp = self.timestamp.read(request, now) if self.timestamp else ""
         message = self.message(request, timestamp)
         candidates = [(secret, key) for secret in keys.secrets if (key := self.key(secret)) is not None]
         secret, _ = find_signing_secret(
-            candidates, given, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
+            candidates, signatures, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
         )
         return self.read(VerifiedRequest(request, secret, now))
 

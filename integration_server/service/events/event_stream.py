@@ -121,13 +121,13 @@ class EventStream:
         batch = await self.reader.poll()
         if not cursor:
             return _Cursor.at(self._buffer.horizon or 0, batch.time)
-        given = await self._cursors.read(cursor)
-        if given is None:
+        start = await self._cursors.read(cursor)
+        if start is None:
             raise InvalidField("cursor", "was not issued by this server")
         # A cursor of another database, or from before this one was restored, may be beyond the end.
-        if given.time < batch.time - self.retention or given.positions.high > batch.cursor.end:
+        if start.time < batch.time - self.retention or start.positions.high > batch.cursor.end:
             raise CursorExpired
-        return given
+        return start
 
     async def _next_page(
         self, at: _Cursor, event_filter: EventFilter

@@ -75,7 +75,7 @@ def _write_script() -> None:
 
 if context.is_offline_mode():
     _write_script()
-elif (given := context.config.attributes.get("connection")) is not None:
-    _run(given)
+elif (open_connection := context.config.attributes.get("connection")) is not None:
+    _run(open_connection)
 else:
     asyncio.run(_run_on_own_connection())
