@@ -170,7 +170,7 @@ def assert_scan_is_clean(scan_input: ScanInput, encryption_key: str, *databases:
         ("path", "stderr"),
         *(("name", database) for database in databases),
     }
-    assert b'"event": "refreshed"' in scan_input.sources["stderr"]
+    assert b'"event": "refresh_completed"' in scan_input.sources["stderr"]
     assert b'"event": "rpc_rejected"' in scan_input.sources["stderr"]
     assert b"/api/v1/integrations/callback/sandbox" in scan_input.sources["stderr"]
 

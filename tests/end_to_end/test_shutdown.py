@@ -42,7 +42,7 @@ async def test_calls_in_flight_complete_after_health_reports_not_serving(sqlite_
         finished = await system.command.finished()
         assert finished.code == 0
         # Rotated tokens are stored, also if no caller waits for them.
-        assert finished.err.count('"event": "refreshed"') == 2
+        assert finished.err.count('"event": "refresh_completed"') == 2
 
 
 def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:

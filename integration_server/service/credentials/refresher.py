@@ -166,7 +166,7 @@ class TokenRefresher:
         try:
             await self._require_unused_token(lease, integration, provider)
             if provider.refresh_token_grace and self.clock() - start_time >= self.lease_duration:
-                return None  # the process slept, and another may have used the token within its grace
+                return None  # the process was suspended, and another may have used the token within its grace
             outcome_known = False
             try:
                 token_response = await provider.refresh(current.tokens)
@@ -183,7 +183,7 @@ class TokenRefresher:
         if outcome_known:
             self.record_audit(background_entry(self.clock(), Action.REFRESH, integration))
             self._log.info(
-                "refreshed",
+                "refresh_completed",
                 **integration.log_fields,
                 expire_time=refreshed.tokens.expire_time,
                 superseded=refreshed.tokens is not tokens,

@@ -85,7 +85,7 @@ async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, 
     (line,) = log
     assert line.pop("ms") >= 0
     assert line == {
-        "event": "request",
+        "event": "http_request",
         "log_level": "info",
         "method": "GET",
         "path": f"{CALLBACK_PATH}/stripe",
