@@ -89,13 +89,13 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         st.lists(parameter | raw, max_size=6).map("&".join),
     )
     whole = st.builds(_request, _METHODS, paths, queries, st.lists(_HEADERS, max_size=3), st.binary(max_size=20))
-    spoilt = st.builds(
+    malformed = st.builds(
         lambda case, at, noise: HttpCase(case.request[:at] + noise, needs_end=True),
         whole,
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return choice_of([*[whole] * 5, spoilt])
+    return choice_of([*[whole] * 5, malformed])
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:

@@ -83,11 +83,11 @@ async def serving(
         await server.stop(grace=None)
 
 
-async def is_disconnected(port: int, said: bytes, timeout: float) -> bool:
+async def is_disconnected(port: int, sent_bytes: bytes, timeout: float) -> bool:
     """Whether the server ends a connection that says this and nothing more."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(said)
+        writer.write(sent_bytes)
         async with asyncio.timeout(timeout):
             with suppress(ConnectionError):
                 await reader.read()
@@ -113,13 +113,13 @@ async def is_served(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("said", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
-async def test_a_client_that_does_not_introduce_itself_is_let_go(said: bytes) -> None:
+@pytest.mark.parametrize("sent_bytes", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
+async def test_a_client_that_does_not_introduce_itself_is_let_go(sent_bytes: bytes) -> None:
     async with serving(options(handshake=SOON)) as port:
-        assert await is_disconnected(port, said, DEADLINE)
+        assert await is_disconnected(port, sent_bytes, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
-        assert not await is_disconnected(port, said, 4 * SOON.total_seconds())
+        assert not await is_disconnected(port, sent_bytes, 4 * SOON.total_seconds())
 
 
 async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path) -> None:

@@ -97,12 +97,12 @@ async def received_of(fault: Fault) -> bytes:
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: sandbox\r\n\r\n")
         received = asyncio.StreamReader()
         with closing(writer), pytest.raises(ConnectionResetError):
-            await pass_on(reader, received)
+            await forward_bytes(reader, received)
         received.feed_eof()
         return await received.read()
 
 
-async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
+async def forward_bytes(source: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
     while chunk := await source.read(1000):
         target.feed_data(chunk)
 
