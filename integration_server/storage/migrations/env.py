@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
-    SqliteFile,
+    SqliteLocation,
     UtcDateTime,
     open_database,
     parse_database_url,
@@ -62,7 +62,7 @@ async def _run_on_own_connection() -> None:
 
 def _write_script() -> None:
     """Print the SQL instead of running it (`--sql`)."""
-    is_sqlite = isinstance(parse_database_url(_database_url()), SqliteFile)
+    is_sqlite = isinstance(parse_database_url(_database_url()), SqliteLocation)
     context.configure(
         dialect_name="sqlite" if is_sqlite else "postgresql",
         target_metadata=metadata,

@@ -7,17 +7,17 @@ from http import HTTPStatus
 
 import pytest
 
-from integration_server.sidecar.pages import Page, ResultPages
+from integration_server.sidecar.pages import PageTexts, ResultPages
 
 ALL_PAGES = list(ResultPages().pages.values())
 
 
-def rendered(page: Page) -> str:
+def rendered(page: PageTexts) -> str:
     return bytes(ResultPages().render(page, HTTPStatus.OK).body).decode()
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_a_page_shows_its_texts(page: Page) -> None:
+def test_a_page_shows_its_texts(page: PageTexts) -> None:
     html = rendered(page)
 
     for text in (page.title, page.message, page.next_step):
@@ -25,14 +25,14 @@ def test_a_page_shows_its_texts(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_a_page_loads_and_runs_nothing(page: Page) -> None:
+def test_a_page_loads_and_runs_nothing(page: PageTexts) -> None:
     html = rendered(page)
 
     assert not re.search(r"<script|<link|<img|<form|<iframe|\son\w+=|\shref=|\ssrc=|style=|url\(|@import", html)
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_the_policy_allows_only_the_style_of_the_page(page: Page) -> None:
+def test_the_policy_allows_only_the_style_of_the_page(page: PageTexts) -> None:
     styles = re.findall(r"<style>(.*?)</style>", rendered(page), re.DOTALL)
 
     assert len(styles) == 1
@@ -43,7 +43,7 @@ def test_the_policy_allows_only_the_style_of_the_page(page: Page) -> None:
 
 
 def test_texts_are_escaped() -> None:
-    html = rendered(Page("done", "</title><script>", "<img src=x onerror=alert(1)>", "\"'&{{ 7 * 7 }}"))
+    html = rendered(PageTexts("done", "</title><script>", "<img src=x onerror=alert(1)>", "\"'&{{ 7 * 7 }}"))
 
     assert "<script" not in html
     assert "<img" not in html
