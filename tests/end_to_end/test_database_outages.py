@@ -86,7 +86,7 @@ def get(clients: Clients, integration_id: int, timeout: float | None = None) -> 
 
 
 def get_credentials(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that may be answered from the cache."""
+    """A call that the cache may serve."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
     return clients.service.GetCredentials(request, timeout=timeout)
 

@@ -136,7 +136,7 @@ def test_the_median_of_the_phases_must_keep_the_bound(ratios: Sequence[float], h
 
 
 @pytest.mark.parametrize(("failures", "holds"), [({}, True), ({"Get: UNAVAILABLE": 1}, False)])
-def test_no_rpc_may_fail(failures: dict[str, int], holds: bool) -> None:
+def test_a_failed_rpc_breaks_the_bound(failures: dict[str, int], holds: bool) -> None:
     _, failing = speed_bounds([comparison(1)], 2, [phase(1), phase(1, failures=failures)])
 
     assert failing.holds is holds
