@@ -51,8 +51,8 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(run_fake_api())
         declare_api(tmp_path, api, limits)
-        at = settings_for(database_url, PROVIDERS_DIR=str(tmp_path), **settings)
-        running = await stack.enter_async_context(running_server(at, {}))
+        settings_of_server = settings_for(database_url, PROVIDERS_DIR=str(tmp_path), **settings)
+        running = await stack.enter_async_context(running_server(settings_of_server, {}))
         yield Scenario(api, await stack.enter_async_context(clients_of(running.grpc_address, running.sidecar_url)))
 
 
@@ -197,8 +197,8 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
         assert on.api.max_within(0.5) <= 6  # the budget, and one that took longer to arrive
 
 
-async def expect_success(calling: Any) -> None:
-    response = await calling
+async def expect_success(pending_call: Any) -> None:
+    response = await pending_call
     assert response.status_code == 200
 
 
@@ -229,8 +229,8 @@ async def max_calls_of_two_servers(tmp_path: Path, database_url: str, **settings
         clients = []
         for _ in range(2):
             command = await stack.enter_async_context(serving(tmp_path, environment))
-            at = command.serving
-            clients.append(await stack.enter_async_context(clients_of(at["grpc"], at["sidecar"])))
+            addresses = command.serving
+            clients.append(await stack.enter_async_context(clients_of(addresses["grpc"], addresses["sidecar"])))
         own_id = await connect_with_key(clients[0], "ada")
         calls = [server.service.CallProvider(call(own_id), timeout=30) for server in clients for _ in range(12)]
         responses = await asyncio.gather(*calls)

@@ -376,7 +376,10 @@ async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: Syste
 
     state = query["state"]
     flips = range(0, len(state), 7)
-    altered = {f"altered at {at}": state[:at] + ("A" if state[at] != "A" else "B") + state[at + 1 :] for at in flips}
+    altered = {
+        f"altered at {index}": state[:index] + ("A" if state[index] != "A" else "B") + state[index + 1 :]
+        for index in flips
+    }
     foreign = {
         "cut": state[:-1],
         "padded": state + "=",

@@ -68,7 +68,7 @@ _HEADERS = st.sampled_from(
 
 def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
     """A strategy for requests, most of them to the paths of callbacks and webhooks."""
-    types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
+    types = st.sampled_from([*known.values_of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
     paths = st.one_of(
         st.just(_PREFIX),
         types.map(lambda name: f"{_PREFIX}/{name}"),
@@ -81,7 +81,9 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         texts.map(lambda text: f"{_PREFIX}/{quote(text)}"),
         texts.map(lambda text: "/" + text),
     )
-    values = {name: st.sampled_from(known.of(name)) | texts if known.of(name) else texts for name in _NAMES}
+    values = {
+        name: st.sampled_from(known.values_of(name)) | texts if known.values_of(name) else texts for name in _NAMES
+    }
     parameter = st.sampled_from(_NAMES).flatmap(lambda name: values[name].map(lambda value: f"{name}={quote(value)}"))
     raw = texts.map(lambda text: text[:2000])
     queries = st.one_of(

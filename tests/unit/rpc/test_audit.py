@@ -114,12 +114,12 @@ async def test_a_rejection_is_recorded_with_its_reason() -> None:
 
 
 async def test_a_response_without_success_is_recorded_with_its_reason_and_user() -> None:
-    def hold() -> Any:
+    def block() -> Any:
         audit_user.set(UserId("ada"))
         return pb.HandleCallbackResponse(success=False, reason="confirmation_required", integration_id=7)
 
     trail = Trail()
-    await call(trail, f"/{SERVICE.full_name}/HandleCallback", pb.HandleCallbackRequest(state="sealed"), hold)
+    await call(trail, f"/{SERVICE.full_name}/HandleCallback", pb.HandleCallbackRequest(state="sealed"), block)
     assert trail.entries == [
         AuditEntry(NOON, "billing", Action.COMPLETE, "ada", 7, outcome="confirmation_required"),
     ]
