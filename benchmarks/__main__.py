@@ -57,7 +57,7 @@ def run_slow_provider(
     bound: RatioBound = 2,
 ) -> bool:
     """A provider that does not respond to refreshes delays no other RPC."""
-    plan = slow_provider.Plan(database, refreshes, rounds, seconds, rate, bound)
+    plan = slow_provider.SlowProviderPlan(database, refreshes, rounds, seconds, rate, bound)
     return _run("slow-provider", slow_provider.__doc__, plan, partial(slow_provider.measure, plan))
 
 
@@ -73,12 +73,17 @@ def run_proactive_refresh(
     bound: RatioBound = 2,
 ) -> bool:
     """Tokens that expire in the same minute are all refreshed in time, without delaying other RPCs."""
-    plan = proactive_refresh.Plan(database, integrations, minutes, servers, provider_delay, seconds, rate, bound)
+    plan = proactive_refresh.ProactiveRefreshPlan(
+        database, integrations, minutes, servers, provider_delay, seconds, rate, bound
+    )
     return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
 def _run(
-    name: str, description: str | None, plan: slow_provider.Plan | proactive_refresh.Plan, measure: Measure
+    name: str,
+    description: str | None,
+    plan: slow_provider.SlowProviderPlan | proactive_refresh.ProactiveRefreshPlan,
+    measure: Measure,
 ) -> bool:
     console = Console()
     console.rule(f"{name} on {plan.database}")

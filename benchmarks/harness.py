@@ -38,7 +38,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class LoadPhase:
     """The measurements of one or several phases of load.
 
     `latencies` has the seconds of each RPC by name, `lateness` the seconds by which RPCs were sent late. `failures`
@@ -55,7 +55,7 @@ class Phase:
         return list(itertools.chain(*self.latencies.values())) if name == ALL else self.latencies[name]
 
 
-async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: Callable[[], float]) -> Phase:
+async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: Callable[[], float]) -> LoadPhase:
     """Send the calls in turn at a fixed rate, whether or not earlier ones have completed.
 
     A latency counts from the time at which the call should have been sent, so that a slow server cannot improve its
@@ -80,7 +80,7 @@ async def load(calls: Sequence[Call], rate: float, seconds: float, cpu_seconds: 
             await _sleep_until(due)
             group.create_task(send(call, due))
     cpu_usage = (cpu_seconds() - used) / (time.perf_counter() - begin)
-    return Phase(latencies, lateness, dict(failures), [cpu_usage])
+    return LoadPhase(latencies, lateness, dict(failures), [cpu_usage])
 
 
 async def load_both(
@@ -88,10 +88,10 @@ async def load_both(
     cpu_seconds: tuple[Callable[[], float], Callable[[], float]],
     rate: float,
     seconds: float,
-) -> tuple[Phase, Phase]:
+) -> tuple[LoadPhase, LoadPhase]:
     """Put the same load on two systems at the same time, with alternating calls. A disturbance affects both."""
 
-    async def second() -> Phase:
+    async def second() -> LoadPhase:
         await asyncio.sleep(1 / rate / 2)
         return await load(calls[1], rate, seconds, cpu_seconds[1])
 
@@ -105,7 +105,7 @@ async def _sleep_until(moment: float) -> None:
         await asyncio.sleep(0)
 
 
-def merge_phases(phases: Iterable[Phase]) -> Phase:
+def merge_phases(phases: Iterable[LoadPhase]) -> LoadPhase:
     """Combine phases into one."""
     latencies: dict[str, list[float]] = {}
     lateness: list[float] = []
@@ -117,7 +117,7 @@ def merge_phases(phases: Iterable[Phase]) -> Phase:
         lateness.extend(phase.lateness)
         failures.update(phase.failures)
         cpu_usage.extend(phase.cpu_usage)
-    return Phase(latencies, lateness, dict(failures), cpu_usage)
+    return LoadPhase(latencies, lateness, dict(failures), cpu_usage)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -145,12 +145,12 @@ class Comparison:
         return statistics.median(self.p99_ratios)
 
 
-def compare(pairs: Sequence[tuple[Phase, Phase]]) -> Sequence[Comparison]:
+def compare(pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> Sequence[Comparison]:
     """Compare each RPC, and all together, in pairs of a reference phase and a load phase."""
     return [_compare(name, pairs) for name in (*pairs[0][0].latencies, ALL)]
 
 
-def _compare(name: str, pairs: Sequence[tuple[Phase, Phase]]) -> Comparison:
+def _compare(name: str, pairs: Sequence[tuple[LoadPhase, LoadPhase]]) -> Comparison:
     references, loads = (merge_phases(side).latencies_of(name) for side in zip(*pairs, strict=True))
     return Comparison(
         name,
@@ -195,7 +195,7 @@ class NotMeasured(Exception):
     """The situation under test could not be created on this machine."""
 
 
-def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[Phase]) -> Sequence[Bound]:
+def speed_bounds(comparisons: Sequence[Comparison], bound: float, phases: Iterable[LoadPhase]) -> Sequence[Bound]:
     """The bounds on the latency ratio of each RPC, and on failures."""
     slowest = max(comparisons, key=lambda comparison: comparison.ratio)
     failures = merge_phases(phases).failures
@@ -214,7 +214,7 @@ def format_counts(outcomes: Mapping[str, int]) -> str:
     return ", ".join(f"{times:,} {outcome}" for outcome, times in outcomes.items())
 
 
-def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping[str, str]:
+def load_figures(references: Sequence[LoadPhase], loads: Sequence[LoadPhase]) -> Mapping[str, str]:
     """The number of RPCs, and the CPU usage of the servers."""
     shares = (statistics.mean(merge_phases(phases).cpu_usage) for phases in (references, loads))
     return {
@@ -223,7 +223,7 @@ def load_figures(references: Sequence[Phase], loads: Sequence[Phase]) -> Mapping
     }
 
 
-def lateness_of(phases: Iterable[Phase]) -> float:
+def lateness_of(phases: Iterable[LoadPhase]) -> float:
     """The p99 of the seconds by which the load was sent late."""
     return percentile(merge_phases(phases).lateness, 99)
 

@@ -16,8 +16,8 @@ from sqlalchemy import select
 
 from benchmarks.harness import (
     Bound,
+    LoadPhase,
     NotMeasured,
-    Phase,
     Result,
     compare,
     lateness_of,
@@ -44,7 +44,7 @@ _GRACE_PERIOD = timedelta(seconds=15)  # after the last due time; the first refr
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProactiveRefreshPlan:
     """The parameters.
 
     Refreshes become due over `minutes`; the provider needs `provider_delay` seconds for each. `seconds` is the length
@@ -76,18 +76,18 @@ class Timetable:
         return self.spread * _SPREAD
 
     @property
-    def all_due(self) -> datetime:
+    def last_due_time(self) -> datetime:
         """The latest due time."""
         return self.begin + self.spread + self.window
 
     @property
-    def end(self) -> datetime:
+    def last_expire_time(self) -> datetime:
         """The latest expiry."""
-        return self.all_due + self.buffer
+        return self.last_due_time + self.buffer
 
     def expire_times(self, count: int) -> Sequence[datetime]:
         """`count` expiry times, evenly over the window."""
-        first = self.end - self.window
+        first = self.last_expire_time - self.window
         return [first + self.window * (number / count) for number in range(count)]
 
 
@@ -100,19 +100,19 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RefreshOutcomes:
     """The final state of the database. `margins` are the remaining lifetimes at the refresh, in seconds."""
 
     margins: Sequence[float]
-    never: int
+    missed_count: int
 
     @property
-    def too_late(self) -> int:
+    def late_count(self) -> int:
         """The number of tokens that were refreshed after their expiry."""
         return sum(margin <= 0 for margin in self.margins)
 
 
-async def measure(plan: Plan, progress: Progress) -> Result:
+async def measure(plan: ProactiveRefreshPlan, progress: Progress) -> Result:
     """Measure during the refreshes, beside a reference system without them."""
     task = progress.add_task("Starting", total=plan.integrations)
     start = partial(
@@ -137,17 +137,17 @@ async def measure(plan: Plan, progress: Progress) -> Result:
         await asyncio.sleep((timetable.begin - utc_now()).total_seconds())
 
         progress.update(task, description="Refreshed")
-        pairs: list[tuple[Phase, Phase]] = []
+        pairs: list[tuple[LoadPhase, LoadPhase]] = []
         async with asyncio.TaskGroup() as group:
             sampling = group.create_task(_sample(plan, system, timetable, progress, task))
             while not sampling.done():
                 pairs.append(await both(plan.seconds))
-        outcome = await _outcome(system, seeded)
+        outcome = await _read_outcomes(system, seeded)
     # The last of the phases was idle in part.
     return _result(plan, pairs[:-1] or pairs, sampling.result(), outcome)
 
 
-def _timetable(plan: Plan, system: System) -> Timetable:
+def _timetable(plan: ProactiveRefreshPlan, system: System) -> Timetable:
     whole = timedelta(minutes=plan.minutes)
     window = min(_WINDOW, whole / 5)
     spread = whole - window
@@ -162,7 +162,7 @@ def _timetable(plan: Plan, system: System) -> Timetable:
 
 
 async def _sample(
-    plan: Plan, system: System, timetable: Timetable, progress: Progress, task: TaskID
+    plan: ProactiveRefreshPlan, system: System, timetable: Timetable, progress: Progress, task: TaskID
 ) -> Sequence[Sample]:
     """Sample every second, until all tokens are refreshed or no refresh can be expected."""
     begin = time.monotonic()
@@ -171,27 +171,32 @@ async def _sample(
         current = await system.provider.token_calls()
         samples.append(Sample(time.monotonic() - begin, current))
         progress.update(task, completed=current.refreshed)
-        is_stalled = current.refreshed == 0 and utc_now() > timetable.all_due + _GRACE_PERIOD
-        if current.refreshed >= plan.integrations or is_stalled or utc_now() > timetable.end:
+        is_stalled = current.refreshed == 0 and utc_now() > timetable.last_due_time + _GRACE_PERIOD
+        if current.refreshed >= plan.integrations or is_stalled or utc_now() > timetable.last_expire_time:
             return samples
         await asyncio.sleep(1)
 
 
-async def _outcome(system: System, seeded: Sequence[Seeded]) -> Outcome:
+async def _read_outcomes(system: System, seeded: Sequence[Seeded]) -> RefreshOutcomes:
     columns = (integrations.c.integration_id, integrations.c.version, integrations.c.update_time)
     query = select(*columns).where(integrations.c.integration_type == TROUBLED_TYPE)
     async with open_database(system.database_url) as database, database.read_connection() as connection:
         rows = (await connection.execute(query)).all()
     expire_times = {integration.integration_id: integration.expire_time for integration in seeded}
-    return Outcome(
+    return RefreshOutcomes(
         margins=[
             (expire_times[row.integration_id] - row.update_time).total_seconds() for row in rows if row.version > 0
         ],
-        never=sum(row.version == 0 for row in rows),
+        missed_count=sum(row.version == 0 for row in rows),
     )
 
 
-def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[Sample], outcome: Outcome) -> Result:
+def _result(
+    plan: ProactiveRefreshPlan,
+    pairs: Sequence[tuple[LoadPhase, LoadPhase]],
+    samples: Sequence[Sample],
+    outcome: RefreshOutcomes,
+) -> Result:
     comparisons = compare(pairs)
     references, loads = zip(*pairs, strict=True)
     last = samples[-1]
@@ -206,7 +211,7 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[
             "smallest remaining lifetime": f"{min(outcome.margins):.0f} s" if outcome.margins else "none",
         },
         bounds=[
-            in_time(plan.integrations, outcome),
+            timeliness_bound(plan.integrations, outcome),
             Bound(
                 f"the provider never receives more than {max_concurrent} concurrent token requests",
                 f"{last.token_calls.max_in_flight} at most",
@@ -222,13 +227,13 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], samples: Sequence[
     )
 
 
-def in_time(count: int, outcome: Outcome) -> Bound:
+def timeliness_bound(count: int, outcome: RefreshOutcomes) -> Bound:
     """The bound that every token is refreshed before its expiry."""
     text = f"all {count:,} tokens are refreshed before they expire"
     if not outcome.margins:
         return Bound(text, "none was, although all were due: the background worker does not refresh", holds=False)
     return Bound(
         text,
-        f"{outcome.too_late:,} were too late, {outcome.never:,} not refreshed at all",
-        outcome.too_late == 0 and outcome.never == 0,
+        f"{outcome.late_count:,} were too late, {outcome.missed_count:,} not refreshed at all",
+        outcome.late_count == 0 and outcome.missed_count == 0,
     )

@@ -26,7 +26,7 @@ _REDIRECT_URI = "https://app.example/callback"  # no code is sent to it
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class OAuthClient:
     """The OAuth client of the server."""
 
     client_id: str
@@ -34,7 +34,7 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class IssuedGrant:
     """Valid tokens of an account at the provider."""
 
     account_id: str
@@ -52,16 +52,16 @@ class TokenCalls:
     max_in_flight: int
 
 
-class Provider:
+class SandboxProcess:
     """The sandbox process. `url` is its address, `client` the OAuth client registered there."""
 
-    def __init__(self, url: str, client: Client, pipe: Connection) -> None:
+    def __init__(self, url: str, client: OAuthClient, pipe: Connection) -> None:
         self.url = url
         self.client = client
         self._pipe = pipe
         self._lock = asyncio.Lock()
 
-    async def issue_grants(self, prefix: str, count: int) -> Sequence[Grant]:
+    async def issue_grants(self, prefix: str, count: int) -> Sequence[IssuedGrant]:
         """Issue grants of `count` accounts, whose names begin with the prefix."""
         return await self._call(partial(_issue_grants, self.client.client_id, prefix, count))
 
@@ -85,16 +85,16 @@ class Provider:
 
 
 @asynccontextmanager
-async def running_provider() -> AsyncIterator[Provider]:
+async def running_provider() -> AsyncIterator[SandboxProcess]:
     """Run a sandbox in another process until the block ends."""
-    client = Client("benchmark", secrets.token_urlsafe(32))
+    client = OAuthClient("benchmark", secrets.token_urlsafe(32))
     context = multiprocessing.get_context("spawn")
     parent_end, child_end = context.Pipe()
     process = context.Process(target=_run, args=(child_end, client), name="provider", daemon=True)
     process.start()
     child_end.close()
     try:
-        yield Provider(await asyncio.to_thread(parent_end.recv), client, parent_end)
+        yield SandboxProcess(await asyncio.to_thread(parent_end.recv), client, parent_end)
     finally:
         parent_end.close()  # which ends the process
         await asyncio.to_thread(process.join)
@@ -103,12 +103,12 @@ async def running_provider() -> AsyncIterator[Provider]:
 # --- in the sandbox process----------------------------------------------------------------------------------------
 
 
-def _run(pipe: Connection, client: Client) -> None:
+def _run(pipe: Connection, client: OAuthClient) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark handles Ctrl-C and ends this process
     asyncio.run(_serve(pipe, client))
 
 
-async def _serve(pipe: Connection, client: Client) -> None:
+async def _serve(pipe: Connection, client: OAuthClient) -> None:
     sandbox = Sandbox(scopes=SCOPES)
     sandbox.register_client(client.client_id, client.client_secret, [_REDIRECT_URI])
     async with run_sandbox(sandbox) as url:
@@ -121,18 +121,18 @@ async def _serve(pipe: Connection, client: Client) -> None:
             pipe.send(function(sandbox))
 
 
-def _issue_grants(client_id: str, prefix: str, count: int, sandbox: Sandbox) -> list[Grant]:
+def _issue_grants(client_id: str, prefix: str, count: int, sandbox: Sandbox) -> list[IssuedGrant]:
     return [_issue_grant(client_id, f"{prefix}-{number}", sandbox) for number in range(count)]
 
 
-def _issue_grant(client_id: str, account_id: str, sandbox: Sandbox) -> Grant:
+def _issue_grant(client_id: str, account_id: str, sandbox: Sandbox) -> IssuedGrant:
     sandbox.accounts[account_id] = Account(account_id, f"{account_id}@example.com", account_id)
     client = sandbox.clients.get(client_id)
     assert client is not None
     code = sandbox.issue_code(client, _REDIRECT_URI, account_id, SCOPES, code_challenge=None)
     issued = sandbox.redeem_code(client, code, _REDIRECT_URI, code_verifier=None)
     assert issued.refresh_token is not None
-    return Grant(account_id, issued.access_token, issued.refresh_token)
+    return IssuedGrant(account_id, issued.access_token, issued.refresh_token)
 
 
 def _break_token_endpoint(fault: Fault, sandbox: Sandbox) -> None:

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from benchmarks.harness import (
     Bound,
-    Phase,
+    LoadPhase,
     Result,
     compare,
     format_counts,
@@ -35,13 +35,13 @@ from integrations.v1 import integration_service_pb2 as pb
 
 _POOL_SIZE = 5
 _PROVIDER_DEADLINE = 10.0  # seconds; the server gives up a request after it
-_SPARE = 0.2  # additional refreshes, for those that are just being repeated
+_EXTRA_RATIO = 0.2  # additional refreshes, for those that are just being repeated
 _WARM_UP = 3.0
 _SETTLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SlowProviderPlan:
     """The parameters: `seconds` is the length of a phase, `rate` the RPCs per second to each system."""
 
     database: DatabaseKind
@@ -60,7 +60,7 @@ class PendingRefreshes:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-async def measure(plan: Plan, progress: Progress) -> Result:
+async def measure(plan: SlowProviderPlan, progress: Progress) -> Result:
     """Measure beside a reference system without pending refreshes."""
     pending = PendingRefreshes()
     task = progress.add_task("Starting", total=plan.rounds)
@@ -72,7 +72,7 @@ async def measure(plan: Plan, progress: Progress) -> Result:
             (reference.cpu_seconds, system.cpu_seconds),
             plan.rate,
         )
-        count = plan.pending + math.ceil(_SPARE * plan.pending)
+        count = plan.pending + math.ceil(_EXTRA_RATIO * plan.pending)
         seeded = await seed(system, TROUBLED_TYPE, [utc_now() - timedelta(minutes=1)] * count)
         await system.provider.break_token_endpoint(Hang())
         progress.update(task, description="Warming up")
@@ -86,7 +86,7 @@ async def measure(plan: Plan, progress: Progress) -> Result:
     return _result(plan, pairs, pending)
 
 
-def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], pending: PendingRefreshes) -> Result:
+def _result(plan: SlowProviderPlan, pairs: Sequence[tuple[LoadPhase, LoadPhase]], pending: PendingRefreshes) -> Result:
     comparisons = compare(pairs)
     references, loads = zip(*pairs, strict=True)
     least = min(pending.in_flight, default=0)
@@ -111,7 +111,7 @@ def _result(plan: Plan, pairs: Sequence[tuple[Phase, Phase]], pending: PendingRe
 
 @asynccontextmanager
 async def _pending_refreshes(
-    plan: Plan, system: System, seeded: Sequence[Seeded], pending: PendingRefreshes
+    plan: SlowProviderPlan, system: System, seeded: Sequence[Seeded], pending: PendingRefreshes
 ) -> AsyncIterator[None]:
     """Refresh each of these integrations repeatedly, until the block ends."""
     async with asyncio.TaskGroup() as group:

@@ -20,7 +20,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from sqlalchemy import insert, select
 
 from benchmarks.harness import Call
-from benchmarks.provider import SCOPES, Grant, Provider, running_provider
+from benchmarks.provider import SCOPES, IssuedGrant, SandboxProcess, running_provider
 from integration_server.bootstrap import build_providers, open_storage
 from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.due_times import Schedule
@@ -79,7 +79,7 @@ class System:
     """Servers on one database, and their provider."""
 
     servers: Sequence[Server]
-    provider: Provider
+    provider: SandboxProcess
     environment: Mapping[str, str] = field(repr=False)
 
     @property
@@ -115,7 +115,7 @@ def _new_database(kind: DatabaseKind, directory: Path) -> Iterator[str]:
             yield postgres.url("postgres")
 
 
-def _provider_settings(directory: Path, provider: Provider) -> Mapping[str, str]:
+def _provider_settings(directory: Path, provider: SandboxProcess) -> Mapping[str, str]:
     declarations = directory / "providers"
     declarations.mkdir()
     settings = {"PROVIDERS_DIR": str(declarations)}
@@ -184,7 +184,7 @@ async def _row(
     encrypt: Callable[[NewIntegration, OAuthTokens], Awaitable[NewCredentials]],
     integration_type: str,
     number: int,
-    grant: Grant,
+    grant: IssuedGrant,
     expire_time: datetime,
     lifetime: timedelta | None,
 ) -> Mapping[str, Any]:
@@ -218,11 +218,11 @@ def _calls_about(integration: Seeded, server: Server) -> Sequence[Call]:
     integration_id, user_id = integration.integration_id, integration.user_id
     credentials = pb.GetCredentialsRequest(integration_id=integration_id, user_id=user_id)
     one = pb.GetIntegrationRequest(integration_id=integration_id, user_id=user_id)
-    all_of_the_user = pb.ListIntegrationsRequest(user_id=user_id, integration_type=HEALTHY_TYPE)
+    list_request = pb.ListIntegrationsRequest(user_id=user_id, integration_type=HEALTHY_TYPE)
     service = server.service
     return [
         Call("GetCredentials", partial(service.GetCredentials, credentials, timeout=_DEADLINE)),
         Call("GetIntegration", partial(service.GetIntegration, one, timeout=_DEADLINE)),
-        Call("ListIntegrations", partial(service.ListIntegrations, all_of_the_user, timeout=_DEADLINE)),
+        Call("ListIntegrations", partial(service.ListIntegrations, list_request, timeout=_DEADLINE)),
         Call("health Check", partial(server.health.Check, HealthCheckRequest(), timeout=_DEADLINE)),
     ]

@@ -35,15 +35,15 @@ _START = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-
 # name=value, name: value, name => value, "name": "value", 'name': b'value', 'name': ['value'], and each of them escaped
 # once more.
 _BEFORE = r"(?P<before>{start}{name}[\\\"']{{0,4}}\s*(?:[=:]{{1,2}}>?|%3D|%3A)\s*(?:[\[(]\s*)?(?:b?[\\\"']{{1,4}})?)"
-_NAMED = re.compile(
+_NAMED_SECRETS = re.compile(
     _BEFORE.format(start=r"(?<![\w-])", name=_NAME) + rf"(?:(?:Bearer|Basic|Token)\s+)?{_VALUE}+", re.IGNORECASE
 )
-_NAMED_AMBIGUOUSLY = re.compile(_BEFORE.format(start=_START, name=_AMBIGUOUS_NAME) + _RANDOM, re.IGNORECASE)
+_AMBIGUOUSLY_NAMED_SECRETS = re.compile(_BEFORE.format(start=_START, name=_AMBIGUOUS_NAME) + _RANDOM, re.IGNORECASE)
 _IS_SECRET_NAME = re.compile(_NAME, re.IGNORECASE).fullmatch
 _IS_AMBIGUOUS_NAME = re.compile(_AMBIGUOUS_NAME, re.IGNORECASE).fullmatch
 _LOOKS_RANDOM = re.compile(_RANDOM, re.IGNORECASE).fullmatch
 
-_SHAPES = re.compile(
+_SECRET_FORMATS = re.compile(
     rf"""
       (?i:\bcookie\s*:\s*)[^\r\n]+                                              # all cookies
     | \b(?:Bearer|Basic)\s+[\w.~+/=-]{{8,}}                                     # RFC 6750, RFC 7617
@@ -69,9 +69,9 @@ _SHAPES = re.compile(
 )
 
 PATTERNS = (
-    (_NAMED, rf"\g<before>{REDACTED}"),
-    (_NAMED_AMBIGUOUSLY, rf"\g<before>{REDACTED}"),
-    (_SHAPES, REDACTED),
+    (_NAMED_SECRETS, rf"\g<before>{REDACTED}"),
+    (_AMBIGUOUSLY_NAMED_SECRETS, rf"\g<before>{REDACTED}"),
+    (_SECRET_FORMATS, REDACTED),
 )
 """The patterns of secrets with their replacements. Each reads a text once."""
 

@@ -265,18 +265,18 @@ class Settings(BaseModel):
 
         `needs_key=False` is for commands that neither decrypt nor serve gRPC: `SERVER_RULES` are not checked.
         """
-        given = {name: value for name, value in environment.items() if value}
+        variables = {name: value for name, value in environment.items() if value}
         problems: dict[str, list[str]] = {}
         try:
-            settings = cls.model_validate(given)
+            settings = cls.model_validate(variables)
         except ValidationError as error:
             for problem in error.errors(include_url=False, include_context=False, include_input=False):
                 variable = str(problem["loc"][0])
-                if variable in given:  # otherwise its default depends on a setting that is invalid
+                if variable in variables:  # otherwise its default depends on a setting that is invalid
                     index = "".join(f"[{part}]" for part in problem["loc"][1:] if isinstance(part, int))
                     text = f"{variable}{index}: {problem['msg'].removeprefix('Value error, ')}"
                     problems.setdefault(variable, []).append(text)
-            settings = cls.model_validate({name: value for name, value in given.items() if name not in problems})
+            settings = cls.model_validate({name: value for name, value in variables.items() if name not in problems})
         for rule in (*(SERVER_RULES if needs_key else ()), *RULES):
             if problems.keys().isdisjoint(rule.variables) and rule.is_broken(settings):
                 problems[rule.variables[0]] = [f"{rule.variables[0]}: {rule.message}"]

@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_check(stale: list[str]) -> int:
     for path in stale:
-        print(f"{path} is not what the protos compile to: run `make proto`", file=sys.stderr)
+        print(f"{path} differs from the output of protoc: run `make proto`", file=sys.stderr)
     return 1 if stale else 0
 
 

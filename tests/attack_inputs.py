@@ -173,8 +173,8 @@ def _surrounded(address: str) -> Iterator[str]:
     )
     yield from (mark + address for mark in marks)
     yield from (address + mark for mark in marks)
-    for at in (len("https"), len("https://a"), len(address) - 2):
-        yield from (address[:at] + mark + address[at:] for mark in marks)
+    for index in (len("https"), len("https://a"), len(address) - 2):
+        yield from (address[:index] + mark + address[index:] for mark in marks)
     yield from (f'"{address}"', f"<{address}>", f"{address},https://evil.example/", f"{address} https://evil.example/")
     yield from (f"https://evil.example/?next={address}", f"https://evil.example/#{address}", f"x{address}", address * 2)
     yield from (quote(address, safe=""), quote(address), address.encode().hex(), address + "x" * 3000)
@@ -182,14 +182,20 @@ def _surrounded(address: str) -> Iterator[str]:
 
 def _recased(address: str) -> Iterator[str]:
     yield from (address.upper(), address.title(), address.swapcase(), address.capitalize())
-    yield from (address[:at] + address[at].upper() + address[at + 1 :] for at in range(0, len(address), 3))
+    yield from (address[:index] + address[index].upper() + address[index + 1 :] for index in range(0, len(address), 3))
 
 
 def _encoded(scheme: str, host: str, rest: str) -> Iterator[str]:
-    for at in itertools.chain(range(1, min(len(rest), 12)), (len(rest) - 1,)):
-        code = f"%{ord(rest[at]):02x}"
-        for form in (code, code.upper(), code.replace("%", "%25"), f"\\u{ord(rest[at]):04x}", f"&#{ord(rest[at])};"):
-            yield f"{scheme}://{host}{rest[:at]}{form}{rest[at + 1 :]}"
+    for index in itertools.chain(range(1, min(len(rest), 12)), (len(rest) - 1,)):
+        code = f"%{ord(rest[index]):02x}"
+        for form in (
+            code,
+            code.upper(),
+            code.replace("%", "%25"),
+            f"\\u{ord(rest[index]):04x}",
+            f"&#{ord(rest[index])};",
+        ):
+            yield f"{scheme}://{host}{rest[:index]}{form}{rest[index + 1 :]}"
 
 
 # --- states --------------------------------------------------------------------------------------------------------
@@ -204,15 +210,21 @@ def forged_states(genuine: str) -> Iterator[str]:
     key = ciphertext[:9]
     for number in itertools.count():
         noise = os.urandom(len(ciphertext))
-        at = 9 + number % (len(ciphertext) - 9)
+        index = 9 + number % (len(ciphertext) - 9)
         for forged in (
             key + noise[9:],
-            ciphertext[:at] + bytes([ciphertext[at] ^ (1 + number % 255)]) + ciphertext[at + 1 :],
-            ciphertext[:at],
+            ciphertext[:index] + bytes([ciphertext[index] ^ (1 + number % 255)]) + ciphertext[index + 1 :],
+            ciphertext[:index],
             ciphertext + noise[: 1 + number % 40],
             ciphertext[:21] + noise[21:],
             b"\x02" + noise[1:],
             key,
         ):
             yield base64.urlsafe_b64encode(forged).decode().rstrip("=")
-        yield from (genuine + "=", genuine[:at] + "!" + genuine[at:], f"state-{number}", "%00" * (1 + number % 9), "🦊")
+        yield from (
+            genuine + "=",
+            genuine[:index] + "!" + genuine[index:],
+            f"state-{number}",
+            "%00" * (1 + number % 9),
+            "🦊",
+        )

@@ -121,7 +121,7 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
 
 
 def old_refresh_token(provider: BaseProvider) -> str:
-    """What happens to a refresh token when a refresh returns a new one."""
+    """The validity of a refresh token after a refresh has returned a new one."""
     if provider.auth_method is not AuthMethod.OAUTH2:
         return "-"
     if isinstance(provider, OAuth2Provider) and provider.tokens_never_expire:
@@ -141,7 +141,7 @@ def format_duration(time: timedelta) -> str:
 
 
 def revocation(provider: BaseProvider) -> str:
-    """What a disconnect ends at the provider."""
+    """The grants that a disconnect ends at the provider."""
     if provider.revoke_url is None:
         return "nothing"
     return "all grants of the account" if provider.revokes_whole_account else "the grant"

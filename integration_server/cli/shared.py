@@ -19,7 +19,7 @@ from integration_server.logs import configure_logging
 from integration_server.providers.factory import ProvidersError
 from integration_server.settings import Settings, SettingsError, read_environment
 from integration_server.storage.data_keys import describe_data_keys
-from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteFile, open_database, parse_database_url
+from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteLocation, open_database, parse_database_url
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
@@ -76,7 +76,7 @@ async def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> 
         return ()
     try:
         location = parse_database_url(database_url)
-        if isinstance(location, SqliteFile) and not location.path.exists():
+        if isinstance(location, SqliteLocation) and not location.path.exists():
             return ()  # opening it would create it
         async with open_database(database_url) as database:
             await check_schema(database)

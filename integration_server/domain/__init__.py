@@ -1,1 +1,1 @@
-"""What the words mean: integrations, credentials, health and errors, as frozen values. No I/O."""
+"""The domain values: integrations, credentials, health checks and errors. All are frozen. No I/O."""

@@ -1,4 +1,4 @@
-"""Integration types: what is known of each provider, and OAuth 2 and HTTP towards it.
+"""Integration types: the declaration of each provider, and the OAuth 2 and HTTP clients that call it.
 
 The docstring of each provider's module lists facts with their source and confidence: [H] the provider's own
 documentation or software; [M] secondary sources; [K] general knowledge, not confirmed and the first thing to check when

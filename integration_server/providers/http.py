@@ -41,7 +41,7 @@ _FAILURES = (
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
     *(OSError, UnicodeError, zlib.error),
 )
-"""What sending a request and reading a response can raise. TimeoutError is an OSError."""
+"""The errors of sending a request and reading a response. TimeoutError is an OSError."""
 
 
 class UrlNotAllowed(ValueError):
@@ -142,7 +142,7 @@ class ProviderHttp:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole response.
 
         `deadline` and `body_limit` override the client's. Raises `UrlNotAllowed` before anything is sent, and
-        `ProviderUnavailable`, with the Retry-After that the headers may have had, if there is no complete response
+        `ProviderUnavailable`, with the Retry-After of the headers if they had one, if there is no complete response
         within the deadline and the size limit.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)

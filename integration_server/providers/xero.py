@@ -106,7 +106,7 @@ def _select_tenant(tenants: Sequence[Mapping[str, Any]], configured: str | None,
     if configured is not None:
         return configured if configured in events else None
     only = next(iter(events)) if len(events) == 1 else None
-    return next((tenant for tenant, its_event in events.items() if event and its_event == event), only)
+    return next((tenant for tenant, tenant_event in events.items() if event and tenant_event == event), only)
 
 
 def _authorization_event_id(access_token: str) -> str | None:

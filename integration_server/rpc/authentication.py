@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from integration_server.rpc.errors import Unauthenticated
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, around_behavior
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
 from integration_server.rpc.methods import Method
 from integration_server.service.common_types import Clock
 
@@ -74,7 +74,7 @@ def authenticate(token_verifier: TokenVerifier | None, clock: Clock) -> Intercep
             raise Unauthenticated("the token has expired since")
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        return around_behavior(method, behavior, identify, require_valid_token)
+        return wrap_in_context_manager(method, behavior, identify, require_valid_token)
 
     return wrap
 
@@ -83,12 +83,12 @@ async def resolve_identity(
     metadata: Metadata, auth_context: AuthContext, token_verifier: TokenVerifier | None
 ) -> Identity:
     """Return the identity of a call's caller. Raises `Unauthenticated`, also for a token without a verifier."""
-    given = [value for key, value in metadata if key == "authorization"]
-    if not given:
+    entries = [value for key, value in metadata if key == "authorization"]
+    if not entries:
         return certificate_identity(auth_context)
     if token_verifier is None:
         raise Unauthenticated("a token, and no keys to verify it with")
-    return await token_verifier.resolve_identity(_bearer_token(given))
+    return await token_verifier.resolve_identity(_bearer_token(entries))
 
 
 def certificate_identity(auth_context: AuthContext) -> Identity:
@@ -114,11 +114,11 @@ def _decode_names(values: Iterable[bytes]) -> list[str]:
         raise Unauthenticated("the certificate has a name that is not ASCII") from None
 
 
-def _bearer_token(given: list[str | bytes]) -> str:
+def _bearer_token(entries: list[str | bytes]) -> str:
     """Return the token of the only `Authorization: Bearer …` entry (RFC 6750 §2.1)."""
-    if len(given) > 1:
+    if len(entries) > 1:
         raise Unauthenticated("several authorization entries")
-    scheme, _, token = str(given[0]).partition(" ")
+    scheme, _, token = str(entries[0]).partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise Unauthenticated("an authorization entry that is not a bearer token")
     return token.strip()

@@ -1,9 +1,9 @@
 """Authorization: decides what an authenticated caller may do.
 
 `authorize_method` checks the method's permission before the request is read; `authorize_request` checks the request.
-A rejection that follows from the caller's own words (method, type, another user's `user_id`) is CALLER_NOT_ALLOWED.
-One that would reveal stored data is reported as if the data did not exist. docs/authentication-and-authorization.md
-has the rules.
+A rejection that depends only on the request (method, type, another user's `user_id`) is CALLER_NOT_ALLOWED. A rejection
+that would reveal stored data is reported as if the data did not exist. docs/authentication-and-authorization.md has the
+rules.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,7 +20,7 @@ from integration_server.domain.errors import CallerNotAllowed, IntegrationNotFou
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
-from integration_server.rpc.interceptors import Behavior, Context, Interceptor, around_behavior
+from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
 from integration_server.rpc.methods import Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
@@ -35,7 +35,7 @@ USER = "user"
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What a policy grants a caller: permissions, and the integration types that they apply to."""
+    """The permissions that a policy grants a caller, and the integration types that they apply to."""
 
     granted: frozenset[Permission] = frozenset()
     allowed_types: AllowedTypes = NO_INTEGRATION_TYPES
@@ -119,7 +119,7 @@ def authorize_method(policy: Callable[[], Policy]) -> Interceptor:
             if not require_permission().permissions.allowed_types.contains(current_allowed_types()):
                 raise CallerNotAllowed
 
-        return around_behavior(method, behavior, permit, require_same_permission)
+        return wrap_in_context_manager(method, behavior, permit, require_same_permission)
 
     return wrap
 
@@ -140,7 +140,7 @@ def authorize_request(authorizer: "RequestAuthorizer") -> Interceptor:
             return behavior  # a stream of requests, none of which is about a user
         if method.streams_requests:
             raise NotImplementedError(f"{method.path} takes a stream of requests, which are not authorized")
-        return around_behavior(method, behavior, authorize)
+        return wrap_in_context_manager(method, behavior, authorize)
 
     return wrap
 

@@ -69,10 +69,10 @@ def compose(method: Method, behavior: Behavior, interceptors: Sequence[Intercept
     return behavior
 
 
-def around_behavior(
+def wrap_in_context_manager(
     method: Method,
     behavior: Behavior,
-    around: Callable[[Any, Context], AbstractAsyncContextManager[Any]],
+    context_manager: Callable[[Any, Context], AbstractAsyncContextManager[Any]],
     check_response: Callable[[], None] = lambda: None,
 ) -> Behavior:
     """Run each call inside a context manager, which gets the request and returns the request that is passed on.
@@ -81,11 +81,11 @@ def around_behavior(
     """
 
     async def respond(request: Any, context: Context) -> Any:  # noqa: ANN401  # a message
-        async with around(request, context) as prepared:
+        async with context_manager(request, context) as prepared:
             return await behavior(prepared, context)
 
     async def stream(request: Any, context: Context) -> AsyncGenerator[Any, None]:  # noqa: ANN401
-        async with around(request, context) as prepared, aclosing(behavior(prepared, context)) as responses:
+        async with context_manager(request, context) as prepared, aclosing(behavior(prepared, context)) as responses:
             async for response in responses:
                 check_response()
                 yield response
@@ -151,7 +151,7 @@ def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
             except Exception as error:
                 await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
 
-        return around_behavior(method, behavior, abort_on_error)
+        return wrap_in_context_manager(method, behavior, abort_on_error)
 
     return wrap
 
@@ -164,7 +164,8 @@ def peer_address(context: Context) -> str:
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
     """Limit each caller's concurrent calls and its calls per second, in this process. Raises `QuotaExceeded`.
 
-    A stream counts as a concurrent call until it ends. Unary health checks are exempt: a busy server is not dead.
+    A stream counts as a concurrent call until it ends. Unary health checks are exempt, so that
+    probes do not fail because the server is busy.
     """
     rate, window = RateLimitItemPerSecond(per_second), FixedWindowRateLimiter(MemoryStorage())
     in_flight: Counter[str] = Counter()
@@ -186,7 +187,7 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
-        return behavior if is_exempt else around_behavior(method, behavior, slot)
+        return behavior if is_exempt else wrap_in_context_manager(method, behavior, slot)
 
     return wrap
 
@@ -242,7 +243,7 @@ def read_request(
                 raise InvalidField("request", "cannot be decoded") from None
             yield request
 
-        return behavior if method.streams_requests else around_behavior(method, behavior, decode)
+        return behavior if method.streams_requests else wrap_in_context_manager(method, behavior, decode)
 
     return wrap
 
@@ -371,8 +372,8 @@ def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's
 
 def _purpose(context: Context) -> str:
     """Return the purpose in the call's metadata, truncated; empty without one."""
-    given = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
-    return _sanitize(str(given))
+    purpose = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
+    return _sanitize(str(purpose))
 
 
 def _sanitize(text: str, max_length: int = _MAX_AUDIT_TEXT_LENGTH) -> str:

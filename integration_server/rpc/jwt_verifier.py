@@ -121,14 +121,14 @@ class RemoteJwks:
         await asyncio.shield(self._attempt)
 
     async def _fetch_once(self) -> None:
-        began = self._clock()
+        fetch_time = self._clock()
         try:
             self._keys = parse_jwks(await self._fetch())
         except Exception as error:  # any failure keeps the current keys
             problem = str(error) if isinstance(error, InvalidFile) else type(error).__name__
             self._log.error("jwks_fetch_failed", problem=problem, key_count=len(self._keys.keys))
         else:
-            self._last_fetch_time = began  # a key may be withdrawn during the fetch
+            self._last_fetch_time = fetch_time  # a key may be withdrawn during the fetch
         finally:
             # The end, not the start: a fetch may take longer than the interval.
             self._last_attempt_time = self._clock()

@@ -1,4 +1,4 @@
-"""What each RPC requires: read from the `access` option beside the RPC in the contract (integrations/v1/options.proto).
+"""The access rules of each RPC, read from the `access` option beside the RPC (integrations/v1/options.proto).
 
 The contracts of health and reflection are not ours; their permissions are in `_THIRD_PARTY_PERMISSIONS`.
 """
@@ -54,7 +54,7 @@ _THIRD_PARTY_PERMISSIONS: Mapping[str, Permission] = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An RPC and what a call of it requires."""
+    """An RPC and its access rules."""
 
     path: str  # "/package.Service/Name"
     permission: Permission | None = None  # None: denied to every caller
@@ -76,7 +76,7 @@ UNKNOWN_METHOD = Method("unknown")
 
 
 def describe_method(path: str) -> Method:
-    """Read what the contract declares for the RPC at `path`, whose generated code must be imported."""
+    """Read the access rules of the RPC at `path`, whose generated code must be imported."""
     service, _, name = path.removeprefix("/").partition("/")
     descriptor = descriptor_pool.Default().FindMethodByName(f"{service}.{name}")
     return method_of(descriptor)

@@ -7,8 +7,8 @@ from starlette.routing import Route
 
 from integration_server.sandbox.authorization import AuthorizationEndpoint
 from integration_server.sandbox.behaviour import Endpoint, Handler
-from integration_server.sandbox.calendar import CalendarApi
-from integration_server.sandbox.pages import Pages
+from integration_server.sandbox.calendar import SimulatedCalendarApi
+from integration_server.sandbox.pages import ConsentPages
 from integration_server.sandbox.resources import Resources
 from integration_server.sandbox.state import Sandbox
 from integration_server.sandbox.tokens import TokenEndpoints
@@ -19,10 +19,10 @@ _EVENTS = "/calendar/v3/calendars/{calendar_id}/events"
 
 def create_app(sandbox: Sandbox) -> Starlette:
     """The app over the state in `sandbox`."""
-    authorization = AuthorizationEndpoint(sandbox, Pages())
+    authorization = AuthorizationEndpoint(sandbox, ConsentPages())
     tokens = TokenEndpoints(sandbox)
     resources = Resources(sandbox)
-    calendar = CalendarApi(sandbox)
+    calendar = SimulatedCalendarApi(sandbox)
 
     def route(method: str, path: str, endpoint: Endpoint, handler: Handler) -> Route:
         async def respond(request: Request) -> Response:

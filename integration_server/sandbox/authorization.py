@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 
 from integration_server.sandbox.errors import OAuthError
 from integration_server.sandbox.model import Client
-from integration_server.sandbox.pages import Pages
+from integration_server.sandbox.pages import ConsentPages
 from integration_server.sandbox.parameters import Parameters, read_parameters
 from integration_server.sandbox.state import Sandbox
 
@@ -43,7 +43,7 @@ class Recipient:
 class AuthorizationEndpoint:
     """Asks the user, and applies the decision."""
 
-    def __init__(self, sandbox: Sandbox, pages: Pages) -> None:
+    def __init__(self, sandbox: Sandbox, pages: ConsentPages) -> None:
         self._sandbox = sandbox
         self._pages = pages
 
@@ -95,14 +95,14 @@ class AuthorizationEndpoint:
         return parameters.find_scopes() or self._sandbox.scopes[:1]
 
     def _show_consent(self, recipient: Recipient, parameters: Parameters) -> Response:
-        carried = {name: parameters.values[name] for name in HIDDEN_FIELDS if name in parameters.values}
+        hidden_fields = {name: parameters.values[name] for name in HIDDEN_FIELDS if name in parameters.values}
         return self._pages.render(
             "consent.html",
             200,
             client_name=recipient.client.name,
             scopes=self._scopes_of(parameters),
             accounts=self._sandbox.accounts.values(),
-            carried=carried,
+            hidden_fields=hidden_fields,
         )
 
     def _apply_decision(self, recipient: Recipient, form: Parameters) -> Response:

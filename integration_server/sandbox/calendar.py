@@ -25,7 +25,7 @@ QUOTA_BODY: Final = (
 _NOT_WITH_SYNC_TOKENS: Final = ("timeMin", "timeMax", "orderBy", "q", "updatedMin", "iCalUID")
 
 
-class CalendarApi:
+class SimulatedCalendarApi:
     """The API over HTTP."""
 
     def __init__(self, sandbox: Sandbox) -> None:

@@ -52,8 +52,8 @@ def decode_basic(authorization: str) -> tuple[str, str] | None:
     return (user, password) if colon else None
 
 
-def same_secret(expected: str | None, given: str | None) -> bool:
+def same_secret(expected: str | None, presented: str | None) -> bool:
     """Whether two secrets are equal, or both missing."""
-    if expected is None or given is None:
-        return expected is given
-    return secrets.compare_digest(expected.encode(), given.encode())
+    if expected is None or presented is None:
+        return expected is presented
+    return secrets.compare_digest(expected.encode(), presented.encode())

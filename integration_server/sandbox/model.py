@@ -33,7 +33,7 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
+class AccountKey:
     """The API key of the endpoint `/api/account`."""
 
     key: str = field(repr=False)

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse
 _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 
 
-class Pages:
+class ConsentPages:
     """Renders the pages."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from integration_server.sandbox.model import (
     SAMPLE_SCOPES,
     AccessToken,
     Account,
-    ApiKey,
+    AccountKey,
     AuthorizationCode,
     Client,
     Grant,
@@ -61,7 +61,7 @@ class Sandbox:
         self.issuer = "https://sandbox.example"
         self.accounts = {account.sub: account for account in accounts}
         self.scopes = tuple(scopes)
-        self.api_key = ApiKey(token(), token())
+        self.api_key = AccountKey(token(), token())
         self.calls: Counter[Endpoint] = Counter()
         self.in_flight: Counter[Endpoint] = Counter()
         self.max_in_flight: Counter[Endpoint] = Counter()
@@ -231,5 +231,5 @@ def _verify_pkce(code_verifier: str | None, code_challenge: str | None) -> bool:
         # RFC 9700 §2.1.1: a verifier without a challenge is a downgrade, and so is the reverse.
         return code_verifier == code_challenge
     digest = hashlib.sha256(code_verifier.encode()).digest()
-    proven = urlsafe_b64encode(digest).rstrip(b"=").decode()
-    return CODE_VERIFIER.fullmatch(code_verifier) is not None and proven == code_challenge
+    computed_challenge = urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return CODE_VERIFIER.fullmatch(code_verifier) is not None and computed_challenge == code_challenge

@@ -1,1 +1,1 @@
-"""The use cases, one file a verb. They know the domain, and the rest of the world only through `ports`."""
+"""The use cases, one package per capability. They depend on `domain`, and on everything else only through ports."""

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from integration_server.sidecar.callback import CallbackEndpoint
+from integration_server.sidecar.callback import CallbackReceiver
 from integration_server.sidecar.grpc_client import ServerClient
 from integration_server.sidecar.middleware import HttpLimits, OuterMiddleware, RequestLimits, security_headers
-from integration_server.sidecar.pages import Pages
+from integration_server.sidecar.pages import ResultPages
 from integration_server.sidecar.probes import Probes
 from integration_server.sidecar.responses import Responses
-from integration_server.sidecar.webhooks import WebhookEndpoint
+from integration_server.sidecar.webhooks import WebhookReceiver
 
 CALLBACK_PATH = "/api/v1/integrations/callback"
 WEBHOOK_PATH = "/api/v1/webhooks/{integration_type}/{endpoint}"
@@ -23,10 +23,10 @@ WEBHOOK_PATH = "/api/v1/webhooks/{integration_type}/{endpoint}"
 
 def create_app(server: ServerClient, limits: HttpLimits, public_url: str) -> Starlette:
     """The app, which calls `server`. `public_url` is its base URL as browsers and providers see it."""
-    pages = Pages()
+    pages = ResultPages()
     responses = Responses(pages)
-    callback = CallbackEndpoint(server, responses)
-    webhook = WebhookEndpoint(server, responses, public_url)
+    callback = CallbackReceiver(server, responses)
+    webhook = WebhookReceiver(server, responses, public_url)
     probes = Probes(server)
     app = Starlette(
         routes=[

@@ -24,7 +24,7 @@ MAX_QUERY = 8 * 1024
 _PARAMETERS = ("code", "state", "integration_type", "iss", "error", "error_description")
 
 
-class CallbackEndpoint:
+class CallbackReceiver:
     """Receives the redirect with an authorization response (RFC 6749 §4.1.2)."""
 
     def __init__(self, server: ServerClient, responses: Responses) -> None:

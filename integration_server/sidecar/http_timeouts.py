@@ -24,8 +24,8 @@ _CHUNK_BYTES = 4 * 1024
 _SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's default grows to megabytes
 
 
-class Phase(Enum):
-    """What a connection waits for."""
+class ConnectionPhase(Enum):
+    """The event that a connection waits for."""
 
     KEEPALIVE = auto()
     """The next request, of which nothing has arrived."""
@@ -50,7 +50,7 @@ class LimitedProtocol(H11Protocol):
         super().__init__(*arguments, **options)
         self._limits = limits
         self._idle = idle
-        self._phase: Phase | None = None
+        self._phase: ConnectionPhase | None = None
         self._cycle: object = None  # the request that the phase belongs to
         self._timer: asyncio.TimerHandle | None = None
 
@@ -68,7 +68,7 @@ class LimitedProtocol(H11Protocol):
         self._update_phase()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timer, and remove the connection from the idle ones."""
         super().connection_lost(exc)
         self._idle.pop(self, None)
         if self._timer is not None:
@@ -93,26 +93,26 @@ class LimitedProtocol(H11Protocol):
             return
         self._phase, self._cycle = phase, cycle
         self._idle.pop(self, None)
-        if phase in (Phase.KEEPALIVE, Phase.HEAD):
+        if phase in (ConnectionPhase.KEEPALIVE, ConnectionPhase.HEAD):
             self._idle[self] = None
         if self._timer is not None:
             self._timer.cancel()
         # In the KEEPALIVE phase the timer covers a previous response that the client has not read yet.
-        timeouts = {Phase.HEAD: self._limits.header_timeout, Phase.BODY: self._limits.body_timeout}
+        timeouts = {ConnectionPhase.HEAD: self._limits.header_timeout, ConnectionPhase.BODY: self._limits.body_timeout}
         timeout = timeouts.get(phase, self._limits.response_timeout)
         self._timer = self.loop.call_later(timeout.total_seconds(), self._on_timeout)
 
-    def _current_phase(self) -> Phase:
+    def _current_phase(self) -> ConnectionPhase:
         if self.conn.their_state is h11.IDLE:
             is_first: bool = self.cycle is None
-            return Phase.HEAD if is_first or self.conn.trailing_data[0] else Phase.KEEPALIVE
-        return Phase.BODY if self.conn.their_state is h11.SEND_BODY else Phase.RESPONSE
+            return ConnectionPhase.HEAD if is_first or self.conn.trailing_data[0] else ConnectionPhase.KEEPALIVE
+        return ConnectionPhase.BODY if self.conn.their_state is h11.SEND_BODY else ConnectionPhase.RESPONSE
 
     def _on_timeout(self) -> None:
-        if self._phase is Phase.KEEPALIVE and not self.transport.get_write_buffer_size():
+        if self._phase is ConnectionPhase.KEEPALIVE and not self.transport.get_write_buffer_size():
             return
         may_respond = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing()
-        if may_respond and self._phase in (Phase.HEAD, Phase.BODY):
+        if may_respond and self._phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY):
             self._reject(HTTPStatus.REQUEST_TIMEOUT)
         else:
             # After an orderly close the kernel would wait for the client once more.

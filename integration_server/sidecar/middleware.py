@@ -89,7 +89,7 @@ class OuterMiddleware:
             # Quoted, so that a path cannot add lines to the log.
             path = quote(scope["path"])[:200]
             milliseconds = round((time.perf_counter() - start) * 1000, 1)
-            self._log.info("request", method=scope["method"], path=path, status=status, ms=milliseconds)
+            self._log.info("http_request", method=scope["method"], path=path, status=status, ms=milliseconds)
 
 
 class RequestLimits:

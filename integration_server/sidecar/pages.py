@@ -19,7 +19,7 @@ from integrations.v1.integration_service_pb2 import HandleCallbackResponse
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class PageTexts:
     """The texts of one page. `mark` selects the sign above the title; `errors` are the reasons and statuses that it is
     shown for, a reason before a status."""
 
@@ -30,7 +30,7 @@ class Page:
     errors: Sequence[str | int] = ()
 
 
-class Pages:
+class ResultPages:
     """Renders the pages. `policy` is the content security policy that they need."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Pages:
             loader=PackageLoader("integration_server.sidecar"), autoescape=True, undefined=StrictUndefined
         )
         texts = tomllib.loads(environment.get_template("pages.toml").render())
-        self.pages = {name: Page(**fields) for name, fields in texts.items()}
+        self.pages = {name: PageTexts(**fields) for name, fields in texts.items()}
         self._by_error = {error: page for page in self.pages.values() for error in page.errors}
         self._template = environment.get_template("page.html")
         style = environment.get_template("page.css").render()
@@ -51,7 +51,7 @@ class Pages:
 
     def callback_result(self, result: HandleCallbackResponse) -> HTMLResponse:
         """The page for a callback that the server handled."""
-        unfinished = "unconfirmed" if result.confirmation_token else "refused"
+        unfinished = "unconfirmed" if result.confirmation_token else "access_denied"
         return self.render(self.pages["connected" if result.success else unfinished], HTTPStatus.OK)
 
     def http_error(self, error: HttpError) -> HTMLResponse:
@@ -59,6 +59,6 @@ class Pages:
         page = self._by_error.get(error.reason) or self._by_error.get(error.status, self.pages["invalid"])
         return self.render(page, error.status)
 
-    def render(self, page: Page, status: HTTPStatus) -> HTMLResponse:
+    def render(self, page: PageTexts, status: HTTPStatus) -> HTMLResponse:
         """The response with a page."""
         return HTMLResponse(self._template.render(page=page), status)

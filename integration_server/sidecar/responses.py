@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from integration_server.sidecar.error_mapping import HttpError
-from integration_server.sidecar.pages import Pages
+from integration_server.sidecar.pages import ResultPages
 from integrations.v1.integration_service_pb2 import HandleCallbackResponse
 
 # Reasons for requests that are rejected before any RPC, named as in `ErrorReason` where it has one.
@@ -29,7 +29,7 @@ _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
 class Responses:
     """Makes the responses for callback results and for errors."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: ResultPages) -> None:
         self._pages = pages
 
     def callback_result(self, request: Request, result: HandleCallbackResponse) -> Response:

@@ -22,7 +22,7 @@ RETRY_AFTER = 5
 _RETRYABLE_STATUSES = frozenset({HTTPStatus.GATEWAY_TIMEOUT, HTTPStatus.SERVICE_UNAVAILABLE})
 
 
-class WebhookEndpoint:
+class WebhookReceiver:
     """Receives webhooks. A delivery that is not stored never gets a success status."""
 
     def __init__(self, server: ServerClient, responses: Responses, public_url: str) -> None:

@@ -1,1 +1,1 @@
-"""The SQL store: tables, migrations, what fulfils the store ports, and the keyring. The only place for SQLAlchemy."""
+"""The SQL store: tables, migrations, the implementations of the store ports, and the keyring. Alone uses SQLAlchemy."""

@@ -200,8 +200,8 @@ class AuditVerification:
 
     async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
         """Yield the entries of a chain in pages, including entries that are written meanwhile."""
-        every = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence)
-        rest, size = every, _PAGE
+        query = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence)
+        rest, size = query, _PAGE
         while True:
             try:
                 rows = await self._database.fetch(rest.limit(size))
@@ -215,7 +215,7 @@ class AuditVerification:
                 yield row
             if len(rows) < size:
                 return
-            rest = every.where(_E.sequence > rows[-1].sequence)
+            rest = query.where(_E.sequence > rows[-1].sequence)
 
 
 async def list_audit_entries(

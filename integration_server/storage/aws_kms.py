@@ -22,7 +22,7 @@ _CONTEXT = "integration-server-data-key"
 """The name in the encryption context, which KMS authenticates and CloudTrail records (KMS developer guide)."""
 
 _CONFIG = Config(
-    connect_timeout=3,  # seconds; KMS answers in tens of milliseconds
+    connect_timeout=3,  # seconds; KMS responds in tens of milliseconds
     read_timeout=5,
     retries={"total_max_attempts": 3, "mode": "standard"},  # throttling and temporary faults
 )
@@ -65,7 +65,7 @@ class AwsKmsKey:
 async def open_aws_kms(key_ids: Sequence[str]) -> Sequence[AwsKmsKey]:
     """Open keys of KMS by ARN, id or alias. Raises `KeyringError` or `StoreUnavailable`.
 
-    An alias is resolved now; the ARN of its key is what is stored.
+    An alias is resolved now; the ARN of its key is stored.
     """
     return [await _open(key_id) for key_id in key_ids]
 

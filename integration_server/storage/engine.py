@@ -2,7 +2,7 @@
 
 SQLite has one connection for writes per process, for which writers queue, and several for reads. PostgreSQL has one
 pool; reads use autocommit, which saves the two round trips of a transaction. One more connection monitors the database:
-it works, or tells that the database is unavailable, while the others are busy, blocked or exhausted.
+it works, or reports that the database is unavailable, while the others are busy, blocked or exhausted.
 """
 
 import asyncio
@@ -63,21 +63,21 @@ _UNAVAILABLE_SQLITE_CODES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class SqliteFile:
+class SqliteLocation:
     """The location of an SQLite database."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresServer:
+class PostgresLocation:
     """The location of a PostgreSQL database. `repr` hides the password; `parameters` is a URL query for libpq."""
 
     url: URL
     parameters: str = field(repr=False)
 
 
-def parse_database_url(text: str) -> SqliteFile | PostgresServer:
+def parse_database_url(text: str) -> SqliteLocation | PostgresLocation:
     """Parse a `DATABASE_URL`: `sqlite:///path`, `postgresql://…` or `postgres://…`; a `+driver` is ignored.
 
     Raises `ValueError`. Its message quotes nothing of the URL, because a password may be anywhere in it.
@@ -91,31 +91,31 @@ def parse_database_url(text: str) -> SqliteFile | PostgresServer:
         ) from None
     match url.get_backend_name():
         case "sqlite":
-            return _sqlite_file(url)
+            return _sqlite_location(url)
         case "postgresql" | "postgres":
-            return _postgres_server(url)
+            return _postgres_location(url)
         case _:
             raise ValueError("has an unknown scheme: expected sqlite:// or postgresql://")
 
 
-def _sqlite_file(url: URL) -> SqliteFile:
+def _sqlite_location(url: URL) -> SqliteLocation:
     if url.host or url.username:
         raise ValueError("needs three slashes for a relative SQLite path, four for an absolute one: sqlite:///path")
     if not url.database or url.database.startswith((":memory:", "file:")):
         raise ValueError("must name a file: an SQLite database in memory is lost")
     if url.query:
         raise ValueError("takes no parameters after an SQLite path")
-    return SqliteFile(Path(url.database))
+    return SqliteLocation(Path(url.database))
 
 
-def _postgres_server(url: URL) -> PostgresServer:
+def _postgres_location(url: URL) -> PostgresLocation:
     if "@" in (url.host or ""):
         raise ValueError("has more than one @: percent-encode the one in the password as %40")
     if not url.query.keys() <= _POSTGRES_PARAMETERS:
         raise ValueError(f"has an unknown parameter: expected {', '.join(sorted(_POSTGRES_PARAMETERS))}")
     if url.query.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"has an unknown sslmode: expected {', '.join(_SSL_MODES)}")
-    return PostgresServer(
+    return PostgresLocation(
         url=url.set(drivername="postgresql+asyncpg", query={}), parameters=urlencode(url.query, doseq=True)
     )
 
@@ -218,7 +218,7 @@ async def open_database(
     `monitor_timeout` for both on the monitoring connection. Raises `ValueError` for a bad URL.
     """
     target = parse_database_url(url)
-    if isinstance(target, SqliteFile):
+    if isinstance(target, SqliteLocation):
         database = _sqlite_database(target, pool_size, connect_timeout, monitor_timeout)
     else:
         database = await _postgres_database(target, pool_size, connect_timeout, command_timeout, monitor_timeout)
@@ -227,7 +227,7 @@ async def open_database(
 
 
 def _engine(
-    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, only_reads: bool = False
+    url: URL, pool_size: int, timeout: float, connect_args: Mapping[str, Any], *, read_only: bool = False
 ) -> AsyncEngine:
     return create_async_engine(
         url,
@@ -236,13 +236,13 @@ def _engine(
         max_overflow=0,
         pool_timeout=timeout,
         hide_parameters=True,
-        skip_autocommit_rollback=only_reads,  # saves a switch to SQLite's thread
+        skip_autocommit_rollback=read_only,  # saves a switch to SQLite's thread
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL has no NaN in JSON
     )
 
 
 async def _postgres_database(
-    target: PostgresServer,
+    target: PostgresLocation,
     pool_size: int,
     connect_timeout: float,
     command_timeout: float | None,
@@ -281,7 +281,7 @@ _UNPREPARED_STATEMENTS: Mapping[str, Any] = {"prepared_statement_name_func": str
 
 
 def _postgres_engine(
-    target: PostgresServer,
+    target: PostgresLocation,
     pool_size: int,
     connect_timeout: float,
     command_timeout: float | None,
@@ -328,11 +328,13 @@ def _discard_closed_connection(connection: AdaptedConnection, _record: object, _
         raise DisconnectionError
 
 
-def _sqlite_database(target: SqliteFile, pool_size: int, connect_timeout: float, monitor_timeout: float) -> Database:
+def _sqlite_database(
+    target: SqliteLocation, pool_size: int, connect_timeout: float, monitor_timeout: float
+) -> Database:
     url = URL.create("sqlite+aiosqlite", database=str(target.path))
-    readers = _engine(url, pool_size, connect_timeout, {}, only_reads=True)
+    readers = _engine(url, pool_size, connect_timeout, {}, read_only=True)
     writers = _engine(url, 1, connect_timeout, {})
-    monitors = _engine(url, 1, monitor_timeout, {}, only_reads=True)
+    monitors = _engine(url, 1, monitor_timeout, {}, read_only=True)
     for engine in (readers, writers, monitors):
         event.listen(engine.sync_engine, "do_connect", partial(_make_private_file, target.path))
         event.listen(engine.sync_engine, "connect", _configure_sqlite)

@@ -39,7 +39,7 @@ class SqlHealthHistory:
 
     async def list(self, integration: Integration, before: int | None, limit: int) -> Sequence[tuple[int, HealthCheck]]:
         """The integration's checks with an id below `before`, each after its id, newest first."""
-        query = _of(integration).order_by(_C.health_check_id.desc()).limit(limit)
+        query = _select_checks(integration).order_by(_C.health_check_id.desc()).limit(limit)
         if before is not None:
             query = query.where(_C.health_check_id < before)
         rows = await self._database.fetch(query)
@@ -53,7 +53,7 @@ class SqlHealthHistory:
         for window in windows:
             is_within = _C.check_time > now - window
             counts += [func.count(case((is_within, 1))), func.count(case((is_within & _C.healthy.is_(False), 1)))]
-        query = _of(integration, *counts).where(_C.check_time > now - max(windows))
+        query = _select_checks(integration, *counts).where(_C.check_time > now - max(windows))
         (row,) = await self._database.fetch(query)
         return [ErrorRate(window, *row[2 * number : 2 * number + 2]) for number, window in enumerate(windows)]
 
@@ -62,7 +62,7 @@ class SqlHealthHistory:
         return await prune(self._database, _C.check_time, before)
 
 
-def _of(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
+def _select_checks(integration: Integration, *columns: ColumnElement[Any]) -> Select[Any]:
     """A query for these columns of the integration's checks, by default all."""
     is_same = matches_integration(integration.integration_id, integration.user_id)
     return select(*columns or health_checks.c).select_from(health_checks.join(integrations)).where(*is_same)

@@ -119,13 +119,13 @@ class SqlIntegrations:
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a connected integration has the grant's account, or belongs to its user and may have it."""
         same_account = _T.account_id == bindparam(None, grant.account_id)  # SQL: NULL equals nothing
-        may_be_the_same = or_(
+        may_have_same_account = or_(
             _T.integration_type != grant.integration_type, _T.account_id.is_(None), literal(grant.account_id is None)
         )
         query = select(
             exists().where(
                 _T.integration_type.in_(list(integration_types)),
-                or_(same_account, and_(_T.user_id == grant.user_id, may_be_the_same)),
+                or_(same_account, and_(_T.user_id == grant.user_id, may_have_same_account)),
                 _T.connect_time.is_not(None),
             )
         )

@@ -22,18 +22,20 @@ from integration_server.storage.tables import integrations, is_usable, refresh_l
 
 _I = integrations.c
 _L = refresh_leases.c
-_OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
+_IS_OF_INTEGRATION = _L.integration_id == bindparam("of_integration")
 _NO_OWNER = ""
 _IS_OWNER = _L.owner == bindparam("of_owner")
 _IS_CALLER = _L.called_by == bindparam("of_owner")
 
 _IS_LEASED = select(
-    exists().where(_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
+    exists().where(_IS_OF_INTEGRATION, _L.version >= bindparam("of_version"), _L.expire_time > DatabaseTime())
 )
-_EXPIRE = update(refresh_leases).where(_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
+_EXPIRE = (
+    update(refresh_leases).where(_IS_OF_INTEGRATION, _IS_OWNER).values(owner=_NO_OWNER, expire_time=DatabaseTime())
+)
 _RESOLVE = (
     update(refresh_leases)
-    .where(_OF_INTEGRATION, or_(_IS_OWNER, _IS_CALLER))
+    .where(_IS_OF_INTEGRATION, or_(_IS_OWNER, _IS_CALLER))
     .values(
         owner=case((_IS_OWNER, _NO_OWNER), else_=_L.owner),
         expire_time=case((_IS_OWNER, DatabaseTime()), else_=_L.expire_time),

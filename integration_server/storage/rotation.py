@@ -142,9 +142,9 @@ class Rotation:
     ) -> None:
         last = None
         while True:
-            begun = time.monotonic()
+            batch_start = time.monotonic()
             rows = await self._reencrypt_batch(column, key_id, last, progress)
-            progress.elapsed = time.monotonic() - begun
+            progress.elapsed = time.monotonic() - batch_start
             await on_progress(progress)
             if not rows:
                 return

@@ -24,7 +24,7 @@ _FIND = _ENDPOINT.where(
     _I.uid == bindparam("uid"), _I.integration_type == bindparam("integration_type"), _I.connect_time.is_not(None)
 )
 
-_FIND_OF = _ENDPOINT.where(_I.integration_id == bindparam("integration_id"), _I.user_id == bindparam("user_id"))
+_FIND_FOR_USER = _ENDPOINT.where(_I.integration_id == bindparam("integration_id"), _I.user_id == bindparam("user_id"))
 
 
 class SqlWebhookEndpoints:
@@ -40,7 +40,7 @@ class SqlWebhookEndpoints:
 
     async def find_by_id(self, integration_id: IntegrationId, user_id: UserId) -> WebhookEndpoint | None:
         """The user's integration, pending or not."""
-        row = await self._database.fetch_one(_FIND_OF, {"integration_id": integration_id, "user_id": user_id})
+        row = await self._database.fetch_one(_FIND_FOR_USER, {"integration_id": integration_id, "user_id": user_id})
         return None if row is None else _endpoint(row)
 
     async def set_secrets(

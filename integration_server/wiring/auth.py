@@ -98,12 +98,12 @@ def _build_issuers(settings: Settings, http: ProviderHttp, clock: Clock) -> Sequ
 
         return RemoteJwks(fetch, clock)
 
-    given = (
+    issuer_settings = (
         (IdentityKind.TOKEN, settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks),
         (IdentityKind.USER, settings.user_jwt_issuer, settings.user_jwt_audience, settings.user_jwt_jwks),
     )
     return [
         Issuer(kind, issuer, audience, keys(location))
-        for kind, issuer, audience, location in given
+        for kind, issuer, audience, location in issuer_settings
         if issuer is not None and audience is not None and location is not None
     ]

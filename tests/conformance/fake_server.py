@@ -149,8 +149,8 @@ class SimulatedProvider:
     def _authorize(self, query: dict[str, str]) -> Response:
         page = self.profile.authorize
         assert page is not None
-        wanted = {"response_type": "code", "client_id": CLIENT_ID, **page.requires}
-        for name, value in wanted.items():
+        required = {"response_type": "code", "client_id": CLIENT_ID, **page.requires}
+        for name, value in required.items():
             if query.get(name) != value:
                 raise UndocumentedRequest(f"{name} must be {value!r}, not {query.get(name)!r}")
         if query.get("redirect_uri") not in self.client.redirect_uris:
@@ -168,9 +168,9 @@ class SimulatedProvider:
         if self.account_index is None:
             callback["error"] = "access_denied"
         else:
-            kept = challenge if page.pkce == "required" else None
+            stored_challenge = challenge if page.pkce == "required" else None
             sub = self.accounts[self.account_index].sub
-            code = self.sandbox.issue_code(self.client, query["redirect_uri"], sub, scopes, kept)
+            code = self.sandbox.issue_code(self.client, query["redirect_uri"], sub, scopes, stored_challenge)
             callback["code"] = code + page.code_suffix
         if page.signs_callback:
             message = "&".join(sorted(f"{name}={value}" for name, value in callback.items()))
@@ -311,8 +311,8 @@ class SimulatedProvider:
         auth = key_auth(key)
         return all(
             actual.get(name) == value
-            for actual, wanted in ((request.headers, auth.headers), (request.query_params, auth.query_params))
-            for name, value in wanted.items()
+            for actual, required in ((request.headers, auth.headers), (request.query_params, auth.query_params))
+            for name, value in required.items()
         )
 
     def _extract_token(self, request: Request, auth: Mapping[str, str]) -> str | None:

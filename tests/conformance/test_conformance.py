@@ -198,7 +198,7 @@ async def advance_to_refresh(scenario: Scenario, profile: Profile) -> None:
 
 
 @pytest.mark.conformance("renewable")
-async def test_an_immediate_refresh_does_no_harm(scenario: Scenario) -> None:
+async def test_a_repeated_forced_refresh_keeps_the_integration_active(scenario: Scenario) -> None:
     integration = await scenario.connect()
     for _ in range(2):
         await scenario.system.credentials.refresh_token(integration.integration_id, ADA, force=True)

@@ -807,9 +807,9 @@ class AttemptStoreContract:
         await create_pending(integrations, attempts, BOB)
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
         unexpired = await attempts.begin(later, new_integration())
-        reconnecting = await create_pending(integrations, attempts)
+        reconnected = await create_pending(integrations, attempts)
         unexpired_attempt = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
-        await attempts.begin_reconnection(unexpired_attempt, reconnecting.integration_id)
+        await attempts.begin_reconnection(unexpired_attempt, reconnected.integration_id)
 
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4
@@ -818,7 +818,7 @@ class AttemptStoreContract:
         assert [row.integration_id for row in remaining] == [
             live.integration_id,
             unexpired,
-            reconnecting.integration_id,
+            reconnected.integration_id,
         ]
         assert await integrations.list(BOB, None, IntegrationId(0), 10) == []
         assert await attempts.consume(later.attempt_id, EXPIRY) is not None

@@ -16,7 +16,7 @@ class FakeApi:
 
     url: str = ""
     arrivals: list[tuple[float, str]] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
+    rejection_times: list[float] = field(default_factory=list)
     rejects_until: float = 0.0
     raw: list[bytes] = field(default_factory=list)
 
@@ -49,7 +49,7 @@ class FakeApi:
             return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         self.raw.append(head)
         if now < self.rejects_until:
-            self.refused.append(now)
+            self.rejection_times.append(now)
             left = max(1, round(self.rejects_until - now + 0.5))
             return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n" % left
         self.arrivals.append((now, key))

@@ -65,7 +65,7 @@ def _fork(request: dict[str, Any], children: set[int]) -> int:
         try:
             _set_up_process(request)
             code = _run(request)
-        except BaseException:  # the interpreter, too, prints whatever ends a program
+        except BaseException:  # the interpreter also prints any exception that ends a program
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from sqlalchemy import select
 
-from integration_server.storage.engine import SqliteFile, open_database, parse_database_url
+from integration_server.storage.engine import SqliteLocation, open_database, parse_database_url
 from integration_server.storage.tables import metadata
 
 # Hexadecimal runs long enough to be a value, such as each `bytea` in a PostgreSQL dump.
@@ -30,7 +30,7 @@ class SecretLeaked(AssertionError):
 def forms(secret: str) -> Iterator[tuple[str, bytes]]:
     """The secret in plain text, escaped, in hexadecimal, and in base64 at each offset in the encoded text."""
     raw = secret.encode()
-    assert len(raw) >= _MIN_LENGTH, "too short to tell from chance"
+    assert len(raw) >= _MIN_LENGTH, "so short that it may occur by chance"
     yield "plain", raw
     yield "reversed", raw[::-1]
     yield "UTF-16", secret.encode("utf-16-le")
@@ -96,7 +96,7 @@ async def dump_rows(database_url: str) -> bytes:
 def read_database_files(database_url: str) -> Mapping[str, bytes]:
     """SQLite's file and its WAL, including deleted and not yet overwritten data; empty for PostgreSQL."""
     database = parse_database_url(database_url)
-    if not isinstance(database, SqliteFile):
+    if not isinstance(database, SqliteLocation):
         return {}
     files = (database.path, database.path.with_name(database.path.name + "-wal"))
     return {path.name: path.read_bytes() for path in files if path.exists()}

@@ -51,8 +51,8 @@ async def scenario(tmp_path: Path, database_url: str, limits: str = "", **settin
     async with AsyncExitStack() as stack:
         api = await stack.enter_async_context(run_fake_api())
         declare_api(tmp_path, api, limits)
-        at = settings_for(database_url, PROVIDERS_DIR=str(tmp_path), **settings)
-        running = await stack.enter_async_context(running_server(at, {}))
+        settings_of_server = settings_for(database_url, PROVIDERS_DIR=str(tmp_path), **settings)
+        running = await stack.enter_async_context(running_server(settings_of_server, {}))
         yield Scenario(api, await stack.enter_async_context(clients_of(running.grpc_address, running.sidecar_url)))
 
 
@@ -78,8 +78,8 @@ async def test_a_call_returns_the_provider_response_without_secrets(sqlite_url: 
         assert [made.grant_type for made in system.sandbox.token_calls].count("refresh_token") == 1
 
         system.sandbox.revoke_grants("ada")
-        dead = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
-        assert dead.reason == "REAUTHORIZATION_REQUIRED"
+        revoked_error = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
+        assert revoked_error.reason == "REAUTHORIZATION_REQUIRED"
 
 
 async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: str) -> None:
@@ -104,8 +104,8 @@ async def test_a_forbidden_request_part_is_rejected_with_its_field(sqlite_url: s
 async def test_a_response_over_the_size_limit_is_rejected(sqlite_url: str) -> None:
     async with run_system(sqlite_url, PROXY_MAX_RESPONSE_BYTES="20") as system:
         integration_id = await system.connect()
-        refused = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
-        assert refused == RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
+        rejection = await expect_rpc_error(system.service.CallProvider(call(integration_id, path="/userinfo")))
+        assert rejection == RpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
 
 
 async def test_a_failed_call_sets_last_error_and_a_successful_call_clears_it(sqlite_url: str) -> None:
@@ -149,25 +149,25 @@ async def test_calls_are_delayed_and_do_not_fail_while_a_provider_responds_429(t
         ]
         responses = await asyncio.gather(*calls)
         late = time.monotonic() - begin
-        print(f"{len(responses)} calls done after {late:.1f} s; turned away: {len(on.api.refused)}")
+        print(f"{len(responses)} calls done after {late:.1f} s; turned away: {len(on.api.rejection_times)}")
         assert {response.status_code for response in responses} == {200}
         assert on.api.by_key() == {f"key-of-{user}": 30 for user in users}
         assert late >= 2
-        assert len(on.api.refused) < len(calls) / 2  # a 429 for one call delays the others too
+        assert len(on.api.rejection_times) < len(calls) / 2  # a 429 for one call delays the others too
 
 
 async def test_a_call_whose_deadline_is_before_the_next_slot_is_rejected_at_once(
     tmp_path: Path, sqlite_url: str
 ) -> None:
     async with scenario(tmp_path, sqlite_url, APP_LIMIT.format(calls=2, seconds=60)) as on:
-        mine = await connect_with_key(on.clients, "ada")
+        own_id = await connect_with_key(on.clients, "ada")
         for _ in range(2):
-            await on.clients.service.CallProvider(call(mine))
+            await on.clients.service.CallProvider(call(own_id))
         begin = time.monotonic()
-        refused = await expect_rpc_error(on.clients.service.CallProvider(call(mine), timeout=50))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
-        assert refused.retry_delay is not None
-        assert timedelta(seconds=55) < refused.retry_delay <= timedelta(seconds=60)
+        rejection = await expect_rpc_error(on.clients.service.CallProvider(call(own_id), timeout=50))
+        assert (rejection.code, rejection.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        assert rejection.retry_delay is not None
+        assert timedelta(seconds=55) < rejection.retry_delay <= timedelta(seconds=60)
         assert time.monotonic() - begin < 45  # it did not wait until its deadline
         assert len(on.api.arrivals) == 2
 
@@ -197,8 +197,8 @@ async def test_calls_keep_within_the_rate_limit_and_are_shared_fairly_between_us
         assert on.api.max_within(0.5) <= 6  # the budget, and one that took longer to arrive
 
 
-async def expect_success(calling: Any) -> None:
-    response = await calling
+async def expect_success(pending_call: Any) -> None:
+    response = await pending_call
     assert response.status_code == 200
 
 
@@ -229,10 +229,10 @@ async def max_calls_of_two_servers(tmp_path: Path, database_url: str, **settings
         clients = []
         for _ in range(2):
             command = await stack.enter_async_context(serving(tmp_path, environment))
-            at = command.serving
-            clients.append(await stack.enter_async_context(clients_of(at["grpc"], at["sidecar"])))
-        mine = await connect_with_key(clients[0], "ada")
-        calls = [server.service.CallProvider(call(mine), timeout=30) for server in clients for _ in range(12)]
+            addresses = command.serving
+            clients.append(await stack.enter_async_context(clients_of(addresses["grpc"], addresses["sidecar"])))
+        own_id = await connect_with_key(clients[0], "ada")
+        calls = [server.service.CallProvider(call(own_id), timeout=30) for server in clients for _ in range(12)]
         responses = await asyncio.gather(*calls)
         assert {response.status_code for response in responses} == {200}
         assert len(api.arrivals) == 24
@@ -245,19 +245,19 @@ async def test_calls_continue_while_redis_is_down_and_use_it_again_afterwards(tm
     with run_redis(tmp_path, free_port()) as redis:
         limits = APP_LIMIT.format(calls=1000, seconds=1)
         async with scenario(tmp_path, sqlite_url, limits, RATE_LIMIT_REDIS_URL=redis.url) as on:
-            mine = await connect_with_key(on.clients, "ada")
-            assert await is_counted_in_redis(redis, on, mine)
+            own_id = await connect_with_key(on.clients, "ada")
+            assert await is_counted_in_redis(redis, on, own_id)
             redis.stop()
             for _ in range(3):
-                assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200
+                assert (await on.clients.service.CallProvider(call(own_id), timeout=30)).status_code == 200
             redis.start()
-            await wait_until(partial(is_counted_in_redis, redis, on, mine))
+            await wait_until(partial(is_counted_in_redis, redis, on, own_id))
 
 
-async def is_counted_in_redis(redis: RedisServer, on: Scenario, mine: int) -> bool:
+async def is_counted_in_redis(redis: RedisServer, on: Scenario, own_id: int) -> bool:
     """Whether a call leaves a key in Redis."""
     from redis.asyncio import Redis
 
-    assert (await on.clients.service.CallProvider(call(mine), timeout=30)).status_code == 200
+    assert (await on.clients.service.CallProvider(call(own_id), timeout=30)).status_code == 200
     async with Redis.from_url(redis.url) as client:
         return bool(await client.keys("integrations*"))

@@ -138,7 +138,7 @@ async def test_certificates_are_reloaded_while_calls_continue(
                 codes.add(await list_types_code(backend))
                 calls += 1
 
-        going = asyncio.create_task(keep_calling())
+        calls_task = asyncio.create_task(keep_calling())
         new = Authority()
         new_backend = new.issue([x509.UniformResourceIdentifier("spiffe://integrations.example/backend")])
         assert await call_on_new_channel(authenticated, new_backend, new.certificate) == grpc.StatusCode.UNAVAILABLE
@@ -157,7 +157,7 @@ async def test_certificates_are_reloaded_while_calls_continue(
             return calls > seen + 10
 
         await wait_until(has_more_calls)
-        going.cancel()
+        calls_task.cancel()
         assert codes == {grpc.StatusCode.OK}
 
         # A key that does not belong to the certificate is ignored.

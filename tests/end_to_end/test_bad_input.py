@@ -315,16 +315,16 @@ async def test_a_page_token_is_valid_only_for_its_own_list(system: System) -> No
         assert page.next_page_token
         return page.next_page_token
 
-    good = await token_for("ada")
-    middle = len(good) // 2
+    valid_token = await token_for("ada")
+    middle = len(valid_token) // 2
     forged = {
         "made up": "abc",
         "not base64": "%%%",
         "not ASCII": "ü" * 40,
         "a number": "1",
-        "altered": good[:middle] + ("A" if good[middle] != "A" else "B") + good[middle + 1 :],
-        "cut": good[:-4],
-        "longer": good + "AAAA",
+        "altered": valid_token[:middle] + ("A" if valid_token[middle] != "A" else "B") + valid_token[middle + 1 :],
+        "cut": valid_token[:-4],
+        "longer": valid_token + "AAAA",
         "another user's": await token_for("grace"),
         "another list's": await token_for("ada", "sandbox"),
         "a state": (await system.begin()).state,
@@ -334,7 +334,7 @@ async def test_a_page_token_is_valid_only_for_its_own_list(system: System) -> No
     }
     assert await responses_to(system, cases) == dict.fromkeys(cases, invalid("page_token"))
     assert (
-        await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_token=good))
+        await system.service.ListIntegrations(pb.ListIntegrationsRequest(user_id="ada", page_token=valid_token))
     ).integrations
 
 
@@ -376,7 +376,10 @@ async def test_a_state_is_valid_once_unaltered_and_for_ten_minutes(system: Syste
 
     state = query["state"]
     flips = range(0, len(state), 7)
-    altered = {f"altered at {at}": state[:at] + ("A" if state[at] != "A" else "B") + state[at + 1 :] for at in flips}
+    altered = {
+        f"altered at {index}": state[:index] + ("A" if state[index] != "A" else "B") + state[index + 1 :]
+        for index in flips
+    }
     foreign = {
         "cut": state[:-1],
         "padded": state + "=",
@@ -438,8 +441,8 @@ async def test_oversized_and_malformed_messages_are_rejected_and_the_server_cont
         assert await expect_rpc_error(raw(malformed)) == invalid("request")
 
     unknown = system.raw("NoSuchMethod")
-    with pytest.raises(grpc.aio.AioRpcError) as not_there:
+    with pytest.raises(grpc.aio.AioRpcError) as unknown_method_error:
         await unknown(b"")
-    assert not_there.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert unknown_method_error.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
     assert (await system.get(integration_id)).is_connected

@@ -113,11 +113,11 @@ async def run_idle_server(
 @contextmanager
 def count_round_trips() -> Iterator[Counter[str]]:
     """Count statements, new connections and checkouts of all engines in this process."""
-    counted: Counter[str] = Counter()
+    round_trips: Counter[str] = Counter()
 
     def count(kind: str) -> Callable[..., None]:
         def increment(*_: object) -> None:
-            counted[kind] += 1
+            round_trips[kind] += 1
 
         return increment
 
@@ -129,7 +129,7 @@ def count_round_trips() -> Iterator[Counter[str]]:
     for target, name, listener in listeners:
         event.listen(target, name, listener)
     try:
-        yield counted
+        yield round_trips
     finally:
         for target, name, listener in listeners:
             event.remove(target, name, listener)
@@ -178,18 +178,18 @@ async def forge_states(clients: Clients) -> list[str]:
 async def test_a_thousand_forged_callbacks_cost_no_round_trip(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
         states = await forge_states(clients)
-        with count_round_trips() as counted:
+        with count_round_trips() as round_trips:
             assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
             assert await send_http_flood(clients, states[:100]) == {400: 100}  # through the sidecar to the same RPC
-        assert counted == {}
+        assert round_trips == {}
 
 
 async def test_the_database_counters_count_a_connect_call(database_url: str, database: Database) -> None:
     async with run_idle_server(database_url, database) as clients:
-        with count_round_trips() as counted:
+        with count_round_trips() as round_trips:
             await clients.begin()
-        assert counted["statement"] >= 2
-        assert counted["loan"] >= 1
+        assert round_trips["statement"] >= 2
+        assert round_trips["loan"] >= 1
 
 
 async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_per_forged_state(
@@ -197,10 +197,10 @@ async def test_negative_control_a_lookup_before_decryption_costs_a_round_trip_pe
 ) -> None:
     async with run_idle_server(database_url, database, lookup_first=True) as clients:
         states = await forge_states(clients)
-        with count_round_trips() as counted:
+        with count_round_trips() as round_trips:
             assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
         ciphertext = [state for state in states if _is_base64url(state)]
-        assert counted["statement"] == counted["loan"] == len(ciphertext)
+        assert round_trips["statement"] == round_trips["loan"] == len(ciphertext)
         assert len(ciphertext) > FLOOD / 2
 
 
@@ -221,7 +221,7 @@ async def test_states_with_unknown_data_keys_cost_one_lookup_per_second_in_total
         genuine = (await clients.begin()).state
         # Characters 2 to 12 encode only the key id.
         states = [f"{genuine[:2]}{number:09}{genuine[11:]}" for number in range(FLOOD)]
-        with count_round_trips() as counted:
+        with count_round_trips() as round_trips:
             assert await send_rpc_flood(clients, states) == {grpc.StatusCode.INVALID_ARGUMENT: FLOOD}
-        assert counted["statement"] <= 1
-        assert counted["loan"] <= 1
+        assert round_trips["statement"] <= 1
+        assert round_trips["loan"] <= 1

@@ -86,7 +86,7 @@ def get(clients: Clients, integration_id: int, timeout: float | None = None) -> 
 
 
 def get_credentials(clients: Clients, integration_id: int, timeout: float | None = None) -> Awaitable[Any]:
-    """A call that may be answered from the cache."""
+    """A call that the cache may serve."""
     request = pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada")
     return clients.service.GetCredentials(request, timeout=timeout)
 
@@ -129,9 +129,9 @@ def stop_server(server: PostgresServer) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("take_down", [stop_server, kill_server])
+@pytest.mark.parametrize("stop_database", [stop_server, kill_server])
 async def test_the_server_reports_a_stopped_database_and_recovers(
-    tmp_path: Path, postgres: tuple[PostgresServer, str], take_down: Callable[[PostgresServer], None]
+    tmp_path: Path, postgres: tuple[PostgresServer, str], stop_database: Callable[[PostgresServer], None]
 ) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
@@ -139,7 +139,7 @@ async def test_the_server_reports_a_stopped_database_and_recovers(
         await wait_for_readiness(system, SERVING)
         assert await system.bearer_token(integration_id)
 
-        await asyncio.to_thread(take_down, server)
+        await asyncio.to_thread(stop_database, server)
         for call in (get, rename, refresh, disconnect):
             refusal = await expect_rpc_error(call(system, integration_id, timeout=30))
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
@@ -152,7 +152,7 @@ async def test_the_server_reports_a_stopped_database_and_recovers(
 
         await asyncio.to_thread(server.start)
         took = await measure_recovery(system, integration_id)
-        print(f"\nserved again {took:.2f} s after it was back ({take_down.__name__})")
+        print(f"\nserved again {took:.2f} s after it was back ({stop_database.__name__})")
         assert took < RECOVERY_SECONDS
         assert await system.bearer_token(integration_id)
 
@@ -162,7 +162,7 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
 ) -> None:
     server, url = postgres
     async with run_server_process(tmp_path, url) as system:
-        integration_id, going = await system.connect(account="ada"), await system.connect(account="grace")
+        integration_id, other_id = await system.connect(account="ada"), await system.connect(account="grace")
         await wait_for_readiness(system, SERVING)
         with freeze_server(server):
             for deadline in (3, 10):
@@ -174,7 +174,7 @@ async def test_the_server_reports_a_frozen_database_and_recovers(
                             (get_credentials, integration_id),
                             (rename, integration_id),
                             (refresh, integration_id),
-                            (disconnect, going),  # its outcome is unknown
+                            (disconnect, other_id),  # its outcome is unknown
                         )
                         for _ in range(3)  # more than there are connections
                     )

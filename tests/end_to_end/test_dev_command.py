@@ -1,4 +1,4 @@
-"""`python -m integration_server dev`, which is what `make run` runs."""
+"""`python -m integration_server dev`, which `make run` runs."""
 
 import re
 import signal

@@ -21,14 +21,14 @@ from tests.end_to_end.system import System, run_system
 NO_EVENT = RpcError(grpc.StatusCode.NOT_FOUND, "RESOURCE_NOT_FOUND")
 
 
-def at(text: str, zone: str = "") -> pb.EventTime:
+def event_time(text: str, zone: str = "") -> pb.EventTime:
     moment = Timestamp()
     moment.FromJsonString(text)
     return pb.EventTime(date_time=moment, time_zone=zone)
 
 
 def event(**fields: Any) -> pb.Event:
-    given = {"start": at("2026-03-28T10:00:00Z"), "end": at("2026-03-28T11:00:00Z"), **fields}
+    given = {"start": event_time("2026-03-28T10:00:00Z"), "end": event_time("2026-03-28T11:00:00Z"), **fields}
     return pb.Event(**given)
 
 
@@ -85,8 +85,8 @@ async def test_an_event_is_read_as_it_was_created(calendar_client: CalendarClien
         summary="Cut \U0001f9a6",
         description="<b>short</b>",
         location="Shop",
-        start=at("2026-03-28T10:00:00Z", "Europe/Zurich"),
-        end=at("2026-03-28T11:00:00Z", "Europe/Zurich"),
+        start=event_time("2026-03-28T10:00:00Z", "Europe/Zurich"),
+        end=event_time("2026-03-28T11:00:00Z", "Europe/Zurich"),
         attendees=[
             pb.Attendee(email="grace@example.com", display_name="Grace", optional=True),
             pb.Attendee(email="linus@example.com", response_status=pb.RESPONSE_STATUS_ACCEPTED),
@@ -182,7 +182,7 @@ async def test_a_missing_event_or_calendar_is_not_found(calendar_client: Calenda
 
 async def test_event_lists_are_paged_bounded_and_ordered(calendar_client: CalendarClient) -> None:
     for day in (3, 1, 2):
-        start, end = at(f"2026-05-0{day}T10:00:00Z"), at(f"2026-05-0{day}T11:00:00Z")
+        start, end = event_time(f"2026-05-0{day}T10:00:00Z"), event_time(f"2026-05-0{day}T11:00:00Z")
         await calendar_client.create(summary=str(day), start=start, end=end)
     asked: dict[str, Any] = {"single_events": True, "order_by": pb.EVENT_ORDER_START_TIME, "page_size": 2}
     first = await calendar_client.list(**asked)
@@ -190,7 +190,7 @@ async def test_event_lists_are_paged_bounded_and_ordered(calendar_client: Calend
     second = await calendar_client.list(**asked, page_token=first.next_page_token)
     assert ([listed.summary for listed in second.events], second.next_page_token) == (["3"], "")
     assert second.next_sync_token
-    lower, upper = at("2026-05-02T00:00:00Z").date_time, at("2026-05-03T00:00:00Z").date_time
+    lower, upper = event_time("2026-05-02T00:00:00Z").date_time, event_time("2026-05-03T00:00:00Z").date_time
     assert [one.summary for one in (await calendar_client.list(time_min=lower, time_max=upper)).events] == ["2"]
 
 
@@ -269,7 +269,7 @@ async def test_other_types_have_no_events(calendar_client: CalendarClient) -> No
 async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing(
     calendar_client: CalendarClient,
 ) -> None:
-    moment, day = at("2026-03-28T10:00:00Z"), pb.EventTime(date="2026-03-28")
+    moment, day = event_time("2026-03-28T10:00:00Z"), pb.EventTime(date="2026-03-28")
     attendees = [pb.Attendee(email=f"{number}@example.com") for number in range(201)]
     wrong: dict[str, pb.Event] = {
         "event.event_id": event(event_id="No!"),
@@ -278,7 +278,7 @@ async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing
         "event.end": event(start=day),
         "event.start.date": event(start=pb.EventTime(date="2026-02-30"), end=day),
         "event.start.date_time": event(start=pb.EventTime(date_time=Timestamp(seconds=-(2**62)))),
-        "event.start.time_zone": event(start=at("2026-03-28T10:00:00Z", "../etc")),
+        "event.start.time_zone": event(start=event_time("2026-03-28T10:00:00Z", "../etc")),
         "event.attendees": event(attendees=attendees),
         "event.attendees[0].email": event(attendees=[pb.Attendee(email="nobody")]),
         "event.attendees[0].additional_guests": event(
@@ -296,7 +296,7 @@ async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing
     assert await expect_rpc_error(calendar_client.system.calendars.CreateEvent(request)) == invalid(
         "event.start.time_zone"
     )
-    late, early = at("2026-05-03T00:00:00Z").date_time, at("2026-05-02T00:00:00Z").date_time
+    late, early = event_time("2026-05-03T00:00:00Z").date_time, event_time("2026-05-02T00:00:00Z").date_time
     lists: dict[str, dict[str, Any]] = {
         "page_size": {"page_size": -1},
         "calendar_id": {"calendar_id": ".."},

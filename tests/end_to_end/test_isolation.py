@@ -219,16 +219,18 @@ async def call(caller: Caller, path: str, method: MethodDescriptor, request: Mes
     """Make a call of any kind; the response, or the first of a stream."""
     is_stream = method.server_streaming
     make: Callable[..., Any] = caller.channel.unary_stream if is_stream else caller.channel.unary_unary
-    answer_class = message_factory.GetMessageClass(method.output_type)
-    rpc = make(path, request_serializer=type(request).SerializeToString, response_deserializer=answer_class.FromString)
-    going = rpc(request, metadata=caller.metadata, timeout=30)
+    response_class = message_factory.GetMessageClass(method.output_type)
+    rpc = make(
+        path, request_serializer=type(request).SerializeToString, response_deserializer=response_class.FromString
+    )
+    rpc_call = rpc(request, metadata=caller.metadata, timeout=30)
     if not is_stream:
-        response: Message = await going
+        response: Message = await rpc_call
         return response
     try:
-        return await anext(aiter(going))
+        return await anext(aiter(rpc_call))
     finally:
-        going.cancel()
+        rpc_call.cancel()
 
 
 NAMED_BY = {"for_grace": "grace", "grace": "", "ada": "", "grace_as_ada": "ada"}
@@ -323,10 +325,10 @@ async def test_a_caller_reads_its_own_integrations_and_cannot_detect_others(
             )
         response = await call(caller, path, method, await request_for(scenario, method, column))
         if outcome == "empty":
-            nobodys = await call(
+            unknown_response = await call(
                 scenario.backend, path, method, message_factory.GetMessageClass(method.input_type)(**NEW)
             )
-            assert without_time(response) == without_time(nobodys)
+            assert without_time(response) == without_time(unknown_response)
         if outcome == "quiet":
             assert not response.HasField("event")  # see the test of streams below
         await remove_created(scenario)
@@ -435,7 +437,7 @@ async def test_lists_leave_out_integrations_of_types_that_are_not_allowed(scenar
 
 
 async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: Scenario) -> None:
-    wanted = {
+    queries = {
         "backend, for all": ("backend", pb.WatchIntegrationsRequest()),
         "backend, for ada": ("backend", pb.WatchIntegrationsRequest(user_id="ada")),
         "backend, for grace": ("backend", pb.WatchIntegrationsRequest(user_id="grace")),
@@ -446,7 +448,7 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
         "grace": ("grace", pb.WatchIntegrationsRequest()),
     }
     streams = {}
-    for name, (column, request) in wanted.items():
+    for name, (column, request) in queries.items():
         caller = scenario.callers[column]
         streams[name] = caller.service.WatchIntegrations(request, metadata=caller.metadata, timeout=30)
         assert not (await streams[name].read()).HasField("event")
@@ -455,21 +457,21 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
     # The same for grace, whose stream reports it next: no event of ada's precedes it.
     key = scenario.authenticated.system.sandbox.api_key.key
     with_key = pb.ConnectWithApiKeyRequest(user_id="grace", integration_type="sandbox_api_key", api_key=key)
-    hers = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
+    graces_id = (await scenario.backend.service.ConnectWithApiKey(with_key)).integration.integration_id
     with_key.user_id, with_key.integration_type, with_key.api_key = "ada", SIGNED_WEBHOOK, "other:key"
     signed_webhook_integration_id = (
         await scenario.backend.service.ConnectWithApiKey(with_key)
     ).integration.integration_id
-    first_told = {name: (await stream.read()).event.integration_id for name, stream in streams.items()}
-    assert first_told == {
+    first_reported = {name: (await stream.read()).event.integration_id for name, stream in streams.items()}
+    assert first_reported == {
         "backend, for all": scenario.integration_id,
         "backend, for ada": scenario.integration_id,
-        "backend, for grace": hers,
+        "backend, for grace": graces_id,
         "backend, the type": scenario.integration_id,
         "backend, another type": signed_webhook_integration_id,
-        "a service of other types": hers,
+        "a service of other types": graces_id,
         "ada": scenario.integration_id,
-        "grace": hers,
+        "grace": graces_id,
     }
     for stream in streams.values():
         stream.cancel()

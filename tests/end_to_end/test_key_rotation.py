@@ -163,10 +163,10 @@ async def is_rotation_complete(database_url: str, keys: int) -> bool:
 
 async def test_the_encryption_key_is_replaced_while_servers_run(tmp_path: Path, sqlite_url: str) -> None:
     environment = environment_for(tmp_path, sqlite_url)
-    former, new = environment["ENCRYPTION_KEY"], new_key()
-    both = {**environment, "ENCRYPTION_KEY": new, "ENCRYPTION_KEYS_RETIRED": former}
+    previous_key, new = environment["ENCRYPTION_KEY"], new_key()
+    both = {**environment, "ENCRYPTION_KEY": new, "ENCRYPTION_KEYS_RETIRED": previous_key}
     alone = {**environment, "ENCRYPTION_KEY": new}
-    await fill(sqlite_url, former, 20)
+    await fill(sqlite_url, previous_key, 20)
     async with run_servers(tmp_path, both, 1) as clients:
         rewrapped = await run_command(tmp_path, both, "keys", "rewrap")
         assert rewrapped.code == 0, rewrapped.err

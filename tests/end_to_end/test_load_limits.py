@@ -60,16 +60,16 @@ def resident(command: Command) -> int:
 
 
 @asynccontextmanager
-async def open_connections(address: str, saying: Iterable[bytes]) -> AsyncIterator[None]:
+async def open_connections(address: str, first_bytes: Iterable[bytes]) -> AsyncIterator[None]:
     """Connections that send these bytes each and then nothing. The kernel accepts them for the server."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     opened: list[socket.socket] = []
     try:
-        for said in saying:
+        for sent_bytes in first_bytes:
             connection = socket.create_connection((host, int(port)), timeout=DEADLINE)
             opened.append(connection)
             with suppress(OSError):  # the server may have closed it
-                connection.sendall(said)
+                connection.sendall(sent_bytes)
             await asyncio.sleep(0)
         yield
     finally:
@@ -111,27 +111,27 @@ SILENCES = {
 }
 
 
-@pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
+@pytest.mark.parametrize("sent_bytes", SILENCES.values(), ids=SILENCES)
 async def test_silent_grpc_clients_do_not_exhaust_file_descriptors(
-    said: bytes, sqlite_url: str, tmp_path: Path
+    sent_bytes: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
     limits = {"GRPC_HANDSHAKE_SECONDS": "1", "GRPC_CONNECTION_IDLE_SECONDS": "1"}
     async with server(tmp_path, sqlite_url, **limits) as command:
         grpc_address = command.serving["grpc"]
         assert await is_serving(grpc_address, DEADLINE)
-        async with open_connections(grpc_address, SILENT * [said]):
+        async with open_connections(grpc_address, SILENT * [sent_bytes]):
             assert await is_serving(grpc_address, DEADLINE)
             assert open_files(command) < FILES * 0.75
             assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
 
 
-@pytest.mark.parametrize("said", SILENCES.values(), ids=SILENCES)
+@pytest.mark.parametrize("sent_bytes", SILENCES.values(), ids=SILENCES)
 async def test_negative_control_without_limits_silent_grpc_clients_exhaust_file_descriptors(
-    said: bytes, tmp_path: Path
+    sent_bytes: bytes, tmp_path: Path
 ) -> None:
     async with server_without_limits(tmp_path) as command:
         assert await is_serving(command.serving["grpc"], DEADLINE)
-        async with open_connections(command.serving["grpc"], SILENT * [said]):
+        async with open_connections(command.serving["grpc"], SILENT * [sent_bytes]):
             assert not await is_serving(command.serving["grpc"], 3)
             assert open_files(command) == FILES
 
@@ -149,23 +149,26 @@ async def test_an_established_connection_works_beside_silent_clients(sqlite_url:
                 assert response.integrations == []
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+@pytest.mark.parametrize("sent_bytes", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
 async def test_silent_sidecar_clients_do_not_exhaust_file_descriptors(
-    said: bytes, sqlite_url: str, tmp_path: Path
+    sent_bytes: bytes, sqlite_url: str, tmp_path: Path
 ) -> None:
-    async with server(tmp_path, sqlite_url) as command, open_connections(command.serving["sidecar"], SILENT * [said]):
+    async with (
+        server(tmp_path, sqlite_url) as command,
+        open_connections(command.serving["sidecar"], SILENT * [sent_bytes]),
+    ):
         assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
         assert open_files(command) < FILES * 0.75
         assert await is_serving(command.serving["grpc"], DEADLINE)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
+@pytest.mark.parametrize("sent_bytes", [b"", b"GET /healthz HTTP/1.1\r\nHost: "], ids=["nothing", "half-a-head"])
 async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_file_descriptors(
-    said: bytes, tmp_path: Path
+    sent_bytes: bytes, tmp_path: Path
 ) -> None:
     async with server_without_limits(tmp_path) as command:
         assert await is_sidecar_responding(command.serving["sidecar"], DEADLINE)
-        async with open_connections(command.serving["sidecar"], SILENT * [said]):
+        async with open_connections(command.serving["sidecar"], SILENT * [sent_bytes]):
             assert not await is_sidecar_responding(command.serving["sidecar"], 3)
             assert open_files(command) == FILES
 
@@ -209,17 +212,17 @@ async def test_large_bodies_do_not_use_memory(sqlite_url: str, tmp_path: Path) -
     async with server(tmp_path, sqlite_url) as command:
         sidecar = command.serving["sidecar"]
         assert await is_sidecar_responding(sidecar, DEADLINE)
-        pouring = asyncio.gather(*(send_large_body(sidecar) for _ in range(8)))
-        assert await peak_memory_growth(command, pouring) < LARGE // 2
-        assert all(status in {b"", b"HTTP/1.1 413 \r\n"} or b" 413 " in status for status in await pouring)
+        uploads = asyncio.gather(*(send_large_body(sidecar) for _ in range(8)))
+        assert await peak_memory_growth(command, uploads) < LARGE // 2
+        assert all(status in {b"", b"HTTP/1.1 413 \r\n"} or b" 413 " in status for status in await uploads)
         assert await is_sidecar_responding(sidecar, DEADLINE)
 
 
 async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_path: Path) -> None:
     async with server_without_limits(tmp_path) as command:
-        pouring = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
-        assert await peak_memory_growth(command, pouring) > LARGE * 0.9
-        assert b" 405 " in await pouring
+        uploads = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
+        assert await peak_memory_growth(command, uploads) > LARGE * 0.9
+        assert b" 405 " in await uploads
 
 
 async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:
@@ -229,8 +232,8 @@ async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: 
         sidecar = command.serving["sidecar"]
         assert await is_sidecar_responding(sidecar, DEADLINE)
         before = resident(command)
-        for said in (headers, huge):
-            async with open_connections(sidecar, 100 * [said]):
+        for sent_bytes in (headers, huge):
+            async with open_connections(sidecar, 100 * [sent_bytes]):
                 assert await is_sidecar_responding(sidecar, DEADLINE)
         assert resident(command) - before < 50 * MIB
 

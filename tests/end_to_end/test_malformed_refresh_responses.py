@@ -101,10 +101,12 @@ async def observe(system: System, integration_id: int) -> ObservedError:
 
 
 def differences(
-    found: Mapping[str, ObservedError], wanted: Mapping[str, ObservedError]
+    found: Mapping[str, ObservedError], expected_errors: Mapping[str, ObservedError]
 ) -> dict[str, tuple[ObservedError, ObservedError]]:
     """The cases that differ: found and expected."""
-    return {name: (observe, wanted[name]) for name, observe in found.items() if observe != wanted[name]}
+    return {
+        name: (observe, expected_errors[name]) for name, observe in found.items() if observe != expected_errors[name]
+    }
 
 
 def clients_with_used_token(sandbox: Sandbox) -> set[str | None]:
@@ -136,11 +138,13 @@ async def test_every_malformed_refresh_response_has_its_error_and_status(sqlite_
 
         cases = {case: TABLE[name][0] for case, name in CASES.items()}
         sandbox.behaviour = replace(sandbox.behaviour, faults={"token": FaultByCase(cases=cases)})
-        wanted = {name: expected(TABLE[name][1]) for name in CASES.values()}
-        assert differences(await refresh_all(), wanted) == {}
+        expected_errors = {name: expected(TABLE[name][1]) for name in CASES.values()}
+        assert differences(await refresh_all(), expected_errors) == {}
 
         spent_by = clients_with_used_token(sandbox)
         sandbox.behaviour = replace(sandbox.behaviour, faults={})
         await refresh_all()  # it completes the refreshes that the server has begun itself
-        wanted = {name: expected_next(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()}
-        assert differences(await refresh_all(), wanted) == {}
+        expected_errors = {
+            name: expected_next(TABLE[name][1], was_spent=case in spent_by) for case, name in CASES.items()
+        }
+        assert differences(await refresh_all(), expected_errors) == {}

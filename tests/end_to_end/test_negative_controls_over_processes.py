@@ -83,13 +83,13 @@ async def test_the_lease_prevents_two_servers_from_using_a_refresh_token_twice(
         held.released.set()
         await asyncio.gather(*waiting, return_exceptions=True)
         calls = pair.refreshes()[before:]
-        survived = await is_grant_valid(pair, integration_id)
+        is_valid = await is_grant_valid(pair, integration_id)
     if variant:
         assert calls == ["ok", "invalid_grant"]
-        assert not survived
+        assert not is_valid
     else:
         assert calls == ["ok"]
-        assert survived
+        assert is_valid
 
 
 @pytest.mark.parametrize("variant", ["", "without shield"])

@@ -130,8 +130,12 @@ class Run:
         location = await system.decide(connect_response)
         self.record_secret("code", query_of(location)["code"])
         self.set_faults()
-        for spoilt in (location + "&state=again", location.replace("iss=", "no="), location + "&error=access_denied"):
-            await system.follow(spoilt)
+        for malformed in (
+            location + "&state=again",
+            location.replace("iss=", "no="),
+            location + "&error=access_denied",
+        ):
+            await system.follow(malformed)
         for path in ("/", "/api/v1/integrations/callback", "/api/v1/integrations/callback/sandbox/"):
             await system.browser.get(f"{system.sidecar_url}{path}?code={quoting}&state={quoting}")
         self.sandbox.revoke_grants("ada")
@@ -170,7 +174,7 @@ def assert_scan_is_clean(scan_input: ScanInput, encryption_key: str, *databases:
         ("path", "stderr"),
         *(("name", database) for database in databases),
     }
-    assert b'"event": "refreshed"' in scan_input.sources["stderr"]
+    assert b'"event": "refresh_completed"' in scan_input.sources["stderr"]
     assert b'"event": "rpc_rejected"' in scan_input.sources["stderr"]
     assert b"/api/v1/integrations/callback/sandbox" in scan_input.sources["stderr"]
 

@@ -249,11 +249,11 @@ async def test_a_reconnection_replaces_an_invalid_grant(system: System) -> None:
     integration_id = await system.connect(account="ada")
     system.sandbox.revoke_grants("ada")
     refresh = pb.RefreshTokenRequest(integration_id=integration_id, user_id="ada", force=True)
-    dead = RpcError(FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED")
-    assert await expect_rpc_error(system.service.RefreshToken(refresh)) == dead
+    reauthorization_error = RpcError(FAILED_PRECONDITION, "REAUTHORIZATION_REQUIRED")
+    assert await expect_rpc_error(system.service.RefreshToken(refresh)) == reauthorization_error
     assert (await system.get(integration_id)).status == integration_pb2.STATUS_EXPIRED
     calls = len(system.sandbox.token_calls)
-    assert await expect_rpc_error(system.bearer_token(integration_id)) == dead
+    assert await expect_rpc_error(system.bearer_token(integration_id)) == reauthorization_error
     assert len(system.sandbox.token_calls) == calls
 
     connect_response = await system.begin(integration_id=integration_id)
@@ -284,9 +284,9 @@ async def test_a_missing_required_scope_is_an_error(system: System) -> None:
 
 
 async def test_another_users_integration_has_the_same_response_as_a_missing_one(system: System) -> None:
-    theirs = await system.connect("grace", account="grace")
-    before = await system.get(theirs, "grace")
-    nobodys = theirs + 1000
+    graces_id = await system.connect("grace", account="grace")
+    before = await system.get(graces_id, "grace")
+    unknown_id = graces_id + 1000
     for build in (
         lambda which: system.service.GetIntegration(pb.GetIntegrationRequest(**which)),
         lambda which: system.service.UpdateIntegration(pb.UpdateIntegrationRequest(**which, name="Mine now")),
@@ -300,22 +300,22 @@ async def test_another_users_integration_has_the_same_response_as_a_missing_one(
         ),
     ):
         responses = []
-        for integration_id in (theirs, nobodys):
+        for integration_id in (graces_id, unknown_id):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await build({"integration_id": integration_id, "user_id": "mallory"})
             responses.append((raised.value.code(), raised.value.details(), raised.value.trailing_metadata()))
         assert responses[0] == responses[1]
         assert responses[0][0] == grpc.StatusCode.NOT_FOUND
-    assert await system.get(theirs, "grace") == before
+    assert await system.get(graces_id, "grace") == before
     assert await ids_of(system, "mallory") == []
     report = await system.service.CheckAllHealth(pb.CheckAllHealthRequest(user_id="mallory"))
     assert report.total_integrations == 0
 
 
 async def test_the_same_account_of_two_users_has_two_integrations(system: System) -> None:
-    mine, theirs = await system.connect("ada", account="ada"), await system.connect("grace", account="ada")
-    assert mine != theirs
-    assert await system.bearer_token(mine, "ada") != await system.bearer_token(theirs, "grace")
+    adas_id, graces_id = await system.connect("ada", account="ada"), await system.connect("grace", account="ada")
+    assert adas_id != graces_id
+    assert await system.bearer_token(adas_id, "ada") != await system.bearer_token(graces_id, "grace")
 
 
 # --- single use ------------------------------------------------------------------------------------------------------

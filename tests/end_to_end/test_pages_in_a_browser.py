@@ -170,7 +170,7 @@ async def test_hostile_integration_and_account_names_are_not_shown(browser: Brow
         assert [row.account_label for row in listed.integrations] == [HOSTILE_TEXTS[0]]  # the request arrived
 
 
-async def test_a_hostile_provider_error_is_shown_in_our_words(browser: Browser, sqlite_url: str) -> None:
+async def test_a_hostile_provider_error_is_shown_as_a_fixed_text(browser: Browser, sqlite_url: str) -> None:
     async with hostile_system(sqlite_url) as system, observe_page(browser) as observed_page:
         for text in HOSTILE_TEXTS[:4]:
             observed_page.requests.clear()

@@ -102,10 +102,10 @@ async def test_a_lost_refresh_is_repeated_within_the_grace_period(
 ) -> None:
     options = {"refresh_token_grace_period_seconds": grace}
     async with run_pair(prefork, tmp_path, sqlite_url, ("never committing", ""), **options) as pair:
-        dying = asyncio.create_task(force_refresh(pair.clients[0], pair.integration_id))
+        interrupted_call = asyncio.create_task(force_refresh(pair.clients[0], pair.integration_id))
         await pair.commands[0].wait_for_output(AT_THE_COMMIT)  # so the provider has responded
         pair.commands[0].send(signal.SIGKILL)
-        await asyncio.gather(dying, return_exceptions=True)
+        await asyncio.gather(interrupted_call, return_exceptions=True)
 
         async def is_known() -> bool:
             try:
@@ -118,6 +118,6 @@ async def test_a_lost_refresh_is_repeated_within_the_grace_period(
         status = await status_of(pair.clients[1], pair.integration_id)
         if grace:
             assert status == integration_pb2.STATUS_ACTIVE
-            assert await pair.dot.takes(await pair.clients[1].bearer_token(pair.integration_id))
+            assert await pair.dot.accepts_token(await pair.clients[1].bearer_token(pair.integration_id))
         else:
             assert status == integration_pb2.STATUS_EXPIRED

@@ -77,16 +77,16 @@ def copy_of(sqlite_url: str, name: str) -> str:
 
 async def test_a_state_used_at_one_replica_is_rejected_at_the_other(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
-        brought = await callback(first)
-        assert (await first.service.HandleCallback(brought)).success
-        assert await expect_rpc_error(second.service.HandleCallback(brought)) == USED
+        callback_request = await callback(first)
+        assert (await first.service.HandleCallback(callback_request)).success
+        assert await expect_rpc_error(second.service.HandleCallback(callback_request)) == USED
         assert len(first.sandbox.token_calls) == 1
 
 
 async def test_one_of_concurrent_callbacks_at_both_replicas_is_exchanged(database_url: str) -> None:
     async with first_replica(database_url) as first, another_replica(first, database_url) as second:
-        brought = await callback(first)
-        calls = [replica.service.HandleCallback(brought) for replica in (first, second) for _ in range(10)]
+        callback_request = await callback(first)
+        calls = [replica.service.HandleCallback(callback_request) for replica in (first, second) for _ in range(10)]
         responses = await asyncio.gather(*calls, return_exceptions=True)
         assert Counter(isinstance(response, BaseException) for response in responses) == {True: 19, False: 1}
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok"]
@@ -98,9 +98,9 @@ async def test_a_confirmation_used_at_one_replica_is_rejected_at_the_other(datab
         first_replica(database_url, **careful) as first,
         another_replica(first, database_url, **careful) as second,
     ):
-        brought = await callback(first)
-        token = (await second.service.HandleCallback(brought)).confirmation_token
-        assert await expect_rpc_error(first.service.HandleCallback(brought)) == USED
+        callback_request = await callback(first)
+        token = (await second.service.HandleCallback(callback_request)).confirmation_token
+        assert await expect_rpc_error(first.service.HandleCallback(callback_request)) == USED
         assert (await confirm(first, token)).success
         assert await expect_rpc_error(confirm(second, token)) == INVALID
         assert len(first.sandbox.token_calls) == 1
@@ -108,12 +108,12 @@ async def test_a_confirmation_used_at_one_replica_is_rejected_at_the_other(datab
 
 async def test_negative_control_a_replica_with_its_own_database_accepts_the_state_again(sqlite_url: str) -> None:
     async with first_replica(sqlite_url) as first:
-        brought = await callback(first)
+        callback_request = await callback(first)
         async with another_replica(first, copy_of(sqlite_url, "copy.db")) as second:
-            assert (await first.service.HandleCallback(brought)).success
+            assert (await first.service.HandleCallback(callback_request)).success
             # The code reaches the provider twice, which revokes the tokens (RFC 6749 §4.1.2).
             rejected = RpcError(FAILED_PRECONDITION, "PROVIDER_REJECTED")
-            assert await expect_rpc_error(second.service.HandleCallback(brought)) == rejected
+            assert await expect_rpc_error(second.service.HandleCallback(callback_request)) == rejected
         assert [call.outcome for call in first.sandbox.token_calls] == ["ok", "invalid_grant"]
 
 

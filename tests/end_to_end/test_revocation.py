@@ -182,7 +182,7 @@ async def kill_while_revoking(pair: Replicas) -> None:
     """Disconnect at the first server, and kill it while the provider hangs."""
     integration_id = await pair.clients[0].connect()
     set_fault(pair.sandbox, revoke=Hang())
-    disconnecting = asyncio.create_task(disconnect(pair.clients[0], integration_id))
+    disconnection = asyncio.create_task(disconnect(pair.clients[0], integration_id))
 
     async def is_called() -> bool:
         return pair.sandbox.calls["revoke"] > 0
@@ -190,7 +190,7 @@ async def kill_while_revoking(pair: Replicas) -> None:
     await wait_until(is_called, PATIENT)
     pair.commands[0].send(signal.SIGKILL)
     with pytest.raises(grpc.aio.AioRpcError):
-        await disconnecting
+        await disconnection
     assert await expect_rpc_error(pair.clients[1].get(integration_id)) == NOT_FOUND
     assert not await is_invalid_grant(pair.sandbox)
 

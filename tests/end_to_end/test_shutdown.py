@@ -19,30 +19,30 @@ SOON = 18.0  # seconds: less than the 20 that a server waits for calls in flight
 
 async def test_calls_in_flight_complete_after_health_reports_not_serving(sqlite_url: str, tmp_path: Path) -> None:
     async with run_server_process(tmp_path, sqlite_url, forked=False) as system:
-        mine, theirs = await system.connect("ada"), await system.connect("eve")
+        adas_id, eves_id = await system.connect("ada"), await system.connect("eve")
         watch = system.health.Watch(HealthCheckRequest())
         assert (await watch.read()).status == SERVING
 
         held = HeldResponse()
         system.sandbox.behaviour = replace(system.sandbox.behaviour, faults={"token": held})
-        patient = asyncio.ensure_future(system.service.RefreshToken(refresh_of(mine, "ada")))
-        impatient = asyncio.ensure_future(system.service.RefreshToken(refresh_of(theirs, "eve")))
+        waiting_call = asyncio.ensure_future(system.service.RefreshToken(refresh_of(adas_id, "ada")))
+        cancelled_call = asyncio.ensure_future(system.service.RefreshToken(refresh_of(eves_id, "eve")))
         await held.wait_for_requests(2)
-        impatient.cancel()
-        await asyncio.gather(impatient, return_exceptions=True)
+        cancelled_call.cancel()
+        await asyncio.gather(cancelled_call, return_exceptions=True)
 
         system.command.send(signal.SIGTERM)
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() == grpc.aio.EOF
-        assert not patient.done()
+        assert not waiting_call.done()
         assert system.command.process.poll() is None
 
         held.released.set()
-        assert (await patient).refreshed
+        assert (await waiting_call).refreshed
         finished = await system.command.finished()
         assert finished.code == 0
         # Rotated tokens are stored, also if no caller waits for them.
-        assert finished.err.count('"event": "refreshed"') == 2
+        assert finished.err.count('"event": "refresh_completed"') == 2
 
 
 def refresh_of(integration_id: int, user_id: str) -> pb.RefreshTokenRequest:

@@ -1,4 +1,4 @@
-"""Rejected starts: exit code 1, a message that says what to correct, and no key in the output."""
+"""Rejected starts: exit code 1, a message with the remedy, and no key in the output."""
 
 import asyncio
 import base64

@@ -77,7 +77,7 @@ async def test_a_toml_file_and_two_variables_add_a_working_provider(
         which: dict[str, Any] = {"integration_id": connect_response.integration_id, "user_id": "ada"}
         first = (await clients.service.GetCredentials(pb.GetCredentialsRequest(**which))).credentials
         assert dict(first.headers) == {"Authorization": f"Bearer {first.bearer_token}"}
-        assert await dot.takes(first.bearer_token)
+        assert await dot.accepts_token(first.bearer_token)
 
         # refresh twice: the second uses the refresh token of the first
         for _ in range(2):
@@ -85,8 +85,8 @@ async def test_a_toml_file_and_two_variables_add_a_working_provider(
             assert (renewed.success, renewed.refreshed) == (True, True)
         token = await clients.bearer_token(connect_response.integration_id)
         assert token != first.bearer_token
-        assert await dot.takes(token)
-        assert not await dot.takes(first.bearer_token)
+        assert await dot.accepts_token(token)
+        assert not await dot.accepts_token(first.bearer_token)
 
         # health
         check = (await clients.service.CheckHealth(pb.CheckHealthRequest(**which))).health_check
@@ -95,7 +95,7 @@ async def test_a_toml_file_and_two_variables_add_a_working_provider(
         # disconnect with revocation
         gone = await clients.service.DisconnectIntegration(pb.DisconnectIntegrationRequest(**which))
         assert (gone.success, gone.provider_revoked) == (True, True)
-        assert not await dot.takes(token)
+        assert not await dot.accepts_token(token)
         assert await expect_rpc_error(clients.get(connect_response.integration_id)) == NOT_FOUND
 
         # a denied consent is a result

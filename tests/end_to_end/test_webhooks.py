@@ -161,11 +161,11 @@ async def test_a_webhook_secret_is_replaced_without_a_gap(system: System, shared
     assert made.webhook_url == PUBLIC_URL + path
     assert made.HasField("previous_expire_time")
     await asyncio.sleep(1.1)  # the cached endpoint has expired
-    for at, secret in enumerate((SECRET, made.webhook_secret)):
-        assert (await deliver(system, path, {"id": f"e-{at}", "text": PAYLOAD}, secret=secret)).status_code == 202
+    for number, secret in enumerate((SECRET, made.webhook_secret)):
+        assert (await deliver(system, path, {"id": f"e-{number}", "text": PAYLOAD}, secret=secret)).status_code == 202
     secrets = {"webhook secret": [made.webhook_secret, SECRET], "payload": [PAYLOAD]}
-    places = {"rows": await dump_rows(shared_database_url), "log": system.logs.getvalue().encode()}
-    assert_no_secrets(secrets, places)
+    sources = {"rows": await dump_rows(shared_database_url), "log": system.logs.getvalue().encode()}
+    assert_no_secrets(secrets, sources)
     endpoint = await system.service.GetWebhookEndpoint(pb.GetWebhookEndpointRequest(**which))
     assert endpoint.has_secret
     assert endpoint.previous_expire_time == made.previous_expire_time

@@ -257,7 +257,7 @@ async def send_while_killing_a_server(
     """Send events, kill a server, start another one, and read the inbox at the end."""
     accounts = await connect_accounts(servers.all[0], accounts_count)
     sender, watcher = WebhookSender(servers, rng, seconds_between, sent_twice), EventWatcher(servers)
-    watching = asyncio.create_task(watcher.watch())
+    watch_task = asyncio.create_task(watcher.watch())
     await asyncio.wait_for(watcher.begun.wait(), TIMEOUT)
     begun = sum(server.cpu_seconds() for server in servers.all)
     sent = asyncio.create_task(sender.send_all(accounts, events))
@@ -279,8 +279,8 @@ async def send_while_killing_a_server(
         duplicates += len(ids) - len(set(ids))
         out_of_order += list(dict.fromkeys(ids)) != sender.accepted[account.name]
     unreported = await _count_unreported(watcher, accounts, events)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    watch_task.cancel()
+    await asyncio.gather(watch_task, return_exceptions=True)
     return Result(seconds, used, sender.count, lost, duplicates, out_of_order, unreported, sender.outcomes)
 
 

@@ -98,15 +98,15 @@ async def find_lost(replicas: Replicas, members: Sequence[LoadedIntegration]) ->
     """The integrations that require reauthorization. Asserts that the others are active with valid tokens."""
     clients = replicas.clients[0]
     refreshable = await asyncio.gather(*(is_refreshable(clients, member) for member in members))
-    for member, survived in zip(members, refreshable, strict=True):
+    for member, is_refreshable_now in zip(members, refreshable, strict=True):
         status = await status_of(clients, member.integration_id, member.user_id)
-        if survived:
+        if is_refreshable_now:
             assert status == integration_pb2.STATUS_ACTIVE
             token = await clients.bearer_token(member.integration_id, member.user_id)
             assert replicas.sandbox.find_account(token) is not None, "shown as active, with a dead token"
         else:
             assert status == integration_pb2.STATUS_EXPIRED
-    return [member for member, survived in zip(members, refreshable, strict=True) if not survived]
+    return [member for member, is_refreshable_now in zip(members, refreshable, strict=True) if not is_refreshable_now]
 
 
 async def assert_newest_token(replicas: Replicas, members: Sequence[LoadedIntegration]) -> None:

@@ -91,7 +91,7 @@ def own_postgres() -> Iterator[tuple[PostgresServer, str]]:
         yield server, url
 
 
-async def kill_between_answer_and_commit(replicas: Replicas, postgres: PostgresServer) -> None:
+async def kill_between_response_and_commit(replicas: Replicas, postgres: PostgresServer) -> None:
     """Kill PostgreSQL while a refresh of every server waits for its token response, and then release the responses."""
     held = HeldResponse()
     replicas.change_behaviour(faults={"token": held})
@@ -133,7 +133,7 @@ async def test_acknowledged_writes_survive_a_crash_of_the_database(
                     streams.create_task(acknowledged.write_until_stopped(acknowledged.refresh, stop))
                 await asyncio.sleep(rng.uniform(0.2, 1))
                 if rng.random() < 0.5:
-                    await kill_between_answer_and_commit(replicas, postgres)
+                    await kill_between_response_and_commit(replicas, postgres)
                     journals += SERVERS
                 else:
                     await asyncio.to_thread(postgres.kill)

@@ -46,33 +46,35 @@ async def test_no_token_is_lost_when_a_server_is_frozen(
     seen: Counter[RefreshProgress] = Counter()
     overtaken = 0
     async with run_replicas(tmp_path, database_url, 2, lease=LEASE, grace=grace, start=prefork.serving) as pair:
-        other, sleeper = pair.clients
+        other, frozen_client = pair.clients
         members = await connect_members(other, MEMBERS)
         pair.change_behaviour(faults={"token": SLOW})
-        await measure_refresh_time(sleeper, members)  # opens its connections
-        span = 1.2 * await measure_refresh_time(sleeper, members)
+        await measure_refresh_time(frozen_client, members)  # opens its connections
+        span = 1.2 * await measure_refresh_time(frozen_client, members)
         for number in trial.rounds(FREEZES):
             rng = trial.rng(number)
             before = await versions(database_url)
-            asleep = [asyncio.create_task(force_refresh(sleeper, m.integration_id, m.user_id)) for m in members]
+            frozen_calls = [
+                asyncio.create_task(force_refresh(frozen_client, m.integration_id, m.user_id)) for m in members
+            ]
             await asyncio.sleep(rng.uniform(0, span))
             pair.commands[1].send(signal.SIGSTOP)
             found = await refresh_progress(database_url, before)
             seen.update(found.values())
 
             freeze = asyncio.create_task(asyncio.sleep(rng.choice(FREEZE_SECONDS)))
-            going_on = rng.sample(members, MEMBERS // 2)  # the other leases belong to the frozen server
+            other_members = rng.sample(members, MEMBERS // 2)  # the other leases belong to the frozen server
             while not freeze.done():
                 outcomes = await asyncio.gather(
-                    *(force_refresh(other, m.integration_id, m.user_id) for m in going_on), return_exceptions=True
+                    *(force_refresh(other, m.integration_id, m.user_id) for m in other_members), return_exceptions=True
                 )
                 overtaken += sum(not isinstance(outcome, BaseException) for outcome in outcomes)
                 await asyncio.wait([freeze], timeout=0.1)
             pair.commands[1].send(signal.SIGCONT)
-            woken = await asyncio.gather(*asleep, return_exceptions=True)
+            frozen_outcomes = await asyncio.gather(*frozen_calls, return_exceptions=True)
             unexpected = [
                 outcome
-                for outcome in woken
+                for outcome in frozen_outcomes
                 if isinstance(outcome, BaseException)
                 and not (isinstance(outcome, grpc.aio.AioRpcError) and outcome.code() is grpc.StatusCode.UNAVAILABLE)
             ]

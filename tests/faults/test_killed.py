@@ -83,8 +83,8 @@ async def test_no_token_is_lost_unnoticed_when_a_server_is_killed(
     seen: Counter[RefreshProgress] = Counter()
     losses = 0
     async with run_replicas(tmp_path, database_url, 1, lease=LEASE, grace=grace, start=prefork.serving) as replicas:
-        survivor = replicas.clients[0]
-        members = await connect_members(survivor, AT_ONCE * EACH)
+        remaining_client = replicas.clients[0]
+        members = await connect_members(remaining_client, AT_ONCE * EACH)
         groups = [members[start : start + EACH] for start in range(0, len(members), EACH)]
         replicas.change_behaviour(faults={"token": SLOW})
         async with replicas.start_replica(prefork.serving) as newcomer:  # new, as the victims are
@@ -110,7 +110,7 @@ async def test_no_token_is_lost_unnoticed_when_a_server_is_killed(
                 assert lost == [m for m in involved if found[m.integration_id] is RefreshProgress.CLAIMED]
             losses += len(lost)
             for member in lost:
-                await survivor.connect(member.user_id, integration_id=member.integration_id)
+                await remaining_client.connect(member.user_id, integration_id=member.integration_id)
             trial.report(f"{start + len(chances)} kills: {describe_progress(seen)}; {losses} need reauthorization")
         await assert_newest_token(replicas, members)
     if len(numbers) >= ENOUGH:

@@ -68,7 +68,7 @@ _HEADERS = st.sampled_from(
 
 def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
     """A strategy for requests, most of them to the paths of callbacks and webhooks."""
-    types = st.sampled_from([*known.of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
+    types = st.sampled_from([*known.values_of("integration_type"), "no_such_type", "", "a/b", "..", "%2e%2e", "%00"])
     paths = st.one_of(
         st.just(_PREFIX),
         types.map(lambda name: f"{_PREFIX}/{name}"),
@@ -81,7 +81,9 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         texts.map(lambda text: f"{_PREFIX}/{quote(text)}"),
         texts.map(lambda text: "/" + text),
     )
-    values = {name: st.sampled_from(known.of(name)) | texts if known.of(name) else texts for name in _NAMES}
+    values = {
+        name: st.sampled_from(known.values_of(name)) | texts if known.values_of(name) else texts for name in _NAMES
+    }
     parameter = st.sampled_from(_NAMES).flatmap(lambda name: values[name].map(lambda value: f"{name}={quote(value)}"))
     raw = texts.map(lambda text: text[:2000])
     queries = st.one_of(
@@ -89,13 +91,13 @@ def http_cases(known: KnownValues) -> st.SearchStrategy[HttpCase]:
         st.lists(parameter | raw, max_size=6).map("&".join),
     )
     whole = st.builds(_request, _METHODS, paths, queries, st.lists(_HEADERS, max_size=3), st.binary(max_size=20))
-    spoilt = st.builds(
+    malformed = st.builds(
         lambda case, at, noise: HttpCase(case.request[:at] + noise, needs_end=True),
         whole,
         st.integers(0, 80),
         st.binary(max_size=30),
     )
-    return choice_of([*[whole] * 5, spoilt])
+    return choice_of([*[whole] * 5, malformed])
 
 
 def _request(method: str, path: str, query: str, headers: list[str], body: bytes) -> HttpCase:

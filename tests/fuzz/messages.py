@@ -36,7 +36,7 @@ class KnownValues:
 
     values: dict[str, list[Any]] = field(default_factory=dict)
 
-    def of(self, name: str) -> list[Any]:
+    def values_of(self, name: str) -> list[Any]:
         """The values for a field."""
         return self.values.get(name, [])
 
@@ -80,7 +80,7 @@ def _scalar(of: FieldDescriptor, known: KnownValues) -> st.SearchStrategy[Any]:
     """Values for a field: mostly valid ones, if there are any."""
     is_text = of.cpp_type == FieldDescriptor.CPPTYPE_STRING
     named = [
-        value for value in known.of(of.name) if isinstance(value, str) is is_text
+        value for value in known.values_of(of.name) if isinstance(value, str) is is_text
     ]  # the same field name has several meanings
     meaningful = [*named, *([PLANTED] if of.name in _SECRET_FIELDS else [])]
     odd = _odd(of, meaningful)
@@ -112,8 +112,8 @@ def message(descriptor: Descriptor, known: KnownValues, depth: int = 0) -> st.Se
     kind: Any = GetMessageClass(descriptor)
     drawn = {name: _field(of, known, depth) for name, of in descriptor.fields_by_name.items()}
     fields = {name: strategy for name, strategy in drawn.items() if strategy is not None}
-    meaningful = {name: strategy for name, strategy in fields.items() if known.of(name)}
-    others = {name: strategy for name, strategy in fields.items() if not known.of(name)}
+    meaningful = {name: strategy for name, strategy in fields.items() if known.values_of(name)}
+    others = {name: strategy for name, strategy in fields.items() if not known.values_of(name)}
     likely = st.fixed_dictionaries(meaningful, optional=others)
     values = st.one_of(likely, likely, st.fixed_dictionaries({}, optional=fields))
     return values.map(lambda given: kind(**given))
@@ -165,14 +165,14 @@ class RpcCase:
 def rpc_cases(known: KnownValues) -> st.SearchStrategy[RpcCase]:
     """A strategy for calls of any method."""
 
-    def of(method: MethodDescriptor) -> st.SearchStrategy[RpcCase]:
+    def calls_of(method: MethodDescriptor) -> st.SearchStrategy[RpcCase]:
         whole = message(method.input_type, known).map(
             lambda request: RpcCase(method, request.SerializeToString(), True)
         )
         cut = st.builds(_cut, whole, st.binary(max_size=20), st.integers(0, 60))
         return choice_of([*[whole] * 9, cut])
 
-    return choice_of(list(map(of, METHODS)))
+    return choice_of(list(map(calls_of, METHODS)))
 
 
 def _cut(case: RpcCase, noise: bytes, at: int) -> RpcCase:

@@ -26,13 +26,13 @@ from tests.fuzz.http import HttpCase, http_cases
 from tests.fuzz.messages import METHODS, PLANTED, KnownValues, RpcCase, choice_of, rpc_cases
 
 ROUND = 500
-"""Cases between two looks at memory; before each round there is something to use and to break again."""
+"""Cases in a round. Before each round, known values are created again; after it, memory is measured."""
 
 BATCH = 5
 """Cases that are sent at once."""
 
 SETTINGS = {"SIDECAR_BODY_TIMEOUT_SECONDS": "0.2"}
-"""Of the server: a body that never comes is not waited for."""
+"""The server's timeout for a request body, short because some cases never send one."""
 
 ALLOWED_GROWTH = 64 * 1024 * 1024
 DEADLINE = 60.0  # seconds for a call, on a machine that may be busy

@@ -1,4 +1,4 @@
-"""What gRPC's channel arguments do to clients that take without asking, and what it would do without them."""
+"""The limits that gRPC's channel arguments set on misbehaving clients, with negative controls without them."""
 
 import asyncio
 import socket
@@ -43,7 +43,7 @@ def options(**changes: Any) -> Sequence[tuple[str, int]]:
 
 
 class Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """Counts the calls that are under way, and answers when it may."""
+    """Counts the calls in progress, and responds when it is released."""
 
     def __init__(self) -> None:
         self.in_flight = 0
@@ -83,11 +83,11 @@ async def serving(
         await server.stop(grace=None)
 
 
-async def is_disconnected(port: int, said: bytes, timeout: float) -> bool:
-    """Whether the server ends a connection that says this and nothing more."""
+async def is_disconnected(port: int, sent_bytes: bytes, timeout: float) -> bool:
+    """Whether the server ends a connection that sends only these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(said)
+        writer.write(sent_bytes)
         async with asyncio.timeout(timeout):
             with suppress(ConnectionError):
                 await reader.read()
@@ -113,16 +113,16 @@ async def is_served(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("said", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
-async def test_a_client_that_does_not_introduce_itself_is_let_go(said: bytes) -> None:
+@pytest.mark.parametrize("sent_bytes", [b"", PREFACE[:5], PREFACE], ids=["nothing", "half-a-preface", "preface"])
+async def test_a_client_without_a_complete_preface_is_disconnected(sent_bytes: bytes) -> None:
     async with serving(options(handshake=SOON)) as port:
-        assert await is_disconnected(port, said, DEADLINE)
+        assert await is_disconnected(port, sent_bytes, DEADLINE)
         assert await is_served(port)
     async with serving(()) as port:
-        assert not await is_disconnected(port, said, 4 * SOON.total_seconds())
+        assert not await is_disconnected(port, sent_bytes, 4 * SOON.total_seconds())
 
 
-async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path) -> None:
+async def test_a_client_that_stops_in_its_tls_handshake_is_disconnected(tmp_path: Path) -> None:
     _, certificate = server_tls(tmp_path, "localhost")
     pair = ((tmp_path / "key.pem").read_bytes(), certificate.read_bytes())
     credentials = grpc.ssl_server_credentials([pair])
@@ -132,7 +132,7 @@ async def test_a_client_that_stops_in_its_tls_handshake_is_let_go(tmp_path: Path
         assert not await is_disconnected(port, HALF_A_HELLO, 4 * SOON.total_seconds())
 
 
-async def test_a_client_that_calls_nothing_is_let_go() -> None:
+async def test_a_client_without_calls_is_disconnected() -> None:
     async with serving(options(connection_idle=SOON)) as port:
         assert await is_disconnected(port, PREFACE + EMPTY_SETTINGS, DEADLINE)
         assert await is_served(port)
@@ -140,7 +140,7 @@ async def test_a_client_that_calls_nothing_is_let_go() -> None:
         assert not await is_disconnected(port, PREFACE + EMPTY_SETTINGS, 4 * SOON.total_seconds())
 
 
-async def test_a_client_that_was_let_go_comes_back_without_noticing() -> None:
+async def test_a_disconnected_client_reconnects_with_its_next_call() -> None:
     async with serving(options(connection_idle=SOON, connection_age=SOON)) as port, client(port) as check:
         for _ in range(5):
             await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
@@ -148,14 +148,14 @@ async def test_a_client_that_was_let_go_comes_back_without_noticing() -> None:
 
 
 def connected(port: int, count: int) -> ExitStack:
-    """Connections that say nothing, until it is closed."""
+    """Silent connections, until the stack is closed."""
     connections = ExitStack()
     for _ in range(count):
         connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE))
     return connections
 
 
-async def test_a_connection_over_the_limit_is_closed_and_one_later_is_taken() -> None:
+async def test_a_connection_over_the_limit_is_closed_and_a_later_one_is_accepted() -> None:
     async with serving(options(max_connections=3)) as port:
         with connected(port, 3):
             assert await is_disconnected(port, b"", DEADLINE)
@@ -171,7 +171,7 @@ async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams
     servicer.may_respond.clear()
     async with serving(options(max_streams_per_connection=streams), servicer) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(10)]
-        while servicer.in_flight < most:  # noqa: ASYNC110  # only the server knows
+        while servicer.in_flight < most:  # noqa: ASYNC110  # only the server has the count
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         servicer.may_respond.set()
@@ -182,12 +182,12 @@ async def test_calls_over_the_streams_of_a_connection_wait_at_the_client(streams
 BURST = 1000
 
 
-async def test_a_burst_over_the_streams_of_a_connection_is_answered_as_a_whole() -> None:
+async def test_all_calls_of_a_burst_over_the_streams_of_a_connection_complete() -> None:
     async with serving(options(max_streams_per_connection=50)) as port, client(port) as check:
         await asyncio.gather(*(check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)))
 
 
-async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
+async def test_negative_control_the_overload_protection_of_grpc_rejects_calls_of_a_burst() -> None:
     arguments = dict(options(max_streams_per_connection=50)) | {"grpc.http.overload_protection": 1}
     async with serving(list(arguments.items())) as port, client(port) as check:
         calls = [check(health_pb2.HealthCheckRequest(), timeout=DEADLINE) for _ in range(BURST)]
@@ -196,7 +196,7 @@ async def test_grpcs_own_protection_would_refuse_most_of_it() -> None:
 
 
 @pytest.mark.parametrize("length", [10_000, 15_000, 17_000, 30_000])
-async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> None:
+async def test_metadata_is_accepted_up_to_the_limit(length: int) -> None:
     async with serving(options()) as port, client(port) as check:
         call = check(health_pb2.HealthCheckRequest(), metadata=[("x", "y" * length)], timeout=DEADLINE)
         if length < SETTINGS.grpc_max_metadata_bytes:
@@ -207,18 +207,18 @@ async def test_metadata_is_taken_up_to_the_limit_and_not_beyond(length: int) -> 
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-# --- requests that never come --------------------------------------------------------------------------------------
+# --- requests that never arrive ------------------------------------------------------------------------------------
 
 
 async def never() -> AsyncIterator[bytes]:
-    """A request of which nothing comes: to gRPC it is the same as one whose last byte does not."""
+    """A request that never arrives. gRPC treats it like a request whose last byte is missing."""
     await asyncio.Event().wait()
     yield b""
 
 
 @asynccontextmanager
 async def silent_caller(port: int) -> AsyncIterator[Callable[[], Any]]:
-    """What begins a call and sends no request."""
+    """Yields a function that begins a call without a request."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
         yield lambda: call(never(), timeout=DEADLINE)
@@ -230,7 +230,7 @@ async def refusal(call: Any) -> grpc.StatusCode:
     return refused.value.code()
 
 
-async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
+async def test_a_request_that_does_not_arrive_is_rejected_after_the_timeout() -> None:
     reader = read_request(timedelta(seconds=1))
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,
@@ -241,7 +241,7 @@ async def test_a_request_that_does_not_come_is_not_waited_for() -> None:
         await check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
 
 
-async def test_by_grpc_alone_it_is() -> None:
+async def test_negative_control_grpc_alone_waits_for_a_request() -> None:
     async with serving([]) as port, silent_caller(port) as begin:
         call = begin()
         done, _ = await asyncio.wait([asyncio.ensure_future(call.code())], timeout=1)
@@ -249,14 +249,14 @@ async def test_by_grpc_alone_it_is() -> None:
         call.cancel()
 
 
-async def test_only_so_many_slow_requests_are_waited_for() -> None:
+async def test_the_number_of_slow_requests_is_limited() -> None:
     reader = read_request(LONG, slow_after=1, max_slow_requests=2)
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,
         silent_caller(port) as begin,
         client(port) as check,
     ):
-        for _ in range(2):  # what is given up makes room
+        for _ in range(2):  # a rejected request frees its slot
             calls = [begin() for _ in range(5)]
             waiting = {asyncio.ensure_future(call.code()) for call in calls}
             refused: list[grpc.StatusCode] = []
@@ -271,7 +271,7 @@ async def test_only_so_many_slow_requests_are_waited_for() -> None:
             await asyncio.wait(waiting)
 
 
-async def test_a_call_without_a_request_is_refused() -> None:
+async def test_a_call_without_a_request_is_rejected() -> None:
     reader = read_request(LONG)
     async with (
         serving([], interceptors=[convert_errors(), reader]) as port,

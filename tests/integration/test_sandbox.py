@@ -91,18 +91,18 @@ async def test_resets_in_the_middle_of_a_response() -> None:
 
 
 async def received_of(fault: Fault) -> bytes:
-    """What comes over the wire before the reset."""
+    """The bytes that arrive before the reset."""
     async with run_sandbox(Sandbox(behaviour=Behaviour(faults={"healthz": fault}))) as base_url:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(base_url.rpartition(":")[2]))
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: sandbox\r\n\r\n")
         received = asyncio.StreamReader()
         with closing(writer), pytest.raises(ConnectionResetError):
-            await pass_on(reader, received)
+            await forward_bytes(reader, received)
         received.feed_eof()
         return await received.read()
 
 
-async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
+async def forward_bytes(source: asyncio.StreamReader, target: asyncio.StreamReader) -> None:
     while chunk := await source.read(1000):
         target.feed_data(chunk)
 

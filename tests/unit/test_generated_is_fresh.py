@@ -1,4 +1,4 @@
-"""`generated/` and the descriptor set are what `protos/` compiles to, byte for byte, and breaking changes are found."""
+"""`generated/` and the descriptor set are up to date with `protos/`, byte for byte; breaking changes are found."""
 
 import importlib.util
 import shutil
@@ -29,7 +29,7 @@ def protos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_output_is_what_the_protos_compile_to() -> None:
+def test_the_output_is_up_to_date() -> None:
     assert generate.check() == [], "run `make proto`"
 
 
@@ -83,7 +83,7 @@ def test_an_invalid_proto_is_rejected_with_file_and_line(tmp_path: Path, protos:
         generate.write(protos, tmp_path / "generated")
 
 
-def test_google_is_left_to_the_packages_that_own_it() -> None:
+def test_google_protos_are_imported_from_their_own_packages() -> None:
     assert not (PROJECT / "generated" / "google").exists()
     assert importlib.util.find_spec("google.rpc.status_pb2") is not None
 
@@ -109,7 +109,7 @@ def test_the_wheel_has_the_descriptor_set(tmp_path: Path) -> None:
 
 
 def breaking_changes(descriptor_set: Path) -> str:
-    """Return what `make lint` reports about a contract, compared with the baseline; empty without breaking changes."""
+    """Return the report of `make lint` about a contract, compared with the baseline; empty without breaking changes."""
     buf = f"{sysconfig.get_path('scripts')}/buf"
     files = [str(descriptor_set), "--against", str(BASELINE), "--config", str(PROJECT / "protos" / "buf.yaml")]
     result = subprocess.run(

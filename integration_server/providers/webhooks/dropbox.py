@@ -19,7 +19,7 @@ from integration_server.providers.webhooks.scheme import MalformedWebhook, Secre
 
 
 class DropboxScheme(HmacScheme):
-    """Also answers the challenge."""
+    """Also responds to the challenge."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""

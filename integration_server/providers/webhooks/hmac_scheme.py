@@ -67,7 +67,7 @@ class HmacScheme(WebhookScheme):
         timestamp: where the time of sending is.
         signatures: all signatures in the header's value, where there may be several.
         key: the key that a secret stands for; None if the secret is malformed.
-        key_problem: what is wrong with a malformed secret, as the end of a sentence.
+        key_problem: the problem of a malformed secret, as the end of a sentence.
         secret_source: where the secrets come from.
     """
 
@@ -85,15 +85,15 @@ class HmacScheme(WebhookScheme):
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""
         require_post(request)
-        given = self.signatures(single_header(request, self.signature_header))
+        signatures = self.signatures(single_header(request, self.signature_header))
         timestamp = self.timestamp.read(request, now) if self.timestamp else ""
         message = self.message(request, timestamp)
         candidates = [(secret, key) for secret in keys.secrets if (key := self.key(secret)) is not None]
         secret, _ = find_signing_secret(
-            candidates, given, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
+            candidates, signatures, lambda candidate: self.prefix + self.encode(hmac_sha256(candidate[1], message))
         )
         return self.read(VerifiedRequest(request, secret, now))
 
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a secret; None if it can verify requests."""
+        """The problem of a secret; None if it can verify requests."""
         return self.key_problem if self.key(secret) is None else None

@@ -39,7 +39,7 @@ _LISTS = ("changes", "messaging", "standby")
 
 
 class MetaScheme(HmacScheme):
-    """Also answers the challenge, and reads the deauthorize callback."""
+    """Also responds to the challenge, and reads the deauthorize callback."""
 
     def receive(self, request: WebhookRequest, keys: WebhookKeys, now: datetime) -> ReceivedWebhook:
         """Verify and read a request."""

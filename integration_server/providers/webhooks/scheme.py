@@ -53,5 +53,5 @@ class WebhookScheme(ABC):
         """Verify and read a request. Raises `InvalidWebhookSignature`, or `MalformedWebhook` if it is verified."""
 
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with the format of a secret, as the end of a sentence; None if it can verify requests."""
+        """The problem of a secret's format, as the end of a sentence; None if the secret can verify requests."""
         return None

@@ -70,7 +70,7 @@ class SendGridScheme(WebhookScheme):
         return True
 
     def secret_problem(self, secret: str) -> str | None:
-        """What is wrong with a public key; None if it can verify requests."""
+        """The problem of a public key; None if it can verify requests."""
         return None if p256_key(secret) else "is not SendGrid's public key (P-256) in base64, as its settings show it"
 
 

@@ -47,7 +47,7 @@ class TwilioScheme(WebhookScheme):
         """Verify and read a request."""
         if request.method not in {"GET", "POST"}:
             raise InvalidWebhookSignature
-        given = single_header(request, "X-Twilio-Signature")
+        signature = single_header(request, "X-Twilio-Signature")
         form = _form(request, VerifiedRequest(request, "", now).header("Content-Type") or "")
         expected = query_of(request).get("bodySHA256", "")
         if form is None and not constant_time_equal(sha256(request.body).hexdigest(), expected):
@@ -55,7 +55,7 @@ class TwilioScheme(WebhookScheme):
         fields = "".join(name + value for name, value in sorted(set(form or ())))
         messages = [f"{url}{fields}" for url in _with_and_without_port(request.url)]
         candidates = [(secret, message) for message in messages for secret in keys.secrets]
-        find_signing_secret(candidates, [given], _hmac_sha1)
+        find_signing_secret(candidates, [signature], _hmac_sha1)
         if form is not None:
             return ReceivedWebhook([_form_event(request.url, form)])
         body = read_json(request.body)

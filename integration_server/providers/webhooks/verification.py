@@ -17,7 +17,7 @@ def require_post(request: WebhookRequest) -> None:
 
 def header_values(request: WebhookRequest, name: str) -> Sequence[bytes]:
     """The values of a header; its name is case-insensitive."""
-    return [value for given, value in request.headers if given.lower() == name.lower()]
+    return [value for header, value in request.headers if header.lower() == name.lower()]
 
 
 def single_header(request: WebhookRequest, name: str) -> str:
@@ -28,15 +28,15 @@ def single_header(request: WebhookRequest, name: str) -> str:
     return values[0].decode("ascii")
 
 
-def constant_time_equal(expected: str, given: str) -> bool:
+def constant_time_equal(expected: str, actual: str) -> bool:
     """Whether two texts are equal. The duration does not reveal where they differ."""
-    return hmac.compare_digest(expected.encode(), given.encode())
+    return hmac.compare_digest(expected.encode(), actual.encode())
 
 
-def find_signing_secret(candidates: Iterable[T], given: Sequence[str], sign: Callable[[T], str]) -> T:
+def find_signing_secret(candidates: Iterable[T], signatures: Sequence[str], sign: Callable[[T], str]) -> T:
     """The candidate (a secret) whose signature is one of those given."""
     for candidate in candidates:
         expected = sign(candidate)
-        if any(constant_time_equal(expected, signature) for signature in given):
+        if any(constant_time_equal(expected, signature) for signature in signatures):
             return candidate
     raise InvalidWebhookSignature

@@ -76,7 +76,7 @@ class DetachedTasks:
         return task
 
     async def outcome(self, task: asyncio.Task[T]) -> T:
-        """The result of a task, or its exception. `StoreUnavailable` if the caller's deadline finds it in the store."""
+        """The result of a task, or its exception. `StoreUnavailable` if it waits for the store at the deadline."""
         await asyncio.wait({task}, timeout=time_left())
         if not task.done() and self._running[task].pending_store_calls:
             raise StoreUnavailable

@@ -140,10 +140,10 @@ class GoogleCalendar:
 
 def _calendar(fresh: RefreshResult, calendar_id: str) -> str:
     """The given calendar, or else that of the integration's config, or else the account's primary one."""
-    chosen = calendar_id or fresh.integration.config.get("calendar_id") or _PRIMARY
-    if not isinstance(chosen, str) or not _CALENDAR_ID.fullmatch(chosen):
+    selected_id = calendar_id or fresh.integration.config.get("calendar_id") or _PRIMARY
+    if not isinstance(selected_id, str) or not _CALENDAR_ID.fullmatch(selected_id):
         raise InvalidField("calendar_id" if calendar_id else "config.calendar_id", "is not a calendar's identifier")
-    return chosen
+    return selected_id
 
 
 def _require_event_id(field: str, event_id: str) -> None:

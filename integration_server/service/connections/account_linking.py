@@ -106,7 +106,7 @@ class AccountLinker:
 
 def _require_same_account(current: Integration, account: NewAccount, known: Integration | None) -> None:
     # Where the row has an account, credentials without a known account may be of any other, and are rejected.
-    differs = current.account_id is not None and current.account_id != account.account_id
-    linked_elsewhere = known is not None and known.integration_id != current.integration_id
-    if differs or linked_elsewhere:
+    is_different_account = current.account_id is not None and current.account_id != account.account_id
+    is_linked_elsewhere = known is not None and known.integration_id != current.integration_id
+    if is_different_account or is_linked_elsewhere:
         raise AccountMismatch

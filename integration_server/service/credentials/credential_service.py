@@ -1,4 +1,4 @@
-"""Handing out credentials that work, refreshed first where they must be."""
+"""The credential service: returns valid credentials, and refreshes them first if necessary."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -23,7 +23,7 @@ from integration_server.service.provider_port import Providers
 
 @dataclass(frozen=True, slots=True)
 class UsableCredentials:
-    """Credentials with what a caller needs to use them."""
+    """Credentials with the data that a caller needs to use them."""
 
     credentials: Credentials = field(repr=False)
     scopes: tuple[str, ...]
@@ -86,7 +86,7 @@ class CredentialService:
         """Credentials newer than rejected ones, from a refresh by any process. None without a refresh token.
 
         Raises `ProviderUnavailable` during the pause after a failure, so that a provider that rejects every call is
-        not asked at each of them.
+        not called again for each of them.
         """
         credentials = rejected.credentials
         if not isinstance(credentials, OAuthTokens) or credentials.refresh_token is None:

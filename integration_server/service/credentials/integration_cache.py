@@ -1,7 +1,7 @@
 """A cache of integrations with their encrypted credentials, so that most calls need no database.
 
 The cache serves only while the change feed is up to date. This bounds how long a replica serves what another one has
-changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not answer.
+changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not respond.
 """
 
 from collections.abc import Callable, Collection
@@ -67,7 +67,7 @@ class RaceSafeCache:
 
 
 class CachedLookup:
-    """An `IntegrationLookup` that asks the cache before the store."""
+    """An `IntegrationLookup` that reads the cache first, then the store."""
 
     def __init__(self, cache: RaceSafeCache, integrations: IntegrationLookup) -> None:
         self._cache = cache

@@ -1,4 +1,4 @@
-"""The commit of refreshed tokens: over the version that they replace, or to the journal while the database is away."""
+"""The commit of refreshed tokens: over the version that they replace, or to the journal while the database fails."""
 
 from dataclasses import dataclass, field, replace
 

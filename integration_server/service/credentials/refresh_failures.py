@@ -26,7 +26,7 @@ RETRY_SOON = timedelta(seconds=1)
 
 _FIRST_PAUSE = timedelta(seconds=2)
 _LONGEST_PAUSE = timedelta(minutes=5)
-_MAX_REFUSALS = 8  # with the pauses between them, these take one to two minutes: then the provider means it
+_MAX_REFUSALS = 8  # with the pauses between them, these take one to two minutes; after that the refusal is final
 
 _MASS_FAILURE_WINDOW = timedelta(minutes=1)
 _MASS_FAILURE_COUNT = 20
@@ -169,7 +169,7 @@ class InvalidGrantDetector:
         return integration_type in self._mass_failures
 
     def track_reauthorization(self, integration: Integration, now: datetime) -> None:
-        """Remember for a minute that an integration was marked for reauthorization."""
+        """Store for a minute that an integration was marked for reauthorization."""
         tracked = self._tracked[integration.integration_type]
         tracked.append((now, integration))
         _expire(tracked, now)

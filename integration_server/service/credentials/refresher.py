@@ -77,7 +77,7 @@ class TokenRefresher:
     async def refresh_proactively(self, due: StoredIntegration) -> bool:
         """Refresh an integration that was just read, or record that its tokens have expired and cannot be refreshed.
 
-        Returns whether the provider is well, as far as the refresh shows it.
+        Returns False if the refresh shows that the provider is unhealthy.
         """
         try:
             await self.tasks.outcome(self._flight(due.integration, due, force=False))
@@ -166,7 +166,7 @@ class TokenRefresher:
         try:
             await self._require_unused_token(lease, integration, provider)
             if provider.refresh_token_grace and self.clock() - start_time >= self.lease_duration:
-                return None  # the process slept, and another may have used the token within its grace
+                return None  # the process was suspended, and another may have used the token within its grace
             outcome_known = False
             try:
                 token_response = await provider.refresh(current.tokens)
@@ -183,7 +183,7 @@ class TokenRefresher:
         if outcome_known:
             self.record_audit(background_entry(self.clock(), Action.REFRESH, integration))
             self._log.info(
-                "refreshed",
+                "refresh_completed",
                 **integration.log_fields,
                 expire_time=refreshed.tokens.expire_time,
                 superseded=refreshed.tokens is not tokens,

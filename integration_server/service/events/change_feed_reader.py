@@ -117,7 +117,7 @@ class ChangeFeedReader:
             self._cursor = None  # the log may be long by the time of the next subscriber
 
     async def poll(self) -> ChangeBatch:
-        """Read what is new, and hand it to all consumers. Raises `StoreUnavailable`."""
+        """Read the new changes, and pass them to all consumers. Raises `StoreUnavailable`."""
         async with self._lock:
             start = self.monotonic()
             batch = await self.feed.poll(self._cursor, _MAX_BATCH)

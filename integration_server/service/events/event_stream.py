@@ -45,7 +45,7 @@ class _Cursor:
     time: datetime
 
     @classmethod
-    def at(cls, horizon: int, time: datetime) -> "_Cursor":
+    def at_horizon(cls, horizon: int, time: datetime) -> "_Cursor":
         """Everything below `horizon` is sent."""
         return cls(ChangeRange(horizon, horizon), 0, time)
 
@@ -97,58 +97,60 @@ class EventStream:
         types = frozenset({integration_type}) if integration_type else allowed_types.integration_types
         event_filter = EventFilter(user_id, types)
         with self.reader.subscribed():
-            at = await self._begin(cursor)
-            yield StreamItem(await self._cursors.make(at))
+            current = await self._begin(cursor)
+            yield StreamItem(await self._cursors.make(current))
             heartbeat_at = self._next_heartbeat()
             while not self._stopping:
                 changed = self._buffer.changed  # before reading: a later change wakes the stream
-                if (page := await self._next_page(at, event_filter)) is None:
+                if (page := await self._next_page(current, event_filter)) is None:
                     if await _is_set(changed, heartbeat_at):
                         continue
-                    at = _Cursor(at.positions, at.after, max(at.time, self._buffer.time or at.time))
-                    yield StreamItem(await self._cursors.make(at))
+                    current = _Cursor(
+                        current.positions, current.after, max(current.time, self._buffer.time or current.time)
+                    )
+                    yield StreamItem(await self._cursors.make(current))
                     heartbeat_at = self._next_heartbeat()
                     continue
-                positions, events, next_at = page
+                positions, events, next_cursor = page
                 for logged in events:
                     after_event = _Cursor(positions, logged.number, logged.event.event_time)
                     yield StreamItem(await self._cursors.make(after_event), logged.event)
                     heartbeat_at = self._next_heartbeat()
-                at = next_at
+                current = next_cursor
         raise ServerStopping
 
     async def _begin(self, cursor: str) -> _Cursor:
         batch = await self.reader.poll()
         if not cursor:
-            return _Cursor.at(self._buffer.horizon or 0, batch.time)
-        given = await self._cursors.read(cursor)
-        if given is None:
-            raise InvalidField("cursor", "was not made here")
+            return _Cursor.at_horizon(self._buffer.horizon or 0, batch.time)
+        start = await self._cursors.read(cursor)
+        if start is None:
+            raise InvalidField("cursor", "was not issued by this server")
         # A cursor of another database, or from before this one was restored, may be beyond the end.
-        if given.time < batch.time - self.retention or given.positions.high > batch.cursor.end:
+        if start.time < batch.time - self.retention or start.positions.high > batch.cursor.end:
             raise CursorExpired
-        return given
+        return start
 
     async def _next_page(
-        self, at: _Cursor, event_filter: EventFilter
+        self, current: _Cursor, event_filter: EventFilter
     ) -> tuple[ChangeRange, Sequence[LoggedEvent], _Cursor] | None:
         """The range after the cursor, the first of its events, and the cursor after them. None: nothing is new."""
-        if at.is_at_horizon:
-            low = at.positions.high
+        if current.is_at_horizon:
+            low = current.positions.high
             if (buffered := self._buffer.range_from(low)) is not None:
                 events = [logged for logged in buffered.events if event_filter.matches(logged.event)]
-                next_at = _Cursor.at(buffered.positions.high, _newest(buffered.events, at.time))
-                return buffered.positions, events, next_at
+                next_cursor = _Cursor.at_horizon(buffered.positions.high, _newest(buffered.events, current.time))
+                return buffered.positions, events, next_cursor
             if self._buffer.horizon is None or self._buffer.horizon <= low:
                 return None
             positions = ChangeRange(low, self._buffer.horizon)
         else:
-            positions = at.positions
-        page = await self.feed.read_events(positions, at.after, event_filter, _PAGE_SIZE)
-        time = _newest(page, at.time)
+            positions = current.positions
+        page = await self.feed.read_events(positions, current.after, event_filter, _PAGE_SIZE)
+        time = _newest(page, current.time)
         if len(page) == _PAGE_SIZE:
             return positions, page, _Cursor(positions, page[-1].number, time)
-        return positions, page, _Cursor.at(positions.high, time)
+        return positions, page, _Cursor.at_horizon(positions.high, time)
 
     def _next_heartbeat(self) -> float:
         return asyncio.get_running_loop().time() + self.heartbeat.total_seconds()

@@ -38,8 +38,8 @@ class ChangeCursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangeBatch:
-    """The result of a poll: the cursor for the next poll, the store's time, the integrations of which a cache must drop
-    what it has, and the events, in any order.
+    """The result of a poll: the cursor for the next poll, the store's time, the integrations that a cache must drop,
+    and the events, in any order.
 
     `changed_ids` is None, and `events` empty, if the changes are unknown: in a first poll, and when they are too many.
     """

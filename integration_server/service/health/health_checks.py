@@ -112,7 +112,7 @@ class HealthChecker:
                 integration = fresh.integration
                 await self._verify(fresh)
         except TimeoutError:
-            error = ProviderUnavailable("the provider did not answer in time")
+            error = ProviderUnavailable("the provider did not respond in time")
         except StoreUnavailable:
             raise  # not a fault of the integration
         except IntegrationServerError as failure:

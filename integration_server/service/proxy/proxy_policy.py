@@ -84,7 +84,7 @@ def is_retry_safe(request: ApiRequest) -> bool:
 
 
 def path_problem(path: str) -> str | None:
-    """What is wrong with a path, as the end of a sentence; None if it is valid."""
+    """The problem of a path, as the end of a sentence; None if it is valid."""
     if not _PATH.fullmatch(path):
         return "must begin with '/', without scheme, host, query or characters that need percent-encoding"
     decoded = path

@@ -40,14 +40,14 @@ class SlidingWindow:
     def wait_time(self, now: float) -> float:
         """Seconds until there is capacity; infinite if that depends on calls in flight."""
         self._expire(now)
-        if self._free > 0:
+        if self._free_capacity > 0:
             return 0.0
         return self._ended[0] + self._length - now if self._ended else math.inf
 
     def estimated_wait(self, now: float, ahead: int) -> float:
         """A lower bound of the seconds until there is capacity for a call behind `ahead` others."""
         self._expire(now)
-        missing = ahead - self._free
+        missing = ahead - self._free_capacity
         if missing < 0:
             return 0.0
         rounds, index = divmod(missing, self._calls)
@@ -60,7 +60,7 @@ class SlidingWindow:
         return not self._in_flight and not self._ended
 
     @property
-    def _free(self) -> int:
+    def _free_capacity(self) -> int:
         return self._calls - self._in_flight - len(self._ended)
 
     def _expire(self, now: float) -> None:

@@ -105,13 +105,13 @@ class ProviderRateLimiter:
         now = self.monotonic()
         user_id, integration_id = waiter.user_id, waiter.integration_id
         # A retry goes to the front.
-        ahead_in_app = 0 if is_retry else self._queue.count_ahead(user_id)
-        ahead_in_own = 0 if is_retry else self._queue.count_waiting(user_id, integration_id)
+        ahead_in_provider_queue = 0 if is_retry else self._queue.count_ahead(user_id)
+        ahead_in_integration_queue = 0 if is_retry else self._queue.count_waiting(user_id, integration_id)
         estimated_wait = max(
-            self._app.estimated_wait(now, ahead_in_app),
-            self._integrations[integration_id].estimated_wait(now, ahead_in_own),
-            self._exhausted_for(self.integration_type, now),
-            self._exhausted_for(self._counter_name(integration_id), now),
+            self._app.estimated_wait(now, ahead_in_provider_queue),
+            self._integrations[integration_id].estimated_wait(now, ahead_in_integration_queue),
+            self._exhausted_seconds(self.integration_type, now),
+            self._exhausted_seconds(self._counter_name(integration_id), now),
         )
         if estimated_wait > within:
             raise self._timeout_error(waiter, estimated_wait, now)
@@ -152,13 +152,13 @@ class ProviderRateLimiter:
     def _next_waiter(self) -> tuple[Waiter | None, float]:
         """The next waiter to permit; or None, and the seconds after which to check again."""
         now = self.monotonic()
-        wait = max(self._app.wait_time(now), self._exhausted_for(self.integration_type, now))
+        wait = max(self._app.wait_time(now), self._exhausted_seconds(self.integration_type, now))
         if wait > 0:
             return None, wait
         soonest = math.inf
         for waiter in self._queue.heads():
             own = self._integrations[waiter.integration_id].wait_time(now)
-            wait = max(own, self._exhausted_for(self._counter_name(waiter.integration_id), now))
+            wait = max(own, self._exhausted_seconds(self._counter_name(waiter.integration_id), now))
             if wait <= 0:
                 return waiter, 0.0
             soonest = min(soonest, wait)
@@ -172,7 +172,7 @@ class ProviderRateLimiter:
     def _counter_name(self, integration_id: IntegrationId) -> str:
         return f"{self.integration_type}/{integration_id}"
 
-    def _exhausted_for(self, name: str, now: float) -> float:
+    def _exhausted_seconds(self, name: str, now: float) -> float:
         """Seconds for which a shared counter is known to be exhausted."""
         return self._exhausted_until.get(name, 0.0) - now
 

@@ -151,13 +151,13 @@ class WebhookSecrets:
         integration, stored = endpoint.stored.integration, endpoint.secrets
         credentials = await self._cipher.decrypt(endpoint.stored)
         provider = self._provider_of(endpoint)
-        given = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
+        key_secret = credentials.webhook_secret if isinstance(credentials, ApiKey) else None
         if stored is None:
-            return _Secrets(given, None, None, provider.webhook_secrets(credentials))
+            return _Secrets(key_secret, None, None, provider.webhook_secrets(credentials))
         current, previous = await self._decrypt(stored.encrypted_secret, integration), None
         until = stored.previous_expire_time
-        if given and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
-            current, previous, until = given, current, integration.connect_time + self.grace
+        if key_secret and integration.connect_time is not None and integration.connect_time > stored.secret_set_time:
+            current, previous, until = key_secret, current, integration.connect_time + self.grace
         else:
             credentials = _without_secret(credentials)
             if stored.encrypted_previous_secret is not None:

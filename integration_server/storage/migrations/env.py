@@ -1,4 +1,4 @@
-"""Alembic's environment: what Alembic runs for each command.
+"""Alembic's environment, which Alembic runs for each command.
 
 `storage/schema.py` passes a connection. The command line `alembic` finds the database as the server does: in
 `DATABASE_URL` of the environment, else of `./.env`, else the default.
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from integration_server.storage.engine import (
     DEFAULT_DATABASE_URL,
-    SqliteFile,
+    SqliteLocation,
     UtcDateTime,
     open_database,
     parse_database_url,
@@ -62,7 +62,7 @@ async def _run_on_own_connection() -> None:
 
 def _write_script() -> None:
     """Print the SQL instead of running it (`--sql`)."""
-    is_sqlite = isinstance(parse_database_url(_database_url()), SqliteFile)
+    is_sqlite = isinstance(parse_database_url(_database_url()), SqliteLocation)
     context.configure(
         dialect_name="sqlite" if is_sqlite else "postgresql",
         target_metadata=metadata,
@@ -75,7 +75,7 @@ def _write_script() -> None:
 
 if context.is_offline_mode():
     _write_script()
-elif (given := context.config.attributes.get("connection")) is not None:
-    _run(given)
+elif (open_connection := context.config.attributes.get("connection")) is not None:
+    _run(open_connection)
 else:
     asyncio.run(_run_on_own_connection())

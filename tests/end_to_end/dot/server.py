@@ -49,7 +49,7 @@ api_base_url = "{self.base_url}"
 refresh_token_grace_seconds = {self.options.refresh_token_grace_period_seconds}
 """
 
-    async def takes(self, access_token: str) -> bool:
+    async def accepts_token(self, access_token: str) -> bool:
         """Whether the server accepts the access token."""
         async with httpx.AsyncClient(timeout=30) as http:
             response = await http.get(f"{self.base_url}/me", headers={"Authorization": f"Bearer {access_token}"})

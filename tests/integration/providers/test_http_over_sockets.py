@@ -115,14 +115,14 @@ async def test_negative_control_a_default_client_uses_the_proxy() -> None:
 
 async def test_a_cancelled_request_does_not_affect_the_next_ones() -> None:
     async with (
-        serving(respond) as good,
+        serving(respond) as working_url,
         serving(hang) as bad,
         ProviderHttp(lambda: datetime.now(UTC), dev_mode=True, deadline=timedelta(seconds=60)) as http,
     ):
         waiting = [asyncio.ensure_future(http.request("GET", bad, allowed_origins={bad})) for _ in range(150)]
         await asyncio.sleep(0)
-        assert (await http.request("GET", good, allowed_origins={good})).is_success
+        assert (await http.request("GET", working_url, allowed_origins={working_url})).is_success
         for call in waiting:
             call.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        assert (await http.request("GET", good, allowed_origins={good})).is_success
+        assert (await http.request("GET", working_url, allowed_origins={working_url})).is_success

@@ -648,7 +648,9 @@ class TestAgeBasedRotation:
         async with database.write_transaction() as connection:
             await connection.execute(update(data_keys).values(active_time=DatabaseTime(-age)))
 
-    async def test_a_young_key_is_kept(self, database: Database, keyring: Keyring, rotation: Rotation) -> None:
+    async def test_a_key_below_the_maximum_age_is_not_replaced(
+        self, database: Database, keyring: Keyring, rotation: Rotation
+    ) -> None:
         await self.set_key_age(database, timedelta(days=89))
         assert await self.run(database, rotation)
         assert [key.key_id for key in await describe_data_keys(database)] == [keyring.active_key_id]

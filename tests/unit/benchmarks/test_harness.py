@@ -12,7 +12,7 @@ from benchmarks.harness import (
     ALL,
     Call,
     Comparison,
-    Phase,
+    LoadPhase,
     compare,
     load,
     load_both,
@@ -26,8 +26,8 @@ async def nothing() -> None:
     """An RPC that completes at once."""
 
 
-def phase(*latencies: float, failures: dict[str, int] | None = None) -> Phase:
-    return Phase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, cpu_usage=[])
+def phase(*latencies: float, failures: dict[str, int] | None = None) -> LoadPhase:
+    return LoadPhase({"Get": list(latencies)}, lateness=[0.0] * len(latencies), failures=failures or {}, cpu_usage=[])
 
 
 def comparison(*ratios: float) -> Comparison:
@@ -136,7 +136,7 @@ def test_the_median_of_the_phases_must_keep_the_bound(ratios: Sequence[float], h
 
 
 @pytest.mark.parametrize(("failures", "holds"), [({}, True), ({"Get: UNAVAILABLE": 1}, False)])
-def test_no_rpc_may_fail(failures: dict[str, int], holds: bool) -> None:
+def test_a_failed_rpc_breaks_the_bound(failures: dict[str, int], holds: bool) -> None:
     _, failing = speed_bounds([comparison(1)], 2, [phase(1), phase(1, failures=failures)])
 
     assert failing.holds is holds

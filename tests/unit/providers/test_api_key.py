@@ -66,7 +66,7 @@ async def test_sends_a_key_in_the_query_if_declared() -> None:
     assert dict(network.request.url.params) == {"full": "1", "key": "k&1"}
 
 
-async def test_a_wrong_key_is_refused() -> None:
+async def test_a_wrong_key_is_rejected() -> None:
     with pytest.raises(ProviderRejected) as raised:
         await build_provider(
             QueryKeyProvider, FakeTransport(httpx.Response(401, content=b"no such key k-1"))

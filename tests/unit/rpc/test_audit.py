@@ -97,7 +97,7 @@ async def test_a_read_is_recorded_with_its_purpose() -> None:
     assert trail.entries == [expected]
 
 
-async def test_what_only_the_response_names_is_recorded() -> None:
+async def test_an_integration_that_only_the_response_names_is_recorded() -> None:
     trail = Trail()
     integration = integration_pb2.Integration(integration_id=9, user_id="ada", integration_type="acme")
     request = pb.ConnectWithApiKeyRequest(user_id="ada", api_key="secret")
@@ -114,12 +114,12 @@ async def test_a_rejection_is_recorded_with_its_reason() -> None:
 
 
 async def test_a_response_without_success_is_recorded_with_its_reason_and_user() -> None:
-    def hold() -> Any:
+    def block() -> Any:
         audit_user.set(UserId("ada"))
         return pb.HandleCallbackResponse(success=False, reason="confirmation_required", integration_id=7)
 
     trail = Trail()
-    await call(trail, f"/{SERVICE.full_name}/HandleCallback", pb.HandleCallbackRequest(state="sealed"), hold)
+    await call(trail, f"/{SERVICE.full_name}/HandleCallback", pb.HandleCallbackRequest(state="sealed"), block)
     assert trail.entries == [
         AuditEntry(NOON, "billing", Action.COMPLETE, "ada", 7, outcome="confirmation_required"),
     ]
@@ -161,11 +161,11 @@ async def test_credentials_are_not_returned_without_an_entry() -> None:
         await call(Trail(full=True), GET, request, pb.GetCredentialsResponse)
 
 
-async def test_negative_control_a_trail_that_drops_entries_lets_them_out() -> None:
+async def test_negative_control_a_trail_that_drops_entries_returns_credentials() -> None:
     """The negative control."""
 
     class DroppingTrail(Trail):
-        """Drops entries and reports them as taken."""
+        """Drops entries and reports them as queued."""
 
         def enqueue(self, entry: AuditEntry) -> bool:
             """Drop it."""

@@ -278,7 +278,7 @@ async def test_a_stream_ends_once_the_policy_grants_less(system: FakeSystem, lat
         await anext(stream)
 
 
-async def test_negative_control_under_the_policy_of_its_start_a_stream_goes_on(system: FakeSystem) -> None:
+async def test_negative_control_under_the_policy_of_its_start_a_stream_continues(system: FakeSystem) -> None:
     service = ProtectedService(system)
     policy = service.policy()
     stream = watch(lambda: policy)

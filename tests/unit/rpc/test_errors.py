@@ -75,7 +75,7 @@ def decode_status(error: IntegrationServerError) -> RpcError:
 
 
 async def rejection(error: BaseException, caller: str = "") -> RpcError:
-    """Return what a client gets when a behavior raises `error`."""
+    """Return the status that a client gets when a behavior raises `error`."""
 
     async def behavior(request: object, context: object) -> None:
         raise error

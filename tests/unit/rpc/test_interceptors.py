@@ -13,9 +13,9 @@ from integration_server.rpc.interceptors import (
     Behavior,
     Interceptor,
     ProtectedHandlers,
-    around_behavior,
     compose,
     convert_errors,
+    wrap_in_context_manager,
 )
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method
 from tests.fakes.inmemory_grpc import FakeContext
@@ -33,7 +33,7 @@ def prefix(word: str, wrapped: list[str]) -> Interceptor:
             yield f"{request} {word}"
 
         wrapped.append(f"{word} {method.path}")
-        return around_behavior(method, behavior, prefixed)
+        return wrap_in_context_manager(method, behavior, prefixed)
 
     return wrap
 

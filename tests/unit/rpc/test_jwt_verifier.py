@@ -126,12 +126,13 @@ async def test_an_unsigned_token_is_rejected(issuer: TokenIssuer) -> None:
 async def test_a_token_signed_with_the_public_key_as_a_secret_is_rejected(issuer: TokenIssuer) -> None:
     """RFC 8725 §2.1."""
     rsa = RSAKey.generate_key(2048, {"kid": "one"})
-    public = json.dumps(rsa.as_dict(private=False)).encode()  # as it is published; its PEM the library itself refuses
+    public = json.dumps(rsa.as_dict(private=False)).encode()  # as it is published; the library itself rejects its PEM
     claims = claims_of(issuer.token("backend", NOW))
     secret = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
     key = OctKey.import_key({"kty": "oct", "k": secret, "kid": "one"})
     token = jwt.encode({"alg": "HS256", "kid": "one"}, claims, key)
-    for algorithms in (("RS256",), ("RS256", "HS256")):  # were it allowed by mistake, the key's kind is the second wall
+    # The second defence, if HS256 were allowed by mistake: the type of the key.
+    for algorithms in (("RS256",), ("RS256", "HS256")):
         keys = FixedKeys(json.dumps({"keys": [rsa.as_dict(private=False)]}).encode())
         verifier = JwtVerifier(
             [Issuer(IdentityKind.TOKEN, issuer.issuer, AUDIENCE, keys)], algorithms, LEEWAY, lambda: NOW

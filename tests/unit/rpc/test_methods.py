@@ -38,7 +38,7 @@ def test_every_rpc_declares_its_access_rules(descriptor: Any) -> None:
     assert access.audit_action
     assert access.HasField("names_user")
     assert access.names_user == ("user_id" in descriptor.input_type.fields_by_name)
-    # What is not recorded cannot be awaited.
+    # Only a recorded call has an entry to await.
     assert not (access.await_audit and access.audit_action == options_pb2.AUDIT_ACTION_NONE)
 
 

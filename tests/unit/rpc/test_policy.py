@@ -1,4 +1,4 @@
-"""The policy file: what it grants, and which problems of a bad one are reported."""
+"""The policy file: the permissions that it grants, and the reported problems of an invalid file."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ more = 1
 
 
 @pytest.mark.parametrize("text", ["[users", "services = 1", "[services]\na = 1", "[sidecar]\ntokens = 1", "users = []"])
-def test_a_document_of_another_shape_is_rejected(text: str) -> None:
+def test_a_file_with_another_structure_is_rejected(text: str) -> None:
     assert problems_of(text)
 
 

@@ -163,8 +163,8 @@ async def test_unary_health_checks_are_exempt() -> None:
 
 async def test_health_streams_are_not_exempt() -> None:
     watch = Handlers(concurrency=1).stream(HEALTH)
-    watching = watch("", FakeContext())
-    await anext(watching)
+    stream = watch("", FakeContext())
+    await anext(stream)
     with pytest.raises(QuotaExceeded):
         await anext(watch("", FakeContext()))
 

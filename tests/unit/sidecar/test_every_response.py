@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from integration_server.sidecar.app import CALLBACK_PATH
-from integration_server.sidecar.pages import Pages
+from integration_server.sidecar.pages import ResultPages
 from integrations.v1.integration_service_pb2 import HandleCallbackResponse
 from tests.unit.sidecar.fakes import FakeServer, rpc_error
 
@@ -47,7 +47,7 @@ async def test_every_response_has_the_security_headers(
 
     response = await client.request(method, path, headers={"Accept": accept})
 
-    assert response.headers["content-security-policy"] == Pages().policy
+    assert response.headers["content-security-policy"] == ResultPages().policy
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["referrer-policy"] == "no-referrer"
     assert response.headers["x-content-type-options"] == "nosniff"
@@ -85,7 +85,7 @@ async def test_a_request_is_logged_without_its_query(client: httpx.AsyncClient, 
     (line,) = log
     assert line.pop("ms") >= 0
     assert line == {
-        "event": "request",
+        "event": "http_request",
         "log_level": "info",
         "method": "GET",
         "path": f"{CALLBACK_PATH}/stripe",

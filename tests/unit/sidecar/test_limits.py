@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from integration_server.sidecar.app import CALLBACK_PATH
 from integration_server.sidecar.middleware import HttpLimits, RequestLimits
-from integration_server.sidecar.pages import Pages
+from integration_server.sidecar.pages import ResultPages
 from integration_server.sidecar.responses import Responses
 from tests.fakes.limits import LIMITS
 from tests.unit.sidecar.fakes import FakeServer
@@ -37,7 +37,7 @@ class Reader:
 
 
 def client_of(app: Any, limits: HttpLimits) -> httpx.AsyncClient:
-    limited = RequestLimits(app, Responses(Pages()), limits)
+    limited = RequestLimits(app, Responses(ResultPages()), limits)
     return httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="https://sidecar.example")
 
 
@@ -86,7 +86,7 @@ async def test_an_endless_body_is_read_only_up_to_the_limit() -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
-    await RequestLimits(Reader(), Responses(Pages()), SMALL)(scope, endless, send)
+    await RequestLimits(Reader(), Responses(ResultPages()), SMALL)(scope, endless, send)
     assert sent[0]["status"] == 413
     assert taken == 11
 
@@ -117,7 +117,7 @@ async def test_the_total_size_of_buffered_bodies_is_limited() -> None:
 
 async def test_a_disconnected_client_frees_its_buffer() -> None:
     app = Reader()
-    limited = RequestLimits(app, Responses(Pages()), SMALL)
+    limited = RequestLimits(app, Responses(ResultPages()), SMALL)
     scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
 
     async def send(_message: Any) -> None:
@@ -166,5 +166,5 @@ async def test_a_typical_browser_is_below_the_limits(client: httpx.AsyncClient) 
 async def test_the_limits_apply_to_the_app(client: httpx.AsyncClient, server: FakeServer) -> None:
     response = await client.post(CALLBACK_PATH, content=b"x" * (LIMITS.body_bytes + 1), headers={"Accept": "text/html"})
     assert response.status_code == 413
-    assert response.headers["content-security-policy"] == Pages().policy
+    assert response.headers["content-security-policy"] == ResultPages().policy
     assert response.headers["content-type"].startswith("text/html")

@@ -7,17 +7,17 @@ from http import HTTPStatus
 
 import pytest
 
-from integration_server.sidecar.pages import Page, Pages
+from integration_server.sidecar.pages import PageTexts, ResultPages
 
-ALL_PAGES = list(Pages().pages.values())
+ALL_PAGES = list(ResultPages().pages.values())
 
 
-def rendered(page: Page) -> str:
-    return bytes(Pages().render(page, HTTPStatus.OK).body).decode()
+def rendered(page: PageTexts) -> str:
+    return bytes(ResultPages().render(page, HTTPStatus.OK).body).decode()
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_a_page_shows_its_texts(page: Page) -> None:
+def test_a_page_shows_its_texts(page: PageTexts) -> None:
     html = rendered(page)
 
     for text in (page.title, page.message, page.next_step):
@@ -25,25 +25,25 @@ def test_a_page_shows_its_texts(page: Page) -> None:
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_a_page_loads_and_runs_nothing(page: Page) -> None:
+def test_a_page_loads_and_runs_nothing(page: PageTexts) -> None:
     html = rendered(page)
 
     assert not re.search(r"<script|<link|<img|<form|<iframe|\son\w+=|\shref=|\ssrc=|style=|url\(|@import", html)
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.title)
-def test_the_policy_allows_only_the_style_of_the_page(page: Page) -> None:
+def test_the_policy_allows_only_the_style_of_the_page(page: PageTexts) -> None:
     styles = re.findall(r"<style>(.*?)</style>", rendered(page), re.DOTALL)
 
     assert len(styles) == 1
     digest = base64.b64encode(hashlib.sha256(styles[0].encode()).digest()).decode()
-    assert Pages().policy == (
+    assert ResultPages().policy == (
         f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
 def test_texts_are_escaped() -> None:
-    html = rendered(Page("done", "</title><script>", "<img src=x onerror=alert(1)>", "\"'&{{ 7 * 7 }}"))
+    html = rendered(PageTexts("done", "</title><script>", "<img src=x onerror=alert(1)>", "\"'&{{ 7 * 7 }}"))
 
     assert "<script" not in html
     assert "<img" not in html

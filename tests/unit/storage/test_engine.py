@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from integration_server.storage.engine import PostgresServer, SqliteFile, parse_database_url
+from integration_server.storage.engine import PostgresLocation, SqliteLocation, parse_database_url
 
 SECRET = "pa55-and-w0rd"
 
@@ -20,7 +20,7 @@ SECRET = "pa55-and-w0rd"
     ],
 )
 def test_an_sqlite_path_is_parsed(url: str, path: str) -> None:
-    assert parse_database_url(url) == SqliteFile(Path(path))
+    assert parse_database_url(url) == SqliteLocation(Path(path))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_an_sqlite_path_is_parsed(url: str, path: str) -> None:
 )
 def test_a_postgresql_url_gets_the_driver(scheme: str) -> None:
     server = parse_database_url(f"{scheme}://ann:{SECRET}@db.example:6432/it")
-    assert isinstance(server, PostgresServer)
+    assert isinstance(server, PostgresLocation)
     assert server.url.render_as_string(hide_password=False) == f"postgresql+asyncpg://ann:{SECRET}@db.example:6432/it"
     assert server.parameters == ""
 
@@ -37,7 +37,7 @@ def test_libpq_parameters_are_passed_on() -> None:
     server = parse_database_url(
         "postgres://ann@/it?host=/run/postgresql&sslmode=verify-full&sslrootcert=/etc/ca.pem&application_name=a%26b"
     )
-    assert isinstance(server, PostgresServer)
+    assert isinstance(server, PostgresLocation)
     assert server.url.query == {}
     assert server.parameters == (
         "host=%2Frun%2Fpostgresql&sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem&application_name=a%26b"

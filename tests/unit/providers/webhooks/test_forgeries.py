@@ -63,7 +63,7 @@ class AcceptAnySignature:
         monkeypatch.setattr(hmac, "compare_digest", lambda a, b: True)
 
     @staticmethod
-    def of(scheme: WebhookScheme) -> WebhookScheme:
+    def accepting(scheme: WebhookScheme) -> WebhookScheme:
         return AcceptingSendGridScheme() if isinstance(scheme, SendGridScheme) else scheme
 
 
@@ -78,7 +78,7 @@ class AcceptingSendGridScheme(SendGridScheme):
 def test_negative_control_without_comparison_forgeries_are_accepted(
     sample: Sample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accept_any_signature = AcceptAnySignature(monkeypatch).of(sample.scheme)
+    accept_any_signature = AcceptAnySignature(monkeypatch).accepting(sample.scheme)
     tried = list(content_forgeries(sample))
     accepted = [name for name, request in tried if accepts(accept_any_signature, request, sample.secret)]
     assert "signed with another secret" in accepted

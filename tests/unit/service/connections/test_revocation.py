@@ -100,11 +100,11 @@ async def test_the_integration_is_deleted_before_the_provider_is_called(
     system: FakeSystem, integration: Integration
 ) -> None:
     system.provider.gate = asyncio.Event()
-    disconnecting = asyncio.create_task(disconnect(system, integration))
+    disconnection = asyncio.create_task(disconnect(system, integration))
     await wait_until(lambda: system.provider.revocations)
     assert not system.ids()
     system.provider.gate.set()
-    assert await disconnecting is REVOKED
+    assert await disconnection is REVOKED
 
 
 async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
@@ -122,11 +122,11 @@ async def test_the_caller_does_not_wait_for_a_slow_provider() -> None:
 async def test_first_attempts_per_provider_are_limited(system: FakeSystem) -> None:
     rows = [await system.connect_account(f"account-{number}") for number in range(20)]
     system.provider.gate, system.provider.max_in_flight = asyncio.Event(), 0
-    disconnecting = [asyncio.create_task(disconnect(system, row)) for row in rows]
+    disconnection = [asyncio.create_task(disconnect(system, row)) for row in rows]
     await wait_until(lambda: system.provider.in_flight == 8)
     await run_other_tasks()
     system.provider.gate.set()
-    assert set(await asyncio.gather(*disconnecting)) == {REVOKED}
+    assert set(await asyncio.gather(*disconnection)) == {REVOKED}
     assert system.provider.max_in_flight == 8
 
 
@@ -212,10 +212,10 @@ async def test_a_grant_claimed_by_a_crashed_process_is_revoked_by_another(
 async def test_a_database_failure_after_the_removal_does_not_undo_it(
     system: FakeSystem, integration: Integration
 ) -> None:
-    disconnecting = asyncio.create_task(disconnect(system, integration))
+    disconnection = asyncio.create_task(disconnect(system, integration))
     await wait_until(lambda: not system.ids())
     system.database.is_unavailable = True
-    assert await disconnecting is PENDING
+    assert await disconnection is PENDING
     system.database.is_unavailable = False
     system.clock.advance(LEASE)
     await background_round(system)
@@ -224,11 +224,11 @@ async def test_a_database_failure_after_the_removal_does_not_undo_it(
 
 async def test_a_revocation_that_cannot_be_recorded_is_repeated(system: FakeSystem, integration: Integration) -> None:
     system.provider.gate = asyncio.Event()
-    disconnecting = asyncio.create_task(disconnect(system, integration))
+    disconnection = asyncio.create_task(disconnect(system, integration))
     await wait_until(lambda: system.provider.revocations)
     system.database.is_unavailable = True
     system.provider.gate.set()
-    assert await disconnecting is REVOKED
+    assert await disconnection is REVOKED
     system.database.is_unavailable = False
     await background_until_quiet(system)
     assert len(system.provider.revocations) == 2

@@ -353,7 +353,7 @@ async def test_logs_report_outcomes_without_secrets(system: FakeSystem, integrat
         system.provider.refresh_error = INVALID_GRANT
         with pytest.raises(ReauthorizationRequired):
             await system.credentials.refresh_token(integration.integration_id, ADA, force=True)
-    assert [line["event"] for line in logs] == ["refreshed", "refresh_failed"]
+    assert [line["event"] for line in logs] == ["refresh_completed", "refresh_failed"]
     assert logs[1]["oauth_error"] == "invalid_grant"
     for secret in ("access-", "refresh-"):
         assert secret not in str(logs)

@@ -29,7 +29,7 @@ async def sample() -> Integration:
     return await FakeSystem().connect()
 
 
-def of(sample: Integration, user: str, number: int = 1) -> Integration:
+def integration_of(sample: Integration, user: str, number: int = 1) -> Integration:
     return replace(sample, user_id=UserId(user), integration_id=IntegrationId(number))
 
 
@@ -44,7 +44,7 @@ async def test_a_flood_of_one_user_leaves_other_users_their_share(sample: Integr
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
     async def call(user: str) -> None:
-        async with limiter.permit(of(sample, user, len(user)), 60.0, is_retry=False):
+        async with limiter.permit(integration_of(sample, user, len(user)), 60.0, is_retry=False):
             order.append(user)
 
     flood = [asyncio.create_task(call("ada")) for _ in range(100)]
@@ -64,7 +64,7 @@ async def test_negative_control_in_a_single_queue_the_flood_goes_first(sample: I
     limiter, order = new_limiter(limit(10, 0.05)), list[str]()
 
     async def call(user: str) -> None:
-        async with limiter.permit(of(sample, "everybody"), 60.0, is_retry=False):
+        async with limiter.permit(integration_of(sample, "everybody"), 60.0, is_retry=False):
             order.append(user)
 
     flood = [asyncio.create_task(call("ada")) for _ in range(100)]
@@ -81,7 +81,7 @@ async def test_concurrent_calls_of_an_account_are_limited(sample: Integration, c
     in_flight, most = Counter[int](), Counter[int]()
 
     async def call(number: int) -> None:
-        async with limiter.permit(of(sample, "ada", number), 60.0, is_retry=False):
+        async with limiter.permit(integration_of(sample, "ada", number), 60.0, is_retry=False):
             in_flight[number] += 1
             most[number] = max(most[number], in_flight[number])
             await asyncio.sleep(0.001)
@@ -93,12 +93,12 @@ async def test_concurrent_calls_of_an_account_are_limited(sample: Integration, c
 
 async def test_a_waiting_integration_does_not_delay_others(sample: Integration) -> None:
     limiter = new_limiter(limit(1, 60, LimitScope.INTEGRATION))
-    await acquire(limiter, of(sample, "ada", 1))
-    waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=90))
+    await acquire(limiter, integration_of(sample, "ada", 1))
+    waiting = asyncio.create_task(acquire(limiter, integration_of(sample, "ada", 1), within=90))
     await asyncio.sleep(0)
     async with asyncio.timeout(20):
-        await acquire(limiter, of(sample, "ada", 2))
-        await acquire(limiter, of(sample, "grace", 3))
+        await acquire(limiter, integration_of(sample, "ada", 2))
+        await acquire(limiter, integration_of(sample, "grace", 3))
     assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -201,16 +201,16 @@ async def test_an_exhausted_shared_counter_delays_only_its_integrations(
     limits = [limit(5, 1), limit(5, 1, LimitScope.INTEGRATION)]
     shared = FakeDistributedLimiter()
     limiter = ProviderRateLimiter("acme", limits, shared, time.monotonic, lambda: 1.0)
-    waiting = asyncio.create_task(acquire(limiter, of(sample, "ada", 1), within=7200))
+    waiting = asyncio.create_task(acquire(limiter, integration_of(sample, "ada", 1), within=7200))
     while not shared.names_taken:  # noqa: ASYNC110  # in the loop's next rounds
         await asyncio.sleep(0)
     if others_wait:
         with pytest.raises(RateLimited):
-            await acquire(limiter, of(sample, "grace", 2))
+            await acquire(limiter, integration_of(sample, "grace", 2))
     else:
-        await acquire(limiter, of(sample, "grace", 2))
+        await acquire(limiter, integration_of(sample, "grace", 2))
     with pytest.raises(RateLimited):
-        await acquire(limiter, of(sample, "ada", 1))
+        await acquire(limiter, integration_of(sample, "ada", 1))
     waiting.cancel()
 
 
