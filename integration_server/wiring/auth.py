@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -67,7 +68,7 @@ async def open_auth_stack(
         allow_public = _except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
         yield AuthStack(
             authenticate=[allow_public(authenticate(tokens, clock))],
-            authorize_method=[allow_public(authorize_method(lambda: policy.value))],
+            authorize_method=[allow_public(authorize_method(partial(getattr, policy, "value")))],
             authorize_request=[allow_public(authorize_request(authorizer))],
             credentials=credentials,
             reloaders=[*reloaders, policy.poll, *(issuer.keys.poll for issuer in issuers)],
