@@ -163,7 +163,7 @@ async def seed(
     async with open_storage(settings) as storage:
         database = storage.database
         schedule = Schedule(settings.refresh_buffer, None, SystemRandom().random)
-        cipher, provider = CredentialCipher(storage.keyring), providers.get(integration_type)
+        cipher, provider = CredentialCipher(storage.keyring), providers[integration_type]
 
         async def encrypt(new: NewIntegration, tokens: OAuthTokens) -> NewCredentials:
             return await cipher.encrypt_new(new, tokens, provider, SCOPES, schedule)

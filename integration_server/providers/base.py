@@ -26,10 +26,10 @@ from integration_server.domain.errors import (
 )
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse, RateLimit
 from integration_server.domain.webhooks import InvalidWebhookSignature, ReceivedWebhook, WebhookRequest, WebhookResponse
-from integration_server.providers.http import HttpResponse, ProviderHttp, ResponseBodyTooLarge
+from integration_server.providers.http import DeclaredOrigins, HttpResponse, ProviderHttp, ResponseBodyTooLarge
 from integration_server.providers.lenient_json import text_at
 from integration_server.providers.rate_limit_headers import parse_rate_limit_headers
-from integration_server.providers.urls import DeclaredOrigins, fill, template_params
+from integration_server.providers.url_templates import fill, template_params
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys, WebhookScheme
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.ports import NewAccount
@@ -419,7 +419,7 @@ class BaseProvider(ABC):
             headers, content = {**headers, "Content-Type": "application/json"}, dumps(json)
         return await self._context.http.request(
             method,
-            fill(url, self.url_params),
+            fill(url, self.url_params) if "{" in url else url,
             allowed_origins=self._origins(),
             headers=headers,
             query=query,

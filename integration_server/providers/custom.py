@@ -12,7 +12,7 @@ from pydantic import StringConstraints
 
 from integration_server.providers.api_key import ApiKeyProvider
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.urls import Url
+from integration_server.providers.url_templates import Url
 from integration_server.providers.webhooks.standard import STANDARD
 
 

@@ -9,7 +9,8 @@ from datetime import timedelta
 
 from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
-from integration_server.providers.urls import fill_with_placeholders, host_pattern_problem, url_problem
+from integration_server.providers.http import url_problem
+from integration_server.providers.url_templates import fill_with_placeholders, host_pattern_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -25,27 +26,24 @@ class ProvidersError(Exception):
         super().__init__("\n".join(self.problems))
 
 
-class ProviderRegistry:
-    """The providers of this server, by type. Implements the port `Providers`."""
+class ProviderRegistry(dict[str, BaseProvider]):
+    """The providers of this server, by type and by alias. Implements the port `Providers`."""
 
     def __init__(self, providers: Iterable[BaseProvider]) -> None:
-        self._providers = {provider.integration_type: provider for provider in providers}
-        self._aliases = {alias: provider for provider in self._providers.values() for alias in provider.aliases}
-        for provider in self._providers.values():
+        by_type = {provider.integration_type: provider for provider in providers}
+        super().__init__({alias: provider for provider in by_type.values() for alias in provider.aliases} | by_type)
+        self._all = [by_type[name] for name in sorted(by_type)]
+        for provider in self._all:
             if provider.revokes_whole_account:
                 client = _client_of(provider)
-                provider.shares_grants_with = [one.integration_type for one in self.all() if _client_of(one) == client]
+                provider.shares_grants_with = [one.integration_type for one in self._all if _client_of(one) == client]
 
-    def get(self, integration_type: str) -> BaseProvider:
-        """The provider of a type or alias. Raises `UnknownIntegrationType`."""
-        provider = self._providers.get(integration_type) or self._aliases.get(integration_type)
-        if provider is None:
-            raise UnknownIntegrationType
-        return provider
+    def __missing__(self, integration_type: str) -> BaseProvider:
+        raise UnknownIntegrationType
 
     def all(self) -> Sequence[BaseProvider]:
         """All providers, sorted by type."""
-        return [self._providers[name] for name in sorted(self._providers)]
+        return self._all
 
 
 class ProviderFactory:

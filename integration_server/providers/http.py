@@ -6,9 +6,10 @@ parse, and they may be a token.
 
 import asyncio
 import logging
+import re
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,8 +25,17 @@ from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.ip_policy import is_public, is_public_or_loopback
 from integration_server.providers.lenient_json import read_json
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
-from integration_server.providers.urls import origin_of, url_problem
 from integration_server.service.common_types import Clock
+
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_URL = re.compile(
+    rf"(?P<scheme>https?)://(?P<host>{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?"
+    # RFC 3986 §3.3, §3.4. No user name and no fragment: RFC 6749 §3.1 and §3.2 forbid the fragment.
+    r"(?:[/?](?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)?"
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 _MAX_RETRY_AFTER = timedelta(days=1)  # a longer Retry-After is capped
 
@@ -58,6 +68,43 @@ class _InvalidBody(OSError):
 
 class _BodyTooLarge(_InvalidBody):
     """The body exceeds the limit."""
+
+
+def url_problem(url: str, *, dev_mode: bool) -> str | None:
+    """Why a URL is not allowed, or None. Only https is allowed; in dev mode also plain http to loopback."""
+    match = _URL.fullmatch(url)
+    if match is None or (match["port"] and not 0 < int(match["port"]) <= 65535):
+        return "is not an absolute http(s) URL without user name and fragment"
+    if match["scheme"] == "http" and not (dev_mode and match["host"].lower() in LOOPBACK_HOSTS):
+        return "must be https; plain http is for loopback in dev mode only"
+    return None
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL: "https://acme.example:443". Raises `ValueError` if it is not a URL."""
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError("not a URL")
+    return f"{match['scheme']}://{match['host'].lower()}:{int(match['port'] or _DEFAULT_PORTS[match['scheme']])}"
+
+
+class DeclaredOrigins:
+    """The set of origins that a provider's requests may go to: `origin_of(url) in origins`.
+
+    It consists of the origins of the URL templates whose host contains no parameter, and of https on port 443 at each
+    host that matches a pattern. The star of a pattern stands for one label.
+    """
+
+    def __init__(self, urls: Iterable[str], host_patterns: Iterable[str] = ()) -> None:
+        bases = [re.match("[^:]*://[^/?]*", url) for url in urls]
+        self._exact = frozenset(origin_of(base[0]) for base in bases if base and "{" not in base[0])
+        self._domains = [re.escape(pattern.removeprefix("*")) for pattern in host_patterns]
+
+    def __contains__(self, origin: object) -> bool:
+        """Whether an origin is in the set."""
+        return origin in self._exact or any(
+            re.fullmatch(rf"https://{DNS_LABEL}{domain}:443", str(origin)) for domain in self._domains
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from integration_server.domain.errors import ProviderError, ProviderRejected, Pr
 from integration_server.providers.base import BaseProvider
 from integration_server.providers.http import HttpResponse
 from integration_server.providers.token_response import error_code, parse_fields, parse_tokens, raise_for_error
-from integration_server.providers.urls import fill
+from integration_server.providers.url_templates import fill
 from integration_server.service.integrations.ports import NewAccount
 
 TokenAuth = Literal["client_secret_basic", "client_secret_post", "none"]

@@ -23,9 +23,8 @@ from pydantic import Field
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.http import HttpResponse
+from integration_server.providers.http import DeclaredOrigins, HttpResponse, origin_of, url_problem
 from integration_server.providers.oauth2 import OAuth2Provider
-from integration_server.providers.urls import DeclaredOrigins, origin_of, url_problem
 
 _HOST = r"^(?:login|test|[a-z0-9-]+(?:\.[a-z]+)?\.my)\.salesforce\.com$"
 

@@ -27,7 +27,7 @@ from integration_server.providers.api_key import ApiKeyProvider, BasicAuthProvid
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider
 from integration_server.providers.factory import INTEGRATION_TYPE, ProviderFactory, ProvidersError
 from integration_server.providers.oauth2 import RESERVED_PARAMS, OAuth2Provider, TokenAuth
-from integration_server.providers.urls import Url
+from integration_server.providers.url_templates import Url
 
 
 def load_toml_providers(directory: Path, factory: ProviderFactory, *, dev_mode: bool) -> None:

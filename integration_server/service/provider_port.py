@@ -127,7 +127,7 @@ class Provider(Protocol):
 class Providers(Protocol):
     """The providers of this server."""
 
-    def get(self, integration_type: str) -> Provider:
+    def __getitem__(self, integration_type: str, /) -> Provider:
         """The provider of a type or alias. Raises `UnknownIntegrationType`."""
 
     def all(self) -> Sequence[Provider]:

@@ -11,9 +11,8 @@ import grpc
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
-from integration_server.providers.http import ProviderHttp
+from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
-from integration_server.providers.urls import origin_of
 from integration_server.rpc.authentication import IdentityKind, authenticate
 from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
 from integration_server.rpc.interceptors import Behavior, Interceptor

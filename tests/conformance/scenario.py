@@ -36,7 +36,7 @@ class Scenario:
         self.expected_violations: list[str] = []
         self._build = build
         self._browser = browser
-        self.use_provider(build().get(profile.integration_type))
+        self.use_provider(build()[profile.integration_type])
         simulated_provider.register_redirect_uri(
             f"{PUBLIC_URL}/api/v1/integrations/callback/{profile.integration_type}"
         )
@@ -44,7 +44,7 @@ class Scenario:
     @property
     def provider(self) -> BaseProvider:
         """The provider of the service."""
-        provider = self.system.providers.get(self.profile.integration_type)
+        provider = self.system.providers[self.profile.integration_type]
         assert isinstance(provider, BaseProvider)
         return provider
 
@@ -54,7 +54,7 @@ class Scenario:
 
     def with_client_secret(self, client_secret: str) -> None:
         """Replace the client secret in the settings."""
-        self.use_provider(self._build(client_secret).get(self.profile.integration_type))
+        self.use_provider(self._build(client_secret)[self.profile.integration_type])
 
     # --- connecting
 

@@ -191,7 +191,7 @@ class FakeProviders:
     def __init__(self, *providers: Provider) -> None:
         self.by_type = {provider.integration_type: provider for provider in providers}
 
-    def get(self, integration_type: str) -> Provider:
+    def __getitem__(self, integration_type: str) -> Provider:
         """The provider of a type or alias."""
         for provider in self.by_type.values():
             if integration_type in (provider.integration_type, *provider.aliases):

@@ -198,7 +198,7 @@ class FakeSystem:
     async def connect(self, user_id: UserId = ADA, integration_type: str = "fake", **fields: Any) -> Integration:
         """Connect an integration of a signed-in user."""
         authorization = await self.begin(user_id, integration_type, **fields)
-        iss = self.providers.get(integration_type).issuer or ""
+        iss = self.providers[integration_type].issuer or ""
         result = await self.call_back(authorization.state, user_id=user_id, iss=iss)
         return self.row(result.integration_id)
 

@@ -67,7 +67,7 @@ class AccountLinker:
         `requested` is a pending or connected row, or one that is not stored yet. Raises `AccountMismatch` if a
         connected row has another account.
         """
-        provider = self.providers.get(requested.integration_type)
+        provider = self.providers[requested.integration_type]
         for _ in range(_MAX_ATTEMPTS):
             target = await self._find_target(requested, account)
             new = await self.cipher.encrypt_new(target, credentials, provider, requested_scopes, self.schedule)

@@ -39,7 +39,7 @@ class ApiKeyConnectionService:
         return await self.tasks.run(self.account_linker.commit(target, account, key))
 
     def _api_key_provider(self, request: ApiKeyConnectionRequest) -> Provider:
-        provider = self.providers.get(request.integration_type)
+        provider = self.providers[request.integration_type]
         if provider.auth_method is AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with Connect")
         for name in provider.required_fields:

@@ -171,7 +171,7 @@ class OAuthConnectionService:
         return AuthorizationRequest(url, state, attempt.expire_time, integration_id)
 
     def _oauth_provider(self, integration_type: str) -> Provider:
-        provider = self.providers.get(integration_type)
+        provider = self.providers[integration_type]
         if provider.auth_method is not AuthMethod.OAUTH2:
             raise InvalidField("integration_type", "is connected with ConnectWithApiKey")
         provider.require_configured()
@@ -211,7 +211,7 @@ class OAuthConnectionService:
     async def handle_callback(self, callback: Callback) -> ConnectionResult:
         """Complete the connection, hold it for confirmation, or report the provider's error."""
         claims = await self._read_state(callback)
-        provider = self.providers.get(claims.integration_type)
+        provider = self.providers[claims.integration_type]
         # RFC 9207 §2.4: before a request to the token endpoint, and also for error responses.
         if provider.issuer is not None and callback.iss != provider.issuer:
             raise IssuerMismatch
@@ -239,7 +239,7 @@ class OAuthConnectionService:
 
     def _matches_type(self, named: str, integration_type: str) -> bool:
         """Whether the type that a callback names is this type or an alias of it. It may name none."""
-        return named in ("", integration_type) or named in self.providers.get(integration_type).aliases
+        return named in ("", integration_type) or named in self.providers[integration_type].aliases
 
     async def _handle_denial(self, claims: StateClaims, error: str) -> ConnectionResult:
         attempt = await self.attempts.consume(claims.attempt_id, self.clock())
@@ -289,7 +289,7 @@ class OAuthConnectionService:
 
     async def _complete(self, claims: StateClaims, callback: PendingCallback | None) -> ConnectionResult:
         """Consume an attempt and complete it with a callback; None means its pending callback."""
-        provider = self.providers.get(claims.integration_type)
+        provider = self.providers[claims.integration_type]
         consume = self.attempts.consume if callback else self.attempts.consume_pending_callback
         attempt = await consume(claims.attempt_id, self.clock())
         if attempt is None:

@@ -110,7 +110,7 @@ class RevocationService:
         grant = OrphanedGrant(
             attempt.attempt_id, attempt.user_id, attempt.integration_type, account.account_id, encrypted_credentials=b""
         )
-        if account.account_id is None and self.providers.get(attempt.integration_type).shares_grants_with:
+        if account.account_id is None and self.providers[attempt.integration_type].shares_grants_with:
             # A revocation would end every grant of the account, and the account's owner is not known.
             self._log.warning("grant_not_revoked", **_log_fields(grant))
             return
@@ -142,7 +142,7 @@ class RevocationService:
         return _Attempt(state)
 
     async def _revoke(self, grant: OrphanedGrant) -> RevocationState:
-        provider = self.providers.get(grant.integration_type)
+        provider = self.providers[grant.integration_type]
         # Checked before each attempt: the account may have been connected again.
         if await self.integrations.shares_grant(grant, provider.shares_grants_with):
             return RevocationState.GRANT_SHARED

@@ -64,7 +64,7 @@ class CredentialService:
     ) -> UsableCredentials:
         """Credentials that last for `min_ttl`; by default the buffer, or half of the token's lifetime if shorter."""
         fresh = await self.get_usable(integration_id, user_id, min_ttl, required_scopes)
-        provider = self.providers.get(fresh.integration.integration_type)
+        provider = self.providers[fresh.integration.integration_type]
         return UsableCredentials(fresh.credentials, fresh.integration.scopes, provider.request_auth(fresh.credentials))
 
     async def get_usable(

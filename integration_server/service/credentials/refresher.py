@@ -156,7 +156,7 @@ class TokenRefresher:
     async def _refresh_under_lease(self, current: RefreshResult) -> RefreshResult | None:
         """Refresh under a lease. None without a lease: then the caller reads the current tokens again."""
         integration = current.integration
-        provider = self.providers.get(integration.integration_type)
+        provider = self.providers[integration.integration_type]
         provider.require_configured()
         start_time = self.clock()
         lease = await self._claim(integration)

@@ -93,7 +93,7 @@ class EventStream:
         An empty type means all allowed types. Raises `CursorExpired`, `ServerStopping` or `StoreUnavailable`.
         """
         if integration_type:
-            integration_type = self.providers.get(integration_type).integration_type  # resolves an alias
+            integration_type = self.providers[integration_type].integration_type  # resolves an alias
         types = frozenset({integration_type}) if integration_type else allowed_types.integration_types
         event_filter = EventFilter(user_id, types)
         with self.reader.subscribed():

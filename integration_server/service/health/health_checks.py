@@ -125,7 +125,7 @@ class HealthChecker:
     async def _verify(self, fresh: RefreshResult) -> None:
         """Call the provider with the credentials, and check the scopes. Raises what makes the integration unusable."""
         integration = fresh.integration
-        provider = self.providers.get(integration.integration_type).for_config(integration.config)
+        provider = self.providers[integration.integration_type].for_config(integration.config)
         await provider.verify_connection(fresh.credentials)
         if integration.lacks_required_scope:
             raise ScopeMissing(integration.missing_scopes)

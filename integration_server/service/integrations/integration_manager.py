@@ -36,7 +36,7 @@ class IntegrationManager:
     def canonical_type(self, integration_type: str) -> str:
         """The stored name of a type, given its name or an alias. An unknown name is returned unchanged."""
         try:
-            return self.providers.get(integration_type).integration_type
+            return self.providers[integration_type].integration_type
         except UnknownIntegrationType:
             return integration_type
 
@@ -50,7 +50,7 @@ class IntegrationManager:
     ) -> Page[Integration]:
         """A page of the user's integrations, oldest first. An empty type means all allowed types."""
         if integration_type:
-            integration_type = self.providers.get(integration_type).integration_type
+            integration_type = self.providers[integration_type].integration_type
         list_id = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
@@ -73,7 +73,7 @@ class IntegrationManager:
         if change == IntegrationUpdate():
             return current
         if change.config is not None:
-            self.providers.get(current.integration_type).for_config(change.config)  # raises `InvalidField`
+            self.providers[current.integration_type].for_config(change.config)  # raises `InvalidField`
         return await self.integrations.update(integration_id, user_id, self.clock(), change)
 
 

@@ -76,7 +76,7 @@ class ApiProxy:
 
     def provider_of(self, integration: Integration) -> Provider:
         """The integration's provider with its config applied."""
-        return self.providers.get(integration.integration_type).for_config(integration.config)
+        return self.providers[integration.integration_type].for_config(integration.config)
 
     def _update_last_error(
         self, integration: Integration, error: ProviderError | None, *, is_success: bool = False

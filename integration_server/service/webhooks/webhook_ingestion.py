@@ -106,7 +106,7 @@ class WebhookIngestion:
 
     def _provider(self, integration_type: str) -> Provider | None:
         try:
-            provider = self.providers.get(integration_type)
+            provider = self.providers[integration_type]
         except UnknownIntegrationType:
             return None
         return provider if provider.supports_webhooks else None

@@ -122,7 +122,7 @@ class WebhookSecrets:
         return endpoint
 
     def _provider_of(self, endpoint: WebhookEndpoint) -> Provider:
-        return self.providers.get(endpoint.stored.integration.integration_type)
+        return self.providers[endpoint.stored.integration.integration_type]
 
     def _address(self, endpoint: WebhookEndpoint, secrets: _Secrets) -> WebhookAddress:
         secret_set_time = None if endpoint.secrets is None else endpoint.secrets.secret_set_time

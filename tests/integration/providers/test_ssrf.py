@@ -20,10 +20,9 @@ import httpcore
 import pytest
 
 from integration_server.domain.errors import ProviderUnavailable
-from integration_server.providers.http import HttpResponse, ProviderHttp, UrlNotAllowed
+from integration_server.providers.http import HttpResponse, ProviderHttp, UrlNotAllowed, origin_of
 from integration_server.providers.ip_policy import Address, is_public, is_public_or_loopback
 from integration_server.providers.ssrf_guard import AddressPolicy, Resolve, SsrfGuardedBackend, SystemResolver
-from integration_server.providers.urls import origin_of
 from tests.integration.providers.socket_servers import server_tls, serving
 
 NAME = "rebinding.example"

@@ -68,7 +68,7 @@ def build_provider(provider_class: type[P], network: FakeTransport, **environmen
     """A provider with client id and secret, built by the factory."""
     name = str(provider_class.integration_type).upper()
     settings = {f"{name}_CLIENT_ID": "our-id", f"{name}_CLIENT_SECRET": "our-secret", **environment}
-    provider = registry(context(network, settings), provider_class).get(str(provider_class.integration_type))
+    provider = registry(context(network, settings), provider_class)[str(provider_class.integration_type)]
     assert isinstance(provider, provider_class)
     return provider
 

@@ -39,8 +39,8 @@ def toml_providers(tmp_path: Path) -> ProviderRegistry:
 
 def test_the_toml_files_and_settings_define_providers(toml_providers: ProviderRegistry) -> None:
     assert [provider.integration_type for provider in toml_providers.all()] == ["acme", "acme_key"]
-    assert toml_providers.get("acme").missing_settings == []
-    assert set(toml_providers.get("acme_key").request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
+    assert toml_providers["acme"].missing_settings == []
+    assert set(toml_providers["acme_key"].request_auth(ApiKey("k")).headers) == {"X-Api-Key"}
 
 
 async def test_the_python_file_defines_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ async def test_the_python_file_defines_a_provider(tmp_path: Path, monkeypatch: p
     network = FakeTransport(
         json_response({"access_token": "at"}), json_response({"id": 7}), json_response({"data": [1, 2]})
     )
-    provider: Any = factory.build(context(network)).get("my_service")
+    provider: Any = factory.build(context(network))["my_service"]
     assert list(provider.missing_settings) == ["MY_SERVICE_CLIENT_ID", "MY_SERVICE_CLIENT_SECRET"]
     assert await provider.exchange_code_for_tokens("c", "https://app.example/cb", "v") == OAuthTokens("at")
     assert (await provider.verify_connection(OAuthTokens("at"))).account_id == "7"

@@ -51,7 +51,7 @@ def all_built() -> ProviderRegistry:
     ("integration_type", "display_name", "auth_method"), CATALOGUE, ids=[row[0] for row in CATALOGUE]
 )
 def test_a_built_in_provider_is_as_listed(integration_type: str, display_name: str, auth_method: AuthMethod) -> None:
-    provider: Provider = all_built().get(integration_type)
+    provider: Provider = all_built()[integration_type]
     assert (provider.display_name, provider.auth_method) == (display_name, auth_method)
     if auth_method is AuthMethod.OAUTH2:
         prefix = integration_type.upper()
@@ -76,4 +76,4 @@ def test_aliases_resolve_to_their_type() -> None:
     providers = all_built()
     assert {p.integration_type: list(p.aliases) for p in providers.all() if p.aliases} == ALIASES
     for integration_type, aliases in ALIASES.items():
-        assert {providers.get(alias).integration_type for alias in aliases} == {integration_type}
+        assert {providers[alias].integration_type for alias in aliases} == {integration_type}

@@ -33,14 +33,14 @@ class WholeAccount(Acme):
 
 def test_finds_providers_by_type() -> None:
     providers: Providers = registry(context(FakeTransport()), Charlie, Acme, Bravo)
-    assert providers.get("bravo").integration_type == "bravo"
+    assert providers["bravo"].integration_type == "bravo"
     assert [provider.integration_type for provider in providers.all()] == ["acme", "bravo", "charlie"]
 
 
 @pytest.mark.parametrize("integration_type", ["", "other", "ACME"])
 def test_an_unknown_type_is_rejected(integration_type: str) -> None:
     with pytest.raises(UnknownIntegrationType):
-        registry(context(FakeTransport()), Acme).get(integration_type)
+        registry(context(FakeTransport()), Acme)[integration_type]
 
 
 def test_builds_each_provider_once() -> None:
@@ -53,7 +53,7 @@ def test_builds_each_provider_once() -> None:
     factory = ProviderFactory()
     factory.register("acme", build)
     providers = factory.build(context(FakeTransport()))
-    assert [providers.get("acme"), providers.get("acme")] == built * 2
+    assert [providers["acme"], providers["acme"]] == built * 2
 
 
 def test_a_type_cannot_be_registered_twice() -> None:
@@ -102,7 +102,7 @@ def test_a_loopback_url_is_allowed_in_dev_mode_only() -> None:
 
 
 def test_by_default_a_revocation_ends_one_grant() -> None:
-    assert registry(context(FakeTransport()), Acme, Bravo).get("acme").shares_grants_with == ()
+    assert registry(context(FakeTransport()), Acme, Bravo)["acme"].shares_grants_with == ()
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_by_default_a_revocation_ends_one_grant() -> None:
 def test_types_with_the_same_client_and_server_share_grants(acme_client: str, shared: tuple[str, ...]) -> None:
     settings = {"WHOLE_ACCOUNT_CLIENT_ID": "one", "ACME_CLIENT_ID": acme_client, "CHARLIE_CLIENT_ID": "one"}
     providers = registry(context(FakeTransport(), settings), Acme, Bravo, Charlie, WholeAccount)
-    assert tuple(providers.get("whole_account").shares_grants_with) == shared
+    assert tuple(providers["whole_account"].shares_grants_with) == shared
 
 
 def test_a_type_without_a_client_id_shares_nothing() -> None:
     providers = registry(context(FakeTransport()), Acme, Bravo, WholeAccount)
-    assert tuple(providers.get("whole_account").shares_grants_with) == ("whole_account",)
+    assert tuple(providers["whole_account"].shares_grants_with) == ("whole_account",)
 
 
 def test_an_oauth_provider_requires_both_endpoints() -> None:

@@ -79,4 +79,4 @@ async def test_an_exhausted_quota_does_not_reject_the_credentials() -> None:
 def test_types_with_the_same_google_client_share_grants(business_client: str, shared: tuple[str, ...]) -> None:
     settings = {"GOOGLE_CALENDAR_CLIENT_ID": "ours", "GOOGLE_MY_BUSINESS_CLIENT_ID": business_client}
     providers = registry(context(FakeTransport(), settings), GoogleCalendarProvider, GoogleMyBusinessProvider)
-    assert tuple(providers.get("google_calendar").shares_grants_with) == shared
+    assert tuple(providers["google_calendar"].shares_grants_with) == shared

@@ -36,7 +36,7 @@ def test_text_after_a_fact_is_derived_from_it() -> None:
 
 @pytest.mark.parametrize("integration_type", [row[0] for row in CATALOGUE])
 def test_every_provider_has_facts(integration_type: str) -> None:
-    provider = all_built().get(integration_type)
+    provider = all_built()[integration_type]
     facts = facts_of(provider)
     if integration_type == "custom":
         assert {fact.confidence for fact in facts} == {Confidence.DERIVED}  # its system is not known
@@ -51,7 +51,7 @@ def test_every_provider_has_facts(integration_type: str) -> None:
     "integration_type", [provider.integration_type for provider in all_built().all() if provider.supports_webhooks]
 )
 def test_every_webhook_scheme_has_facts(integration_type: str) -> None:
-    scheme = all_built().get(integration_type).webhook_scheme
+    scheme = all_built()[integration_type].webhook_scheme
     assert scheme is not None
     title, facts = webhook_facts_of(scheme)
     assert re.search("`.+`", title)

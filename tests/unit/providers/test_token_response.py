@@ -100,7 +100,7 @@ class CountingResponse(HttpResponse):
 def test_a_token_response_is_parsed_once(integration_type: str, status: int, body: bytes, content_type: str) -> None:
     class Response(CountingResponse): ...
 
-    provider = all_built().get(integration_type)
+    provider = all_built()[integration_type]
     assert isinstance(provider, OAuth2Provider)
     response = Response(status, {"content-type": content_type}, body)
     with nullcontext() if status == 200 and b"at" in body else pytest.raises(ProviderError):

@@ -69,7 +69,7 @@ def problems_with(directory: Path, **files: str) -> list[str]:
 
 
 def test_a_file_declares_a_provider(tmp_path: Path) -> None:
-    acme = load(write_files(tmp_path, acme=ACME)).get("acme")
+    acme = load(write_files(tmp_path, acme=ACME))["acme"]
     assert isinstance(acme, OAuth2Provider)
     assert acme.display_name == "Acme & Co"
     assert acme.auth_method is AuthMethod.OAUTH2
@@ -100,9 +100,9 @@ def test_absent_keys_have_the_defaults_of_the_generic_provider(tmp_path: Path) -
 async def test_api_keys_require_only_a_verify_url(tmp_path: Path) -> None:
     network = FakeTransport(json_response({}))
     providers = load(write_files(tmp_path, keyed=KEYED, paired=PAIRED), network=network)
-    assert isinstance(providers.get("paired"), BasicAuthProvider)
-    assert isinstance(providers.get("keyed"), ApiKeyProvider)
-    await providers.get("keyed").verify_connection(ApiKey("k"))
+    assert isinstance(providers["paired"], BasicAuthProvider)
+    assert isinstance(providers["keyed"], ApiKeyProvider)
+    await providers["keyed"].verify_connection(ApiKey("k"))
     assert network.request.headers["X-Api-Key"] == "k"
 
 
@@ -110,7 +110,7 @@ async def test_a_key_can_be_a_query_parameter(tmp_path: Path) -> None:
     queried = KEYED.replace('api_key_header = "X-Api-Key"', 'api_key_query_param = "key"')
     network = FakeTransport(json_response({}))
     providers = load(write_files(tmp_path, keyed=queried), network=network)
-    await providers.get("keyed").verify_connection(ApiKey("k y"))
+    await providers["keyed"].verify_connection(ApiKey("k y"))
     assert network.request.url == "https://keyed.example/me?key=k+y"
     (error_text,) = problems_with(tmp_path, keyed=f"{queried}api_key_header = 'X-Key'\n")
     assert error_text.startswith("keyed.toml: api_key_query_param: cannot be combined with api_key_header")
@@ -118,7 +118,7 @@ async def test_a_key_can_be_a_query_parameter(tmp_path: Path) -> None:
 
 def test_declares_the_age_of_renewal(tmp_path: Path) -> None:
     providers = load(write_files(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 604800\n"))
-    assert providers.get("minimal").renew_after == timedelta(days=7)
+    assert providers["minimal"].renew_after == timedelta(days=7)
     (error_text,) = problems_with(tmp_path, minimal=f"{MINIMAL}renew_after_seconds = 0\n")
     assert error_text.startswith("minimal.toml: renew_after_seconds: ")
 
@@ -237,7 +237,7 @@ per = "app"
     (tmp_path / "acme.toml").write_text(KEY_TOML + limits)
     factory = ProviderFactory()
     load_toml_providers(tmp_path, factory, dev_mode=False)
-    provider = factory.build(context(FakeTransport())).get("acme")
+    provider = factory.build(context(FakeTransport()))["acme"]
     assert provider.rate_limits == (
         RateLimit(100, timedelta(seconds=10), LimitScope.INTEGRATION),
         RateLimit(1000, timedelta(minutes=1), LimitScope.APP),

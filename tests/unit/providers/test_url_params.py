@@ -6,12 +6,12 @@ from pydantic import Field
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField, ProviderUnavailable
 from integration_server.providers.base import ProviderConfig
-from integration_server.providers.http import UrlNotAllowed
+from integration_server.providers.http import DeclaredOrigins, UrlNotAllowed
 from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.quickbooks import QuickBooksProvider
 from integration_server.providers.salesforce import SalesforceProvider
 from integration_server.providers.shopify import ShopifyProvider
-from integration_server.providers.urls import DeclaredOrigins, fill, template_params
+from integration_server.providers.url_templates import fill, template_params
 from tests.attack_inputs import similar_urls
 from tests.unit.providers.support import FakeTransport, build_provider, json_response
 

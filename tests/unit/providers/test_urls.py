@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from integration_server.providers.urls import DeclaredOrigins, host_pattern_problem, origin_of, url_problem
+from integration_server.providers.http import DeclaredOrigins, origin_of, url_problem
+from integration_server.providers.url_templates import host_pattern_problem
 
 
 @pytest.mark.parametrize(
