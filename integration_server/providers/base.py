@@ -108,6 +108,9 @@ class BaseProvider(ABC):
     idempotency_key_header = "Idempotency-Key"
     """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
 
+    allowed_request_headers: Sequence[str] = ()
+    """The API's own request headers that a backend may send, besides the common ones of `proxy_policy.py`."""
+
     revokes_whole_account = False
     """Whether a revocation ends all grants of the account to our client, not only the revoked one."""
 

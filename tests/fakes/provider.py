@@ -51,6 +51,7 @@ class FakeProvider:
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
     calls_at_once: int | None = None
+    allowed_request_headers: Sequence[str] = ()
     responses: list[ApiResponse | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 
