@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
 from json import dumps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -337,6 +338,7 @@ class BaseProvider(ABC):
                 content=request.body,
                 deadline=deadline,
                 body_limit=body_limit,
+                credentials_key=_key_of(auth),
             )
         except ResponseBodyTooLarge:
             raise ResponseTooLarge(body_limit) from None
@@ -437,3 +439,9 @@ class BaseProvider(ABC):
 
     def _setting(self, name: str) -> str:
         return self._context.environment.get(self._setting_name(name), "").strip()
+
+
+def _key_of(auth: RequestAuth) -> bytes | None:
+    """The key of the credentials in a request; None if they are elsewhere, in its path for example."""
+    values = [sorted(auth.headers.items()), sorted(auth.query_params.items())]
+    return sha256(dumps(values).encode()).digest() if any(values) else None
