@@ -38,7 +38,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
-_MAX_RETRY_AFTER = timedelta(days=1)  # a longer Retry-After is capped
+_MAX_RETRY_AFTER = timedelta(hours=1)  # a longer Retry-After is capped, and the provider asked again
 
 _DEADLINE_SLICES = 10  # see `_timeout`
 
