@@ -39,6 +39,7 @@ from integration_server.service.connections.revocation import RevocationService,
 from integration_server.service.connections.revocation_ports import RevocationOutbox
 from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.credentials.credential_service import CredentialService
+from integration_server.service.credentials.grant_confirmation import GrantConfirmation
 from integration_server.service.credentials.integration_cache import CachedLookup, RaceSafeCache
 from integration_server.service.credentials.ports import RefreshJournal, RefreshLeases
 from integration_server.service.credentials.refresh_commit import RefreshCommitter
@@ -160,7 +161,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database),
-        SqlWebhookInbox(database, on_change),
+        SqlWebhookInbox(database),
         SqlChangeFeed(database),
     )
 
@@ -285,11 +286,12 @@ def build_service(
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
     account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    failures = RefreshFailurePolicy(integrations, clock, jitter)
     refresher = TokenRefresher(
         integrations,
         stores.leases,
         RefreshCommitter(integrations, stores.journal, stores.revocations, cipher, clock, schedule),
-        RefreshFailurePolicy(integrations, clock, jitter),
+        failures,
         providers,
         tasks,
         clock,
@@ -301,6 +303,9 @@ def build_service(
     )
     credentials = CredentialService(
         lookup, integrations, providers, cipher, refresher, clock, buffer=settings.refresh_buffer
+    )
+    grant_confirmation = GrantConfirmation(
+        integrations, credentials, failures, providers, tasks, clock, trail.enqueue, monotonic
     )
     revocation_service = RevocationService(
         integrations,
@@ -371,7 +376,7 @@ def build_service(
             aead,
             clock,
             random_token,
-            trail.enqueue,
+            grant_confirmation.start,
             retention=settings.webhook_retention,
         ),
         # The payloads of a page leave room for the other fields of the message.

@@ -4,10 +4,11 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from integration_server.domain.credentials import ApiKey, Credentials
+from integration_server.domain.errors import ProviderRejected
 from integration_server.domain.webhooks import (
     InvalidWebhookSignature,
     ReceivedWebhook,
@@ -25,7 +26,7 @@ SIGNATURE = "X-Signature"
 
 
 def webhook_body(*events: Mapping[str, Any]) -> bytes:
-    """A body with these events: each has an `id`, and may have `type`, `account` and `ends_grant`."""
+    """A body with these events: each has an `id`, and may have `type`, `account` and `reports_grant_end`."""
     return json.dumps({"events": events}).encode()
 
 
@@ -54,12 +55,14 @@ def _event(event: Mapping[str, Any]) -> WebhookEvent:
         event_type=event.get("type", "changed"),
         account_id=event.get("account"),
         payload=json.dumps(event).encode(),
-        ends_grant=event.get("ends_grant", False),
+        reports_grant_end=event.get("reports_grant_end", False),
     )
 
 
 class SignedWebhookProvider(ApiKeyProvider):
-    """Accepts any key. The part before the colon is the account."""
+    """Accepts any key, except of `revoked_accounts`. The part before the colon is the account."""
+
+    revoked_accounts: ClassVar[set[str]] = set()
 
     integration_type = SIGNED_WEBHOOK
     supports_webhooks = True
@@ -67,7 +70,10 @@ class SignedWebhookProvider(ApiKeyProvider):
     def account_of(self, credentials: Credentials, fields: Mapping[str, Any]) -> NewAccount:
         """The account that the key names."""
         assert isinstance(credentials, ApiKey)
-        return NewAccount(credentials.api_key.partition(":")[0], None)
+        account_id = credentials.api_key.partition(":")[0]
+        if account_id in self.revoked_accounts:
+            raise ProviderRejected("credentials")
+        return NewAccount(account_id, None)
 
     def webhook_secrets(self, credentials: Credentials | None) -> Sequence[str]:
         """The app's secrets from the settings, or the integration's from its credentials."""

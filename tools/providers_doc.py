@@ -107,6 +107,8 @@ def declarations(provider: BaseProvider) -> Iterator[tuple[str, str]]:
         yield "rate limit", f"{limit.calls:,} calls per {format_duration(limit.window)} for {per}"
     if provider.calls_at_once is not None:
         yield "concurrent calls", f"{provider.calls_at_once} per account"
+    if provider.allowed_request_headers:
+        yield "request headers of callers", ", ".join(f"`{name}`" for name in provider.allowed_request_headers)
     if provider.renew_after != timedelta.max:
         yield "access token renewed after", format_duration(provider.renew_after)
     if isinstance(provider, OAuth2Provider):

@@ -36,14 +36,15 @@ class WebhookEvent:
 
     `event_id` is the provider's id, or a digest of the event if it has none: a repeated delivery has the same id.
     `account_id` is the account that the event belongs to, as in `Integration.account_id`; None if only the address
-    identifies it. `ends_grant`: the account has revoked our access.
+    identifies it. `reports_grant_end`: the account seems to have revoked our access, which
+    is confirmed at the provider before the grant is ended.
     """
 
     event_id: str
     event_type: str
     account_id: str | None
     payload: bytes = field(repr=False)
-    ends_grant: bool = False
+    reports_grant_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

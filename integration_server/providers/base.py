@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from hashlib import sha256
 from json import dumps
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -107,6 +108,9 @@ class BaseProvider(ABC):
 
     idempotency_key_header = "Idempotency-Key"
     """The header for a call's idempotency key (draft-ietf-httpapi-idempotency-key-header)."""
+
+    allowed_request_headers: Sequence[str] = ()
+    """The API's own request headers that a backend may send, besides the common ones of `proxy_policy.py`."""
 
     revokes_whole_account = False
     """Whether a revocation ends all grants of the account to our client, not only the revoked one."""
@@ -334,6 +338,7 @@ class BaseProvider(ABC):
                 content=request.body,
                 deadline=deadline,
                 body_limit=body_limit,
+                credentials_key=_key_of(auth),
             )
         except ResponseBodyTooLarge:
             raise ResponseTooLarge(body_limit) from None
@@ -434,3 +439,9 @@ class BaseProvider(ABC):
 
     def _setting(self, name: str) -> str:
         return self._context.environment.get(self._setting_name(name), "").strip()
+
+
+def _key_of(auth: RequestAuth) -> bytes | None:
+    """The key of the credentials in a request; None if they are elsewhere, in its path for example."""
+    values = [sorted(auth.headers.items()), sorted(auth.query_params.items())]
+    return sha256(dumps(values).encode()).digest() if any(values) else None

@@ -33,6 +33,12 @@ class DropboxProvider(OAuth2Provider):
     account_id_field = "account_id"
     account_label_field = "email"
     api_base_url = "https://api.dropboxapi.com/2"
+    allowed_request_headers = (
+        "Dropbox-API-Arg",
+        "Dropbox-API-Path-Root",
+        "Dropbox-API-Select-Admin",
+        "Dropbox-API-Select-User",
+    )
 
 
 register = DropboxProvider.register_in

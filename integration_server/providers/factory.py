@@ -11,6 +11,7 @@ from integration_server.domain.errors import UnknownIntegrationType
 from integration_server.providers.base import MIN_RENEW_AFTER, BaseProvider, ProviderContext
 from integration_server.providers.http import url_problem
 from integration_server.providers.url_templates import fill_with_placeholders, host_pattern_problem
+from integration_server.service.proxy.proxy_policy import declaration_problem
 
 INTEGRATION_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -106,6 +107,9 @@ def _problems_of(provider: BaseProvider, registered_as: str, *, dev_mode: bool) 
         yield f"renew_after: {provider.renew_after} is less than {MIN_RENEW_AFTER}"
     if provider.calls_at_once is not None and provider.calls_at_once < 1:
         yield f"calls_at_once: {provider.calls_at_once} is less than 1"
+    for header in provider.allowed_request_headers:
+        if problem := declaration_problem(header):
+            yield f"allowed_request_headers: {header!r} {problem}"
     for pattern in provider.host_patterns:
         if problem := host_pattern_problem(pattern):
             yield f"host_patterns: {pattern!r} {problem}"

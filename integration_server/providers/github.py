@@ -56,6 +56,7 @@ class GitHubProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "login"
     api_base_url = "https://api.github.com"
+    allowed_request_headers = ("X-GitHub-Api-Version",)
     rate_limits = (RateLimit(5_000, timedelta(hours=1)), RateLimit(900, timedelta(minutes=1)))
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:

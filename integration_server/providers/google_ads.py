@@ -34,6 +34,7 @@ class GoogleAdsProvider(GoogleProvider):
     account_id_field = "sub"
     account_label_field = "email"
     api_base_url = "https://googleads.googleapis.com"
+    allowed_request_headers = ("login-customer-id", "linked-customer-id")
     config_model = GoogleAdsConfig
 
     def auth_headers(self, tokens: OAuthTokens) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `ssrf_guard.py`, which it connects with.
+"""Outbound HTTP. The only module that uses httpx and httpcore, apart from `connection_pool.py` and `ssrf_guard.py`.
 
 No text of httpx or its parser is passed on, neither as a message nor as a cause: h11 quotes the bytes that it could not
 parse, and they may be a token.
@@ -22,6 +22,7 @@ import httpx
 import structlog
 
 from integration_server.domain.errors import ProviderUnavailable
+from integration_server.providers.connection_pool import CREDENTIALS_KEY, PooledTransport
 from integration_server.providers.ip_policy import is_public, is_public_or_loopback
 from integration_server.providers.lenient_json import read_json
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
@@ -37,7 +38,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
-_MAX_RETRY_AFTER = timedelta(days=1)  # a longer Retry-After is capped
+_MAX_RETRY_AFTER = timedelta(hours=1)  # a longer Retry-After is capped, and the provider asked again
 
 _DEADLINE_SLICES = 10  # see `_timeout`
 
@@ -162,7 +163,7 @@ class ProviderHttp:
         self._deadline = deadline.total_seconds()
         self._body_limit = body_limit
         network = network or SsrfGuardedBackend(is_public_or_loopback if dev_mode else is_public)
-        self._transport = transport or _Transport(network)
+        self._transport = transport or PooledTransport(network)
         self._log = structlog.get_logger(__name__)
 
     async def __aenter__(self) -> Self:
@@ -185,12 +186,13 @@ class ProviderHttp:
         content: str | bytes = b"",
         deadline: timedelta | None = None,
         body_limit: int | None = None,
+        credentials_key: bytes | None = None,
     ) -> HttpResponse:
         """Send a request to one of the `allowed_origins` (see `origin_of`), and read the whole response.
 
-        `deadline` and `body_limit` override the client's. Raises `UrlNotAllowed` before anything is sent, and
-        `ProviderUnavailable`, with the Retry-After of the headers if they had one, if there is no complete response
-        within the deadline and the size limit.
+        `deadline` and `body_limit` override the client's. Only requests with the same `credentials_key` reuse a
+        connection. Raises `UrlNotAllowed` before anything is sent, and `ProviderUnavailable`, with the Retry-After of
+        the headers if they had one, if there is no complete response within the deadline and the size limit.
         """
         problem = url_problem(url, dev_mode=self.dev_mode)
         if problem is not None:
@@ -205,7 +207,8 @@ class ProviderHttp:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             all_headers = httpx.Headers(_DEFAULT_HEADERS)
             all_headers.update(headers)
-            request = httpx.Request(method, target, headers=all_headers, content=content)
+            extensions = {} if credentials_key is None else {CREDENTIALS_KEY: credentials_key}
+            request = httpx.Request(method, target, headers=all_headers, content=content, extensions=extensions)
             async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
                 response = await self._transport.handle_async_request(request)
                 received = response.headers
@@ -257,41 +260,6 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             yield
         finally:
             counting.cancel()
-
-
-class _Transport(httpx.AsyncBaseTransport):
-    """httpx's default transport with our network backend, for which httpx has no parameter."""
-
-    def __init__(self, network: httpcore.AsyncNetworkBackend) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            # A limit would be shared by all providers, so that one that hangs blocks the others.
-            max_connections=None,
-            max_keepalive_connections=100,
-            # Servers close idle connections after 2 s (gunicorn), 5 s (Node, uvicorn, Apache) or more. The outcome of
-            # a request that is sent at that moment is unknown.
-            keepalive_expiry=1,
-            network_backend=network,
-        )
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and return once the response headers have arrived."""
-        url = request.url
-        http_response = await self._pool.handle_async_request(
-            httpcore.Request(
-                request.method,
-                httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
-        )
-        stream = cast(httpx.AsyncByteStream, http_response.stream)  # with the same two methods
-        return httpx.Response(http_response.status, headers=http_response.headers, stream=stream)
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._pool.aclose()
 
 
 def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:

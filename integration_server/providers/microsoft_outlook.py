@@ -52,6 +52,7 @@ class MicrosoftOutlookProvider(OAuth2Provider):
     account_id_field = "id"
     account_label_field = "userPrincipalName"
     api_base_url = "https://graph.microsoft.com/v1.0"
+    allowed_request_headers = ("ConsistencyLevel", "client-request-id", "return-client-request-id")
     rate_limits = (RateLimit(10_000, timedelta(minutes=10)),)
     calls_at_once = 4
     config_model = MicrosoftConfig

@@ -44,6 +44,12 @@ class SalesforceProvider(OAuth2Provider):
     revoke_url = "https://{instance}/services/oauth2/revoke"
     verify_url = "https://{instance}/services/oauth2/userinfo"
     api_base_url = "https://{instance}"
+    allowed_request_headers = (
+        "Sforce-Auto-Assign",
+        "Sforce-Call-Options",
+        "Sforce-Duplicate-Rule-Header",
+        "Sforce-Query-Options",
+    )
     url_params = {"login_host": "login.salesforce.com"}
     host_patterns = (
         "*.salesforce.com",

@@ -15,6 +15,7 @@ class SendGridProvider(ApiKeyProvider):
     display_name = "SendGrid"
     verify_url = "https://api.sendgrid.com/v3/scopes"
     api_base_url = "https://api.sendgrid.com"
+    allowed_request_headers = ("On-Behalf-Of",)
     webhook_scheme = SENDGRID
 
 

@@ -24,6 +24,7 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Any
@@ -37,6 +38,7 @@ from integration_server.providers.oauth2 import OAuth2Provider
 from integration_server.providers.webhooks.shopify import SHOPIFY
 
 _DOMAIN = ".myshopify.com"
+_PARAMETER = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ShopifyConfig(ProviderConfig):
@@ -78,7 +80,12 @@ class ShopifyProvider(OAuth2Provider):
         return (scope.replace("write_", "read_", 1),) if scope.startswith(("write_", "unauthenticated_write_")) else ()
 
     def read_callback(self, query: Mapping[str, str]) -> Mapping[str, str]:
-        """Verify the callback's signature and shop. Raises `InvalidField`. The config has the shop already."""
+        """Verify the callback's signature and shop. Raises `InvalidField`. The config has the shop already.
+
+        Shopify signs webhooks with the same key. Their bodies begin with "{", and no message of these names does.
+        """
+        if not all(map(_PARAMETER.fullmatch, query)):
+            raise InvalidField("query", "has a parameter that Shopify does not send")
         if not hmac.compare_digest(_signature(query, self.client_secret), query.get("hmac", "").encode()):
             raise InvalidField("query", "is not signed by Shopify")
         if query.get("shop") != self.url_params["shop"] + _DOMAIN:

@@ -41,6 +41,7 @@ class SquareProvider(OAuth2Provider):
     verify_url = "https://connect.squareup.com/v2/locations"
     account_label_field = "locations.0.business_name"
     api_base_url = "https://connect.squareup.com/v2"
+    allowed_request_headers = ("Square-Version",)
     webhook_scheme = SQUARE
 
     async def revoke_tokens(self, revoke_url: str, tokens: OAuthTokens) -> bool:

@@ -41,6 +41,7 @@ class StripeProvider(OAuth2Provider):
     verify_url = "https://api.stripe.com/v1/account"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"
+    allowed_request_headers = ("Stripe-Version",)
     rate_limits = (RateLimit(100, timedelta(seconds=1)),)
     webhook_scheme = STRIPE
 

@@ -25,6 +25,7 @@ class StripeApiKeyProvider(ApiKeyProvider):
     account_id_field = "id"
     account_label_field = "email"
     api_base_url = "https://api.stripe.com"
+    allowed_request_headers = ("Stripe-Account", "Stripe-Context", "Stripe-Version")
     rate_limits = (RateLimit(100, timedelta(seconds=1)),)
 
 

@@ -122,6 +122,7 @@ class Declaration(BaseModel):
     api_base_url: Url | None = None
     rate_limits: list[RateLimitDeclaration] = []
     calls_at_once: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    allowed_request_headers: list[HeaderName] = []
 
     def provider_class(self) -> type[BaseProvider]:
         """A subclass of the generic provider with the declared values."""

@@ -27,6 +27,7 @@ class TwilioProvider(BasicAuthProvider):
     account_id_field = "sid"
     account_label_field = "friendly_name"
     api_base_url = "https://api.twilio.com"
+    allowed_request_headers = ("I-Twilio-Idempotency-Token",)
     webhook_scheme = TWILIO
 
     def for_credentials(self, credentials: Credentials) -> Self:

@@ -114,6 +114,10 @@ class Provider(Protocol):
     def calls_at_once(self) -> int | None:
         """The documented maximum of concurrent calls per account; None if nothing is documented."""
 
+    @property
+    def allowed_request_headers(self) -> Sequence[str]:
+        """The API's own request headers that a backend may send, besides the common ones."""
+
     async def call_api(
         self, credentials: Credentials, request: ApiRequest, *, deadline: timedelta, body_limit: int
     ) -> ApiResponse:

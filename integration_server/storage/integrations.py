@@ -365,12 +365,6 @@ def failure_values(failure: Failure) -> dict[str, Any]:
     }
 
 
-def ended_grant_values(failure: Failure) -> dict[str, Any]:
-    """The columns after the provider reported that the grant has ended."""
-    ended = {"reauthorization_required": True, "refresh_due_time": None}
-    return {**_NO_REFRESH_FAILURE, **failure_values(failure), **ended}
-
-
 def _next_due_time(due_time: datetime | None) -> ColumnElement[datetime | None]:
     """The next due time. NULL stays NULL: such an integration is never refreshed proactively."""
     return case((_T.refresh_due_time.is_not(None), bindparam(None, due_time, UtcDateTime)))

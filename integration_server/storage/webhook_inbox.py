@@ -11,15 +11,17 @@ from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, literal, select, update
+from sqlalchemy import bindparam, case, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
+from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import ended_grant_values, integration_of, matches_integration
+from integration_server.storage.integrations import integration_of, matches_integration
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
@@ -51,11 +53,10 @@ _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "
 
 
 class SqlWebhookInbox:
-    """A `WebhookInbox` over a SQL database. Calls `on_change` with each integration whose grant has ended."""
+    """A `WebhookInbox` over a SQL database."""
 
-    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._on_change = on_change
 
     async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
         """The connected integrations of these accounts, of any user, by id."""
@@ -91,16 +92,12 @@ class SqlWebhookInbox:
     async def _add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store all events. Raises `IntegrityError` if one of them is stored already."""
         added: list[NewWebhookEvent] = []
-        try:
-            async with self._database.write_transaction() as connection:
-                # In the order of the ids, which prevents deadlocks.
-                for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
-                    appended = list(group)
-                    if await _append(connection, integration_id, appended, now):
-                        added += appended
-        finally:
-            for integration_id in {event.integration.integration_id for event in added if event.ends_grant}:
-                self._on_change(integration_id)
+        async with self._database.write_transaction() as connection:
+            # In the order of the ids, which prevents deadlocks.
+            for integration_id, group in groupby(sorted(events, key=_INTEGRATION_ID), _INTEGRATION_ID):
+                appended = list(group)
+                if await _append(connection, integration_id, appended, now):
+                    added += appended
         return added
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:
@@ -156,7 +153,7 @@ class SqlWebhookInbox:
 async def _append(
     connection: AsyncConnection, integration_id: IntegrationId, events: Sequence[NewWebhookEvent], now: datetime
 ) -> bool:
-    """Number and insert an integration's events, and end its grant if one reports that. False if it was deleted."""
+    """Number and insert an integration's events; see `WebhookInbox.add`. False if the integration was deleted."""
     # First, because the row lock blocks other deliveries and deletion until the end of the transaction.
     row = (await connection.execute(_RESERVE_NUMBERS, {"id": integration_id, "more": len(events)})).one_or_none()
     if row is None:
@@ -169,9 +166,11 @@ async def _append(
         for number, event in enumerate(events, start=first)
     ]
     await connection.execute(insert(webhook_events), numbered)
-    was_connected = (_I.integration_id == integration_id, _I.connect_time <= literal(now, _I.connect_time.type))
-    for failure in {event.ends_grant for event in events if event.ends_grant is not None}:
-        await connection.execute(update(integrations).where(*was_connected).values(ended_grant_values(failure)))
+    if any(event.reports_grant_end for event in events):
+        is_checked = (_I.integration_id == integration_id, _I.check_due_time.is_not(None))
+        await connection.execute(
+            update(integrations).where(*is_checked).values(check_due_time=DatabaseTime(RECHECK_AFTER))
+        )
     return True
 
 

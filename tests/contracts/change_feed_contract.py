@@ -35,7 +35,7 @@ from tests.contracts.store_contract import (
     reload,
     successful_check,
 )
-from tests.contracts.webhook_contract import ENDED, new_event
+from tests.contracts.webhook_contract import new_event
 
 ALL = EventFilter()
 NO_LIMIT = 1000
@@ -195,9 +195,9 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
         lambda s, integration: s.inbox.add([new_event(integration, "e")], LATER),
         [(RECEIVED, None, None)],
     ),
-    "add (of a webhook that ends the grant)": (
-        lambda s, integration: s.inbox.add([new_event(integration, "e", ends_grant=ENDED)], LATER),
-        [(RECEIVED, None, None), (CHANGED, ACTIVE, EXPIRED)],
+    "add (of a webhook that reports the end of the grant)": (
+        lambda s, integration: s.inbox.add([new_event(integration, "e", reports_grant_end=True)], LATER),
+        [(RECEIVED, None, None)],
     ),
     "acknowledge": (lambda s, integration: s.inbox.acknowledge(integration, "mail", 0), []),
     "claim": (

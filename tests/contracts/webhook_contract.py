@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from integration_server.domain.integration import Failure, Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.connections.ports import AuthorizationAttemptStore
 from integration_server.service.integrations.ports import IntegrationStore
 from integration_server.service.webhooks.ports import (
@@ -18,9 +18,20 @@ from integration_server.service.webhooks.ports import (
     WebhookInbox,
     WebhookPage,
 )
-from tests.contracts.store_contract import ANN, BOB, LARGEST_ID, LATER, NOW, create_connected, create_pending, reload
+from tests.contracts.store_contract import (
+    ANN,
+    BOB,
+    LARGEST_ID,
+    LATER,
+    NOW,
+    account,
+    create_connected,
+    create_pending,
+    new_credentials,
+    new_integration,
+    reload,
+)
 
-ENDED = Failure("REAUTHORIZATION_REQUIRED", LATER, "the user has to connect this account again")
 LARGE_PAGE = 1 << 20
 
 _numbers: Iterator[int] = itertools.count()
@@ -178,25 +189,20 @@ class WebhookInboxContract:
         await inbox.add([new_event(integration, "old")], LATER)
         assert await list_all(inbox, integration) == [(3, "old")]
 
-    async def test_an_event_may_end_the_grant_in_the_same_commit(
+    async def test_an_event_that_reports_the_end_of_a_grant_causes_a_check_and_ends_nothing(
         self, integrations: IntegrationStore, inbox: WebhookInbox
     ) -> None:
-        integration, other = await create_connected(integrations), await create_connected(integrations)
-        await inbox.add([new_event(other, "a"), new_event(integration, "a", ends_grant=ENDED)], LATER)
-        ended = await reload(integrations, integration)
-        assert (ended.reauthorization_required, ended.last_error, ended.error_count) == (True, ENDED, 1)
-        assert ended.version == integration.version
-        assert await reload(integrations, other) == other
-        await inbox.add([new_event(integration, "a", ends_grant=ENDED)], LATER)
-        assert await reload(integrations, integration) == ended
-
-    async def test_an_event_older_than_the_connection_does_not_end_the_grant(
-        self, integrations: IntegrationStore, inbox: WebhookInbox
-    ) -> None:
-        integration = await create_connected(integrations)
-        await inbox.add([new_event(integration, "late", ends_grant=ENDED)], NOW - timedelta(seconds=1))
-        assert await reload(integrations, integration) == integration
-        assert await list_all(inbox, integration) == [(1, "late")]
+        checked = await integrations.add_connected(
+            new_integration(ANN), account(None), new_credentials(), NOW, check_due_time=LATER + timedelta(days=999)
+        )
+        assert checked is not None
+        unchecked = await create_connected(integrations)
+        await inbox.add([new_event(one, "a", reports_grant_end=True) for one in (checked, unchecked)], LATER)
+        after = await reload(integrations, checked)
+        assert after.check_due_time is not None
+        assert after.check_due_time < LATER + timedelta(days=999)
+        assert replace(after, check_due_time=checked.check_due_time) == checked
+        assert await reload(integrations, unchecked) == unchecked
 
     async def test_recipients_are_connected_integrations_of_the_account(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, inbox: WebhookInbox

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from secrets import token_hex
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from tests.end_to_end.webhook_senders import APP_SECRET
 from tests.signed_webhook_provider import (
     APP_SECRET_SETTING,
     SIGNED_WEBHOOK,
+    SignedWebhookProvider,
     register_signed_webhook_provider,
     signature_headers,
     webhook_body,
@@ -178,16 +180,26 @@ async def test_a_type_without_webhooks_is_rejected(system: System) -> None:
 
 
 async def test_an_integration_is_not_served_after_its_account_revokes_access(system: System) -> None:
-    first, second = await connect(system), await connect(system, "acct-2")
+    """The webhook alone, which may be a replay, ends nothing: the provider is asked."""
+    revoked, other = f"acct-{token_hex(4)}", f"acct-{token_hex(4)}"
+    first, second = await connect(system, revoked), await connect(system, other)
     for integration_id in (first, second):  # both are cached
         await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=integration_id, user_id="ada"))
-    bye = {"id": "bye", "account": "acct-1", "ends_grant": True}
-    await deliver(system, APP_PATH, bye, secret=APP_SECRET)
+    SignedWebhookProvider.revoked_accounts.add(revoked)
+    stream = watch(system, pb.WatchIntegrationsRequest(user_id="ada"))
+    await stream.read()
+    for account in (other, revoked):
+        bye = {"id": f"bye-{account}", "account": account, "reports_grant_end": True}
+        await deliver(system, APP_PATH, bye, secret=APP_SECRET)
+    async with asyncio.timeout(60):
+        while (await stream.read()).event.status_after != integration_pb2.STATUS_EXPIRED:
+            pass
+    stream.cancel()
     refused = await expect_rpc_error(
         system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=first, user_id="ada"))
     )
     assert refused.reason == "REAUTHORIZATION_REQUIRED"
-    assert (await system.get(first)).status == integration_pb2.STATUS_EXPIRED
+    await system.service.GetCredentials(pb.GetCredentialsRequest(integration_id=second, user_id="ada"))
     assert (await system.get(second)).status == integration_pb2.STATUS_ACTIVE
 
 

@@ -127,7 +127,7 @@ def with_integration_store(kind: type[SqlIntegrations]) -> BuildStores:
 
 def without_deduplication(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """Stores without deduplication of webhooks."""
-    return replace(sql_stores(settings, database, on_change), inbox=InboxWithoutDeduplication(database, on_change))
+    return replace(sql_stores(settings, database, on_change), inbox=InboxWithoutDeduplication(database))
 
 
 VARIANTS: Mapping[str, Variant] = {

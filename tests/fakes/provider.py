@@ -51,6 +51,7 @@ class FakeProvider:
     rate_limits: Sequence[RateLimit] = ()
     renew_after: timedelta = timedelta.max
     calls_at_once: int | None = None
+    allowed_request_headers: Sequence[str] = ()
     responses: list[ApiResponse | Exception] = field(default_factory=list)
     calls: list[tuple[Credentials, ApiRequest]] = field(default_factory=list)
 
@@ -59,6 +60,7 @@ class FakeProvider:
     refresh_error: Exception | None = None
     verify_error: Exception | None = None
     revoke_error: Exception | None = None
+    rejected_access_tokens: Sequence[str] = ()
     gate: asyncio.Event | None = None
 
     supports_webhooks: bool = False
@@ -122,6 +124,8 @@ class FakeProvider:
         """The account."""
         self.verifications.append(credentials)
         await self._finish_call(self.verify_error)
+        if isinstance(credentials, OAuthTokens) and credentials.access_token in self.rejected_access_tokens:
+            raise ProviderRejected("credentials")
         return self.account
 
     async def revoke_credentials(self, credentials: Credentials) -> bool:

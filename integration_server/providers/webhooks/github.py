@@ -28,7 +28,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
         event_type=f"{name}.{action}" if action else name,
         account_id=text_at(fields, "sender.id") if is_revoked else None,
         payload=payload,
-        ends_grant=is_revoked,
+        reports_grant_end=is_revoked,
     )
     return ReceivedWebhook([event])
 

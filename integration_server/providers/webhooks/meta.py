@@ -12,6 +12,7 @@
   the same form and expects another response, so it must not be configured with this address.
 """
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,6 +36,7 @@ from integration_server.providers.webhooks.parsing import (
 from integration_server.providers.webhooks.scheme import MalformedWebhook, SecretSource, WebhookKeys
 from integration_server.providers.webhooks.verification import constant_time_equal, find_signing_secret, require_post
 
+_BASE64URL = re.compile("[A-Za-z0-9_-]+={0,2}")
 _LISTS = ("changes", "messaging", "standby")
 
 
@@ -63,7 +65,8 @@ def _challenge(query: Mapping[str, str], keys: WebhookKeys) -> ReceivedWebhook:
 def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
     fields = read_form(body) or ()
     signature, dot, encoded_payload = fields[0][1].partition(".") if len(fields) == 1 else ("", "", "")
-    if not dot or not signature.isascii():
+    # Python's decoder skips other characters, so that a webhook's signed JSON could be read as a payload.
+    if not dot or not signature.isascii() or not _BASE64URL.fullmatch(encoded_payload):
         raise InvalidWebhookSignature
 
     def sign(secret: str) -> str:
@@ -78,7 +81,7 @@ def _deauthorization(body: bytes, keys: WebhookKeys) -> WebhookEvent:
     if str(request.get("algorithm")).upper() != "HMAC-SHA256":
         raise InvalidWebhookSignature
     user_id = text_at(request, "user_id")
-    return WebhookEvent(digest(payload), "deauthorize", user_id, payload, ends_grant=user_id is not None)
+    return WebhookEvent(digest(payload), "deauthorize", user_id, payload, reports_grant_end=user_id is not None)
 
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:

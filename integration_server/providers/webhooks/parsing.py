@@ -117,12 +117,12 @@ def build_event(
     type_path: str,
     id_path: str | None = None,
     account_path: str | None = None,
-    ends_grant: frozenset[str] = frozenset(),
+    reports_grant_end: frozenset[str] = frozenset(),
 ) -> WebhookEvent:
     """An event whose id, type and account are at dotted paths in `fields`.
 
     `payload` is the fields as JSON if None. `type_path` may be several paths separated by "+". Without an id, a digest
-    of the payload is the id. `ends_grant` are the types that revoke our access.
+    of the payload is the id. `reports_grant_end` are the types that revoke our access.
     """
     payload = as_payload(fields) if payload is None else payload
     event_type = ".".join(text_at(fields, path) or UNKNOWN for path in type_path.split("+"))
@@ -131,7 +131,7 @@ def build_event(
         event_type=event_type,
         account_id=text_at(fields, account_path) if account_path else None,
         payload=payload,
-        ends_grant=event_type in ends_grant,
+        reports_grant_end=event_type in reports_grant_end,
     )
 
 

@@ -41,7 +41,7 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
         event_type=event_type,
         account_id=text_at(fields, "team_id") or text_at(fields, "enterprise_id"),
         payload=verified.body,
-        ends_grant=event_type == "app_uninstalled" or (event_type == "tokens_revoked" and bool(bot_tokens)),
+        reports_grant_end=event_type == "app_uninstalled" or (event_type == "tokens_revoked" and bool(bot_tokens)),
     )
     return ReceivedWebhook([event])
 

@@ -16,7 +16,7 @@ _ENDS_GRANT = frozenset({"oauth.authorization.revoked"})
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields, paths = verified.json_object(), {"id_path": "event_id", "type_path": "type", "account_path": "merchant_id"}
-    return ReceivedWebhook([build_event(fields, verified.body, ends_grant=_ENDS_GRANT, **paths)])
+    return ReceivedWebhook([build_event(fields, verified.body, reports_grant_end=_ENDS_GRANT, **paths)])
 
 
 SQUARE = HmacScheme(

@@ -31,7 +31,7 @@ def _timestamp(header: str) -> str:
 
 def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     fields, paths = verified.json_object(), {"id_path": "id", "type_path": "type", "account_path": "account"}
-    return ReceivedWebhook([build_event(fields, verified.body, ends_grant=_ENDS_GRANT, **paths)])
+    return ReceivedWebhook([build_event(fields, verified.body, reports_grant_end=_ENDS_GRANT, **paths)])
 
 
 STRIPE = HmacScheme(

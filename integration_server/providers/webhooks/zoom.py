@@ -35,7 +35,9 @@ def _read(verified: VerifiedRequest) -> ReceivedWebhook:
     is_deauthorized = event_type == "app_deauthorized"
     account_id = text_at(fields, "payload.user_id" if is_deauthorized else "payload.object.host_id")
     event_id = digest(verified.body)
-    return ReceivedWebhook([WebhookEvent(event_id, event_type, account_id, verified.body, ends_grant=is_deauthorized)])
+    return ReceivedWebhook(
+        [WebhookEvent(event_id, event_type, account_id, verified.body, reports_grant_end=is_deauthorized)]
+    )
 
 
 ZOOM = HmacScheme(

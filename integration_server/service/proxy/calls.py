@@ -28,6 +28,7 @@ from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.proxy.proxy_policy import (
     forwardable_headers,
     is_retry_safe,
+    require_allowed_headers,
     require_no_credentials,
     require_valid_request,
     secrets_of,
@@ -58,7 +59,9 @@ class ApiProxy:
         require_valid_request(request)
         if len(request.body) > self.max_request_bytes:
             raise InvalidField("body", f"has {len(request.body)} bytes; the maximum is {self.max_request_bytes}")
-        return await self.send(await self.credentials.get_usable(integration_id, user_id), request)
+        fresh = await self.credentials.get_usable(integration_id, user_id)
+        require_allowed_headers(request, self.provider_of(fresh.integration).allowed_request_headers)
+        return await self.send(fresh, request)
 
     async def send(self, fresh: RefreshResult, request: ApiRequest) -> ApiResponse:
         """Send a valid request with these credentials, or with newer ones if the provider rejects them."""

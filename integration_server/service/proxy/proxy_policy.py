@@ -1,8 +1,8 @@
 """The policy of the API proxy: which requests may be sent to a provider, and which response headers are returned.
 
 A path can only extend the API's base URL: its grammar has no way to express a parent or another host, however often an
-intermediary decodes it. Headers that carry credentials, or belong to one connection, are set by this server in requests
-and removed from responses.
+intermediary decodes it. Request headers pass an allow-list: a common set, and what the provider declares. Response
+headers that carry credentials, or belong to one connection, are removed.
 """
 
 import re
@@ -30,6 +30,18 @@ _MAX_DECODINGS = 4  # a path that is still encoded after these is rejected
 _HOP_BY_HOP_HEADERS = frozenset(  # RFC 9110 §7.6.1, RFC 9112 §6 and §7.1.2
     {"connection", "http2-settings", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
+_COMMON_REQUEST_HEADERS = frozenset(
+    {
+        *("accept", "accept-charset", "accept-language", "prefer", "user-agent"),  # RFC 9110 §12.5, §10.1.5, RFC 7240
+        *("cache-control", "pragma"),  # RFC 9111 §5
+        *("content-disposition", "content-encoding", "content-language", "content-range", "content-type"),
+        *("content-digest", "content-md5", "digest", "repr-digest", "want-content-digest", "want-repr-digest"),
+        *("if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range"),
+        *(_IDEMPOTENCY_KEY, "x-request-id", "x-correlation-id", "traceparent", "tracestate"),
+    }
+)
+"""Headers about the content and the conditions of a request, which mean the same at every provider."""
+
 _RESERVED_REQUEST_HEADERS = _HOP_BY_HOP_HEADERS | {
     "accept-encoding",  # bodies are decompressed here
     "authorization",
@@ -40,11 +52,17 @@ _RESERVED_REQUEST_HEADERS = _HOP_BY_HOP_HEADERS | {
     "forwarded",
     "host",
     "via",
-    # These override the method.
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
 }
+"""Headers that no provider can declare."""
+
+_OVERRIDE = re.compile(
+    r"-+(?:http-?)?(?:method|verb)-*|-*x-?(?:http-?)?(?:method|verb)-*|.*(?:method|verb)-?override-*"
+    r"|-*(?:x-?)?(?:http-?)?(?:host|url|uri|path)-?override-*"
+    r"|-*x-?(?:envoy-?)?(?:original|rewrite|forwarded)-?(?:url|uri|path|host|method|verb|prefix|port|proto)-*"
+)
+"""A header or parameter that makes some servers use another method, path or host than the request's: "_method" (Rails,
+Laravel), "X-HTTP-Method-Override" (Google), "X-Original-URL" (IIS). Separators are written as "-"."""
+
 _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP_HEADERS | {
     "authentication-info",
     "content-encoding",  # bodies are decompressed here
@@ -54,6 +72,8 @@ _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP_HEADERS | {
     "www-authenticate",
 }
 _PROXY_HEADER_PREFIXES = ("proxy-", "x-forwarded-")
+
+_OVERRIDE_PROBLEM = "overrides the method or the URL, which the request states itself"
 
 _TOKEN_PARAMETER = "access_token"  # RFC 6750 §2.3
 
@@ -67,14 +87,39 @@ def require_valid_request(request: ApiRequest) -> None:
     for index, (name, value) in enumerate(request.headers):
         if not _HEADER_NAME.fullmatch(name):
             raise InvalidField(f"headers[{index}].name", "is not a header name (RFC 9110 section 5.1)")
-        if name.lower() in _RESERVED_REQUEST_HEADERS or name.lower().startswith(_PROXY_HEADER_PREFIXES):
-            raise InvalidField(f"headers[{index}].name", "is a header that only the server sets")
         if not _HEADER_VALUE.fullmatch(value):
             raise InvalidField(f"headers[{index}].value", "has characters that are not allowed in a header")
+    for index, (name, _) in enumerate(request.query):
+        if _is_override(name):
+            raise InvalidField(f"query[{index}].name", _OVERRIDE_PROBLEM)
     if not _HEADER_VALUE.fullmatch(request.idempotency_key):
         raise InvalidField("idempotency_key", "has characters that are not allowed in a header")
     if request.idempotency_key and any(name.lower() == _IDEMPOTENCY_KEY for name, _ in request.headers):
         raise InvalidField("idempotency_key", "is in the headers too; set it once")
+
+
+def require_allowed_headers(request: ApiRequest, declared: Collection[str]) -> None:
+    """Raise `InvalidField` unless each header is common, or declared by the provider (`allowed_request_headers`)."""
+    allowed = _COMMON_REQUEST_HEADERS.union(map(str.lower, declared))
+    for index, (name, _) in enumerate(request.headers):
+        if name.lower() not in allowed:
+            problem = declaration_problem(name) or "is not a common header, nor one that the provider declares"
+            raise InvalidField(f"headers[{index}].name", problem)
+
+
+def declaration_problem(header: str) -> str | None:
+    """Why a provider cannot declare a request header as allowed, as the end of a sentence; None if it can."""
+    name = header.lower()
+    if not _HEADER_NAME.fullmatch(name):
+        return "is not a header name (RFC 9110 section 5.1)"
+    # Servers of the CGI tradition (RFC 3875 §4.1.18) read "_" and "-" in names as the same.
+    if (spelling := name.replace("_", "-")) in _RESERVED_REQUEST_HEADERS or spelling.startswith(_PROXY_HEADER_PREFIXES):
+        return "is a header that only the server sets"
+    return _OVERRIDE_PROBLEM if _is_override(name) else None
+
+
+def _is_override(name: str) -> bool:
+    return _OVERRIDE.fullmatch(re.sub("[^a-z0-9]", "-", unicodedata.normalize("NFKC", name).lower())) is not None
 
 
 def is_retry_safe(request: ApiRequest) -> bool:

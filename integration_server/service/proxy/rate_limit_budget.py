@@ -9,6 +9,12 @@ from integration_server.domain.due_times import backoff
 from integration_server.domain.proxy_messages import ApiResponse, Quota, RateLimit
 from integration_server.service.common_types import Jitter
 
+MAX_ACCOUNT_PAUSE = timedelta(hours=1)
+"""The longest pause that a provider's responses cause for one account. Then one call finds out whether it goes on."""
+
+MAX_APP_PAUSE = timedelta(minutes=1)
+"""The same for all accounts of a type: few responses cause it, and it affects every user."""
+
 MIN_PAUSE = 0.1  # seconds; for a provider that rejects a call and says to retry at once
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=1), timedelta(minutes=1)
 _RECOVERED = 64  # concurrent calls after a pause at which the concurrency limit is removed
@@ -72,10 +78,18 @@ class AdaptiveLimit:
     """The limit for all calls that share a budget.
 
     It combines the declared windows, the declared number of concurrent calls (`calls_at_once`), and what responses
-    report: a pause, after which concurrency grows from 1, and a remaining quota.
+    report: a pause, after which concurrency grows from 1, and a remaining quota. Both last `max_pause` at most.
     """
 
-    def __init__(self, limits: Iterable[RateLimit], jitter: Jitter, calls_at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Iterable[RateLimit],
+        jitter: Jitter,
+        calls_at_once: int | None = None,
+        *,
+        max_pause: timedelta = MAX_ACCOUNT_PAUSE,
+    ) -> None:
+        self._max_pause = max_pause.total_seconds()
         self._windows = [SlidingWindow(limit) for limit in limits]
         self._jitter = jitter
         self._max_concurrent = math.inf if calls_at_once is None else calls_at_once
@@ -103,27 +117,35 @@ class AdaptiveLimit:
     def observe(self, response: ApiResponse, now: float) -> None:
         """Learn from the response of a call that has not ended yet."""
         if response.is_rate_limited:
-            self._pause(response.retry_after, now)
-        elif now >= self._paused_until:
-            self._consecutive_pauses = 0
-            self._concurrency_limit = math.inf if self._concurrency_limit >= _RECOVERED else 2 * self._concurrency_limit
+            self.pause(0.0 if response.retry_after is None else response.retry_after.total_seconds(), now)
+        else:
+            self.observe_success(now)
         for quota in response.quotas:
             self._apply_quota(quota, now)
 
-    def _pause(self, retry_after: timedelta | None, now: float) -> None:
+    def observe_success(self, now: float) -> None:
+        """Learn from a call that was not rejected."""
+        if now >= self._paused_until:
+            self._consecutive_pauses = 0
+            self._concurrency_limit = math.inf if self._concurrency_limit >= _RECOVERED else 2 * self._concurrency_limit
+
+    def pause(self, seconds: float, now: float) -> None:
+        """Start no calls for this time; for a growing one if it is 0."""
         if now >= self._paused_until:  # calls that were in flight at the start of a pause do not extend the backoff
             self._consecutive_pauses += 1
-        pause = 0.0 if retry_after is None else retry_after.total_seconds()
-        if pause < MIN_PAUSE:
-            pause = backoff(self._consecutive_pauses, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter).total_seconds()
-        self._paused_until = max(self._paused_until, now + pause)
+        if seconds < MIN_PAUSE:
+            seconds = backoff(self._consecutive_pauses, _FIRST_PAUSE, _LONGEST_PAUSE, self._jitter).total_seconds()
+        self._paused_until = max(self._paused_until, now + min(seconds, self._max_pause))
         self._concurrency_limit = 1
 
     def _apply_quota(self, quota: Quota, now: float) -> None:
         # The provider may not have counted the other calls in flight yet.
         remaining = max(0, quota.remaining - (self._in_flight - 1))
         if now >= self._remaining_until or remaining < self._remaining:
-            self._remaining, self._remaining_until = remaining, now + quota.reset_after.total_seconds()
+            reset_after = quota.reset_after.total_seconds()
+            self._remaining, self._remaining_until = remaining, now + min(reset_after, self._max_pause)
+            if remaining <= 0:
+                self._concurrency_limit = 1
 
     def wait_time(self, now: float) -> float:
         """Seconds until a call may start; infinite if that depends on calls in flight."""

@@ -1,6 +1,8 @@
 """Keeps calls within the rate limits of providers: a call waits here instead of being rejected by the provider.
 
-Limits are declared by providers, and learned from their responses (`rate_limit_budget.py`). Users who wait for the same
+Limits are declared by providers, and learned from their responses (`rate_limit_budget.py`). What responses report
+applies to their account. It applies to all accounts of the type only after several users in a row, without a success of
+anybody between, have been rejected: otherwise one user could stop the calls of all others. Users who wait for the same
 provider take turns (`fair_queue.py`), so that a flood of calls delays only the user who causes it.
 """
 
@@ -15,14 +17,17 @@ from functools import partial
 from typing import Protocol
 
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
-from integration_server.domain.integration import Integration, IntegrationId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
 from integration_server.service.common_types import Jitter
 from integration_server.service.provider_port import Provider
 from integration_server.service.proxy.fair_queue import FairQueue, Waiter
-from integration_server.service.proxy.rate_limit_budget import MIN_PAUSE, AdaptiveLimit
+from integration_server.service.proxy.rate_limit_budget import MAX_APP_PAUSE, MIN_PAUSE, AdaptiveLimit
 
 _SWEEP_INTERVAL = 1000  # permits
+
+_APP_LIMIT_USERS = 3
+"""How many users must be rejected before a limit applies to everybody."""
 
 ObserveResponse = Callable[[ApiResponse], timedelta]
 
@@ -55,11 +60,13 @@ class ProviderRateLimiter:
     monotonic: Callable[[], float]
     jitter: Jitter
     calls_at_once: int | None = None
+    app_limit_users: int = _APP_LIMIT_USERS
 
     def __post_init__(self) -> None:
         self._app_limits = [limit for limit in self.limits if limit.scope is LimitScope.APP]
         self._own_limits = [limit for limit in self.limits if limit.scope is LimitScope.INTEGRATION]
-        self._app = AdaptiveLimit(self._app_limits, self.jitter)
+        self._app = AdaptiveLimit(self._app_limits, self.jitter, max_pause=MAX_APP_PAUSE)
+        self._rejected_users: set[UserId] = set()  # since the last success
         self._integrations = defaultdict[IntegrationId, AdaptiveLimit](
             lambda: AdaptiveLimit(self._own_limits, self.jitter, self.calls_at_once)
         )
@@ -80,7 +87,7 @@ class ProviderRateLimiter:
         """
         await self._wait(Waiter(integration.user_id, integration.integration_id), within, is_retry=is_retry)
         try:
-            yield partial(self._observe, integration.integration_id)
+            yield partial(self._observe, integration)
         finally:
             self._end(integration.integration_id, was_sent=True)
 
@@ -195,11 +202,18 @@ class ProviderRateLimiter:
                 del self._integrations[key]
             self._exhausted_until = {name: until for name, until in self._exhausted_until.items() if until > now}
 
-    def _observe(self, integration_id: IntegrationId, response: ApiResponse) -> timedelta:
-        # Responses report on the app's limit if only the app has declared limits, else on the integration's.
-        limit = self._app if self._app_limits and not self._own_limits else self._integrations[integration_id]
-        limit.observe(response, self.monotonic())
-        return timedelta(seconds=limit.provider_wait(self.monotonic()))
+    def _observe(self, integration: Integration, response: ApiResponse) -> timedelta:
+        now, own = self.monotonic(), self._integrations[integration.integration_id]
+        own.observe(response, now)
+        if not response.is_rate_limited:
+            self._rejected_users.clear()
+            self._app.observe_success(now)
+        else:
+            self._rejected_users.add(integration.user_id)
+            if len(self._rejected_users) >= self.app_limit_users:
+                self._app.pause(own.provider_wait(now), now)
+                self._rejected_users.clear()
+        return timedelta(seconds=max(own.provider_wait(now), self._app.provider_wait(now)))
 
 
 @dataclass(eq=False, repr=False)

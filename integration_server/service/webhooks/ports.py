@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
+from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.integrations.ports import StoredIntegration
 
 
@@ -51,7 +51,7 @@ class NewWebhookEvent:
     event_id: str
     event_type: str
     encrypted_payload: bytes = field(repr=False)
-    ends_grant: Failure | None = None
+    reports_grant_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ class WebhookInbox(Protocol):
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
         """Store the events that are not stored yet, all or none, and return them.
 
-        An event with `ends_grant` sets that failure, unless the integration was connected again after `now`. Events of
-        an integration that no longer exists are not stored.
+        After an event that reports the end of the grant, a health check is due in a minute. Events of an integration
+        that no longer exists are not stored.
         """
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:

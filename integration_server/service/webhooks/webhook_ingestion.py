@@ -14,9 +14,8 @@ from datetime import timedelta
 import structlog
 from cachetools import TTLCache
 
-from integration_server.domain.audit import Action, AuditEntry, background_entry
-from integration_server.domain.errors import InvalidField, ReauthorizationRequired, UnknownIntegrationType
-from integration_server.domain.integration import Failure, Integration
+from integration_server.domain.errors import InvalidField, UnknownIntegrationType
+from integration_server.domain.integration import Integration
 from integration_server.domain.webhooks import (
     InvalidWebhookSignature,
     ReceivedWebhook,
@@ -81,7 +80,7 @@ class WebhookIngestion:
     aead: Aead
     clock: Clock
     random_token: RandomToken
-    record_audit: Callable[[AuditEntry], object]
+    confirm_grant_end: Callable[[Integration], object]
     _: KW_ONLY
     retention: timedelta
 
@@ -164,31 +163,26 @@ class WebhookIngestion:
         if not new:
             return
         for added in await self.inbox.add(new, self.clock()):
-            if added.ends_grant is not None:
-                self._record_grant_end(added.integration)
+            if added.reports_grant_end:
+                self.confirm_grant_end(added.integration)
 
     async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
         uid = self.random_token()
         associated_data = payload_aad(uid, integration.user_id, integration.integration_type)
-        error = ReauthorizationRequired()
         return NewWebhookEvent(
             integration=integration,
             uid=uid,
             event_id=event.event_id,
             event_type=event.event_type,
             encrypted_payload=await self.aead.encrypt(event.payload, associated_data),
-            ends_grant=Failure(error.reason, self.clock(), str(error)) if event.ends_grant else None,
+            reports_grant_end=event.reports_grant_end,
         )
-
-    def _record_grant_end(self, integration: Integration) -> None:
-        self._log.info("grant_revoked_by_account", **integration.log_fields)
-        self.record_audit(background_entry(self.clock(), Action.LOSE_GRANT, integration))
 
 
 def _restrict_to_account(integration: Integration, event: WebhookEvent) -> WebhookEvent:
-    """The event, which does not end the grant if it names another account."""
+    """The event, which does not report the end of the grant if it names another account."""
     accounts = {event.account_id, integration.account_id} - {None}
-    return replace(event, ends_grant=event.ends_grant and len(accounts) < 2)
+    return replace(event, reports_grant_end=event.reports_grant_end and len(accounts) < 2)
 
 
 def _storable(event: WebhookEvent) -> WebhookEvent:

@@ -302,14 +302,14 @@ def test_twilio_forms_become_json() -> None:
 )
 def test_events_that_end_our_access(name: str, body: object, headers: dict[str, str], account_id: str) -> None:
     (event,) = events_of(name, body, **headers)
-    assert event.ends_grant
+    assert event.reports_grant_end
     assert event.account_id == account_id
 
 
 def test_the_deauthorize_callback_of_meta_ends_the_grant() -> None:
     value = {"algorithm": "HMAC-SHA256", "issued_at": 1, "user_id": "218471"}
     (event,) = received(META, post(signed_request("s", value), {}), "s").events
-    assert (event.event_type, event.account_id, event.ends_grant) == ("deauthorize", "218471", True)
+    assert (event.event_type, event.account_id, event.reports_grant_end) == ("deauthorize", "218471", True)
     assert json.loads(event.payload) == value
 
 
@@ -336,7 +336,7 @@ def test_the_deauthorize_callback_of_meta_ends_the_grant() -> None:
 )
 def test_events_that_do_not_end_our_access(name: str, body: object, headers: dict[str, str]) -> None:
     (event,) = events_of(name, body, **headers)
-    assert not event.ends_grant
+    assert not event.reports_grant_end
 
 
 # --- signed, and senseless

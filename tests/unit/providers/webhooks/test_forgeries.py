@@ -53,7 +53,7 @@ def test_a_genuine_request_is_accepted(sample: Sample) -> None:
     (event,) = received(sample.scheme, sample.request, sample.secret).events
     assert event.event_id
     assert event.event_type != "unknown"
-    assert not event.ends_grant
+    assert not event.reports_grant_end
 
 
 class AcceptAnySignature:

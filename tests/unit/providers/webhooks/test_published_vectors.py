@@ -223,7 +223,7 @@ def test_published_signed_request_of_meta() -> None:
     )
     (event,) = received(META, post(signed, {}), "secret").events
     assert event.payload == b'{"algorithm":"HMAC-SHA256","0":"payload"}'
-    assert (event.account_id, event.ends_grant) == (None, False)
+    assert (event.account_id, event.reports_grant_end) == (None, False)
     assert not accepts(META, post(signed, {}), "Secret")
     assert not accepts(META, post(signed.replace(b".eyJh", b".eyJi"), {}), "secret")
     assert not accepts(META, post(signed.replace(b"=v", b"=w"), {}), "secret")

@@ -9,8 +9,10 @@ from integration_server.domain.credentials import ApiKey, OAuthTokens, RequestAu
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.proxy_messages import ApiRequest
 from integration_server.service.proxy.proxy_policy import (
+    declaration_problem,
     forwardable_headers,
     path_problem,
+    require_allowed_headers,
     require_no_credentials,
     require_valid_request,
     secrets_of,
@@ -145,16 +147,70 @@ OURS = [
         "Proxy-Connection",
     ),
     *("Host", "Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Content-Length"),
-    *("HTTP2-Settings", "Expect", "Accept-Encoding", "Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host"),
-    *("X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method"),
+    *("HTTP2-Settings", "Expect", "Accept-Encoding", "Via", "Forwarded", "X-Forwarded-For"),
 ]
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_headers_that_the_server_sets_are_rejected(name: str) -> None:
+OVERRIDES = [
+    *("X-HTTP-Method-Override", "x-http-method-override", "X_HTTP_Method_Override", "X-HTTP_Method-Override"),
+    *(
+        "X-HTTP-Method",
+        "X-Method-Override",
+        "X-Method",
+        "HTTP-Method-Override",
+        "httpMethodOverride",
+        "XHTTPMethodOverride",
+    ),
+    *("_method", "__method", "_METHOD", "$method", "-method", "_http_method", "_method.", "\uff3fmethod"),
+    *("X-Original-URL", "X_Original_URL", "x-original-uri", "X-Original-Host", "X-Original-Method", "XOriginalURL"),
+    *("X-Rewrite-URL", "X-Rewrite-URI", "X_Rewrite_Path", "X-Forwarded-Host", "X_Forwarded_Path", "X-Forwarded-Prefix"),
+    *("X-Host-Override", "X-HTTP-Host-Override", "URL-Override", "X-Envoy-Original-Path", "x.original.url"),
+]
+
+
+@pytest.mark.parametrize("name", [*OURS, *OVERRIDES, "X-Fine", "X-Host", "True-Client-IP", "X-Amz-Security-Token"])
+def test_headers_that_are_neither_common_nor_declared_are_rejected(name: str) -> None:
+    request = ApiRequest("GET", "/", headers=[("Accept", "*/*"), (name, "1")])
     with pytest.raises(InvalidField) as rejected:
-        require_valid_request(ApiRequest("GET", "/", headers=[("X-Fine", "1"), (name, "1")]))
+        require_allowed_headers(request, ["Acme-Version"])
     assert rejected.value.field == "headers[1].name"
+
+
+@pytest.mark.parametrize(
+    "name", ["accept", "Content-Type", "IF-MATCH", "Range", "Idempotency-Key", "traceparent", "acme-version"]
+)
+def test_common_and_declared_headers_are_allowed(name: str) -> None:
+    require_allowed_headers(ApiRequest("GET", "/", headers=[(name, "1")]), ["Acme-Version"])
+
+
+@pytest.mark.parametrize("name", [*OURS, *OVERRIDES, "X_Forwarded_For", "Content_Length", "a b", ""])
+def test_a_provider_cannot_declare_what_only_the_server_sets(name: str) -> None:
+    assert declaration_problem(name) is not None
+
+
+@pytest.mark.parametrize("name", ["Stripe-Version", "X-GitHub-Api-Version", "X-Payment-Method", "Sforce-Call-Options"])
+def test_a_provider_can_declare_its_own_headers(name: str) -> None:
+    assert declaration_problem(name) is None
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_a_parameter_that_overrides_the_method_or_url_is_rejected(name: str) -> None:
+    with pytest.raises(InvalidField) as rejected:
+        require_valid_request(ApiRequest("GET", "/", query=[("q", "1"), (name, "DELETE")]))
+    assert rejected.value.field == "query[1].name"
+
+
+@pytest.mark.parametrize(
+    "name", ["method", "payment_method", "original_url", "url", "filter[method]", "http_method", "redirect_uri", "host"]
+)
+def test_parameters_of_real_apis_are_allowed(name: str) -> None:
+    require_valid_request(ApiRequest("GET", "/", query=[(name, "1")]))
+
+
+def test_negative_control_the_names_without_the_allow_list_are_valid() -> None:
+    """Nothing else of the policy rejects an override in a header."""
+    for name in OVERRIDES[:6]:
+        require_valid_request(ApiRequest("GET", "/", headers=[(name, "DELETE")]))
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:b", "a\r\nb", "a\0", "\u00e4", "a(b)", " a"])

@@ -11,7 +11,7 @@ import pytest
 
 from integration_server.domain.errors import ProviderUnavailable, RateLimited
 from integration_server.domain.integration import Integration, IntegrationId, UserId
-from integration_server.domain.proxy_messages import ApiResponse, LimitScope, RateLimit
+from integration_server.domain.proxy_messages import ApiResponse, LimitScope, Quota, RateLimit
 from integration_server.service.proxy.rate_limiter import Exhausted, ProviderRateLimiter
 from tests.fakes.system import FakeSystem
 
@@ -229,3 +229,96 @@ async def test_a_retry_is_not_rejected_because_of_calls_behind_it(sample: Integr
     for task in behind:
         task.cancel()
     await asyncio.gather(*behind, return_exceptions=True)
+
+
+# --- learned limits
+
+LIMITED = ApiResponse(429, (), b"", is_rate_limited=True, retry_after=timedelta(days=1))
+OK = ApiResponse(200, (), b"")
+
+
+class ManualTime:
+    """A monotonic clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def report(limiter: ProviderRateLimiter, integration: Integration, response: ApiResponse) -> None:
+    async with limiter.permit(integration, 0.9, is_retry=False) as observe:
+        observe(response)
+
+
+async def is_paused(limiter: ProviderRateLimiter, integration: Integration) -> bool:
+    try:
+        await report(limiter, integration, OK)
+    except ProviderUnavailable:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("limits", [(), (limit(1000, 1),), (limit(1000, 1, LimitScope.INTEGRATION),)], ids=str)
+@pytest.mark.parametrize(
+    "response",
+    [
+        LIMITED,
+        replace(LIMITED, status=503),
+        replace(LIMITED, retry_after=None),
+        replace(OK, quotas=[Quota(0, timedelta(days=1))]),
+        replace(LIMITED, status=403, quotas=[Quota(0, timedelta(days=1))]),
+    ],
+    ids=str,
+)
+async def test_one_users_limit_pauses_nobody_else(
+    sample: Integration, limits: Sequence[RateLimit], response: ApiResponse
+) -> None:
+    """However many accounts that user has."""
+    limiter = ProviderRateLimiter("acme", limits, None, ManualTime(), lambda: 1.0)
+    for number in range(10):
+        await report(limiter, integration_of(sample, "eve", number), response)
+        assert await is_paused(limiter, integration_of(sample, "eve", number))
+    assert not await is_paused(limiter, integration_of(sample, "ada", 100))
+
+
+async def test_negative_control_one_rejection_pauses_everybody_if_it_counts_for_all(sample: Integration) -> None:
+    limiter = ProviderRateLimiter("acme", [], None, ManualTime(), lambda: 1.0, app_limit_users=1)
+    await report(limiter, integration_of(sample, "eve", 1), LIMITED)
+    assert await is_paused(limiter, integration_of(sample, "ada", 2))
+
+
+async def test_a_limit_that_several_users_show_pauses_everybody_for_a_minute(sample: Integration) -> None:
+    now = ManualTime()
+    limiter = ProviderRateLimiter("acme", [], None, now, lambda: 1.0)
+    for number, user in enumerate(("ada", "grace", "linus")):
+        await report(limiter, integration_of(sample, user, number), LIMITED)
+    assert await is_paused(limiter, integration_of(sample, "tim", 9))
+    now.seconds += 59
+    assert await is_paused(limiter, integration_of(sample, "tim", 9))
+    now.seconds += 2
+    assert not await is_paused(limiter, integration_of(sample, "tim", 9))
+    assert await is_paused(limiter, integration_of(sample, "ada", 0))
+
+
+async def test_a_success_between_shows_that_the_limit_is_not_everybodys(sample: Integration) -> None:
+    limiter = ProviderRateLimiter("acme", [], None, ManualTime(), lambda: 1.0)
+    for number, user in enumerate(("eve", "mallory", "trudy", "oscar")):
+        await report(limiter, integration_of(sample, user, number), LIMITED)
+        assert not await is_paused(limiter, integration_of(sample, "ada", 100))
+
+
+async def test_an_accounts_pause_is_an_hour_at_most_and_then_one_call_is_tried(sample: Integration) -> None:
+    now = ManualTime()
+    limiter = ProviderRateLimiter("acme", [], None, now, lambda: 1.0)
+    await report(limiter, sample, LIMITED)
+    now.seconds += 3599
+    assert await is_paused(limiter, sample)
+    now.seconds += 2
+    async with limiter.permit(sample, 1.0, is_retry=False) as observe:
+        with pytest.raises(RateLimited):
+            async with limiter.permit(sample, 0.01, is_retry=False):
+                pass
+        observe(OK)
+    assert not await is_paused(limiter, sample)

@@ -2,13 +2,21 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from integration_server.domain.audit import SERVER, Action
-from integration_server.domain.errors import InvalidField, StoreUnavailable
+from integration_server.domain.errors import (
+    InvalidField,
+    ProviderError,
+    ProviderMisconfigured,
+    ProviderRejected,
+    ProviderUnavailable,
+    StoreUnavailable,
+)
 from integration_server.domain.integration import Integration, Status
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
 from integration_server.service.integrations.ports import NewAccount
@@ -170,17 +178,81 @@ async def test_an_integration_with_an_invalid_config_accepts_nothing(
 # --- the end of a grant ----------------------------------------------------------------------------------------------
 
 
+REJECTED = ProviderRejected("credentials")
+BYE = {"id": "bye", "account": "a-1", "reports_grant_end": True}
+
+
+async def settled(system: FakeSystem, integration: Integration) -> Status:
+    """The status of an integration after all detached tasks have ended."""
+    await asyncio.gather(*system.tasks._running)
+    return system.row(integration.integration_id).status(system.clock())
+
+
 async def test_an_account_that_revokes_our_access_has_to_connect_again(
     system: FakeSystem, integration: Integration
 ) -> None:
     ours, theirs = await system.connect_account("a-1"), await system.connect_account("a-2")
+    system.provider.verify_error = REJECTED
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
     for _ in range(2):
-        await deliver_to_app(system, {"id": "bye", "account": "a-1", "ends_grant": True})
-    assert system.row(ours.integration_id).status(system.clock()) is Status.EXPIRED
+        await deliver_to_app(system, BYE)
+    assert await settled(system, ours) is Status.EXPIRED
     assert system.row(ours.integration_id).error_count == 1
-    assert system.row(theirs.integration_id).status(system.clock()) is Status.ACTIVE
+    assert await settled(system, theirs) is Status.ACTIVE
     (entry,) = [entry for entry in system.trail.entries if entry.action is Action.LOSE_GRANT]
     assert (entry.caller, entry.integration_id, entry.user_id) == (SERVER, ours.integration_id, ADA)
+
+
+@pytest.mark.parametrize("endpoint", ["app", "own"])
+@pytest.mark.parametrize(
+    ("verify_error", "status"),
+    [
+        (None, Status.ACTIVE),
+        (ProviderUnavailable(), Status.ACTIVE),
+        (ProviderMisconfigured(), Status.ACTIVE),
+        (REJECTED, Status.EXPIRED),
+    ],
+    ids=repr,
+)
+async def test_only_the_provider_ends_a_grant(
+    system: FakeSystem, verify_error: ProviderError | None, status: Status, endpoint: str
+) -> None:
+    """Whatever a webhook says, and at whatever address."""
+    system.provider.app_secrets = [APP_SECRET]
+    system.key_provider.account = NewAccount("a-1", None)
+    key = await system.connect_key(webhook_secret=SECRET)
+    ours = key if endpoint == "own" else await system.connect_account("a-1")
+    system.provider.verify_error = system.key_provider.verify_error = verify_error
+    system.provider.refresh_error = ProviderRejected("grant", oauth_error="invalid_grant")
+    await (deliver(system, key, BYE) if endpoint == "own" else deliver_to_app(system, BYE))
+    assert await settled(system, ours) is status
+
+
+async def test_a_new_access_token_shows_that_the_grant_has_not_ended(system: FakeSystem) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    ours = await system.connect_account("a-1")
+    system.provider.rejected_access_tokens = ["access-1"]
+    await deliver_to_app(system, BYE)
+    assert await settled(system, ours) is Status.ACTIVE
+    assert system.row(ours.integration_id).version == ours.version + 1
+
+
+async def test_repeated_reports_cause_one_question(system: FakeSystem, integration: Integration) -> None:
+    ours = await system.connect_account("a-1")
+    before = len(system.provider.verifications)
+    for number in range(50):
+        await deliver_to_app(system, {**BYE, "id": f"bye-{number}"})
+    assert await settled(system, ours) is Status.ACTIVE
+    assert len(system.provider.verifications) == before + 1
+
+
+async def test_negative_control_without_the_question_a_replayed_webhook_ends_the_grant(system: FakeSystem) -> None:
+    system.provider.app_secrets = [APP_SECRET]
+    ours = await system.connect_account("a-1")
+    start: Any = system.webhook_ingestion.confirm_grant_end
+    system.webhook_ingestion.confirm_grant_end = replace(start.__self__, requires_rejection=False).start
+    await deliver_to_app(system, BYE)
+    assert await settled(system, ours) is Status.EXPIRED
 
 
 @pytest.mark.parametrize(
@@ -198,9 +270,10 @@ async def test_at_its_own_address_an_integration_ignores_the_end_of_other_grants
     system.provider.app_secrets = [APP_SECRET]
     system.key_provider.account = NewAccount(own, None)
     integration = await system.connect_key(webhook_secret=SECRET)
-    await deliver(system, integration, {"id": "bye", "account": account, "ends_grant": True})
+    system.key_provider.verify_error = REJECTED
+    await deliver(system, integration, {**BYE, "account": account})
     assert await kept(system, integration) == [(1, "bye")]
-    assert system.row(integration.integration_id).status(system.clock()) is status
+    assert await settled(system, integration) is status
 
 
 # --- floods ----------------------------------------------------------------------------------------------------------
