@@ -1,7 +1,7 @@
 """Credentials of a provider. They are hidden in `repr` and stored only encrypted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -42,11 +42,23 @@ class OAuthTokens:
         """How long before its expiry the token is refreshed: `usual`, or half of its lifetime if that is less."""
         return usual if self.lifetime is None else min(usual, self.lifetime / 2)
 
-    def updated_with(self, response: "OAuthTokens") -> "OAuthTokens":
-        """These tokens after a refresh. Fields that the token response omits stay unchanged (RFC 6749 §6)."""
-        return replace(
-            response,
+    def updated_with(self, response: "OAuthTokens", now: datetime) -> "OAuthTokens":
+        """These tokens after a refresh. Fields that the token response omits stay unchanged (RFC 6749 §6).
+
+        An access token without a lifetime has the last known one. A response without an access token keeps the old.
+        """
+        if not response.access_token:
+            access = (self.access_token, self.expire_time, self.lifetime)
+        elif response.expire_time is None and self.lifetime is not None:
+            access = (response.access_token, now + self.lifetime, self.lifetime)
+        else:
+            access = (response.access_token, response.expire_time, response.lifetime)
+        access_token, expire_time, lifetime = access
+        return OAuthTokens(
+            access_token=access_token,
             refresh_token=response.refresh_token or self.refresh_token,
+            expire_time=expire_time,
+            lifetime=lifetime,
             refresh_token_expire_time=response.refresh_token_expire_time or self.refresh_token_expire_time,
             scopes=self.scopes if response.scopes is None else response.scopes,
             extras={**self.extras, **response.extras},

@@ -9,11 +9,10 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Self, cast
 
@@ -25,6 +24,7 @@ from integration_server.domain.errors import ProviderUnavailable
 from integration_server.providers.connection_pool import CREDENTIALS_KEY, PooledTransport
 from integration_server.providers.ip_policy import is_public, is_public_or_loopback
 from integration_server.providers.lenient_json import read_json
+from integration_server.providers.lenient_time import bounded, seconds_until
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
 from integration_server.service.common_types import Clock
 
@@ -64,7 +64,7 @@ class ResponseBodyTooLarge(ProviderUnavailable):
 
 
 class _InvalidBody(OSError):
-    """The body exceeds the limit, or has a content coding that was not requested."""
+    """The body exceeds the limit, or its compressed data ends early."""
 
 
 class _BodyTooLarge(_InvalidBody):
@@ -112,7 +112,8 @@ class DeclaredOrigins:
 class HttpResponse:
     """A provider's response. Header names are lower case; headers and body are treated as secrets.
 
-    `header_list` has the headers in their order, with repeated ones separate.
+    `header_list` has the headers in their order, with repeated ones separate. `Content-Encoding` is among them only if
+    the body still has that coding.
     """
 
     status: int
@@ -207,6 +208,8 @@ class ProviderHttp:
             target = httpx.URL(url).copy_merge_params(query) if query else url
             all_headers = httpx.Headers(_DEFAULT_HEADERS)
             all_headers.update(headers)
+            if "range" in all_headers:
+                all_headers["Accept-Encoding"] = "identity"  # the range is of the encoded bytes (RFC 9110 §14)
             extensions = {} if credentials_key is None else {CREDENTIALS_KEY: credentials_key}
             request = httpx.Request(method, target, headers=all_headers, content=content, extensions=extensions)
             async with _timeout(self._deadline if deadline is None else deadline.total_seconds()):
@@ -214,8 +217,11 @@ class ProviderHttp:
                 received = response.headers
                 async with aclosing(cast(httpx.AsyncByteStream, response.stream)) as stream:
                     retry_after = _retry_after(received.get("Retry-After"), self._clock())
-                    decode = _decoder(received.get("Content-Encoding", ""))
-                    body = await _read(stream, decode, self._body_limit if body_limit is None else body_limit)
+                    decoder = _decoder(method, received.get("Content-Encoding", ""))
+                    body = await _read(stream, decoder, self._body_limit if body_limit is None else body_limit)
+            if decoder is not None:  # they describe the compressed body
+                for name in ("Content-Encoding", "Content-Length"):
+                    received.pop(name, None)
             http_response = HttpResponse(
                 response.status_code, dict(received), body, retry_after, received.multi_items()
             )
@@ -229,14 +235,16 @@ class ProviderHttp:
         raise kind(f"no usable response from the provider ({failure})", retry_after=retry_after)
 
 
-async def _read(stream: httpx.AsyncByteStream, decode: Callable[[bytes, int], bytes], limit: int) -> bytes:
+async def _read(stream: httpx.AsyncByteStream, decoder: "_Gunzip | None", limit: int) -> bytes:
     """The body, decompressed here: httpx decompresses a whole chunk before its size can be checked."""
     body, sent = bytearray(), 0
     async for chunk in stream:
         sent += len(chunk)
-        body += decode(chunk, limit + 1 - len(body))
+        body += chunk if decoder is None else decoder.decode(chunk, limit + 1 - len(body))
         if max(sent, len(body)) > limit:
             raise _BodyTooLarge
+    if sent and decoder is not None and not decoder.is_complete:
+        raise _InvalidBody
     return bytes(body)
 
 
@@ -262,15 +270,14 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
             counting.cancel()
 
 
-def _decoder(encodings: str) -> Callable[[bytes, int], bytes]:
-    """The decoder for a Content-Encoding (RFC 9110 §8.4), a function of a chunk and the maximum output length."""
+def _decoder(method: str, encodings: str) -> "_Gunzip | None":
+    """The decoder for a Content-Encoding (RFC 9110 §8.4); None if the body is used as it is.
+
+    A coding that was not requested, or that does not exist, is left to the reader of the body.
+    """
     names = [name.strip() for name in encodings.lower().split(",")]
-    match [name for name in names if name not in {"", "identity"}]:
-        case []:
-            return lambda chunk, _: chunk
-        case ["gzip" | "x-gzip"]:  # synonyms, RFC 9110 §8.4.1.3
-            return _Gunzip()
-    raise _InvalidBody
+    is_gzip = [name for name in names if name not in {"", "identity"}] in (["gzip"], ["x-gzip"])  # RFC 9110 §8.4.1.3
+    return _Gunzip() if is_gzip and method != "HEAD" else None
 
 
 class _Gunzip:
@@ -280,7 +287,13 @@ class _Gunzip:
         self._member = zlib.decompressobj(wbits=_GZIP)
         self._is_finished = False
 
-    def __call__(self, chunk: bytes, max_length: int) -> bytes:
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last member has ended."""
+        return self._member.eof
+
+    def decode(self, chunk: bytes, max_length: int) -> bytes:
+        """Decompress a chunk to at most this length."""
         inflated = bytearray()
         while chunk and len(inflated) < max_length:
             if self._member.eof:
@@ -294,17 +307,9 @@ class _Gunzip:
 
 
 def _retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """The delay in a Retry-After header, seconds or a date (RFC 9110 §10.2.3); None if it is neither."""
-    if value is None:
-        return None
-    if value.isascii() and value.isdigit():
-        return timedelta(seconds=min(float(value), _MAX_RETRY_AFTER.total_seconds()))
-    try:
-        moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    wait = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
-    return max(timedelta(), min(wait, _MAX_RETRY_AFTER))
+    """The delay in a Retry-After header (RFC 9110 §10.2.3), read leniently; None if it is none."""
+    seconds = None if value is None else seconds_until(value, now)
+    return None if seconds is None else bounded(seconds, _MAX_RETRY_AFTER)
 
 
 def _elapsed_since(begin: float) -> float:

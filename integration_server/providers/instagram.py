@@ -55,7 +55,9 @@ class InstagramProvider(MetaProvider):
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
         query = {"grant_type": "ig_exchange_token", "client_secret": self.client_secret}
-        return tokens.updated_with(await self._request_token("access_token", tokens.access_token, query))
+        return tokens.updated_with(
+            await self._request_token("access_token", tokens.access_token, query), self._context.clock()
+        )
 
     async def refresh(self, tokens: OAuthTokens) -> OAuthTokens:
         """Renew the token, unless it is too young."""

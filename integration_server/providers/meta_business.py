@@ -33,7 +33,7 @@ class MetaBusinessProvider(MetaProvider):
 
     async def complete_tokens(self, tokens: OAuthTokens) -> OAuthTokens:
         """Exchange the short-lived token."""
-        return tokens.updated_with(await self.refresh_access_token(tokens.access_token))
+        return tokens.updated_with(await self.refresh_access_token(tokens.access_token), self._context.clock())
 
     async def refresh_access_token(self, refresh_token: str) -> OAuthTokens:
         """Exchange a token for a new long-lived one."""

@@ -148,7 +148,8 @@ class OAuth2Provider(BaseProvider):
             return tokens.refresh_token is not None
         if tokens.scopes is None or scope in _UNVERIFIED_SCOPES:
             return True
-        if scope in self._with_implied(tokens.scopes):
+        granted = self._with_implied(tokens.scopes)
+        if any(_is_same_scope(scope, other) for other in granted):
             return True
         # The response was split at commas, and so is a requested scope that contains one.
         return self._splits_scopes_at_commas and set(tokens.scopes).issuperset(scope.split(","))
@@ -177,7 +178,7 @@ class OAuth2Provider(BaseProvider):
         tokens = credentials
         if self.revokes_with_access_token and tokens.refresh_token and tokens.has_expired(self._context.clock()):
             try:
-                tokens = tokens.updated_with(await self.refresh(tokens))
+                tokens = tokens.updated_with(await self.refresh(tokens), self._context.clock())
             except ProviderRejected:
                 return True  # a grant that cannot be refreshed has ended already
         return await self.for_credentials(tokens).revoke_tokens(self.revoke_url, tokens)
@@ -239,6 +240,7 @@ class OAuth2Provider(BaseProvider):
             now,
             scope_separators=(self.scope_separator, ",") if self._splits_scopes_at_commas else (self.scope_separator,),
             extra_fields=self.extra_fields,
+            is_refresh=subject == "grant",
         )
         if self.tokens_never_expire:
             return replace(tokens, expire_time=None, lifetime=None)
@@ -278,3 +280,11 @@ class OAuth2Provider(BaseProvider):
     def basic_authorization(self) -> str:
         """Our client id and secret as HTTP Basic credentials (RFC 7617), for endpoints that take no form."""
         return f"Basic {b64encode(f'{self.client_id}:{self.client_secret}'.encode()).decode()}"
+
+
+def _is_same_scope(first: str, second: str) -> bool:
+    """Whether two scopes are the same, apart from case and from a resource's URL that only one of them has."""
+    first, second = first.casefold(), second.casefold()
+    if ("://" in first) != ("://" in second):
+        first, second = first.rpartition("/")[2], second.rpartition("/")[2]
+    return first == second

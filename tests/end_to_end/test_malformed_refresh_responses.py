@@ -23,7 +23,7 @@ from tests.end_to_end.faults import FaultByCase
 from tests.end_to_end.replicas import force_refresh
 from tests.end_to_end.rpc_errors import parse_rpc_error
 from tests.end_to_end.system import System, callback_url, run_system
-from tests.integration.providers.odd_responses import TABLE, Failure, Tokens
+from tests.integration.providers.odd_responses import TABLE, Failure, RefreshTokenOnly, Tokens
 
 ACTIVE, ERROR, EXPIRED = (
     integration_pb2.STATUS_ACTIVE,
@@ -56,6 +56,8 @@ def expected(outcome: Tokens | Failure) -> ObservedError:
         if outcome.lifetime == timedelta():  # stored, because it can be refreshed, but not usable
             return ObservedError("PROVIDER_UNAVAILABLE", ACTIVE, grpc.StatusCode.UNAVAILABLE)
         return VALID
+    if isinstance(outcome, RefreshTokenOnly):
+        return VALID  # the access token still works
     if issubclass(outcome.error, ProviderRejected):
         return INVALID_GRANT
     if issubclass(outcome.error, ProviderMisconfigured):
@@ -67,6 +69,8 @@ def expected_next(outcome: Tokens | Failure, *, was_spent: bool) -> ObservedErro
     """The result of the next refresh, at an endpoint that works again and rotates strictly."""
     if isinstance(outcome, Tokens):
         return VALID if outcome.has_refresh_token else INVALID_GRANT
+    if isinstance(outcome, RefreshTokenOnly):
+        return VALID
     return INVALID_GRANT if was_spent or issubclass(outcome.error, ProviderRejected) else VALID
 
 

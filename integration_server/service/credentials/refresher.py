@@ -173,7 +173,7 @@ class TokenRefresher:
             except ProviderError as error:
                 outcome_known = True
                 return await self._handle_failure(integration, error)
-            tokens = current.tokens.updated_with(token_response)
+            tokens = current.tokens.updated_with(token_response, self.clock())
             self.failures.record_success(integration.integration_type)
             refreshed, outcome_known = await self.committer.commit(integration, tokens, provider)
             version = refreshed.integration.version

@@ -65,8 +65,6 @@ Laravel), "X-HTTP-Method-Override" (Google), "X-Original-URL" (IIS). Separators 
 
 _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP_HEADERS | {
     "authentication-info",
-    "content-encoding",  # bodies are decompressed here
-    "content-length",
     "set-cookie",
     "set-cookie2",
     "www-authenticate",

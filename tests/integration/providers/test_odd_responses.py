@@ -30,7 +30,7 @@ from integration_server.sandbox.faults import REDIRECT, Hang, OversizedBody, Res
 from integration_server.sandbox.model import Client
 from integration_server.sandbox.server import run_sandbox
 from integration_server.sandbox.state import Sandbox
-from tests.integration.providers.odd_responses import DEADLINE, LONG_DEADLINE, TABLE, Failure, Tokens
+from tests.integration.providers.odd_responses import DEADLINE, LONG_DEADLINE, TABLE, Failure, RefreshTokenOnly, Tokens
 from tests.unit.providers.support import exception_text
 from tests.unit.sandbox.oauth_client import CHALLENGE, REDIRECT_URI, VERIFIER, basic
 
@@ -142,6 +142,9 @@ async def test_a_response_has_its_documented_outcome(
     begin = time.perf_counter()
     if isinstance(outcome, Tokens):
         check_tokens(outcome, await exchange(sandbox_environment, provider))
+    elif isinstance(outcome, RefreshTokenOnly) and exchange is refresh:
+        tokens = await exchange(sandbox_environment, provider)
+        assert (tokens.access_token, bool(tokens.refresh_token)) == ("", True)
     else:
         with pytest.raises(ProviderError) as raised:
             await exchange(sandbox_environment, provider)

@@ -48,7 +48,7 @@ def test_the_buffer_is_at_most_half_of_the_lifetime(lifetime: timedelta | None, 
 
 
 def test_fields_missing_in_a_token_response_are_kept() -> None:
-    refreshed = TOKENS.updated_with(OAuthTokens(access_token="new", expire_time=NOON + 99 * MINUTE))
+    refreshed = TOKENS.updated_with(OAuthTokens(access_token="new", expire_time=NOON + 99 * MINUTE), NOON)
     assert refreshed == replace(TOKENS, access_token="new", expire_time=NOON + 99 * MINUTE, lifetime=None)
 
 
@@ -62,7 +62,7 @@ def test_fields_of_a_token_response_replace_the_previous_ones() -> None:
         scopes=(),
         extras={"tenant": "2"},
     )
-    assert TOKENS.updated_with(response) == replace(response, extras={"realm": "1", "tenant": "2"})
+    assert TOKENS.updated_with(response, NOON) == replace(response, extras={"realm": "1", "tenant": "2"})
 
 
 @pytest.mark.parametrize(

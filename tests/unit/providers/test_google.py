@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import httpx
 import pytest
 
@@ -33,7 +35,7 @@ async def test_a_refresh_returns_no_refresh_token() -> None:
     network = FakeTransport(json_response({"access_token": "at2", "expires_in": 3599, "token_type": "Bearer"}))
     response = await build_provider(GoogleCalendarProvider, network).refresh_access_token("rt")
     assert response.refresh_token is None
-    assert TOKENS.updated_with(response).refresh_token == "rt"
+    assert TOKENS.updated_with(response, datetime.now(UTC)).refresh_token == "rt"
     assert network.form["client_secret"] == "our-secret"
 
 

@@ -168,7 +168,7 @@ async def test_a_redirect_of_the_token_endpoint_is_provider_unavailable() -> Non
         (None, "rt", []),
         (("read",), "rt", ["write", "email"]),
         (("read", "write", "https://acme.example/email"), "rt", []),
-        (("READ", "write", "email"), "rt", ["read"]),
+        (("READ", "write", "email"), "rt", []),
         (("offline_access",), None, ["offline_access", "read", "write", "email"]),
     ],
 )
