@@ -74,6 +74,7 @@ from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
@@ -212,6 +213,7 @@ async def running_server(
         providers = build_providers(settings, environment, http, clock, extra_providers)
         storage = await enter(open_storage(settings))
         database, keyring = storage.database, storage.keyring
+        head_recorder = await enter(open_head_recorder(settings, storage.audit_log.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
         cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
@@ -242,6 +244,7 @@ async def running_server(
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
+            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
         ]
         await enter(service.worker)
         for job, interval in jobs:
