@@ -83,7 +83,7 @@ class UserErasure:
         except UNREADABLE:
             is_valid = False
         if chain is None or not is_valid:
-            number = "of an unknown chain" if chain is None else f"of chain {chain.number}"
+            number = "of a chain whose key cannot be read" if chain is None else f"of chain {chain.number}"
             self.altered.append(f"entry {row.sequence} {number}")
             return None
         return {"id": row.chain_id, "at": row.sequence, "new_mac": chain.erasure_mac(row.sequence, row.commitment)}

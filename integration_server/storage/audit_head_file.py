@@ -12,7 +12,7 @@ from pathlib import Path
 from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head, decode_head
 
 _MAX_BYTES = 16 * 1024 * 1024  # about 70,000 heads: at one a minute, those of seven weeks
-_LOCK_ATTEMPTS, _LOCK_INTERVAL = 50, 0.1  # seconds; a process holds the lock for milliseconds
+_LOCK_ATTEMPTS, _LOCK_INTERVAL = 100, 0.1  # seconds; a process holds the lock for milliseconds
 
 
 @dataclass(frozen=True, slots=True)

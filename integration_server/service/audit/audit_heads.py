@@ -68,10 +68,18 @@ class HeadRecorder:
     A failure is logged once, and the heads are recorded by the next call that succeeds. RPCs never wait for it.
     """
 
-    def __init__(self, source: Callable[[], Sequence[Head]], sink: HeadSink, clock: Clock) -> None:
+    def __init__(
+        self,
+        source: Callable[[], Sequence[Head]],
+        sink: HeadSink,
+        clock: Clock,
+        *,
+        close_timeout: timedelta = _CLOSE_TIMEOUT,
+    ) -> None:
         self._source = source
         self._sink = sink
         self._clock = clock
+        self._close_timeout = close_timeout.total_seconds()
         self._recorded: frozenset[Head] = frozenset()
         self._is_failing = False
         self._lock = asyncio.Lock()
@@ -82,7 +90,7 @@ class HeadRecorder:
 
     async def __aexit__(self, *_: object) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(self._close_timeout):
                 await self.record()
         except TimeoutError:
             self._log.error("audit_heads_not_recorded", kind="TimeoutError")
