@@ -24,6 +24,7 @@ from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import UseCases
+from integration_server.service.audit.audit_heads import Head
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -141,6 +142,10 @@ class Storage:
     keyring: Keyring
     audit_log: SqlAuditLog
 
+    def heads(self) -> Sequence[Head]:
+        """The heads of what this process has written, to be recorded outside the database."""
+        return self.audit_log.heads()
+
 
 @asynccontextmanager
 async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
@@ -213,7 +218,7 @@ async def running_server(
         providers = build_providers(settings, environment, http, clock, extra_providers)
         storage = await enter(open_storage(settings))
         database, keyring = storage.database, storage.keyring
-        head_recorder = await enter(open_head_recorder(settings, storage.audit_log.heads, clock))
+        head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
         cache = RaceSafeCache(settings.credentials_cache_size, monotonic)

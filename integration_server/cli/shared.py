@@ -98,7 +98,7 @@ async def open_prepared_storage() -> AsyncIterator[tuple[Settings, Storage]]:
     On exit, the heads of what the command has written to the audit log are recorded.
     """
     settings, _ = await prepare_database()
-    async with open_storage(settings) as storage, open_head_recorder(settings, storage.audit_log.heads, utc_now):
+    async with open_storage(settings) as storage, open_head_recorder(settings, storage.heads, utc_now):
         yield settings, storage
 
 

@@ -70,6 +70,7 @@ class HeadFile:
     def __init__(self, path: Path, *, max_bytes: int = _MAX_BYTES) -> None:
         self._path = path
         self._max_bytes = max_bytes
+        self._compact_above = max_bytes
 
     async def append(self, lines: Sequence[bytes]) -> None:
         """Append lines. Raises `OSError`."""
@@ -91,9 +92,11 @@ class HeadFile:
             os.fsync(descriptor)
             if not size:
                 _sync_directory(self._path.resolve().parent)  # which has the new file's name
-            if size + len(content) > self._max_bytes:
+            if size + len(content) > self._compact_above:
                 with suppress(OSError):
                     self._compact()
+                # Not again at once, if that many chains have heads.
+                self._compact_above = max(self._max_bytes, 2 * self._path.stat().st_size)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

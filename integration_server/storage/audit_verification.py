@@ -4,7 +4,7 @@ Without heads that were recorded outside the database it cannot tell an older st
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,8 @@ class AuditVerification:
     """Verifies the whole log, once.
 
     `chains`, `entries` and `erased` count what was read. `heads` are those of the chains without a problem.
-    `on_page` is called after each page of entries.
+    `on_page` is called after each page of entries. `states` are the present heads of what is not in the log, to compare
+    with the recorded ones; recorded heads of other kinds are ignored.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class AuditVerification:
         aead: Aead,
         chain_type: type[Chain] = Chain,
         recorded_heads: RecordedHeads | None = None,
+        states: Sequence[Head] = (),
     ) -> None:
         self._database = database
         self._aead = aead
         self._chain_type = chain_type
         self._recorded_heads = recorded_heads or RecordedHeads()
+        self._states = states
         self._versions: dict[int, int] = {}
         self.on_page: Callable[[], None] = lambda: None
         self.chains = 0
@@ -75,12 +78,24 @@ class AuditVerification:
         for chain_id in with_entries:
             if chain_id not in stored:
                 yield f"entries of chain {chain_id!r} were inserted: the chain does not exist"
+        for problem in (*self._missing_chains(stored), *self._problems_of_states()):
+            yield problem
+        async for problem in self._problems_of_integrations():
+            yield problem
+
+    def _missing_chains(self, stored: Collection[str]) -> Iterator[str]:
         for chain_id in self._recorded_heads.chain_ids:
             if chain_id not in stored:
                 head = max(self._recorded_heads.of_chain(chain_id), key=lambda head: head.number)
                 yield f"chain {head.number} ({chain_id!r}) is missing: it had {head.version} entries, as its head shows"
-        async for problem in self._problems_of_integrations():
-            yield problem
+
+    def _problems_of_states(self) -> Iterator[str]:
+        for state in self._states:
+            for head in self._recorded_heads.heads.get((state.kind, state.name), ()):
+                if head.version > state.version:
+                    yield f"{state.kind}: set back to version {state.version}: it had {head.version}, as its head shows"
+                elif head.version == state.version and head.mac != state.mac:
+                    yield f"{state.kind}: version {state.version} is not the one that its head shows"
 
     async def _chains_with_entries(self) -> AsyncIterator[str]:
         """Yield the ids of chains with entries. A scan of all entries could exceed the statement timeout."""

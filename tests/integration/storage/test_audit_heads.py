@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Table, delete, insert, select, update
 
 from integration_server.domain.audit import SERVER, Action, AuditEntry
-from integration_server.service.audit.audit_heads import HeadRecorder, encode_head
+from integration_server.service.audit.audit_heads import Head, HeadRecorder, encode_head
 from integration_server.storage.audit import SqlAuditLog
 from integration_server.storage.audit_head_file import HeadFile, RecordedHeads, read_heads
 from integration_server.storage.audit_verification import AuditVerification
@@ -200,6 +200,27 @@ async def test_entries_after_the_last_head_can_be_removed_undetected(log: Writte
     await SqlAuditLog(log.database, log.keyring).append([entry(0)])
     await log.put_back(before)
     assert await log.problems(heads) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "mac", "reported"),
+    [
+        (5, b"\x05", []),
+        (6, b"\x06", []),
+        (4, b"\x04", ["data_keys: set back to version 4: it had 5, as its head shows"]),
+        (5, b"\x06", ["data_keys: version 5 is not the one that its head shows"]),
+    ],
+)
+async def test_the_heads_of_other_kinds_are_compared_too(
+    log: WrittenLog, version: int, mac: bytes, reported: list[str]
+) -> None:
+    recorded = Head("data_keys", "all", 0, 5, b"\x05")
+    await HeadFile(log.path).append([encode_head(recorded, ""), encode_head(replace(recorded, kind="future"), "")])
+    state = replace(recorded, version=version, mac=mac)
+    verification = AuditVerification(
+        log.database, log.keyring, recorded_heads=read_heads(log.path), states=[state, replace(state, kind="unknown")]
+    )
+    assert [problem async for problem in verification.problems()] == reported
 
 
 # --- versions of credentials ----------------------------------------------------------------------------------------
