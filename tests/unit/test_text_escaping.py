@@ -5,10 +5,11 @@ import json
 import unicodedata
 
 import pytest
+import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from integration_server.redaction import redact
+from integration_server.redaction import redact, redact_text
 from integration_server.text_escaping import EscapedText, escape, escape_again, has_control_characters, unescape
 
 # Each looks like "ada", or like another one of these, in some terminal, font or browser.
@@ -159,6 +160,14 @@ def test_a_log_event_keeps_lookalikes_apart_and_a_stack_readable() -> None:
     stack = "  File x\n    call()\n"
     assert redact(None, "info", {"stack": stack}) == {"stack": stack}
     assert redact(None, "info", {"caller": EscapedText("a\\u{200b}")}) == {"caller": "a\\u{200b}"}
+
+
+def test_a_terminal_gets_no_control_character_of_a_name() -> None:
+    for text in LOOKALIKES.values():
+        event = redact(None, "info", {"event": text, "caller": text})
+        line = str(structlog.dev.ConsoleRenderer(colors=False)(None, "info", dict(event)))
+        assert is_visible(line.strip())
+    assert "\x1b" in redact_text("ada\x1b", escape=str)  # the negative control
 
 
 def test_everything_that_is_not_ascii_is_escaped_in_a_text_that_is_not_normalized() -> None:
