@@ -293,7 +293,7 @@ def build_service(
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue)
     failures = RefreshFailurePolicy(integrations, clock, jitter)
     refresher = TokenRefresher(
         integrations,

@@ -34,6 +34,7 @@ class Action(StrEnum):
     ACK_WEBHOOKS = "ack_webhooks"
     LOSE_GRANT = "lose_grant"
     ERASE_USER = "erase_user"
+    STORE_CREDENTIALS = "store_credentials"
 
 
 _MAX_LENGTHS = {

@@ -42,6 +42,7 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     assert sorted(done) == sorted(
         [
             ("connect", "ada", "OK", ""),
+            ("store_credentials", "ada", "OK", ""),  # by the server
             ("complete", "ada", "OK", ""),
             *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
@@ -53,11 +54,11 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     environment["AUDIT_HEADS"] = heads
     verified = await run(tmp_path, environment, "audit", "verify")
     assert (verified.code, verified.err) == (0, "")
-    assert "1 chains, 9 entries. 1 chains were compared" in verified.out
+    assert "1 chains, 10 entries. 1 chains were compared" in verified.out
     erased = await run(tmp_path, environment, "audit", "erase-user", "eve", "--yes")
     assert (erased.code, erased.out.splitlines()[-1]) == (0, "The user is erased from 1 entries.")
     verified = await run(tmp_path, environment, "audit", "verify", "--heads", heads)
-    assert "2 chains, 10 entries, of which 1 name no user any more. 2 chains were compared" in verified.out
+    assert "2 chains, 11 entries, of which 1 name no user any more. 2 chains were compared" in verified.out
 
     connection = await asyncpg.connect(postgres_url)
     try:
@@ -100,6 +101,7 @@ async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_u
         ("backend", "confirm", "ada", "OK"),
         ("backend", "connect", "ada", "OK"),
         ("backend", "connect", "ada", "OK"),
+        ("server", "store_credentials", "ada", "OK"),
         ("sidecar", "complete", "", "STATE_INVALID"),
         ("sidecar", "complete", "ada", "STATE_USED"),
         ("sidecar", "complete", "ada", "access_denied"),
