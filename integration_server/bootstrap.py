@@ -24,6 +24,7 @@ from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import UseCases
+from integration_server.service.audit.audit_heads import Head
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.background_worker import BackgroundWorker, DueJob, WorkerLimits
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -74,6 +75,7 @@ from integration_server.storage.refresh_leases import SqlRefreshLeases
 from integration_server.storage.revocations import SqlRevocationOutbox
 from integration_server.storage.webhook_endpoints import SqlWebhookEndpoints
 from integration_server.storage.webhook_inbox import SqlWebhookInbox
+from integration_server.wiring.audit_heads import open_head_recorder
 from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
@@ -139,6 +141,10 @@ class Storage:
     keys: KeyEncryptionKeys
     keyring: Keyring
     audit_log: SqlAuditLog
+
+    def heads(self) -> Sequence[Head]:
+        """The heads of what this process has written, to be recorded outside the database."""
+        return self.audit_log.heads()
 
 
 @asynccontextmanager
@@ -212,6 +218,7 @@ async def running_server(
         providers = build_providers(settings, environment, http, clock, extra_providers)
         storage = await enter(open_storage(settings))
         database, keyring = storage.database, storage.keyring
+        head_recorder = await enter(open_head_recorder(settings, storage.heads, clock))
         trail = await enter(AuditTrail(storage.audit_log))
         tasks = await enter(server_tasks())
         cache = RaceSafeCache(settings.credentials_cache_size, monotonic)
@@ -242,6 +249,7 @@ async def running_server(
             (use_cases.health_checker.prune, _RETENTION_INTERVAL),
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
+            *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
         ]
         await enter(service.worker)
         for job, interval in jobs:
@@ -285,7 +293,7 @@ def build_service(
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
     schedule = Schedule(settings.refresh_buffer, settings.health_check_interval or None, jitter)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, trail.enqueue)
     failures = RefreshFailurePolicy(integrations, clock, jitter)
     refresher = TokenRefresher(
         integrations,

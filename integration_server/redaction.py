@@ -3,16 +3,21 @@
 It is the second defence. The first is that no secret is logged: types hide their secrets in `repr`, error messages are
 made of names and numbers, and URLs are logged without their queries. Redaction covers future code and libraries. It
 detects secrets by their name and by their format; a secret with neither is not detected.
+
+What is logged is also escaped (`text_escaping.py`): two names that look alike stay different, and no name adds a line
+or controls a terminal.
 """
 
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
 
 import structlog
+
+from integration_server.text_escaping import EscapedText, cut_marker, escape
 
 REDACTED = "[redacted]"
 
@@ -75,21 +80,29 @@ PATTERNS = (
 )
 """The patterns of secrets with their replacements. Each reads a text once."""
 
+_STACK = "stack"  # has lines of its own, and no text but of our source code
+
 MAX_LENGTH = 16 * 1024  # characters; our own texts are shorter, and a sender must not make us read longer ones
 
 
 def redact_text(
-    text: str, *, max_length: int = MAX_LENGTH, patterns: Sequence[tuple[re.Pattern[str], str]] = PATTERNS
+    text: str,
+    *,
+    max_length: int = MAX_LENGTH,
+    patterns: Sequence[tuple[re.Pattern[str], str]] = PATTERNS,
+    escape: Callable[[str], str] = escape,
 ) -> str:
-    """The text with secrets replaced, cut after `max_length` characters."""
-    suffix = ""
+    """The text with secrets replaced, then escaped. Of a text of more than `max_length` characters, the beginning."""
+    marker = ""
+    if isinstance(text, EscapedText):
+        escape = str
     if len(text) > max_length:
-        suffix = f" [cut: {len(text)} characters]"
+        marker = cut_marker(text)
         # The word at the cut is removed, because half a secret may not look like one.
         text = "".join(text[:max_length].rsplit(maxsplit=1)[:-1])
     for pattern, replacement in patterns:
         text = pattern.sub(replacement, text)
-    return (text + suffix).lstrip() if suffix else text
+    return escape(text) + marker
 
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -112,6 +125,8 @@ def _redact_value(name: str, value: object) -> object:
         return {_text(inner): _redact_value(_text(inner), content) for inner, content in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redact_value(name, content) for content in value]
+    if name == _STACK:
+        return redact_text(str(value), escape=str)
     text = _text(value)
     if _IS_AMBIGUOUS_NAME(name) and _LOOKS_RANDOM(text):
         return REDACTED
@@ -138,5 +153,5 @@ def strip_exception_text(
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
         event.setdefault("kind", type(error).__qualname__)
-        event.setdefault("stack", "".join(traceback.format_tb(error.__traceback__)))
+        event.setdefault(_STACK, "".join(traceback.format_tb(error.__traceback__)))
     return event

@@ -118,6 +118,16 @@ def _is_browser_url(url: str) -> bool:
 def _is_jwks_location(location: str | None, dev_mode: bool) -> bool:
     if location is None or not is_url(location):
         return location is None or Path(location).is_file()
+    return _is_https_url(location, dev_mode)
+
+
+def _is_heads_location(location: str | None, dev_mode: bool) -> bool:
+    if location is None or not is_url(location):
+        return location is None or (Path(location).parent.is_dir() and not Path(location).is_dir())
+    return _is_https_url(location, dev_mode)
+
+
+def _is_https_url(location: str, dev_mode: bool) -> bool:
     try:
         parts = urlsplit(location)
     except ValueError:
@@ -240,6 +250,8 @@ class Settings(BaseModel):
     proxy_max_request_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 1024 * 1024
     proxy_max_response_bytes: Annotated[int, Field(ge=1, le=64 * 1024 * 1024)] = 2 * 1024 * 1024
     rate_limit_redis_url: RedisUrl | None = Field(default=None, repr=False)  # may contain a password
+    audit_heads: str | None = Field(default=None, repr=False)  # a URL may contain what authorizes the sender
+    audit_heads_interval: Seconds = _duration("AUDIT_HEADS_INTERVAL_SECONDS", 60 * _SECOND, ge=_SECOND, le=_HOUR)
     shutdown_grace: Seconds = _duration("SHUTDOWN_GRACE_SECONDS", 20 * _SECOND, ge=0 * _SECOND, le=_HOUR)
 
     # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.
@@ -369,6 +381,11 @@ RULES = (
     _set_together("JWT_AUDIENCE", "JWT_JWKS"),
     _set_together("USER_JWT_ISSUER", "USER_JWT_JWKS"),
     _set_together("USER_JWT_AUDIENCE", "USER_JWT_JWKS"),
+    Rule(
+        ("AUDIT_HEADS", "DEV_MODE"),
+        lambda s: not _is_heads_location(s.audit_heads, s.dev_mode),
+        "must be a file in an existing directory, or an https URL; plain http only on loopback in dev mode",
+    ),
     Rule(("JWT_JWKS", "DEV_MODE"), lambda s: not _is_jwks_location(s.jwt_jwks, s.dev_mode), _JWKS_MESSAGE),
     Rule(("USER_JWT_JWKS", "DEV_MODE"), lambda s: not _is_jwks_location(s.user_jwt_jwks, s.dev_mode), _JWKS_MESSAGE),
     Rule(

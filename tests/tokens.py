@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from joserfc import jwt
+from joserfc import jws
 from joserfc.jwk import ECKey, KeySet
 
 AUDIENCE = "integrations"
@@ -41,4 +41,6 @@ class TokenIssuer:
             "exp": int((now + lifetime).timestamp()),
         }
         payload = {name: value for name, value in {**default_claims, **claims}.items() if value is not None}
-        return jwt.encode({"alg": "ES256", "kid": self.key.kid, **(header or {})}, payload, self.key)
+        protected = {"typ": "JWT", "alg": "ES256", "kid": self.key.kid, **(header or {})}
+        # Not by `jwt.encode`, which cannot escape a lone surrogate as other issuers' JSON does.
+        return jws.serialize_compact(protected, json.dumps(payload).encode(), self.key)

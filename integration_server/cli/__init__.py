@@ -29,6 +29,7 @@ def main() -> None:
     audit_app = typer.Typer(help="The audit log of operations on integrations.", no_args_is_help=True)
     audit_app.command("verify")(audit.verify_audit)
     audit_app.command("list")(audit.list_audit)
+    audit_app.command("erase-user")(audit.erase_user)
     app.add_typer(audit_app, name="audit")
 
     app(prog_name="python -m integration_server")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from integration_server.bootstrap import build_providers
 from integration_server.cli.shared import command, load_settings
@@ -13,6 +14,7 @@ from integration_server.providers.http import ProviderHttp
 from integration_server.storage.engine import open_database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.schema import migrate as migrate_schema
+from integration_server.text_escaping import escape
 from integration_server.wiring.system import utc_now
 
 
@@ -56,9 +58,10 @@ async def expiring(
                 f"{expire_time:%F %R} UTC",
                 f"{(expire_time - now) / timedelta(days=1):.1f}",
                 str(grant.integration_id),
-                grant.user_id,
+                # As texts: a name must neither control the terminal nor be read as Rich's markup.
+                Text(escape(grant.user_id), overflow="fold"),
                 grant.integration_type,
-                grant.account_label or grant.account_id or "",
+                Text(escape(grant.account_label or grant.account_id or ""), overflow="fold"),
                 "refresh token" if grant.is_renewable else "access token",
             )
     if table.row_count:

@@ -23,12 +23,17 @@ from integration_server.storage.engine import DEFAULT_DATABASE_URL, SqliteLocati
 from integration_server.storage.key_encryption import KEY_BYTES, KeyringError
 from integration_server.storage.schema import SchemaError, check_schema
 from integration_server.storage.schema import migrate as migrate_schema
+from integration_server.wiring.audit_heads import open_head_recorder
+from integration_server.wiring.system import utc_now
 
 P = ParamSpec("P")
 
 
-def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages."""
+def command(function: Callable[P, Coroutine[Any, Any, None]], *, exit_code: int = 1) -> Callable[P, None]:
+    """Make a command of an async function: run it on uvloop, and print errors that an operator can fix as messages.
+
+    `exit_code` is the one for these errors.
+    """
 
     @wraps(function)
     def run_command(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -36,21 +41,21 @@ def command(function: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Non
         try:
             uvloop.run(function(*args, **kwargs))
         except SettingsError as error:
-            fail("Invalid settings:", *error.problems)
+            fail("Invalid settings:", *error.problems, exit_code=exit_code)
         except ProvidersError as error:
-            fail("Invalid providers:", *error.problems)
+            fail("Invalid providers:", *error.problems, exit_code=exit_code)
         except InvalidFile as error:
-            fail("Invalid files of authentication and authorization:", *error.problems)
+            fail("Invalid files of authentication and authorization:", *error.problems, exit_code=exit_code)
         except (AddressTaken, KeyringError, SchemaError, StoreUnavailable, OSError) as error:
-            fail(str(error))
+            fail(str(error), exit_code=exit_code)
 
     return run_command
 
 
-def fail(*lines: str) -> NoReturn:
-    """Print the lines on standard error and exit with code 1."""
+def fail(*lines: str, exit_code: int = 1) -> NoReturn:
+    """Print the lines on standard error and exit."""
     typer.echo("\n  ".join(lines), err=True)
-    raise typer.Exit(code=1)
+    raise typer.Exit(code=exit_code)
 
 
 async def load_settings(
@@ -88,9 +93,12 @@ async def _key_hint(problems: Sequence[str], environment: Mapping[str, str]) -> 
 
 @asynccontextmanager
 async def open_prepared_storage() -> AsyncIterator[tuple[Settings, Storage]]:
-    """The settings, and the database with an up-to-date schema and its keyring."""
+    """The settings, and the database with an up-to-date schema and its keyring.
+
+    On exit, the heads of what the command has written to the audit log are recorded.
+    """
     settings, _ = await prepare_database()
-    async with open_storage(settings) as storage:
+    async with open_storage(settings) as storage, open_head_recorder(settings, storage.heads, utc_now):
         yield settings, storage
 
 

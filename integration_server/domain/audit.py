@@ -5,6 +5,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from integration_server.domain.integration import Integration
+from integration_server.text_escaping import EscapedText, escape
 
 SUCCESS = "OK"
 """The outcome of a successful action. Any other outcome is a reason: of `errors.py`, or of a failed response."""
@@ -32,6 +33,19 @@ class Action(StrEnum):
     READ_WEBHOOKS = "read_webhooks"
     ACK_WEBHOOKS = "ack_webhooks"
     LOSE_GRANT = "lose_grant"
+    ERASE_USER = "erase_user"
+    STORE_CREDENTIALS = "store_credentials"
+
+
+_MAX_LENGTHS = {
+    # In characters, before escaping, which makes at most ten of one.
+    "caller": 255,  # the longest name in a policy
+    "user_id": 128,  # the longest valid one; longer ones are in entries of rejected calls
+    "integration_type": 255,
+    "outcome": 255,
+    "purpose": 255,
+    "details": 512,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,9 @@ class AuditEntry:
 
     `user_id`, `integration_id`, `integration_type` and `purpose` are empty or 0 where they are unknown. `details` is
     the method, path and status of a proxy call. `action` is a plain string only if a stored entry was altered.
+    `integration_version` is the version of the credentials that the action has stored, else 0.
+
+    Texts are escaped, and bounded, when the entry is made; an `EscapedText` is taken as it is.
     """
 
     time: datetime
@@ -51,9 +68,29 @@ class AuditEntry:
     outcome: str = SUCCESS
     purpose: str = ""
     details: str = ""
+    integration_version: int = 0
+
+    def __post_init__(self) -> None:
+        for name, max_length in _MAX_LENGTHS.items():
+            object.__setattr__(self, name, escape(getattr(self, name), max_length))
 
 
-def background_entry(time: datetime, action: Action, integration: Integration, outcome: str = SUCCESS) -> AuditEntry:
-    """An entry of a background job about an integration."""
-    integration_id, integration_type = integration.integration_id, integration.integration_type
-    return AuditEntry(time, SERVER, action, integration.user_id, integration_id, integration_type, outcome)
+def recorded_user_id(user_id: str) -> EscapedText:
+    """Return a user as its entries name it."""
+    return escape(user_id, _MAX_LENGTHS["user_id"])
+
+
+def background_entry(
+    time: datetime, action: Action, integration: Integration, outcome: str = SUCCESS, *, new_version: int = 0
+) -> AuditEntry:
+    """An entry of a background job about an integration, whose credentials it has replaced by `new_version`, if any."""
+    return AuditEntry(
+        time,
+        SERVER,
+        action,
+        integration.user_id,
+        integration.integration_id,
+        integration.integration_type,
+        outcome,
+        integration_version=new_version,
+    )

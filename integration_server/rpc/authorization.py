@@ -90,7 +90,8 @@ def quota_key(context: Context) -> str:
     """Return the key of the current call's quota: each service and each user has its own."""
     caller = _caller.get()
     user_id = None if caller is None else caller.user_id
-    return caller_name(context) if user_id is None else f"{caller_name(context)}/{user_id}"
+    # No name has a control character: a service with a slash in its name does not share a user's quota.
+    return caller_name(context) if user_id is None else f"{caller_name(context)}\0{user_id}"
 
 
 # --- interceptors ----------------------------------------------------------------------------------------------------

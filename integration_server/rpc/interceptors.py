@@ -35,6 +35,7 @@ from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, d
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
+from integration_server.text_escaping import has_control_characters
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,8 +53,6 @@ CallerLookup: TypeAlias = Callable[[Context], str]
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
 _PURPOSE = "x-purpose"
-_MAX_AUDIT_TEXT_LENGTH = 128
-_MAX_AUDIT_DETAILS_LENGTH = 512
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
@@ -292,7 +291,8 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
     """Record each call of a unary method with an audit action.
 
     A method that awaits its audit entry responds once the entry is stored, or after two seconds. For any other method
-    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned.
+    the entry is queued. Raises `StoreUnavailable` if the queue is full: what is not recorded is not returned. Raises
+    `InvalidField` for a purpose with control characters.
     """
 
     async def record(entry: AuditEntry) -> None:
@@ -314,8 +314,10 @@ def record_audit(trail: AuditTrail, caller_of: CallerLookup, clock: Clock) -> In
 
         async def respond(request: Message, context: Context) -> Message:
             # Read first: gRPC may have ended the call later, and then frees the context.
-            entry = AuditEntry(clock(), caller_of(context), action, purpose=_purpose(context), details=details)
+            purpose = _purpose(context)
+            entry = AuditEntry(clock(), caller_of(context), action, purpose=purpose, details=details)
             try:
+                _require_valid_purpose(purpose)
                 response: Message = await behavior(request, context)
             except BaseException as error:
                 trail.enqueue(_complete_entry(entry, _error_outcome(error), request))
@@ -340,16 +342,16 @@ def _error_outcome(error: BaseException) -> str:
 
 def _response_outcome(response: Message) -> str:
     """Return `SUCCESS`, or the reason of a response with `success` false."""
-    return SUCCESS if getattr(response, "success", True) else _sanitize(getattr(response, "reason", "")) or "FAILED"
+    return SUCCESS if getattr(response, "success", True) else getattr(response, "reason", "") or "FAILED"
 
 
 def _complete_entry(entry: AuditEntry, outcome: str, *messages: Message) -> AuditEntry:
     """Return the entry with its outcome, and with the integration that the call's messages name."""
     return replace(
         entry,
-        user_id=_sanitize(_field("user_id", *messages) or audit_user.get()),
+        user_id=_field("user_id", *messages) or audit_user.get(),
         integration_id=_field("integration_id", *messages) or 0,
-        integration_type=_sanitize(_field("integration_type", *messages) or ""),
+        integration_type=_field("integration_type", *messages) or "",
         outcome=outcome,
         details=entry.details or _details(*messages),
     )
@@ -358,7 +360,7 @@ def _complete_entry(entry: AuditEntry, outcome: str, *messages: Message) -> Audi
 def _details(*messages: Message) -> str:
     """Return method, path and status of a provider call; never query or body, which may hold secrets."""
     parts = (_field(name, *messages) for name in ("method", "path", "status_code"))
-    return _sanitize(" ".join(str(part) for part in parts if part), _MAX_AUDIT_DETAILS_LENGTH)
+    return " ".join(str(part) for part in parts if part)
 
 
 def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's type
@@ -371,11 +373,10 @@ def _field(name: str, *messages: Message) -> Any:  # noqa: ANN401  # the field's
 
 
 def _purpose(context: Context) -> str:
-    """Return the purpose in the call's metadata, truncated; empty without one."""
-    purpose = next((value for key, value in context.invocation_metadata() or () if key == _PURPOSE), "")
-    return _sanitize(str(purpose))
+    """Return the purpose in the call's metadata; empty without one. Repeated entries are joined (RFC 9110 §5.3)."""
+    return ", ".join(str(value) for key, value in context.invocation_metadata() or () if key == _PURPOSE)
 
 
-def _sanitize(text: str, max_length: int = _MAX_AUDIT_TEXT_LENGTH) -> str:
-    """Return the printable part of a caller's text, truncated: it may be the reason for the rejection."""
-    return "".join(filter(str.isprintable, text))[:max_length]
+def _require_valid_purpose(purpose: str) -> None:
+    if has_control_characters(purpose):
+        raise InvalidField(_PURPOSE, "has a control character")

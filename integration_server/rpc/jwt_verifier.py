@@ -21,6 +21,7 @@ from integration_server.hot_reload import Contents, InvalidFile, ReloadedFile
 from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.errors import Unauthenticated
 from integration_server.service.common_types import Clock
+from integration_server.text_escaping import has_control_characters
 
 Fetch = Callable[[], Awaitable[bytes]]
 """Fetches the body of a published key set. Any exception means that it is not available."""
@@ -185,6 +186,6 @@ class JwtVerifier:
             exp={"essential": True},
         ).validate(claims)
         subject, expire_time = claims["sub"], datetime.fromtimestamp(claims["exp"], UTC)
-        if len(subject) > MAX_SUBJECT_LENGTH or "\0" in subject:
+        if len(subject) > MAX_SUBJECT_LENGTH or has_control_characters(subject):
             raise Unauthenticated("a subject that cannot be a user_id")
         return Identity(issuer.kind, (subject,), expire_time + self._leeway)

@@ -31,6 +31,7 @@ from integration_server.service.credentials.credential_service import UsableCred
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
+from integration_server.text_escaping import has_control_characters
 from integrations.v1 import credentials_pb2, event_pb2, integration_pb2, webhook_pb2
 from integrations.v1 import integration_service_pb2 as pb
 
@@ -81,7 +82,10 @@ def decode_required_text(field: str, value: str, max_length: int = MAX_NAME_LENG
 
 def decode_user_id(value: str) -> UserId:
     """Return the user that a call concerns."""
-    return UserId(decode_required_text("user_id", value, MAX_USER_ID_LENGTH))
+    user_id = decode_required_text("user_id", value, MAX_USER_ID_LENGTH)
+    if has_control_characters(user_id):
+        raise InvalidField("user_id", "has a control character or a lone surrogate")
+    return UserId(user_id)
 
 
 def decode_integration_id(value: int) -> IntegrationId:

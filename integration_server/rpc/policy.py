@@ -1,6 +1,7 @@
 """The policy file: TOML that grants permissions to callers. docs/authentication-and-authorization.md describes it."""
 
 import tomllib
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from integration_server.rpc.methods import (
     USER_PERMISSIONS,
     Permission,
 )
+from integration_server.text_escaping import has_control_characters
 
 ALL_TYPES = "*"
 SIDECAR = "sidecar"
@@ -76,13 +78,20 @@ def _require_service_permission(permission: Permission) -> Permission:
     return permission
 
 
+def _reject_control_characters(text: str) -> str:
+    if has_control_characters(text):
+        raise PydanticCustomError("control_characters", "has a control character")
+    return text
+
+
 def _reject_reserved_name(name: str, info: ValidationInfo) -> str:
-    if name.strip().lower() in (info.context or ()):
+    # Full-width and other compatibility letters look like those that they stand for.
+    if unicodedata.normalize("NFKC", name).strip().casefold() in (info.context or ()):
         raise PydanticCustomError("reserved_name", "is a reserved name: the audit log uses it for another caller")
     return name
 
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_reject_control_characters)]
 ServiceName = Annotated[Text, AfterValidator(_reject_reserved_name)]
 CertificateName = Annotated[Text, AfterValidator(_lower_unless_uri)]
 UserPermission = Annotated[Permission, AfterValidator(_require_user_permission)]

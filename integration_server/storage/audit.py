@@ -5,15 +5,18 @@ and the previous MAC; each chain has a MAC over its length and its last MAC; cha
 attacker with write access to the database, but without a data key, therefore cannot alter, insert or remove an entry,
 or remove a chain other than the newest, without detection by `AuditVerification`. After a write with an unknown result
 the process starts another chain: an entry may then be in both.
+
+The MAC of an entry covers a commitment to its personal fields, not the fields. With the salt of the commitment, they
+can be erased (`audit_erasure.py`), and nobody can find out what they were by trying names.
 """
 
 import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from operator import attrgetter
 from typing import Any
@@ -21,25 +24,31 @@ from typing import Any
 from sqlalchemy import Row, Select, func, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from integration_server.domain.audit import AuditEntry
-from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.domain.audit import AuditEntry, recorded_user_id
+from integration_server.domain.errors import StoreUnavailable
+from integration_server.service.audit.audit_heads import AUDIT_CHAIN, Head
 from integration_server.service.common_types import Aead
 from integration_server.service.credentials.credential_cipher import chain_key_aad
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
 from integration_server.storage.tables import audit_chains, audit_entries
+from integration_server.text_escaping import EscapedText
 
 _C = audit_chains.c
 _E = audit_entries.c
 
-_AUTHENTICATED = attrgetter("caller", "action", "user_id", "integration_id", "integration_type", "outcome", "purpose")
-_PAGE = 5000
+_TEXTS = ("caller", "action", "user_id", "integration_type", "outcome", "purpose", "details")
+_NUMBERS = ("time", "integration_id", "integration_version")
+_AUTHENTICATED = attrgetter("caller", "action", "integration_id", "integration_type", "integration_version", "outcome")
+_PERSONAL = attrgetter("user_id", "purpose", "details")
+_SALT_BYTES = 32
 
-_CHAINS: Select[Any] = select(
-    _C.chain_id, _C.number, _C.encrypted_key, _C.entries, _C.head, _C.checkpoint_mac
-).order_by(_C.number)
+ERASED = {"user_id": "", "purpose": "", "details": "", "salt": None}
+"""The values of an erased entry's columns. `purpose` and `details` may name the user too, or the account."""
 
-_UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
+_SHOWN_AS_ERASED = EscapedText("\\{erased}")  # no name is escaped to this
+
+UNREADABLE = (ValueError, TypeError, ArithmeticError, AttributeError, DBAPIError)
 """The errors of reading a row that this program cannot have written: a time before the year 1, a negative length, or on
 SQLite, where columns accept values of any type, a text that is not valid UTF-8."""
 
@@ -59,9 +68,14 @@ class Chain:
         """Return a chain without entries."""
         return cls(chain_id, number, key, 0, hashlib.sha256(f"{chain_id}/{number}".encode()).digest())
 
-    def extended_with(self, entry: "AuditEntry | Row[Any]") -> "Chain":
+    def extended_with(self, entry: "AuditEntry | Row[Any]", commitment: bytes) -> "Chain":
         """Return the chain after one more entry."""
-        return replace(self, entries=self.entries + 1, head=self._mac(self.head + _canonical(entry)))
+        head = self._mac(self.head + self._authenticated(entry, commitment))
+        return replace(self, entries=self.entries + 1, head=head)
+
+    def erasure_mac(self, sequence: int, commitment: bytes) -> bytes:
+        """The MAC that shows that an entry was erased by this program: a writer to the database cannot compute it."""
+        return self._mac(b"erased" + sequence.to_bytes(8, "big") + commitment)
 
     @property
     def checkpoint_mac(self) -> bytes:
@@ -73,14 +87,29 @@ class Chain:
         """The columns that change with each entry."""
         return {"entries": self.entries, "head": self.head, "checkpoint_mac": self.checkpoint_mac}
 
+    @property
+    def recorded_head(self) -> Head:
+        """The head to record outside the database."""
+        return Head(AUDIT_CHAIN, self.chain_id, self.number, self.entries, self.head)
+
+    def _authenticated(self, entry: AuditEntry | Row[Any], commitment: bytes) -> bytes:
+        time = entry.time.astimezone(UTC).isoformat(timespec="microseconds")
+        return json.dumps([time, *_AUTHENTICATED(entry), commitment.hex()]).encode()
+
     def _mac(self, content: bytes) -> bytes:
         return hmac.digest(self.key, content, "sha256")
 
 
-def _canonical(entry: AuditEntry | Row[Any]) -> bytes:
-    """Return the authenticated bytes of an entry or its row. Without details, they have the format of older entries."""
-    time = entry.time.astimezone(UTC).isoformat(timespec="microseconds")
-    return json.dumps([time, *_AUTHENTICATED(entry), *([entry.details] if entry.details else [])]).encode()
+def commitment_of(entry: AuditEntry | Row[Any], salt: bytes) -> bytes:
+    """Return the commitment to the personal fields of an entry. Raises `ValueError` for a salt of another length."""
+    if len(salt) != _SALT_BYTES:
+        raise ValueError("a salt of another length")
+    return hashlib.sha256(salt + json.dumps(_PERSONAL(entry)).encode()).digest()
+
+
+async def decrypt_chain_key(aead: Aead, row: Row[Any]) -> bytes:
+    """Return the key of a chain. Raises `CredentialsUnreadable`."""
+    return await aead.decrypt(row.encrypted_key, chain_key_aad(row.chain_id))
 
 
 class SqlAuditLog:
@@ -91,6 +120,11 @@ class SqlAuditLog:
         self._aead = aead
         self._chain_type = chain_type
         self._chain: Chain | None = None
+        self._heads: dict[str, Head] = {}
+
+    def heads(self) -> Sequence[Head]:
+        """The heads of this process's chains, as far as they are certainly stored: one, and more after failures."""
+        return tuple(self._heads.values())
 
     async def append(self, entries: Sequence[AuditEntry]) -> None:
         """Append entries to this process's chain, all or none. Raises `StoreUnavailable`."""
@@ -98,9 +132,13 @@ class SqlAuditLog:
         self._chain = None  # until the commit is certain
         chain, rows = before, []
         for entry in entries:
-            chain = chain.extended_with(entry)
+            salt = secrets.token_bytes(_SALT_BYTES)
+            commitment = commitment_of(entry, salt)
+            chain = chain.extended_with(entry, commitment)
+            values = {name: str(getattr(entry, name)) for name in _TEXTS}
+            values |= {name: getattr(entry, name) for name in _NUMBERS}
             position = {"chain_id": chain.chain_id, "sequence": chain.entries, "mac": chain.head}
-            rows.append({**asdict(entry), "action": str(entry.action), **position})
+            rows.append({**values, **position, "salt": salt, "commitment": commitment})
         advance = (
             update(audit_chains).where(_C.chain_id == chain.chain_id, _C.entries == before.entries).values(chain.record)
         )
@@ -109,6 +147,7 @@ class SqlAuditLog:
             if (await connection.execute(advance)).rowcount != 1:
                 raise StoreUnavailable  # the chain was changed: the retry starts another one
         self._chain = chain
+        self._heads[chain.chain_id] = chain.recorded_head
 
     async def _start_chain(self) -> Chain:
         chain_id, key = secrets.token_hex(16), secrets.token_bytes(32)
@@ -128,110 +167,27 @@ class SqlAuditLog:
                 return chain
 
 
-class AuditVerification:
-    """Verifies the whole log. `chains` and `entries` count what was read."""
-
-    def __init__(self, database: Database, aead: Aead, chain_type: type[Chain] = Chain) -> None:
-        self._database = database
-        self._aead = aead
-        self._chain_type = chain_type
-        self.chains = 0
-        self.entries = 0
-
-    async def problems(self) -> AsyncIterator[str]:
-        """Report all problems; none if the log is intact."""
-        with_entries = [chain_id async for chain_id in self._chains_with_entries()]
-        rows = await self._database.fetch(_CHAINS)  # read second: a chain is stored before its entries
-        for row in rows:
-            try:
-                for number in range(self.chains + 1, row.number):
-                    yield f"chain {number} is missing"
-                self.chains = row.number
-                async for problem in self._problems_of_chain(row):
-                    yield f"chain {row.number}: {problem}"
-            except _UNREADABLE:
-                yield f"chain {row.number}: its record was altered"
-        stored = {row.chain_id for row in rows}
-        for chain_id in with_entries:
-            if chain_id not in stored:
-                yield f"entries of chain {chain_id!r} were inserted: the chain does not exist"
-
-    async def _chains_with_entries(self) -> AsyncIterator[str]:
-        """Yield the ids of chains with entries. A scan of all entries could exceed the statement timeout."""
-        first = select(func.min(_E.chain_id))
-        chain_id = await self._database.fetch_value(first)
-        while chain_id is not None:
-            yield chain_id
-            chain_id = await self._database.fetch_value(first.where(_E.chain_id > chain_id))
-
-    async def _problems_of_chain(self, row: Row[Any]) -> AsyncIterator[str]:
-        try:
-            key = await self._aead.decrypt(row.encrypted_key, chain_key_aad(row.chain_id))
-        except CredentialsUnreadable:
-            yield "its key cannot be decrypted"
-            return
-        chain = self._chain_type.empty(row.chain_id, row.number, key)
-        recorded = replace(chain, entries=row.entries, head=row.head)
-        if not hmac.compare_digest(recorded.checkpoint_mac, row.checkpoint_mac):
-            yield "its length or its last entry was altered"
-        if row.entries == 0 and not hmac.compare_digest(chain.head, row.head):
-            yield "its number was altered"
-        async for problem in self._problems_of_entries(row, chain):
-            yield problem
-
-    async def _problems_of_entries(self, row: Row[Any], chain: Chain) -> AsyncIterator[str]:
-        try:
-            async for entry in self._entries_of(row.chain_id):
-                if entry.sequence <= chain.entries:
-                    yield f"entry {entry.sequence} was inserted"
-                    continue
-                if entry.sequence > chain.entries + 1:
-                    break
-                extended = chain.extended_with(entry)
-                if not hmac.compare_digest(extended.head, entry.mac):
-                    raise ValueError  # reported like an unreadable entry
-                chain = extended
-            else:
-                if chain.entries >= row.entries:
-                    return
-            yield f"entry {chain.entries + 1} is missing"
-        except _UNREADABLE:
-            yield f"entry {chain.entries + 1} or the entry before it was altered"
-
-    async def _entries_of(self, chain_id: str) -> AsyncIterator[Row[Any]]:
-        """Yield the entries of a chain in pages, including entries that are written meanwhile."""
-        query = select(audit_entries).where(_E.chain_id == chain_id).order_by(_E.sequence)
-        rest, size = query, _PAGE
-        while True:
-            try:
-                rows = await self._database.fetch(rest.limit(size))
-            except _UNREADABLE:
-                if size == 1:
-                    raise
-                size = 1  # read up to the unreadable entry
-                continue
-            for row in rows:
-                self.entries += 1
-                yield row
-            if len(rows) < size:
-                return
-            rest = query.where(_E.sequence > rows[-1].sequence)
-
-
 async def list_audit_entries(
     database: Database, user_id: str, integration_id: int, limit: int
 ) -> Sequence[AuditEntry | None]:
     """Return entries, the newest first. An empty user and 0 mean all. None stands for an unreadable entry."""
     query = select(audit_entries).order_by(_E.time.desc(), _E.sequence.desc()).limit(limit)
     if user_id:
-        query = query.where(_E.user_id == user_id)
+        query = query.where(_E.user_id == recorded_user_id(user_id))
     if integration_id:
         query = query.where(_E.integration_id == integration_id)
     try:
         # Also rows that this program cannot have written: readers must see them.
-        return [from_row(AuditEntry, row) for row in await database.fetch(query)]
-    except _UNREADABLE:
+        return [_entry_of(row) for row in await database.fetch(query)]
+    except UNREADABLE:
         return await _list_readable(database, query)
+
+
+def _entry_of(row: Row[Any]) -> AuditEntry:
+    texts = {name: EscapedText(getattr(row, name)) for name in _TEXTS}
+    if row.salt is None:
+        texts["user_id"] = _SHOWN_AS_ERASED
+    return from_row(AuditEntry, row, **texts)
 
 
 async def _list_readable(database: Database, query: Select[Any]) -> Sequence[AuditEntry | None]:
@@ -239,7 +195,7 @@ async def _list_readable(database: Database, query: Select[Any]) -> Sequence[Aud
     for key in await database.fetch(query.with_only_columns(_E.chain_id, _E.sequence)):
         one = select(audit_entries).where(_E.chain_id == key.chain_id, _E.sequence == key.sequence)
         try:
-            entries += [from_row(AuditEntry, row) for row in await database.fetch(one)]
-        except _UNREADABLE:
+            entries += [_entry_of(row) for row in await database.fetch(one)]
+        except UNREADABLE:
             entries.append(None)
     return entries

@@ -273,19 +273,24 @@ audit_entries = Table(
     Column("chain_id", String(32), primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("time", UtcDateTime, nullable=False),
-    Column("caller", String(255), nullable=False),
+    Column("caller", Text, nullable=False),
     Column("action", String(32), nullable=False),
-    Column("user_id", String(255), nullable=False),
+    Column("user_id", Text, nullable=False),
     Column("integration_id", BigInteger, nullable=False),
-    Column("integration_type", String(255), nullable=False),
-    Column("outcome", String(64), nullable=False),
-    Column("purpose", String(255), nullable=False),
+    Column("integration_type", Text, nullable=False),
+    Column("integration_version", BigInteger, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("details", Text, nullable=False),
+    Column("salt", LargeBinary),
+    Column("commitment", LargeBinary, nullable=False),
+    Column("erasure_mac", LargeBinary),
     Column("mac", LargeBinary, nullable=False),
-    Column("details", String(512), nullable=False, server_default=""),
     Index("ix_audit_entries_user_id_time", "user_id", "time"),
     Index("ix_audit_entries_time", "time"),
 )
-"""The entries of the audit log. They outlive their integration, so there is no foreign key."""
+"""The entries of the audit log. They outlive their integration, so there is no foreign key. `mac` covers `commitment`
+in place of the personal fields `user_id`, `purpose` and `details`, so that these and `salt` can be erased."""
 
 data_keys = Table(
     "data_keys",

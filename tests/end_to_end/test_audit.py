@@ -1,5 +1,6 @@
 """The audit log of a running server, and the detection of altered entries."""
 
+import signal
 from pathlib import Path
 
 import asyncpg
@@ -16,8 +17,8 @@ from tests.end_to_end.processes import new_key, run, run_server_process, server_
 
 
 async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgres_url: str, tmp_path: Path) -> None:
-    key = new_key()
-    async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key) as system:
+    key, heads = new_key(), str(tmp_path / "heads.jsonl")
+    async with run_server_process(tmp_path, postgres_url, ENCRYPTION_KEY=key, AUDIT_HEADS=heads) as system:
         integration_id = await system.connect()
         for _ in range(3):
             await system.service.GetCredentials(
@@ -32,6 +33,8 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
         await system.service.DisconnectIntegration(
             pb.DisconnectIntegrationRequest(integration_id=integration_id, user_id="ada")
         )
+        system.command.send(signal.SIGTERM)  # the last heads are recorded at the end
+        assert (await system.command.finished()).code == 0
     environment = server_environment(postgres_url, ENCRYPTION_KEY=key, COLUMNS="250")
     listed = await run(tmp_path, environment, "audit", "list")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in listed.out.splitlines() if "│" in line]
@@ -39,6 +42,7 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
     assert sorted(done) == sorted(
         [
             ("connect", "ada", "OK", ""),
+            ("store_credentials", "ada", "OK", ""),  # by the server
             ("complete", "ada", "OK", ""),
             *[("read_credentials", "ada", "OK", "nightly sync")] * 3,
             ("read_credentials", "eve", "INTEGRATION_NOT_FOUND", ""),
@@ -47,22 +51,36 @@ async def test_audit_entries_are_listed_and_altered_entries_are_detected(postgre
             ("disconnect", "ada", "OK", ""),
         ]
     )
+    environment["AUDIT_HEADS"] = heads
     verified = await run(tmp_path, environment, "audit", "verify")
     assert (verified.code, verified.err) == (0, "")
-    assert "1 chains, 9 entries" in verified.out
+    assert "1 chains, 10 entries. 1 chains were compared" in verified.out
+    erased = await run(tmp_path, environment, "audit", "erase-user", "eve", "--yes")
+    assert (erased.code, erased.out.splitlines()[-1]) == (0, "The user is erased from 1 entries.")
+    verified = await run(tmp_path, environment, "audit", "verify", "--heads", heads)
+    assert "2 chains, 11 entries, of which 1 name no user any more. 2 chains were compared" in verified.out
 
     connection = await asyncpg.connect(postgres_url)
     try:
-        await connection.execute(
-            "UPDATE audit_entries SET user_id = 'ada', time = '0044-03-15 BC' WHERE user_id = 'eve'"
-        )
+        # The erasure's chain is removed as a whole. The log is consistent then.
+        await connection.execute("DELETE FROM audit_chains WHERE number = 2")
+        await connection.execute("DELETE FROM audit_entries WHERE action = 'erase_user'")
+        set_back = await run(tmp_path, environment, "audit", "verify")
+        assert set_back.code == 1
+        assert "is missing: it had 1 entries, as its head shows" in set_back.err
+        control = await run(tmp_path, {**environment, "AUDIT_HEADS": ""}, "audit", "verify")
+        assert (control.code, "is intact" in control.out) == (0, True)
+        await connection.execute("UPDATE audit_entries SET time = '0044-03-15 BC' WHERE user_id = ''")
     finally:
         await connection.close()
     altered = await run(tmp_path, environment, "audit", "verify")
     assert altered.code == 1
     assert "was altered" in altered.err
+    absent = await run(tmp_path, environment, "audit", "verify", "--heads", str(tmp_path / "absent"))
+    assert absent.code == 3
     listed = await run(tmp_path, environment, "audit", "list")
     assert (listed.code, listed.out.count("cannot be read: see `audit verify`")) == (0, 1)
+    assert "eve" not in listed.out
     assert listed.out.count("nightly sync") == 3
 
 
@@ -83,6 +101,7 @@ async def test_audit_entries_of_callbacks_have_the_user_and_the_outcome(sqlite_u
         ("backend", "confirm", "ada", "OK"),
         ("backend", "connect", "ada", "OK"),
         ("backend", "connect", "ada", "OK"),
+        ("server", "store_credentials", "ada", "OK"),
         ("sidecar", "complete", "", "STATE_INVALID"),
         ("sidecar", "complete", "ada", "STATE_USED"),
         ("sidecar", "complete", "ada", "access_denied"),

@@ -28,7 +28,7 @@ async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_ur
     assert "No grant with a known expiry" in nothing.out
 
     renewable = NewCredentials(b"encrypted", is_renewable=True, refresh_token_expire_time=now + 3.5 * DAY)
-    await connect(sqlite_url, "renewable", renewable)
+    await connect(sqlite_url, "[b]renew\u200bable\x1b", renewable)
     await connect(sqlite_url, "once", NewCredentials(b"encrypted", access_token_expire_time=now + 1.5 * DAY))
     listed = await run(tmp_path, environment, "expiring", "--days", "4")
     lines = [line for line in listed.out.splitlines() if "token" in line]
@@ -36,6 +36,9 @@ async def test_the_expiring_command_lists_the_integrations_that_expire(sqlite_ur
         ("1.5", "access token"),
         ("3.5", "refresh token"),
     ]
+    assert (
+        lines[1].split("│")[6].strip() == "[b]renew\\u{200b}able\\u{1b}@example.com"
+    )  # escaped, and not read as markup
 
     fewer = await run(tmp_path, environment, "expiring", "--days", "2")
     assert "refresh token" not in fewer.out

@@ -3,6 +3,7 @@
 The RPCs are those that the running server reflects. An RPC without a row in the table below fails the tests.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +18,11 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from sqlalchemy import select
 
 from integration_server.rpc.methods import method_of
+from integration_server.storage.tables import audit_entries
+from integration_server.text_escaping import unescape
 from integrations.v1 import google_calendar_pb2 as calendars
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.google_calendar_pb2_grpc import GoogleCalendarServiceStub
@@ -30,6 +34,7 @@ from tests.end_to_end.authenticated_system import (
     connect,
     run_authenticated_system,
 )
+from tests.end_to_end.databases import fetch
 from tests.signed_webhook_provider import SIGNED_WEBHOOK, signature_headers, webhook_body
 from tools.certificates import Pair
 
@@ -476,3 +481,73 @@ async def test_a_stream_contains_only_events_that_its_caller_may_read(scenario: 
     for stream in streams.values():
         stream.cancel()
     await remove_created(scenario)
+
+
+# --- names in the audit log ------------------------------------------------------------------------------------------
+
+# All of them look like "ada" in some terminal. The second group has control characters, which no user may have.
+SIMILAR_USERS = (
+    "ada",
+    "ada\u200b",
+    "\u202eada",
+    "a\u00adda",
+    "ada\ufeff",
+    "ada\u3000",
+    "ada\ufe0f",
+    "ada\U000e0061",
+    "ada ",
+)
+REFUSED_USERS = ("ada\x1b", "ada\n", "ada\x7f", "ada\x85", "ada\0")
+
+
+async def recorded_names(database_url: str, integration_id: int, count: int) -> set[tuple[str, str]]:
+    """User and outcome of the entries about an integration, once there are `count` of them."""
+    columns = (audit_entries.c.user_id, audit_entries.c.outcome)
+    query = select(*columns).where(audit_entries.c.integration_id == integration_id)
+    async with asyncio.timeout(60):  # entries are written within a second
+        while True:
+            rows = await fetch(database_url, query)
+            if len(rows) >= count:
+                return {(row.user_id, row.outcome) for row in rows}
+            await asyncio.sleep(0.1)
+
+
+async def test_users_with_similar_names_are_recorded_as_different_users(
+    scenario: Scenario, shared_database_url: str
+) -> None:
+    by_user, by_service = ABSENT + 1, ABSENT + 2
+    for user_id in SIMILAR_USERS:
+        caller = await scenario.authenticated.user(user_id)
+        requests = (
+            (caller, pb.UpdateIntegrationRequest(integration_id=by_user, name="n")),
+            (scenario.backend, pb.UpdateIntegrationRequest(integration_id=by_service, name="n", user_id=user_id)),
+        )
+        for asking, request in requests:
+            refused = await outcome_of(asking.service.UpdateIntegration(request, metadata=asking.metadata))
+            assert isinstance(refused, Refused)
+            assert refused.reason == "INTEGRATION_NOT_FOUND"
+    for integration_id in (by_user, by_service):
+        recorded = await recorded_names(shared_database_url, integration_id, len(SIMILAR_USERS))
+        assert {unescape(user_id) for user_id, _ in recorded} == set(SIMILAR_USERS)
+        assert all(user_id.isprintable() and not user_id.endswith(" ") for user_id, _ in recorded)
+    # The negative control: without what is not printable, as names were recorded before, most are one user.
+    assert len({"".join(filter(str.isprintable, user_id)) for user_id in SIMILAR_USERS}) < 4
+
+
+async def test_users_with_control_characters_are_refused_everywhere(
+    scenario: Scenario, shared_database_url: str
+) -> None:
+    integration_id = ABSENT + 3
+    for user_id in REFUSED_USERS:
+        caller = await scenario.authenticated.user(user_id)
+        request = pb.UpdateIntegrationRequest(integration_id=integration_id, name="n")
+        refused = await outcome_of(caller.service.UpdateIntegration(request, metadata=caller.metadata))
+        assert isinstance(refused, Refused)
+        assert refused.code == grpc.StatusCode.UNAUTHENTICATED
+        request.user_id = user_id
+        refused = await outcome_of(scenario.backend.service.UpdateIntegration(request))
+        assert isinstance(refused, Refused)
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    recorded = await recorded_names(shared_database_url, integration_id, len(REFUSED_USERS))
+    assert {unescape(user_id) for user_id, _ in recorded} == set(REFUSED_USERS)
+    assert {outcome for _, outcome in recorded} == {"INVALID_FIELD"}

@@ -17,6 +17,7 @@ import structlog
 
 from integration_server.logs import configure_logging
 from integration_server.redaction import PATTERNS, REDACTED, redact, redact_text, strip_exception_text
+from integration_server.text_escaping import cut_marker
 
 RANDOM = "Zx9" + secrets.token_urlsafe(24).replace("-", "a").replace("_", "b")
 HEX = os.urandom(16).hex()
@@ -99,7 +100,7 @@ HARMLESS = [
     "reason=STATE_INVALID code=UNAVAILABLE state=taken",
     "integration 42 of google_calendar: PROVIDER_UNAVAILABLE after 10.0 s",
     "data key 00ff00ff00ff00ff is wrapped by key 89abcdef, which is not configured; configured: 01234567",
-    'File "/srv/service/credentials/refresher.py", line 12, in refresh\n    await provider.refresh()\n',
+    'File "/srv/service/credentials/refresher.py", line 12, in refresh await provider.refresh()',
     "8c1c2f0e-6d5b-4d5e-9e6a-0b0a0c0d0e0f",
     "127.0.0.1:50051",
     "PWD=/srv/app OLDPWD='/srv' pwd: ~",
@@ -186,10 +187,12 @@ def test_with_weaker_patterns_the_time_grows_quadratically(
 
 
 def test_a_long_text_is_cut_and_its_length_stated() -> None:
-    text = "beginning " + "continuation " * 10_000
+    text = "beginning" + " continuation" * 10_000
     kept = redact_text(text)
     assert kept.startswith("beginning continuation ")
-    assert kept.endswith(f"[cut: {len(text)} characters]")
+    assert kept.endswith(cut_marker(text))
+    assert f"{len(text)} characters" in kept
+    assert kept != redact_text(text + "x")
     assert len(kept) < 17 * 1024
     assert redact_text(text, max_length=sys.maxsize) == text
 
@@ -198,8 +201,8 @@ def test_a_long_text_is_cut_and_its_length_stated() -> None:
 def test_a_secret_at_the_cut_is_removed(around: str) -> None:
     text = f"before {around.format(RANDOM)}"
     cut = text.index(RANDOM) + 7
-    assert redact_text(text, max_length=cut) == f"before [cut: {len(text)} characters]"
-    assert redact_text("x" * 100, max_length=cut) == "[cut: 100 characters]"
+    assert redact_text(text, max_length=cut) == "before" + cut_marker(text)
+    assert redact_text("x" * 100, max_length=cut) == cut_marker("x" * 100)
     assert RANDOM[:7] in redact_text(text[:cut])  # the negative control: cut inside the secret
 
 

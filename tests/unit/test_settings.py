@@ -384,6 +384,20 @@ def as_variable(name: str, value: object) -> str:
     return ",".join(value) if type(value) is tuple else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@pytest.mark.parametrize(
+    "location", ["http://heads.example", "https://", "ftp://heads.example/a", "no-such-directory/heads", "/"]
+)
+def test_heads_need_a_directory_or_an_https_url(location: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "AUDIT_HEADS": location})) == ["AUDIT_HEADS"]
+
+
+def test_heads_are_recorded_in_a_file_or_at_a_url(tmp_path: Path) -> None:
+    for location in (str(tmp_path / "heads"), "heads", "https://heads.example/a?key=1"):
+        assert Settings.from_environment({**PRODUCTION, "AUDIT_HEADS": location}).audit_heads == location
+    local = {**PRODUCTION, "AUDIT_HEADS": "http://127.0.0.1:1/heads"}
+    assert names_of(problems_of(local)) == ["AUDIT_HEADS"]
+
+
 def test_the_example_file_lists_every_setting() -> None:
     names = [name for name, _ in example_variables()]
     settings = {field.alias for field in Settings.model_fields.values()}

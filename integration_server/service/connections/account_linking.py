@@ -1,9 +1,10 @@
 """The part that OAuth and API key connections share: choosing the row of an account and committing credentials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from integration_server.domain.audit import Action, AuditEntry, background_entry
 from integration_server.domain.credentials import Credentials
 from integration_server.domain.due_times import Schedule
 from integration_server.domain.errors import (
@@ -47,6 +48,7 @@ class AccountLinker:
     cipher: CredentialCipher
     clock: Clock
     schedule: Schedule
+    record_audit: Callable[[AuditEntry], object]
 
     async def existing(self, request: AccountRequest, provider: Provider) -> Integration:
         """The integration to reconnect. Raises `IntegrationNotFound` or `InvalidField`."""
@@ -83,6 +85,9 @@ class AccountLinker:
                     target, account, new, now, check_due_time=check, superseded_id=superseded_id
                 )
             if committed is not None:
+                # The caller's entry has no version, which shows a row that was put back.
+                version = committed.version
+                self.record_audit(background_entry(now, Action.STORE_CREDENTIALS, committed, new_version=version))
                 return committed
         raise StoreUnavailable
 

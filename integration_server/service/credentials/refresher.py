@@ -181,7 +181,7 @@ class TokenRefresher:
             if version == lease.version:  # a commit voids the lease
                 await self._release(lease, outcome_known=outcome_known)
         if outcome_known:
-            self.record_audit(background_entry(self.clock(), Action.REFRESH, integration))
+            self.record_audit(background_entry(self.clock(), Action.REFRESH, integration, new_version=version))
             self._log.info(
                 "refresh_completed",
                 **integration.log_fields,

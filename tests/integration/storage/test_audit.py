@@ -12,7 +12,8 @@ from sqlalchemy import delete, insert, select, text, update
 
 from integration_server.domain.audit import Action, AuditEntry
 from integration_server.domain.errors import StoreUnavailable
-from integration_server.storage.audit import AuditVerification, Chain, SqlAuditLog, list_audit_entries
+from integration_server.storage.audit import Chain, SqlAuditLog, commitment_of, list_audit_entries
+from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.engine import Database, open_database
 from integration_server.storage.keyring import Keyring
 from integration_server.storage.tables import audit_chains, audit_entries
@@ -81,12 +82,18 @@ async def test_an_intact_log_has_no_problems(
         {"time": NOON - timedelta(microseconds=1)},
         {"action": "disconnect"},
         {"action": "unknown"},
-        {"user_id": "eve"},
         {"integration_id": 999},
         {"integration_type": ""},
+        {"integration_version": 1},
         {"outcome": "STORE_UNAVAILABLE"},
-        {"purpose": ""},
+        {"commitment": bytes(32)},
         {"mac": bytes(32)},
+        # With a salt and a commitment of the forger's own.
+        {
+            "user_id": "eve",
+            "salt": bytes(32),
+            "commitment": commitment_of(replace(entry(10), user_id="eve"), bytes(32)),
+        },
     ],
     ids=str,
 )
@@ -95,6 +102,28 @@ async def test_an_altered_entry_is_found(database: Database, keyring: Keyring, v
     which = (_E.chain_id == await chain_id(database, 2), _E.sequence == 3)
     await execute(database, update(audit_entries).where(*which).values(values))
     assert await problems(database, keyring) == ["chain 2: entry 3 or the entry before it was altered"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"user_id": "eve"},
+        {"user_id": ""},
+        {"user_id": "ad\u0430"},  # a Cyrillic letter
+        {"user_id": "ada\u200b"},
+        {"purpose": ""},
+        {"details": "GET /other 200"},
+        {"salt": bytes(32)},
+        {"salt": b""},
+        {"salt": bytes(33)},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("written_entries")
+async def test_altered_personal_fields_are_found(database: Database, keyring: Keyring, values: dict[str, Any]) -> None:
+    which = (_E.chain_id == await chain_id(database, 2), _E.sequence == 3)
+    await execute(database, update(audit_entries).where(*which).values(values))
+    assert await problems(database, keyring) == ["chain 2: entry 3: its user, purpose or details were altered"]
 
 
 @pytest.mark.parametrize("sequence", [1, 5, BATCHES * BATCH])
@@ -239,7 +268,8 @@ async def test_an_unreadable_entry_is_found_and_the_others_are_listed(
     [
         ("time = 'long ago'", "chain 1: entry 2 or the entry before it was altered"),
         ("caller = CAST(x'ff' AS TEXT)", "chain 1: entry 2 or the entry before it was altered"),
-        ("purpose = x'00'", "chain 1: entry 2 or the entry before it was altered"),
+        ("purpose = x'00'", "chain 1: entry 2: its user, purpose or details were altered"),
+        ("salt = 'text'", "chain 1: entry 2: its user, purpose or details were altered"),
         ("mac = 'text'", "chain 1: entry 2 or the entry before it was altered"),
     ],
 )
@@ -282,8 +312,9 @@ async def test_macs_recomputed_without_the_key_are_found(
     chain = chain_type.empty(await chain_id(database, 1), 1, b"")
     statements = []
     for number, forged in enumerate((replace(entry(0), user_id="eve"), entry(1)), start=1):
-        chain = chain.extended_with(forged)
-        values = {"user_id": forged.user_id, "mac": chain.head}
+        commitment = commitment_of(forged, bytes(32))
+        chain = chain.extended_with(forged, commitment)
+        values = {"user_id": forged.user_id, "salt": bytes(32), "commitment": commitment, "mac": chain.head}
         statements.append(update(audit_entries).where(_E.sequence == number).values(values))
     await execute(
         database, *statements, update(audit_chains).values(head=chain.head, checkpoint_mac=chain.checkpoint_mac)

@@ -83,7 +83,7 @@ def start_process(database: Database, provider: FakeProvider, tasks: DetachedTas
     clock, cipher, providers = SettableClock(), CredentialCipher(FakeAead()), FakeProviders(provider)
     integrations, outbox = SqlIntegrations(database), SqlRevocationOutbox(database)
     schedule = Schedule(timedelta(minutes=5), None, lambda: 0.5)
-    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule)
+    account_linker = AccountLinker(integrations, providers, cipher, clock, schedule, lambda _: None)
     refresher = TokenRefresher(
         integrations,
         SqlRefreshLeases(database, MINUTE),

@@ -1,17 +1,19 @@
 """Calls are recorded, and credentials are not returned without an entry."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from integration_server.domain.audit import Action, AuditEntry
-from integration_server.domain.errors import IntegrationNotFound, StoreUnavailable
+from integration_server.domain.errors import IntegrationNotFound, InvalidField, StoreUnavailable
 from integration_server.domain.integration import UserId
 from integration_server.rpc.interceptors import record_audit
 from integration_server.rpc.methods import describe_method
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
+from integration_server.text_escaping import escape
 from integrations.v1 import google_calendar_pb2, integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from tests.fakes.clock import NOON
@@ -91,10 +93,29 @@ async def test_only_method_path_and_status_of_a_provider_call_are_recorded() -> 
 async def test_a_read_is_recorded_with_its_purpose() -> None:
     trail = Trail()
     request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
-    response = await call(trail, GET, request, pb.GetCredentialsResponse, "nightly\nsync" + 200 * "x")
+    response = await call(trail, GET, request, pb.GetCredentialsResponse, "nightly sync")
     assert response == pb.GetCredentialsResponse()
-    expected = AuditEntry(NOON, "billing", Action.READ_CREDENTIALS, "ada", 7, purpose=("nightlysync" + 200 * "x")[:128])
+    expected = AuditEntry(NOON, "billing", Action.READ_CREDENTIALS, "ada", 7, purpose="nightly sync")
     assert trail.entries == [expected]
+
+
+async def test_a_long_purpose_is_cut_and_marked_with_its_digest() -> None:
+    trail = Trail()
+    request = pb.GetCredentialsRequest(integration_id=7, user_id="ada")
+    for last in "xy":
+        await call(trail, GET, request, pb.GetCredentialsResponse, 300 * "x" + last)
+    first, second = (entry.purpose for entry in trail.entries)
+    assert first.startswith(255 * "x" + "\\{301 characters, sha256 ")
+    assert first != second
+
+
+@pytest.mark.parametrize("purpose", ["nightly\nsync", "a\0b", "\x1b[8msync", "a\x85b", "a\ud800"])
+async def test_a_purpose_with_control_characters_is_rejected_and_recorded(purpose: str) -> None:
+    trail = Trail()
+    with pytest.raises(InvalidField) as rejected:
+        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="ada"), reject, purpose)
+    assert rejected.value.field == "x-purpose"
+    assert [(entry.purpose, entry.outcome) for entry in trail.entries] == [(escape(purpose), "INVALID_FIELD")]
 
 
 async def test_an_integration_that_only_the_response_names_is_recorded() -> None:
@@ -148,11 +169,58 @@ async def test_the_context_of_an_ended_call_is_not_used() -> None:
     assert [(entry.outcome, entry.purpose) for entry in trail.entries] == [("CANCELLED", "nightly")]
 
 
-async def test_text_that_no_database_stores_is_sanitized() -> None:
+async def recorded_users(users: Sequence[str]) -> list[str]:
+    """The user of the entry of a call for each of these users."""
     trail = Trail()
-    with pytest.raises(IntegrationNotFound):
-        await call(trail, GET, pb.GetCredentialsRequest(integration_id=7, user_id="a\0da" + 300 * "x"), reject)
-    assert trail.entries[0].user_id == ("ada" + 300 * "x")[:128]
+    for user_id in users:
+        request = Request(pb.GetCredentialsRequest(integration_id=7), user_id)
+        with pytest.raises(IntegrationNotFound):
+            await call(trail, GET, request, reject)
+    return [entry.user_id for entry in trail.entries]
+
+
+class Request:
+    """A request with a user that protobuf itself would refuse, such as a lone surrogate."""
+
+    def __init__(self, request: pb.GetCredentialsRequest, user_id: str) -> None:
+        self.integration_id, self.user_id = request.integration_id, user_id
+
+
+SIMILAR = (
+    "ada",
+    "ada\u200b",
+    "ada\x1b",
+    "a\u00adda",
+    "\u202eada",
+    "ada\0",
+    "ada\ud800",
+    "ada\U000e0061",
+    "ada\ufe0f",
+    "ada ",
+)
+LONG = ("x" * 128, "x" * 129, "x" * 300, "x" * 299 + "y")
+
+
+async def test_users_with_similar_names_stay_different() -> None:
+    recorded = await recorded_users([*SIMILAR, *LONG])
+    assert len(set(recorded)) == len(SIMILAR) + len(LONG)
+    assert recorded[:2] == ["ada", "ada\\u{200b}"]
+    assert all(name.isprintable() for name in recorded)
+
+
+def test_negative_control_filtered_and_shortened_names_become_one() -> None:
+    def sanitize(text: str) -> str:
+        return "".join(filter(str.isprintable, text))[:128]
+
+    assert len(set(map(sanitize, SIMILAR[:-2]))) == 1
+    assert len(set(map(sanitize, LONG))) == 1
+
+
+async def test_every_text_of_an_entry_is_escaped() -> None:
+    entry = AuditEntry(NOON, "a\x1b", Action.CALL, "b\x1b", 7, "c\x1b", "d\x1b", "e\x1b", "f\x1b")
+    texts = [getattr(entry, field.name) for field in fields(entry) if field.type == "str" or field.type is str]
+    assert texts == [f"{letter}\\u{{1b}}" for letter in "abcdef"]
+    assert replace(entry, integration_id=8).user_id == "b\\u{1b}"  # not escaped twice
 
 
 async def test_credentials_are_not_returned_without_an_entry() -> None:

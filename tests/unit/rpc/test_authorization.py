@@ -252,6 +252,29 @@ async def test_each_user_has_its_own_quota(
         await service.call("ListIntegrations", pb.ListIntegrationsRequest(user_id="ada"), token="token all")
 
 
+def key_with_slash(context: Any) -> str:
+    return quota_key(context).replace("\0", "/")
+
+
+@pytest.mark.parametrize(
+    ("key", "is_shared"), [(quota_key, False), (key_with_slash, True)], ids=["", "negative control"]
+)
+async def test_a_service_does_not_share_the_quota_of_a_user(
+    system: FakeSystem, key: Callable[[Any], str], is_shared: bool
+) -> None:
+    keys = set[str]()
+
+    def spying(context: Any) -> str:
+        keys.add(key(context))
+        return key(context)
+
+    service = ProtectedService(system, before_requests=enforce_quota(spying, concurrency=10, per_second=10))
+    service.permissions["user/ada"] = service.permissions["all"]
+    for token in ("user ada", "token user/ada"):
+        await service.call("ListIntegrations", pb.ListIntegrationsRequest(user_id="ada"), token=token)
+    assert (len(keys) == 1) == is_shared
+
+
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,11 +6,14 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from integration_server.domain.errors import InvalidField
 from integration_server.rpc import mapping
+from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1.webhook_pb2 import WebhookHeader
 from tests.fakes.inmemory_grpc import InMemoryGrpc, RpcError
 from tests.fakes.system import ADA, EVE, FakeSystem
@@ -73,6 +76,31 @@ async def test_every_text_is_bounded(client: InMemoryGrpc, method: str, field: s
 
 
 NAMING_A_USER = [method for method, field in TEXT_FIELDS if field == "user_id"]
+
+
+@pytest.mark.parametrize("method", NAMING_A_USER)
+@pytest.mark.parametrize("user_id", ["ada\n", "\x1b[8mada", "a\tda", "ada\x7f", "ada\x9b", "\r"])
+async def test_a_user_has_no_control_characters(client: InMemoryGrpc, method: str, user_id: str) -> None:
+    await assert_field_is_reported(client, method, "user_id", with_text(method, "user_id", user_id))
+
+
+@pytest.mark.parametrize("user_id", ["ada\ud800", "\udfff"])
+def test_a_user_has_no_lone_surrogates(user_id: str) -> None:
+    with pytest.raises(InvalidField, match="surrogate"):
+        mapping.decode_user_id(user_id)
+    # Protobuf refuses them too, in both directions.
+    with pytest.raises((UnicodeError, ValueError)):
+        pb.GetIntegrationRequest(user_id=user_id)
+    encoded = user_id.encode("utf-8", "surrogatepass")
+    with pytest.raises(DecodeError):
+        pb.GetIntegrationRequest.FromString(b"\x12" + bytes([len(encoded)]) + encoded)
+
+
+@pytest.mark.parametrize(
+    "user_id", ["ada\u200b", "a\u00adda", "李\u3000雷", "a\u200cda", "ada\ue000", "ada ", "ada\u0378"]
+)
+def test_other_characters_stay_in_a_user(user_id: str) -> None:
+    assert mapping.decode_user_id(user_id) == user_id
 
 
 @pytest.mark.parametrize("method", NAMING_A_USER)

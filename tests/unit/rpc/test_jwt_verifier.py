@@ -89,6 +89,8 @@ async def test_a_token_for_another_issuer_audience_or_time_is_rejected(
         {"iss": "https://other.example"}, {"iss": None}, {"iss": ["https://issuer.example"]}, {"aud": None},
         {"aud": []}, {"aud": {"integrations": 1}}, {"exp": None}, {"exp": "never"}, {"exp": True}, {"exp": 10**30},
         {"sub": None}, {"sub": ""}, {"sub": 7}, {"sub": ["backend"]}, {"sub": "x" * 129}, {"sub": "back\0end"},
+        {"sub": "ada\n"}, {"sub": "\x1b[8mada"}, {"sub": "ada\x7f"}, {"sub": "ada\x85"}, {"sub": "ada\ud800"},
+        {"sub": "\ud83d\udc00\ude00"}, {"sub": "\udc00ada"},
     ],
     ids=repr,
 )  # fmt: skip
@@ -97,6 +99,15 @@ async def test_a_token_with_a_missing_or_malformed_claim_is_rejected(
 ) -> None:
     with pytest.raises(Unauthenticated):
         await verifier_for(issuer).resolve_identity(issuer.token("backend", NOW, **claims))
+
+
+@pytest.mark.parametrize(
+    "subject",
+    ["ada\u200b", "a\u00adda", "\u202eada", "a\u200dda", "李\u3000雷", "ada\u00a0", "ada\ue000", "ada\U000e0061", "😀"],
+)
+async def test_a_subject_with_other_characters_is_accepted_unchanged(issuer: TokenIssuer, subject: str) -> None:
+    identity = await verifier_for(issuer).resolve_identity(issuer.token(subject, NOW))
+    assert identity.names == (subject,)
 
 
 async def test_an_audience_may_be_one_of_several(issuer: TokenIssuer) -> None:

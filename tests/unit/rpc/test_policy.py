@@ -124,10 +124,41 @@ def test_only_the_sidecar_delivers_webhooks() -> None:
     assert problems_of(granted) == ["services.a.permissions.0: can be granted to the sidecar only"]
 
 
-@pytest.mark.parametrize("name", ["server", "operator", "user", "sidecar", "Server", " user"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "server",
+        "operator",
+        "user",
+        "sidecar",
+        "Server",
+        " user",
+        "\uff55\uff53\uff45\uff52",
+        "\u00a0user\u3000",
+        "u\u017fer",
+    ],
+)
 def test_reserved_names_are_rejected(name: str) -> None:
     granted = f'[services."{name}"]\ntokens = ["a"]\npermissions = ["health"]\n'
     assert problems_of(granted) == [f"services.{name}: is a reserved name: the audit log uses it for another caller"]
+
+
+@pytest.mark.parametrize("escape", ["\\u0000", "\\n", "\\u001b[8m", "\\u007f", "\\u0085"])
+def test_names_have_no_control_characters(escape: str) -> None:
+    problem = "has a control character"
+    permissions = 'permissions = ["health"]\n'
+    service = f'[services."a{escape}"]\ntokens = ["a"]\n{permissions}'
+    assert [found.partition(": ")[2] for found in problems_of(service)] == [problem]
+    for key in ("tokens", "certificates"):
+        caller = f'[services.a]\n{key} = ["a{escape}"]\n{permissions}'
+        assert problems_of(caller) == [f"services.a.{key}.0: {problem}"]
+        assert problems_of(f'[sidecar]\n{key} = ["a{escape}"]\n') == [f"sidecar.{key}.0: {problem}"]
+
+
+def test_names_keep_all_other_characters() -> None:
+    text = '[services."a\\u200bb"]\ntokens = ["c\\u3000d"]\npermissions = ["health"]\n'
+    policy = read_policy({PATH: text.encode()})
+    assert policy.caller_of(Identity(IdentityKind.TOKEN, ("c\u3000d",))).name == "a\u200bb"
 
 
 def test_negative_control_a_service_with_a_reserved_name_looks_like_a_user() -> None:
