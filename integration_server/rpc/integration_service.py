@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
@@ -12,7 +13,7 @@ from integration_server.service.connections.api_key_connection import ApiKeyConn
 from integration_server.service.connections.oauth_connection import Callback, ConnectionRequest, OAuthConnectionService
 from integration_server.service.connections.revocation import RevocationService
 from integration_server.service.credentials.credential_service import CredentialService
-from integration_server.service.events.event_stream import EventStream
+from integration_server.service.events.event_stream import EventStream, StreamItem
 from integration_server.service.health.health_checks import HealthChecker
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.service.proxy.calls import ApiProxy
@@ -46,6 +47,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     def __init__(self, use_cases: UseCases, clock: Clock) -> None:
         self._use_cases = use_cases
         self._clock = clock
+        # Streams share the items of events, so each event is encoded once.
+        self._stream_responses: WeakKeyDictionary[StreamItem, pb.WatchIntegrationsResponse] = WeakKeyDictionary()
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Start an OAuth 2 connection."""
@@ -260,7 +263,10 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
         )
         async with aclosing(items):
             async for item in items:
-                yield mapping.encode_stream_item(item)
+                response = self._stream_responses.get(item)
+                if response is None:
+                    response = self._stream_responses[item] = mapping.encode_stream_item(item)
+                yield response
 
     async def CallProvider(self, request: pb.CallProviderRequest, context: Context) -> pb.CallProviderResponse:
         """Call the provider's API."""
