@@ -257,6 +257,9 @@ class Settings(BaseModel):
     # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.
     caller_max_concurrency: Count = 2_000
     caller_max_calls_per_second: Count = 3_000
+    # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
+    caller_max_streams: Count = 200
+    caller_max_streams_per_user: Count = 10
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
