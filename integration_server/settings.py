@@ -240,6 +240,10 @@ class Settings(BaseModel):
     health_check_interval: Seconds = _duration(
         "HEALTH_CHECK_INTERVAL_SECONDS", 900 * _SECOND, ge=0 * _SECOND, le=30 * _DAY
     )
+    # Of an integration that callers check again and again.
+    health_check_min_interval: Seconds = _duration(
+        "HEALTH_CHECK_MIN_INTERVAL_SECONDS", 10 * _SECOND, ge=0 * _SECOND, le=_HOUR
+    )
     health_history: Days = _duration("HEALTH_HISTORY_DAYS", 30 * _DAY, le=3650 * _DAY)
     webhook_retention: Days = _duration("WEBHOOK_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
     webhook_secret_grace: Hours = _duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * _HOUR, ge=0 * _HOUR, le=720 * _HOUR)

@@ -68,9 +68,7 @@ def build_grpc_server(
         read_request(settings.grpc_read_timeout),
         enforce_deadline(),
         *auth.authorize_request,
-        limit_streams(
-            caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user
-        ),
+        limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
         record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))

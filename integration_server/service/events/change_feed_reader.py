@@ -70,8 +70,8 @@ class EventRange:
 class Subscription:
     """The events that wait for one stream: all that match its filter from the position `start` on.
 
-    At most `_MAX_BUFFERED` wait. Beyond that they are dropped and `start` moves behind them: the stream reads the log up
-    to `start`, so that a slow client costs no more memory than a fast one. `changed` wakes the stream.
+    At most `_MAX_BUFFERED` wait. Beyond that they are dropped and `start` moves behind them: the stream reads the log
+    up to `start`, so that a slow client costs no more memory than a fast one. `changed` wakes the stream.
     """
 
     def __init__(self, event_filter: EventFilter, start: int) -> None:
