@@ -5,14 +5,14 @@ times: the threshold that separates the two best. Its accuracy on the other half
 control is a cache that rejects another user's cached integration without a read of the store.
 """
 
+import asyncio
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
@@ -84,10 +84,11 @@ async def measure(plan: ExistenceOraclePlan, progress: Progress) -> Result:
 
 @asynccontextmanager
 async def _open(kind: DatabaseKind) -> AsyncIterator[Database]:
-    with TemporaryDirectory() as directory, run_postgres() as postgres:
-        url = f"sqlite:///{Path(directory)}/oracle.db"
+    with ExitStack() as stack:
+        url = f"sqlite:///{stack.enter_context(TemporaryDirectory())}/oracle.db"
         if kind is DatabaseKind.POSTGRES:
-            postgres.run("CREATE DATABASE oracle")
+            postgres = stack.enter_context(run_postgres())
+            await asyncio.to_thread(postgres.run, "CREATE DATABASE oracle")
             url = postgres.url("oracle")
         await migrate(url)
         async with open_database(url) as database:
