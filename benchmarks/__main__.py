@@ -10,7 +10,7 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import existence_oracle, proactive_refresh, slow_provider
+from benchmarks import event_fan_out, existence_oracle, proactive_refresh, slow_provider
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
@@ -43,7 +43,7 @@ def run_all(context: typer.Context) -> bool:
     """Run all benchmarks with their defaults, unless a command is given."""
     if context.invoked_subcommand is not None:
         return True
-    all_hold = [run_slow_provider(), run_proactive_refresh(), run_existence_oracle()]
+    all_hold = [run_slow_provider(), run_proactive_refresh(), run_existence_oracle(), run_event_fan_out()]
     return all(all_hold)
 
 
@@ -90,16 +90,35 @@ def run_existence_oracle(
     return _run("existence-oracle", existence_oracle.__doc__, plan, partial(existence_oracle.measure, plan))
 
 
+@app.command("event-fan-out")
+def run_event_fan_out(
+    streams: Annotated[int, typer.Option(min=1, help="Streams that get each event.")] = 200,
+    other_streams: Annotated[int, typer.Option(min=0, help="Streams of another user.")] = 2_000,
+    events: Annotated[int, typer.Option(min=20, help="Events.")] = 200,
+    bound: Annotated[float, typer.Option(help="Maximum ratio of a message's cost to one encoding.")] = 0.5,
+) -> bool:
+    """An event costs little for each stream that gets it, and nothing for the streams of other users."""
+    plan = event_fan_out.EventFanOutPlan(streams, other_streams, events, bound)
+    return _run("event-fan-out", event_fan_out.__doc__, plan, partial(event_fan_out.measure, plan))
+
+
+Plan = (
+    slow_provider.SlowProviderPlan
+    | proactive_refresh.ProactiveRefreshPlan
+    | existence_oracle.ExistenceOraclePlan
+    | event_fan_out.EventFanOutPlan
+)
+
+
 def _run(
     name: str,
     description: str | None,
-    plan: (
-        slow_provider.SlowProviderPlan | proactive_refresh.ProactiveRefreshPlan | existence_oracle.ExistenceOraclePlan
-    ),
+    plan: Plan,
     measure: Measure,
 ) -> bool:
     console = Console()
-    console.rule(f"{name} on {plan.database}")
+    database = getattr(plan, "database", DatabaseKind.SQLITE)
+    console.rule(f"{name} on {database}")
     console.print(" ".join((description or "").split()), highlight=False)
     with Progress(
         TextColumn("{task.description}"),
@@ -115,7 +134,7 @@ def _run(
         except NotMeasured as error:
             console.print(f"[red]NOT MEASURED[/]  {error}")
             return False
-    return report(console, f"{name}-{plan.database}", asdict(plan), result)
+    return report(console, f"{name}-{database}", asdict(plan), result)
 
 
 if __name__ == "__main__":
