@@ -47,6 +47,7 @@ METHODS: dict[str, Any] = {
     "CheckHealth": pb.CheckHealthRequest(user_id="ada", integration_id=1),
     "ListHealthChecks": pb.ListHealthChecksRequest(user_id="ada", integration_id=1),
     "RefreshToken": pb.RefreshTokenRequest(user_id="ada", integration_id=1),
+    "ListIntegrationTypes": pb.ListIntegrationTypesRequest(),
     "GetCredentials": pb.GetCredentialsRequest(user_id="ada", integration_id=1),
     "ReceiveWebhook": pb.ReceiveWebhookRequest(
         integration_type="sandbox", endpoint="app", url="https://x.example", method="POST"

@@ -99,8 +99,8 @@ class FakeSystem:
     """Extra keyword arguments of `build_service`."""
 
     associated_data_is_checked: bool = True
-    aead: Aead | None = None
-    """A real one instead of the fake."""
+    real_aead: Aead | None = None
+    """Encrypts instead of the fake, for benchmarks."""
 
     sleep_advances_clock: bool = False
     wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
@@ -122,7 +122,7 @@ class FakeSystem:
             supports_webhooks=True,
         )
         self.providers = FakeProviders(self.provider, self.key_provider)
-        self.aead = self.aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
+        self.aead = self.real_aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
         self.cipher = CredentialCipher(self.aead)
         self.trail = RecordingAuditTrail()
         self.database = InMemoryDatabase(self.clock)
