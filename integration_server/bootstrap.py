@@ -92,6 +92,7 @@ _SWEEP_INTERVAL = timedelta(seconds=30)  # of the deletion of abandoned authoriz
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may change
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
 _RETENTION_INTERVAL = timedelta(minutes=10)
+_MAX_PAGE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,8 @@ def build_service(
     between cursors of a quiet event stream.
     """
     integrations = stores.integrations
+    # The rest of a message is for the other fields. A page of a megabyte holds the event loop for some milliseconds.
+    max_page_bytes = min(settings.grpc_max_message_bytes * 3 // 4, _MAX_PAGE_BYTES)
     lookup = integrations if cache is None else CachedLookup(cache, integrations)
     reader = ChangeFeedReader(stores.change_feed, cache, monotonic)
     cipher = CredentialCipher(aead)
@@ -331,10 +334,14 @@ def build_service(
         providers,
         credentials,
         aead,
+        tasks,
         clock,
         schedule,
+        monotonic,
         deadline=settings.health_check_timeout,
         retention=settings.health_history,
+        min_interval=settings.health_check_min_interval,
+        max_page_bytes=max_page_bytes,
     )
     webhook_secrets = WebhookSecrets(
         stores.endpoints,
@@ -372,7 +379,7 @@ def build_service(
             skip_confirmation=settings.skip_confirmation,
         ),
         api_key_connection=ApiKeyConnectionService(account_linker, providers, tasks, random_token),
-        integration_manager=IntegrationManager(integrations, providers, aead, clock),
+        integration_manager=IntegrationManager(integrations, providers, aead, clock, max_page_bytes=max_page_bytes),
         revocation_service=revocation_service,
         credentials=credentials,
         health_checker=health_checker,

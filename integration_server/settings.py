@@ -240,6 +240,10 @@ class Settings(BaseModel):
     health_check_interval: Seconds = _duration(
         "HEALTH_CHECK_INTERVAL_SECONDS", 900 * _SECOND, ge=0 * _SECOND, le=30 * _DAY
     )
+    # Of an integration that callers check again and again.
+    health_check_min_interval: Seconds = _duration(
+        "HEALTH_CHECK_MIN_INTERVAL_SECONDS", 10 * _SECOND, ge=0 * _SECOND, le=_HOUR
+    )
     health_history: Days = _duration("HEALTH_HISTORY_DAYS", 30 * _DAY, le=3650 * _DAY)
     webhook_retention: Days = _duration("WEBHOOK_RETENTION_DAYS", 7 * _DAY, le=365 * _DAY)
     webhook_secret_grace: Hours = _duration("WEBHOOK_SECRET_GRACE_HOURS", 24 * _HOUR, ge=0 * _HOUR, le=720 * _HOUR)
@@ -257,6 +261,9 @@ class Settings(BaseModel):
     # Limits: docs/limits.md. The concurrency of one caller leaves room for a thousand calls that wait for one refresh.
     caller_max_concurrency: Count = 2_000
     caller_max_calls_per_second: Count = 3_000
+    # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
+    caller_max_streams: Count = 200
+    caller_max_streams_per_user: Count = 10
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024

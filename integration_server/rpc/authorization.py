@@ -173,10 +173,13 @@ class RequestAuthorizer:
             raise CallerNotAllowed
         if getattr(request, "integration_id", 0):
             target = mapping.decode_target(request)
-            if target not in self._types:
-                self._types[target] = await self._find_type(*target)
-            if not allowed_types.allows(self._types[target]):
-                raise IntegrationNotFound
+            known = self._types.get(target)
+            if known is None or not allowed_types.allows(known):
+                # Also for a known type that is not allowed: as long as for an id that does not exist.
+                known = await self._find_type(*target)
+                if not allowed_types.allows(known):
+                    raise IntegrationNotFound
+                self._types[target] = known
 
 
 def _bind_to_user(request: Any, user_id: UserId) -> None:  # noqa: ANN401  # a message of any type

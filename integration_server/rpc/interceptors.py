@@ -9,7 +9,8 @@ The server applies them in this order:
 5. `read_request` reads and decodes the request. Nothing that an unknown caller sends is parsed.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
-8. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
+8. `limit_streams` limits each caller's open streams, and those about one user.
+9. `record_audit` records the call in the audit trail. The contract declares for which methods. Calls that are rejected
    earlier are logged, not recorded: otherwise anybody could fill the trail.
 """
 
@@ -187,6 +188,40 @@ def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int)
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         is_exempt = method.permission is Permission.HEALTH and not method.streams_responses
         return behavior if is_exempt else wrap_in_context_manager(method, behavior, slot)
+
+    return wrap
+
+
+def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) -> Interceptor:
+    """Limit each caller's open event streams, and among them those that name one user. Raises `QuotaExceeded`.
+
+    A stream stays open without work and gets each event, so few of them cost as much as many calls. The quota is the
+    caller's: what one caller opens for a user takes nothing from another caller for the same user.
+    """
+    open_streams: Counter[tuple[str, str]] = Counter()
+
+    @asynccontextmanager
+    async def count(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message with a user_id
+        caller = caller_of(context)
+        keys = {(caller, ""): per_caller}  # of all users together
+        if request.user_id:
+            keys[caller, request.user_id] = per_user
+        for key, limit in keys.items():
+            if open_streams[key] >= limit:
+                subject = "that are streams for this user" if key[1] else "that are streams"
+                raise QuotaExceeded(f"{subject}; at most {limit} may be open")
+        open_streams.update(keys.keys())
+        try:
+            yield request
+        finally:
+            for key in keys:
+                open_streams[key] -= 1
+                if not open_streams[key]:
+                    del open_streams[key]
+
+    def wrap(method: Method, behavior: Behavior) -> Behavior:
+        names_user = method.streams_responses and "user_id" in method.request_class.DESCRIPTOR.fields_by_name
+        return wrap_in_context_manager(method, behavior, count) if names_user else behavior
 
     return wrap
 

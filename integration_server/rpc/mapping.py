@@ -47,6 +47,7 @@ MAX_METHOD_LENGTH = 16
 MAX_WEBHOOK_HEADERS = 200
 MAX_CONFIG_BYTES = 64 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
+MAX_CHECK_PAGE_SIZE = 50  # each row is a call to a provider, eight at a time, and all have ten seconds
 MAX_SCOPES = MAX_HEADERS = MAX_PARAMETERS = 100
 MAX_DURATION_SECONDS, MAX_NANOS = 315_576_000_000, 999_999_999  # as google.protobuf.Duration defines
 
@@ -107,11 +108,16 @@ def decode_target(request: Any) -> tuple[IntegrationId, UserId]:  # noqa: ANN401
     return decode_integration_id(request.integration_id), decode_user_id(request.user_id)
 
 
-def decode_page(request: Any, max_page_size: int = MAX_PAGE_SIZE) -> tuple[int, str]:  # noqa: ANN401  # see above
+def decode_page(
+    request: Any,  # noqa: ANN401  # a request with these two fields
+    max_page_size: int = MAX_PAGE_SIZE,
+    *,
+    default: int = DEFAULT_PAGE_SIZE,
+) -> tuple[int, str]:
     """Return the page size (the default for 0, at most `max_page_size`) and the page token of a request."""
     if request.page_size < 0:
         raise InvalidField("page_size", "is negative")
-    page_size = min(request.page_size or DEFAULT_PAGE_SIZE, max_page_size)
+    page_size = min(request.page_size or default, max_page_size)
     return page_size, decode_text("page_token", request.page_token, MAX_PARAMETER_LENGTH)
 
 

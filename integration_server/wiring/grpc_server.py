@@ -19,6 +19,7 @@ from integration_server.rpc.interceptors import (
     convert_errors,
     enforce_deadline,
     enforce_quota,
+    limit_streams,
     peer_address,
     read_request,
     record_audit,
@@ -54,18 +55,20 @@ def build_grpc_server(
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     # The outermost first.
     convert = convert_errors(caller_name)
+    caller_of = quota_key if auth.authenticate else peer_address
     interceptors: Sequence[Interceptor] = (
         convert,
         *auth.authenticate,
         *auth.authorize_method,
         enforce_quota(
-            quota_key if auth.authenticate else peer_address,
+            caller_of,
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
         ),
         read_request(settings.grpc_read_timeout),
         enforce_deadline(),
         *auth.authorize_request,
+        limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
         record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))

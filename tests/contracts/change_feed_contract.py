@@ -227,7 +227,7 @@ WRITES: dict[str, tuple[Write, list[ExpectedEvent]]] = {
 
 READS = {
     *("find", "get", "find_account", "list", "list_connected", "shares_grant", "list_expiring", "ping"),
-    *("error_rates", "due_types", "find_recipients", "known", "consumer_offset"),
+    *("error_rates", "counts", "due_types", "find_recipients", "known", "consumer_offset"),
 }
 
 

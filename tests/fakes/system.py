@@ -15,6 +15,7 @@ from integration_server.domain.credentials import AuthMethod, OAuthTokens
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.common_types import Aead
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.connections.oauth_connection import (
     AuthorizationRequest,
@@ -98,6 +99,9 @@ class FakeSystem:
     """Extra keyword arguments of `build_service`."""
 
     associated_data_is_checked: bool = True
+    real_aead: Aead | None = None
+    """Encrypts instead of the fake, for benchmarks."""
+
     sleep_advances_clock: bool = False
     wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
     """Replaces SQL stores."""
@@ -118,7 +122,7 @@ class FakeSystem:
             supports_webhooks=True,
         )
         self.providers = FakeProviders(self.provider, self.key_provider)
-        self.aead = FakeAead(checks_associated_data=self.associated_data_is_checked)
+        self.aead = self.real_aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
         self.cipher = CredentialCipher(self.aead)
         self.trail = RecordingAuditTrail()
         self.database = InMemoryDatabase(self.clock)

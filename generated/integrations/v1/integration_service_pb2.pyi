@@ -213,26 +213,32 @@ class DisconnectIntegrationResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., message: _Optional[str] = ..., integration_id: _Optional[int] = ..., provider_revoked: _Optional[bool] = ..., revocation_state: _Optional[_Union[_integration_pb2.RevocationState, str]] = ...) -> None: ...
 
 class CheckAllHealthRequest(_message.Message):
-    __slots__ = ("user_id",)
+    __slots__ = ("user_id", "page_size", "page_token")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     user_id: str
-    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, user_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class CheckAllHealthResponse(_message.Message):
-    __slots__ = ("total_integrations", "healthy_count", "error_count", "inactive_count", "integrations", "check_time")
+    __slots__ = ("total_integrations", "healthy_count", "error_count", "inactive_count", "integrations", "check_time", "next_page_token")
     TOTAL_INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_COUNT_FIELD_NUMBER: _ClassVar[int]
     ERROR_COUNT_FIELD_NUMBER: _ClassVar[int]
     INACTIVE_COUNT_FIELD_NUMBER: _ClassVar[int]
     INTEGRATIONS_FIELD_NUMBER: _ClassVar[int]
     CHECK_TIME_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     total_integrations: int
     healthy_count: int
     error_count: int
     inactive_count: int
     integrations: _containers.RepeatedCompositeFieldContainer[_integration_pb2.HealthCheck]
     check_time: _timestamp_pb2.Timestamp
-    def __init__(self, total_integrations: _Optional[int] = ..., healthy_count: _Optional[int] = ..., error_count: _Optional[int] = ..., inactive_count: _Optional[int] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, total_integrations: _Optional[int] = ..., healthy_count: _Optional[int] = ..., error_count: _Optional[int] = ..., inactive_count: _Optional[int] = ..., integrations: _Optional[_Iterable[_Union[_integration_pb2.HealthCheck, _Mapping]]] = ..., check_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CheckHealthRequest(_message.Message):
     __slots__ = ("integration_id", "user_id")
@@ -293,14 +299,20 @@ class RefreshTokenResponse(_message.Message):
     def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ListIntegrationTypesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListIntegrationTypesResponse(_message.Message):
-    __slots__ = ("integration_types",)
+    __slots__ = ("integration_types", "next_page_token")
     INTEGRATION_TYPES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     integration_types: _containers.RepeatedCompositeFieldContainer[_integration_pb2.IntegrationTypeInfo]
-    def __init__(self, integration_types: _Optional[_Iterable[_Union[_integration_pb2.IntegrationTypeInfo, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, integration_types: _Optional[_Iterable[_Union[_integration_pb2.IntegrationTypeInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetCredentialsRequest(_message.Message):
     __slots__ = ("integration_id", "user_id", "min_ttl", "required_scopes")

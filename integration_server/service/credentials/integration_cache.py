@@ -9,7 +9,6 @@ from datetime import timedelta
 
 from cachetools import TTLCache
 
-from integration_server.domain.errors import IntegrationNotFound
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.service.integrations.ports import IntegrationLookup, StoredIntegration
 
@@ -30,24 +29,33 @@ class RaceSafeCache:
         self._entries: TTLCache[IntegrationId, StoredIntegration] = TTLCache(
             size, _TTL.total_seconds(), timer=monotonic
         )
-        self._pending_reads: dict[IntegrationId, object] = {}
+        self._pending_reads: dict[IntegrationId, set[object]] = {}
         self._monotonic = monotonic
         self._fresh_until = monotonic()
 
-    def get(self, integration_id: IntegrationId) -> StoredIntegration | None:
-        """The cached integration; None if there is none, or the feed is not up to date."""
-        return self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
+    def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
+        """The user's integration, if it is cached and the feed is up to date.
+
+        Another user's is not found here, like one that does not exist: the caller then asks the store in both cases, so
+        that the time of a response does not tell them apart.
+        """
+        cached = self._entries.get(integration_id) if self._monotonic() < self._fresh_until else None
+        return cached if cached is not None and cached.integration.user_id == user_id else None
 
     def begin_read(self, integration_id: IntegrationId) -> object:
-        """Announce a read of the store; returns its token. A later read of the same integration replaces it."""
-        read_token = self._pending_reads[integration_id] = object()
+        """Announce a read of the store; returns its token."""
+        read_token = object()
+        self._pending_reads.setdefault(integration_id, set()).add(read_token)
         return read_token
 
     def end_read(self, integration_id: IntegrationId, read_token: object, found: StoredIntegration | None) -> None:
         """Cache the result of a read, unless the integration changed since the read began."""
-        if self._pending_reads.get(integration_id) is not read_token:
+        pending = self._pending_reads.get(integration_id, set())
+        if read_token not in pending:
             return
-        del self._pending_reads[integration_id]
+        pending.discard(read_token)
+        if not pending:
+            del self._pending_reads[integration_id]
         if found is not None:
             self._entries[integration_id] = found
 
@@ -75,9 +83,7 @@ class CachedLookup:
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
-        if (cached := self._cache.get(integration_id)) is not None:
-            if cached.integration.user_id != user_id:
-                raise IntegrationNotFound
+        if (cached := self._cache.get(integration_id, user_id)) is not None:
             return cached
         read_token, cacheable = self._cache.begin_read(integration_id), None
         try:

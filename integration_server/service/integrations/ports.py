@@ -3,12 +3,22 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from integration_server.domain.credentials import AuthMethod
 from integration_server.domain.integration import Failure, Integration, IntegrationId, UserId
 from integration_server.service.background.ports import Claim
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPage(Generic[T]):
+    """A page of stored rows. `is_last`: no row follows."""
+
+    items: Sequence[T]
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +101,28 @@ class IntegrationStore(IntegrationLookup, Protocol):
         """The user's connected integration with that account."""
 
     async def list(
-        self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
-    ) -> Sequence[Integration]:
-        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[Integration]:
+        """The user's integrations of these types (None: of all) with an id above `after`, ordered by id.
 
-    async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
-        """The user's connected integrations, ordered by id."""
+        At most `limit`, and at most `max_bytes` of them, as the store estimates their size in a response; but at least
+        one. No more is read.
+        """
+
+    async def list_connected(
+        self,
+        user_id: UserId,
+        integration_types: Collection[str] | None,
+        after: IntegrationId,
+        limit: int,
+        max_bytes: int,
+    ) -> StoredPage[StoredIntegration]:
+        """Of `list`, the connected integrations, with their encrypted credentials, which count too."""
 
     async def shares_grant(self, grant: OrphanedGrant, integration_types: Iterable[str]) -> bool:
         """Whether a revocation of the grant for the whole account would end a connected integration.

@@ -22,6 +22,7 @@ from tests.contracts.store_contract import (
     AttemptStoreContract,
     IntegrationStoreContract,
     create_connected,
+    list_connected,
     new_credentials,
 )
 from tests.keyrings import open_test_keyring
@@ -104,4 +105,4 @@ async def test_the_schema_is_migrated_through_pgbouncer(empty_pooled_url: str) -
     async with open_database(empty_pooled_url) as database:
         await migrate(empty_pooled_url)
         await check_schema(database)
-        assert await SqlIntegrations(database).list_connected(ANN) == []
+        assert await list_connected(SqlIntegrations(database)) == []

@@ -117,7 +117,20 @@ async def test_another_user_does_not_find_the_cached_row(row: StoredIntegration)
     for _ in range(2):
         assert await fixture.find(row) == row
         assert await fixture.find(row, EVE) is None
-    assert fixture.store.reads == 1
+    assert fixture.store.reads == 3  # the other user's time is that of an integration that does not exist
+
+
+async def test_reads_of_another_user_do_not_keep_the_row_out_of_the_cache(row: StoredIntegration) -> None:
+    fixture = CacheFixture(row)
+    await fixture.reader.poll()
+    fixture.store.gate.clear()
+    tasks = [asyncio.create_task(fixture.find(row, user_id)) for user_id in (EVE, ADA, EVE)]
+    await asyncio.sleep(0)
+    fixture.store.gate.set()
+    assert await asyncio.gather(*tasks) == [None, row, None]
+    assert await fixture.find(row) == row
+    assert fixture.store.reads == 3
+    assert not fixture.cache._pending_reads
 
 
 async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> None:
