@@ -18,7 +18,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── CredentialsUnreadable
     ├── StoreUnavailable
     ├── ServerStopping
-    ├── QuotaExceeded
+    ├── QuotaExceeded, TooManyFailures
     ├── CallerNotAllowed
     ├── ApiNotDeclared
     ├── RateLimited
@@ -219,6 +219,16 @@ class QuotaExceeded(IntegrationServerError):
 
     def __init__(self, subject: str) -> None:
         super().__init__(f"this caller has too many calls {subject}")
+
+
+class TooManyFailures(IntegrationServerError):
+    """The peer has sent too many tokens that are not valid, and now another one."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, retry_after: timedelta) -> None:
+        super().__init__("too many calls from this address had tokens that are not valid")
+        self.retry_after = retry_after
 
 
 class CallerNotAllowed(IntegrationServerError):

@@ -10,16 +10,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from integration_server.lifecycle import cap_to_fd_limit
 from integration_server.rpc.authorization import caller_name, quota_key
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
     Interceptor,
     ProtectedHandlers,
+    client_address,
     convert_errors,
     enforce_deadline,
     enforce_quota,
-    peer_address,
     read_request,
     record_audit,
 )
@@ -27,6 +28,7 @@ from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
 from integration_server.settings import Settings
+from integration_server.trusted_proxies import TrustedProxies, peer_key
 from integration_server.wiring.auth import AuthStack
 from integrations.v1 import (
     google_calendar_pb2,
@@ -50,23 +52,25 @@ def build_grpc_server(
     auth: AuthStack,
     trail: AuditTrail,
     clock: Clock,
+    call_log: CallLog,
 ) -> grpc.aio.Server:
     """Build the server. In dev mode, or where callers are authenticated, it has reflection (grpcurl uses it)."""
     # The outermost first.
-    convert = convert_errors(caller_name)
+    address_of = client_address(TrustedProxies(settings.trusted_proxies))
+    convert = convert_errors(caller_name, call_log, address_of)
     interceptors: Sequence[Interceptor] = (
         convert,
         *auth.authenticate,
         *auth.authorize_method,
         enforce_quota(
-            quota_key if auth.authenticate else peer_address,
+            quota_key if auth.authenticate else lambda context: peer_key(address_of(context)),
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
         ),
         read_request(settings.grpc_read_timeout),
         enforce_deadline(),
         *auth.authorize_request,
-        record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
+        record_audit(trail, caller_name if auth.authenticate else address_of, clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers

@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -77,7 +77,11 @@ class DetachedTasks:
 
     async def outcome(self, task: asyncio.Task[T]) -> T:
         """The result of a task, or its exception. `StoreUnavailable` if it waits for the store at the deadline."""
-        await asyncio.wait({task}, timeout=time_left())
+        try:
+            await asyncio.wait({task}, timeout=time_left())
+        except asyncio.CancelledError:
+            task.add_done_callback(_report_fault)
+            raise
         if not task.done() and self._running[task].pending_store_calls:
             raise StoreUnavailable
         return await asyncio.shield(task)
@@ -85,3 +89,13 @@ class DetachedTasks:
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start a task and wait for it."""
         return await self.outcome(self.start(coroutine))
+
+
+def _report_fault(task: asyncio.Task[Any]) -> None:
+    """Report the exception of a task whose caller is gone, unless it is an error that only the caller needs to know."""
+    if task.cancelled():
+        return
+    error = task.exception()  # marks it as retrieved
+    if error is not None and not isinstance(error, IntegrationServerError):
+        message = "A detached task failed after its caller was gone"
+        task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})

@@ -28,10 +28,10 @@ class FixedKeys:
     """Keys that never change."""
 
     def __init__(self, body: bytes) -> None:
-        self.keys = parse_jwks(body)
+        self.value = parse_jwks(body)
 
     async def get_keys(self, kid: str | None) -> KeySet:
-        return self.keys
+        return self.value
 
     async def poll(self) -> None:
         """Do nothing."""
