@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run both benchmarks, or one with options. The exit code is 1 if a bound is broken."""
+"""`python -m benchmarks`: run all benchmarks, or one with options. The exit code is 1 if a bound is broken."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -10,7 +10,8 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import proactive_refresh, slow_provider
+from benchmarks import hostile_clients, proactive_refresh, slow_provider
+from benchmarks.attacks import ATTACKS
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
@@ -43,7 +44,7 @@ def run_all(context: typer.Context) -> bool:
     """Run all benchmarks with their defaults, unless a command is given."""
     if context.invoked_subcommand is not None:
         return True
-    all_hold = [run_slow_provider(), run_proactive_refresh()]
+    all_hold = [run_slow_provider(), run_proactive_refresh(), run_hostile_clients()]
     return all(all_hold)
 
 
@@ -79,10 +80,27 @@ def run_proactive_refresh(
     return _run("proactive-refresh", proactive_refresh.__doc__, plan, partial(proactive_refresh.measure, plan))
 
 
+@app.command("hostile-clients")
+def run_hostile_clients(
+    database: Database = DatabaseKind.POSTGRES,
+    attack: Annotated[list[str] | None, typer.Option(help="An attack; repeatable. Default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of pairs of phases for each attack.")] = 3,
+    seconds: Seconds = 10,
+    rate: Annotated[float, typer.Option(min=1, help="Calls of the victim per second.")] = 20,
+    bound: RatioBound = 2,
+) -> bool:
+    """Hostile clients delay no other caller, and fill neither memory nor log."""
+    attacks = attack or list(ATTACKS)
+    if unknown := set(attacks) - set(ATTACKS):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(ATTACKS)}")
+    plan = hostile_clients.HostileClientsPlan(database, attacks, rounds, seconds, rate, bound)
+    return _run("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
+
+
 def _run(
     name: str,
     description: str | None,
-    plan: slow_provider.SlowProviderPlan | proactive_refresh.ProactiveRefreshPlan,
+    plan: slow_provider.SlowProviderPlan | proactive_refresh.ProactiveRefreshPlan | hostile_clients.HostileClientsPlan,
     measure: Measure,
 ) -> bool:
     console = Console()

@@ -7,6 +7,7 @@ END_STREAM, END_HEADERS = 0x1, 0x4
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS = 0x0, 0x1, 0x3, 0x4
 _CANCEL = 8
+_MAX_FRAME_SIZE = 16_384  # §4.2, without another setting
 
 Fields = Sequence[tuple[str, str]]
 
@@ -39,10 +40,15 @@ def headers(stream_id: int, block: bytes, *, end_stream: bool = False) -> bytes:
     return frame(_HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream_id, block)
 
 
-def message(stream_id: int, content: bytes, *, end_stream: bool = True) -> bytes:
-    """A DATA frame with one gRPC message."""
-    payload = b"\0" + len(content).to_bytes(4, "big") + content
-    return frame(_DATA, END_STREAM if end_stream else 0, stream_id, payload)
+def message(stream_id: int, content: bytes, *, compressed: bool = False, end_stream: bool = True) -> bytes:
+    """DATA frames with one gRPC message of at most 64 KiB, the window of a new stream."""
+    payload = bytes([compressed]) + len(content).to_bytes(4, "big") + content
+    parts = [payload[start : start + _MAX_FRAME_SIZE] for start in range(0, len(payload), _MAX_FRAME_SIZE)]
+    last = len(parts) - 1
+    return b"".join(
+        frame(_DATA, END_STREAM if end_stream and number == last else 0, stream_id, part)
+        for number, part in enumerate(parts)
+    )
 
 
 def reset(stream_id: int) -> bytes:

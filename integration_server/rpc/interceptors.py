@@ -53,6 +53,9 @@ RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
 
+MAX_METADATA_ENTRIES = 128
+"""The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
+
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
 _PURPOSE = "x-purpose"
@@ -102,11 +105,27 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
     The generated `add_…_to_server` functions register a service here as at a server.
     """
 
-    def __init__(self, interceptors: Sequence[Interceptor], *, unknown_method: Sequence[Interceptor]) -> None:
+    def __init__(
+        self,
+        interceptors: Sequence[Interceptor],
+        *,
+        unknown_method: Sequence[Interceptor],
+        max_metadata_entries: int = MAX_METADATA_ENTRIES,
+    ) -> None:
         self._interceptors = interceptors
+        self._max_metadata_entries = max_metadata_entries
         self._handlers: dict[str, RpcHandler] = {}
         self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
             compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
+        )
+
+        async def reject_metadata(_requests: object, context: Context) -> None:
+            problem = f"the call has more than {max_metadata_entries} metadata entries"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+
+        # Nobody is authenticated, because each reading of the metadata copies all of it.
+        self._too_much_metadata: RpcHandler = grpc.stream_unary_rpc_method_handler(
+            compose(UNKNOWN_METHOD, reject_metadata, unknown_method[:1])
         )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
@@ -120,6 +139,8 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
+        if len(handler_call_details.invocation_metadata or ()) > self._max_metadata_entries:
+            return self._too_much_metadata
         return self._handlers.get(handler_call_details.method, self._unknown)
 
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401

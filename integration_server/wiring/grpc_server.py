@@ -41,7 +41,8 @@ SERVICE_NAME = integration_service_pb2.DESCRIPTOR.services_by_name["IntegrationS
 CALENDARS_NAME = google_calendar_pb2.DESCRIPTOR.services_by_name["GoogleCalendarService"].full_name
 HEALTH_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
-_MAX_PENDING_CALLS = 10_000  # over all connections; each call takes some kilobytes
+# Over all connections, at 10 kB each: a second's calls of a caller, and several bursts of a thousand calls.
+_MAX_PENDING_CALLS = 3_000
 
 
 def build_grpc_server(

@@ -79,12 +79,12 @@ class DetachedTasks:
         """The result of a task, or its exception. `StoreUnavailable` if it waits for the store at the deadline."""
         try:
             await asyncio.wait({task}, timeout=time_left())
-        except asyncio.CancelledError:
+            if not task.done() and self._running[task].pending_store_calls:
+                raise StoreUnavailable
+            return await asyncio.shield(task)
+        except (asyncio.CancelledError, StoreUnavailable):
             task.add_done_callback(_report_fault)
             raise
-        if not task.done() and self._running[task].pending_store_calls:
-            raise StoreUnavailable
-        return await asyncio.shield(task)
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start a task and wait for it."""
