@@ -1,4 +1,4 @@
-"""`python -m benchmarks.attacks NAME`: one hostile client, which attacks a server at a fixed rate and stops by itself.
+"""`python -m benchmarks.attacks NAME…`: a hostile client, which attacks a server at fixed rates and stops by itself.
 
 The input is one line of JSON (`Target`), because command lines are visible to everybody. The output is one line, the
 number of requests that were sent. The requests are prepared before the attack, and the process has a low priority: on
@@ -13,9 +13,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -24,6 +25,7 @@ from integrations.v1 import integration_service_pb2 as pb
 from tests import http2_frames as http2
 
 SERVICE = "/integrations.v1.IntegrationService"
+_ROOT = Path(__file__).parents[1]
 _NICENESS = 10
 _TICK = 0.005  # seconds between batches of requests
 _SETTLE_SECONDS = 0.1  # for the server's HTTP/2 settings
@@ -274,22 +276,30 @@ ATTACKS: Mapping[str, Callable[[Target], Awaitable[int]]] = {
 }
 
 
-async def run_attack(name: str, target: Target) -> int:
-    """Run an attack in its own process; the number of requests that it sent."""
+async def run_attack(target: Target, *names: str) -> int:
+    """Run attacks at the same time in one process of their own; the number of requests that it sent."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.attacks", name, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "benchmarks.attacks", *names),
+        cwd=_ROOT,
+        env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'generated'}"},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     sent, _ = await process.communicate(f"{target.to_json()}\n".encode())
     if process.returncode:
-        raise RuntimeError(f"the attack {name} failed")
+        raise RuntimeError(f"an attack failed: {', '.join(names)}")
     return int(sent)
 
 
+async def _attack(names: Sequence[str], target: Target) -> int:
+    return sum(await asyncio.gather(*(ATTACKS[name](target) for name in names)))
+
+
 def main() -> None:
-    """Run the attack that the command line names."""
-    attack, target = ATTACKS[sys.argv[1]], Target(**json.loads(sys.stdin.readline()))
+    """Run the attacks that the command line names."""
+    target = Target(**json.loads(sys.stdin.readline()))
     os.nice(_NICENESS)
-    sys.stdout.write(f"{uvloop.run(attack(target))}\n")
+    sys.stdout.write(f"{uvloop.run(_attack(sys.argv[1:], target))}\n")
 
 
 if __name__ == "__main__":

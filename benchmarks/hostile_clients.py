@@ -87,7 +87,7 @@ class AuthenticatedServer:
         load_victim = partial(load, self.calls, plan.rate, plan.seconds, self.system.cpu_seconds)
         idle, log, memory_before = await load_victim(), self.system.log_bytes(), self.system.memory_bytes()
         async with asyncio.TaskGroup() as group:
-            attacking = group.create_task(run_attack(attack, self.target))
+            attacking = group.create_task(run_attack(self.target, attack))
             await asyncio.sleep(_ATTACK_START)
             attacked = await load_victim()
         figures.pairs.append((idle, attacked))
