@@ -100,9 +100,7 @@ class AuthenticatedServer:
 
 
 @asynccontextmanager
-async def authenticated_server(
-    database: DatabaseKind, seconds: float, **settings: str
-) -> AsyncIterator[AuthenticatedServer]:
+async def authenticated_server(database: DatabaseKind, seconds: float) -> AsyncIterator[AuthenticatedServer]:
     """Run a server. An attack on it lasts `seconds`."""
     with TemporaryDirectory(prefix="benchmark-") as folder:
         issuer = CredentialIssuer(Path(folder))
@@ -110,7 +108,7 @@ async def authenticated_server(
         issuer.put("policy.toml", POLICY.replace("[sidecar]", '[sidecar]\ntokens = ["sidecar"]').encode())
         sidecar_token = issuer.put("sidecar.token", token_of("sidecar").encode())
         authentication = {**issuer.token_settings, "SIDECAR_TOKEN_FILE": str(sidecar_token)}
-        async with running_system(database, **authentication, **settings) as system:
+        async with running_system(database, **authentication) as system:
             user_token = issuer.users.token("mallory", utc_now(), lifetime=_TOKEN_LIFETIME)
             calls = await _victim_calls(system, token_of("backend"))
             yield AuthenticatedServer(system, calls, _target(system, seconds, user_token))

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc._cython import cygrpc
 
 from integration_server.rpc.interceptors import Interceptor, compose, convert_errors
 from integration_server.rpc.methods import describe_method
@@ -104,7 +103,7 @@ class FakeContext:
             raise grpc.aio.UsageError("Abort already called!")
         self.error = RpcError(code, details, trailing_metadata)
         if self._is_client_gone:
-            raise cygrpc.ExecuteBatchError("Failed grpc_call_start_batch")
+            raise grpc.aio.InternalError("Failed grpc_call_start_batch")
         raise grpc.aio.AbortError("Locally aborted.")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message import Message
-from grpc._cython import cygrpc
 from structlog.testing import capture_logs
 
 from integration_server.domain.errors import InvalidField
@@ -57,7 +56,7 @@ def logs() -> Iterator[list[Any]]:
 
 
 async def test_an_operation_on_a_call_whose_client_is_gone_is_only_counted(calls: Calls, logs: list[Any]) -> None:
-    await calls.fail(cygrpc.ExecuteBatchError("Failed"), FakeContext(is_client_gone=True))
+    await calls.fail(grpc.aio.InternalError("Failed"), FakeContext(is_client_gone=True))
 
     assert calls.log.counts == {"client_gone": 1}
     assert not logs
@@ -110,7 +109,7 @@ async def test_negative_control_a_bug_is_still_reported(calls: Calls, logs: list
 
 @pytest.mark.parametrize(
     ("error", "logged"),
-    [(cygrpc.ExecuteBatchError("Failed"), 0), (grpc.aio.UsageError("a bug"), 1), (RuntimeError("a bug"), 1)],
+    [(grpc.aio.InternalError("Failed"), 0), (grpc.aio.UsageError("a bug"), 1), (RuntimeError("a bug"), 1)],
 )
 def test_what_grpc_itself_logs_of_clients_that_are_gone_is_only_counted(
     calls: Calls, caplog: pytest.LogCaptureFixture, error: Exception, logged: int
@@ -182,7 +181,7 @@ async def test_the_report_has_the_numbers_since_the_last_one(calls: Calls, logs:
     await calls.log.report()
     assert not logs
     for _ in range(3):
-        await calls.fail(cygrpc.ExecuteBatchError("Failed"), FakeContext(is_client_gone=True))
+        await calls.fail(grpc.aio.InternalError("Failed"), FakeContext(is_client_gone=True))
     await calls.log.report()
     await calls.log.report()
 

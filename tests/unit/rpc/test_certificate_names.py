@@ -106,7 +106,7 @@ def test_a_certificate_without_one_clear_name_identifies_nobody(
 def test_negative_control_a_name_that_ends_at_a_nul_is_another_name(authority: Authority) -> None:
     """What gRPC shows of the certificate with a NUL is accepted as a name."""
     certificate = authority.issue([dns("sync.example\0.evil.example")]).certificate
-    (name,) = x509.load_pem_x509_certificate(certificate).extensions[-1].value.get_values_for_type(x509.DNSName)  # type: ignore[attr-defined]
+    (name,) = x509.load_pem_x509_certificate(certificate).extensions[-1].value.get_values_for_type(x509.DNSName)
     assert parse_name(name.partition("\0")[0]) == "sync.example"
 
 

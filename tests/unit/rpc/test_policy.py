@@ -8,6 +8,7 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, NO_IN
 from integration_server.hot_reload import InvalidFile
 from integration_server.rpc.authentication import Identity, IdentityKind
 from integration_server.rpc.authorization import Permissions, Policy
+from integration_server.rpc.certificate_names import parse_name
 from integration_server.rpc.methods import SIDECAR_PERMISSIONS, USER_PERMISSIONS, Permission
 from integration_server.rpc.policy import read_policy
 
@@ -101,6 +102,24 @@ def test_a_certificate_with_the_names_of_two_services_identifies_neither() -> No
     two = policy('[sidecar]\ncertificates = ["a"]\n[services.other]\ncertificates = ["b"]\npermissions = ["health"]\n')
     assert two.caller_of(Identity(IdentityKind.CERTIFICATE, ("a", "b"))).permissions == Permissions()
     assert two.caller_of(Identity(IdentityKind.CERTIFICATE, ("b", "c"))).permissions.granted == {Permission.HEALTH}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["spiffe://example.org", "spiffe://example.org/a/", "spiffe://Example.org/a", "*.example.org", "a.example.", "a b"],
+)
+def test_a_name_that_no_certificate_can_have_is_rejected(name: str) -> None:
+    text = f'[services.sync]\ncertificates = ["{name}"]\npermissions = ["health"]\n'
+    (problem,) = problems_of(text)
+    assert problem.startswith(
+        "services.sync.certificates.0: is neither a SPIFFE ID with a path nor the name of one host"
+    )
+
+
+def test_names_are_compared_as_those_of_certificates() -> None:
+    text = '[services.sync]\ncertificates = ["SPIFFE://example.org/A"]\npermissions = ["health"]\n'
+    named = policy(text).caller_of(Identity(IdentityKind.CERTIFICATE, (parse_name("Spiffe://example.org/A"),)))
+    assert named.permissions.granted == {Permission.HEALTH}
 
 
 @pytest.mark.parametrize("permission", sorted(set(Permission) - USER_PERMISSIONS))
