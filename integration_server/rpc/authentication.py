@@ -51,10 +51,10 @@ class IdentityKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The authenticated names of a caller, and when they expire."""
+    """The authenticated name of a caller, and when it expires."""
 
     kind: IdentityKind
-    names: tuple[str, ...]
+    name: str
     expire_time: datetime | None = None
 
 
@@ -189,7 +189,7 @@ def certificate_identity(auth_context: AuthContext, names: CertificateNames) -> 
     certificates = list(auth_context.get("x509_pem_cert", ()))
     if len(certificates) != 1:
         raise Unauthenticated("neither a token nor a certificate")
-    return Identity(IdentityKind.CERTIFICATE, (names.name_of(certificates[0]),))
+    return Identity(IdentityKind.CERTIFICATE, names.name_of(certificates[0]))
 
 
 def _bearer_token(entries: list[str | bytes]) -> str:

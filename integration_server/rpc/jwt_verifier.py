@@ -209,4 +209,4 @@ class JwtVerifier:
         subject, expire_time = claims["sub"], datetime.fromtimestamp(claims["exp"], UTC)
         if len(subject) > MAX_SUBJECT_LENGTH or has_control_characters(subject):
             raise Unauthenticated("a subject that cannot be a user_id")
-        return Identity(issuer.kind, (subject,), expire_time + self._leeway)
+        return Identity(issuer.kind, subject, expire_time + self._leeway)

@@ -101,9 +101,10 @@ def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
             cap_to_fd_limit(settings.grpc_max_connections, 1 / 2, setting="GRPC_MAX_CONNECTIONS"),
         ),
         ("grpc.max_concurrent_streams", settings.grpc_max_streams_per_connection),
-        # With its overload protection, gRPC counts streams that have just ended, and rejects most of a burst that its
-        # own client queues. The next two limits bound streams that are opened and cancelled without end: they limit
-        # the calls that have arrived and that this process has not started.
+        # Off: it counts streams that have just ended, and so rejects most of a burst that gRPC's own client queues.
+        # Against streams that are opened and reset without end (CVE-2023-44487), the next two limits bound the calls
+        # that have arrived and that this process has not started. gRPC drops those that are reset meanwhile without
+        # any work of ours; one that has been started costs a third of a millisecond (docs/limits.md).
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),

@@ -23,7 +23,7 @@ class FakeTokenVerifier:
         kind, _, name = token.partition(" ")
         if not name:
             raise Unauthenticated("the token names nobody")
-        return Identity(IdentityKind(kind), (name,), self._expire_time)
+        return Identity(IdentityKind(kind), name, self._expire_time)
 
 
 def fake_tokens(expire_time: datetime | None = None) -> TokenAuthenticator:

@@ -53,11 +53,11 @@ async def test_an_authorization_entry_is_one_bearer_token(values: list[str | byt
 async def test_a_certificate_neither_adds_to_a_token_nor_replaces_a_bad_one() -> None:
     certificate = Authority().issue([UniformResourceIdentifier("spiffe://example.org/a")]).certificate
     assert await identity_of(FakeContext(token="user ada", certificate=certificate)) == Identity(
-        IdentityKind.USER, ("ada",)
+        IdentityKind.USER, "ada"
     )
     with pytest.raises(Unauthenticated):
         await identity_of(FakeContext(token="bad", certificate=certificate))
-    assert (await identity_of(FakeContext(certificate=certificate))).names == ("spiffe://example.org/a",)
+    assert (await identity_of(FakeContext(certificate=certificate))).name == "spiffe://example.org/a"
 
 
 async def test_a_token_without_keys_to_verify_it_is_refused() -> None:
@@ -109,7 +109,7 @@ class TokenSystem:
 
     async def _outcome(self, token: str, peer: Peer) -> str:
         try:
-            return (await self.tokens.resolve_identity(token, peer)).names[0]
+            return (await self.tokens.resolve_identity(token, peer)).name
         except (Unauthenticated, TooManyFailures) as error:
             return type(error).__name__
 
@@ -248,7 +248,7 @@ async def test_failures_are_counted_for_the_client_that_a_trusted_proxy_names() 
 
 
 async def test_the_identity_is_that_of_the_current_call() -> None:
-    assert await identity_of(FakeContext(token="user ada")) == Identity(IdentityKind.USER, ("ada",))
+    assert await identity_of(FakeContext(token="user ada")) == Identity(IdentityKind.USER, "ada")
 
 
 @pytest.mark.parametrize("token", [None, "", "nonsense"])

@@ -55,7 +55,7 @@ def issuer() -> TokenIssuer:
 
 async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
     try:
-        return (await verifier.resolve_identity(token)).names == ("backend",)
+        return (await verifier.resolve_identity(token)).name == "backend"
     except Unauthenticated:
         return False
 
@@ -63,7 +63,7 @@ async def is_accepted(verifier: JwtVerifier, token: str) -> bool:
 async def test_a_valid_token_identifies_its_subject_until_it_expires(issuer: TokenIssuer) -> None:
     token = issuer.token("backend", NOW)
     expire_time = NOW + timedelta(minutes=5) + LEEWAY
-    assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, ("backend",), expire_time)
+    assert await verifier_for(issuer).resolve_identity(token) == Identity(IdentityKind.TOKEN, "backend", expire_time)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ async def test_an_rpc_without_complete_rules_is_denied_to_every_caller(incomplet
         keys: object = ()
 
         async def resolve_identity(self, token: str) -> Identity:
-            return Identity(IdentityKind.TOKEN, (token,))
+            return Identity(IdentityKind.TOKEN, token)
 
     async def respond(request: str, _context: object) -> str:
         return request
