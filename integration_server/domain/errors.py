@@ -18,7 +18,7 @@ Messages are built here from names, fields and numbers, so that none contains a 
     ├── CredentialsUnreadable
     ├── StoreUnavailable
     ├── ServerStopping
-    ├── QuotaExceeded, TooManyFailures
+    ├── QuotaExceeded
     ├── CallerNotAllowed
     ├── ApiNotDeclared
     ├── RateLimited
@@ -215,19 +215,9 @@ class QuotaExceeded(IntegrationServerError):
     """The caller has exceeded its quota."""
 
     reason = "QUOTA_EXCEEDED"
-    retry_after = timedelta(seconds=1)
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(f"this caller has too many calls {subject}")
-
-
-class TooManyFailures(IntegrationServerError):
-    """The peer has sent too many tokens that are not valid, and now another one."""
-
-    reason = "QUOTA_EXCEEDED"
-
-    def __init__(self, retry_after: timedelta) -> None:
-        super().__init__("too many calls from this address had tokens that are not valid")
         self.retry_after = retry_after
 
 

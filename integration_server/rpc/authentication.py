@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from cachetools import LRUCache
 
-from integration_server.domain.errors import TooManyFailures
+from integration_server.domain.errors import QuotaExceeded
 from integration_server.peer_limiter import PeerLimiter
 from integration_server.rpc.certificate_names import CertificateNames
 from integration_server.rpc.errors import KeysNotAvailable, TokenExpired, Unauthenticated
@@ -103,7 +103,7 @@ class TokenAuthenticator:
         self._failed_connections: LRUCache[str, bool] = LRUCache(_FAILED_CONNECTIONS)
 
     async def resolve_identity(self, token: str, peer: Peer) -> Identity:
-        """Return the identity of a token's subject. Raises `Unauthenticated`, or `TooManyFailures` over the limit."""
+        """Return the identity of a token's subject. Raises `Unauthenticated`, or `QuotaExceeded` over the limit."""
         if len(token) > self._max_token_length:
             problem = f"a token of more than {self._max_token_length} characters"
             raise Unauthenticated(problem, f"the authorization entry has {problem}")
@@ -138,7 +138,7 @@ class TokenAuthenticator:
     def _require_few_failures(self, peer: Peer) -> None:
         retry_after = None if self._limiter is None else self._limiter.retry_after(peer.address)
         if retry_after is not None and peer.connection in self._failed_connections:
-            raise TooManyFailures(retry_after)
+            raise QuotaExceeded("whose tokens are not valid", retry_after)
 
 
 _identity: ContextVar[Identity] = ContextVar("identity")
@@ -157,7 +157,7 @@ def authenticate(
 ) -> Interceptor:
     """Determine the caller's identity before anything of its request is read.
 
-    Raises `Unauthenticated` or `TooManyFailures`. A stream also ends once the caller's token has expired.
+    Raises `Unauthenticated` or `QuotaExceeded`. A stream also ends once the caller's token has expired.
     """
     certificate_names = CertificateNames()
 

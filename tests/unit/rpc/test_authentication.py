@@ -9,7 +9,7 @@ import pytest
 from cryptography.x509 import UniformResourceIdentifier
 from structlog.testing import capture_logs
 
-from integration_server.domain.errors import TooManyFailures
+from integration_server.domain.errors import QuotaExceeded
 from integration_server.peer_limiter import PeerLimiter
 from integration_server.rpc.authentication import (
     Identity,
@@ -110,7 +110,7 @@ class TokenSystem:
     async def _outcome(self, token: str, peer: Peer) -> str:
         try:
             return (await self.tokens.resolve_identity(token, peer)).name
-        except (Unauthenticated, TooManyFailures) as error:
+        except (Unauthenticated, QuotaExceeded) as error:
             return type(error).__name__
 
 
@@ -125,10 +125,10 @@ FORGED = [f"forged{number}" for number in range(100)]
 async def test_forged_tokens_over_the_limit_are_refused_before_they_are_verified() -> None:
     system = TokenSystem()
     outcomes = await system.outcomes(*FORGED, peer=ATTACKER)
-    assert outcomes == ["Unauthenticated"] * 3 + ["TooManyFailures"] * 97
+    assert outcomes == ["Unauthenticated"] * 3 + ["QuotaExceeded"] * 97
     assert system.verifier.verified == FORGED[:3]
     system.now += 1
-    assert await system.outcomes("forged", "forged", peer=ATTACKER) == ["Unauthenticated", "TooManyFailures"]
+    assert await system.outcomes("forged", "forged", peer=ATTACKER) == ["Unauthenticated", "QuotaExceeded"]
 
 
 async def test_negative_control_without_the_limit_every_forged_token_is_verified() -> None:
@@ -155,7 +155,7 @@ async def test_verified_tokens_are_accepted_on_the_connection_of_an_attacker() -
     system = TokenSystem()
     await system.outcomes("user ada", *FORGED, peer=ATTACKER)
     assert await system.outcomes("user ada", peer=ATTACKER) == ["ada"]
-    assert await system.outcomes("user bob", peer=ATTACKER) == ["TooManyFailures"]
+    assert await system.outcomes("user bob", peer=ATTACKER) == ["QuotaExceeded"]
 
 
 async def test_an_attacker_gets_one_more_attempt_on_each_new_connection() -> None:
@@ -163,7 +163,7 @@ async def test_an_attacker_gets_one_more_attempt_on_each_new_connection() -> Non
     await system.outcomes(*FORGED, peer=ATTACKER)
     for port in range(5):
         peer = Peer(ATTACKER.address, f"ipv4:10.0.0.1:{port}")
-        assert await system.outcomes("forged", "forged", peer=peer) == ["Unauthenticated", "TooManyFailures"]
+        assert await system.outcomes("forged", "forged", peer=peer) == ["Unauthenticated", "QuotaExceeded"]
 
 
 async def test_a_token_is_verified_once_until_the_keys_change() -> None:
@@ -235,13 +235,13 @@ async def test_failures_are_counted_for_the_client_that_a_trusted_proxy_names() 
         behavior = authenticate(system.tokens, system.clock, address_of)(METHOD, respond)
         try:
             return str(await behavior(None, FakeContext(metadata=metadata)))
-        except (Unauthenticated, TooManyFailures) as error:
+        except (Unauthenticated, QuotaExceeded) as error:
             return type(error).__name__
 
-    assert [await call("forged", "203.0.113.9") for _ in range(4)] == ["Unauthenticated"] * 3 + ["TooManyFailures"]
+    assert [await call("forged", "203.0.113.9") for _ in range(4)] == ["Unauthenticated"] * 3 + ["QuotaExceeded"]
     assert await call("user ada", "203.0.113.10") == "response"
     # What the attacker itself writes to the left changes nothing.
-    assert await call("forged", "198.51.100.1, 203.0.113.9") == "TooManyFailures"
+    assert await call("forged", "198.51.100.1, 203.0.113.9") == "QuotaExceeded"
 
 
 # --- the interceptor -------------------------------------------------------------------------------------------------
