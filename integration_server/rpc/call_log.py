@@ -23,6 +23,9 @@ UNAUTHENTICATED = "unauthenticated"
 REJECTED = "rpc_rejected"
 UNHANDLED = "unhandled_exception"
 
+# In a minute. Together at most 1 kB/s: a stack has some 4 kB, another line 200 bytes.
+_MAX_LINES = {UNAUTHENTICATED: 60, REJECTED: 60, UNHANDLED: 8}
+
 _GRPC_LOGGER = "grpc._cython.cygrpc"
 
 
@@ -41,7 +44,9 @@ class CallLog:
         self._counts: Counter[str] = Counter()
         self._reported: Counter[str] = Counter()
         # One each, so that no event uses up the lines of another.
-        self._limiters = {event: LogLimiter(monotonic=monotonic) for event in (UNAUTHENTICATED, REJECTED, UNHANDLED)}
+        self._limiters = {
+            event: LogLimiter(monotonic=monotonic, max_lines=lines) for event, lines in _MAX_LINES.items()
+        }
 
     @property
     def counts(self) -> Mapping[str, int]:
