@@ -169,7 +169,7 @@ def test_names_have_no_control_characters(escape: str) -> None:
 def test_names_keep_all_other_characters() -> None:
     text = '[services."a\\u200bb"]\ntokens = ["c\\u3000d"]\npermissions = ["health"]\n'
     policy = read_policy({PATH: text.encode()})
-    assert policy.caller_of(Identity(IdentityKind.TOKEN, ("c\u3000d",))).name == "a\u200bb"
+    assert policy.caller_of(Identity(IdentityKind.TOKEN, "c\u3000d")).name == "a\u200bb"
 
 
 def test_negative_control_a_service_with_a_reserved_name_looks_like_a_user() -> None:
