@@ -10,7 +10,8 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import event_fan_out, existence_oracle, proactive_refresh, slow_provider
+from benchmarks import event_fan_out, existence_oracle, hostile_clients, proactive_refresh, slow_provider
+from benchmarks.attacks import ATTACKS
 from benchmarks.harness import NotMeasured, Result, report
 from benchmarks.system import DatabaseKind
 
@@ -43,7 +44,13 @@ def run_all(context: typer.Context) -> bool:
     """Run all benchmarks with their defaults, unless a command is given."""
     if context.invoked_subcommand is not None:
         return True
-    all_hold = [run_slow_provider(), run_proactive_refresh(), run_existence_oracle(), run_event_fan_out()]
+    all_hold = [
+        run_slow_provider(),
+        run_proactive_refresh(),
+        run_existence_oracle(),
+        run_event_fan_out(),
+        run_hostile_clients(),
+    ]
     return all(all_hold)
 
 
@@ -102,11 +109,29 @@ def run_event_fan_out(
     return _run("event-fan-out", event_fan_out.__doc__, plan, partial(event_fan_out.measure, plan))
 
 
+@app.command("hostile-clients")
+def run_hostile_clients(
+    database: Database = DatabaseKind.POSTGRES,
+    attack: Annotated[list[str] | None, typer.Option(help="An attack; repeatable. Default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of pairs of phases for each attack.")] = 3,
+    seconds: Seconds = 10,
+    rate: Annotated[float, typer.Option(min=1, help="Calls of the victim per second.")] = 20,
+    bound: RatioBound = 2,
+) -> bool:
+    """Hostile clients delay no other caller, and fill neither memory nor log."""
+    attacks = attack or list(ATTACKS)
+    if unknown := set(attacks) - set(ATTACKS):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(ATTACKS)}")
+    plan = hostile_clients.HostileClientsPlan(database, attacks, rounds, seconds, rate, bound)
+    return _run("hostile-clients", hostile_clients.__doc__, plan, partial(hostile_clients.measure, plan))
+
+
 Plan = (
     slow_provider.SlowProviderPlan
     | proactive_refresh.ProactiveRefreshPlan
     | existence_oracle.ExistenceOraclePlan
     | event_fan_out.EventFanOutPlan
+    | hostile_clients.HostileClientsPlan
 )
 
 

@@ -22,6 +22,7 @@ from integration_server.providers.google_calendar_api import GoogleCalendarApi
 from integration_server.providers.http import ProviderHttp
 from integration_server.providers.plugins import load_plugins
 from integration_server.providers.toml_providers import load_toml_providers
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import UseCases
 from integration_server.service.audit.audit_heads import Head
@@ -93,6 +94,7 @@ _POLL_INTERVAL = timedelta(seconds=0.5)  # of readiness and of files that may ch
 _DUE_WORK_INTERVAL = timedelta(seconds=1)
 _RETENTION_INTERVAL = timedelta(minutes=10)
 _MAX_PAGE_BYTES = 1024 * 1024
+_REPORT_INTERVAL = timedelta(minutes=1)  # of the numbers of calls that were not served
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,9 @@ async def running_server(
         use_cases = service.use_cases
         auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
-        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock)
+        call_log = CallLog(monotonic)
+        stack.enter_context(call_log.watching_grpc_log())
+        server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log)
         port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
 
         async def poll() -> None:
@@ -251,6 +255,7 @@ async def running_server(
             (use_cases.event_stream.prune, _RETENTION_INTERVAL),
             (use_cases.webhook_ingestion.prune, _RETENTION_INTERVAL),
             *([(head_recorder.record, settings.audit_heads_interval)] if head_recorder else []),
+            (call_log.report, _REPORT_INTERVAL),
         ]
         await enter(service.worker)
         for job, interval in jobs:

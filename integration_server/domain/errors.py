@@ -215,10 +215,10 @@ class QuotaExceeded(IntegrationServerError):
     """The caller has exceeded its quota."""
 
     reason = "QUOTA_EXCEEDED"
-    retry_after = timedelta(seconds=1)
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, retry_after: timedelta = timedelta(seconds=1)) -> None:
         super().__init__(f"this caller has too many calls {subject}")
+        self.retry_after = retry_after
 
 
 class CallerNotAllowed(IntegrationServerError):

@@ -60,12 +60,8 @@ class Policy:
     def caller_of(self, identity: Identity) -> Caller:
         """Return the caller with this identity; an unknown caller has no permissions."""
         if identity.kind is IdentityKind.USER:
-            (user_id,) = identity.names
-            return Caller(USER, self._users, UserId(user_id))
-        known = {self._services.get((identity.kind, name)) for name in identity.names} - {None}
-        caller = known.pop() if len(known) == 1 else None
-        # A certificate with the names of several services identifies none of them.
-        return caller or Caller(identity.names[0], Permissions())
+            return Caller(USER, self._users, UserId(identity.name))
+        return self._services.get((identity.kind, identity.name)) or Caller(identity.name, Permissions())
 
 
 # --- the current call ------------------------------------------------------------------------------------------------

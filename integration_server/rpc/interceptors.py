@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -31,12 +32,14 @@ from limits.aio.strategies import FixedWindowRateLimiter
 
 from integration_server.domain.audit import SUCCESS, Action, AuditEntry
 from integration_server.domain.errors import IntegrationServerError, InvalidField, QuotaExceeded, StoreUnavailable
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
 from integration_server.text_escaping import has_control_characters
+from integration_server.trusted_proxies import TrustedProxies, peer_key
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,9 +54,13 @@ RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 CallerLookup: TypeAlias = Callable[[Context], str]
 """Returns the name of a call's caller."""
 
+MAX_METADATA_ENTRIES = 128
+"""The metadata entries of a call. Proxies and tracing add some thirty; the limit of their bytes allows hundreds."""
+
 _MAX_DEADLINE_MARGIN = 0.5  # seconds
 _DEADLINE_MARGIN_RATIO = 0.2
 _PURPOSE = "x-purpose"
+_FORWARDED_FOR = "x-forwarded-for"
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
@@ -99,11 +106,27 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
     The generated `add_…_to_server` functions register a service here as at a server.
     """
 
-    def __init__(self, interceptors: Sequence[Interceptor], *, unknown_method: Sequence[Interceptor]) -> None:
+    def __init__(
+        self,
+        interceptors: Sequence[Interceptor],
+        *,
+        unknown_method: Sequence[Interceptor],
+        max_metadata_entries: int = MAX_METADATA_ENTRIES,
+    ) -> None:
         self._interceptors = interceptors
+        self._max_metadata_entries = max_metadata_entries
         self._handlers: dict[str, RpcHandler] = {}
         self._unknown: RpcHandler = grpc.stream_unary_rpc_method_handler(
             compose(UNKNOWN_METHOD, _reject_unknown_method, unknown_method)
+        )
+
+        async def reject_metadata(_requests: object, context: Context) -> None:
+            problem = f"the call has more than {max_metadata_entries} metadata entries"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+
+        # Nobody is authenticated, because each reading of the metadata copies all of it.
+        self._too_much_metadata: RpcHandler = grpc.stream_unary_rpc_method_handler(
+            compose(UNKNOWN_METHOD, reject_metadata, unknown_method[:1])
         )
 
     def add_generic_rpc_handlers(self, handlers: Sequence[object]) -> None:
@@ -117,6 +140,8 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> RpcHandler:
         """Return the handler of a call."""
+        if len(handler_call_details.invocation_metadata or ()) > self._max_metadata_entries:
+            return self._too_much_metadata
         return self._handlers.get(handler_call_details.method, self._unknown)
 
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
@@ -140,25 +165,49 @@ async def _reject_unknown_method(_requests: object, context: Context) -> None:
 # --- interceptors ----------------------------------------------------------------------------------------------------
 
 
-def convert_errors(caller_of: CallerLookup | None = None) -> Interceptor:
-    """End calls that raise an error with its status. `caller_of` adds the caller to the log."""
+def peer_address(context: Context) -> str:
+    """Return the address of a call's peer without its port; for a Unix socket, `unix`."""
+    scheme, _, rest = unquote(context.peer()).partition(":")  # ipv4:10.0.0.1:50000, ipv6:%5B::1%5D:50000 or unix:path
+    return rest.rpartition(":")[0].strip("[]") if scheme in {"ipv4", "ipv6"} else scheme
+
+
+def client_address(proxies: TrustedProxies) -> CallerLookup:
+    """Return a lookup of the address of a call's client: the caller, where callers are not authenticated."""
+
+    def address_of(context: Context) -> str:
+        entries = (context.invocation_metadata() or ()) if proxies.networks else ()
+        forwarded_for = (str(value) for key, value in entries if key == _FORWARDED_FOR)
+        return proxies.client_address(peer_address(context), forwarded_for)
+
+    return address_of
+
+
+def convert_errors(
+    caller_of: CallerLookup | None = None,
+    log: CallLog | None = None,
+    address_of: CallerLookup = peer_address,
+) -> Interceptor:
+    """End calls that raise an error with its status. `caller_of` adds the caller to the log.
+
+    A call whose client is gone raises no error: it is only counted.
+    """
+    call_log = log or CallLog()
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
         @asynccontextmanager
-        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401
+        async def abort_on_error(request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: ANN401  # a message
             try:
                 yield request
+            except (asyncio.CancelledError, GeneratorExit):
+                call_log.client_gone()
+                raise
             except Exception as error:
-                await abort_call(error, method.path, context, caller_of(context) if caller_of else "")
+                caller, peer = caller_of(context) if caller_of else "", peer_key(address_of(context))
+                await abort_call(error, method.path, context, call_log, caller=caller, peer=peer)
 
         return wrap_in_context_manager(method, behavior, abort_on_error)
 
     return wrap
-
-
-def peer_address(context: Context) -> str:
-    """Return the address of a call's peer without its port: the caller, where callers are not authenticated."""
-    return context.peer().rpartition(":")[0]
 
 
 def enforce_quota(caller_of: CallerLookup, *, concurrency: int, per_second: int) -> Interceptor:
@@ -261,6 +310,10 @@ def read_request(
             async with asyncio.timeout(timeout.total_seconds()) as read_timeout:
                 with limit_slow_reads(read_timeout):
                     request = await context.read()
+                    if request is grpc.aio.EOF:
+                        # The end of a call that its client has cancelled looks like this too. The cancellation is
+                        # then due in the loop.
+                        await asyncio.sleep(0)
         except TimeoutError:
             raise QuotaExceeded("whose requests come slowly") from None
         if request is grpc.aio.EOF:

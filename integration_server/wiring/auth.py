@@ -11,11 +11,12 @@ import grpc
 from integration_server.domain.errors import ProviderUnavailable
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.hot_reload import ReloadedFile
+from integration_server.peer_limiter import PeerLimiter
 from integration_server.providers.http import ProviderHttp, origin_of
 from integration_server.providers.ssrf_guard import SsrfGuardedBackend
-from integration_server.rpc.authentication import IdentityKind, authenticate
+from integration_server.rpc.authentication import IdentityKind, TokenAuthenticator, authenticate
 from integration_server.rpc.authorization import RequestAuthorizer, authorize_method, authorize_request
-from integration_server.rpc.interceptors import Behavior, Interceptor
+from integration_server.rpc.interceptors import Behavior, Interceptor, client_address
 from integration_server.rpc.jwt_verifier import FileJwks, Issuer, Jwks, JwtVerifier, RemoteJwks
 from integration_server.rpc.methods import Method, Permission
 from integration_server.rpc.policy import read_policy
@@ -23,6 +24,12 @@ from integration_server.rpc.tls import ReloadingServerCredentials
 from integration_server.service.common_types import Clock
 from integration_server.service.integrations.integration_manager import IntegrationManager
 from integration_server.settings import Settings, is_url
+from integration_server.trusted_proxies import TrustedProxies
+from integration_server.wiring.system import monotonic
+
+# Of tokens that are not valid, from one address. A caller whose token source is broken retries about once a second.
+_MAX_FAILURES = 20
+_FAILURES_PER_SECOND = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,12 @@ async def open_auth_stack(
             "policy", [settings.policy_file], lambda contents: read_policy(contents, integration_manager.canonical_type)
         )
         issuers = _build_issuers(settings, http, clock)
-        tokens = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock) if issuers else None
+        tokens = None
+        if issuers:
+            verifier = JwtVerifier(issuers, settings.jwt_algorithms, settings.jwt_leeway, clock)
+            limiter = PeerLimiter(burst=_MAX_FAILURES, per_second=_FAILURES_PER_SECOND, monotonic=monotonic)
+            tokens = TokenAuthenticator(verifier, limiter, clock)
+        address_of = client_address(TrustedProxies(settings.trusted_proxies))
 
         async def find_type(integration_id: IntegrationId, user_id: UserId) -> str:
             return (await integration_manager.get_integration(integration_id, user_id)).integration_type
@@ -66,7 +78,7 @@ async def open_auth_stack(
         authorizer = RequestAuthorizer(find_type, integration_manager.canonical_type)
         allow_public = _except_health if settings.health_allow_unauthenticated else lambda interceptor: interceptor
         yield AuthStack(
-            authenticate=[allow_public(authenticate(tokens, clock))],
+            authenticate=[allow_public(authenticate(tokens, clock, address_of))],
             authorize_method=[allow_public(authorize_method(partial(getattr, policy, "value")))],
             authorize_request=[allow_public(authorize_request(authorizer))],
             credentials=credentials,

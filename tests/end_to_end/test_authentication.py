@@ -99,15 +99,22 @@ async def test_invalid_certificates_are_rejected_and_the_policy_decides_by_name(
         names: list[tuple[list[x509.GeneralName], grpc.StatusCode]] = [
             ([spiffe(backend)], grpc.StatusCode.OK),
             ([dns("OTHER-TYPE.integrations.example")], grpc.StatusCode.OK),
-            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.OK),
+            ([spiffe(backend.replace("spiffe", "SPIFFE"))], grpc.StatusCode.OK),
+            ([spiffe(backend), dns("unlisted.example"), dns("another.example")], grpc.StatusCode.OK),
+            ([dns("unlisted.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("unlisted.example"), dns("other-type.integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
+            ([dns("other-type.integrations.example\0.evil.example")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend}\0/evil")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(backend), spiffe("https://integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
             ([], grpc.StatusCode.UNAUTHENTICATED),  # the common name is ignored
             ([spiffe(backend), spiffe(f"{backend}/2")], grpc.StatusCode.UNAUTHENTICATED),
             ([spiffe("https://integrations.example/backend")], grpc.StatusCode.UNAUTHENTICATED),
-            ([spiffe(f"{backend}/")], grpc.StatusCode.PERMISSION_DENIED),
-            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.PERMISSION_DENIED),
+            ([spiffe(f"{backend}/")], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(backend.upper().replace("SPIFFE", "spiffe"))], grpc.StatusCode.UNAUTHENTICATED),
+            ([spiffe(f"{backend[:-1]}{backend[-1].upper()}")], grpc.StatusCode.PERMISSION_DENIED),
             # A SPIFFE ID takes precedence over other names.
             ([spiffe(f"{backend}2"), dns("other-type.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
-            ([dns("*.integrations.example")], grpc.StatusCode.PERMISSION_DENIED),
+            ([dns("*.integrations.example")], grpc.StatusCode.UNAUTHENTICATED),
         ]
         for given, code in names:
             pair = credential_issuer.authority.issue(given, common_name="other-type.integrations.example")

@@ -22,6 +22,7 @@ from integration_server.dev import register_sandbox
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.lifecycle import serving
 from integration_server.providers.http import ProviderHttp
+from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
@@ -100,6 +101,7 @@ async def run_idle_server(
             AuthStack(),
             trail,
             utc_now,
+            CallLog(),
         )
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"

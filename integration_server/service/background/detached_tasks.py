@@ -14,7 +14,7 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
-from integration_server.domain.errors import StoreUnavailable
+from integration_server.domain.errors import IntegrationServerError, StoreUnavailable
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -78,10 +78,14 @@ class DetachedTasks:
 
     async def outcome(self, task: asyncio.Task[T]) -> T:
         """The result of a task, or its exception. `StoreUnavailable` if it waits for the store at the deadline."""
-        await asyncio.wait({task}, timeout=time_left())
-        if not task.done() and self._running[task].pending_store_calls:
-            raise StoreUnavailable
-        return await asyncio.shield(task)
+        try:
+            await asyncio.wait({task}, timeout=time_left())
+            if not task.done() and self._running[task].pending_store_calls:
+                raise StoreUnavailable
+            return await asyncio.shield(task)
+        except (asyncio.CancelledError, StoreUnavailable):
+            task.add_done_callback(_report_fault)
+            raise
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Start a task and wait for it."""
@@ -106,3 +110,13 @@ class SingleFlight(Generic[K, T]):
             flight = self._flights[key] = self._tasks.start(work())
             flight.add_done_callback(lambda _: self._flights.pop(key))
         return await self._tasks.outcome(flight)
+
+
+def _report_fault(task: asyncio.Task[Any]) -> None:
+    """Report the exception of a task whose caller is gone, unless it is an error that only the caller needs to know."""
+    if task.cancelled():
+        return
+    error = task.exception()  # marks it as retrieved
+    if error is not None and not isinstance(error, IntegrationServerError):
+        message = "A detached task failed after its caller was gone"
+        task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})

@@ -30,7 +30,7 @@ from tests.fakes.clock import SettableClock
 from tests.fakes.inmemory_grpc import FakeContext, InMemoryGrpc, RpcError
 from tests.fakes.system import FakeSystem
 from tests.unit.rpc.conftest import client_of
-from tests.unit.rpc.fake_tokens import FakeTokenVerifier
+from tests.unit.rpc.fake_tokens import fake_tokens
 
 ADA, GRACE = UserId("ada"), UserId("grace")
 ALL = frozenset(Permission)
@@ -55,7 +55,7 @@ class ProtectedService:
             "keys": Permissions(ALL, AllowedTypes(frozenset({"fake_key"}))),
         }
         request_authorizer = authorize_request(RequestAuthorizer(find_type or self._find_type))
-        self.interceptors = [authenticate(FakeTokenVerifier(), SettableClock()), authorize_method(self.policy)]
+        self.interceptors = [authenticate(fake_tokens(), SettableClock()), authorize_method(self.policy)]
         self.interceptors += [before_requests] if before_requests else []
         self.interceptors += [request_authorizer] if authorizes_requests else []
         self.interceptors += [after_requests] if after_requests else []
@@ -315,7 +315,7 @@ async def endless(_request: object, _context: Any) -> AsyncIterator[str]:
 def watch(policy: Callable[[], Policy]) -> AsyncIterator[str]:
     """Start a stream under the policy."""
     method = describe_method("/integrations.v1.IntegrationService/WatchIntegrations")
-    interceptors = [authenticate(FakeTokenVerifier(), SettableClock()), authorize_method(policy)]
+    interceptors = [authenticate(fake_tokens(), SettableClock()), authorize_method(policy)]
     stream: AsyncIterator[str] = compose(method, endless, interceptors)(None, FakeContext(token="token all"))
     return stream
 

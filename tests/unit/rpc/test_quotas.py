@@ -183,8 +183,8 @@ async def test_health_streams_are_not_exempt() -> None:
 @pytest.mark.parametrize(
     ("peer", "caller"),
     [
-        ("ipv4:10.0.0.1:50000", "ipv4:10.0.0.1"),
-        ("ipv6:%5B::1%5D:50000", "ipv6:%5B::1%5D"),
+        ("ipv4:10.0.0.1:50000", "10.0.0.1"),
+        ("ipv6:%5B::1%5D:50000", "::1"),
         ("unix:", "unix"),
     ],
 )
