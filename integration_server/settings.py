@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from integration_server.logs import Level
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
+from integration_server.trusted_proxies import Network, parse_networks
 
 T = TypeVar("T")
 
@@ -173,6 +174,7 @@ Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448"
 ]
 AlgorithmList = Annotated[tuple[Algorithm, ...], _from_text(_split_list), Field(min_length=1)]
+Networks = Annotated[tuple[Network, ...], _from_text(parse_networks)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -224,6 +226,7 @@ class Settings(BaseModel):
     sidecar_token_file: ExistingFile | None = None
     sidecar_address: ListenAddress = Address("127.0.0.1", 8080)
     public_url: BrowserUrl = Field(default_factory=lambda data: f"http://{data['sidecar_address']}")
+    trusted_proxies: Networks = ()
     allowed_redirect_uris: BrowserUrlList = ()
     allowed_return_urls: BrowserUrlList = ()
     providers_dir: ExistingDirectory | None = None

@@ -571,3 +571,8 @@ def test_a_separate_sidecar_requires_no_server_setting_and_sends_its_token_only_
     for environment in (encrypted, {"GRPC_ADDRESS": "integrations.internal:50051"}):
         address = Settings.from_environment(environment, needs_key=False).grpc_address
         assert address == Address("integrations.internal", 50051)
+
+
+@pytest.mark.parametrize("proxies", ["proxy.internal", "10.0.0.1/8", "0.0.0.0/0"])
+def test_an_invalid_proxy_is_rejected(proxies: str) -> None:
+    assert names_of(problems_of({**PRODUCTION, "TRUSTED_PROXIES": proxies})) == ["TRUSTED_PROXIES"]
