@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with strict parsing, a timeout for every phase of a connection, and limits on connections.
 
 uvicorn has a timeout for idle connections only: none for a head or a body that arrives slowly, none for a response that
-the client does not read. It counts a connection only when the connection has sent a request. It parses what a client
-sends without bound, also the rest of a request that has its response already.
+the client does not read. It counts a connection only when the connection has sent a request. It parses all that has
+arrived at once, also a body that nobody reads, and the rest of a request that has its response already.
 """
 
 import asyncio
@@ -66,10 +66,33 @@ class ConnectionTable:
         return next((connection for connection in self.idle if peer in (None, connection.peer)), None)
 
 
+class ParserTurns:
+    """Parses one slice in each iteration of the loop, however many connections have data. Peers take turns."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[LimitedProtocol, None]] = {}
+
+    def add(self, connection: "LimitedProtocol") -> None:
+        """Give a connection a turn."""
+        if not self._waiting:
+            connection.loop.call_soon(self._run, connection.loop)
+        self._waiting.setdefault(connection.peer, {})[connection] = None
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        peer, connections = next(iter(self._waiting.items()))
+        connection = next(iter(connections))
+        del self._waiting[peer], connections[connection]
+        if connections:
+            self._waiting[peer] = connections
+        if self._waiting:
+            loop.call_soon(self._run, loop)
+        connection.parse_slice()
+
+
 def limited_protocol(limits: HttpLimits, anonymous: AnonymousLimits) -> type[asyncio.Protocol]:
     """The protocol factory for one uvicorn server."""
-    table = ConnectionTable()
-    return cast(type[asyncio.Protocol], partial(LimitedProtocol, limits=limits, anonymous=anonymous, table=table))
+    shared = {"limits": limits, "anonymous": anonymous, "table": ConnectionTable(), "turns": ParserTurns()}
+    return cast(type[asyncio.Protocol], partial(LimitedProtocol, **shared))
 
 
 class LimitedProtocol(H11Protocol):
@@ -81,6 +104,7 @@ class LimitedProtocol(H11Protocol):
         limits: HttpLimits,
         anonymous: AnonymousLimits,
         table: ConnectionTable,
+        turns: ParserTurns,
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(*arguments, **options)
@@ -89,11 +113,14 @@ class LimitedProtocol(H11Protocol):
         self._limits = limits
         self._anonymous = anonymous
         self._table = table
+        self._turns = turns
         self._is_proxy = False
         self._phase: ConnectionPhase | None = None
         self._cycle: object = None  # the request that the phase belongs to
         self._timer: asyncio.TimerHandle | None = None
         self._unparsed = bytearray()
+        self._body_reader: object = None  # the request whose body the app reads
+        self._is_at_end = False  # the client sends nothing more
         self._discarded_bytes = 0
 
     # --- events of the transport
@@ -102,7 +129,7 @@ class LimitedProtocol(H11Protocol):
         """Accept the connection. Above a limit, close the connection that has been idle for longest instead."""
         super().connection_made(cast(asyncio.Transport, _LingeringTransport(transport, self)))
         self._socket_transport = transport
-        self.flow = _BacklogFlowControl(transport, lambda: bool(self._unparsed))
+        self.flow = _DemandFlowControl(transport, self._read_on_demand)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         host = self.client[0] if self.client else ""
         self.peer, self._is_proxy = peer_key(host), self._anonymous.is_proxy(host)
@@ -118,7 +145,7 @@ class LimitedProtocol(H11Protocol):
         self._stop_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived, as far as the current request reaches."""
+        """Keep what arrived until it is parsed."""
         if self._phase is ConnectionPhase.LINGER:
             self._discarded_bytes += len(data)
             if self._discarded_bytes > self._limits.body_bytes:
@@ -126,28 +153,60 @@ class LimitedProtocol(H11Protocol):
             return
         self._unset_keepalive_if_required()
         self._unparsed += data
+        self._continue_parsing()
+        self._update_phase()
+
+    def eof_received(self) -> bool:
+        """Keep the connection for the responses to requests that have arrived."""
+        self._is_at_end = True
+        return self._phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY, ConnectionPhase.RESPONSE) and (
+            self._has_input() or not self._needs_data()
+        )
+
+    # --- parsing
+
+    def parse_slice(self) -> None:
+        """Parse a part of what arrived: of a head, no more than the head, because its body may never be read."""
+        if self.is_closing() or not self._needs_data():
+            return
+        head_end = self._unparsed.find(b"\r\n\r\n", 0, _SLICE_BYTES) if self.conn.their_state is h11.IDLE else -1
+        size = _SLICE_BYTES if head_end < 0 else head_end + 4
+        self.conn.receive_data(bytes(self._unparsed[:size]))
+        del self._unparsed[:size]
         self.handle_events()
 
-    # --- uvicorn's own steps
-
     def handle_events(self) -> None:
-        """Handle parsed events; uvicorn calls this after every change of state.
-
-        h11 gets one slice at a time, because it checks the size of a head only while the head is incomplete, and
-        nothing of the next request, because `StrictConnection` looks at all that h11 has.
-        """
+        """Handle parsed events; uvicorn calls this after every change of state."""
         super().handle_events()
-        while self._unparsed and self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.is_closing():
-            self.conn.receive_data(bytes(self._unparsed[:_SLICE_BYTES]))
-            del self._unparsed[:_SLICE_BYTES]
-            super().handle_events()
-        if self.is_closing():
-            return
-        if self._unparsed:
+        if not self.is_closing():
+            self._continue_parsing()
+            self._update_phase()
+
+    def _continue_parsing(self) -> None:
+        """Wait for a turn if there is something to parse, or for the client if the parser needs more."""
+        if self._unparsed or not self._needs_data():
             self.flow.pause_reading()
-        elif self.conn.their_state is h11.IDLE:
-            self.flow.resume_reading()
-        self._update_phase()
+        if self._needs_data():
+            if self._unparsed:
+                self._turns.add(self)
+            elif self._is_at_end:
+                self._socket_transport.close()
+            else:
+                self.flow.resume_reading()
+
+    def _needs_data(self) -> bool:
+        """Whether the parser waits for a head, or for a body that the app reads."""
+        reads_body = self._body_reader is not None and self._body_reader is self.cycle
+        return self.conn.their_state is h11.IDLE or (self.conn.their_state is h11.SEND_BODY and reads_body)
+
+    def _read_on_demand(self) -> bool:
+        """The app, or uvicorn after a response, wants to read: whether from the socket."""
+        self._body_reader = self.cycle
+        if self._unparsed and self._needs_data():
+            self._turns.add(self)
+        return not self._unparsed and not self._is_at_end
+
+    # --- uvicorn's own steps
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser refused."""
@@ -263,7 +322,7 @@ class LimitedProtocol(H11Protocol):
         if self.is_closing():
             return
         is_read = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED) and not self._has_input()
-        if is_read or self._phase in (None, ConnectionPhase.KEEPALIVE):
+        if is_read or self._is_at_end or self._phase in (None, ConnectionPhase.KEEPALIVE):
             self._socket_transport.close()
             return
         self._phase = ConnectionPhase.LINGER
@@ -287,14 +346,14 @@ class _LingeringTransport:
         return getattr(self._transport, name)
 
 
-class _BacklogFlowControl(FlowControl):
-    """Reads nothing while there is data to parse: uvicorn would read more for each request of a pipeline."""
+class _DemandFlowControl(FlowControl):
+    """Reads from the socket only when all that has arrived is parsed: uvicorn would read more for each request."""
 
-    def __init__(self, transport: asyncio.Transport, has_backlog: Callable[[], bool]) -> None:
+    def __init__(self, transport: asyncio.Transport, read_on_demand: Callable[[], bool]) -> None:
         super().__init__(transport)
-        self._has_backlog = has_backlog
+        self._read_on_demand = read_on_demand
 
     def resume_reading(self) -> None:
-        """Resume, unless there is data to parse."""
-        if not self._has_backlog():
+        """Parse what has arrived; read from the socket if there is nothing."""
+        if self._read_on_demand():
             super().resume_reading()

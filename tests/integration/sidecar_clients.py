@@ -70,7 +70,12 @@ async def serving_sidecar(
 ) -> AsyncIterator[int]:
     """The sidecar; yields its port."""
     sidecar = run_sidecar(
-        server=server or FakeServer(), host="127.0.0.1", port=0, limits=limits, public_url="", trusted_proxies=parse_networks(proxies)
+        server=server or FakeServer(),
+        host="127.0.0.1",
+        port=0,
+        limits=limits,
+        public_url="",
+        trusted_proxies=parse_networks(proxies),
     )
     async with sidecar as url:
         yield httpx.URL(url).port or 0
