@@ -66,7 +66,7 @@ def create_endpoints(
 def _exact_route(methods: Sequence[str] | None, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
     """A route without HEAD, which Starlette adds to GET: a link preview must not use up the state. None is any."""
     route = Route(path, endpoint)
-    route.methods = None if methods is None else set(methods)  # type: ignore[assignment]  # as Starlette itself does
+    route.methods = None if methods is None else set(methods)
     return route
 
 

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,6 +27,7 @@ from integration_server.sidecar.strict_http import StrictConnection
 from integration_server.trusted_proxies import peer_key
 
 _SLICE_BYTES = 4 * 1024
+_MAX_DISCARDED_BODIES = 16  # of the largest size: far more than a client sends by mistake
 _SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's default grows to megabytes
 
 
@@ -91,8 +93,10 @@ class ParserTurns:
 
 def limited_protocol(limits: HttpLimits, anonymous: AnonymousLimits) -> type[asyncio.Protocol]:
     """The protocol factory for one uvicorn server."""
-    shared = {"limits": limits, "anonymous": anonymous, "table": ConnectionTable(), "turns": ParserTurns()}
-    return cast(type[asyncio.Protocol], partial(LimitedProtocol, **shared))
+    protocol = partial(
+        LimitedProtocol, limits=limits, anonymous=anonymous, table=ConnectionTable(), turns=ParserTurns()
+    )
+    return cast(type[asyncio.Protocol], protocol)
 
 
 class LimitedProtocol(H11Protocol):
@@ -148,7 +152,7 @@ class LimitedProtocol(H11Protocol):
         """Keep what arrived until it is parsed."""
         if self._phase is ConnectionPhase.LINGER:
             self._discarded_bytes += len(data)
-            if self._discarded_bytes > self._limits.body_bytes:
+            if self._discarded_bytes > _MAX_DISCARDED_BODIES * self._limits.body_bytes:
                 reset_connection(self._socket_transport)
             return
         self._unset_keepalive_if_required()
@@ -156,7 +160,7 @@ class LimitedProtocol(H11Protocol):
         self._continue_parsing()
         self._update_phase()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own declaration
         """Keep the connection for the responses to requests that have arrived."""
         self._is_at_end = True
         return self._phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY, ConnectionPhase.RESPONSE) and (
@@ -218,7 +222,7 @@ class LimitedProtocol(H11Protocol):
         Requests that cost their sender nothing are thereby few on each connection. The first is not delayed.
         """
         pause = self._limits.request_interval.total_seconds()
-        if self.is_closing() or self._is_proxy or not pause or is_verified(self.scope):
+        if self.is_closing() or self._is_proxy or not pause or is_verified(cast(Scope, self.cycle.scope)):
             super().on_response_complete()
             return
         self.flow.pause_reading()

@@ -44,7 +44,7 @@ class Readiness:
             health = await self._server.check_health(HealthCheckRequest(service=""), timeout=DEADLINE)
         except grpc.aio.AioRpcError:
             return False
-        return health.status == HealthCheckResponse.SERVING
+        return bool(health.status == HealthCheckResponse.SERVING)
 
 
 class Probes:

@@ -80,8 +80,9 @@ class Exchange:
     """A raw request with an endless body; counts the messages that the app reads."""
 
     def __init__(self, method: str, path: str, *, messages: list[Any] | None = None) -> None:
-        self.scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b""}
-        self.scope["headers"] = [(b"transfer-encoding", b"chunked")]  # type: ignore[assignment]
+        headers = [(b"transfer-encoding", b"chunked")]
+        self.scope: Any = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+        self.scope["raw_path"] = path.encode()
         self.messages = messages
         self.taken = 0
         self.sent: list[Any] = []
