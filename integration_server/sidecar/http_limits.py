@@ -34,7 +34,7 @@ class HttpLimits:
     # this rate. A person or a provider fails a few times in an hour.
     failures_per_second: float = 1.0
     # Between a probe, or a request that failed, and the next request of the same connection.
-    request_interval: timedelta = timedelta(seconds=0.2)
+    request_interval: timedelta = timedelta(seconds=0.5)
     # Probers ask at intervals of at least a second.
     readiness_max_age: timedelta = timedelta(seconds=0.5)
     # Off only for negative controls.

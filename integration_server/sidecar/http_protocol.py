@@ -188,7 +188,8 @@ class LimitedProtocol(H11Protocol):
 
     def _continue_parsing(self) -> None:
         """Wait for a turn if there is something to parse, or for the client if the parser needs more."""
-        if self._unparsed or not self._needs_data():
+        has_unused_body = self.conn.their_state is h11.SEND_BODY and not self._needs_data()
+        if has_unused_body or len(self._unparsed) > _SLICE_BYTES:
             self.flow.pause_reading()
         if self._needs_data():
             if self._unparsed:
