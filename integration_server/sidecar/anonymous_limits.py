@@ -123,4 +123,4 @@ class AnonymousLimits:
             # Quoted, so that a path cannot add lines to the log.
             path = quote(sender.path)[:200]
             fields = {"peer": sender.peer, "method": method, "path": path, "status": status}
-            self._log.info("http_request_failed", **fields, suppressed=suppressed)
+            self._log.info("http_request_unverified", **fields, suppressed=suppressed)

@@ -218,7 +218,7 @@ async def test_a_flood_is_one_line_in_the_log(log: list[Any]) -> None:
     # A second one if the test crosses the end of a minute.
     assert len(log) <= 2
     assert sum(len(str(line)) for line in log) < 1000
-    assert (log[0]["event"], log[0]["peer"], log[0]["status"]) == ("http_request_failed", "127.0.0.1", 404)
+    assert (log[0]["event"], log[0]["peer"], log[0]["status"]) == ("http_request_unverified", "127.0.0.1", 404)
 
 
 async def test_every_verified_request_is_logged(log: list[Any]) -> None:
