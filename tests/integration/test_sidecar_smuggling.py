@@ -4,7 +4,7 @@ Each attack is a request with a second one behind it. Without the check the side
 proxy in front of it has not seen as a request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import h11
@@ -16,7 +16,7 @@ from tests.fakes.limits import LIMITS
 from tests.integration.sidecar_clients import connect, serving_sidecar
 from tests.unit.sidecar.fakes import FakeServer
 
-UNCHECKED = replace(LIMITS, refuse_ambiguous=False)
+UNLIMITED = replace(LIMITS, failures_per_second=1_000_000)
 LINE = b"POST /api/v1/webhooks/stripe/first HTTP/1.1\r\n"
 POST = LINE + b"Host: sidecar\r\n"
 SMUGGLED = b"GET /api/v1/webhooks/stripe/smuggled HTTP/1.1\r\nHost: sidecar\r\n\r\n"
@@ -124,26 +124,36 @@ ACCEPTED = {
 }
 
 
-async def endpoints_reached(limits: HttpLimits, sent: bytes, *, slowly: bool = False) -> tuple[bytes, Sequence[str]]:
-    """The first line of the response to the first request, and the endpoints of all that the server handled."""
+REFUSED = (b"HTTP/1.1 400 Bad Request", [])
+HANDLED = (b"HTTP/1.1 200 OK", ["first"])
+
+
+async def results_of(
+    limits: HttpLimits, requests: Mapping[str, bytes], *, byte_by_byte: bool = False
+) -> dict[str, tuple[bytes, list[str]]]:
+    """For each connection, the first line of the response, and the endpoints of all requests that were handled."""
     server = FakeServer()
-    async with serving_sidecar(limits, server) as port, connect(port) as connection:
-        if slowly:
-            for byte in sent:
-                await connection.send(bytes([byte]))
-        else:
-            await connection.send(sent)
-        connection.writer.write_eof()
-        received = await connection.received()
-    final = received.removeprefix(b"HTTP/1.1 100 \r\n\r\n").removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return final.partition(b"\r\n")[0], [webhook.endpoint for webhook in server.webhooks]
+    results = {}
+    async with serving_sidecar(limits, server) as port:
+        for name, sent in requests.items():
+            async with connect(port) as connection:
+                for piece in [sent[at : at + 1] for at in range(len(sent))] if byte_by_byte else [sent]:
+                    await connection.send(piece)
+                connection.writer.write_eof()
+                received = await connection.received()
+            first_line, *_ = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").split(b"\r\n")
+            results[name] = first_line, [webhook.endpoint for webhook in server.webhooks]
+            server.webhooks.clear()
+    return results
 
 
-@pytest.mark.parametrize("attack", [*ATTACKS, *ALSO_REFUSED])
-async def test_an_ambiguous_request_is_refused_and_the_connection_closed(attack: str) -> None:
-    sent = {**ATTACKS, **ALSO_REFUSED}[attack] + SMUGGLED
+def with_second_request(attacks: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: attack + SMUGGLED for name, attack in attacks.items()}
 
-    assert await endpoints_reached(LIMITS, sent) == (b"HTTP/1.1 400 Bad Request", [])
+
+async def test_an_ambiguous_request_is_refused_and_the_connection_closed() -> None:
+    attacks = {**ATTACKS, **ALSO_REFUSED}
+    assert await results_of(UNLIMITED, with_second_request(attacks)) == dict.fromkeys(attacks, REFUSED)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -162,15 +172,15 @@ def parse(connection: h11.Connection, sent: bytes, size: int) -> None:
                 return
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-async def test_negative_control_unchecked_the_smuggled_request_is_handled(attack: str) -> None:
-    _, endpoints = await endpoints_reached(UNCHECKED, ATTACKS[attack] + SMUGGLED)
+async def test_negative_control_unchecked_the_smuggled_request_is_handled() -> None:
+    results = await results_of(replace(UNLIMITED, refuse_ambiguous=False), with_second_request(ATTACKS))
 
     # After HTTP/1.0 the connection is closed; there the attack is the body that a proxy would not see.
-    assert endpoints[-1] == ("first" if "HTTP/1.0" in attack else "smuggled")
+    assert {name: endpoints[-1] for name, (_, endpoints) in results.items()} == {
+        name: "first" if "HTTP/1.0" in name else "smuggled" for name in ATTACKS
+    }
 
 
-@pytest.mark.parametrize("slowly", [False, True], ids=["at-once", "byte-by-byte"])
-@pytest.mark.parametrize("name", ACCEPTED)
-async def test_an_unambiguous_request_is_handled(name: str, slowly: bool) -> None:
-    assert await endpoints_reached(LIMITS, ACCEPTED[name], slowly=slowly) == (b"HTTP/1.1 200 OK", ["first"])
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+async def test_an_unambiguous_request_is_handled(byte_by_byte: bool) -> None:
+    assert await results_of(LIMITS, ACCEPTED, byte_by_byte=byte_by_byte) == dict.fromkeys(ACCEPTED, HANDLED)
