@@ -124,7 +124,7 @@ ACCEPTED = {
 }
 
 
-REFUSED = (b"HTTP/1.1 400 Bad Request", [])
+REFUSED: tuple[bytes, list[str]] = (b"HTTP/1.1 400 Bad Request", [])
 HANDLED = (b"HTTP/1.1 200 OK", ["first"])
 
 
