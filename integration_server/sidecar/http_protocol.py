@@ -28,7 +28,7 @@ from integration_server.trusted_proxies import peer_key
 
 _SLICE_BYTES = 4 * 1024
 _MAX_DISCARDED_BODIES = 16  # of the largest size: far more than a client sends by mistake
-_SEND_BUFFER_BYTES = 64 * 1024  # for a client that does not read; the kernel's default grows to megabytes
+_SOCKET_BUFFER_BYTES = 64 * 1024  # for a client that does not read, or sends at once; the kernel's grow to megabytes
 
 
 class ConnectionPhase(Enum):
@@ -134,7 +134,8 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(cast(asyncio.Transport, _LingeringTransport(transport, self)))
         self._socket_transport = transport
         self.flow = _DemandFlowControl(transport, self._read_on_demand)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER_BYTES)
         host = self.client[0] if self.client else ""
         self.peer, self._is_proxy = peer_key(host), self._anonymous.is_proxy(host)
         self._table.add(self)
