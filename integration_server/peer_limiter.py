@@ -42,6 +42,10 @@ class PeerLimiter:
         if len(self._forgiven_at) > self._max_peers:
             self._forget_one()
 
+    def forgive(self, peer: str) -> None:
+        """Forget a peer's failures."""
+        self._forgiven_at.pop(peer, None)
+
     def _excess(self, forgiven_at: float) -> float:
         """Return the seconds until a peer is below its limit; at most 0 if it is now."""
         return forgiven_at - self._monotonic() - self._capacity + self._cost

@@ -277,6 +277,7 @@ class Settings(BaseModel):
     grpc_connection_age: Seconds = _duration("GRPC_CONNECTION_AGE_SECONDS", 1_800 * _SECOND, le=7 * _DAY)
     sidecar_max_connections: Count = 500
     sidecar_max_body_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    sidecar_failures_per_second: Annotated[float, Field(gt=0, le=1_000_000)] = 1.0
     sidecar_header_timeout: Seconds = _duration("SIDECAR_HEADER_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)
     sidecar_body_timeout: Seconds = _duration("SIDECAR_BODY_TIMEOUT_SECONDS", 20 * _SECOND, le=300 * _SECOND)
     sidecar_keepalive: Seconds = _duration("SIDECAR_KEEPALIVE_SECONDS", 75 * _SECOND, ge=_SECOND, le=_HOUR)

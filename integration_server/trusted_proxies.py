@@ -38,6 +38,11 @@ class TrustedProxies:
                 address = named
         return str(address)
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether the address of a connection is that of a trusted proxy."""
+        address = _parse_address(peer)
+        return address is not None and self._trusts(address)
+
     def _trusts(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self.networks)
 

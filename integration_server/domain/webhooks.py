@@ -23,11 +23,12 @@ class WebhookRequest:
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """The response to the provider."""
+    """The response to the provider. `is_verified` is false where anybody could have sent the request."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
+    is_verified: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -358,7 +358,9 @@ def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials
 def encode_webhook_response(response: WebhookResponse) -> pb.ReceiveWebhookResponse:
     """Convert the HTTP response to a webhook request."""
     headers = [webhook_pb2.WebhookHeader(name=name, value=text.encode()) for name, text in response.headers.items()]
-    return pb.ReceiveWebhookResponse(status_code=response.status, headers=headers, body=response.body)
+    return pb.ReceiveWebhookResponse(
+        status_code=response.status, headers=headers, body=response.body, verified=response.is_verified
+    )
 
 
 def encode_stream_item(item: StreamItem) -> pb.WatchIntegrationsResponse:

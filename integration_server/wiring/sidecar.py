@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from integration_server.lifecycle import AddressTaken, cap_to_fd_limit, periodic_job
 from integration_server.settings import Address, Settings
 from integration_server.sidecar.grpc_client import ServerClient, TlsFiles
-from integration_server.sidecar.middleware import HttpLimits
+from integration_server.sidecar.http_limits import HttpLimits
 from integration_server.sidecar.server import run_sidecar
 
 _POLL_INTERVAL = timedelta(seconds=0.5)  # of the TLS and token files, which may be replaced at any time
@@ -30,7 +30,12 @@ async def running_sidecar(settings: Settings, server: Address) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         try:
             sidecar = run_sidecar(
-                server=client, host=listen.host, port=listen.port, limits=limits, public_url=settings.public_url
+                server=client,
+                host=listen.host,
+                port=listen.port,
+                limits=limits,
+                public_url=settings.public_url,
+                trusted_proxies=settings.trusted_proxies,
             )
             url = await stack.enter_async_context(sidecar)
         except OSError as error:
@@ -56,4 +61,5 @@ def http_limits_of(settings: Settings) -> HttpLimits:
         header_timeout=settings.sidecar_header_timeout,
         body_timeout=settings.sidecar_body_timeout,
         keepalive_timeout=settings.sidecar_keepalive,
+        failures_per_second=settings.sidecar_failures_per_second,
     )

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import grpc
@@ -105,9 +106,8 @@ async def run_idle_server(
         )
         port = await stack.enter_async_context(serving(server, "127.0.0.1:0", timedelta(0)))
         target = f"127.0.0.1:{port}"
-        sidecar = run_sidecar(
-            server=ServerClient(target), host="127.0.0.1", port=0, limits=http_limits_of(settings), public_url=""
-        )
+        limits = replace(http_limits_of(settings), failures_per_second=FLOOD)
+        sidecar = run_sidecar(server=ServerClient(target), host="127.0.0.1", port=0, limits=limits, public_url="")
         url = await stack.enter_async_context(sidecar)
         yield await stack.enter_async_context(clients_of(target, url))
 

@@ -176,7 +176,7 @@ async def test_negative_control_without_limits_silent_sidecar_clients_exhaust_fi
 # --- requests that use memory --------------------------------------------------------------------------------------
 
 LARGE = 100 * MIB
-HEAD = b"POST /healthz HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
+HEAD = b"POST /api/v1/webhooks/sandbox/app HTTP/1.1\r\nHost: sidecar\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"100000\r\n" + b"x" * MIB + b"\r\n"
 
 
@@ -222,7 +222,7 @@ async def test_negative_control_without_the_limit_a_large_body_uses_memory(tmp_p
     async with server_without_limits(tmp_path) as command:
         uploads = asyncio.ensure_future(send_large_body(command.serving["sidecar"]))
         assert await peak_memory_growth(command, uploads) > LARGE * 0.9
-        assert b" 405 " in await uploads
+        assert b" 200 " in await uploads
 
 
 async def test_ten_thousand_headers_and_huge_urls_do_not_use_memory(sqlite_url: str, tmp_path: Path) -> None:

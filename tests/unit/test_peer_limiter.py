@@ -52,6 +52,17 @@ def test_failures_are_forgiven_at_the_rate(monotonic: Monotonic) -> None:
     assert limiter.retry_after("bad") is None
 
 
+def test_a_forgiven_peer_may_fail_again(monotonic: Monotonic) -> None:
+    limiter = PeerLimiter(burst=3, per_second=0.5, monotonic=monotonic)
+    fail(limiter, "good", 3)
+
+    limiter.forgive("good")
+    limiter.forgive("never seen")
+
+    fail(limiter, "good", 2)
+    assert limiter.retry_after("good") is None
+
+
 def test_the_number_of_peers_is_bounded(monotonic: Monotonic) -> None:
     limiter = PeerLimiter(burst=1, per_second=1, monotonic=monotonic, max_peers=10)
 

@@ -41,6 +41,14 @@ def test_the_client_is_what_trusted_proxies_name(peer: str, forwarded_for: list[
     assert PROXIES.client_address(peer, forwarded_for) == client
 
 
+@pytest.mark.parametrize(
+    ("peer", "is_proxy"),
+    [("10.0.0.1", True), ("::ffff:10.0.0.1", True), ("2001:db8:1::5", True), ("198.51.100.7", False), ("", False)],
+)
+def test_trusted_proxies_are_known_by_their_networks(peer: str, is_proxy: bool) -> None:
+    assert PROXIES.is_proxy(peer) is is_proxy
+
+
 def test_without_trusted_proxies_the_client_is_the_peer() -> None:
     """The negative control is the case "one proxy" above: the same header from a trusted proxy is believed."""
     assert TrustedProxies().client_address("10.0.0.1", ["203.0.113.9"]) == "10.0.0.1"

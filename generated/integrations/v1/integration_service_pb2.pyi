@@ -349,14 +349,16 @@ class ReceiveWebhookRequest(_message.Message):
     def __init__(self, integration_type: _Optional[str] = ..., endpoint: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., url: _Optional[str] = ..., method: _Optional[str] = ...) -> None: ...
 
 class ReceiveWebhookResponse(_message.Message):
-    __slots__ = ("status_code", "headers", "body")
+    __slots__ = ("status_code", "headers", "body", "verified")
     STATUS_CODE_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
     status_code: int
     headers: _containers.RepeatedCompositeFieldContainer[_webhook_pb2.WebhookHeader]
     body: bytes
-    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ...) -> None: ...
+    verified: bool
+    def __init__(self, status_code: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[_webhook_pb2.WebhookHeader, _Mapping]]] = ..., body: _Optional[bytes] = ..., verified: _Optional[bool] = ...) -> None: ...
 
 class ListWebhookEventsRequest(_message.Message):
     __slots__ = ("integration_id", "user_id", "consumer", "page_size", "page_token")

@@ -144,9 +144,9 @@ def received_events(items: object, **paths: str) -> ReceivedWebhook:
 
 
 def text_handshake(text: str) -> ReceivedWebhook:
-    """A response that echoes a text of the request, with headers that keep a browser from interpreting it."""
+    """A response that echoes a text of an unsigned request, with headers that keep a browser from interpreting it."""
     headers = {"Content-Type": "text/plain; charset=utf-8", "X-Content-Type-Options": "nosniff"}
-    return ReceivedWebhook(response=WebhookResponse(headers=headers, body=text.encode()))
+    return ReceivedWebhook(response=WebhookResponse(headers=headers, body=text.encode(), is_verified=False))
 
 
 def json_handshake(value: Mapping[str, str]) -> ReceivedWebhook:

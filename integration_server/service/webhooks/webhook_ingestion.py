@@ -32,8 +32,8 @@ from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
 APP = "app"
 """The endpoint of the app's own webhooks at a provider."""
 
-NOT_FOUND = WebhookResponse(404)
-UNAUTHORIZED = WebhookResponse(401)
+NOT_FOUND = WebhookResponse(404, is_verified=False)
+UNAUTHORIZED = WebhookResponse(401, is_verified=False)
 
 _UID = re.compile(r"[\w-]{1,128}", re.ASCII)
 _MAX_TEXT_LENGTH = 255
