@@ -5,7 +5,7 @@ requests have the default size.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -66,7 +66,7 @@ class Method:
     streams_requests: bool = False
     streams_responses: bool = False
     request_class: type[Message] = Message
-    request_limits: RequestLimits = RequestLimits()
+    request_limits: RequestLimits = field(default_factory=RequestLimits)
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from tests.end_to_end.processes import run_server_process
 from tests.fuzz.http import HttpCase
 from tests.fuzz.messages import METHODS, PLANTED, RpcCase
 from tests.fuzz.run import ALLOWED_GROWTH, SETTINGS, Finding, Fuzzer, IssuingSandbox
+from tests.loop_hold.meter import MAX_HOLD, LoopHolds
 
 CASES = 300
 
@@ -22,8 +23,10 @@ CASES = 300
 async def fuzzer(directory: Path, database_url: str) -> AsyncIterator[Fuzzer]:
     """A fuzzer with its own server process."""
     sandbox = IssuingSandbox()
-    async with run_server_process(directory, database_url, sandbox=sandbox, forked=True, **SETTINGS) as system:
-        yield Fuzzer(system, sandbox)
+    holds = LoopHolds(directory)
+    settings = {**SETTINGS, **holds.environment}
+    async with run_server_process(directory, database_url, sandbox=sandbox, forked=False, **settings) as system:
+        yield Fuzzer(system, sandbox, holds)
 
 
 async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(database_url: str, tmp_path: Path) -> None:
@@ -31,6 +34,7 @@ async def test_every_fuzzed_request_gets_a_valid_response_without_secrets(databa
         report = await fuzz.run(CASES, seed=20_010)
     assert report.cases >= CASES
     assert report.growth < ALLOWED_GROWTH
+    assert 0 < report.longest_hold.seconds < MAX_HOLD
     assert report.outcomes["OK"]
     assert report.outcomes["INVALID_ARGUMENT"]
     assert any(outcome.startswith("HTTP 4") for outcome in report.outcomes)
