@@ -18,7 +18,7 @@ from tests.end_to_end.commands import ROOT
 MAX_HOLD = 0.05
 """The longest that any input may hold the loop, in seconds."""
 
-_DIRECTORY = "TESTS_LOOP_HOLD_DIRECTORY"
+_DIRECTORY = "PYTHON_LOOP_HOLD_DIRECTORY"
 _FILE_SIZE = 4096
 _SECONDS = struct.Struct("d")
 
