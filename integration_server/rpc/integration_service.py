@@ -1,9 +1,12 @@
 """`integrations.v1.IntegrationService`: each method decodes the request, calls one use case and encodes the result."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 
+from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.interceptors import Context
@@ -19,6 +22,7 @@ from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -122,11 +126,8 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_page(request),
             current_allowed_types(),
         )
-        now = self._clock()
-        return pb.ListIntegrationsResponse(
-            integrations=[mapping.encode_integration(integration, now) for integration in page.items],
-            next_page_token=page.next_page_token,
-        )
+        integrations = await _encode_integrations(page.items, self._clock())
+        return pb.ListIntegrationsResponse(integrations=integrations, next_page_token=page.next_page_token)
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
         """Return one integration."""
@@ -268,3 +269,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_target(request), mapping.decode_api_request(request)
         )
         return mapping.encode_api_response(response)
+
+
+async def _encode_integrations(
+    integrations: Iterable[Integration], now: datetime
+) -> Sequence[integration_pb2.Integration]:
+    """Convert integrations. Other calls proceed after each config, whose conversion can take ten milliseconds."""
+    encoded = []
+    for integration in integrations:
+        encoded.append(mapping.encode_integration(integration, now))
+        if integration.config:
+            await asyncio.sleep(0)
+    return encoded

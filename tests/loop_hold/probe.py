@@ -5,7 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import grpc.aio
@@ -24,6 +24,7 @@ from tests.loop_hold.worst_http import WorstHttp, worst_http
 from tests.loop_hold.worst_requests import OVERSIZED, WorstRequest, worst_requests
 
 C = TypeVar("C")
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 DEADLINE = 60.0  # seconds, on a machine that may be busy
 
@@ -39,12 +40,21 @@ _BATCH = 8  # requests that are sent at a time; one callback belongs to one of t
 _BOMB = b"\x0a\x00" * (4 * 1024 * 1024)  # compressed a thousandth of it
 _BOMB_SIZES = (OVERSIZED, len(_BOMB))  # gRPC accepts the first
 
+_METADATA: Sequence[Metadata] = (
+    (("authorization", "Bearer " + "eyJhbGciOiJub25lIn0." * 700),),
+    (("authorization", "Bearer " + "e30." * 3500),),
+    (("x-purpose", " " * 14_000),),
+    (("x-large-bin", bytes(10_000)),),
+    tuple((f"x-{number}", "") for number in range(350)),
+    (("x-equal", ""),) * 350,
+)
+
 
 class HoldProbe:
     """Measures a server process that was started with `holds.environment`."""
 
     def __init__(self, system: ProcessSystem, known: KnownValues, holds: LoopHolds) -> None:
-        self._system = system
+        self.system = system
         self._holds = holds
         self.known = known
         self.cases = 0
@@ -61,13 +71,27 @@ class HoldProbe:
             cases, lambda request: self._call(request.method, request.raw, grpc.Compression.Gzip)
         )
 
+    async def measure_metadata(self, methods: Iterable[MethodDescriptor]) -> Sequence[str]:
+        """Send each RPC as much metadata as gRPC accepts, in one entry and in many."""
+        cases = ((method, metadata) for method in methods for metadata in _METADATA)
+        return await self._measure(cases, lambda case: self._call(case[0], b"", metadata=case[1]))
+
     async def measure_http(self, requests: Iterable[WorstHttp]) -> Sequence[str]:
         """Send each request on its own connection to the sidecar."""
         return await self._measure(requests, lambda request: self._send(request.raw))
 
+    async def measure_call(self, call: Awaitable[object]) -> Sequence[str]:
+        """Make one call."""
+
+        async def make(case: Awaitable[object]) -> None:
+            await case
+
+        return await self._measure([call], make)
+
     async def _measure(self, cases: Iterable[C], send: Callable[[C], Awaitable[None]]) -> Sequence[str]:
         found = []
         remaining = iter(cases)
+        self._holds.take()  # what was before
         while batch := list(itertools.islice(remaining, _BATCH)):
             await asyncio.gather(*map(send, batch))
             self.cases += len(batch)
@@ -78,12 +102,17 @@ class HoldProbe:
         return found
 
     async def _call(
-        self, method: MethodDescriptor, raw: bytes, compression: grpc.Compression = grpc.Compression.NoCompression
+        self,
+        method: MethodDescriptor,
+        raw: bytes,
+        compression: grpc.Compression = grpc.Compression.NoCompression,
+        metadata: Metadata = (),
     ) -> None:
         path = f"/{method.containing_service.full_name}/{method.name}"
-        channel: Any = self._system.channel
+        channel: Any = self.system.channel
         if method.server_streaming:
-            call = channel.stream_stream(path)(iter([raw, raw]), timeout=DEADLINE, compression=compression)
+            multi_callable = channel.stream_stream(path)
+            call = multi_callable(iter([raw, raw]), metadata=metadata, timeout=DEADLINE, compression=compression)
             with suppress(grpc.aio.AioRpcError, TimeoutError):
                 async with asyncio.timeout(_STREAM_WAIT):
                     async for _ in call:
@@ -91,10 +120,11 @@ class HoldProbe:
             call.cancel()
         else:
             with suppress(grpc.aio.AioRpcError):
-                await channel.unary_unary(path)(raw, timeout=DEADLINE, compression=compression)
+                multi_callable = channel.unary_unary(path)
+                await multi_callable(raw, metadata=metadata, timeout=DEADLINE, compression=compression)
 
     async def _send(self, raw: bytes) -> None:
-        address = urlsplit(self._system.sidecar_url)
+        address = urlsplit(self.system.sidecar_url)
         async with asyncio.timeout(DEADLINE):
             reader, writer = await asyncio.open_connection(address.hostname, address.port)
             with suppress(OSError):  # the server may respond and close before it has read everything

@@ -24,6 +24,7 @@ OVERSIZED = 1200 * 1024
 """The bytes of a request that gRPC accepts and no RPC does."""
 
 _TEXTS = ("a", "\u202e", "🦊", "\0", "%00", "&a=b", "../", "{}[],", '\\"', "eyJhbGciOiJub25lIn0.", "9", "a@b.c:/ ")
+_USUAL = (b"a", "\u202e".encode(), b"\0", b"{},")
 _LENGTHS = (128, 255, 2048, 8192, 16 * 1024)  # the maximum lengths of texts
 _BODIES = (b"\0", b"[", b"{},", b'{"a":', b"a=b&", b"%00&", b"9", b"<a>", b'"\\u0000",', b"\n", b" ")
 _DOUBLES = (1e308, 5e-324, math.nan, -math.inf)
@@ -47,12 +48,16 @@ def _delimited(number: int, content: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape of requests: `repeat` makes one from a number of repetitions; each has some bytes and fields."""
+    """A shape of requests: `repeat` makes one from a number of repetitions; each has some bytes and fields.
+
+    A text has no fields of its own, whatever its length.
+    """
 
     name: str
     repeat: Callable[[int], bytes]
     unit_bytes: int
     unit_fields: int = 1
+    is_rare: bool = False  # a variant of another shape
     is_bulk: bool = False  # in a field whose bytes the method's limit does not include
     lengths: Sequence[int] = ()  # the repetitions that are of interest, besides the most that fit
 
@@ -116,7 +121,7 @@ def _field_shapes(
 
 def _filled(name: str, text: bytes, number: int, wrap: Wrap, *, is_bulk: bool = False) -> Shape:
     lengths = [max(1, length // len(text.decode())) for length in _LENGTHS]
-    return Shape(name, _fill(text, number, wrap), len(text), 0, is_bulk, lengths)
+    return Shape(name, _fill(text, number, wrap), len(text), 0, text not in _USUAL, is_bulk, lengths)
 
 
 def _fill(text: bytes, number: int, wrap: Wrap) -> Callable[[int], bytes]:
@@ -230,10 +235,12 @@ def worst_requests(
 ) -> Iterator[WorstRequest]:
     """Yield the largest request of each shape that the RPC accepts.
 
-    `all_sizes` adds one that is too large, one of each length that a text may have, and one of each depth.
+    `all_sizes` adds rare shapes, requests that are too large, and texts and messages of other lengths and depths.
     """
     valid = valid_request(method.input_type, values_of)
     for shape in shapes_of(method.input_type, method_of(method).request_limits.bulk_field):
+        if shape.is_rare and not all_sizes:
+            continue
         requests = {largest_of(shape, method, valid)}
         if all_sizes:
             requests |= {oversized_of(shape, valid), *(valid + shape.repeat(length) for length in shape.lengths)}
