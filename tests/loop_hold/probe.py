@@ -13,9 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from integration_server.settings import Settings
-from integration_server.sidecar.app import create_app
-from integration_server.wiring.sidecar import http_limits_of
+from integration_server.sidecar.app import CALLBACK_PATH, WEBHOOK_PATH
 from tests.end_to_end.processes import ProcessSystem, run_server_process
 from tests.fuzz.messages import METHODS, KnownValues
 from tests.fuzz.run import Fuzzer, IssuingSandbox
@@ -47,6 +45,16 @@ _METADATA: Sequence[Metadata] = (
     (("x-large-bin", bytes(10_000)),),
     tuple((f"x-{number}", "") for number in range(350)),
     (("x-equal", ""),) * 350,
+)
+
+_PATHS = (
+    CALLBACK_PATH,
+    f"{CALLBACK_PATH}/sandbox",
+    WEBHOOK_PATH.format(integration_type="sandbox", endpoint="app"),
+    "/healthz",
+    "/readyz",
+    "/x",
+    "*",
 )
 
 
@@ -143,12 +151,8 @@ def rpc_inputs(known: KnownValues, *, all_sizes: bool) -> Iterator[WorstRequest]
 
 
 def http_inputs() -> Iterator[WorstHttp]:
-    """Yield the worst requests for every route of the sidecar, and for a path without one."""
-    no_server: Any = None
-    app = create_app(no_server, http_limits_of(Settings()), "https://integrations.example")
-    routes: Any = app.routes
-    paths = [route.path.format(integration_type="sandbox", endpoint="app") for route in routes]
-    for path in (*paths, "/x", "*"):
+    """Yield the worst requests for every path of the sidecar, and for a path without a route."""
+    for path in _PATHS:
         for method in ("GET", "POST"):
             yield from worst_http(path, method)
 
