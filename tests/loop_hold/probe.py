@@ -34,6 +34,7 @@ ALL_METHODS: Sequence[MethodDescriptor] = [*METHODS, *(rpc for service in _THIRD
 """All RPCs of the server, of the contract and of others."""
 
 _STREAM_WAIT = 0.02  # seconds for which a stream of responses is read
+_READ_WAIT = 1.0  # seconds without a byte of the response: the server keeps the connection
 _BATCH = 8  # requests that are sent at a time; one callback belongs to one of them
 _BOMB = b"\x0a\x00" * (4 * 1024 * 1024)  # compressed a thousandth of it
 _BOMB_SIZES = (OVERSIZED, len(_BOMB))  # gRPC accepts the first
@@ -138,10 +139,10 @@ class HoldProbe:
             with suppress(OSError):  # the server may respond and close before it has read everything
                 writer.write(raw)
                 writer.write_eof()
-            with suppress(OSError):
-                while await reader.read(65536):
+            with suppress(OSError):  # also a silence
+                while await asyncio.wait_for(reader.read(65536), _READ_WAIT):
                     pass
-            writer.close()
+            writer.transport.abort()
 
 
 def rpc_inputs(known: KnownValues, *, all_sizes: bool) -> Iterator[WorstRequest]:

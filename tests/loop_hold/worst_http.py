@@ -73,6 +73,6 @@ def _requests(path: str, method: str) -> Iterator[tuple[str, bytes]]:
     yield "chunks with extensions", head(path, "Transfer-Encoding: chunked") + extended
     trailers = b"1\r\nx\r\n0\r\n" + b"a:b\r\n" * 10_000 + b"\r\n"
     yield "trailers", head(path, "Transfer-Encoding: chunked") + trailers
-    yield "pipelined requests", f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * 3000
+    yield "pipelined requests", f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() * 300
     yield "pipelined new lines", b"\r\n" * _READ_BYTES
     yield "noise", b"\xff" * _READ_BYTES
