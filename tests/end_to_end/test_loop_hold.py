@@ -34,6 +34,7 @@ async def test_the_worst_request_of_each_shape(probe: HoldProbe) -> None:
     assert not await probe.measure_rpcs(rpc_inputs(probe.known, all_sizes=False))
     assert not await probe.measure_compressed(ALL_METHODS)
     assert not await probe.measure_metadata(ALL_METHODS)
+    assert not await probe.measure_call(probe.system.raw("NoSuchMethod")(b"\x0a\x00" * 500_000))
     assert probe.cases - before > 40 * len(ALL_METHODS)
     assert 0 < probe.longest.seconds <= MAX_HOLD
 
