@@ -149,9 +149,10 @@ class Fuzzer:
             if isinstance(outcome, BaseException):
                 raise outcome
             self._report.outcomes[outcome] += 1
-        self._judge_hold(batch)
+        self.judge_hold(batch)
 
-    def _judge_hold(self, batch: Sequence[RpcCase | HttpCase]) -> None:
+    def judge_hold(self, batch: Sequence[RpcCase | HttpCase]) -> None:
+        """Judge for how long the cases, which were just sent, held the loop. Raises `Finding`."""
         hold = self._holds.take() if self._holds else Hold()
         if hold > self._report.longest_hold:
             self._report.longest_hold, self._report.held_by = hold, batch
