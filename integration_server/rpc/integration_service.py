@@ -1,11 +1,13 @@
 """`integrations.v1.IntegrationService`: each method decodes the request, calls one use case and encodes the result."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from weakref import WeakKeyDictionary
 
+from integration_server.domain.integration import Integration
 from integration_server.rpc import mapping
 from integration_server.rpc.authorization import current_allowed_types
 from integration_server.rpc.interceptors import Context
@@ -21,6 +23,7 @@ from integration_server.service.proxy.calls import ApiProxy
 from integration_server.service.webhooks.webhook_delivery import WebhookDelivery
 from integration_server.service.webhooks.webhook_ingestion import WebhookIngestion
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
+from integrations.v1 import integration_pb2
 from integrations.v1 import integration_service_pb2 as pb
 from integrations.v1 import integration_service_pb2_grpc as pb_grpc
 
@@ -126,10 +129,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_page(request),
             current_allowed_types(),
         )
-        now, integrations = self._clock(), []
-        for integration in page.items:
-            integrations.append(mapping.encode_integration(integration, now))
-            await asyncio.sleep(0)  # a config of thousands of values takes milliseconds
+        integrations = await _encode_integrations(page.items, self._clock())
         return pb.ListIntegrationsResponse(integrations=integrations, next_page_token=page.next_page_token)
 
     async def GetIntegration(self, request: pb.GetIntegrationRequest, context: Context) -> pb.GetIntegrationResponse:
@@ -288,3 +288,15 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
             *mapping.decode_target(request), mapping.decode_api_request(request)
         )
         return mapping.encode_api_response(response)
+
+
+async def _encode_integrations(
+    integrations: Iterable[Integration], now: datetime
+) -> Sequence[integration_pb2.Integration]:
+    """Convert integrations. Other calls proceed after each config, whose conversion can take ten milliseconds."""
+    encoded = []
+    for integration in integrations:
+        encoded.append(mapping.encode_integration(integration, now))
+        if integration.config:
+            await asyncio.sleep(0)
+    return encoded

@@ -6,7 +6,7 @@ The server applies them in this order:
 2. `authenticate` (authentication.py) determines the caller's identity.
 3. `authorize_method` (authorization.py) checks that the caller has the method's permission.
 4. `enforce_quota` limits the caller's calls.
-5. `read_request` reads and decodes the request. Nothing that an unknown caller sends is parsed.
+5. `read_request` reads the request, checks its size and decodes it. Nothing that an unknown caller sends is parsed.
 6. `enforce_deadline` responds before the caller's deadline when the store does not respond.
 7. `authorize_request` (authorization.py) checks the request's user and integration type.
 8. `limit_streams` limits each caller's open streams, and those about one user.
@@ -35,6 +35,7 @@ from integration_server.domain.errors import IntegrationServerError, InvalidFiel
 from integration_server.rpc.call_log import CallLog
 from integration_server.rpc.errors import abort_call
 from integration_server.rpc.methods import UNKNOWN_METHOD, Method, Permission, describe_method
+from integration_server.rpc.request_limits import REQUEST, RequestMeter
 from integration_server.service.audit.audit_trail import AuditTrail, audit_user
 from integration_server.service.background.detached_tasks import CallBudget
 from integration_server.service.common_types import Clock
@@ -63,6 +64,7 @@ _PURPOSE = "x-purpose"
 _FORWARDED_FOR = "x-forwarded-for"
 _MAX_AUDIT_WAIT = 2.0  # seconds: the change is already made, and a caller that waits longer would repeat it
 _SLOW_AFTER = 5.0  # seconds: longer than a busy server takes to notice bytes that have arrived
+_LARGE_REQUEST = 16 * 1024  # bytes; decoding it takes about a millisecond
 _MAX_SLOW_REQUESTS = 64  # of all callers together; times the maximum message size, this bounds their memory
 
 
@@ -147,13 +149,12 @@ class ProtectedHandlers(grpc.GenericRpcHandler):
     def _protect(self, method: Method, handler: Any) -> RpcHandler:  # noqa: ANN401
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         # gRPC reads a single request before it calls a handler, also from unauthenticated callers. To gRPC, every
-        # method therefore takes a stream, which `read_request` reads; clients see no difference.
+        # method therefore takes a stream of bytes, which `read_request` reads and decodes; clients see no difference.
         make_handler = (
             grpc.stream_stream_rpc_method_handler if method.streams_responses else grpc.stream_unary_rpc_method_handler
         )
         return make_handler(
             compose(method, behavior, self._interceptors),
-            request_deserializer=handler.request_deserializer if method.streams_requests else None,
             response_serializer=handler.response_serializer,
         )
 
@@ -276,9 +277,16 @@ def limit_streams(caller_of: CallerLookup, *, per_caller: int, per_user: int) ->
 
 
 def read_request(
-    timeout: timedelta, *, slow_after: float = _SLOW_AFTER, max_slow_requests: int = _MAX_SLOW_REQUESTS
+    timeout: timedelta,
+    *,
+    slow_after: float = _SLOW_AFTER,
+    max_slow_requests: int = _MAX_SLOW_REQUESTS,
+    enforce_limits: bool = True,
 ) -> Interceptor:
     """Read a call's single request within `timeout`, and decode it. Raises `QuotaExceeded` or `InvalidField`.
+
+    Of a stream of requests, each is decoded when the method takes it. The method's `request_limits` apply to every
+    request, before it is parsed, unless `enforce_limits` is False.
 
     gRPC buffers 64 KiB of a message that nobody reads yet. At most `max_slow_requests` requests at a time may take
     longer than `slow_after` seconds to arrive: otherwise clients could fill the memory with unfinished messages.
@@ -317,20 +325,33 @@ def read_request(
         except TimeoutError:
             raise QuotaExceeded("whose requests come slowly") from None
         if request is grpc.aio.EOF:
-            raise InvalidField("request", "is missing")
+            raise InvalidField(REQUEST, "is missing")
         return cast("bytes", request)
 
     def wrap(method: Method, behavior: Behavior) -> Behavior:
-        @asynccontextmanager
-        async def decode(_requests: object, context: Context) -> AsyncIterator[Message]:
-            raw = await read(context)
+        meter = RequestMeter(method.request_class.DESCRIPTOR, method.request_limits)
+
+        def decode(raw: bytes) -> Message:
+            if enforce_limits:
+                meter.check(raw)
             try:
-                request = method.request_class.FromString(raw)
+                return method.request_class.FromString(raw)
             except DecodeError:
-                raise InvalidField("request", "cannot be decoded") from None
+                raise InvalidField(REQUEST, "cannot be decoded") from None
+
+        @asynccontextmanager
+        async def decode_single(_requests: object, context: Context) -> AsyncIterator[Message]:
+            raw = await read(context)
+            request = decode(raw)
+            if len(raw) > _LARGE_REQUEST:
+                await asyncio.sleep(0)  # other calls proceed before the request is converted
             yield request
 
-        return behavior if method.streams_requests else wrap_in_context_manager(method, behavior, decode)
+        @asynccontextmanager
+        async def decode_stream(requests: AsyncIterator[bytes], _context: Context) -> AsyncIterator[Any]:
+            yield (decode(raw) async for raw in requests)
+
+        return wrap_in_context_manager(method, behavior, decode_stream if method.streams_requests else decode_single)
 
     return wrap
 

@@ -25,6 +25,7 @@ from integration_server.rpc.interceptors import (
     read_request,
     record_audit,
 )
+from integration_server.rpc.request_limits import MAX_BYTES
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.calendar.google_calendar import GoogleCalendar
 from integration_server.service.common_types import Clock
@@ -111,7 +112,7 @@ def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
         ("grpc.http.overload_protection", 0),
         ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING_CALLS),
-        ("grpc.max_receive_message_length", settings.grpc_max_message_bytes),
+        ("grpc.max_receive_message_length", _max_request_bytes(settings)),
         ("grpc.max_send_message_length", settings.grpc_max_message_bytes),
         # Between a soft and a hard limit, gRPC rejects calls at random.
         ("grpc.max_metadata_size", settings.grpc_max_metadata_bytes),
@@ -130,6 +131,12 @@ def grpc_options(settings: Settings) -> Sequence[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
     )
+
+
+def _max_request_bytes(settings: Settings) -> int:
+    """Return the size of the largest request: one with a body. gRPC decompresses no more than that."""
+    body = max(settings.proxy_max_request_bytes, settings.sidecar_max_body_bytes)
+    return min(settings.grpc_max_message_bytes, body + MAX_BYTES)
 
 
 def _milliseconds(time: timedelta) -> int:

@@ -214,6 +214,23 @@ async def test_metadata_is_accepted_up_to_the_limit(length: int) -> None:
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize("limited", [True, False], ids=["limited", "negative control"])
+async def test_a_compressed_message_is_measured_after_its_decompression(limited: bool) -> None:
+    """8 MiB that are 8 KiB on the wire. gRPC stops the decompression at the limit."""
+    arguments = options() if limited else [("grpc.max_receive_message_length", -1)]
+    async with serving(arguments) as port, client(port) as check:
+        request = health_pb2.HealthCheckRequest(service="x" * 8 * 1024 * 1024)
+        call = check(request, compression=grpc.Compression.Gzip, timeout=DEADLINE)
+        assert await call.code() is (grpc.StatusCode.RESOURCE_EXHAUSTED if limited else grpc.StatusCode.OK)
+
+
+def test_the_largest_message_is_the_largest_body_and_the_rest_of_its_request() -> None:
+    assert dict(options())["grpc.max_receive_message_length"] == (1024 + 256) * 1024
+    larger = SETTINGS.model_copy(update={"proxy_max_request_bytes": 2 * 1024 * 1024})
+    assert dict(grpc_options(larger))["grpc.max_receive_message_length"] == (2048 + 256) * 1024
+    assert dict(options(max_message_bytes=64 * 1024))["grpc.max_receive_message_length"] == 64 * 1024
+
+
 @pytest.mark.parametrize("limit", [MAX_METADATA_ENTRIES, 1_000], ids=["limited", "negative control"])
 @pytest.mark.parametrize("entries", [50, 120, 300])
 async def test_the_number_of_metadata_entries_is_limited(limit: int, entries: int) -> None:

@@ -4,6 +4,7 @@ The cache serves only while the change feed is up to date. This bounds how long 
 changed or disconnected (`MAX_STALENESS`), and stops serving while the database does not respond.
 """
 
+import json
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
@@ -16,6 +17,9 @@ MAX_STALENESS = timedelta(seconds=0.8)
 """How long after a change the old state may be served: within a second, with the time that a response takes."""
 
 _TTL = timedelta(seconds=5)  # what a change that the feed misses can cost
+# Characters of JSON: several times what providers have settings for. A config of 64 KiB takes up to 400 kB of memory,
+# and garbage collection visits all its objects.
+_MAX_CONFIG_LENGTH = 1024
 
 
 class RaceSafeCache:
@@ -75,11 +79,14 @@ class RaceSafeCache:
 
 
 class CachedLookup:
-    """An `IntegrationLookup` that reads the cache first, then the store."""
+    """An `IntegrationLookup` that reads the cache first, then the store. It does not cache what has a large config."""
 
-    def __init__(self, cache: RaceSafeCache, integrations: IntegrationLookup) -> None:
+    def __init__(
+        self, cache: RaceSafeCache, integrations: IntegrationLookup, *, max_config_length: int = _MAX_CONFIG_LENGTH
+    ) -> None:
         self._cache = cache
         self._integrations = integrations
+        self._max_config_length = max_config_length
 
     async def get(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration:
         """The user's integration. Raises `IntegrationNotFound`."""
@@ -89,7 +96,10 @@ class CachedLookup:
         try:
             found = await self._integrations.get(integration_id, user_id)
             # Others are not cached: an integration that was just connected or activated works at once.
-            cacheable = found if found.integration.is_usable else None
+            cacheable = found if found.integration.is_usable and self._is_small(found) else None
             return found
         finally:
             self._cache.end_read(integration_id, read_token, cacheable)
+
+    def _is_small(self, found: StoredIntegration) -> bool:
+        return len(json.dumps(found.integration.config)) <= self._max_config_length

@@ -40,6 +40,9 @@ _MAX_TEXT_LENGTH = 255
 _MAX_ENTRIES = 10_000
 _FOUND_TTL = 1.0  # seconds; a replaced secret may be accepted for so long
 _NOT_FOUND_TTL = 10.0  # seconds; an address is published only after it exists
+# Bytes. Verifying and reading a smaller body takes a few milliseconds, one of 1 MiB up to half a second.
+_LARGE_BODY = 64 * 1024
+_MAX_CONCURRENT_READS = 2  # of large bodies, so that their threads leave most of the time to the event loop
 _MAX_CONCURRENT_LOOKUPS = 2  # so that unverified requests take few of the database's connections
 
 
@@ -71,7 +74,11 @@ class EndpointCache:
 
 @dataclass(eq=False, repr=False)
 class WebhookIngestion:
-    """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`."""
+    """Receives webhooks. Events are kept, and recognized when they are delivered again, for `retention`.
+
+    Bodies of more than `large_body` bytes are verified and read in another thread, so that they do not hold the event
+    loop.
+    """
 
     endpoints: EndpointCache
     inbox: WebhookInbox
@@ -83,8 +90,10 @@ class WebhookIngestion:
     confirm_grant_end: Callable[[Integration], object]
     _: KW_ONLY
     retention: timedelta
+    large_body: int = _LARGE_BODY
 
     def __post_init__(self) -> None:
+        self._large_reads = asyncio.Semaphore(_MAX_CONCURRENT_READS)
         self._log = structlog.get_logger(__name__)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
@@ -115,7 +124,7 @@ class WebhookIngestion:
         secrets = provider.webhook_secrets(None)
         if not secrets:
             return NOT_FOUND
-        received = self._verified(provider, request, secrets)
+        received = await self._verified(provider, request, secrets)
         accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
         if accounts:
             integrations = await self.inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
@@ -136,14 +145,17 @@ class WebhookIngestion:
         secrets = await self.secrets.valid(endpoint)
         if not secrets:
             return UNAUTHORIZED
-        received = self._verified(provider, request, secrets)
+        received = await self._verified(provider, request, secrets)
         await self._store([(integration, _restrict_to_account(integration, event)) for event in received.events])
         return received.response
 
-    def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
+    async def _verified(self, provider: Provider, request: WebhookRequest, secrets: Sequence[str]) -> ReceivedWebhook:
         """The events and response of a request; no events and 401 if it is not verified."""
         try:
-            return provider.receive_webhook(request, secrets)
+            if len(request.body) <= self.large_body:
+                return provider.receive_webhook(request, secrets)
+            async with self._large_reads:
+                return await asyncio.to_thread(provider.receive_webhook, request, secrets)
         except InvalidWebhookSignature:
             self._log.info("webhook_signature_invalid", integration_type=provider.integration_type)
             return ReceivedWebhook(response=UNAUTHORIZED)

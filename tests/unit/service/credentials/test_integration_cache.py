@@ -142,6 +142,27 @@ async def test_missing_integrations_are_not_cached(row: StoredIntegration) -> No
     assert await fixture.find(row) == row
 
 
+@pytest.mark.parametrize(("max_config_length", "reads"), [(1024, 2), (100_000, 1)], ids=["limited", "negative control"])
+async def test_integrations_with_large_configs_are_not_cached(
+    row: StoredIntegration, max_config_length: int, reads: int
+) -> None:
+    hoarder = replace(row, integration=replace(row.integration, config={"values": [[]] * 400}))
+    fixture = CacheFixture(hoarder)
+    fixture.lookup = CachedLookup(fixture.cache, fixture.store, max_config_length=max_config_length)
+    await fixture.reader.poll()
+    assert [await fixture.find(hoarder) for _ in range(2)] == [hoarder] * 2
+    assert fixture.store.reads == reads
+
+
+async def test_integrations_with_the_settings_of_a_provider_are_cached(row: StoredIntegration) -> None:
+    config = {"shop": "example.myshopify.com", "calendar_id": "c" * 200, "scopes": ["read", "write"] * 20}
+    usual = replace(row, integration=replace(row.integration, config=config))
+    fixture = CacheFixture(usual)
+    await fixture.reader.poll()
+    assert [await fixture.find(usual) for _ in range(2)] == [usual] * 2
+    assert fixture.store.reads == 1
+
+
 @pytest.mark.parametrize(
     "unusable", [{"is_active": False}, {"reauthorization_required": True}, {"connect_time": None}], ids=str
 )
