@@ -140,7 +140,7 @@ async def _running_server(directory: Path, environment: Mapping[str, str]) -> As
         serving(directory, environment) as command,
         grpc.aio.insecure_channel(command.serving["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
-        yield Server(psutil.Process(command.process.pid), IntegrationServiceStub(channel), HealthStub(channel))
+        yield Server(psutil.Process(command.pid("server")), IntegrationServiceStub(channel), HealthStub(channel))
 
 
 # --- integrations ------------------------------------------------------------------------------------------------

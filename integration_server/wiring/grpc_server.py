@@ -59,14 +59,14 @@ def build_grpc_server(
         *auth.authenticate,
         *auth.authorize_method,
         enforce_quota(
-            quota_key if auth.authenticate else peer_address,
+            lambda context: quota_key(context) or peer_address(context),
             concurrency=settings.caller_max_concurrency,
             per_second=settings.caller_max_calls_per_second,
         ),
         read_request(settings.grpc_read_timeout),
         enforce_deadline(),
         *auth.authorize_request,
-        record_audit(trail, caller_name if auth.authenticate else peer_address, clock),
+        record_audit(trail, lambda context: caller_name(context) or peer_address(context), clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers

@@ -45,6 +45,11 @@ class Command:
     err_path: Path
     serving: dict[str, Any] = field(default_factory=dict)
 
+    def pid(self, name: str) -> int:
+        """The id of a process of `serve`: "server" or "sidecar". A command of one process is both."""
+        pids: dict[str, int] = self.serving.get("pids", {})
+        return pids.get(name, self.process.pid)
+
     @property
     def output(self) -> str:
         """The output so far, of both streams."""
