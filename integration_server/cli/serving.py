@@ -90,6 +90,13 @@ def _serve_grpc(settings: Settings, environment: Mapping[str, str], link: Sideca
 async def sidecar() -> None:
     """Serve only the HTTP sidecar: it listens on SIDECAR_ADDRESS and calls the server at GRPC_ADDRESS."""
     settings, _ = await load_settings(needs_key=False)
+    async with stop_signals() as stop, running_sidecar(settings, remote_client(settings)) as url:
+        structlog.get_logger(__name__).info("serving", sidecar=url, grpc=str(settings.grpc_address))
+        await stop.wait()
+
+
+def remote_client(settings: Settings) -> ServerClient:
+    """A client of the server at GRPC_ADDRESS, for a sidecar that runs alone. Raises `InvalidFile`."""
     tls_files = TlsFiles(
         authorities=settings.sidecar_tls_ca_file,
         certificate=settings.sidecar_tls_cert_file,
@@ -97,10 +104,7 @@ async def sidecar() -> None:
         token=settings.sidecar_token_file,
         server_name=settings.sidecar_tls_server_name,
     )
-    client = ServerClient(str(reachable_address(settings.grpc_address)), tls_files)
-    async with stop_signals() as stop, running_sidecar(settings, client) as url:
-        structlog.get_logger(__name__).info("serving", sidecar=url, grpc=str(settings.grpc_address))
-        await stop.wait()
+    return ServerClient(str(reachable_address(settings.grpc_address)), tls_files)
 
 
 @command

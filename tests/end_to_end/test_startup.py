@@ -201,9 +201,8 @@ async def test_a_database_of_another_baseline_is_rejected_with_one_sentence(sqli
     async with open_database(sqlite_url) as database, database.write_transaction() as connection:
         await connection.execute(text("UPDATE schema_compatibility SET baseline_fingerprint = 'another'"))
     for number, command in enumerate(["serve", "dev", "migrate"]):
-        environment = server_environment(
-            sqlite_url, DEV_MODE=str(command == "dev").lower(), SANDBOX_ADDRESS="127.0.0.1:0"
-        )
+        mode = {"SANDBOX_ADDRESS": "127.0.0.1:0"} if command == "dev" else {"DEV_MODE": "false"}
+        environment = server_environment(sqlite_url, **mode)
         finished = await run(make_directory(tmp_path, number), environment, command)
         assert_refused(finished, "set DATABASE_URL to a new database")
         assert len(finished.err.strip().splitlines()) == 1

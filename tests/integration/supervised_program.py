@@ -1,0 +1,111 @@
+"""A supervisor of two small processes, as a program: `python -m tests.integration.supervised_program BEHAVIOUR`.
+
+`first` and `second` start in this order. BEHAVIOUR selects what they do.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from integration_server.logs import configure_logging
+from integration_server.supervisor import ChildSpec, RestartBackoff, Supervisor, SupervisorChannel, fork_into
+
+LINES = 300
+
+
+def main() -> int:
+    configure_logging("INFO", process="supervisor")
+    children = {name: FIRST_AND_SECOND[sys.argv[1]][name] for name in ("first", "second")}
+    if sys.argv[2:] == ["unsupervised"]:  # the same processes, with the log of this one
+        for write in children.values():
+            if os.fork() == 0:
+                write(None)
+                os._exit(0)
+        os.wait()
+        os.wait()
+        return 0
+    specs = [
+        ChildSpec(name, fork_into(_main_of(name, behaviour)), timedelta(seconds=0.2))
+        for name, behaviour in children.items()
+    ]
+    backoff = RestartBackoff(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=4))
+    return Supervisor(specs, backoff=backoff).run()
+
+
+def _main_of(name: str, behaviour: Callable[[SupervisorChannel], int]) -> Callable[[], int]:
+    def run() -> int:
+        channel = SupervisorChannel()
+        configure_logging("INFO", process=name)
+        channel.receive_config()
+        print(f"{name} may start", file=sys.stderr)
+        return behaviour(channel)
+
+    return run
+
+
+def serve(channel: SupervisorChannel | None) -> int:
+    """Serve until stopped."""
+
+    async def run() -> None:
+        assert channel is not None
+        log = structlog.get_logger()
+        async with channel.commands(lambda: log.info("draining")) as stop:
+            channel.report_ready(**{f"pid_{os.getpid()}": "serving"})
+            await stop.wait()
+            await asyncio.sleep(0.05)
+            log.info("ending")
+
+    asyncio.run(run())
+    return 0
+
+
+def write_lines(channel: SupervisorChannel | None) -> int:
+    """Write each line in two parts, as a line longer than a pipe's atomic write is."""
+    for _ in range(LINES):
+        os.write(2, b"{beginning ")
+        time.sleep(0.001)  # time for the other process
+        os.write(2, b"end}\n")
+    return 0 if channel is None else serve(channel)
+
+
+def fail_to_start(_channel: SupervisorChannel | None) -> int:
+    """End before being ready."""
+    print("a message for the operator", file=sys.stderr)
+    return 7
+
+
+def die(channel: SupervisorChannel | None) -> int:
+    """End soon after being ready."""
+    assert channel is not None
+    channel.report_ready()
+    time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def ignore_stop(channel: SupervisorChannel | None) -> int:
+    """Never react, like a process with a blocked event loop."""
+    assert channel is not None
+    channel.report_ready(pid=os.getpid())
+    while True:
+        time.sleep(60)
+
+
+FIRST_AND_SECOND = {
+    "serve": {"first": serve, "second": serve},
+    "write": {"first": write_lines, "second": write_lines},
+    "first fails": {"first": fail_to_start, "second": serve},
+    "second fails": {"first": serve, "second": fail_to_start},
+    "second dies": {"first": serve, "second": die},
+    "second hangs": {"first": serve, "second": ignore_stop},
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
