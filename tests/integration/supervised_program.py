@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import structlog
@@ -17,6 +17,8 @@ from integration_server.logs import configure_logging
 from integration_server.supervisor import ChildSpec, RestartBackoff, Supervisor, SupervisorChannel, fork_into
 
 LINES = 300
+
+Behaviour = Callable[[SupervisorChannel | None], int]
 
 
 def main() -> int:
@@ -38,7 +40,7 @@ def main() -> int:
     return Supervisor(specs, backoff=backoff).run()
 
 
-def _main_of(name: str, behaviour: Callable[[SupervisorChannel], int]) -> Callable[[], int]:
+def _main_of(name: str, behaviour: Behaviour) -> Callable[[], int]:
     def run() -> int:
         channel = SupervisorChannel()
         configure_logging("INFO", process=name)
@@ -97,7 +99,7 @@ def ignore_stop(channel: SupervisorChannel | None) -> int:
         time.sleep(60)
 
 
-FIRST_AND_SECOND = {
+FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "serve": {"first": serve, "second": serve},
     "write": {"first": write_lines, "second": write_lines},
     "first fails": {"first": fail_to_start, "second": serve},
