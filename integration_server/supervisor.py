@@ -316,15 +316,20 @@ class Supervisor:
             }
             self._log.info("serving", **details, pids=pids)
 
-    def _relay_errors(self, process: _Process) -> None:
-        """Write what the process has written, in whole lines."""
-        with suppress(BlockingIOError):
-            while chunk := os.read(process.errors, 64 * 1024):
-                *lines, process.unwritten = (process.unwritten + chunk).split(b"\n")
-                if len(process.unwritten) > _LINE_BYTES:
-                    lines, process.unwritten = [*lines, process.unwritten], b""
-                _write(self._labelled(process, line) for line in lines)
+    def _relay_errors(self, process: _Process) -> bool:
+        """Write what the process has written, in whole lines; returns whether there may be more."""
+        try:
+            chunk = os.read(process.errors, MESSAGE_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
             self._unregister(process.errors)  # it is ending
+            return False
+        *lines, process.unwritten = (process.unwritten + chunk).split(b"\n")
+        if len(process.unwritten) > _LINE_BYTES:
+            lines, process.unwritten = [*lines, process.unwritten], b""
+        _write(self._labelled(process, line) for line in lines)
+        return True
 
     def _labelled(self, process: _Process, line: bytes) -> bytes:
         """The line, with the name of its process unless the line has it: events do, what libraries print does not.
@@ -344,7 +349,8 @@ class Supervisor:
             pid, status = os.waitpid(process.pid, os.WNOHANG)
             if pid:
                 del self._processes[name]
-                self._relay_errors(process)
+                while self._relay_errors(process):
+                    pass
                 _write([process.unwritten] if process.unwritten else [])
                 self._unregister(process.control)
                 self._unregister(process.errors)

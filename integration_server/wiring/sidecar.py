@@ -47,9 +47,10 @@ class SidecarLink:
 
 @contextmanager
 def new_sidecar_link() -> Iterator[SidecarLink]:
-    """A new link; its directory is removed at the end."""
-    parent = "/tmp" if len(gettempdir()) > _MAX_PARENT_LENGTH else None  # noqa: S108  # the new directory is private
-    with TemporaryDirectory(prefix="integration-server-", dir=parent) as directory:  # mode 0700
+    """A new link; its directory is removed at the end. Raises `OSError` if there is no place for it."""
+    if len(gettempdir()) > _MAX_PARENT_LENGTH:
+        raise OSError(f"{gettempdir()} (TMPDIR) is too long for the path of a Unix socket; set a shorter one")
+    with TemporaryDirectory(prefix="integration-server-") as directory:  # mode 0700
         yield SidecarLink(Path(directory) / "grpc.sock", random_token())
 
 
