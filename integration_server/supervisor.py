@@ -5,10 +5,11 @@ child's standard input. Each message is a line of JSON:
 
 - to the child: `{"config": …}` once, when all earlier processes are ready; later `{"command": "drain"}` and
   `{"command": "stop"}`. The end of the stream means that the supervisor is gone.
-- to the supervisor: `{"ready": …}` once, with what the log reports of the process, such as its address.
+- to the supervisor: `{"ready": …}` once, with what the log reports of the process, such as its address. A process that
+  sends anything else is killed: an attacker may have taken over the one that serves the internet.
 
-Nothing secret is on a command line or in an environment: the config carries it. The supervisor has one thread and no
-event loop, so that it can fork. It writes the children's standard error line by line, so that lines stay whole.
+The config carries what must not be on a command line or in an environment. The supervisor has one thread and no event
+loop, so that it can fork. It writes the children's standard error line by line, so that lines stay whole.
 
 Imports nothing of ours: a child imports it before it knows anything.
 """
@@ -33,7 +34,9 @@ from typing import Any, Literal
 
 import structlog
 
-MESSAGE_BYTES = 64 * 1024  # at a time; longer messages come in parts
+MAX_REPORT_BYTES = 4096  # of a child; it has a few names and addresses
+
+_READ_BYTES = 64 * 1024  # at a time
 
 _CONTROL, _ERRORS = 0, 2  # the child's standard input and standard error
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,11 +52,15 @@ Spawn = Callable[[int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """A process: how it starts, its config, and the time that it gets to stop before it is killed."""
+    """A process: how it starts, its config, and the time that it gets to stop before it is killed.
+
+    `reports` are the names of what it reports when it is ready.
+    """
 
     name: str
     spawn: Spawn
     stop_timeout: timedelta
+    reports: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -126,7 +133,15 @@ class SupervisorChannel:
         if sys.platform == "linux":
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         self._socket = socket.socket(fileno=os.dup(_CONTROL))
+        # Programs that this process starts inherit its standard input, and must not get the channel.
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, _CONTROL)
+        os.close(nothing)
         self._received = b""
+
+    def fileno(self) -> int:
+        """The descriptor of the channel."""
+        return self._socket.fileno()
 
     def receive_config(self) -> Mapping[str, Any]:
         """Wait for the config. Exits the process if the supervisor has no use for it any more."""
@@ -136,7 +151,7 @@ class SupervisorChannel:
         config: Mapping[str, Any] = json.loads(line)["config"]
         return config
 
-    def report_ready(self, **details: object) -> None:
+    def report_ready(self, **details: str) -> None:
         """Report that this process serves, with details for the log."""
         self._socket.sendall(json.dumps({"ready": details}).encode() + b"\n")
 
@@ -156,15 +171,15 @@ class SupervisorChannel:
                 actions[json.loads(line)["command"]]()
 
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._socket, read)
+        loop.add_reader(self, read)
         try:
             yield stop
         finally:
-            loop.remove_reader(self._socket)
+            loop.remove_reader(self)
 
     def _receive(self) -> None:
         try:
-            received = self._socket.recv(MESSAGE_BYTES)
+            received = self._socket.recv(_READ_BYTES)
         except ConnectionResetError:
             received = b""
         if not received:
@@ -185,8 +200,8 @@ class _Process:
     errors: int
     start_time: float
     is_configured: bool = False
-    details: Mapping[str, object] | None = None
-    reports: bytes = b""
+    details: Mapping[str, str] | None = None
+    received: bytes = b""
     unwritten: bytes = b""
 
     def send(self, **message: object) -> None:
@@ -295,12 +310,21 @@ class Supervisor:
     def _read_reports(self, process: _Process) -> None:
         received = b""
         with suppress(ConnectionResetError):
-            received = process.control.recv(MESSAGE_BYTES)
+            received = process.control.recv(MAX_REPORT_BYTES)
         if not received:
             self._unregister(process.control)  # it is ending
-        *lines, process.reports = (process.reports + received).split(b"\n")
-        for line in lines:
-            process.details = json.loads(line)["ready"]
+            return
+        process.received += received
+        is_first = process.details is None
+        if is_first and not received.endswith(b"\n") and len(process.received) <= MAX_REPORT_BYTES:
+            return  # the rest of it comes
+        report = _parse_report(process.received, process.spec.reports) if is_first else None
+        if report is None:
+            self._log.error("invalid_report", name=process.spec.name, pid=process.pid)
+            self._unregister(process.control)
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            process.details = report
             self._on_ready(process)
 
     def _on_ready(self, process: _Process) -> None:
@@ -319,7 +343,7 @@ class Supervisor:
     def _relay_errors(self, process: _Process) -> bool:
         """Write what the process has written, in whole lines; returns whether there may be more."""
         try:
-            chunk = os.read(process.errors, MESSAGE_BYTES)
+            chunk = os.read(process.errors, _READ_BYTES)
         except BlockingIOError:
             return False
         if not chunk:
@@ -387,6 +411,18 @@ class Supervisor:
                 self._wait(None if is_killed else deadline - time.monotonic())
                 has_failed |= any(code and ended.is_configured for ended, code in self._reap())
         return has_failed
+
+
+def _parse_report(line: bytes, names: Sequence[str]) -> Mapping[str, str] | None:
+    """The named values of a report; None if it has any other form."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    details = message.get("ready") if isinstance(message, dict) else None
+    if not isinstance(details, dict) or set(details) != set(names):
+        return None
+    return details if all(isinstance(value, str) for value in details.values()) else None
 
 
 def _write(lines: Iterable[bytes]) -> None:

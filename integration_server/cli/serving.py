@@ -38,12 +38,14 @@ def serve() -> None:
             "server",
             fork_into(lambda: _serve_grpc(settings, environment, link)),
             settings.shutdown_grace + _STOP_MARGIN,
+            reports=["grpc"],
         )
         sidecar = ChildSpec(
             "sidecar",
             execute("integration_server.sidecar_process", _sidecar_environment(os.environ)),
             _STOP_MARGIN,
-            {
+            reports=["sidecar"],
+            config={
                 "settings": settings.model_dump(mode="json", include=set(SidecarSettings.model_fields)),
                 "socket": str(link.socket),
                 "token": link.token,

@@ -17,6 +17,20 @@ from integration_server.logs import configure_logging
 from integration_server.supervisor import ChildSpec, RestartBackoff, Supervisor, SupervisorChannel, fork_into
 
 LINES = 300
+VALID = b'{"ready": {"second": "address"}}\n'
+LIES = [
+    [b"not JSON\n"],
+    [b"[" * 4000 + b"\n"],
+    [b"x" * 5000],
+    [b"[]\n"],
+    [b'{"ready": null}\n'],
+    [b'{"ready": {}}\n'],
+    [b'{"ready": {"second": "address", "event": "forged"}}\n'],
+    [b'{"ready": {"second": {"pids": 1}}}\n'],
+    [VALID + VALID],
+    [VALID, b"more"],
+]
+"""What a process that an attacker has taken over might send."""
 
 Behaviour = Callable[[SupervisorChannel | None], int]
 
@@ -33,22 +47,47 @@ def main() -> int:
         os.wait()
         return 0
     specs = [
-        ChildSpec(name, fork_into(_main_of(name, behaviour)), timedelta(seconds=0.2))
+        ChildSpec(name, fork_into(_main_of(name, behaviour)), _stop_timeout(behaviour), reports=[name])
         for name, behaviour in children.items()
     ]
     backoff = RestartBackoff(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=4))
     return Supervisor(specs, backoff=backoff).run()
 
 
+def _stop_timeout(behaviour: Behaviour) -> timedelta:
+    # The others stop by themselves, which takes its time on a busy machine.
+    return timedelta(seconds=0.1 if behaviour is ignore_stop else 60)
+
+
 def _main_of(name: str, behaviour: Behaviour) -> Callable[[], int]:
     def run() -> int:
         channel = SupervisorChannel()
         configure_logging("INFO", process=name)
+        os.environ["NAME"] = name
         channel.receive_config()
         print(f"{name} may start", file=sys.stderr)
         return behaviour(channel)
 
     return run
+
+
+def channel_name() -> str:
+    """The name of this process, which is also that of its only report."""
+    return os.environ["NAME"]
+
+
+def report(*messages: bytes) -> Behaviour:
+    """Send the supervisor other messages than it expects."""
+
+    def send(channel: SupervisorChannel | None) -> int:
+        assert channel is not None
+        for message in messages:
+            os.write(channel.fileno(), message)
+            time.sleep(0.05)
+        time.sleep(60)
+        return 0
+
+    return send
 
 
 def serve(channel: SupervisorChannel | None) -> int:
@@ -58,7 +97,7 @@ def serve(channel: SupervisorChannel | None) -> int:
         assert channel is not None
         log = structlog.get_logger()
         async with channel.commands(lambda: log.info("draining")) as stop:
-            channel.report_ready(**{f"pid_{os.getpid()}": "serving"})
+            channel.report_ready(**{channel_name(): "address"})
             await stop.wait()
             await asyncio.sleep(0.05)
             log.info("ending")
@@ -85,7 +124,7 @@ def fail_to_start(_channel: SupervisorChannel | None) -> int:
 def die(channel: SupervisorChannel | None) -> int:
     """End soon after being ready."""
     assert channel is not None
-    channel.report_ready()
+    channel.report_ready(**{channel_name(): "address"})
     time.sleep(0.02)
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -94,7 +133,7 @@ def die(channel: SupervisorChannel | None) -> int:
 def ignore_stop(channel: SupervisorChannel | None) -> int:
     """Never react, like a process with a blocked event loop."""
     assert channel is not None
-    channel.report_ready(pid=os.getpid())
+    channel.report_ready(**{channel_name(): "address"})
     while True:
         time.sleep(60)
 
@@ -105,6 +144,7 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "first fails": {"first": fail_to_start, "second": serve},
     "second fails": {"first": serve, "second": fail_to_start},
     "second dies": {"first": serve, "second": die},
+    **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},
     "second hangs": {"first": serve, "second": ignore_stop},
 }
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from integration_server.supervisor import RestartBackoff
-from tests.integration.supervised_program import LINES
+from tests.integration.supervised_program import LIES, LINES, VALID
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0  # seconds; the machine may be busy
@@ -88,7 +88,7 @@ def test_processes_start_in_order_and_stop_in_reverse_also_if_the_whole_group_is
         assert set(serving["pids"]) == {"first", "second"}
         os.killpg(program.process.pid, number)  # as Ctrl-C and systemd do
         assert program.end() == 0
-        starts = [line for line in program.lines if "may start" in line]
+        starts = [line.removeprefix("second: ") for line in program.lines if "may start" in line]
         assert starts == ["first may start\n", "second may start\n"]
         assert sorted(program.names_of("draining")) == ["first", "second"]
         assert program.names_of("ending") == ["second", "first"]
@@ -123,6 +123,20 @@ def test_a_process_that_dies_is_restarted_ever_more_slowly() -> None:
 def test_the_pause_before_a_restart_doubles_up_to_a_limit() -> None:
     backoff = RestartBackoff(first=timedelta(seconds=0.5), longest=timedelta(seconds=30))
     assert [backoff.pause(failures) for failures in (1, 2, 3, 6, 7, 1000)] == [0.5, 1, 2, 16, 30, 30]
+
+
+@pytest.mark.parametrize("number", range(len(LIES)))
+def test_a_process_that_reports_anything_else_is_killed_and_the_others_are_unharmed(number: int) -> None:
+    with running(f"second lies {number}") as program:
+        program.read_until('"invalid_report"')
+        if LIES[number][0] == VALID:  # it was ready before, so that it is restarted
+            os.kill(program.process.pid, signal.SIGTERM)
+            program.end()
+        else:
+            assert program.end() == 1
+        assert program.names_of("ending") == ["first"]
+    assert "Traceback" not in "".join(program.lines)
+    assert "forged" not in "".join(program.lines)
 
 
 def test_a_process_that_does_not_stop_is_killed_and_the_others_stop_as_usual() -> None:
