@@ -56,6 +56,7 @@ def memory_of(pid: int) -> bytes:
     return b"\n".join(contents)
 
 
+@pytest.mark.postgres
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root reads the memory of a process that protects it")
 async def test_the_sidecars_memory_environment_and_command_line_have_no_secret(
     postgres_url: str, tmp_path: Path

@@ -1,6 +1,7 @@
 """Settings: parsing of environment variables, and the rules over them."""
 
 import base64
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import pytest
 from integration_server.entropy import is_weak_key
 from integration_server.setting_types import Address, parse_address
 from integration_server.settings import RULES, SERVER_RULES, Rule, Settings, SettingsError, read_environment
+from integration_server.sidecar_settings import SidecarSettings
 
 KEY = "+/Pz3dP6tdBUG8YwuTlWg4Zk1TjaGYX0N+CbVF0/j1s="  # with both characters in which the two alphabets differ
 KEY_BYTES = base64.b64decode(KEY)
@@ -424,6 +426,22 @@ def test_lists_are_comma_separated() -> None:
 def test_browser_urls_must_be_absolute_https_urls(name: str, url: str) -> None:
     (problem,) = problems_of({**PRODUCTION, name: url})
     assert problem.startswith(name)
+
+
+def test_the_sidecars_process_gets_the_same_settings() -> None:
+    given = {
+        "LOG_LEVEL": "WARNING",
+        "SIDECAR_ADDRESS": "[::1]:0",
+        "PUBLIC_URL": "https://hooks.example/base",
+        "SIDECAR_MAX_BODY_BYTES": "4096",
+        "SIDECAR_HEADER_TIMEOUT_SECONDS": "0.25",
+        "SIDECAR_KEEPALIVE_SECONDS": "3600",
+    }
+    settings = Settings.from_environment({**PRODUCTION, **given})
+    sent = json.dumps(settings.model_dump(mode="json", include=set(SidecarSettings.model_fields)))
+    received = SidecarSettings.model_validate(json.loads(sent))
+    assert dict(received) == {name: getattr(settings, name) for name in SidecarSettings.model_fields}
+    assert KEY not in sent
 
 
 # --- the rest ------------------------------------------------------------------------------------------------------
