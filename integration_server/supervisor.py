@@ -271,13 +271,20 @@ class Supervisor:
         for name in [name for name, due in self._due.items() if due <= time.monotonic()]:
             del self._due[name]
             (spec,) = (spec for spec in self._specs if spec.name == name)
-            self._processes[name] = self._start(spec)
+            try:
+                self._processes[name] = self._start(spec)
+            except OSError as error:  # a limit of processes, memory or open files
+                if not self._has_served:
+                    raise
+                pause = self._postpone_restart(name)
+                self._log.error("process_not_started", name=name, problem=error.strerror, restart_in_seconds=pause)
         self._configure()
 
     def _start(self, spec: ChildSpec) -> _Process:
         control, child_control = socket.socketpair()
         errors, child_errors = os.pipe()
         os.set_blocking(errors, False)
+        pid = None
         # A signal to the whole group, such as Ctrl-C, must not reach the children: they stop in order. They inherit
         # the mask.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -287,6 +294,9 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             child_control.close()
             os.close(child_errors)
+            if pid is None:
+                control.close()
+                os.close(errors)
         process = _Process(spec, pid, control, errors, time.monotonic())
         self._selector.register(control, selectors.EVENT_READ, partial(self._read_reports, process))
         self._selector.register(errors, selectors.EVENT_READ, partial(self._relay_errors, process))
@@ -383,13 +393,18 @@ class Supervisor:
                 yield process, os.waitstatus_to_exitcode(status)
 
     def _schedule_restart(self, process: _Process, code: int) -> None:
-        name, now = process.spec.name, time.monotonic()
-        if now - process.start_time >= _STABLE_AFTER.total_seconds():
+        name = process.spec.name
+        if time.monotonic() - process.start_time >= _STABLE_AFTER.total_seconds():
             self._failures[name] = 0
+        pause = self._postpone_restart(name)
+        self._log.error("process_died", name=name, pid=process.pid, exit_code=code, restart_in_seconds=pause)
+
+    def _postpone_restart(self, name: str) -> float:
+        """Start the process after the pause that is due after one more failure; returns the pause in seconds."""
         self._failures[name] += 1
         pause = self._backoff.pause(self._failures[name])
-        self._due[name] = now + pause
-        self._log.error("process_died", name=name, pid=process.pid, exit_code=code, restart_in_seconds=pause)
+        self._due[name] = time.monotonic() + pause
+        return pause
 
     def _stop(self) -> bool:
         """Stop the processes, the last first; returns whether one of them failed or had to be killed."""

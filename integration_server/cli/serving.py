@@ -23,9 +23,9 @@ from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, rea
 # Above what a stop takes: the sidecar gives requests in progress 5 seconds, the server calls SHUTDOWN_GRACE_SECONDS.
 _STOP_MARGIN = timedelta(seconds=30)
 
+# The environment of the sidecar's process: what Python needs, and no setting.
 _SIDECAR_VARIABLES = frozenset({"HOME", "LANG", "PATH", "TMPDIR", "TZ", "VIRTUAL_ENV"})
 _SIDECAR_VARIABLE_PREFIXES = ("LC_", "PYTHON")
-"""The environment of the sidecar's process: what Python needs, and no setting."""
 
 
 @report_errors

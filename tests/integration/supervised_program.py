@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from datetime import timedelta
 import structlog
 
 from integration_server.logs import configure_logging
-from integration_server.supervisor import ChildSpec, RestartBackoff, Supervisor, SupervisorChannel, fork_into
+from integration_server.supervisor import ChildSpec, RestartBackoff, Spawn, Supervisor, SupervisorChannel, fork_into
 
 LINES = 300
 VALID = b'{"ready": {"second": "address"}}\n'
@@ -47,11 +48,25 @@ def main() -> int:
         os.wait()
         return 0
     specs = [
-        ChildSpec(name, fork_into(_main_of(name, behaviour)), _stop_timeout(behaviour), reports=[name])
+        ChildSpec(name, _spawn(fork_into(_main_of(name, behaviour))), _stop_timeout(behaviour), reports=[name])
         for name, behaviour in children.items()
     ]
     backoff = RestartBackoff(first=timedelta(milliseconds=1), longest=timedelta(milliseconds=4))
     return Supervisor(specs, backoff=backoff).run()
+
+
+def _spawn(fork: Spawn) -> Spawn:
+    """Start the process, but in the second attempt of "second cannot be forked"."""
+    attempts = 0
+
+    def spawn(control: int, errors: int) -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 2 and sys.argv[1] == "second cannot be forked":
+            raise BlockingIOError(errno.EAGAIN, "too many processes")
+        return fork(control, errors)
+
+    return spawn
 
 
 def _stop_timeout(behaviour: Behaviour) -> timedelta:
@@ -145,6 +160,7 @@ FIRST_AND_SECOND: Mapping[str, Mapping[str, Behaviour]] = {
     "second fails": {"first": serve, "second": fail_to_start},
     "second dies": {"first": serve, "second": die},
     **{f"second lies {number}": {"first": serve, "second": report(*lie)} for number, lie in enumerate(LIES)},
+    "second cannot be forked": {"first": serve, "second": die},
     "second hangs": {"first": serve, "second": ignore_stop},
 }
 

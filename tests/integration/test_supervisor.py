@@ -120,6 +120,15 @@ def test_a_process_that_dies_is_restarted_ever_more_slowly() -> None:
     assert len({started["second"] for started in pids}) == len(pids)
 
 
+def test_a_process_that_cannot_be_started_again_is_tried_later() -> None:
+    with running("second cannot be forked") as program:
+        program.read_until('"process_not_started"')
+        program.read_until('"process_restarted"')
+        os.kill(program.process.pid, signal.SIGTERM)
+        program.end()
+        assert program.names_of("ending") == ["first"]
+
+
 def test_the_pause_before_a_restart_doubles_up_to_a_limit() -> None:
     backoff = RestartBackoff(first=timedelta(seconds=0.5), longest=timedelta(seconds=30))
     assert [backoff.pause(failures) for failures in (1, 2, 3, 6, 7, 1000)] == [0.5, 1, 2, 16, 30, 30]
