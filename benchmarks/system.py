@@ -157,7 +157,7 @@ async def _running_server(directory: Path, environment: Mapping[str, str]) -> As
         grpc.aio.insecure_channel(command.serving["grpc"], options=[("grpc.enable_http_proxy", 0)]) as channel,
     ):
         yield Server(
-            psutil.Process(command.process.pid),
+            psutil.Process(command.pid("server")),
             command.serving["grpc"],
             command.serving["sidecar"],
             command.err_path,

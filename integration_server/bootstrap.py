@@ -81,7 +81,7 @@ from integration_server.wiring.auth import open_auth_stack
 from integration_server.wiring.distributed_limiter import open_distributed_limiter
 from integration_server.wiring.grpc_server import CALENDARS_NAME, SERVICE_NAME, build_grpc_server
 from integration_server.wiring.keys import key_rotation_job, open_key_encryptions
-from integration_server.wiring.sidecar import running_sidecar
+from integration_server.wiring.sidecar import SidecarLink, new_sidecar_link, running_sidecar
 from integration_server.wiring.system import jitter as secure_jitter
 from integration_server.wiring.system import monotonic, random_token, utc_now
 
@@ -103,6 +103,14 @@ class ServerAddresses:
 
     grpc_address: str
     sidecar_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcServer:
+    """A running gRPC server. After `drain` the health service reports NOT_SERVING, and event streams end."""
+
+    address: str
+    drain: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +217,39 @@ async def running_server(
     build_stores: BuildStores = sql_stores,
     server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
 ) -> AsyncIterator[ServerAddresses]:
-    """Run the gRPC server and its sidecar. On exit the health service reports NOT_SERVING and calls get time to finish.
+    """Run the gRPC server and its sidecar in this process, for development and tests. `serve` runs two processes.
+
+    Raises what `running_grpc_server` and `running_sidecar` raise.
+    """
+    with new_sidecar_link() as link:
+        server = running_grpc_server(
+            settings,
+            environment,
+            link,
+            extra_providers=extra_providers,
+            clock=clock,
+            build_stores=build_stores,
+            server_tasks=server_tasks,
+        )
+        async with server as running, running_sidecar(settings, link.client()) as sidecar_url:
+            try:
+                yield ServerAddresses(running.address, sidecar_url)
+            finally:
+                running.drain()
+
+
+@asynccontextmanager
+async def running_grpc_server(
+    settings: Settings,
+    environment: Mapping[str, str],
+    link: SidecarLink,
+    *,
+    extra_providers: Sequence[RegisterProviders] = (),
+    clock: Clock = utc_now,
+    build_stores: BuildStores = sql_stores,
+    server_tasks: Callable[[], DetachedTasks] = DetachedTasks,
+) -> AsyncIterator[GrpcServer]:
+    """Run the gRPC server, which a sidecar reaches over the link. On exit it drains, and calls get time to finish.
 
     `settings.encryption_key` is set unless AWS KMS wraps the data keys. Raises `AddressTaken`, `InvalidFile`,
     `KeyringError`, `ProvidersError`, `SettingsError` or `StoreUnavailable`.
@@ -234,12 +274,14 @@ async def running_server(
         )
 
         use_cases = service.use_cases
-        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock))
+        auth = await enter(open_auth_stack(settings, use_cases.integration_manager, clock, link.token))
         health = ServerHealthServicer([SERVICE_NAME, CALENDARS_NAME])
         call_log = CallLog(monotonic)
         stack.enter_context(call_log.watching_grpc_log())
         server = build_grpc_server(settings, use_cases, service.google_calendar, health, auth, trail, clock, call_log)
-        port = await enter(serving(server, str(settings.grpc_address), settings.shutdown_grace, auth.credentials))
+        grpc_address, grace = settings.grpc_address, settings.shutdown_grace
+        listening = serving(server, str(grpc_address), grace, auth.credentials, local_target=link.target)
+        port = await enter(listening)
 
         async def poll() -> None:
             health.set_ready(await is_ready(stores.integrations, keyring))
@@ -261,11 +303,12 @@ async def running_server(
         for job, interval in jobs:
             await enter(periodic_job(job, interval))
 
-        grpc_address = settings.grpc_address._replace(port=port)
-        sidecar_url = await enter(running_sidecar(settings, grpc_address))
-        stack.callback(use_cases.event_stream.drain)
-        stack.callback(health.drain)
-        yield ServerAddresses(str(grpc_address), sidecar_url)
+        def drain() -> None:
+            health.drain()
+            use_cases.event_stream.drain()
+
+        stack.callback(drain)
+        yield GrpcServer(str(grpc_address._replace(port=port)), drain)
 
 
 def build_service(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
+from hmac import compare_digest
 from typing import Any, Protocol
 
 from cachetools import LRUCache
@@ -47,6 +48,7 @@ class IdentityKind(StrEnum):
     CERTIFICATE = "certificate"
     TOKEN = "token"
     USER = "user"
+    SIDECAR = "sidecar"  # the secret of the sidecar that the server has started with
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,36 @@ class TokenAuthenticator:
             raise QuotaExceeded("whose tokens are not valid", retry_after)
 
 
+class TokenResolver(Protocol):
+    """Determines who a token belongs to."""
+
+    async def resolve_identity(self, token: str, peer: Peer) -> Identity:
+        """Return the identity of a token's subject. Raises `Unauthenticated` or `QuotaExceeded`."""
+
+
+class SidecarAuthenticator:
+    """Recognises the secret of the sidecar that has started with the server; `others` verifies all other tokens."""
+
+    def __init__(self, secret: str, others: TokenResolver | None = None) -> None:
+        self._secret = secret.encode()
+        self._others = others
+
+    async def resolve_identity(self, token: str, peer: Peer) -> Identity:
+        """Return the identity of the sidecar, or of the token's subject. Raises `Unauthenticated`."""
+        if compare_digest(token.encode(errors="replace"), self._secret):
+            return Identity(IdentityKind.SIDECAR, IdentityKind.SIDECAR)
+        if self._others is None:
+            raise Unauthenticated("a token, and no keys to verify it with")
+        return await self._others.resolve_identity(token, peer)
+
+
 _identity: ContextVar[Identity] = ContextVar("identity")
 """The identity of the current call's caller: gRPC runs each call in its own task."""
+
+
+def is_over_sidecar_socket(context: Context) -> bool:
+    """Whether a call came over the Unix socket, on which the server listens for its sidecar only."""
+    return context.peer().startswith("unix:")
 
 
 def current_identity() -> Identity:
@@ -151,7 +181,7 @@ def current_identity() -> Identity:
 
 
 def authenticate(
-    tokens: TokenAuthenticator | None,
+    tokens: TokenResolver | None,
     clock: Clock,
     address_of: CallerLookup = peer_address,
 ) -> Interceptor:

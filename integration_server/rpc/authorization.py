@@ -21,7 +21,7 @@ from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.rpc import mapping
 from integration_server.rpc.authentication import Identity, IdentityKind, current_identity
 from integration_server.rpc.interceptors import Behavior, Context, Interceptor, wrap_in_context_manager
-from integration_server.rpc.methods import Method, Permission
+from integration_server.rpc.methods import SIDECAR_PERMISSIONS, Method, Permission
 
 IntegrationTypeLookup = Callable[[IntegrationId, UserId], Awaitable[str]]
 """Returns the type of a user's integration. Raises `IntegrationNotFound`."""
@@ -31,6 +31,9 @@ CanonicalTypeLookup = Callable[[str], str]
 
 USER = "user"
 """The name of callers that are users."""
+
+SIDECAR = "sidecar"
+"""The name of the sidecar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class Caller:
     user_id: UserId | None = None
 
 
+SIDECAR_CALLER = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
+"""The sidecar, whichever way it authenticates."""
+
+
 class Policy:
     """The permissions of all known callers."""
 
@@ -59,6 +66,8 @@ class Policy:
 
     def caller_of(self, identity: Identity) -> Caller:
         """Return the caller with this identity; an unknown caller has no permissions."""
+        if identity.kind is IdentityKind.SIDECAR:
+            return SIDECAR_CALLER
         if identity.kind is IdentityKind.USER:
             return Caller(USER, self._users, UserId(identity.name))
         return self._services.get((identity.kind, identity.name)) or Caller(identity.name, Permissions())

@@ -22,11 +22,18 @@ from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, Allow
 from integration_server.domain.audit import OPERATOR, SERVER
 from integration_server.hot_reload import Contents, InvalidFile
 from integration_server.rpc.authentication import IdentityKind
-from integration_server.rpc.authorization import USER, Caller, CanonicalTypeLookup, Permissions, Policy
+from integration_server.rpc.authorization import (
+    SIDECAR,
+    SIDECAR_CALLER,
+    USER,
+    Caller,
+    CanonicalTypeLookup,
+    Permissions,
+    Policy,
+)
 from integration_server.rpc.certificate_names import parse_name
 from integration_server.rpc.methods import (
     SIDECAR_ONLY_PERMISSIONS,
-    SIDECAR_PERMISSIONS,
     TYPELESS_PERMISSIONS,
     USER_PERMISSIONS,
     Permission,
@@ -34,7 +41,6 @@ from integration_server.rpc.methods import (
 from integration_server.text_escaping import has_control_characters
 
 ALL_TYPES = "*"
-SIDECAR = "sidecar"
 
 RESERVED_NAMES = frozenset({SERVER, OPERATOR, SIDECAR, USER})
 """The callers in the audit log that are not services. A service with the same name would look like them."""
@@ -172,8 +178,7 @@ class _File(_Section):
             for identity in service.identities()
         }
         if self.sidecar is not None:
-            sidecar = Caller(SIDECAR, Permissions(SIDECAR_PERMISSIONS, ALL_INTEGRATION_TYPES))
-            services.update(dict.fromkeys(self.sidecar.identities(), sidecar))
+            services.update(dict.fromkeys(self.sidecar.identities(), SIDECAR_CALLER))
         return Policy(services, Permissions() if self.users is None else self.users.granted(canonical_type))
 
 

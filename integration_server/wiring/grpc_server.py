@@ -15,6 +15,7 @@ from integration_server.rpc.google_calendar import GoogleCalendarService
 from integration_server.rpc.health import ServerHealthServicer
 from integration_server.rpc.integration_service import IntegrationService, UseCases
 from integration_server.rpc.interceptors import (
+    Context,
     Interceptor,
     ProtectedHandlers,
     client_address,
@@ -61,7 +62,10 @@ def build_grpc_server(
     # The outermost first.
     address_of = client_address(TrustedProxies(settings.trusted_proxies))
     convert = convert_errors(caller_name, call_log, address_of)
-    caller_of = quota_key if auth.authenticate else lambda context: peer_key(address_of(context))
+
+    def caller_of(context: Context) -> str:
+        return quota_key(context) or peer_key(address_of(context))
+
     interceptors: Sequence[Interceptor] = (
         convert,
         *auth.authenticate,
@@ -75,7 +79,7 @@ def build_grpc_server(
         enforce_deadline(),
         *auth.authorize_request,
         limit_streams(caller_of, per_caller=settings.caller_max_streams, per_user=settings.caller_max_streams_per_user),
-        record_audit(trail, caller_name if auth.authenticate else address_of, clock),
+        record_audit(trail, lambda context: caller_name(context) or address_of(context), clock),
     )
     handlers = ProtectedHandlers(interceptors, unknown_method=(convert, *auth.authenticate))
     target: Any = handlers  # the generated functions are typed for servers

@@ -42,7 +42,7 @@ from tests.fakes.random_tokens import CountingTokens
 from tests.fakes.stores import InMemoryRefreshJournal, intercepted
 
 ADA, EVE = UserId("ada"), UserId("eve")
-PUBLIC_URL = "https://hooks.example"
+PUBLIC_URL = "https://localhost"  # dev mode allows no other
 OWN_CALLBACK = f"{PUBLIC_URL}/api/v1/integrations/callback/fake"
 APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"

@@ -111,7 +111,7 @@ class Fuzzer:
             due = min(ROUND, cases - report.cases)
             await asyncio.to_thread(self._round, loop, known, due, seed + report.cases)
             await self._check_alive()
-            report.memory_after = resident(self._system.command.process.pid)
+            report.memory_after = sum(resident(self._system.command.pid(name)) for name in ("server", "sidecar"))
             report.memory_before = report.memory_before or report.memory_after
             progress(report)
         return report
