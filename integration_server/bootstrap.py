@@ -166,7 +166,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlHealthHistory(database),
         SqlDueWork(database),
         SqlAuthorizationAttempts(database),
-        SqlRefreshLeases(database, settings.refresh_lease),
+        SqlRefreshLeases(database, settings.refresh_lease, settings.forced_refresh_min_interval),
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database),

@@ -236,6 +236,10 @@ class Settings(BaseModel):
     provider_timeout: Seconds = _duration("PROVIDER_TIMEOUT_SECONDS", 10 * _SECOND, le=60 * _SECOND)
     # Longer than a call to a provider and the commit after it. It delays the takeover from a crashed server.
     refresh_lease: Seconds = _duration("REFRESH_LEASE_SECONDS", 30 * _SECOND, ge=_SECOND, le=_HOUR)
+    # Longer than a person needs to notice the result of a refresh and to ask for another one.
+    forced_refresh_min_interval: Seconds = _duration(
+        "FORCED_REFRESH_MIN_INTERVAL_SECONDS", 30 * _SECOND, ge=0 * _SECOND, le=_HOUR
+    )
     refresh_journal_dir: Path = Path("data/refresh-journal")
     revocation_give_up: Hours = _duration("REVOCATION_GIVE_UP_HOURS", 72 * _HOUR, le=8760 * _HOUR)
     health_check_timeout: Seconds = _duration("HEALTH_CHECK_TIMEOUT_SECONDS", 10 * _SECOND, le=300 * _SECOND)

@@ -152,9 +152,12 @@ refresh_leases = Table(
     Column("expire_time", UtcDateTime, nullable=False),
     Column("call_time", UtcDateTime),
     Column("called_by", String(255)),
+    Column("claim_time", UtcDateTime, nullable=False),
+    Column("failure", String(64)),
 )
 """Leases of refreshes, on the database's clock. `call_time` is the first call to the provider for this version, and
-`called_by` the owner that made it. Both stay until the outcome of the call is known."""
+`called_by` the owner that made it. Both stay until the outcome of the call is known. `claim_time` is the last claim,
+for any version; `failure` is the reason of the error with which its refresh ended, if it did."""
 
 health_checks = Table(
     "health_checks",

@@ -48,6 +48,7 @@ APP_CALLBACK = "https://app.example/callback"
 RETURN_URL = "https://app.example/settings?tab=integrations"
 BUFFER = timedelta(minutes=5)
 LEASE = timedelta(seconds=30)
+FORCED_INTERVAL = timedelta(seconds=30)
 CHECK_INTERVAL = timedelta(minutes=15)
 HISTORY_RETENTION = timedelta(days=30)
 GIVE_UP_AFTER = timedelta(hours=72)
@@ -67,6 +68,7 @@ def _default_settings() -> Settings:
             "ALLOWED_RETURN_URLS": RETURN_URL,
             "REFRESH_BUFFER_SECONDS": str(BUFFER.seconds),
             "REFRESH_LEASE_SECONDS": str(LEASE.seconds),
+            "FORCED_REFRESH_MIN_INTERVAL_SECONDS": str(FORCED_INTERVAL.seconds),
             "HEALTH_CHECK_INTERVAL_SECONDS": str(CHECK_INTERVAL.seconds),
             "HEALTH_HISTORY_DAYS": str(HISTORY_RETENTION.days),
             "REVOCATION_GIVE_UP_HOURS": str(GIVE_UP_AFTER // timedelta(hours=1)),

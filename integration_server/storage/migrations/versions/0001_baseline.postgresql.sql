@@ -200,6 +200,8 @@ CREATE TABLE refresh_leases (
     expire_time TIMESTAMP WITH TIME ZONE NOT NULL,
     call_time TIMESTAMP WITH TIME ZONE,
     called_by VARCHAR(255),
+    claim_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    failure VARCHAR(64),
     CONSTRAINT pk_refresh_leases PRIMARY KEY (integration_id),
     CONSTRAINT fk_refresh_leases_integration_id FOREIGN KEY(integration_id) REFERENCES integrations (integration_id) ON DELETE CASCADE
 );
