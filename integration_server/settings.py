@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from integration_server.logs import Level
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas
 from integration_server.trusted_proxies import Network, parse_networks
 
 T = TypeVar("T")
@@ -271,6 +272,9 @@ class Settings(BaseModel):
     # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
     caller_max_streams: Count = 200
     caller_max_streams_per_user: Count = 10
+    user_max_integrations: Count = DEFAULT_USER_QUOTAS.integrations
+    user_max_authorization_attempts: Count = DEFAULT_USER_QUOTAS.authorization_attempts
+    user_max_webhook_bytes: Annotated[int, Field(ge=1024 * 1024, le=1024**4)] = DEFAULT_USER_QUOTAS.webhook_bytes
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
@@ -316,6 +320,11 @@ class Settings(BaseModel):
     def authenticates_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.policy_file is not None
+
+    @property
+    def user_quotas(self) -> UserQuotas:
+        """What one user may have."""
+        return UserQuotas(self.user_max_integrations, self.user_max_authorization_attempts, self.user_max_webhook_bytes)
 
     @property
     def has_authentication_method(self) -> bool:

@@ -33,6 +33,7 @@ from integration_server.storage.tables import (
     integration_changes,
     integrations,
     revocations,
+    webhook_events,
 )
 from tests.fakes.aead import FakeAead
 from tests.fakes.clock import SettableClock
@@ -249,6 +250,10 @@ class FakeSystem:
     def event_rows(self) -> Sequence[Row[Any]]:
         """All recorded events, oldest first."""
         return self.database.rows(select(integration_changes).order_by(integration_changes.c.change_id))
+
+    def webhook_rows(self) -> Sequence[Row[Any]]:
+        """All stored webhook events, in the order in which they were stored."""
+        return self.database.rows(select(webhook_events).order_by(webhook_events.c.webhook_event_id))
 
     async def tokens(self, integration_id: int) -> OAuthTokens:
         """The decrypted tokens of an integration."""
