@@ -100,9 +100,10 @@ class _Batch:
     full_users: set[UserId] = field(default_factory=set)
 
     async def slices(self) -> AsyncIterator[Sequence[WebhookEvent]]:
-        """The events that are read. Other calls run before each slice is made."""
+        """The events that are read. Other calls run between two slices."""
         for start in range(0, min(len(self.received.events), self.max_events), _SLICE):
-            await asyncio.sleep(0)
+            if start:
+                await asyncio.sleep(0)
             yield self.received.events[start : min(start + _SLICE, self.max_events)]
 
     @property

@@ -201,7 +201,7 @@ BYE = {"id": "bye", "account": "a-1", "reports_grant_end": True}
 
 async def settled(system: FakeSystem, integration: Integration) -> Status:
     """The status of an integration after all detached tasks have ended."""
-    await asyncio.gather(*system.tasks._running)
+    await asyncio.gather(*system.tasks._running, return_exceptions=True)
     return system.row(integration.integration_id).status(system.clock())
 
 
