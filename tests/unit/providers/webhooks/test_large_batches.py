@@ -3,6 +3,7 @@
 The CPU time of this thread is measured, so that a busy machine does not matter.
 """
 
+import gc
 import time
 from collections.abc import Callable
 
@@ -45,12 +46,17 @@ def batches() -> dict[str, tuple[Sample, bytes]]:
 
 
 def hold(call: Callable[[], object]) -> float:
-    """The seconds of CPU time of the fastest of three calls: the others may have collected others' garbage."""
+    """The CPU seconds of the fastest of three calls, without the collection of earlier tests' garbage."""
     durations = []
-    for _ in range(3):
-        begin = time.thread_time()
-        call()
-        durations.append(time.thread_time() - begin)
+    gc.collect()
+    gc.freeze()
+    try:
+        for _ in range(3):
+            begin = time.thread_time()
+            call()
+            durations.append(time.thread_time() - begin)
+    finally:
+        gc.unfreeze()
     return min(durations)
 
 
