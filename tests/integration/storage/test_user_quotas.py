@@ -98,11 +98,10 @@ async def test_the_error_names_the_limit_and_does_not_ask_to_wait(database: Data
 
 
 async def test_an_integration_that_is_removed_makes_room(database: Database) -> None:
-    store = SqlIntegrations(database, quotas=QUOTAS)
-    for number in range(QUOTAS.integrations):
+    first = await create_connected(SqlIntegrations(database, quotas=QUOTAS))
+    for number in range(1, QUOTAS.integrations):
         await connect_key(database, number, QUOTAS)
-    (first, *_) = await store.list(ANN, None, IntegrationId(0), 1)
-    await store.remove(first.integration_id, ANN)
+    await SqlIntegrations(database).remove(first.integration_id, ANN)
     assert await connect_key(database, 99, QUOTAS)
 
 
