@@ -170,15 +170,15 @@ async def open_storage(settings: Settings) -> AsyncIterator[Storage]:
 def sql_stores(settings: Settings, database: Database, on_change: Callable[[IntegrationId], None]) -> Stores:
     """The stores in SQL, and the refresh journal on disk, which is used while the database is unavailable."""
     return Stores(
-        SqlIntegrations(database, on_change),
+        SqlIntegrations(database, on_change, settings.user_quotas),
         SqlHealthHistory(database),
         SqlDueWork(database),
-        SqlAuthorizationAttempts(database),
-        SqlRefreshLeases(database, settings.refresh_lease),
+        SqlAuthorizationAttempts(database, settings.user_quotas),
+        SqlRefreshLeases(database, settings.refresh_lease, settings.forced_refresh_min_interval),
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
         SqlWebhookEndpoints(database),
-        SqlWebhookInbox(database),
+        SqlWebhookInbox(database, settings.user_quotas),
         SqlChangeFeed(database),
     )
 
@@ -441,6 +441,7 @@ def build_service(
             random_token,
             grant_confirmation.start,
             retention=settings.webhook_retention,
+            monotonic=monotonic,
         ),
         # The payloads of a page leave room for the other fields of the message.
         webhook_delivery=WebhookDelivery(

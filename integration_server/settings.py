@@ -39,6 +39,7 @@ from integration_server.setting_types import (
 from integration_server.sidecar_settings import SidecarSettings
 from integration_server.storage.engine import DEFAULT_DATABASE_URL, parse_database_url
 from integration_server.storage.key_encryption import parse_key
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas
 
 GENERATE_KEY = "generate a key with: openssl rand -base64 32"
 
@@ -157,6 +158,10 @@ class Settings(SidecarSettings):
     provider_timeout: Seconds = duration("PROVIDER_TIMEOUT_SECONDS", 10 * SECOND, le=60 * SECOND)
     # Longer than a call to a provider and the commit after it. It delays the takeover from a crashed server.
     refresh_lease: Seconds = duration("REFRESH_LEASE_SECONDS", 30 * SECOND, ge=SECOND, le=HOUR)
+    # Longer than a person needs to notice the result of a refresh and to ask for another one.
+    forced_refresh_min_interval: Seconds = duration(
+        "FORCED_REFRESH_MIN_INTERVAL_SECONDS", 30 * SECOND, ge=0 * SECOND, le=HOUR
+    )
     refresh_journal_dir: Path = Path("data/refresh-journal")
     revocation_give_up: Hours = duration("REVOCATION_GIVE_UP_HOURS", 72 * HOUR, le=8760 * HOUR)
     health_check_timeout: Seconds = duration("HEALTH_CHECK_TIMEOUT_SECONDS", 10 * SECOND, le=300 * SECOND)
@@ -186,6 +191,9 @@ class Settings(SidecarSettings):
     # A service follows all users with one stream for each of its replicas; a user has a few open pages and devices.
     caller_max_streams: Count = 200
     caller_max_streams_per_user: Count = 10
+    user_max_integrations: Count = DEFAULT_USER_QUOTAS.integrations
+    user_max_authorization_attempts: Count = DEFAULT_USER_QUOTAS.authorization_attempts
+    user_max_webhook_bytes: Annotated[int, Field(ge=1024 * 1024, le=1024**4)] = DEFAULT_USER_QUOTAS.webhook_bytes
     grpc_max_connections: Count = 1_000
     grpc_max_streams_per_connection: Count = 1_000
     grpc_max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
@@ -225,6 +233,11 @@ class Settings(SidecarSettings):
     def authenticates_callers(self) -> bool:
         """Whether callers must authenticate."""
         return self.policy_file is not None
+
+    @property
+    def user_quotas(self) -> UserQuotas:
+        """What one user may have."""
+        return UserQuotas(self.user_max_integrations, self.user_max_authorization_attempts, self.user_max_webhook_bytes)
 
     @property
     def has_authentication_method(self) -> bool:

@@ -189,10 +189,7 @@ class IntegrationService(pb_grpc.IntegrationServiceServicer):
     async def RefreshToken(self, request: pb.RefreshTokenRequest, context: Context) -> pb.RefreshTokenResponse:
         """Refresh an access token."""
         token = await self._use_cases.credentials.refresh_token(*mapping.decode_target(request), force=request.force)
-        message = "Refreshed" if token.refreshed else "Not refreshed: the token is still valid"
-        return mapping.encode(
-            pb.RefreshTokenResponse, token, success=True, message=message, access_token_expire_time=token.expire_time
-        )
+        return mapping.encode_token_state(token)
 
     async def ListIntegrationTypes(
         self, request: pb.ListIntegrationTypesRequest, context: Context

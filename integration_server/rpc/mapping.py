@@ -5,6 +5,7 @@
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -19,6 +20,7 @@ from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
+from google.rpc.error_details_pb2 import RetryInfo
 
 from integration_server.domain.credentials import OAuthTokens
 from integration_server.domain.errors import InvalidField
@@ -27,7 +29,7 @@ from integration_server.domain.integration import Integration, IntegrationId, Us
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.domain.revocation import RevocationState
 from integration_server.domain.webhooks import WebhookRequest, WebhookResponse
-from integration_server.service.credentials.credential_service import UsableCredentials
+from integration_server.service.credentials.credential_service import TokenState, UsableCredentials
 from integration_server.service.events.event_stream import StreamItem
 from integration_server.service.integrations.ports import IntegrationUpdate
 from integration_server.service.provider_port import Provider
@@ -352,6 +354,21 @@ def encode_credentials(usable: UsableCredentials) -> credentials_pb2.Credentials
         headers=usable.request_auth.headers,
         query_params=usable.request_auth.query_params,
         **secrets,
+    )
+
+
+def encode_token_state(token: TokenState) -> pb.RefreshTokenResponse:
+    """The outcome of a refresh that did not fail."""
+    wait, message = token.retry_after, "Refreshed" if token.refreshed else "Not refreshed: the token is still valid"
+    if wait is not None:
+        message = f"Not refreshed: the last refresh is too recent; wait {math.ceil(wait.total_seconds())} s"
+    return encode(
+        pb.RefreshTokenResponse,
+        token,
+        success=True,
+        message=message,
+        access_token_expire_time=token.expire_time,
+        retry_info=None if wait is None else RetryInfo(retry_delay=wait),
     )
 
 

@@ -41,6 +41,7 @@ from integration_server.storage.bounded_pages import fetch_page, row_bytes
 from integration_server.storage.engine import Database, UtcDateTime, from_row
 from integration_server.storage.revocations import add_claimed
 from integration_server.storage.tables import integrations, is_usable, refresh_leases
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, require_room_for_integration
 
 _T = integrations.c
 
@@ -74,8 +75,14 @@ _NO_REFRESH_FAILURE: Mapping[str, Any] = {
 class SqlIntegrations:
     """An `IntegrationStore`. `on_change` is called at once with the id of each integration that this store changes."""
 
-    def __init__(self, database: Database, on_change: Callable[[IntegrationId], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        on_change: Callable[[IntegrationId], None] = lambda _: None,
+        quotas: UserQuotas = DEFAULT_USER_QUOTAS,
+    ) -> None:
         self._database = database
+        self._quotas = quotas
         self._on_change = on_change
 
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
@@ -166,7 +173,10 @@ class SqlIntegrations:
         *,
         check_due_time: datetime | None = None,
     ) -> Integration | None:
-        """Insert a connected integration. None if another row of the user has its account."""
+        """Insert a connected integration. None if another row of the user has its account.
+
+        Raises `QuotaExceeded`.
+        """
         values = {
             **new_integration_values(integration, now),
             **asdict(credentials),
@@ -177,7 +187,9 @@ class SqlIntegrations:
         statement = insert(integrations).values(values).returning(*_PLAINTEXT_COLUMNS)
         row = None
         with _suppress_account_conflict():
-            row = await self._database.write_one(statement)
+            async with self._database.write_transaction() as connection:
+                await require_room_for_integration(connection, integration.user_id, self._quotas)
+                row = (await connection.execute(statement)).one_or_none()
         return None if row is None else integration_of(row)
 
     async def commit_connection(

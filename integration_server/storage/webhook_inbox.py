@@ -24,6 +24,7 @@ from integration_server.storage.engine import Database, from_row
 from integration_server.storage.integrations import integration_of, matches_integration
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
+from integration_server.storage.user_usage import DEFAULT_USER_QUOTAS, UserQuotas, use_webhook_bytes
 
 _I = integrations.c
 _E = webhook_events.c
@@ -35,8 +36,10 @@ _RECIPIENTS = (
         _I.account_id.in_(bindparam("account_ids", expanding=True)),
         _I.integration_type == bindparam("type"),
         _I.connect_time.is_not(None),
+        _I.integration_id > bindparam("after"),
     )
     .order_by(_I.integration_id)
+    .limit(bindparam("limit"))
 )
 _EXISTING_EVENTS = select(_E.integration_id, _E.event_id).where(
     _E.integration_id.in_(bindparam("integration_ids", expanding=True)),
@@ -49,18 +52,27 @@ _RESERVE_NUMBERS = (
     .returning(_I.integration_id, _I.user_id, _I.integration_type, _I.last_webhook_number)
 )
 _INTEGRATION_ID = attrgetter("integration.integration_id")
+_USER_ID = attrgetter("integration.user_id")
 _UPSERTS: Mapping[str, Callable[..., Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
 
 
 class SqlWebhookInbox:
     """A `WebhookInbox` over a SQL database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, quotas: UserQuotas = DEFAULT_USER_QUOTAS) -> None:
         self._database = database
+        self._quotas = quotas
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
-        """The connected integrations of these accounts, of any user, by id."""
-        parameters = {"account_ids": sorted(account_ids), "type": integration_type}
+    async def find_recipients(
+        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+    ) -> Sequence[Integration]:
+        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
+        parameters = {
+            "account_ids": sorted(account_ids),
+            "type": integration_type,
+            "after": after,
+            "limit": limit,
+        }
         return [integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
 
     async def known(
@@ -72,7 +84,7 @@ class SqlWebhookInbox:
         return {(IntegrationId(row.integration_id), row.event_id) for row in rows}
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store the events that are not stored yet, all or none, and return them."""
+        """Store the events of one user that are not stored yet, all or none, and return them."""
         unique: dict[tuple[IntegrationId, str], NewWebhookEvent] = {}
         for event in events:
             unique.setdefault(_key(event), event)
@@ -98,6 +110,10 @@ class SqlWebhookInbox:
                 appended = list(group)
                 if await _append(connection, integration_id, appended, now):
                     added += appended
+            # The last lock, and the only one of its kind if the events are of one user.
+            for user_id, group in groupby(sorted(added, key=_USER_ID), _USER_ID):
+                count = sum(len(event.encrypted_payload) for event in group)
+                await use_webhook_bytes(connection, user_id, count, self._quotas)
         return added
 
     async def list(self, integration: Integration, after: int, limit: int, max_bytes: int) -> WebhookPage:

@@ -213,9 +213,9 @@ class WebhookInboxContract:
         await create_connected(integrations, ANN, "a-1", integration_type="other")
         await create_connected(integrations, ANN, None)
         await create_pending(integrations, attempts)
-        assert list(await inbox.find_recipients("acme", ["a-1"])) == [anns, bobs]
-        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [anns, bobs, second]
-        assert list(await inbox.find_recipients("acme", ["a-3"])) == []
+        assert list(await inbox.find_recipients("acme", ["a-1"], IntegrationId(0), 100)) == [anns, bobs]
+        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"], IntegrationId(0), 100)) == [anns, bobs, second]
+        assert list(await inbox.find_recipients("acme", ["a-3"], IntegrationId(0), 100)) == []
 
 
 class WebhookEndpointsContract:

@@ -70,6 +70,7 @@ def server_environment(database_url: str, **settings: str) -> dict[str, str]:
         "PUBLIC_URL": PUBLIC_URL,
         "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
         "ALLOWED_RETURN_URLS": RETURN_URL,
+        "FORCED_REFRESH_MIN_INTERVAL_SECONDS": "0",  # tests force refreshes to get other tokens
         **settings,
     }
 

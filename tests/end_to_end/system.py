@@ -279,6 +279,7 @@ def settings_for(database_url: str, **settings: str) -> Settings:
             "ALLOWED_REDIRECT_URIS": APP_CALLBACK,
             "ALLOWED_RETURN_URLS": RETURN_URL,
             "SHUTDOWN_GRACE_SECONDS": "5",
+            "FORCED_REFRESH_MIN_INTERVAL_SECONDS": "0",  # tests force refreshes to get other tokens
             **settings,
         }
     )

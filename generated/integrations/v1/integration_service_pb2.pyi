@@ -5,6 +5,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.rpc import error_details_pb2 as _error_details_pb2
 from integrations.v1 import credentials_pb2 as _credentials_pb2
 from integrations.v1 import event_pb2 as _event_pb2
 from integrations.v1 import integration_pb2 as _integration_pb2
@@ -287,16 +288,18 @@ class RefreshTokenRequest(_message.Message):
     def __init__(self, integration_id: _Optional[int] = ..., user_id: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class RefreshTokenResponse(_message.Message):
-    __slots__ = ("success", "refreshed", "message", "access_token_expire_time")
+    __slots__ = ("success", "refreshed", "message", "access_token_expire_time", "retry_info")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     REFRESHED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ACCESS_TOKEN_EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    RETRY_INFO_FIELD_NUMBER: _ClassVar[int]
     success: bool
     refreshed: bool
     message: str
     access_token_expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    retry_info: _error_details_pb2.RetryInfo
+    def __init__(self, success: _Optional[bool] = ..., refreshed: _Optional[bool] = ..., message: _Optional[str] = ..., access_token_expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retry_info: _Optional[_Union[_error_details_pb2.RetryInfo, _Mapping]] = ...) -> None: ...
 
 class ListIntegrationTypesRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -240,7 +240,9 @@ class IntegrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshToken(self, request, context):
-        """Refreshes an access token that is about to expire, or any access token with `force`.
+        """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+        integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+        default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

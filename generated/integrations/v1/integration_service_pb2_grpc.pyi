@@ -72,7 +72,10 @@ class IntegrationServiceStub:
     ListHealthChecks: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]
     """Lists the health checks of an integration, the newest first, with its error rates."""
     RefreshToken: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]
-    """Refreshes an access token that is about to expire, or any access token with `force`."""
+    """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+    integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+    default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+    """
     ListIntegrationTypes: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]
     """Lists the integration types of this server."""
     GetCredentials: _grpc.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]
@@ -155,7 +158,10 @@ class IntegrationServiceAsyncStub(IntegrationServiceStub):
     ListHealthChecks: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListHealthChecksRequest, _integration_service_pb2.ListHealthChecksResponse]  # type: ignore[assignment]
     """Lists the health checks of an integration, the newest first, with its error rates."""
     RefreshToken: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.RefreshTokenRequest, _integration_service_pb2.RefreshTokenResponse]  # type: ignore[assignment]
-    """Refreshes an access token that is about to expire, or any access token with `force`."""
+    """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+    integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+    default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+    """
     ListIntegrationTypes: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.ListIntegrationTypesRequest, _integration_service_pb2.ListIntegrationTypesResponse]  # type: ignore[assignment]
     """Lists the integration types of this server."""
     GetCredentials: _aio.UnaryUnaryMultiCallable[_integration_service_pb2.GetCredentialsRequest, _integration_service_pb2.GetCredentialsResponse]  # type: ignore[assignment]
@@ -307,7 +313,10 @@ class IntegrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _integration_service_pb2.RefreshTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_integration_service_pb2.RefreshTokenResponse, _abc.Awaitable[_integration_service_pb2.RefreshTokenResponse]]:
-        """Refreshes an access token that is about to expire, or any access token with `force`."""
+        """Refreshes an access token that is about to expire, or any access token with `force`. Forced refreshes of an
+        integration, by all callers together, call the provider once per minimum interval of the server (30 seconds by
+        default). Within the interval the result is the last outcome, with `google.rpc.RetryInfo`.
+        """
 
     @_abc_1.abstractmethod
     def ListIntegrationTypes(

@@ -80,8 +80,10 @@ class WebhookInbox(Protocol):
     The events of an integration are numbered from 1 without gaps, in the order in which they become visible.
     """
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
-        """The connected integrations of these accounts, of any user."""
+    async def find_recipients(
+        self, integration_type: str, account_ids: Collection[str], after: IntegrationId, limit: int
+    ) -> Sequence[Integration]:
+        """The connected integrations of these accounts, of any user, with an id above `after`, ordered by id."""
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
@@ -89,7 +91,10 @@ class WebhookInbox(Protocol):
         """Which of these events are stored for these integrations. Reads only: a repeated delivery writes nothing."""
 
     async def add(self, events: Sequence[NewWebhookEvent], now: datetime) -> Sequence[NewWebhookEvent]:
-        """Store the events that are not stored yet, all or none, and return them.
+        """Store the events of one user that are not stored yet, all or none, and return them.
+
+        If the user's payloads exceed the quota, the oldest events that every consumer of their integration has
+        acknowledged are deleted. Raises `QuotaExceeded`, and stores nothing, if that does not suffice.
 
         After an event that reports the end of the grant, a health check is due in a minute. Events of an integration
         that no longer exists are not stored.

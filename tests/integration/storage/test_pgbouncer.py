@@ -62,7 +62,7 @@ class TestSqlAuthorizationAttempts(_PgbouncerStores, AttemptStoreContract):
 
 async def exercise_stores(database: Database) -> None:
     """Connect, read and remove an integration, concurrently with others."""
-    store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30))
+    store, leases = SqlIntegrations(database), SqlRefreshLeases(database, timedelta(seconds=30), timedelta(0))
     integration = await create_connected(store)
     lease = await leases.claim(integration, "owner")
     assert lease is not None
