@@ -34,7 +34,13 @@ from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.lenient_json import field_at, read_object
 
 _UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
-_QUOTA_REASONS = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
+_QUOTA_REASONS = {
+    "quotaExceeded",
+    "dailyLimitExceeded",
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "RATE_LIMIT_EXCEEDED",
+}
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -260,9 +266,11 @@ def _event_page(response: ApiResponse, resource: str) -> domain.CalendarEventPag
     )
 
 
-def _reasons(response: ApiResponse) -> Collection[object]:
-    errors = field_at(read_object(response.body), "error.errors")
-    return [error.get("reason") for error in _objects(errors)]
+def _reasons(response: ApiResponse) -> Collection[str]:
+    """The reasons in an error of either form that Google's APIs have; most errors have one."""
+    content = read_object(response.body)
+    errors = [*_objects(field_at(content, "error.errors")), *_objects(field_at(content, "error.details"))]
+    return [_text(error, "reason") for error in errors]
 
 
 def _require_success(response: ApiResponse, resource: str) -> None:

@@ -117,6 +117,13 @@ def test_every_rate_limit_is_a_request_to_wait(status: int, reasons: list[str]) 
     assert refused.value.retry_after == timedelta(seconds=9)
 
 
+def test_a_rate_limit_in_the_newer_form_of_errors_is_a_request_to_wait() -> None:
+    detail = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED"}
+    content = {"error": {"code": 403, "status": "PERMISSION_DENIED", "details": [detail]}}
+    with pytest.raises(ProviderUnavailable):
+        GoogleCalendarApi().read_calendars(ApiResponse(403, (), json.dumps(content).encode()))
+
+
 @pytest.mark.parametrize("reason", ["forbidden", "forbiddenForNonOrganizer", "insufficientPermissions"])
 def test_a_403_for_another_reason_is_a_rejection(reason: str) -> None:
     """The negative control: the status alone does not ask to wait."""
