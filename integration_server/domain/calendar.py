@@ -1,7 +1,7 @@
 """Calendars and events, as in the API of Google Calendar."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 
@@ -12,6 +12,22 @@ class EventStatus(StrEnum):
     CONFIRMED = "confirmed"
     TENTATIVE = "tentative"
     CANCELLED = "cancelled"
+
+
+class EventTransparency(StrEnum):
+    """Whether an event blocks time in the calendar."""
+
+    OPAQUE = "opaque"
+    TRANSPARENT = "transparent"
+
+
+class EventVisibility(StrEnum):
+    """Who sees the details of an event."""
+
+    DEFAULT = "default"
+    PUBLIC = "public"
+    PRIVATE = "private"
+    CONFIDENTIAL = "confidential"
 
 
 class ResponseStatus(StrEnum):
@@ -60,9 +76,9 @@ class EventTime:
 
 @dataclass(frozen=True, slots=True)
 class Attendee:
-    """A person with a number of guests, or a resource such as a room."""
+    """A person with a number of guests, or a resource such as a room. `email` is empty if Google does not reveal it."""
 
-    email: str
+    email: str = ""
     display_name: str = ""
     optional: bool = False
     response_status: ResponseStatus | None = None
@@ -90,8 +106,29 @@ class Reminders:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """The organizer or creator of an event; `email` is empty if Google does not reveal it."""
+
+    email: str = ""
+    display_name: str = ""
+    is_self: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendedProperties:
+    """Properties that applications store with an event: in this copy, or in the copies of all attendees."""
+
+    private: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
-    """An event. A deleted one may have only an id and a status."""
+    """An event, or an instance of a recurring event.
+
+    A deleted event may have only an id and a status; a cancelled instance also `recurring_event_id` and
+    `original_start_time`, which is the start according to the recurrence.
+    """
 
     event_id: str = ""
     summary: str = ""
@@ -108,6 +145,17 @@ class Event:
     html_link: str = ""
     create_time: datetime | None = None
     update_time: datetime | None = None
+    original_start_time: EventTime | None = None
+    i_cal_uid: str = ""
+    transparency: EventTransparency | None = None
+    visibility: EventVisibility | None = None
+    organizer: Person | None = None
+    creator: Person | None = None
+    extended_properties: ExtendedProperties | None = None
+    conference_link: str = ""
+    event_type: str = ""
+    attendees_omitted: bool = False
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +199,20 @@ class EventQuery:
     time_max: datetime | None = None
     single_events: bool = False
     order_by: EventOrder | None = None
+    show_deleted: bool = False
+    updated_min: datetime | None = None
+    i_cal_uid: str = ""
+    private_extended_property: Sequence[str] = ()
+    shared_extended_property: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceQuery:
+    """Which instances of a recurring event to list."""
+
+    page_size: int
+    page_token: str = ""
+    time_min: datetime | None = None
+    time_max: datetime | None = None
+    show_deleted: bool = False
+    original_start_time: EventTime | None = None

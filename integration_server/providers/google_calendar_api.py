@@ -2,6 +2,12 @@
 
 - Resources, parameters and limits: developers.google.com/calendar/api/v3/reference/{calendarList,events} [H].
 - A list's last page has `nextSyncToken`; 410 means that a sync token has expired: …/calendar/api/guides/sync [H].
+- 410 also means that `updatedMin` is too long ago (`updatedMinTooLongAgo`), or that a resource was deleted:
+  …/calendar/api/guides/errors [H].
+- A cancelled instance has only `id`, `status`, `recurringEventId` and `originalStartTime`; `attendees[].email` may be
+  missing and is required for a new attendee: …/calendar/api/v3/reference/events [H].
+- Extended properties are merged by a patch, and null removes one: …/calendar/api/guides/extended-properties [H].
+  Null for all of them removes all [K]. Longer names are dropped and longer values cut without an error [K].
 - `If-Match` with an etag; 412 if the event has another one: …/calendar/api/guides/version-resources [H].
 - Errors and their reasons: …/calendar/api/guides/errors [H]. 409 is `duplicate`, also for an id that was deleted [K].
   Deleting a deleted event returns 410 [K]; after a retry of a lost request, that means success.
@@ -17,6 +23,7 @@ from urllib.parse import quote
 from integration_server.domain import calendar as domain
 from integration_server.domain.errors import (
     EtagMismatch,
+    InvalidField,
     ProviderRejected,
     ProviderUnavailable,
     ResourceAlreadyExists,
@@ -26,7 +33,14 @@ from integration_server.domain.errors import (
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
 from integration_server.providers.lenient_json import field_at, read_object
 
-_QUOTA_REASONS = {"quotaExceeded", "dailyLimitExceeded", "rateLimitExceeded", "userRateLimitExceeded"}
+_UPDATED_MIN_TOO_OLD = "updatedMinTooLongAgo"
+_QUOTA_REASONS = {
+    "quotaExceeded",
+    "dailyLimitExceeded",
+    "rateLimitExceeded",
+    "userRateLimitExceeded",
+    "RATE_LIMIT_EXCEEDED",
+}
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -50,29 +64,53 @@ class GoogleCalendarApi:
             timeMax=query.time_max and _format_timestamp(query.time_max),
             singleEvents="true" if query.single_events else None,
             orderBy=query.order_by,
+            showDeleted="true" if query.show_deleted else None,
+            updatedMin=query.updated_min and _format_timestamp(query.updated_min),
+            iCalUID=query.i_cal_uid,
         )
-        return ApiRequest("GET", _path(calendar_id), parameters)
+        private = [("privateExtendedProperty", constraint) for constraint in query.private_extended_property]
+        shared = [("sharedExtendedProperty", constraint) for constraint in query.shared_extended_property]
+        return ApiRequest("GET", _path(calendar_id), (*parameters, *private, *shared))
+
+    def get_event(self, calendar_id: str, event_id: str) -> ApiRequest:
+        """A request for an event."""
+        return ApiRequest("GET", _path(calendar_id, event_id))
+
+    def list_instances(self, calendar_id: str, event_id: str, query: domain.InstanceQuery) -> ApiRequest:
+        """A request for a page of instances of a recurring event."""
+        parameters = _non_empty(
+            maxResults=query.page_size,
+            pageToken=query.page_token,
+            timeMin=query.time_min and _format_timestamp(query.time_min),
+            timeMax=query.time_max and _format_timestamp(query.time_max),
+            showDeleted="true" if query.show_deleted else None,
+            originalStart=query.original_start_time and _format_when(query.original_start_time),
+        )
+        return ApiRequest("GET", f"{_path(calendar_id, event_id)}/instances", parameters)
 
     def create_event(self, calendar_id: str, event: domain.Event, notify: domain.Notify | None) -> ApiRequest:
         """A request that creates an event."""
         fields = {name: value for name, value in _event_fields(event).items() if value}
         own_id = {"id": event.event_id} if event.event_id else {}
-        return _write_request("POST", _path(calendar_id), {**fields, **own_id}, "", notify)
+        return _write_request("POST", _path(calendar_id), {**_to_json(fields), **own_id}, "", notify)
 
     def update_event(
         self, calendar_id: str, event: domain.Event, fields: Collection[str], notify: domain.Notify | None
     ) -> ApiRequest:
         """A request that changes the given fields of an event, or all fields of `Event` if none are given.
 
-        It is a patch and never a replacement: fields that `Event` does not have (visibility, colour) are kept.
+        It is a patch and never a replacement: fields that `Event` does not have (colour, attachments) are kept, and
+        so are `_KEPT_FIELDS` without a value if no fields are given.
         """
         event_fields = _event_fields(event)
-        wanted = fields or {name for name, value in event_fields.items() if value or name in _EMPTY_VALUES}
+        wanted = fields or {name for name, value in event_fields.items() if value or name not in _KEPT_FIELDS}
         changed = {name: value or _EMPTY_VALUES[name] for name, value in event_fields.items() if name in wanted}
         for name in {"start", "end"} & changed.keys():
             # A patch is merged into the event: if a day becomes a time, the day must be cleared.
             changed[name] = {"date": None, "dateTime": None, **changed[name]}
-        return _write_request("PATCH", _path(calendar_id, event.event_id), changed, event.etag, notify)
+        omitted = {"attendeesOmitted": True} if "attendees" in wanted and event.attendees_omitted else {}
+        content = {**_to_json(changed), **omitted}
+        return _write_request("PATCH", _path(calendar_id, event.event_id), content, event.etag, notify)
 
     def delete_event(self, calendar_id: str, event_id: str, etag: str, notify: domain.Notify | None) -> ApiRequest:
         """A request that deletes an event."""
@@ -86,17 +124,18 @@ class GoogleCalendarApi:
         calendars = [_calendar(item) for item in _objects(fields.get("items"))]
         return domain.CalendarPage(calendars, _text(fields, "nextPageToken"))
 
-    def read_events(self, response: ApiResponse) -> domain.CalendarEventPage:
-        """The page of events in a response."""
+    def read_events(self, response: ApiResponse, query: domain.EventQuery) -> domain.CalendarEventPage:
+        """The page of events in a response to this query."""
         if response.status == 410:
-            raise SyncTokenExpired
-        fields = _read(response, "calendar")
-        return domain.CalendarEventPage(
-            [_event(item) for item in _objects(fields.get("items"))],
-            _text(fields, "nextPageToken"),
-            _text(fields, "nextSyncToken"),
-            _text(fields, "timeZone"),
-        )
+            if query.sync_token:
+                raise SyncTokenExpired
+            if query.updated_min is not None and _UPDATED_MIN_TOO_OLD in _reasons(response):
+                raise InvalidField("updated_min", "is too long ago: Google no longer has all changes since then")
+        return _event_page(response, "calendar")
+
+    def read_instances(self, response: ApiResponse) -> domain.CalendarEventPage:
+        """The page of instances in a response."""
+        return _event_page(response, "event")
 
     def read_event(self, response: ApiResponse) -> domain.Event:
         """The event in a response."""
@@ -118,8 +157,21 @@ _EMPTY_VALUES: Mapping[str, Any] = {
     "recurrence": [],
     "reminders": {"useDefault": True, "overrides": []},
     "status": "confirmed",
+    "transparency": "opaque",
+    "visibility": "default",
+    "extended_properties": None,
 }
 """The JSON values of empty fields."""
+
+_KEPT_FIELDS = frozenset({"start", "end", "transparency", "visibility", "extended_properties"})
+"""Fields that an update without a mask sends only with a value: clients that do not know them keep what is stored."""
+
+_JSON_NAMES: Mapping[str, str] = {"extended_properties": "extendedProperties"}
+"""The names of fields that are not the same in JSON."""
+
+
+def _to_json(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {_JSON_NAMES.get(name, name): value for name, value in fields.items()}
 
 
 def _event_fields(event: domain.Event) -> dict[str, Any]:
@@ -134,14 +186,19 @@ def _event_fields(event: domain.Event) -> dict[str, Any]:
         "recurrence": list(event.recurrence),
         "reminders": event.reminders and _reminders(event.reminders),
         "status": event.status and event.status.value,
+        "transparency": event.transparency and event.transparency.value,
+        "visibility": event.visibility and event.visibility.value,
+        "extended_properties": event.extended_properties and _extended_properties(event.extended_properties),
     }
 
 
 def _time(time: domain.EventTime) -> Mapping[str, str]:
     zone = {"timeZone": time.time_zone} if time.time_zone else {}
-    if isinstance(time.when, datetime):
-        return {"dateTime": _format_timestamp(time.when), **zone}
-    return {"date": time.when.isoformat(), **zone}
+    return {"date" if time.is_day else "dateTime": _format_when(time), **zone}
+
+
+def _format_when(time: domain.EventTime) -> str:
+    return _format_timestamp(time.when) if isinstance(time.when, datetime) else time.when.isoformat()
 
 
 def _format_timestamp(moment: datetime) -> str:
@@ -150,6 +207,7 @@ def _format_timestamp(moment: datetime) -> str:
 
 def _attendee(attendee: domain.Attendee) -> Mapping[str, Any]:
     given = {
+        "email": attendee.email,
         "displayName": attendee.display_name,
         "responseStatus": attendee.response_status and attendee.response_status.value,
         "comment": attendee.comment,
@@ -157,7 +215,12 @@ def _attendee(attendee: domain.Attendee) -> Mapping[str, Any]:
         "resource": attendee.resource,
     }
     known = {name: value for name, value in given.items() if value}
-    return {"email": attendee.email, "optional": attendee.optional, **known}
+    return {"optional": attendee.optional, **known}
+
+
+def _extended_properties(properties: domain.ExtendedProperties) -> Mapping[str, Mapping[str, str | None]]:
+    kinds = {"private": properties.private, "shared": properties.shared}
+    return {kind: {name: value or None for name, value in values.items()} for kind, values in kinds.items() if values}
 
 
 def _reminders(reminders: domain.Reminders) -> Mapping[str, Any]:
@@ -193,13 +256,32 @@ def _read(response: ApiResponse, resource: str) -> Mapping[str, Any]:
     return fields
 
 
+def _event_page(response: ApiResponse, resource: str) -> domain.CalendarEventPage:
+    fields = _read(response, resource)
+    return domain.CalendarEventPage(
+        [_event(item) for item in _objects(fields.get("items"))],
+        _text(fields, "nextPageToken"),
+        _text(fields, "nextSyncToken"),
+        _text(fields, "timeZone"),
+    )
+
+
+def _reasons(response: ApiResponse) -> Collection[str]:
+    """The reasons in an error of either form that Google's APIs have; most errors have one."""
+    content = read_object(response.body)
+    errors = [*_objects(field_at(content, "error.errors")), *_objects(field_at(content, "error.details"))]
+    return [_text(error, "reason") for error in errors]
+
+
 def _require_success(response: ApiResponse, resource: str) -> None:
     match response.status:
         case status if 200 <= status < 300:
             return
         case 401:
             raise ProviderRejected("credentials")
-        case 403 if field_at(read_object(response.body), "error.errors.0.reason") in _QUOTA_REASONS:
+        case 429:
+            raise ProviderUnavailable("the provider asks for a later retry", retry_after=response.retry_after)
+        case 403 if not _QUOTA_REASONS.isdisjoint(_reasons(response)):
             raise ProviderUnavailable("the quota of the account or app is exhausted", retry_after=response.retry_after)
         case 404 | 410:
             raise ResourceNotFound(resource)
@@ -250,7 +332,42 @@ def _event(fields: Mapping[str, Any]) -> domain.Event:
         html_link=_text(fields, "htmlLink"),
         create_time=_parse_timestamp(fields.get("created")),
         update_time=_parse_timestamp(fields.get("updated")),
+        original_start_time=_parse_time(fields.get("originalStartTime")),
+        i_cal_uid=_text(fields, "iCalUID"),
+        transparency=_parse_enum(domain.EventTransparency, fields.get("transparency")),
+        visibility=_parse_enum(domain.EventVisibility, fields.get("visibility")),
+        organizer=_parse_person(fields.get("organizer")),
+        creator=_parse_person(fields.get("creator")),
+        extended_properties=_parse_extended_properties(fields.get("extendedProperties")),
+        conference_link=_conference_link(fields),
+        event_type=_text(fields, "eventType"),
+        attendees_omitted=fields.get("attendeesOmitted") is True,
+        sequence=_number(fields.get("sequence")),
     )
+
+
+def _parse_person(value: object) -> domain.Person | None:
+    if not isinstance(value, dict):
+        return None
+    return domain.Person(_text(value, "email"), _text(value, "displayName"), value.get("self") is True)
+
+
+def _parse_extended_properties(value: object) -> domain.ExtendedProperties | None:
+    if not isinstance(value, dict):
+        return None
+    return domain.ExtendedProperties(_parse_texts(value.get("private")), _parse_texts(value.get("shared")))
+
+
+def _parse_texts(value: object) -> Mapping[str, str]:
+    texts = value if isinstance(value, dict) else {}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _conference_link(fields: Mapping[str, Any]) -> str:
+    """The URL of the video conference: of any product, or else the older field, which only Google Meet has."""
+    entry_points = _objects(field_at(fields, "conferenceData.entryPoints"))
+    links = (_text(entry, "uri") for entry in entry_points if entry.get("entryPointType") == "video")
+    return next(filter(None, links), _text(fields, "hangoutLink"))
 
 
 def _parse_time(value: object) -> domain.EventTime | None:

@@ -32,23 +32,46 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         events = [google_calendar_mapping.encode_event(event) for event in page.events]
         return mapping.encode(pb.ListEventsResponse, page, events=events)
 
+    async def GetEvent(self, request: pb.GetEventRequest, context: Context) -> pb.GetEventResponse:
+        """Get an event."""
+        event = await self._calendar.get_event(
+            *mapping.decode_target(request),
+            mapping.decode_text("calendar_id", request.calendar_id),
+            google_calendar_mapping.decode_event_id(request),
+        )
+        return pb.GetEventResponse(event=google_calendar_mapping.encode_event(event))
+
+    async def ListEventInstances(
+        self, request: pb.ListEventInstancesRequest, context: Context
+    ) -> pb.ListEventInstancesResponse:
+        """List the instances of a recurring event."""
+        page = await self._calendar.list_instances(
+            *mapping.decode_target(request),
+            mapping.decode_text("calendar_id", request.calendar_id),
+            google_calendar_mapping.decode_event_id(request),
+            google_calendar_mapping.decode_instance_query(request),
+        )
+        events = [google_calendar_mapping.encode_event(event) for event in page.events]
+        return mapping.encode(pb.ListEventInstancesResponse, page, events=events)
+
     async def CreateEvent(self, request: pb.CreateEventRequest, context: Context) -> pb.CreateEventResponse:
         """Create an event."""
         event = await self._calendar.create_event(
             *mapping.decode_target(request),
             mapping.decode_text("calendar_id", request.calendar_id),
-            google_calendar_mapping.decode_event(request.event),
+            google_calendar_mapping.decode_event(request.event, WRITABLE),
             mapping.decode_enum(Notify, request, "notify"),
         )
         return pb.CreateEventResponse(event=google_calendar_mapping.encode_event(event))
 
     async def UpdateEvent(self, request: pb.UpdateEventRequest, context: Context) -> pb.UpdateEventResponse:
         """Update an event."""
+        fields = mapping.decode_update_mask(request.update_mask, WRITABLE)
         event = await self._calendar.update_event(
             *mapping.decode_target(request),
             mapping.decode_text("calendar_id", request.calendar_id),
-            google_calendar_mapping.decode_event(request.event),
-            mapping.decode_update_mask(request.update_mask, WRITABLE),
+            google_calendar_mapping.decode_event(request.event, fields or WRITABLE),
+            fields,
             mapping.decode_enum(Notify, request, "notify"),
         )
         return pb.UpdateEventResponse(event=google_calendar_mapping.encode_event(event))
@@ -58,7 +81,7 @@ class GoogleCalendarService(pb_grpc.GoogleCalendarServiceServicer):
         await self._calendar.delete_event(
             *mapping.decode_target(request),
             mapping.decode_text("calendar_id", request.calendar_id),
-            mapping.decode_text("event_id", request.event_id, google_calendar_mapping.MAX_TEXT_LENGTH),
+            google_calendar_mapping.decode_event_id(request),
             google_calendar_mapping.decode_etag("etag", request.etag),
             mapping.decode_enum(Notify, request, "notify"),
         )

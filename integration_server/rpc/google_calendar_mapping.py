@@ -1,7 +1,9 @@
 """Maps between Google Calendar's messages and domain values. Each `InvalidField` names the field."""
 
 import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -25,13 +27,16 @@ MAX_DESCRIPTION_LENGTH = 8192
 MAX_LINE_LENGTH = 1000
 MAX_ETAG_LENGTH = 255
 MAX_ATTENDEES, MAX_RECURRENCE_LINES, MAX_REMINDERS = 200, 50, 5
+MAX_PROPERTIES, MAX_PROPERTY_NAME_LENGTH, MAX_PROPERTY_LENGTH = 300, 44, 1024  # Google cuts longer ones silently
+MAX_CONSTRAINTS = 10  # more than a search needs; each adds to the URL
 MAX_REMINDER_MINUTES = 4 * 7 * 24 * 60
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ZONE = re.compile(r"(?:[A-Za-z0-9_+-]{1,32}(?:/[A-Za-z0-9_+-]{1,32}){0,2})?")
 _LINE = re.compile(r"(?:RRULE|EXRULE|RDATE|EXDATE)[;:][\x21-\x7e]+")  # RFC 5545 §3.8.5
 _ETAG = re.compile(r"[\x21-\x7e]*")
-_EMAIL = re.compile(r"[^\s@]+@[^\s@]+")
+_EMAIL = re.compile(r"(?:[^\s@]+@[^\s@]+)?")
+_CONSTRAINT = re.compile(r"[^=]+=.*", re.DOTALL)
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -51,34 +56,52 @@ def decode_event_query(request: pb.ListEventsRequest) -> domain.EventQuery:
         time_max=_decode_timestamp(request, "time_max"),
         single_events=request.single_events,
         order_by=decode_enum(domain.EventOrder, request, "order_by"),
+        show_deleted=request.show_deleted,
+        updated_min=_decode_timestamp(request, "updated_min"),
+        i_cal_uid=decode_text("i_cal_uid", request.i_cal_uid, MAX_TEXT_LENGTH),
+        private_extended_property=_decode_constraints("private_extended_property", request.private_extended_property),
+        shared_extended_property=_decode_constraints("shared_extended_property", request.shared_extended_property),
     )
 
 
-def decode_event(value: pb.Event) -> domain.Event:
-    """Return an event to write, without its output-only fields."""
-    line_problem = "is not an RRULE, EXRULE, RDATE or EXDATE line (RFC 5545 section 3.8.5)"
+def decode_instance_query(request: pb.ListEventInstancesRequest) -> domain.InstanceQuery:
+    """Return which instances of a recurring event to list."""
+    return domain.InstanceQuery(
+        *mapping.decode_page(request, MAX_PAGE_SIZE),
+        time_min=_decode_timestamp(request, "time_min"),
+        time_max=_decode_timestamp(request, "time_max"),
+        show_deleted=request.show_deleted,
+        original_start_time=_decode_time(request, "original_start_time"),
+    )
+
+
+def _decode_constraints(field: str, values: Sequence[str]) -> Sequence[str]:
+    max_length = MAX_PROPERTY_NAME_LENGTH + len("=") + MAX_PROPERTY_LENGTH
+    return [
+        decode_matching(f"{field}[{index}]", value, _CONSTRAINT, "is not name=value", max_length)
+        for index, value in enumerate(require_at_most(field, values, MAX_CONSTRAINTS))
+    ]
+
+
+def decode_event_id(request: pb.GetEventRequest | pb.ListEventInstancesRequest | pb.DeleteEventRequest) -> str:
+    """Return the event that a request names; the use case checks its syntax."""
+    return decode_text("event_id", request.event_id, MAX_TEXT_LENGTH)
+
+
+def decode_event(value: pb.Event, fields: Collection[str]) -> domain.Event:
+    """Return an event to write, with its id, its etag and the given writable fields; no other field is checked."""
     return domain.Event(
         event_id=decode_text("event.event_id", value.event_id, MAX_TEXT_LENGTH),
-        summary=decode_text("event.summary", value.summary, MAX_TEXT_LENGTH),
-        description=decode_text("event.description", value.description, MAX_DESCRIPTION_LENGTH),
-        location=decode_text("event.location", value.location, MAX_TEXT_LENGTH),
-        start=_decode_time("event.start", value.start) if value.HasField("start") else None,
-        end=_decode_time("event.end", value.end) if value.HasField("end") else None,
-        attendees=[
-            _decode_attendee(f"event.attendees[{index}].", attendee)
-            for index, attendee in enumerate(require_at_most("event.attendees", value.attendees, MAX_ATTENDEES))
-        ],
-        recurrence=[
-            decode_matching(f"event.recurrence[{index}]", line, _LINE, line_problem, MAX_LINE_LENGTH)
-            for index, line in enumerate(require_at_most("event.recurrence", value.recurrence, MAX_RECURRENCE_LINES))
-        ],
-        reminders=_decode_reminders(value.reminders) if value.HasField("reminders") else None,
-        status=decode_enum(domain.EventStatus, value, "status", "event."),
         etag=decode_etag("event.etag", value.etag),
+        attendees_omitted="attendees" in fields and value.attendees_omitted,
+        **{name: decode(value) for name, decode in _FIELD_DECODERS.items() if name in fields},
     )
 
 
-def _decode_time(field: str, value: pb.EventTime) -> domain.EventTime:
+def _decode_time(message: Message, name: str, parent: str = "") -> domain.EventTime | None:
+    if not message.HasField(name):
+        return None
+    field, value = f"{parent}{name}", getattr(message, name)
     zone_problem = "is not an IANA time zone name, such as Europe/Zurich"
     zone = decode_matching(f"{field}.time_zone", value.time_zone, _ZONE, zone_problem)
     if value.WhichOneof("when") == "date":
@@ -108,12 +131,16 @@ def _decode_timestamp(message: Message, name: str, parent: str = "") -> datetime
     return moment
 
 
+def _decode_attendees(event: pb.Event) -> Sequence[domain.Attendee]:
+    attendees = require_at_most("event.attendees", event.attendees, MAX_ATTENDEES)
+    return [_decode_attendee(f"event.attendees[{index}].", attendee) for index, attendee in enumerate(attendees)]
+
+
 def _decode_attendee(parent: str, value: pb.Attendee) -> domain.Attendee:
-    email = decode_required_text(f"{parent}email", value.email)
     if value.additional_guests < 0:
         raise InvalidField(f"{parent}additional_guests", "is negative")
     return domain.Attendee(
-        email=decode_matching(f"{parent}email", email, _EMAIL, "is not an e-mail address"),
+        email=decode_matching(f"{parent}email", value.email, _EMAIL, "is not an e-mail address"),
         display_name=decode_text(f"{parent}display_name", value.display_name),
         optional=value.optional,
         response_status=decode_enum(domain.ResponseStatus, value, "response_status", parent),
@@ -123,8 +150,19 @@ def _decode_attendee(parent: str, value: pb.Attendee) -> domain.Attendee:
     )
 
 
-def _decode_reminders(value: pb.Reminders) -> domain.Reminders:
-    field = "event.reminders.overrides"
+def _decode_recurrence(event: pb.Event) -> Sequence[str]:
+    problem = "is not an RRULE, EXRULE, RDATE or EXDATE line (RFC 5545 section 3.8.5)"
+    lines = require_at_most("event.recurrence", event.recurrence, MAX_RECURRENCE_LINES)
+    return [
+        decode_matching(f"event.recurrence[{index}]", line, _LINE, problem, MAX_LINE_LENGTH)
+        for index, line in enumerate(lines)
+    ]
+
+
+def _decode_reminders(event: pb.Event) -> domain.Reminders | None:
+    if not event.HasField("reminders"):
+        return None
+    field, value = "event.reminders.overrides", event.reminders
     overrides = []
     for index, reminder in enumerate(require_at_most(field, value.overrides, MAX_REMINDERS)):
         parent = f"{field}[{index}]."
@@ -139,12 +177,42 @@ def _decode_reminders(value: pb.Reminders) -> domain.Reminders:
     return domain.Reminders(value.use_default, overrides)
 
 
+def _decode_extended_properties(event: pb.Event) -> domain.ExtendedProperties | None:
+    if not event.HasField("extended_properties"):
+        return None
+    field, value = "event.extended_properties", event.extended_properties
+    require_at_most(field, [*value.private, *value.shared], MAX_PROPERTIES)
+    for kind, properties in (("private", value.private), ("shared", value.shared)):
+        for name, text in properties.items():
+            decode_required_text(f"{field}.{kind}", name, MAX_PROPERTY_NAME_LENGTH)
+            decode_text(f"{field}.{kind}", text, MAX_PROPERTY_LENGTH)
+    return domain.ExtendedProperties(dict(value.private), dict(value.shared))
+
+
+_FIELD_DECODERS: Mapping[str, Callable[[pb.Event], Any]] = {
+    "summary": lambda event: decode_text("event.summary", event.summary, MAX_TEXT_LENGTH),
+    "description": lambda event: decode_text("event.description", event.description, MAX_DESCRIPTION_LENGTH),
+    "location": lambda event: decode_text("event.location", event.location, MAX_TEXT_LENGTH),
+    "start": lambda event: _decode_time(event, "start", "event."),
+    "end": lambda event: _decode_time(event, "end", "event."),
+    "attendees": _decode_attendees,
+    "recurrence": _decode_recurrence,
+    "reminders": _decode_reminders,
+    "status": lambda event: decode_enum(domain.EventStatus, event, "status", "event."),
+    "transparency": lambda event: decode_enum(domain.EventTransparency, event, "transparency", "event."),
+    "visibility": lambda event: decode_enum(domain.EventVisibility, event, "visibility", "event."),
+    "extended_properties": _decode_extended_properties,
+}
+"""How each writable field of an event is checked and converted."""
+
+
 # --- responses -------------------------------------------------------------------------------------------------------
 
 
 def encode_event(event: domain.Event) -> pb.Event:
     """Convert an event."""
-    return encode(pb.Event, event, start=_encode_time(event.start), end=_encode_time(event.end))
+    times = {name: _encode_time(getattr(event, name)) for name in ("start", "end", "original_start_time")}
+    return encode(pb.Event, event, **times)
 
 
 def _encode_time(time: domain.EventTime | None) -> pb.EventTime | None:

@@ -21,7 +21,7 @@ MAX_BYTES = 256 * 1024
 
 # A user id, a page token and a few short texts, in any language.
 DEFAULT_MAX_BYTES = 16 * 1024
-# A config of 64 KiB of JSON, whose settings have 26 bytes each; the largest calendar event has 2,000. Their conversion
+# A config of 64 KiB of JSON, whose settings have 26 bytes each; the largest calendar event has 3,000. Their conversion
 # takes about ten milliseconds.
 _MAX_FIELDS = 10_000
 # Twenty levels of JSON objects: each is a Struct, an entry of its map, and a Value.

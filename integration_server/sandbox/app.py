@@ -45,6 +45,8 @@ def create_app(sandbox: Sandbox) -> Starlette:
             route("GET", f"{_CALENDAR_LIST}/primary", "calendar", calendar.handler(calendar.get_primary)),
             route("GET", _EVENTS, "calendar", calendar.handler(calendar.list_events)),
             route("POST", _EVENTS, "calendar", calendar.handler(calendar.insert)),
+            route("GET", f"{_EVENTS}/{{event_id}}", "calendar", calendar.handler(calendar.get)),
+            route("GET", f"{_EVENTS}/{{event_id}}/instances", "calendar", calendar.handler(calendar.list_instances)),
             route("PATCH", f"{_EVENTS}/{{event_id}}", "calendar", calendar.handler(calendar.patch)),
             route("DELETE", f"{_EVENTS}/{{event_id}}", "calendar", calendar.handler(calendar.delete)),
             route("GET", "/redirect-target", "redirect_target", resources.redirect_target),

@@ -1,18 +1,21 @@
 """A simulation of Google Calendar's API, version 3, as documented: developers.google.com/calendar/api.
 
 An account has two calendars: its e-mail address, with the alias "primary", and "team@example.com". Etags, pages, sync
-tokens and errors are as documented. Recurring events are stored and not expanded. No e-mail is sent.
+tokens and errors are as documented. Daily and weekly events have instances. No e-mail is sent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from integration_server.sandbox.behaviour import Handler
 from integration_server.sandbox.calendar_store import TEAM, ApiError, StoredCalendar
 from integration_server.sandbox.model import Account
+from integration_server.sandbox.recurrence import stamp_of
 from integration_server.sandbox.resources import find_bearer_token
 from integration_server.sandbox.state import Sandbox
 
@@ -22,7 +25,11 @@ QUOTA_BODY: Final = (
 )
 """The body of the 403 response to too many calls."""
 
-_NOT_WITH_SYNC_TOKENS: Final = ("timeMin", "timeMax", "orderBy", "q", "updatedMin", "iCalUID")
+_PROPERTY_FILTERS: Final = {"private": "privateExtendedProperty", "shared": "sharedExtendedProperty"}
+_NOT_WITH_SYNC_TOKENS: Final = (
+    *("timeMin", "timeMax", "orderBy", "q", "updatedMin", "iCalUID"),
+    *_PROPERTY_FILTERS.values(),
+)
 
 
 class SimulatedCalendarApi:
@@ -76,11 +83,32 @@ class SimulatedCalendarApi:
             raise ApiError(400, "invalid")
         if query.get("orderBy") == "startTime" and query.get("singleEvents") != "true":
             raise ApiError(400, "invalid")
-        matching = [event for event_id, event in calendar.events.items() if _matches(event, calendar, since, query)]
+        if "updatedMin" in query:
+            self._store.require_kept(datetime.fromisoformat(query["updatedMin"]))
+        events = self._store.all_events(calendar, single=query.get("singleEvents") == "true")
+        matching = [event for event in events if _matches(event, calendar, since, query)]
         if query.get("orderBy"):
             matching.sort(key=lambda event: _start_time(event) if query["orderBy"] == "startTime" else event["updated"])
         page, token = _page(matching, request, default_size=250, max_size=2500)
         token = token or {"nextSyncToken": f"sync-{self._store.number()}"}
+        return JSONResponse({"kind": "calendar#events", "timeZone": "Europe/London", "items": page, **token})
+
+    def get(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
+        return JSONResponse(self._store.find(calendar, request.path_params["event_id"]))
+
+    def list_instances(self, account: Account, request: Request, _content: dict[str, Any]) -> Response:
+        calendar = self._store.calendar(account, request.path_params["calendar_id"])
+        query = request.query_params
+        series = self._store.current(calendar, request.path_params["event_id"], None)
+        matching = [
+            instance
+            for instance in self._store.instances(calendar, series)
+            if _is_within(instance, query)
+            and (instance["status"] != "cancelled" or query.get("showDeleted") == "true")
+            and ("originalStart" not in query or stamp_of(instance["originalStartTime"]) == _stamp(query))
+        ]
+        page, token = _page(matching, request, default_size=250, max_size=2500)
         return JSONResponse({"kind": "calendar#events", "timeZone": "Europe/London", "items": page, **token})
 
     def insert(self, account: Account, request: Request, content: dict[str, Any]) -> Response:
@@ -98,17 +126,51 @@ class SimulatedCalendarApi:
         return Response(status_code=204)
 
 
-def _matches(event: Mapping[str, Any], calendar: StoredCalendar, since: int | None, query: Mapping[str, str]) -> bool:
+def _matches(event: Mapping[str, Any], calendar: StoredCalendar, since: int | None, query: QueryParams) -> bool:
     if since is not None:
-        return calendar.changes[event["id"]] > since
-    if event["status"] == "cancelled":
+        stored_id = event["id"] if event["id"] in calendar.changes else event["recurringEventId"]
+        return calendar.changes[stored_id] > since
+    if event["status"] == "cancelled" and not _shows_cancelled(event, query):
         return False
+    return (
+        _is_within(event, query)
+        and query.get("iCalUID", event.get("iCalUID")) == event.get("iCalUID")
+        and ("updatedMin" not in query or _is_updated(event, query["updatedMin"]))
+        and all(
+            _has_properties(event.get("extendedProperties", {}).get(kind, {}), query.getlist(name))
+            for kind, name in _PROPERTY_FILTERS.items()
+        )
+    )
+
+
+def _shows_cancelled(event: Mapping[str, Any], query: QueryParams) -> bool:
+    is_exception = "recurringEventId" in event and query.get("singleEvents") != "true"
+    return is_exception or query.get("showDeleted") == "true" or "updatedMin" in query
+
+
+def _is_within(event: Mapping[str, Any], query: QueryParams) -> bool:
+    if "start" not in event:  # a cancelled event, of which the times are not kept
+        return True
     end = event["end"].get("dateTime") or event["end"].get("date", "")
     return end > query.get("timeMin", "") and ("timeMax" not in query or _start_time(event) < query["timeMax"])
 
 
+def _is_updated(event: Mapping[str, Any], updated_min: str) -> bool:
+    return datetime.fromisoformat(event["updated"]) >= datetime.fromisoformat(updated_min)
+
+
+def _has_properties(properties: Mapping[str, str], constraints: Iterable[str]) -> bool:
+    return all(properties.get(name) == value for name, _, value in (one.partition("=") for one in constraints))
+
+
 def _start_time(event: Mapping[str, Any]) -> str:
-    return str(event["start"].get("dateTime") or event["start"].get("date", ""))
+    start = event.get("start") or event.get("originalStartTime") or {}
+    return str(start.get("dateTime") or start.get("date", ""))
+
+
+def _stamp(query: QueryParams) -> str:
+    original = query["originalStart"]
+    return stamp_of({"dateTime" if "T" in original else "date": original})
 
 
 def _parse_sync_token(token: str | None, calendar: StoredCalendar) -> int | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from datetime import UTC, timedelta
 from typing import Any
 
 import grpc
@@ -53,6 +54,15 @@ class CalendarClient:
         """Delete an event."""
         await self.system.calendars.DeleteEvent(pb.DeleteEventRequest(**self.which, event_id=event_id, **fields))
 
+    async def get(self, event_id: str) -> pb.Event:
+        """Get an event."""
+        return (await self.system.calendars.GetEvent(pb.GetEventRequest(**self.which, event_id=event_id))).event
+
+    async def instances(self, event_id: str, **fields: Any) -> pb.ListEventInstancesResponse:
+        """List a page of the instances of a recurring event."""
+        request = pb.ListEventInstancesRequest(**self.which, event_id=event_id, **fields)
+        return await self.system.calendars.ListEventInstances(request)
+
     async def list(self, **fields: Any) -> pb.ListEventsResponse:
         """List a page of events."""
         return await self.system.calendars.ListEvents(pb.ListEventsRequest(**{**self.which, **fields}))
@@ -96,6 +106,9 @@ async def test_an_event_is_read_as_it_was_created(calendar_client: CalendarClien
         recurrence=["RRULE:FREQ=WEEKLY;COUNT=3", "EXDATE;TZID=Europe/Zurich:20260404T110000"],
         reminders=pb.Reminders(overrides=[pb.Reminder(method=pb.REMINDER_METHOD_EMAIL, minutes=60)]),
         status=pb.EVENT_STATUS_TENTATIVE,
+        transparency=pb.EVENT_TRANSPARENCY_TRANSPARENT,
+        visibility=pb.EVENT_VISIBILITY_CONFIDENTIAL,
+        extended_properties=pb.ExtendedProperties(private={"crm": "42"}, shared={"room": "b=1"}),
     )
     created = (
         await calendar_client.system.calendars.CreateEvent(
@@ -107,7 +120,11 @@ async def test_an_event_is_read_as_it_was_created(calendar_client: CalendarClien
     assert created.HasField("create_time")
     (listed,) = (await calendar_client.list()).events
     assert listed == created
-    for made in ("etag", "html_link", "create_time", "update_time"):
+    assert await calendar_client.get("appointment1") == created
+    own = pb.Person(email="ada@example.com", is_self=True)
+    assert (created.organizer, created.creator, created.event_type) == (own, own, "default")
+    assert created.i_cal_uid
+    for made in ("etag", "html_link", "create_time", "update_time", "i_cal_uid", "organizer", "creator", "event_type"):
         created.ClearField(made)
     assert created == written
 
@@ -174,6 +191,8 @@ async def test_a_missing_event_or_calendar_is_not_found(calendar_client: Calenda
     for call in (
         calendar_client.delete(created.event_id),
         calendar_client.delete("neverwas"),
+        calendar_client.get("neverwas"),
+        calendar_client.instances("neverwas"),
         calendar_client.update(event(event_id=created.event_id)),
         calendar_client.list(calendar_id="nobody@example.com"),
     ):
@@ -212,6 +231,111 @@ async def test_a_sync_token_lists_changes_and_an_expired_one_is_rejected(calenda
     for old in (token, changed.next_sync_token, "made-up"):
         assert await expect_rpc_error(calendar_client.list(sync_token=old)) == void
     assert len((await calendar_client.list()).events) == 2
+
+
+def starts(events: Any) -> list[str]:
+    return [one.start.date_time.ToJsonString() for one in events]
+
+
+async def test_moved_and_cancelled_instances_have_their_original_start(calendar_client: CalendarClient) -> None:
+    start, end = (event_time(f"2026-03-27T{hour}:00:00Z", "Europe/Zurich") for hour in ("09", "10"))
+    series = await calendar_client.create(start=start, end=end, recurrence=["RRULE:FREQ=DAILY;COUNT=4"])
+    token = (await calendar_client.list()).next_sync_token
+    instances = (await calendar_client.instances(series.event_id)).events
+    # Clocks go forward on 29 March: the local time stays the same.
+    assert starts(instances) == [f"2026-03-{day}:00:00Z" for day in ("27T09", "28T09", "29T08", "30T08")]
+    _, moved, cancelled, _ = instances
+    shift = timedelta(hours=3)
+    later: dict[str, Any] = {name: pb.EventTime() for name in ("start", "end")}
+    for name, time in later.items():
+        time.date_time.FromDatetime(getattr(moved, name).date_time.ToDatetime(tzinfo=UTC) + shift)
+    await calendar_client.update(pb.Event(event_id=moved.event_id, **later), "start", "end")
+    await calendar_client.delete(cancelled.event_id)
+
+    changed = {one.event_id: one for one in (await calendar_client.list(sync_token=token)).events}
+    for before in (moved, cancelled):
+        after = changed[before.event_id]
+        assert (after.recurring_event_id, after.original_start_time) == (series.event_id, before.start)
+        assert await calendar_client.get(before.event_id) == after
+    assert changed[moved.event_id].start.date_time.ToJsonString() == "2026-03-28T12:00:00Z"
+    assert changed[cancelled.event_id].status == pb.EVENT_STATUS_CANCELLED
+    assert not changed[cancelled.event_id].HasField("start")
+
+    left = await calendar_client.instances(series.event_id)
+    assert starts(left.events) == ["2026-03-27T09:00:00Z", "2026-03-28T12:00:00Z", "2026-03-30T08:00:00Z"]
+    assert len((await calendar_client.instances(series.event_id, show_deleted=True)).events) == 4
+    (found,) = (await calendar_client.instances(series.event_id, original_start_time=moved.start)).events
+    assert found == changed[moved.event_id]
+    single = (await calendar_client.list(single_events=True)).events
+    assert starts(single) == starts(left.events)
+    page = await calendar_client.instances(series.event_id, page_size=2)
+    rest = await calendar_client.instances(series.event_id, page_size=2, page_token=page.next_page_token)
+    assert [*page.events, *rest.events] == [*left.events]
+
+
+async def test_events_are_filtered(calendar_client: CalendarClient) -> None:
+    async def found(**filters: Any) -> set[str]:
+        return {one.event_id for one in (await calendar_client.list(**filters)).events}
+
+    plain, gone, other = "plain1", "gone1", "other1"
+    both = pb.ExtendedProperties(private={"crm": "42", "kind": "a=b"}, shared={"room": "1"})
+    for event_id, properties in ((plain, both), (gone, pb.ExtendedProperties()), (other, None)):
+        await calendar_client.create(event_id=event_id, extended_properties=properties)
+    await calendar_client.delete(gone)
+    assert await found() == {plain, other}
+    assert await found(show_deleted=True) == {plain, gone, other}
+    assert await found(i_cal_uid=(await calendar_client.get(other)).i_cal_uid) == {other}
+    assert await found(private_extended_property=["crm=42", "kind=a=b"], shared_extended_property=["room=1"]) == {plain}
+    assert await found(private_extended_property=["crm=42", "kind=other"]) == set()
+    assert await found(shared_extended_property=["crm=42"]) == set()  # it is private
+    now = (await calendar_client.get(other)).update_time
+    assert await found(updated_min=now) >= {gone, other}
+    later = Timestamp(seconds=now.seconds + 3600)
+    assert await found(updated_min=later) == set()
+    long_ago = calendar_client.list(updated_min=event_time("2020-01-01T00:00:00Z").date_time)
+    assert await expect_rpc_error(long_ago) == invalid("updated_min")
+
+
+async def test_an_event_is_updated_although_its_other_fields_are_not_valid(calendar_client: CalendarClient) -> None:
+    created = await calendar_client.create(
+        summary="Cut", description="Short", attendees=[pb.Attendee(email="g@x.example")]
+    )
+    created.summary = "Shave"
+    created.description = "d" * 8193
+    created.attendees.add(display_name="Hidden", email="not an address")
+    created.recurrence.append("X-GOOGLE:1")
+    created.end.date = "2026-03-29"  # and the start is a time
+    changed = await calendar_client.update(created, "summary")
+    assert (changed.summary, changed.description, len(changed.attendees)) == ("Shave", "Short", 1)
+    assert changed.end.HasField("date_time")
+    refused = await expect_rpc_error(calendar_client.update(created))  # the negative control: all fields
+    assert refused == invalid("event.description")
+
+
+async def test_extended_properties_are_merged_removed_and_cleared(calendar_client: CalendarClient) -> None:
+    created = await calendar_client.create(extended_properties=pb.ExtendedProperties(private={"a": "1", "b": "2"}))
+
+    async def update(*mask: str, **private: str) -> dict[str, str]:
+        changed = event(event_id=created.event_id, extended_properties=pb.ExtendedProperties(private=private))
+        return dict((await calendar_client.update(changed, *mask)).extended_properties.private)
+
+    assert await update("extended_properties", b="3", c="4") == {"a": "1", "b": "3", "c": "4"}
+    assert await update("extended_properties", b="") == {"a": "1", "c": "4"}
+    assert await update("summary", a="9") == {"a": "1", "c": "4"}
+    assert await update() == {"a": "1", "c": "4"}
+    assert await update("extended_properties") == {}
+
+
+async def test_attendees_without_an_address_are_kept_by_an_update(calendar_client: CalendarClient) -> None:
+    created = await calendar_client.create(attendees=[pb.Attendee(email=f"{name}@x.example") for name in "ab"])
+    changed = pb.Event(event_id=created.event_id, attendees=[pb.Attendee(display_name="Hidden"), *created.attendees])
+    changed = await calendar_client.update(changed, "attendees")
+    assert (changed.attendees[0].email, changed.attendees[0].display_name) == ("", "Hidden")
+    own = pb.Attendee(email="b@x.example", response_status=pb.RESPONSE_STATUS_DECLINED)
+    partial = pb.Event(event_id=created.event_id, attendees=[own], attendees_omitted=True)
+    assert len((await calendar_client.update(partial, "attendees")).attendees) == 3
+    partial.attendees_omitted = False  # the negative control: a complete list
+    assert len((await calendar_client.update(partial, "attendees")).attendees) == 1
 
 
 async def test_the_calendar_is_that_of_the_request_or_of_the_config_or_the_primary_one(
@@ -259,6 +383,8 @@ async def test_other_types_have_no_events(calendar_client: CalendarClient) -> No
     for call in (
         calendar_client.system.calendars.ListCalendars(pb.ListCalendarsRequest(**other)),
         calendar_client.system.calendars.ListEvents(pb.ListEventsRequest(**other)),
+        calendar_client.system.calendars.GetEvent(pb.GetEventRequest(**other, event_id="abcde")),
+        calendar_client.system.calendars.ListEventInstances(pb.ListEventInstancesRequest(**other, event_id="abcde")),
         calendar_client.system.calendars.CreateEvent(pb.CreateEventRequest(**other, event=event())),
         calendar_client.system.calendars.UpdateEvent(pb.UpdateEventRequest(**other, event=event(event_id="abcde"))),
         calendar_client.system.calendars.DeleteEvent(pb.DeleteEventRequest(**other, event_id="abcde")),
@@ -301,6 +427,11 @@ async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing
         "page_size": {"page_size": -1},
         "calendar_id": {"calendar_id": ".."},
         "time_min": {"sync_token": "sync-1", "time_min": early},
+        "updated_min": {"sync_token": "sync-1", "updated_min": early},
+        "i_cal_uid": {"sync_token": "sync-1", "i_cal_uid": "a@b"},
+        "private_extended_property": {"sync_token": "sync-1", "private_extended_property": ["a=b"]},
+        "shared_extended_property": {"sync_token": "sync-1", "shared_extended_property": ["a=b"]},
+        "shared_extended_property[0]": {"shared_extended_property": ["a"]},
         "time_max": {"time_min": late, "time_max": early},
         "order_by": {"order_by": pb.EVENT_ORDER_START_TIME},
     }
@@ -310,5 +441,11 @@ async def test_an_invalid_request_is_rejected_with_its_field_and_changes_nothing
     assert await expect_rpc_error(calendar_client.update(event(event_id="abcde"), "etag")) == invalid("update_mask")
     assert await expect_rpc_error(calendar_client.update(pb.Event(event_id="abcde"), "start")) == invalid("event.start")
     assert await expect_rpc_error(calendar_client.delete("a/b")) == invalid("event_id")
+    assert await expect_rpc_error(calendar_client.get("a/b")) == invalid("event_id")
+    assert await expect_rpc_error(calendar_client.instances("")) == invalid("event_id")
+    reversed_range = calendar_client.instances("abcde", time_min=late, time_max=early)
+    assert await expect_rpc_error(reversed_range) == invalid("time_max")
+    unnamed = calendar_client.create(attendees=[pb.Attendee(display_name="Grace")])
+    assert await expect_rpc_error(unnamed) == invalid("event.attendees[0].email")
     assert await expect_rpc_error(calendar_client.delete("")) == invalid("event_id")
     assert calendar_client.system.sandbox.calendars.writes == 0

@@ -72,6 +72,8 @@ CallProvider           ok       absent     absent      denied     denied    deni
 ListCalendars          ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 ListEvents             ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 CreateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+GetEvent               ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
+ListEventInstances     ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 UpdateEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 DeleteEvent            ok       absent     absent      denied     denied    denied   denied   denied    denied        unknown
 Check                  ok       ok         ok          denied     denied    ok       denied   denied    denied        unknown
@@ -267,7 +269,7 @@ async def request_for(scenario: Scenario, method: MethodDescriptor, column: str,
     if method.name in {"CreateEvent", "UpdateEvent"}:
         event_id = await new_event(scenario) if method.name == "UpdateEvent" else ""
         values["event"] = {"event_id": event_id, **A_DAY}
-    if method.name == "DeleteEvent":
+    if method.name in {"DeleteEvent", "GetEvent", "ListEventInstances"}:
         values["event_id"] = await new_event(scenario)
     return request_class(**values, **ALWAYS.get(method.name, {}))
 

@@ -50,6 +50,16 @@ class GoogleCalendarServiceStub:
                 request_serializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.GetEvent = channel.unary_unary(
+                '/integrations.v1.GoogleCalendarService/GetEvent',
+                request_serializer=integrations_dot_v1_dot_google__calendar__pb2.GetEventRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_google__calendar__pb2.GetEventResponse.FromString,
+                _registered_method=True)
+        self.ListEventInstances = channel.unary_unary(
+                '/integrations.v1.GoogleCalendarService/ListEventInstances',
+                request_serializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesRequest.SerializeToString,
+                response_deserializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesResponse.FromString,
+                _registered_method=True)
         self.CreateEvent = channel.unary_unary(
                 '/integrations.v1.GoogleCalendarService/CreateEvent',
                 request_serializer=integrations_dot_v1_dot_google__calendar__pb2.CreateEventRequest.SerializeToString,
@@ -91,6 +101,20 @@ class GoogleCalendarServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEvent(self, request, context):
+        """Gets an event or an instance of a recurring event; also a deleted one, as long as Google has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEventInstances(self, request, context):
+        """Lists the instances of a recurring event, as they are: moved ones with their new times, cancelled ones on request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateEvent(self, request, context):
         """Creates an event. The server never repeats the request: after UNAVAILABLE the event may exist. A caller that sets
         its own `event_id`, which is valid once, can repeat the call safely.
@@ -100,7 +124,7 @@ class GoogleCalendarServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateEvent(self, request, context):
-        """Updates an event, completely or in part; with an etag, only if the event is unchanged since the etag was read.
+        """Updates the fields of an event that the update mask names, or all fields; with an etag, only if the event is unchanged since the etag was read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +149,16 @@ def add_GoogleCalendarServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventsRequest.FromString,
                     response_serializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'GetEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvent,
+                    request_deserializer=integrations_dot_v1_dot_google__calendar__pb2.GetEventRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_google__calendar__pb2.GetEventResponse.SerializeToString,
+            ),
+            'ListEventInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEventInstances,
+                    request_deserializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesRequest.FromString,
+                    response_serializer=integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesResponse.SerializeToString,
             ),
             'CreateEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateEvent,
@@ -202,6 +236,60 @@ class GoogleCalendarService:
             '/integrations.v1.GoogleCalendarService/ListEvents',
             integrations_dot_v1_dot_google__calendar__pb2.ListEventsRequest.SerializeToString,
             integrations_dot_v1_dot_google__calendar__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.GoogleCalendarService/GetEvent',
+            integrations_dot_v1_dot_google__calendar__pb2.GetEventRequest.SerializeToString,
+            integrations_dot_v1_dot_google__calendar__pb2.GetEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEventInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/integrations.v1.GoogleCalendarService/ListEventInstances',
+            integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesRequest.SerializeToString,
+            integrations_dot_v1_dot_google__calendar__pb2.ListEventInstancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

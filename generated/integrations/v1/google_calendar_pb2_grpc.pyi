@@ -45,12 +45,16 @@ class GoogleCalendarServiceStub:
     """Lists the events of a calendar. With a `sync_token`, lists the events that changed since the token was issued,
     including deleted ones.
     """
+    GetEvent: _grpc.UnaryUnaryMultiCallable[_google_calendar_pb2.GetEventRequest, _google_calendar_pb2.GetEventResponse]
+    """Gets an event or an instance of a recurring event; also a deleted one, as long as Google has it."""
+    ListEventInstances: _grpc.UnaryUnaryMultiCallable[_google_calendar_pb2.ListEventInstancesRequest, _google_calendar_pb2.ListEventInstancesResponse]
+    """Lists the instances of a recurring event, as they are: moved ones with their new times, cancelled ones on request."""
     CreateEvent: _grpc.UnaryUnaryMultiCallable[_google_calendar_pb2.CreateEventRequest, _google_calendar_pb2.CreateEventResponse]
     """Creates an event. The server never repeats the request: after UNAVAILABLE the event may exist. A caller that sets
     its own `event_id`, which is valid once, can repeat the call safely.
     """
     UpdateEvent: _grpc.UnaryUnaryMultiCallable[_google_calendar_pb2.UpdateEventRequest, _google_calendar_pb2.UpdateEventResponse]
-    """Updates an event, completely or in part; with an etag, only if the event is unchanged since the etag was read."""
+    """Updates the fields of an event that the update mask names, or all fields; with an etag, only if the event is unchanged since the etag was read."""
     DeleteEvent: _grpc.UnaryUnaryMultiCallable[_google_calendar_pb2.DeleteEventRequest, _google_calendar_pb2.DeleteEventResponse]
     """Deletes an event; with an etag, only if the event is unchanged since the etag was read."""
 
@@ -71,12 +75,16 @@ class GoogleCalendarServiceAsyncStub(GoogleCalendarServiceStub):
     """Lists the events of a calendar. With a `sync_token`, lists the events that changed since the token was issued,
     including deleted ones.
     """
+    GetEvent: _aio.UnaryUnaryMultiCallable[_google_calendar_pb2.GetEventRequest, _google_calendar_pb2.GetEventResponse]  # type: ignore[assignment]
+    """Gets an event or an instance of a recurring event; also a deleted one, as long as Google has it."""
+    ListEventInstances: _aio.UnaryUnaryMultiCallable[_google_calendar_pb2.ListEventInstancesRequest, _google_calendar_pb2.ListEventInstancesResponse]  # type: ignore[assignment]
+    """Lists the instances of a recurring event, as they are: moved ones with their new times, cancelled ones on request."""
     CreateEvent: _aio.UnaryUnaryMultiCallable[_google_calendar_pb2.CreateEventRequest, _google_calendar_pb2.CreateEventResponse]  # type: ignore[assignment]
     """Creates an event. The server never repeats the request: after UNAVAILABLE the event may exist. A caller that sets
     its own `event_id`, which is valid once, can repeat the call safely.
     """
     UpdateEvent: _aio.UnaryUnaryMultiCallable[_google_calendar_pb2.UpdateEventRequest, _google_calendar_pb2.UpdateEventResponse]  # type: ignore[assignment]
-    """Updates an event, completely or in part; with an etag, only if the event is unchanged since the etag was read."""
+    """Updates the fields of an event that the update mask names, or all fields; with an etag, only if the event is unchanged since the etag was read."""
     DeleteEvent: _aio.UnaryUnaryMultiCallable[_google_calendar_pb2.DeleteEventRequest, _google_calendar_pb2.DeleteEventResponse]  # type: ignore[assignment]
     """Deletes an event; with an etag, only if the event is unchanged since the etag was read."""
 
@@ -108,6 +116,22 @@ class GoogleCalendarServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def GetEvent(
+        self,
+        request: _google_calendar_pb2.GetEventRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_google_calendar_pb2.GetEventResponse, _abc.Awaitable[_google_calendar_pb2.GetEventResponse]]:
+        """Gets an event or an instance of a recurring event; also a deleted one, as long as Google has it."""
+
+    @_abc_1.abstractmethod
+    def ListEventInstances(
+        self,
+        request: _google_calendar_pb2.ListEventInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_google_calendar_pb2.ListEventInstancesResponse, _abc.Awaitable[_google_calendar_pb2.ListEventInstancesResponse]]:
+        """Lists the instances of a recurring event, as they are: moved ones with their new times, cancelled ones on request."""
+
+    @_abc_1.abstractmethod
     def CreateEvent(
         self,
         request: _google_calendar_pb2.CreateEventRequest,
@@ -123,7 +147,7 @@ class GoogleCalendarServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _google_calendar_pb2.UpdateEventRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_google_calendar_pb2.UpdateEventResponse, _abc.Awaitable[_google_calendar_pb2.UpdateEventResponse]]:
-        """Updates an event, completely or in part; with an etag, only if the event is unchanged since the etag was read."""
+        """Updates the fields of an event that the update mask names, or all fields; with an etag, only if the event is unchanged since the etag was read."""
 
     @_abc_1.abstractmethod
     def DeleteEvent(

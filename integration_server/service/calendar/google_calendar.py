@@ -4,7 +4,15 @@ import re
 from collections.abc import Collection
 from typing import Protocol
 
-from integration_server.domain.calendar import CalendarEventPage, CalendarPage, Event, EventQuery, EventTime, Notify
+from integration_server.domain.calendar import (
+    CalendarEventPage,
+    CalendarPage,
+    Event,
+    EventQuery,
+    EventTime,
+    InstanceQuery,
+    Notify,
+)
 from integration_server.domain.errors import InvalidField
 from integration_server.domain.integration import IntegrationId, UserId
 from integration_server.domain.proxy_messages import ApiRequest, ApiResponse
@@ -15,9 +23,32 @@ from integration_server.service.proxy.calls import ApiProxy
 INTEGRATION_TYPE = "google_calendar"
 
 WRITABLE = frozenset(
-    {"summary", "description", "location", "start", "end", "attendees", "recurrence", "reminders", "status"}
+    {
+        "summary",
+        "description",
+        "location",
+        "start",
+        "end",
+        "attendees",
+        "recurrence",
+        "reminders",
+        "status",
+        "transparency",
+        "visibility",
+        "extended_properties",
+    }
 )
 """Fields of an event that an update may name."""
+
+_NOT_WITH_SYNC_TOKEN = (
+    "time_min",
+    "time_max",
+    "order_by",
+    "updated_min",
+    "i_cal_uid",
+    "private_extended_property",
+    "shared_extended_property",
+)
 
 _PRIMARY = "primary"
 
@@ -38,7 +69,16 @@ class CalendarApi(Protocol):
     def list_events(self, calendar_id: str, query: EventQuery) -> ApiRequest:
         """A request for a page of events."""
 
-    def read_events(self, response: ApiResponse) -> CalendarEventPage:
+    def read_events(self, response: ApiResponse, query: EventQuery) -> CalendarEventPage:
+        """The page in a response to this query."""
+
+    def get_event(self, calendar_id: str, event_id: str) -> ApiRequest:
+        """A request for an event."""
+
+    def list_instances(self, calendar_id: str, event_id: str, query: InstanceQuery) -> ApiRequest:
+        """A request for a page of instances of a recurring event."""
+
+    def read_instances(self, response: ApiResponse) -> CalendarEventPage:
         """The page in a response."""
 
     def create_event(self, calendar_id: str, event: Event, notify: Notify | None) -> ApiRequest:
@@ -82,7 +122,24 @@ class GoogleCalendar:
         _require_consistent(query)
         fresh = await self._calendar_credentials(integration_id, user_id)
         request = self._api.list_events(_calendar(fresh, calendar_id), query)
-        return self._api.read_events(await self._api_proxy.send(fresh, request))
+        return self._api.read_events(await self._api_proxy.send(fresh, request), query)
+
+    async def get_event(self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, event_id: str) -> Event:
+        """An event or an instance, also a deleted one. Raises `ResourceNotFound`."""
+        _require_event_id("event_id", event_id)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.get_event(_calendar(fresh, calendar_id), event_id)
+        return self._api.read_event(await self._api_proxy.send(fresh, request))
+
+    async def list_instances(
+        self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, event_id: str, query: InstanceQuery
+    ) -> CalendarEventPage:
+        """A page of the instances of a recurring event. Raises `ResourceNotFound`."""
+        _require_event_id("event_id", event_id)
+        _require_time_range(query)
+        fresh = await self._calendar_credentials(integration_id, user_id)
+        request = self._api.list_instances(_calendar(fresh, calendar_id), event_id, query)
+        return self._api.read_instances(await self._api_proxy.send(fresh, request))
 
     async def create_event(
         self, integration_id: IntegrationId, user_id: UserId, calendar_id: str, event: Event, notify: Notify | None
@@ -91,6 +148,9 @@ class GoogleCalendar:
         if event.event_id and not _OWN_EVENT_ID.fullmatch(event.event_id):
             raise InvalidField("event.event_id", "is not 5 to 1024 of the characters 0-9 and a-v")
         _require_start_and_end(event)
+        for index, attendee in enumerate(event.attendees):
+            if not attendee.email:
+                raise InvalidField(f"event.attendees[{index}].email", "is required")
         fresh = await self._calendar_credentials(integration_id, user_id)
         request = self._api.create_event(_calendar(fresh, calendar_id), event, notify)
         return self._api.read_event(await self._api_proxy.send(fresh, request))
@@ -104,7 +164,10 @@ class GoogleCalendar:
         fields: Collection[str],
         notify: Notify | None,
     ) -> Event:
-        """Change the given fields of an event, or all; returns it. Raises `EtagMismatch`, `ResourceNotFound`."""
+        """Change the given fields of an event, or all; returns it. Raises `EtagMismatch`, `ResourceNotFound`.
+
+        `event` has no values in other fields than the given ones.
+        """
         _require_event_id("event.event_id", event.event_id)
         if not fields:
             _require_start_and_end(event)
@@ -177,10 +240,14 @@ def _is_before(start: EventTime, end: EventTime) -> bool:
 def _require_consistent(query: EventQuery) -> None:
     # developers.google.com/calendar/api/v3/reference/events/list, on syncToken and on orderBy
     if query.sync_token:
-        for field in ("time_min", "time_max", "order_by"):
-            if getattr(query, field) is not None:
+        for field in _NOT_WITH_SYNC_TOKEN:
+            if getattr(query, field):
                 raise InvalidField(field, "cannot be combined with sync_token")
-    if query.time_min is not None and query.time_max is not None and query.time_min >= query.time_max:
-        raise InvalidField("time_max", "is not after time_min")
+    _require_time_range(query)
     if query.order_by == "startTime" and not query.single_events:
         raise InvalidField("order_by", "startTime requires single_events")
+
+
+def _require_time_range(query: EventQuery | InstanceQuery) -> None:
+    if query.time_min is not None and query.time_max is not None and query.time_min >= query.time_max:
+        raise InvalidField("time_max", "is not after time_min")
