@@ -36,10 +36,14 @@ class AttemptState(StrEnum):
 
 
 class DataKeyState(StrEnum):
-    """The state of a data key's rotation. At most one key is rotating: values are being re-encrypted with it."""
+    """The state of a data key. At most one key is rotating: values are being re-encrypted with it.
+
+    A removed key leaves its row, without the key, as a tombstone.
+    """
 
     ROTATING = "rotating"
     COMPLETE = "complete"
+    REMOVED = "removed"
 
 
 metadata = MetaData(
@@ -301,20 +305,23 @@ data_keys = Table(
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("active_time", UtcDateTime, nullable=False),
+    Column("remove_time", UtcDateTime),
 )
 """The data keys, wrapped. All decrypt; the newest one encrypts from its `active_time` on, on the database's clock."""
 
 _is_rotating = data_keys.c.state == DataKeyState.ROTATING.value
 _partial_index("uq_data_keys_state_rotating", _is_rotating, data_keys.c.state, unique=True)
 
-key_checks = Table(
-    "key_checks",
+key_sets = Table(
+    "key_sets",
     metadata,
-    Column("check_id", String(16), primary_key=True),
-    Column("wrapped_check", LargeBinary, nullable=False),
+    Column("key_set_id", String(16), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("wrapped_mac_key", LargeBinary, nullable=False),
     Column("wrapping_key_id", String(255), nullable=False),
+    Column("mac", LargeBinary, nullable=False),
 )
-"""One row, created with the first data key. It unwraps only with the right key-encryption key."""
+"""One row: the MAC over all rows of `data_keys`, and its wrapped key; see `key_set.py`. Changes count `version`."""
 
 singleton_jobs = Table(
     "singleton_jobs",

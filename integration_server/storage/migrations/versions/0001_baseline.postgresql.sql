@@ -47,6 +47,7 @@ CREATE TABLE data_keys (
     state VARCHAR(16) NOT NULL,
     create_time TIMESTAMP WITH TIME ZONE NOT NULL,
     active_time TIMESTAMP WITH TIME ZONE NOT NULL,
+    remove_time TIMESTAMP WITH TIME ZONE,
     CONSTRAINT pk_data_keys PRIMARY KEY (key_id)
 );
 
@@ -124,11 +125,13 @@ CREATE INDEX ix_integrations_user_id_integration_id ON integrations (user_id, in
 
 CREATE UNIQUE INDEX uq_integrations_user_id_integration_type_account_id ON integrations (user_id, integration_type, account_id) WHERE account_id IS NOT NULL;
 
-CREATE TABLE key_checks (
-    check_id VARCHAR(16) NOT NULL,
-    wrapped_check BYTEA NOT NULL,
+CREATE TABLE key_sets (
+    key_set_id VARCHAR(16) NOT NULL,
+    version BIGINT NOT NULL,
+    wrapped_mac_key BYTEA NOT NULL,
     wrapping_key_id VARCHAR(255) NOT NULL,
-    CONSTRAINT pk_key_checks PRIMARY KEY (check_id)
+    mac BYTEA NOT NULL,
+    CONSTRAINT pk_key_sets PRIMARY KEY (key_set_id)
 );
 
 CREATE TABLE revocations (
