@@ -166,7 +166,7 @@ def sql_stores(settings: Settings, database: Database, on_change: Callable[[Inte
         SqlRefreshLeases(database, settings.refresh_lease),
         SqlRevocationOutbox(database),
         FileRefreshJournal(settings.refresh_journal_dir),
-        SqlWebhookEndpoints(database),
+        SqlWebhookEndpoints(database, on_change),
         SqlWebhookInbox(database),
         SqlChangeFeed(database),
     )

@@ -57,7 +57,7 @@ _NONCE_BYTES = 12
 _LOOKUP_INTERVAL = 1.0
 """Seconds between reads for an unknown data key: many forged values must not become load on the database."""
 
-_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type")
+_NAMES = attrgetter("table", "column", "uid", "user_id", "integration_type", "bound_values")
 
 ALL_DATA_KEYS = select(data_keys, DatabaseTime().label("now")).order_by(data_keys.c.active_time, data_keys.c.key_id)
 """The query for all data keys, by activation time, with those that were removed."""

@@ -94,6 +94,8 @@ integrations = Table(
     Column("create_time", UtcDateTime, nullable=False),
     Column("update_time", UtcDateTime, nullable=False),
     Column("version", BigInteger, nullable=False),
+    Column("settings_version", BigInteger, nullable=False, server_default="0"),
+    Column("webhook_secret_id", String(128), nullable=False, server_default=""),
     Column("refresh_retry_time", UtcDateTime),
     Column("refresh_refusals", Integer, nullable=False, server_default="0"),
     Column("refresh_failures", Integer, nullable=False, server_default="0"),
@@ -135,17 +137,14 @@ authorization_attempts = Table(
     ),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
-    Column("redirect_uri", Text, nullable=False),
-    Column("return_url", Text),
-    Column("scopes", JSON, nullable=False),
-    Column("encrypted_verifier", LargeBinary, nullable=False),
+    Column("encrypted_details", LargeBinary, nullable=False),
     Column("encrypted_callback", LargeBinary),
-    Column("is_reconnection", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("expire_time", UtcDateTime, nullable=False, index=True),
 )
-"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt."""
+"""Authorization attempts. They stay until they expire, so that a second callback finds a consumed attempt. All that
+decides where a browser or a code is sent is in `encrypted_details`."""
 
 refresh_leases = Table(
     "refresh_leases",
@@ -185,6 +184,7 @@ revocations = Table(
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
     Column("account_id", String(255)),
+    Column("bound_values", Text, nullable=False, server_default=""),
     Column("encrypted_credentials", LargeBinary, nullable=False),
     Column("create_time", UtcDateTime, nullable=False),
     Column("due_time", UtcDateTime, nullable=False),
@@ -192,7 +192,8 @@ revocations = Table(
     Index("ix_revocations_integration_type_due_time", "integration_type", "due_time"),
     sqlite_autoincrement=True,
 )
-"""The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row."""
+"""The outbox of grants to revoke: credentials of removed integrations, encrypted as in their former row, whose values
+that they are bound to are in `bound_values`."""
 
 webhook_secrets = Table(
     "webhook_secrets",
@@ -201,13 +202,14 @@ webhook_secrets = Table(
     Column("uid", String(255), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("integration_type", String(255), nullable=False),
+    Column("webhook_secret_id", String(128), nullable=False),
     Column("encrypted_secret", LargeBinary, nullable=False),
     Column("secret_set_time", UtcDateTime, nullable=False),
     Column("encrypted_previous_secret", LargeBinary),
     Column("previous_expire_time", UtcDateTime),
 )
 """Signing secrets of integrations' own webhooks, current and previous. The associated data is that of the integration,
-whose uid, user and type are copied here."""
+whose uid, user, type and `webhook_secret_id` are copied here, and the times."""
 
 webhook_events = Table(
     "webhook_events",

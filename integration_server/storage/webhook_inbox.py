@@ -18,10 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.credentials.grant_confirmation import RECHECK_AFTER
+from integration_server.service.integrations.ports import StoredIntegration
 from integration_server.service.webhooks.ports import NewWebhookEvent, StoredWebhookEvent, WebhookPage
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database, from_row
-from integration_server.storage.integrations import integration_of, matches_integration
+from integration_server.storage.integrations import matches_integration, stored_integration_of
 from integration_server.storage.pruning import prune
 from integration_server.storage.tables import integrations, webhook_consumer_offsets, webhook_events
 
@@ -58,10 +59,10 @@ class SqlWebhookInbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
+    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[StoredIntegration]:
         """The connected integrations of these accounts, of any user, by id."""
         parameters = {"account_ids": sorted(account_ids), "type": integration_type}
-        return [integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
+        return [stored_integration_of(row) for row in await self._database.fetch(_RECIPIENTS, parameters)]
 
     async def known(
         self, integration_ids: Collection[IntegrationId], event_ids: Collection[str]
@@ -161,8 +162,8 @@ async def _append(
     first = row.last_webhook_number - len(events) + 1
     owner = {name: getattr(row, name) for name in ("integration_id", "user_id", "integration_type")}
     numbered = [
-        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "encrypted_payload")}
-        | {**owner, "number": number, "receive_time": now}
+        {name: getattr(event, name) for name in ("uid", "event_id", "event_type", "receive_time", "encrypted_payload")}
+        | {**owner, "number": number}
         for number, event in enumerate(events, start=first)
     ]
     await connection.execute(insert(webhook_events), numbered)

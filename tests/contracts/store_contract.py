@@ -5,7 +5,7 @@ A subclass provides the fixtures `integrations`, `attempts` and `revocations`, v
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -22,6 +22,7 @@ from integration_server.service.connections.ports import (
     AuthorizationAttemptStore,
 )
 from integration_server.service.connections.revocation_ports import OrphanedGrant, Revocation, RevocationOutbox
+from integration_server.service.credentials.credential_cipher import bound_values_of
 from integration_server.service.health.ports import HealthHistory
 from integration_server.service.integrations.ports import (
     IntegrationStore,
@@ -62,11 +63,7 @@ def new_attempt(user_id: UserId = ANN, **changes: Any) -> AuthorizationAttempt:
         attempt_id=f"attempt-{next(_numbers)}",
         user_id=user_id,
         integration_type="acme",
-        redirect_uri="https://app.example/callback",
-        return_url="https://app.example/settings",
-        scopes=("read", "write"),
-        encrypted_verifier=b"encrypted verifier",
-        is_reconnection=False,
+        encrypted_details=b"encrypted details",
         create_time=NOW,
         expire_time=EXPIRY,
     )
@@ -153,6 +150,21 @@ async def find_stored(
     return stored
 
 
+async def listed(integrations: IntegrationStore, types: Collection[str] | None = None) -> Sequence[Integration]:
+    """Ann's integrations of these types."""
+    return [stored.integration for stored in await integrations.list(ANN, types, IntegrationId(0), 10)]
+
+
+async def update_settings(
+    integrations: IntegrationStore, integration: Integration, change: IntegrationUpdate, now: datetime = LATER
+) -> Integration:
+    """Set fields of an integration; the credentials stay as they are. Raises `IntegrationNotFound`."""
+    stored = await integrations.get(integration.integration_id, integration.user_id)
+    updated = await integrations.update(stored.integration, change, stored.encrypted_credentials or b"", now)
+    assert updated is not None
+    return updated
+
+
 async def reload(integrations: IntegrationStore, integration: Integration) -> Integration:
     """The integration as it is stored now."""
     return (await find_stored(integrations, integration.integration_id, integration.user_id)).integration
@@ -224,7 +236,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, BOB)
         with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, BOB, LATER, IntegrationUpdate(name="bobs"))
+            await update_settings(integrations, as_bob, IntegrationUpdate(name="bobs"))
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, BOB)
         assert await integrations.commit_refresh(as_bob, new_credentials(b"bobs"), LATER) is None
@@ -238,12 +250,12 @@ class IntegrationStoreContract:
     async def test_an_unknown_id_is_not_found(
         self, integrations: IntegrationStore, integration_id: IntegrationId
     ) -> None:
-        await create_connected(integrations)
+        existing = await create_connected(integrations)
         assert await integrations.find(integration_id, ANN) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.get(integration_id, ANN)
-        with pytest.raises(IntegrationNotFound):
-            await integrations.update(integration_id, ANN, NOW, IntegrationUpdate(name="x"))
+        unknown = replace(existing, integration_id=integration_id)
+        assert await integrations.update(unknown, IntegrationUpdate(name="x"), b"", NOW) is None
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration_id, ANN)
 
@@ -261,16 +273,16 @@ class IntegrationStoreContract:
         await create_connected(integrations, BOB)
 
         first = await integrations.list(ANN, None, IntegrationId(0), 3)
-        rest = await integrations.list(ANN, None, first[-1].integration_id, 3)
+        rest = await integrations.list(ANN, None, first[-1].integration.integration_id, 3)
 
-        assert [integration.integration_id for integration in (*first, *rest)] == ids
+        assert [stored.integration.integration_id for stored in (*first, *rest)] == ids
         assert await integrations.list(ANN, None, LARGEST_ID, 3) == []
         assert await integrations.list(ANN, None, IntegrationId(0), 0) == []
 
     async def test_lists_one_type(self, integrations: IntegrationStore) -> None:
         await create_connected(integrations)
         other = await create_connected(integrations, integration_type="other")
-        assert await integrations.list(ANN, ["other"], IntegrationId(0), 10) == [other]
+        assert await listed(integrations, ["other"]) == [other]
 
     async def test_lists_pending_integrations_and_list_connected_does_not(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -278,14 +290,14 @@ class IntegrationStoreContract:
         first = await create_connected(integrations)
         unfinished = await create_pending(integrations, attempts)
         last = await create_connected(integrations)
-        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [first, unfinished, last]
+        assert await listed(integrations) == [first, unfinished, last]
         assert [stored.integration for stored in await integrations.list_connected(ANN)] == [first, last]
 
     # --- accounts ----------------------------------------------------------------------------------------------------
 
     async def test_finds_an_account(self, integrations: IntegrationStore) -> None:
         integration = await create_connected(integrations, ANN, "a")
-        assert await integrations.find_account(ANN, "acme", "a") == integration
+        assert await integrations.find_account(ANN, "acme", "a") == StoredIntegration(integration, b"encrypted")
         assert await integrations.find_account(ANN, "acme", "b") is None
         assert await integrations.find_account(ANN, "other", "a") is None
 
@@ -312,7 +324,7 @@ class IntegrationStoreContract:
             *(integrations.add_connected(new_integration(), account("a"), new_credentials(), NOW) for _ in range(5)),
         )
         (committed,) = [result for result in results if result is not None]
-        assert await integrations.find_account(ANN, "acme", "a") == committed
+        assert await integrations.find_account(ANN, "acme", "a") == StoredIntegration(committed, b"encrypted")
 
     # --- committing --------------------------------------------------------------------------------------------------
 
@@ -342,11 +354,11 @@ class IntegrationStoreContract:
     ) -> None:
         integration = await create_connected(integrations, ANN, "a", name="Work", config={"k": 1.5})
         await integrations.record_failure(integration, FAILURE, reauthorization_required=True)
-        await integrations.update(integration.integration_id, ANN, NOW, IntegrationUpdate(is_active=False))
+        await update_settings(integrations, integration, IntegrationUpdate(is_active=False), NOW)
         committed = await integrations.commit_connection(
             await reload(integrations, integration), NewAccount(None, None), new_credentials(b"new"), LATER
         )
-        assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1)
+        assert committed == replace(integration, connect_time=LATER, update_time=LATER, version=1, settings_version=1)
 
     async def test_a_superseded_pending_row_is_removed_in_the_same_commit(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -358,7 +370,7 @@ class IntegrationStoreContract:
         )
         assert committed is not None
         assert committed.integration_id == older.integration_id
-        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [committed]
+        assert await listed(integrations) == [committed]
 
     async def test_only_a_pending_row_of_the_same_user_is_superseded(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
@@ -497,9 +509,35 @@ class IntegrationStoreContract:
         ]
         expected = before
         for change in changes:
-            expected = replace(expected, update_time=LATER, **change)
-            assert await integrations.update(before.integration_id, ANN, LATER, IntegrationUpdate(**change)) == expected
+            expected = replace(expected, update_time=LATER, settings_version=expected.settings_version + 1, **change)
+            assert await update_settings(integrations, before, IntegrationUpdate(**change)) == expected
             assert await integrations.find(before.integration_id, ANN) == StoredIntegration(expected, b"encrypted")
+
+    async def test_an_update_needs_both_versions_that_it_was_encrypted_for(
+        self, integrations: IntegrationStore
+    ) -> None:
+        before = await create_connected(integrations)
+        renamed = await update_settings(integrations, before, IntegrationUpdate(name="renamed"))
+        refreshed = await integrations.commit_refresh(renamed, new_credentials(b"refreshed"), LATER)
+        assert refreshed is not None
+        for outdated in (before, renamed):
+            assert await integrations.update(outdated, IntegrationUpdate(name="late"), b"late", LATER) is None
+            assert await integrations.commit_refresh(outdated, new_credentials(b"late"), LATER) is None
+            assert await integrations.commit_connection(outdated, account("a"), new_credentials(b"late"), LATER) is None
+        only_settings = replace(refreshed, settings_version=before.settings_version)
+        assert await integrations.commit_refresh(only_settings, new_credentials(b"late"), LATER) is None
+        found = await integrations.find(before.integration_id, ANN)
+        assert found == StoredIntegration(refreshed, b"refreshed")
+
+    async def test_reserved_ids_are_not_assigned_to_others(self, integrations: IntegrationStore) -> None:
+        first = await integrations.reserve_id()
+        second, third = await asyncio.gather(integrations.reserve_id(), integrations.reserve_id())
+        assigned = await create_connected(integrations)
+        reserved = await create_connected(integrations, integration_id=second)
+        last = await create_connected(integrations)
+        assert reserved.integration_id == second
+        assert len({first, second, third, assigned.integration_id, last.integration_id}) == 5
+        assert first < min(second, third) < max(second, third) < assigned.integration_id < last.integration_id
 
     async def test_removal_deletes_checks_and_attempts(
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore, history: HealthHistory
@@ -507,7 +545,7 @@ class IntegrationStoreContract:
         integration = await create_connected(integrations, ANN, "a")
         other = await create_connected(integrations, ANN, "b")
         await history.record(successful_check(integration), None)
-        attempt = new_attempt(is_reconnection=True)
+        attempt = new_attempt()
         await attempts.begin_reconnection(attempt, integration.integration_id)
         checked = await reload(integrations, integration)
 
@@ -517,7 +555,7 @@ class IntegrationStoreContract:
         with pytest.raises(IntegrationNotFound):
             await integrations.remove(integration.integration_id, ANN)
         assert await attempts.consume(attempt.attempt_id, NOW) is None
-        assert await integrations.list(ANN, None, IntegrationId(0), 10) == [other]
+        assert await listed(integrations) == [other]
 
     async def test_ping_succeeds(self, integrations: IntegrationStore) -> None:
         assert await integrations.ping() is None  # type: ignore[func-returns-value]  # it raises on failure
@@ -571,7 +609,8 @@ class RevocationOutboxContract:
         integration = await create_connected(integrations, ANN, "a")
         removed = await integrations.remove(integration.integration_id, ANN, claim_duration=LONG_CLAIM)
         assert removed.revocation is not None
-        assert removed.revocation.item.grant == new_grant(uid=integration.uid, account_id="a")
+        grant = new_grant(uid=integration.uid, account_id="a", bound_values=bound_values_of(integration))
+        assert removed.revocation.item.grant == grant
         assert removed.revocation.item.attempts == 1
         assert abs(removed.revocation.item.age) < LONG_CLAIM
         assert not removed.is_refreshing
@@ -706,7 +745,7 @@ class AttemptStoreContract:
         )
 
     async def test_consume_returns_the_stored_attempt(self, attempts: AuthorizationAttemptStore) -> None:
-        new = new_attempt(return_url=None, scopes=(), encrypted_verifier=b"\x00\xff")
+        new = new_attempt(encrypted_details=b"\x00\xff")
         integration_id = await attempts.begin(new, new_integration())
         assert await attempts.consume(new.attempt_id, NOW) == replace(new, integration_id=integration_id)
 
@@ -756,11 +795,11 @@ class AttemptStoreContract:
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         integration = await create_connected(integrations)
-        new = new_attempt(is_reconnection=True)
+        new = new_attempt()
         await attempts.begin_reconnection(new, integration.integration_id)
         consumed = await attempts.consume(new.attempt_id, NOW)
         assert consumed is not None
-        assert (consumed.integration_id, consumed.is_reconnection) == (integration.integration_id, True)
+        assert consumed.integration_id == integration.integration_id
         await attempts.abandon(consumed)
         assert await reload(integrations, integration) == integration
 
@@ -769,7 +808,7 @@ class AttemptStoreContract:
     ) -> None:
         integration = await create_connected(integrations)
         for user_id, integration_id in ((BOB, integration.integration_id), (ANN, LARGEST_ID)):
-            new = new_attempt(user_id, is_reconnection=True)
+            new = new_attempt(user_id)
             with pytest.raises(IntegrationNotFound):
                 await attempts.begin_reconnection(new, integration_id)
             assert await attempts.consume(new.attempt_id, NOW) is None
@@ -802,7 +841,7 @@ class AttemptStoreContract:
         self, integrations: IntegrationStore, attempts: AuthorizationAttemptStore
     ) -> None:
         live = await create_connected(integrations, name="live")
-        await attempts.begin_reconnection(new_attempt(is_reconnection=True), live.integration_id)
+        await attempts.begin_reconnection(new_attempt(), live.integration_id)
         await create_pending(integrations, attempts)
         await create_pending(integrations, attempts, BOB)
         later = new_attempt(expire_time=EXPIRY + timedelta(seconds=1))
@@ -814,7 +853,7 @@ class AttemptStoreContract:
         assert await attempts.remove_expired(EXPIRY - timedelta(microseconds=1)) == 0
         assert await attempts.remove_expired(EXPIRY) == 4
 
-        remaining = await integrations.list(ANN, None, IntegrationId(0), 10)
+        remaining = await listed(integrations)
         assert [row.integration_id for row in remaining] == [
             live.integration_id,
             unexpired,

@@ -9,7 +9,7 @@ from typing import Any
 
 from integration_server.domain.integration import Integration, IntegrationId
 from integration_server.service.connections.ports import AuthorizationAttemptStore
-from integration_server.service.integrations.ports import IntegrationStore
+from integration_server.service.integrations.ports import IntegrationStore, StoredIntegration
 from integration_server.service.webhooks.ports import (
     NewWebhookEvent,
     StoredWebhookSecrets,
@@ -39,8 +39,15 @@ _numbers: Iterator[int] = itertools.count()
 
 def new_event(integration: Integration, event_id: str, **changes: Any) -> NewWebhookEvent:
     """An event to store."""
-    defaults = NewWebhookEvent(integration, f"event-uid-{next(_numbers)}", event_id, "changed", b"encrypted payload")
+    defaults = NewWebhookEvent(
+        integration, f"event-uid-{next(_numbers)}", event_id, "changed", LATER, b"encrypted payload"
+    )
     return replace(defaults, **changes)
+
+
+def stored(integration: Integration) -> StoredIntegration:
+    """An integration with its credentials."""
+    return StoredIntegration(integration, b"encrypted")
 
 
 def numbers_and_ids(page: WebhookPage) -> list[tuple[int, str]]:
@@ -180,7 +187,7 @@ class WebhookInboxContract:
 
     async def test_pruned_numbers_are_not_reused(self, integrations: IntegrationStore, inbox: WebhookInbox) -> None:
         integration = await create_connected(integrations)
-        await inbox.add([new_event(integration, "old")], NOW)
+        await inbox.add([new_event(integration, "old", receive_time=NOW)], NOW)
         await inbox.add([new_event(integration, "new")], LATER)
         assert await inbox.prune(LATER) == 1
         assert await inbox.prune(LATER) == 0
@@ -213,8 +220,8 @@ class WebhookInboxContract:
         await create_connected(integrations, ANN, "a-1", integration_type="other")
         await create_connected(integrations, ANN, None)
         await create_pending(integrations, attempts)
-        assert list(await inbox.find_recipients("acme", ["a-1"])) == [anns, bobs]
-        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [anns, bobs, second]
+        assert list(await inbox.find_recipients("acme", ["a-1"])) == [stored(anns), stored(bobs)]
+        assert list(await inbox.find_recipients("acme", ["a-1", "a-2"])) == [stored(anns), stored(bobs), stored(second)]
         assert list(await inbox.find_recipients("acme", ["a-3"])) == []
 
 
@@ -240,23 +247,27 @@ class WebhookEndpointsContract:
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         integration = await create_connected(integrations)
-        first = StoredWebhookSecrets(b"first", NOW)
-        second = StoredWebhookSecrets(b"second", LATER, b"first", LATER + timedelta(days=1))
-        assert await endpoints.set_secrets(integration, None, first)
-        assert not await endpoints.set_secrets(integration, None, second)
-        assert await endpoints.set_secrets(integration, first, second)
-        assert not await endpoints.set_secrets(integration, first, second)
+        first = StoredWebhookSecrets("id-1", b"first", NOW)
+        second = StoredWebhookSecrets("id-2", b"second", LATER, b"first", LATER + timedelta(days=1))
+        assert await endpoints.set_secrets(integration, first, b"bound to 1")
+        assert not await endpoints.set_secrets(integration, second, b"bound to 2")
+        integration = await reload(integrations, integration)
+        assert await endpoints.set_secrets(integration, second, b"bound to 2")
+        assert not await endpoints.set_secrets(integration, second, b"bound to 2")
         found = await endpoints.find("acme", integration.uid)
         assert found is not None
         assert found.secrets == second
+        assert found.stored.integration.webhook_secret_id == "id-2"
+        assert found.stored.encrypted_credentials == b"bound to 2"
 
     async def test_secrets_of_other_users_or_deleted_integrations_are_not_set(
         self, integrations: IntegrationStore, endpoints: WebhookEndpoints
     ) -> None:
         anns, removed = await create_connected(integrations), await create_connected(integrations)
-        first, second = StoredWebhookSecrets(b"first", NOW), StoredWebhookSecrets(b"second", NOW)
+        first = StoredWebhookSecrets("id-1", b"first", NOW)
         await integrations.remove(removed.integration_id, ANN)
-        assert not await endpoints.set_secrets(removed, None, first)
-        assert not await endpoints.set_secrets(replace(anns, integration_id=IntegrationId(10_000)), None, first)
-        assert await endpoints.set_secrets(anns, None, first)
-        assert not await endpoints.set_secrets(replace(anns, user_id=BOB), first, second)
+        for other in (removed, replace(anns, integration_id=IntegrationId(10_000)), replace(anns, user_id=BOB)):
+            assert not await endpoints.set_secrets(other, first, b"bound")
+        found = await endpoints.find("acme", anns.uid)
+        assert found is not None
+        assert found.secrets is None

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from integration_server.domain.allowed_types import ALL_INTEGRATION_TYPES, AllowedTypes
-from integration_server.domain.errors import UnknownIntegrationType
+from integration_server.domain.errors import StoreUnavailable, UnknownIntegrationType
 from integration_server.domain.integration import Integration, IntegrationId, UserId
 from integration_server.service.common_types import Aead, Clock
+from integration_server.service.credentials.credential_cipher import CredentialCipher
 from integration_server.service.integrations.page_tokens import Page, PageTokens
 from integration_server.service.integrations.ports import IntegrationStore, IntegrationUpdate
 from integration_server.service.provider_port import Provider, Providers
 
 _MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Bytes, with a generous estimate of each row. By default gRPC clients accept messages of up to 4 MiB."""
+
+_MAX_ATTEMPTS = 5  # while a refresh commits, or another caller changes the integration
 
 
 @dataclass(eq=False, repr=False)
@@ -28,6 +31,7 @@ class IntegrationManager:
 
     def __post_init__(self) -> None:
         self._pages = PageTokens(self.aead, "page")
+        self._cipher = CredentialCipher(self.aead)
 
     def list_integration_types(self, allowed_types: AllowedTypes = ALL_INTEGRATION_TYPES) -> Sequence[Provider]:
         """The allowed integration types of this server, ordered by name."""
@@ -54,27 +58,38 @@ class IntegrationManager:
         list_id = (user_id, integration_type)
         after = IntegrationId(await self._pages.read(page_token, list_id) or 0)
         types = {integration_type} if integration_type else allowed_types.integration_types
-        rows = await self.integrations.list(user_id, types, after, page_size + 1)
+        stored = await self.integrations.list(user_id, types, after, page_size + 1)
+        rows = [await self._cipher.redacted(row) for row in stored]
         page = rows[: min(page_size, _count_fitting(rows))]
         if len(rows) == len(page):
             return Page(page, "")
         return Page(page, await self._pages.make(list_id, page[-1].integration_id))
 
     async def get_integration(self, integration_id: IntegrationId, user_id: UserId) -> Integration:
-        """The user's integration. Raises `IntegrationNotFound`."""
-        return (await self.integrations.get(integration_id, user_id)).integration
+        """The user's integration; if its row was altered, only what identifies it. Raises `IntegrationNotFound`."""
+        return await self._cipher.redacted(await self.integrations.get(integration_id, user_id))
 
     async def update_integration(
         self, integration_id: IntegrationId, user_id: UserId, change: IntegrationUpdate
     ) -> Integration:
-        """Change the name, the config or the active state. Raises `IntegrationNotFound` or `IntegrationPending`."""
-        current = await self.get_integration(integration_id, user_id)
-        current.require_connected()
-        if change == IntegrationUpdate():
-            return current
-        if change.config is not None:
-            self.providers[current.integration_type].for_config(change.config)  # raises `InvalidField`
-        return await self.integrations.update(integration_id, user_id, self.clock(), change)
+        """Change the name, the config or the active state.
+
+        Raises `IntegrationNotFound`, `IntegrationPending`, or `CredentialsUnreadable` if the row was altered.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            stored = await self.integrations.get(integration_id, user_id)
+            current = stored.integration
+            current.require_connected()
+            if change == IntegrationUpdate():
+                return await self._cipher.redacted(stored)
+            if change.config is not None:
+                self.providers[current.integration_type].for_config(change.config)  # raises `InvalidField`
+            credentials = await self._cipher.decrypt(stored)
+            encrypted = await self._cipher.encrypt(change.applied_to(current), credentials)
+            updated = await self.integrations.update(current, change, encrypted, self.clock())
+            if updated is not None:
+                return updated
+        raise StoreUnavailable
 
 
 def _count_fitting(rows: Sequence[Integration]) -> int:

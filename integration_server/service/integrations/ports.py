@@ -1,7 +1,7 @@
 """The port of the integration store."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from integration_server.service.connections.revocation_ports import OrphanedGran
 
 @dataclass(frozen=True, slots=True)
 class StoredIntegration:
-    """An integration with its encrypted credentials, which are None while it is pending."""
+    """An integration with its encrypted credentials; the encrypted value says whether there are any yet."""
 
     integration: Integration
     encrypted_credentials: bytes | None = field(repr=False)
@@ -21,7 +21,10 @@ class StoredIntegration:
 
 @dataclass(frozen=True, slots=True)
 class NewIntegration:
-    """An integration that is not stored yet."""
+    """An integration that is not stored yet. `integration_id` is reserved with `reserve_id`; 0: the store assigns one.
+
+    `encrypted_credentials` are those of a pending row: they bind its values before it has credentials.
+    """
 
     uid: str
     user_id: UserId
@@ -29,6 +32,22 @@ class NewIntegration:
     auth_method: AuthMethod
     name: str
     config: Mapping[str, Any]
+    integration_id: IntegrationId = IntegrationId(0)
+    encrypted_credentials: bytes | None = field(default=None, repr=False)
+
+    def as_stored(self, now: datetime) -> Integration:
+        """The pending integration that this is stored as."""
+        return Integration(
+            integration_id=self.integration_id,
+            uid=self.uid,
+            user_id=self.user_id,
+            integration_type=self.integration_type,
+            auth_method=self.auth_method,
+            create_time=now,
+            update_time=now,
+            name=self.name,
+            config=self.config,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +57,15 @@ class IntegrationUpdate:
     name: str | None = None
     config: Mapping[str, Any] | None = None
     is_active: bool | None = None
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields to set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def applied_to(self, integration: Integration) -> Integration:
+        """The integration after the update."""
+        return replace(integration, settings_version=integration.settings_version + 1, **self.fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +81,18 @@ class NewCredentials:
     refresh_token_expire_time: datetime | None = None
     refresh_due_time: datetime | None = None
 
+    def applied_to(self, integration: Integration) -> Integration:
+        """The integration with the columns that describe these credentials."""
+        return replace(
+            integration,
+            scopes=self.scopes,
+            missing_scopes=self.missing_scopes,
+            lacks_required_scope=self.lacks_required_scope,
+            is_renewable=self.is_renewable,
+            access_token_expire_time=self.access_token_expire_time,
+            refresh_token_expire_time=self.refresh_token_expire_time,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NewAccount:
@@ -60,6 +100,19 @@ class NewAccount:
 
     account_id: str | None
     account_label: str | None
+
+    def connected_to(self, integration: Integration, now: datetime) -> Integration:
+        """The integration as a connection of this account leaves it, without its new credentials.
+
+        Account fields that the provider does not give keep their values.
+        """
+        return replace(
+            integration,
+            account_id=self.account_id or integration.account_id,
+            account_label=self.account_label or integration.account_label,
+            is_active=True,
+            connect_time=now,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +140,15 @@ class IntegrationStore(IntegrationLookup, Protocol):
     async def find(self, integration_id: IntegrationId, user_id: UserId) -> StoredIntegration | None:
         """The user's integration."""
 
-    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> Integration | None:
+    async def reserve_id(self) -> IntegrationId:
+        """A new id, which no other integration gets."""
+
+    async def find_account(self, user_id: UserId, integration_type: str, account_id: str) -> StoredIntegration | None:
         """The user's connected integration with that account."""
 
     async def list(
         self, user_id: UserId, integration_types: Collection[str] | None, after: IntegrationId, limit: int
-    ) -> Sequence[Integration]:
+    ) -> Sequence[StoredIntegration]:
         """The user's integrations of these types (None: of all) with an id above `after`, ordered by id."""
 
     async def list_connected(self, user_id: UserId) -> Sequence[StoredIntegration]:
@@ -131,8 +187,9 @@ class IntegrationStore(IntegrationLookup, Protocol):
     ) -> Integration | None:
         """Store the credentials of a pending or reconnected integration, activate it and clear its errors.
 
-        The same commit deletes `superseded_id`, a pending integration that has the same account. None, and no change,
-        if the integration is gone or has another version, or if another row has its account: read again.
+        The same commit stores its name and config, and deletes `superseded_id`, a pending integration that has the same
+        account. None, and no change, if the integration is gone or has another version or settings version, or if
+        another row has its account: read again.
         """
 
     async def commit_refresh(
@@ -140,8 +197,8 @@ class IntegrationStore(IntegrationLookup, Protocol):
     ) -> Integration | None:
         """Replace the credentials of `integration.version` and clear its errors. This voids a lease on that version.
 
-        None, and no change, if the version is another. The owner of an expired lease may commit too; the first commit
-        wins.
+        None, and no change, if the version or the settings version is another. The owner of an expired lease may commit
+        too; the first commit wins.
         """
 
     async def record_failure(
@@ -172,9 +229,12 @@ class IntegrationStore(IntegrationLookup, Protocol):
         """Record or clear the last error after an API call, unless the credentials were replaced meanwhile."""
 
     async def update(
-        self, integration_id: IntegrationId, user_id: UserId, now: datetime, change: IntegrationUpdate
-    ) -> Integration:
-        """Set the fields of an update. Raises `IntegrationNotFound`."""
+        self, integration: Integration, change: IntegrationUpdate, encrypted_credentials: bytes, now: datetime
+    ) -> Integration | None:
+        """Set the fields of an update, with the credentials that are bound to them and to the next settings version.
+
+        None, and no change, if the integration is gone or has another version or settings version.
+        """
 
     async def remove(
         self, integration_id: IntegrationId, user_id: UserId, *, claim_duration: timedelta = timedelta(0)

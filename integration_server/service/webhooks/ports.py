@@ -11,8 +11,12 @@ from integration_server.service.integrations.ports import StoredIntegration
 
 @dataclass(frozen=True, slots=True)
 class StoredWebhookSecrets:
-    """The encrypted secret of an integration's webhooks, and the previous one with the time at which it expires."""
+    """The encrypted secret of an integration's webhooks, and the previous one with the time at which it expires.
 
+    They count only while the integration has their `webhook_secret_id`.
+    """
+
+    webhook_secret_id: str
     encrypted_secret: bytes = field(repr=False)
     secret_set_time: datetime
     encrypted_previous_secret: bytes | None = field(default=None, repr=False)
@@ -37,19 +41,23 @@ class WebhookEndpoints(Protocol):
         """The user's integration, pending or not."""
 
     async def set_secrets(
-        self, integration: Integration, before: StoredWebhookSecrets | None, secrets: StoredWebhookSecrets
+        self, integration: Integration, secrets: StoredWebhookSecrets, encrypted_credentials: bytes
     ) -> bool:
-        """Replace the secrets `before`. False, and no change, if they are no longer current."""
+        """Set the secrets, with the credentials that are bound to their id and to the next settings version.
+
+        False, and no change, if the integration is gone or has another version or settings version.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class NewWebhookEvent:
-    """An event to store for an integration. `uid` is part of the associated data of its payload."""
+    """An event to store for an integration. All fields but the last are part of the associated data of its payload."""
 
     integration: Integration
     uid: str
     event_id: str
     event_type: str
+    receive_time: datetime
     encrypted_payload: bytes = field(repr=False)
     reports_grant_end: bool = False
 
@@ -80,7 +88,7 @@ class WebhookInbox(Protocol):
     The events of an integration are numbered from 1 without gaps, in the order in which they become visible.
     """
 
-    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[Integration]:
+    async def find_recipients(self, integration_type: str, account_ids: Collection[str]) -> Sequence[StoredIntegration]:
         """The connected integrations of these accounts, of any user."""
 
     async def known(

@@ -24,7 +24,7 @@ from integration_server.domain.webhooks import (
     WebhookResponse,
 )
 from integration_server.service.common_types import Aead, Clock, RandomToken
-from integration_server.service.credentials.credential_cipher import payload_aad
+from integration_server.service.credentials.credential_cipher import CredentialCipher, payload_aad
 from integration_server.service.provider_port import Provider, Providers
 from integration_server.service.webhooks.ports import NewWebhookEvent, WebhookEndpoint, WebhookEndpoints, WebhookInbox
 from integration_server.service.webhooks.webhook_secrets import WebhookSecrets
@@ -86,6 +86,7 @@ class WebhookIngestion:
 
     def __post_init__(self) -> None:
         self._log = structlog.get_logger(__name__)
+        self._cipher = CredentialCipher(self.aead)
 
     async def receive_webhook(self, integration_type: str, endpoint: str, request: WebhookRequest) -> WebhookResponse:
         """The response, after all events of the request are stored. Raises `StoreUnavailable`."""
@@ -118,9 +119,10 @@ class WebhookIngestion:
         received = self._verified(provider, request, secrets)
         accounts = {event.account_id for event in received.events if _is_storable(event.account_id)}
         if accounts:
-            integrations = await self.inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
+            recipients = await self.inbox.find_recipients(provider.integration_type, [*filter(None, accounts)])
+            integrations = [await self._cipher.redacted(stored) for stored in recipients]  # altered: without account
             pairs = [(integration, event) for event in received.events for integration in integrations]
-            await self._store([pair for pair in pairs if pair[0].account_id == pair[1].account_id])
+            await self._store([pair for pair in pairs if pair[0].account_id == pair[1].account_id is not None])
         return received.response
 
     async def _receive_for(
@@ -167,13 +169,22 @@ class WebhookIngestion:
                 self.confirm_grant_end(added.integration)
 
     async def _encrypted(self, integration: Integration, event: WebhookEvent) -> NewWebhookEvent:
-        uid = self.random_token()
-        associated_data = payload_aad(uid, integration.user_id, integration.integration_type)
+        uid, now = self.random_token(), self.clock()
+        associated_data = payload_aad(
+            uid,
+            integration.user_id,
+            integration.integration_type,
+            integration.integration_id,
+            event.event_id,
+            event.event_type,
+            now,
+        )
         return NewWebhookEvent(
             integration=integration,
             uid=uid,
             event_id=event.event_id,
             event_type=event.event_type,
+            receive_time=now,
             encrypted_payload=await self.aead.encrypt(event.payload, associated_data),
             reports_grant_end=event.reports_grant_end,
         )

@@ -20,11 +20,12 @@ from integration_server.service.background.background_worker import BackgroundWo
 from integration_server.service.background.ports import Claim, JobKind
 from integration_server.service.common_types import AssociatedData
 from integration_server.service.credentials.credential_cipher import (
+    attempt_aad,
+    bound_values_of,
     callback_aad,
     chain_key_aad,
     credentials_aad,
     payload_aad,
-    verifier_aad,
     webhook_secret_aad,
 )
 from integration_server.storage.authorization_attempts import SqlAuthorizationAttempts
@@ -84,9 +85,11 @@ def rotation(database: Database, keyring: Keyring) -> Rotation:
 
 async def store_integration(database: Database, keyring: Keyring, content: bytes, number: int = 0) -> Integration:
     """Store a connected integration whose decrypted credentials have this content."""
-    new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}")
-    encrypted = await keyring.encrypt(content, credentials_aad(new.uid, new.user_id, new.integration_type))
-    row = await SqlIntegrations(database).add_connected(new, account(None), new_credentials(encrypted), NOW)
+    store = SqlIntegrations(database)
+    new = new_integration(uid=f"uid-{number}-{os.urandom(4).hex()}", integration_id=await store.reserve_id())
+    after = new_credentials().applied_to(account(None).connected_to(new.as_stored(NOW), NOW))
+    encrypted = await keyring.encrypt(content, associated_data_of(after))
+    row = await store.add_connected(new, account(None), new_credentials(encrypted), NOW)
     assert row is not None
     return row
 
@@ -99,7 +102,8 @@ async def decrypt_credentials(database: Database, keyring: Keyring, integration:
 
 
 def associated_data_of(integration: Integration) -> AssociatedData:
-    return credentials_aad(integration.uid, integration.user_id, integration.integration_type)
+    names = integration.uid, integration.user_id, integration.integration_type
+    return credentials_aad(*names, bound_values_of(integration))
 
 
 async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
@@ -112,6 +116,7 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
                 uid=row.uid,
                 user_id=row.user_id,
                 integration_type=row.integration_type,
+                bound_values=bound_values_of(row),
                 encrypted_credentials=revoked,
                 create_time=NOW,
                 due_time=NOW,
@@ -134,9 +139,9 @@ async def fill_encrypted_columns(database: Database, keyring: Keyring) -> None:
         )
     attempt = new_attempt()
     names = (attempt.attempt_id, attempt.user_id, attempt.integration_type)
-    verifier = await keyring.encrypt(b"authorization_attempts.encrypted_verifier", verifier_aad(*names))
+    verifier = await keyring.encrypt(b"authorization_attempts.encrypted_details", attempt_aad(*names))
     callback = await keyring.encrypt(b"authorization_attempts.encrypted_callback", callback_aad(*names))
-    await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_verifier=verifier), new_integration())
+    await SqlAuthorizationAttempts(database).begin(replace(attempt, encrypted_details=verifier), new_integration())
     await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, callback, NOW)
 
 
@@ -148,19 +153,24 @@ async def store_webhooks(database: Database, keyring: Keyring, row: Integration)
         "user_id": row.user_id,
         "integration_type": row.integration_type,
     }
-    secret_aad = webhook_secret_aad(row.uid, row.user_id, row.integration_type)
-    event_aad = payload_aad(row.uid, row.user_id, row.integration_type)
+    names = row.uid, row.user_id, row.integration_type
+    secret_aad, previous_aad = (
+        webhook_secret_aad(*names, "secret-id", column, NOW, None)
+        for column in ("encrypted_secret", "encrypted_previous_secret")
+    )
     async with database.write_transaction() as connection:
         await connection.execute(
             insert(webhook_secrets).values(
                 **owner,
+                webhook_secret_id="secret-id",
                 encrypted_secret=await keyring.encrypt(b"webhook_secrets.encrypted_secret", secret_aad),
                 encrypted_previous_secret=await keyring.encrypt(
-                    b"webhook_secrets.encrypted_previous_secret", secret_aad
+                    b"webhook_secrets.encrypted_previous_secret", previous_aad
                 ),
                 secret_set_time=NOW,
             )
         )
+        event_aad = payload_aad(*names, row.integration_id, "event", "type", NOW)
         await connection.execute(
             insert(webhook_events).values(
                 **owner,
@@ -537,14 +547,10 @@ class TestAssociatedData:
                 results.append("rejected")
             else:
                 assert associated_data == own
-                # Intended pairs: the outbox stores credentials of a removed integration, and a previous webhook
-                # secret stays valid beside the current one.
-                assert {here, there} in (
-                    {"integrations.encrypted_credentials", "revocations.encrypted_credentials"},
-                    {"webhook_secrets.encrypted_secret", "webhook_secrets.encrypted_previous_secret"},
-                )
+                # The intended pair: the outbox stores credentials of a removed integration.
+                assert {here, there} == {"integrations.encrypted_credentials", "revocations.encrypted_credentials"}
                 results.append("decrypted")
-        assert results.count("decrypted") == 2 * 2 * 6
+        assert results.count("decrypted") == 2 * 6
         assert len(results) == len(stored_values) * (len(stored_values) - 1)
 
     async def test_values_with_other_key_ids_do_not_decrypt(

@@ -73,7 +73,8 @@ class TestEncryption:
         "other",
         [
             replace(ASSOCIATED_DATA, table="authorization_attempts"),
-            replace(ASSOCIATED_DATA, column="encrypted_verifier"),
+            replace(ASSOCIATED_DATA, column="encrypted_details"),
+            replace(ASSOCIATED_DATA, bound_values="[1]"),
             replace(ASSOCIATED_DATA, uid="another"),
             replace(ASSOCIATED_DATA, user_id="bob"),
             replace(ASSOCIATED_DATA, integration_type="other"),
@@ -416,7 +417,7 @@ async def test_the_files_contain_neither_credentials_nor_keys(sqlite_url: str) -
         keyring = await open_test_keyring(database)
         encrypted = await keyring.encrypt(PLAINTEXT, ASSOCIATED_DATA)
         await SqlIntegrations(database).add_connected(new_integration(), account("a"), new_credentials(encrypted), NOW)
-        attempt = new_attempt(encrypted_verifier=encrypted)
+        attempt = new_attempt(encrypted_details=encrypted)
         await SqlAuthorizationAttempts(database).begin(attempt, new_integration())
         await SqlAuthorizationAttempts(database).store_pending_callback(attempt.attempt_id, encrypted, NOW)
         async with database.read_connection() as connection:

@@ -16,7 +16,15 @@ from integration_server.service.integrations.ports import IntegrationStore, Inte
 from integration_server.storage.engine import Database
 from integration_server.storage.integrations import SqlIntegrations
 from integration_server.storage.tables import integrations
-from tests.contracts.store_contract import ANN, BOB, FAILURE, LATER, NOW, new_credentials, new_integration
+from tests.contracts.store_contract import (
+    ANN,
+    BOB,
+    FAILURE,
+    LATER,
+    NOW,
+    new_credentials,
+    new_integration,
+)
 
 Attack = Callable[[SqlIntegrations, Integration], Awaitable[Any]]
 
@@ -50,12 +58,13 @@ ATTACKS: dict[str, Attack] = {
     "record_failure": lambda store, anns: store.record_failure(as_bob(anns), FAILURE),
     "revert_failure": lambda store, anns: store.revert_failure(as_bob(anns), LATER),
     "record_call": lambda store, anns: store.record_call(as_bob(anns), FAILURE),
-    "update": lambda store, anns: store.update(anns.integration_id, BOB, LATER, IntegrationUpdate(name="bob's")),
+    "update": lambda store, anns: store.update(as_bob(anns), IntegrationUpdate(name="bob's"), b"bob's", LATER),
     "remove": lambda store, anns: store.remove(anns.integration_id, BOB),
 }
 
 CROSS_USER_METHODS = {
     "ping",
+    "reserve_id",  # of a row that does not exist yet
     "list_expiring",  # for operators
     "add_connected",  # creates a row for the user that it names
     "shares_grant",  # reads the rows of all users and returns a boolean, because a revocation may affect other users
