@@ -17,6 +17,7 @@ from integration_server.domain.errors import IntegrationPending
 from integration_server.domain.integration import Integration, UserId
 from integration_server.service.audit.audit_trail import AuditTrail
 from integration_server.service.background.detached_tasks import DetachedTasks
+from integration_server.service.common_types import Aead
 from integration_server.service.connections.api_key_connection import ApiKeyConnectionRequest
 from integration_server.service.connections.oauth_connection import (
     AuthorizationRequest,
@@ -112,6 +113,9 @@ class FakeSystem:
     """Extra keyword arguments of `build_service`."""
 
     associated_data_is_checked: bool = True
+    aead: Aead | None = None
+    """Replaces the AEAD of `associated_data_is_checked`."""
+
     sleep_advances_clock: bool = False
     wrap_stores: Callable[[Stores, InMemoryDatabase], Stores] = lambda stores, _: stores
     """Replaces SQL stores."""
@@ -132,8 +136,8 @@ class FakeSystem:
             supports_webhooks=True,
         )
         self.providers = FakeProviders(self.provider, self.key_provider)
-        self.aead = FakeAead(checks_associated_data=self.associated_data_is_checked)
-        self.cipher = CredentialCipher(self.aead)
+        self._aead = self.aead or FakeAead(checks_associated_data=self.associated_data_is_checked)
+        self.cipher = CredentialCipher(self._aead)
         self.trail = RecordingAuditTrail()
         self.database = InMemoryDatabase(self.clock)
         self.server_settings = _default_settings().model_copy(update=self.settings)
@@ -177,7 +181,7 @@ class FakeSystem:
             self.server_settings,
             replace(self.stores, **(stores or {})),
             self.providers,
-            self.aead,
+            self._aead,
             self.tasks,
             self.trail,
             self.clock,
