@@ -143,8 +143,8 @@ class Storage:
     audit_log: SqlAuditLog
 
     def heads(self) -> Sequence[Head]:
-        """The heads of what this process has written, to be recorded outside the database."""
-        return self.audit_log.heads()
+        """The heads of what this process has written, and of the key set, to be recorded outside the database."""
+        return [*self.audit_log.heads(), self.keyring.head]
 
 
 @asynccontextmanager

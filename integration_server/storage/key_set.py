@@ -6,7 +6,7 @@ put back a removed key nor make another key the active one. Every legitimate cha
 computes its MAC in the same transaction.
 
 Restored older rows of both tables are consistent. A running process detects them by the version, which never
-decreases, and an operator by the `KeySetHead` that was recorded outside the database.
+decreases, and `audit verify` by the head that was recorded outside the database.
 """
 
 import hmac
@@ -19,12 +19,16 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from integration_server.service.audit.audit_heads import Head
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
 from integration_server.storage.key_encryption import KeyringError
 from integration_server.storage.tables import DataKeyState, data_keys, key_sets
 
 T = TypeVar("T")
+
+KEY_SET = "key_set"
+"""The kind of the head of a key set."""
 
 KEY_SET_ID = "key-set"
 """The id of the only set, and the one for which its MAC key is wrapped."""
@@ -49,14 +53,6 @@ _READ = (
 
 
 @dataclass(frozen=True, slots=True)
-class KeySetHead:
-    """The version of a key set and its MAC: what identifies its state outside the database."""
-
-    version: int
-    mac: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class KeySet:
     """The key set as it was read. `rows` are all rows of `data_keys`, by activation time."""
 
@@ -72,9 +68,9 @@ class KeySet:
         return [row for row in self.rows if row.state != DataKeyState.REMOVED]
 
     @property
-    def head(self) -> KeySetHead:
-        """The version and the MAC."""
-        return KeySetHead(self.version, self.mac)
+    def head(self) -> Head:
+        """The version and the MAC, which identify this state outside the database."""
+        return Head(KEY_SET, KEY_SET_ID, 0, self.version, self.mac)
 
     def compute_mac(self, mac_key: bytes, version: int) -> bytes:
         """The MAC of these keys at a version."""

@@ -33,6 +33,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from integration_server.domain.errors import CredentialsUnreadable, StoreUnavailable
+from integration_server.service.audit.audit_heads import Head
 from integration_server.service.common_types import AssociatedData
 from integration_server.storage.database_time import DatabaseTime
 from integration_server.storage.engine import Database
@@ -40,7 +41,6 @@ from integration_server.storage.key_encryption import KEY_BYTES, KeyEncryptionKe
 from integration_server.storage.key_set import (
     KEY_SET_ID,
     KeySet,
-    KeySetHead,
     authenticate_key_set,
     change_key_set,
     read_key_set,
@@ -96,7 +96,7 @@ class Keyring:
         return self._active_id.hex()
 
     @property
-    def head(self) -> KeySetHead:
+    def head(self) -> Head:
         """The head of the key set, as of the last read: with it, a copy outside the database detects a rollback."""
         return self._loaded.head
 

@@ -11,6 +11,8 @@ from sqlalchemy import Column, Row, Table, insert, select, update
 from structlog.testing import capture_logs
 
 from integration_server.service.common_types import AssociatedData
+from integration_server.storage.audit_head_file import RecordedHeads
+from integration_server.storage.audit_verification import AuditVerification
 from integration_server.storage.data_keys import (
     describe_data_keys,
     describe_removed_keys,
@@ -169,6 +171,11 @@ async def test_after_a_restart_only_the_head_outside_the_database_shows_a_rollba
     await restore(database, older)
     restarted = await open_test_keyring(database)
     assert restarted.head.version < head.version
+    recorded = RecordedHeads({(head.kind, head.name): frozenset({head})})
+    verification = AuditVerification(database, restarted, recorded_heads=recorded, states=[restarted.head])
+    assert [problem async for problem in verification.problems()] == [
+        "key_set: set back to version 1: it had 4, as its head shows"
+    ]
 
 
 async def test_two_servers_that_change_the_set_do_not_invalidate_it(database_url: str) -> None:
